@@ -1,0 +1,665 @@
+/*
+ * forkmill.h - the C manual of forkmill's core.
+ *
+ * forkmill runs tasks in persistent worker processes.  This library carries
+ * the bytes: it never looks inside an argument or a result, never calls back
+ * into its user, prints nothing, installs no signal handler and never exits.
+ *
+ * Words (the same in C, Cython, Python, docs):
+ *
+ *   task      one call of one function
+ *   chunk     one or several tasks that were accepted together and share one
+ *             body of encoded arguments; a submit is a chunk of one
+ *   piece     a contiguous run of a chunk's tasks, sent to one worker
+ *   frame     one length-prefixed message on a task stream (pool -> worker)
+ *   record    one self-delimiting value: an argument or an outcome
+ *   slot      shared page of one worker: claims, result ring, crash text
+ *   port      the worker's own end of its channel and slot
+ *   lead      the right, of one thread at a time, to do the pool's I/O
+ *
+ * Layers, each knowing only those before it:
+ *
+ *   error <- frame <- slot <- channel, port <- worker, reaper <- dispatcher
+ *         <- pool
+ *
+ * Use of a pool, numbered as the binding does it:
+ *
+ *   1. make a socketpair and start a zygote with one end (sys.fork or exec);
+ *   2. fm_pool_open() with the other end;
+ *   3. fm_function_new(), fm_chunk_new(), fm_pool_submit(), in any thread;
+ *   4. fm_pool_wait_chunk() or fm_pool_wait_inbox(), in any thread: whoever
+ *      waits does the I/O (the lead); nothing happens behind one's back but
+ *      what the pump does (see fm_pool_open);
+ *   5. fm_chunk_next() reads the outcome records of a finished chunk;
+ *   6. fm_pool_stop(), fm_pool_join(), fm_pool_close().
+ *
+ * Return values: 0 or a count, or a negative errno, or a negative FM_E* code.
+ * Out-parameters are untouched on error.  Times are nanoseconds of
+ * CLOCK_MONOTONIC; a deadline of FM_FOREVER never comes.
+ *
+ * Fork: every handle remembers the process that made it.  In a child of a
+ * foreign fork() each call returns FM_EFORKED and close frees nothing but
+ * memory; an atfork handler has closed the descriptors by then (INV-9).
+ */
+#ifndef FORKMILL_H
+#define FORKMILL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------- errors */
+
+/* code, number, text.  The Python class of each is in _native.pyx. */
+#define FM_ERROR_MAP(X)                                                       \
+    X(FM_ECLOSED, -5001, "the pool is closed")                                \
+    X(FM_EBROKEN, -5002, "the pool is broken")                                \
+    X(FM_EFORKED, -5003, "the pool belongs to another process (fork)")        \
+    X(FM_EPROTO, -5004, "malformed bytes on a channel")                       \
+    X(FM_ETOOBIG, -5005, "a record is longer than the format allows")         \
+    X(FM_EEOF, -5006, "the other end is gone")                                \
+    X(FM_ESTATE, -5007, "the call does not fit the state of the object")
+
+enum fm_error {
+#define FM_X(name, number, text) name = number,
+    FM_ERROR_MAP(FM_X)
+#undef FM_X
+};
+
+/* Text of an FM_E* code or a negative errno.  Never NULL; static storage. */
+const char *fm_error_text(int code);
+
+#define FM_FOREVER INT64_MAX
+
+/* CLOCK_MONOTONIC now, nanoseconds; the same clock in every process. */
+int64_t fm_now(void);
+
+/* --------------------------------------------------------------- records */
+
+/*
+ * A record is self-delimiting: its first byte says how long it is.
+ *
+ *   tag                body
+ *   NONE TRUE FALSE    -
+ *   INT                8 bytes, int64, little endian (as all numbers here)
+ *   FLOAT              8 bytes, IEEE double
+ *   STR BYTES          u8 n, n bytes (STR: UTF-8)
+ *   TUPLE LIST DICT    u16 n, u8 items, n bytes: scalar records only (flat);
+ *                      a DICT's items are pairs, key then value
+ *   LONG               struct fm_long, then `length` bytes, see below
+ */
+enum fm_tag {
+    FM_TAG_NONE = 1,
+    FM_TAG_TRUE,
+    FM_TAG_FALSE,
+    FM_TAG_INT,
+    FM_TAG_FLOAT,
+    FM_TAG_STR,
+    FM_TAG_BYTES,
+    FM_TAG_TUPLE,
+    FM_TAG_LIST,
+    FM_TAG_DICT,
+    FM_TAG_LONG = 16
+};
+
+/* What a LONG record is. */
+enum fm_what {
+    FM_WHAT_PICKLE = 1, /* a value: pickle protocol 5, with `buffers` out of
+                           band */
+    FM_WHAT_STR,        /* a value: UTF-8 (surrogatepass) */
+    FM_WHAT_BYTES,      /* a value: raw bytes */
+    FM_WHAT_REFUSED,    /* argument that could not be encoded: a pickled
+                           exception, raised at that task's turn */
+    FM_WHAT_ERROR,      /* outcome: a pickled failure (see _codec.py) */
+    FM_WHAT_RETRY,      /* outcome: as ERROR, and the task's options ask for
+                           another try */
+    FM_WHAT_OUTPUT,     /* not an outcome: one output of a streaming task;
+                           the body is one record */
+    FM_WHAT_HELLO,      /* first record of a worker with an initializer: it
+                           is ready (empty body) */
+    FM_WHAT_REFUSAL,    /* instead: the initializer failed, a pickled
+                           failure */
+    FM_WHAT_DEATH,      /* outcome, made by the pool: struct fm_death, then
+                           `length - sizeof` bytes of crash text */
+    FM_WHAT_CANCELLED,  /* outcome, made by the pool: empty */
+    FM_WHAT_CLOSED,     /* outcome, made by the pool: shut down before the
+                           task started; empty */
+    FM_WHAT_BROKEN,     /* outcome, made by the pool: the pool broke; empty,
+                           the causes are fm_pool_causes() */
+    FM_WHAT_NOMEM,      /* outcome, made by the pool: no memory to receive
+                           `length` bytes (body empty) */
+    FM_WHAT_COUNT
+};
+
+/*
+ *  0    1     2        4        8                16
+ *  | tag| what| zero   | buffers| length         | body ...
+ *
+ * The body of a record with buffers: u64 sizes[buffers], the pickle, then
+ * each buffer at the next multiple of FM_ALIGN from the start of the body.
+ * The pickle's size is what is left: see fm_long_layout().
+ */
+struct fm_long {
+    uint8_t tag;
+    uint8_t what;
+    uint16_t zero;
+    uint32_t buffers;
+    uint64_t length;
+};
+
+#define FM_ALIGN 64u
+#define FM_MAX_LENGTH ((uint64_t)1 << 46)
+
+/* Size of the record at p, of which n bytes are there: the size (its body
+ * may not be there yet), 0 if n is too small to tell, or FM_EPROTO /
+ * FM_ETOOBIG.  Never reads past p + n; never allocates. */
+int64_t fm_record_size(const uint8_t *p, size_t n);
+
+/* Death of a worker, as it is reported on the task it was running. */
+enum fm_cause {
+    FM_CAUSE_EXIT = 1, /* exited by itself or by somebody's signal */
+    FM_CAUSE_TIMEOUT,  /* killed by the pool: the task's timeout */
+    FM_CAUSE_KILLED,   /* killed by the pool: Future.kill() */
+    FM_CAUSE_PROTOCOL, /* killed by the pool: malformed bytes */
+    FM_CAUSE_STOPPED   /* killed by the pool: shutdown, the ladder */
+};
+
+struct fm_death {
+    int32_t pid;
+    int32_t status;   /* as waitpid() gives it; -1: unknown */
+    uint32_t slot;
+    uint32_t cause;   /* enum fm_cause */
+    uint32_t oom;     /* 1: the kernel's OOM killer */
+    uint32_t attempts;
+    uint64_t rss_kb;  /* high-water mark of resident memory, KiB */
+    uint64_t task;    /* position of the task in its chunk */
+    int64_t timeout_ns;
+};
+
+/* ---------------------------------------------------------------- frames */
+
+enum fm_kind {
+    FM_KIND_DEFINE = 1, /* body: a function's blob; index, serial name it */
+    FM_KIND_RUN,        /* body: the chunk's argument records */
+    FM_KIND_CREDIT,     /* stream: `serial` outputs in all may be sent */
+    FM_KIND_CLOSE,      /* stream: the task whose number is `serial` shall
+                           close its generator */
+    FM_KIND_EXIT,       /* nothing follows: finish and exit */
+    FM_KIND_COUNT
+};
+
+/* Flags of a RUN frame, given to fm_chunk_new(). */
+#define FM_RUN_STAR 0x01u   /* a record is the tuple of positional args */
+#define FM_RUN_CALL 0x02u   /* a record is (args, kwargs) */
+#define FM_RUN_APPLY 0x04u  /* a record is (callable, args, kwargs) */
+#define FM_RUN_STREAM 0x08u /* many outputs, one outcome */
+#define FM_RUN_TIMED 0x10u  /* publish when each task starts */
+
+/*
+ *  0      4     6      8      12     16     20    24        32        40
+ *  | magic| kind| flags| index| first| count|credit| serial  | length | body
+ *
+ * RUN: skip `first` records of the body, then run `count` tasks, whose
+ * numbers on this worker are serial, serial + 1, ...  (see the slot's claims).
+ */
+struct fm_frame {
+    uint32_t magic;
+    uint16_t kind;
+    uint16_t flags;
+    uint32_t index;
+    uint32_t first;
+    uint32_t count;
+    uint32_t credit; /* STREAM: outputs that may be sent at first */
+    uint64_t serial;
+    uint64_t length;
+};
+
+#define FM_MAGIC 0x6c6c6d66u /* "fmll" */
+
+/* 0, or FM_EPROTO / FM_ETOOBIG: magic, kind and bounds. */
+int fm_frame_check(const struct fm_frame *frame);
+
+/* -------------------------------------------------------------- messages */
+
+/* Between pool and zygote, over a stream socket; fixed size. */
+enum fm_report {
+    /* zygote -> pool */
+    FM_REPORT_BORN = 1, /* slot, generation, pid; 4 descriptors travel along:
+                           task read end, task write end, result read end,
+                           slot memory */
+    FM_REPORT_DIED,     /* slot, generation, pid, status, rss_kb, flags */
+    FM_REPORT_TROUBLE,  /* status = errno: a worker could not be started; it
+                           is tried again */
+    FM_REPORT_BROKEN,   /* too many abnormal deaths: no more replacements */
+    /* pool -> zygote */
+    FM_REPORT_KILL,     /* slot, generation, status = signal; the death will
+                           not count against the restart limit */
+    FM_REPORT_STOP,     /* status = enum fm_ladder: end all workers, exit */
+    FM_REPORT_COUNT
+};
+
+#define FM_DIED_RETIRED 0x1u /* recycled: it had marked its slot */
+#define FM_DIED_OOM 0x2u     /* the kernel's OOM killer */
+#define FM_DIED_ASKED 0x4u   /* after FM_REPORT_KILL */
+
+enum fm_ladder {
+    FM_LADDER_GENTLE = 1, /* channels are closed: finalizers, 0.5 s, SIGTERM,
+                             0.5 s, SIGKILL */
+    FM_LADDER_TERM,       /* SIGTERM at once, 0.5 s, SIGKILL */
+    FM_LADDER_KILL        /* SIGKILL at once */
+};
+
+struct fm_message {
+    uint32_t magic;
+    uint16_t kind;
+    uint16_t flags;
+    uint32_t slot;
+    uint32_t generation;
+    int32_t pid;
+    int32_t status;
+    uint64_t rss_kb;
+};
+
+#define FM_MESSAGE_FDS 4
+
+/* Send one message with nfds descriptors (<= FM_MESSAGE_FDS) on a stream
+ * socket.  Blocks if the socket does.  The caller keeps the descriptors. */
+int fm_message_send(int fd, const struct fm_message *message, const int *fds,
+                    int nfds);
+
+/* Receive one message.  1: there is one, *nfds descriptors (close-on-exec,
+ * above 2) are the caller's; 0: none now (non-blocking socket);
+ * FM_EEOF: the other end is gone; FM_EPROTO. */
+int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds);
+
+/* ------------------------------------------------------------------ slot */
+
+/*
+ * Shared memory of one worker, made by the zygote for each generation.
+ *
+ *   claims  one byte a task number, modulo FM_CLAIMS.  The pool stores SENT
+ *           before it sends; the worker must turn SENT into STARTED before it
+ *           decodes the arguments; the pool may turn SENT into RECALLED and
+ *           then owns the task again.  Both by compare-and-swap: exactly one
+ *           of them gets it (INV-2).
+ *   ring    the result stream's last FM_RING bytes, at offset % FM_RING.  A
+ *           result record is first put there and `out_end` moved past it:
+ *           then the task is done, whatever dies; only then is it written to
+ *           the pipe.  The pool knows how many bytes R it has received; after
+ *           a death it takes [R, out_end) from the ring.  Offsets are
+ *           absolute, so a torn flush is exact.  A record longer than the
+ *           ring goes straight to the pipe.
+ *   crash   what faulthandler wrote through the slot's descriptor.
+ */
+#define FM_CLAIMS 16384u
+#define FM_RING 65536u
+#define FM_CRASH 16384u
+
+enum fm_claim { FM_CLAIM_SENT = 0, FM_CLAIM_STARTED = 1, FM_CLAIM_RECALLED = 2 };
+
+typedef struct fm_slot fm_slot; /* mapped memory; layout in internal.h */
+
+/* Size of a slot in bytes, a multiple of the page size; offset of its crash
+ * text, where the worker's faulthandler writes. */
+size_t fm_slot_size(void);
+size_t fm_slot_crash_offset(void);
+
+/* Make the memory for a slot, zeroed: memfd, or an unlinked file where memfd
+ * is refused.  Returns a close-on-exec descriptor above 2, or -errno. */
+int fm_slot_create(void);
+
+/* Map a slot.  Owns: the descriptor stays the caller's. */
+int fm_slot_map(int fd, fm_slot **out);
+void fm_slot_unmap(fm_slot *slot);
+
+/* 1 if the worker said that it exits by itself to be replaced. */
+int fm_slot_retired(const fm_slot *slot);
+
+/* ------------------------------------------------------------------ port */
+
+/*
+ * The worker's own end.  One thread.  Blocking: the pool always reads.
+ *
+ *   fm_port_open; then until fm_port_next says FM_EEOF:
+ *     fm_port_next   -> a frame; its body stays valid until the next call
+ *     RUN: for each task fm_port_start(number): 1 run it, 0 skip it;
+ *          then fm_port_put() or fm_port_put_long(): its outcome
+ *          after the last: fm_port_finish()
+ */
+typedef struct fm_port fm_port;
+
+/* Owns: the three descriptors belong to the port from now on, on error too. */
+int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd);
+void fm_port_close(fm_port *port);
+
+/* Descriptor of the slot's memory, its offset at the crash text: for
+ * faulthandler.  Stays the port's. */
+int fm_port_crash_fd(const fm_port *port);
+
+/*
+ * Next frame.  `body` is frame->length contiguous bytes: in the port's
+ * buffer, or, for a body longer than that, in memory of its own (`*owned` is
+ * then that memory, aligned to FM_ALIGN: the caller frees it with
+ * fm_body_free(), and may keep it as long as it likes).
+ * Blocks.  -EINTR is returned, for the caller's signal handlers; call again.
+ */
+int fm_port_next(fm_port *port, struct fm_frame *frame, const uint8_t **body,
+                 uint8_t **owned);
+
+/* 1 if fm_port_next() would find bytes in its buffer without a system call. */
+int fm_port_buffered(const fm_port *port);
+
+/* Claim a task by its number: 1 it is ours, run it; 0 it was recalled. */
+int fm_port_start(fm_port *port, uint64_t number, int timed);
+
+/* In a child that the task itself forked and that came back to us: 1. */
+int fm_port_forked(const fm_port *port);
+
+/* Room for a record of n <= FM_RING / 2 bytes, contiguous; NULL and -errno in
+ * *rc if a flush failed.  Write there, then fm_port_commit(n). */
+uint8_t *fm_port_room(fm_port *port, size_t n, int *rc);
+/* Publish the record of n bytes written at fm_port_room(): from here on the
+ * task is done. */
+int fm_port_commit(fm_port *port, size_t n, int is_outcome);
+
+/* One part of a record, to be gathered. */
+struct fm_part {
+    const void *base;
+    size_t size;
+};
+
+/* Publish a record made of parts; any size.  Small ones go to the ring, long
+ * ones straight to the pipe.  Owns: nothing; all is read before it returns. */
+int fm_port_put(fm_port *port, const struct fm_part *parts, size_t n,
+                int is_outcome);
+
+/* A frame is done: account for its time, flush. */
+int fm_port_finish(fm_port *port);
+/* Write to the pipe what is in the ring. */
+int fm_port_flush(fm_port *port);
+/* Say that this worker exits by itself and wants a successor. */
+void fm_port_retire(fm_port *port);
+/* Publish resident memory, KiB. */
+void fm_port_rss(fm_port *port, uint64_t kb);
+
+/* Memory for bodies: aligned to FM_ALIGN; NULL without memory. */
+uint8_t *fm_body_new(size_t size);
+void fm_body_free(uint8_t *body);
+
+/* ---------------------------------------------------------------- system */
+
+/* Helpers for zygote and workers, from sys_*.c; -errno on failure. */
+
+/* Close-on-exec descriptors above 2. */
+int fm_sys_pipe(int fds[2]);
+int fm_sys_socketpair(int fds[2]);
+int fm_sys_nonblock(int fd, int on);
+int fm_sys_cloexec(int fd, int on);
+/* A readable-at-exit descriptor for a process, or -ENOSYS. */
+int fm_sys_pidfd(pid_t pid);
+/* Ask for SIGKILL when the forking parent dies; `parent` is checked after.
+ * Returns -ESRCH if it is gone already, 0 also where there is no such call. */
+int fm_sys_die_with_parent(pid_t parent);
+/* Close every descriptor above 2 that is not in keep[n]. */
+int fm_sys_close_others(const int *keep, size_t n);
+/* Give every pipe and socket above 2 that is not in keep[n] /dev/null
+ * instead: its number stays taken, so that a stale owner who closes it
+ * cannot close a stranger. */
+int fm_sys_silence_others(const int *keep, size_t n);
+/* Wait until one of fds[n] is readable: bit i of the result; 0: timeout;
+ * -EINTR.  n <= 30. */
+int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns);
+/* Resident memory of this process now, KiB. */
+uint64_t fm_sys_rss_kb(void);
+/* Bumped in every forked child: compare to see a fork. */
+uint32_t fm_fork_generation(void);
+
+/* ------------------------------------------------------------------ pool */
+
+typedef struct fm_pool fm_pool;
+typedef struct fm_function fm_function;
+typedef struct fm_chunk fm_chunk;
+typedef struct fm_inbox fm_inbox;
+
+struct fm_pool_options {
+    int control_fd;         /* our end of the socket to the zygote */
+    pid_t zygote;           /* our child; the pool reaps it */
+    uint32_t workers;       /* slots; 1 .. FM_MAX_WORKERS */
+    uint32_t max_tasks;     /* a worker retires after so many; 0: never */
+    int64_t hello_ns;       /* > 0: every worker must say HELLO (it has an
+                               initializer) within this time of its birth */
+};
+
+#define FM_MAX_WORKERS 4096u
+
+/*
+ * Open a pool on a started zygote.  Workers may not be there yet.
+ *
+ * Owns:    control_fd and the zygote's exit status belong to the pool on
+ *          success; on error they stay the caller's.
+ * Threads: any.  A C thread of ours, the pump, is started when it is first
+ *          needed: it leads when nobody else does and there is a backlog, a
+ *          worker with more than one task, a deadline, or a write to finish.
+ */
+int fm_pool_open(fm_pool **out, const struct fm_pool_options *options);
+
+/* References: a chunk, function or inbox keeps its pool's memory. */
+fm_pool *fm_pool_ref(fm_pool *pool);
+void fm_pool_unref(fm_pool *pool);
+
+/*
+ * A function that workers get once, before the first task that uses it.
+ * Copies the blob.  Threads: any.
+ */
+int fm_function_new(fm_pool *pool, const void *blob, size_t size,
+                    fm_function **out);
+void fm_function_unref(fm_function *function);
+
+/* What a chunk is asked to do when a task fails. */
+#define FM_RETRY_DEATH 0x1u
+#define FM_RETRY_TIMEOUT 0x2u
+
+struct fm_chunk_options {
+    fm_function *function; /* NULL only with FM_RUN_APPLY */
+    uint8_t *body;         /* argument records, from fm_body_new() */
+    size_t size;
+    uint32_t count;        /* tasks; 1 .. FM_CLAIMS / 4 */
+    uint32_t flags;        /* FM_RUN_* */
+    int64_t timeout_ns;    /* of each task, from its start; 0: none */
+    uint32_t retries;      /* further tries of each task */
+    uint32_t retry_on;     /* FM_RETRY_* */
+    int32_t priority;      /* higher first */
+    int32_t slot;          /* only this worker; -1: any */
+    uint32_t credit;       /* STREAM: outputs ahead of the reader */
+    fm_inbox *inbox;       /* where it goes when done; may be NULL */
+    void *tag;             /* the caller's; given back, never looked at */
+};
+
+/*
+ * Make a chunk.  Owns: on 0 the chunk owns body; on error the caller does.
+ * The caller has one reference.
+ */
+int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
+                 fm_chunk **out);
+void fm_chunk_unref(fm_chunk *chunk);
+
+/*
+ * Accept a chunk.  Never blocks; writes the frame at once when a worker has
+ * credit.  From here on each of its tasks reaches exactly one outcome
+ * (INV-1).  Errors: FM_ECLOSED, FM_EBROKEN, FM_EFORKED, -ENOMEM: not
+ * accepted.
+ */
+int fm_pool_submit(fm_pool *pool, fm_chunk *chunk);
+
+/* Where a chunk is. */
+enum fm_progress {
+    FM_CHUNK_NEW,
+    FM_CHUNK_PENDING, /* no task of it has started */
+    FM_CHUNK_RUNNING, /* one has */
+    FM_CHUNK_DONE     /* every task has its outcome */
+};
+
+/* Exact: looks at the slots' claims.  Threads: any. */
+int fm_chunk_state(fm_pool *pool, fm_chunk *chunk);
+/* Tasks of the chunk that have an outcome. */
+uint32_t fm_chunk_outcomes(const fm_chunk *chunk);
+uint32_t fm_chunk_count(const fm_chunk *chunk);
+uint32_t fm_chunk_attempts(const fm_chunk *chunk);
+/* Time that workers spent on it so far, ns. */
+int64_t fm_chunk_busy_ns(const fm_chunk *chunk);
+void *fm_chunk_tag(const fm_chunk *chunk);
+
+/*
+ * Take back every task of the chunk that has not started; each gets the
+ * outcome CANCELLED.  Returns how many.
+ */
+int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk);
+/* The same for every chunk of the pool. */
+int fm_pool_cancel_pending(fm_pool *pool);
+/* Kill the worker(s) that run a task of it now: outcome DEATH, cause
+ * KILLED, no retry.  Returns how many. */
+int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk);
+
+/*
+ * The outcome records of a chunk that is DONE, in the order of its tasks.
+ * `*cursor` starts at zero bytes.  1: *record is there, of *size bytes;
+ * 0: no more.  A record that lies in memory of its own is handed over:
+ * *owned is that memory (fm_body_free()), else NULL and the record stays
+ * valid as long as the chunk.  The body of such a record (*record + sizeof
+ * (struct fm_long)) is aligned to FM_ALIGN.  Threads: one at a time.
+ */
+struct fm_cursor {
+    void *segment;
+    size_t offset;
+    uint32_t task; /* of the record that comes next */
+};
+int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
+                  const uint8_t **record, uint64_t *size, uint8_t **owned);
+
+/*
+ * Next output of a streaming chunk: 1, with its record in memory of its own
+ * (*owned is the caller's); 0: the chunk is done and has no more; or as
+ * fm_pool_wait_chunk.
+ */
+int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
+                   const uint8_t **record, uint64_t *size, uint8_t **owned);
+/* Ask the task to close its generator. */
+int fm_stream_close(fm_pool *pool, fm_chunk *chunk);
+
+/* Who waits; a higher one takes the lead from a lower one. */
+enum fm_rank { FM_RANK_PUMP, FM_RANK_COLLECTOR, FM_RANK_CALLER };
+
+/*
+ * Wait until the chunk is done.  Leads, or parks while another leads.
+ * 0: done; -ETIMEDOUT; -EINTR: a signal came (run handlers, call again);
+ * FM_EFORKED.  Never returns FM_ECLOSED: a chunk that was accepted ends.
+ */
+int fm_pool_wait_chunk(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
+                       enum fm_rank rank);
+/* One non-blocking turn of the I/O, if nobody leads: for polling loops. */
+int fm_pool_turn(fm_pool *pool);
+
+/*
+ * A queue of finished chunks.  With a descriptor (asyncio), it is readable
+ * while the queue is not empty, and somebody (the pump at least) leads as
+ * long as chunks for it are on their way.
+ */
+int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out);
+void fm_inbox_unref(fm_inbox *inbox);
+int fm_inbox_fd(const fm_inbox *inbox);
+/* Send the chunk there when it is done (at once if it is). FM_ESTATE if it
+ * has an inbox already.  The inbox holds a reference to the chunk from then
+ * on, which fm_pool_wait_inbox() hands over. */
+int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag);
+/*
+ * Take up to n finished chunks; waits for the first until the deadline.
+ * A count >= 1 (each with a reference for the caller), or as
+ * fm_pool_wait_chunk; FM_ECLOSED after fm_inbox_close() when it is empty;
+ */
+int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
+                       int n, int64_t deadline, enum fm_rank rank);
+/* Wake whoever waits for it; waits on an empty inbox fail from now on. */
+void fm_inbox_close(fm_pool *pool, fm_inbox *inbox);
+
+/* Wait until every accepted task has its outcome (a drain). */
+int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, enum fm_rank rank);
+/* Wait until every slot has a worker (or the pool is stopped or broken). */
+int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank);
+
+/* Refuse new chunks (FM_ECLOSED). */
+int fm_pool_drain(fm_pool *pool);
+/*
+ * Start the ladder.  Tasks that have not started get CLOSED, running ones
+ * DEATH (STOPPED) once their worker is dead.  Call with a harsher ladder any
+ * time.  Does not block.
+ */
+int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder);
+/*
+ * After fm_pool_stop(): wait until zygote and workers are gone and reaped,
+ * at most until the deadline; then kill the zygote (its workers die with it).
+ * 0, -EINTR.  Afterwards every chunk is done and every waiter awake.
+ */
+int fm_pool_join(fm_pool *pool, int64_t deadline);
+/* Stop (KILL) and join if that was not done, end the pump, close all
+ * descriptors.  Blocks at most 1.5 s.  Idempotent; memory lives until the
+ * last reference goes. */
+void fm_pool_close(fm_pool *pool);
+
+/* How the pool is. */
+enum fm_pool_state {
+    FM_POOL_OPEN,
+    FM_POOL_DRAINING,
+    FM_POOL_STOPPING,
+    FM_POOL_CLOSED,
+    FM_POOL_BROKEN
+};
+
+struct fm_stats {
+    uint32_t state; /* enum fm_pool_state */
+    uint32_t workers;        /* slots */
+    uint32_t alive;          /* workers alive now */
+    uint32_t waiting_threads;
+    /* INV-1: accepted == outcomes + backlog + in_flight */
+    uint64_t accepted, outcomes, backlog, in_flight;
+    uint64_t succeeded, failed, cancelled, died, timeouts, retried;
+    uint64_t requeued;       /* sent again, not having started */
+    uint64_t recalled;       /* taken back from a busy worker's queue */
+    uint64_t deaths, restarts, recycled, killed, trouble;
+    uint64_t frames_sent, bytes_sent, bytes_received;
+    uint64_t lead_turns, pump_turns, kicks, parks;
+};
+int fm_pool_stats(fm_pool *pool, struct fm_stats *out);
+
+struct fm_worker_info {
+    uint32_t slot, generation;
+    int32_t pid;             /* 0: not born yet */
+    uint32_t state;          /* enum fm_worker_state, internal.h */
+    uint32_t in_flight;
+    uint64_t tasks;          /* done by this worker */
+    uint64_t rss_kb;
+    int64_t born_ns;
+    int64_t busy_ns;
+    int64_t running_ns;      /* TIMED only: how long its task runs; else 0 */
+};
+/* Fills out[n]; returns the number of slots. */
+int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n);
+/* Name of a fm_worker_info.state. */
+const char *fm_worker_state_name(uint32_t state);
+
+/*
+ * Why a pool is broken: the last deaths and refusals, oldest first, as LONG
+ * records (DEATH or REFUSAL), copied: *owned is the caller's.  1, or 0 if
+ * there is no i-th.  *zygote_status: the zygote's, if that broke it, else 0.
+ */
+int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size);
+/* The zygote's pid and, if it is gone, its wait status (else 0). */
+pid_t fm_pool_zygote(fm_pool *pool, int *status);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,318 @@
+/*
+ * chunk.c - chunks of tasks, and where their outcomes gather.
+ *
+ * A chunk is cut into pieces when a part of it is recalled or tried again;
+ * outcomes come back piece by piece and are kept as segments, sorted by the
+ * task they begin with, until every task has one.
+ *
+ *   tasks      0 1 2 3 4 5 6 7
+ *   pieces     |worker 0 |w. 1 |
+ *   segments   [0 1][2][3 4][5 6 7]      2: a long record of its own
+ *
+ * Invariants: a task settles once: a piece moves `got` forward and never
+ * back, pieces never overlap (INV-1).
+ * Threads: pieces and segments under the pool's mutex until the chunk is
+ * DONE; then the segments belong to the one reader.
+ */
+#include "internal.h"
+
+uint32_t fm_chunk_outcomes(const fm_chunk *chunk)
+{
+    return atomic_load(&chunk->outcomes);
+}
+
+uint32_t fm_chunk_count(const fm_chunk *chunk)
+{
+    return chunk->options.count;
+}
+
+int64_t fm_chunk_busy_ns(const fm_chunk *chunk)
+{
+    return atomic_load(&chunk->busy_ns);
+}
+
+void *fm_chunk_tag(const fm_chunk *chunk)
+{
+    return chunk->options.tag;
+}
+
+uint32_t fm__chunk_tries(const fm_chunk *chunk, uint32_t task)
+{
+    return chunk->retried ? chunk->retried[task] + 1u : 1;
+}
+
+uint32_t fm_chunk_attempts(const fm_chunk *chunk)
+{
+    uint32_t most = 1;
+    if (chunk->retried)
+        for (uint32_t i = 0; i < chunk->options.count; i++)
+            most = FM__MAX(most, fm__chunk_tries(chunk, i));
+    return most;
+}
+
+/* -------------------------------------------------------------- segments */
+
+static void enter_segment(fm_chunk *chunk, struct fm__segment *segment)
+{
+    struct fm__segment **at = &chunk->segments;
+    while (*at && (*at)->first < segment->first)
+        at = &(*at)->next;
+    segment->next = *at;
+    *at = segment;
+}
+
+static struct fm__segment *new_segment(struct fm__piece *piece, size_t room)
+{
+    struct fm__segment *segment = fm__calloc(sizeof *segment);
+    if (!segment)
+        return NULL;
+    if (room && !(segment->data = fm__malloc(room))) {
+        free(segment);
+        return NULL;
+    }
+    segment->room = room;
+    segment->first = piece->first + piece->got;
+    return segment;
+}
+
+static void count_settled(struct fm__piece *piece, struct fm__segment *segment,
+                          uint32_t n)
+{
+    if (segment)
+        segment->count += n;
+    piece->got += n;
+    fm_chunk *chunk = piece->chunk;
+    if (atomic_fetch_add(&chunk->outcomes, n) + n == chunk->options.count) {
+        *chunk->finished->tail = chunk;
+        chunk->finished->tail = &chunk->next;
+    }
+}
+
+static bool settle_owned(struct fm__piece *piece, const uint8_t *data,
+                         size_t size, uint8_t *owned)
+{
+    struct fm__segment *segment = new_segment(piece, 0);
+    if (!segment)
+        return false;
+    segment->data = (uint8_t *)(uintptr_t)data;
+    segment->size = size;
+    segment->owned = owned;
+    count_settled(piece, segment, 1);
+    enter_segment(piece->chunk, segment);
+    piece->open = NULL;
+    return true;
+}
+
+/* Room for `size` more bytes in the piece's open segment. */
+static struct fm__segment *open_segment(struct fm__piece *piece, size_t size)
+{
+    struct fm__segment *segment = piece->open;
+    if (segment && segment->room - segment->size >= size)
+        return segment;
+    if (segment) {
+        size_t room = 2 * segment->room + size;
+        uint8_t *data = fm__malloc(room);
+        if (!data)
+            return NULL;
+        memcpy(data, segment->data, segment->size);
+        free(segment->data);
+        segment->data = data;
+        segment->room = room;
+        return segment;
+    }
+    uint32_t left = piece->count - piece->got;
+    segment = new_segment(piece, left == 1 ? size : size + 12 * (size_t)left);
+    if (segment) {
+        enter_segment(piece->chunk, segment);
+        piece->open = segment;
+    }
+    return segment;
+}
+
+void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
+                      size_t size, uint8_t *owned)
+{
+    assert(piece->got + n <= piece->count);
+    if (owned && settle_owned(piece, data, size, owned))
+        return;
+    struct fm__segment *segment = owned ? NULL : open_segment(piece, size);
+    if (segment) {
+        memcpy(segment->data + segment->size, data, size);
+        segment->size += size;
+    } else {
+        /* No memory: a gap in the segments is read as NOMEM. */
+        fm_body_free(owned);
+        piece->open = NULL;
+    }
+    count_settled(piece, segment, n);
+}
+
+void fm__chunk_settle_made(struct fm__piece *piece, enum fm_what what,
+                          const void *body, size_t size, const char *text,
+                          size_t text_size)
+{
+    struct fm_long head = {
+        .tag = FM_TAG_LONG, .what = (uint8_t)what, .length = size + text_size};
+    uint8_t made[sizeof head + sizeof(struct fm_death) + FM_CRASH];
+    assert(size + text_size <= sizeof made - sizeof head);
+    memcpy(made, &head, sizeof head);
+    if (size)
+        memcpy(made + sizeof head, body, size);
+    if (text_size)
+        memcpy(made + sizeof head + size, text, text_size);
+    fm__chunk_settle(piece, 1, made, sizeof head + size + text_size, NULL);
+}
+
+/* ---------------------------------------------------------------- pieces */
+
+struct fm__piece *fm__piece_split(struct fm__piece *piece, uint32_t n)
+{
+    struct fm__piece *tail = fm__calloc(sizeof *tail);
+    assert(n > 0 && piece->got + n <= piece->count);
+    if (!tail)
+        return NULL;
+    tail->chunk = piece->chunk;
+    tail->first = piece->first + piece->count - n;
+    tail->count = n;
+    piece->count -= n;
+    fm__list_init(&tail->queue);
+    fm__list_insert(piece->in_chunk.next, &tail->in_chunk);
+    return tail;
+}
+
+void fm__piece_drop(struct fm__piece *piece)
+{
+    fm__list_remove(&piece->queue);
+    fm__list_remove(&piece->in_chunk);
+    if (piece != &piece->chunk->whole)
+        free(piece);
+}
+
+/* --------------------------------------------------------------- reading */
+
+/* A task whose outcome found no memory: nothing is stored for it. */
+static const struct fm_long no_memory = {.tag = FM_TAG_LONG,
+                                         .what = FM_WHAT_NOMEM};
+
+int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
+                  const uint8_t **record, uint64_t *size, uint8_t **owned)
+{
+    struct fm__segment *segment = cursor->segment;
+    if (atomic_load(&chunk->state) != FM_CHUNK_DONE)
+        return FM_ESTATE;
+    if (cursor->task == chunk->options.count)
+        return 0;
+    if (cursor->task == 0)
+        segment = chunk->segments;
+    while (segment && cursor->offset >= segment->size) {
+        segment = segment->next;
+        cursor->offset = 0;
+    }
+    cursor->segment = segment;
+    if (!segment || (cursor->offset == 0 && segment->first > cursor->task)) {
+        *record = (const uint8_t *)&no_memory;
+        *size = sizeof no_memory;
+        *owned = NULL;
+        cursor->task++;
+        return 1;
+    }
+    const uint8_t *p = segment->data + cursor->offset;
+    int64_t n = fm_record_size(p, segment->size - cursor->offset);
+    if (n <= 0)
+        return FM_EPROTO;
+    *record = p;
+    *size = (uint64_t)n;
+    *owned = segment->owned;
+    segment->owned = NULL;
+    cursor->offset += (size_t)n;
+    cursor->task++;
+    return 1;
+}
+
+int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
+{
+    struct fm__output *output = fm__malloc(sizeof *output);
+    uint8_t *owned = record->owned;
+    const uint8_t *data = record->data + sizeof(struct fm_long);
+    uint64_t size = record->size - sizeof(struct fm_long);
+    if (output && !owned) {
+        owned = fm_body_new((size_t)size);
+        if (owned)
+            data = memcpy(owned, data, (size_t)size);
+    }
+    if (!output || !owned) {
+        free(output);
+        return -ENOMEM;
+    }
+    *output = (struct fm__output){
+        .owned = owned, .record = data, .size = size};
+    *chunk->outputs_tail = output;
+    chunk->outputs_tail = &output->next;
+    return 0;
+}
+
+/* ------------------------------------------------------------- life cycle */
+
+/* The pool's part of a reference; pool.c has the public calls. */
+int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
+                 fm_chunk **out)
+{
+    if (options->count == 0 || options->count > FM_CLAIMS / 4 ||
+        (!options->function && !(options->flags & FM_RUN_APPLY)))
+        return -EINVAL;
+    fm_chunk *chunk = fm__calloc(sizeof *chunk);
+    uint16_t *retried = NULL;
+    if (chunk && options->retries)
+        retried = fm__calloc(options->count * sizeof *retried);
+    struct fm__bytes *body =
+        chunk ? fm__bytes_new(options->body, options->size) : NULL;
+    if (!body || (options->retries && !retried)) {
+        free(retried);
+        free(body);
+        free(chunk);
+        return -ENOMEM;
+    }
+    chunk->options = *options;
+    chunk->body = body;
+    chunk->retried = retried;
+    atomic_init(&chunk->refs, 1);
+    if (options->function)
+        atomic_fetch_add(&options->function->refs, 1);
+    if (options->timeout_ns > 0)
+        chunk->options.flags |= FM_RUN_TIMED;
+    chunk->pool = fm_pool_ref(pool);
+    chunk->granted = options->credit;
+    chunk->outputs_tail = &chunk->outputs;
+    fm__list_init(&chunk->pieces);
+    chunk->whole =
+        (struct fm__piece){.chunk = chunk, .count = options->count};
+    fm__list_init(&chunk->whole.queue);
+    fm__list_insert(&chunk->pieces, &chunk->whole.in_chunk);
+    *out = chunk;
+    return 0;
+}
+
+void fm_chunk_unref(fm_chunk *chunk)
+{
+    if (!chunk || atomic_fetch_sub(&chunk->refs, 1) != 1)
+        return;
+    for (struct fm__segment *s = chunk->segments, *next; s; s = next) {
+        next = s->next;
+        if (s->room)
+            free(s->data);
+        fm_body_free(s->owned);
+        free(s);
+    }
+    for (struct fm__output *o = chunk->outputs, *next; o; o = next) {
+        next = o->next;
+        fm_body_free(o->owned);
+        free(o);
+    }
+    fm__bytes_unref(chunk->body);
+    fm_inbox_unref(chunk->inbox);
+    fm_function_unref(chunk->options.function);
+    fm_pool *pool = chunk->pool;
+    free(chunk->retried);
+    free(chunk);
+    fm_pool_unref(pool);
+}

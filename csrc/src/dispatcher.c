@@ -1,0 +1,260 @@
+/*
+ * dispatcher.c - which worker gets the next frame.
+ *
+ * Round-robin over workers with credit, idle ones first.  The backlog is a
+ * list a priority; within one, first come first served, and what comes back
+ * (recalled, or from a dead worker) goes to the front: it has waited longest.
+ *
+ * Credit: single tasks queue as deep as half a millisecond of work (see
+ * learn() in worker.c), chunks two deep; a worker under way with a stream
+ * gets nothing behind it.  Whatever turns out to be queued behind a long task
+ * is taken back when another worker is idle: fm__dispatcher_steal().
+ *
+ * Costs do not depend on the length of the backlog; `saturated` spares the
+ * look at every worker while none has credit.
+ * Threads: the pool's mutex is held around every call.
+ */
+#include "internal.h"
+
+void fm__dispatcher_init(struct fm__dispatcher *d, struct fm__worker *workers,
+                         uint32_t n, uint32_t max_tasks)
+{
+    *d = (struct fm__dispatcher){
+        .workers = workers, .n = n, .max_tasks = max_tasks};
+    fm__list_init(&d->zero.pieces);
+    d->levels = &d->zero;
+}
+
+void fm__dispatcher_fini(struct fm__dispatcher *d)
+{
+    for (struct fm__level *level = d->levels, *next; level; level = next) {
+        next = level->next;
+        if (level != &d->zero)
+            free(level);
+    }
+}
+
+/* --------------------------------------------------------------- backlog */
+
+/* The list of a priority; made if need be, NULL without memory.  Lists of
+ * other priorities than 0 stay: there are as many as the user names. */
+static struct fm__level *find_level(struct fm__dispatcher *d, int32_t priority)
+{
+    struct fm__level **at = &d->levels;
+    while (*at && (*at)->priority > priority)
+        at = &(*at)->next;
+    if (*at && (*at)->priority == priority)
+        return *at;
+    struct fm__level *level = fm__malloc(sizeof *level);
+    if (!level)
+        return NULL;
+    fm__list_init(&level->pieces);
+    level->priority = priority;
+    level->next = *at;
+    *at = level;
+    return level;
+}
+
+int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__piece *piece,
+                         bool front)
+{
+    const struct fm_chunk_options *options = &piece->chunk->options;
+    struct fm__link *list;
+    if (options->slot >= 0) {
+        list = &d->workers[options->slot].pinned;
+    } else {
+        struct fm__level *level = find_level(d, options->priority);
+        if (!level)
+            return -ENOMEM;
+        list = &level->pieces;
+    }
+    fm__list_insert(front ? list->next : list, &piece->queue);
+    d->backlog += piece->count;
+    return 0;
+}
+
+void fm__dispatcher_requeue(struct fm__dispatcher *d, struct fm__link *list)
+{
+    while (!fm__list_empty(list)) {
+        struct fm__piece *piece = FM__OF(list->prev, struct fm__piece, queue);
+        fm__list_remove(&piece->queue);
+        /* Its level exists since it was queued first: this cannot fail. */
+        int rc = fm__dispatcher_queue(d, piece, true);
+        assert(rc == 0);
+        (void)rc;
+    }
+    d->saturated = false;
+}
+
+void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__piece *piece)
+{
+    fm__list_remove(&piece->queue);
+    d->backlog -= piece->count;
+}
+
+static struct fm__piece *highest(struct fm__dispatcher *d)
+{
+    for (struct fm__level *level = d->levels; level; level = level->next)
+        if (!fm__list_empty(&level->pieces))
+            return FM__OF(level->pieces.next, struct fm__piece, queue);
+    return NULL;
+}
+
+struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d)
+{
+    struct fm__piece *piece = highest(d);
+    for (uint32_t i = 0; !piece && i < d->n; i++) {
+        struct fm__link *pinned = &d->workers[i].pinned;
+        if (!fm__list_empty(pinned))
+            piece = FM__OF(pinned->next, struct fm__piece, queue);
+    }
+    return piece;
+}
+
+/* -------------------------------------------------------------- dispatch */
+
+static bool has_credit(const struct fm__dispatcher *d,
+                       const struct fm__worker *w,
+                       const struct fm__piece *piece)
+{
+    if (w->state != FM_WORKER_READY && w->state != FM_WORKER_STARTING)
+        return false;
+    if (d->max_tasks && w->assigned >= d->max_tasks)
+        return false;
+    if (w->n_pieces == 0)
+        return true;
+    if (w->state == FM_WORKER_STARTING || w->streams ||
+        piece->chunk->options.flags & FM_RUN_STREAM)
+        return false;
+    if (!fm__worker_has_claims(w, piece->count))
+        return false;
+    if (piece->count > 1 || w->in_flight > w->n_pieces)
+        return w->n_pieces < 2;
+    return w->n_pieces < w->credit;
+}
+
+/* The next worker for the piece, idle ones first; NULL: none has credit. */
+static struct fm__worker *choose(struct fm__dispatcher *d,
+                                 const struct fm__piece *piece)
+{
+    struct fm__worker *busy = NULL;
+    for (uint32_t i = 0; i < d->n; i++) {
+        struct fm__worker *w = &d->workers[(d->turn + i) % d->n];
+        if (!has_credit(d, w, piece))
+            continue;
+        if (w->n_pieces == 0) {
+            d->turn = w->slot + 1;
+            return w;
+        }
+        if (!busy)
+            busy = w;
+    }
+    if (busy)
+        d->turn = busy->slot + 1;
+    return busy;
+}
+
+/* Send a queued piece, or as much of it as the worker may still take. */
+static uint32_t send(struct fm__dispatcher *d, struct fm__worker *w,
+                     struct fm__piece *piece)
+{
+    uint64_t most = d->max_tasks ? d->max_tasks - w->assigned : piece->count;
+    struct fm__link *after = piece->queue.next;
+    uint32_t count = piece->count;
+    if (most < count) {
+        struct fm__piece *tail =
+            fm__piece_split(piece, count - (uint32_t)most);
+        if (tail)
+            fm__list_insert(after, &tail->queue);
+        count = piece->count;
+    }
+    fm__list_remove(&piece->queue);
+    if (fm__worker_send(w, piece) < 0) {
+        fm__list_insert(after, &piece->queue); /* no memory: later */
+        return 0;
+    }
+    d->backlog -= count;
+    d->frames++;
+    d->bytes += sizeof(struct fm_frame) + piece->chunk->body->size;
+    return count;
+}
+
+static uint64_t run_pinned(struct fm__dispatcher *d)
+{
+    uint64_t sent = 0;
+    for (uint32_t i = 0; i < d->n; i++) {
+        struct fm__worker *w = &d->workers[i];
+        while (!fm__list_empty(&w->pinned)) {
+            struct fm__piece *piece =
+                FM__OF(w->pinned.next, struct fm__piece, queue);
+            uint32_t n = has_credit(d, w, piece) ? send(d, w, piece) : 0;
+            if (n == 0)
+                break;
+            sent += n;
+        }
+    }
+    return sent;
+}
+
+uint64_t fm__dispatcher_run(struct fm__dispatcher *d)
+{
+    uint64_t sent = 0;
+    if (d->backlog == 0 || d->saturated)
+        return 0;
+    sent = run_pinned(d);
+    for (struct fm__piece *piece; (piece = highest(d));) {
+        struct fm__worker *w = choose(d, piece);
+        uint32_t n = w ? send(d, w, piece) : 0;
+        if (n == 0) {
+            d->saturated = !w;
+            break;
+        }
+        sent += n;
+    }
+    return sent;
+}
+
+/* ----------------------------------------------------------------- steal */
+
+/* Tasks a worker was sent beyond the one that it runs. */
+static uint32_t waiting(const struct fm__worker *w)
+{
+    return w->state == FM_WORKER_READY && w->in_flight > 1 ? w->in_flight - 1
+                                                           : 0;
+}
+
+/* A queue that lasts no longer than this is left alone. */
+#define WORTH_NS 100000
+
+uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
+                              bool *look_again)
+{
+    struct fm__worker *victim = NULL;
+    struct fm__link back;
+    bool idle = false;
+    *look_again = false;
+    if (highest(d))
+        return 0;
+    for (uint32_t i = 0; i < d->n; i++) {
+        struct fm__worker *w = &d->workers[i];
+        if (w->n_pieces == 0 && w->state == FM_WORKER_READY &&
+            (!d->max_tasks || w->assigned < d->max_tasks))
+            idle = true;
+        if (waiting(w) > (victim ? waiting(victim) : 0))
+            victim = w;
+    }
+    if (!idle || !victim)
+        return 0;
+    /* Short by what is known of its tasks: but the one that runs may be an
+     * exception, so look once more when it should be over. */
+    if (!insist && victim->task_ns &&
+        waiting(victim) * victim->task_ns < WORTH_NS) {
+        *look_again = true;
+        return 0;
+    }
+    fm__list_init(&back);
+    uint32_t n =
+        fm__worker_recall(victim, (waiting(victim) + 1) / 2, false, &back);
+    fm__dispatcher_requeue(d, &back);
+    return n;
+}

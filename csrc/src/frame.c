@@ -1,0 +1,118 @@
+/*
+ * frame.c - the formats on the wire: records, frames, messages.
+ *
+ * Guarantees: no bytes from outside are trusted: a size is checked before
+ * anybody allocates or skips by it.  The byte layouts are in forkmill.h,
+ * beside their structs.
+ * Threads: any; nothing is kept.
+ */
+#include "internal.h"
+
+static int64_t long_size(const uint8_t *p, size_t n)
+{
+    struct fm_long head;
+    if (n < sizeof head)
+        return 0;
+    memcpy(&head, p, sizeof head);
+    if (head.what == 0 || head.what >= FM_WHAT_COUNT || head.zero != 0)
+        return FM_EPROTO;
+    if (head.length > FM_MAX_LENGTH)
+        return FM_ETOOBIG;
+    if ((uint64_t)head.buffers * sizeof(uint64_t) > head.length)
+        return FM_EPROTO;
+    return (int64_t)(sizeof head + head.length);
+}
+
+int64_t fm_record_size(const uint8_t *p, size_t n)
+{
+    if (n == 0)
+        return 0;
+    switch (p[0]) {
+    case FM_TAG_NONE:
+    case FM_TAG_TRUE:
+    case FM_TAG_FALSE:
+        return 1;
+    case FM_TAG_INT:
+    case FM_TAG_FLOAT:
+        return 9;
+    case FM_TAG_STR:
+    case FM_TAG_BYTES:
+        return n < 2 ? 0 : 2 + p[1];
+    case FM_TAG_TUPLE:
+    case FM_TAG_LIST:
+    case FM_TAG_DICT:
+        return n < 3 ? 0 : 4 + (p[1] | p[2] << 8);
+    case FM_TAG_LONG:
+        return long_size(p, n);
+    default:
+        return FM_EPROTO;
+    }
+}
+
+int fm_frame_check(const struct fm_frame *frame)
+{
+    if (frame->magic != FM_MAGIC || frame->kind == 0 ||
+        frame->kind >= FM_KIND_COUNT)
+        return FM_EPROTO;
+    if (frame->length > FM_MAX_LENGTH)
+        return FM_ETOOBIG;
+    if (frame->kind == FM_KIND_RUN && frame->count > FM_CLAIMS)
+        return FM_EPROTO;
+    return 0;
+}
+
+int fm_message_send(int fd, const struct fm_message *message, const int *fds,
+                    int nfds)
+{
+    const uint8_t *p = (const uint8_t *)message;
+    size_t left = sizeof *message;
+    if (nfds < 0 || nfds > FM_MESSAGE_FDS)
+        return -EINVAL;
+    while (left > 0) {
+        ssize_t n = fm__sys_send_fds(fd, p, left, fds, nfds);
+        if (n < 0)
+            return (int)n;
+        p += n;
+        left -= (size_t)n;
+        nfds = 0; /* they went with the first byte */
+    }
+    return 0;
+}
+
+/*
+ * The socket is a stream, but both ends send whole messages of one small
+ * size, so a short read means that the rest is on its way: it is waited for,
+ * which costs nothing in practice and keeps the reader free of state.
+ */
+int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
+{
+    uint8_t *p = (uint8_t *)message;
+    size_t got = 0;
+    *nfds = 0;
+    while (got < sizeof *message) {
+        int more = 0, extra[FM_MESSAGE_FDS];
+        ssize_t n = fm__sys_recv_fds(fd, p + got, sizeof *message - got,
+                                     got ? extra : fds, got ? &more : nfds);
+        if (n == 0)
+            return FM_EEOF;
+        if (n == -EAGAIN && got == 0)
+            return 0;
+        if (n == -EAGAIN) {
+            fm_sys_wait_readable(&fd, 1, 1000000000);
+            continue;
+        }
+        if (n < 0)
+            return (int)n;
+        for (int i = 0; i < more; i++)
+            fm__sys_close(extra[i]);
+        got += (size_t)n;
+    }
+    if (message->magic != FM_MAGIC || message->kind == 0 ||
+        message->kind >= FM_REPORT_COUNT) {
+        for (int i = 0; i < *nfds; i++)
+            fm__sys_close(fds[i]);
+        *nfds = 0;
+        return FM_EPROTO;
+    }
+    return 1;
+}

@@ -1,0 +1,512 @@
+/*
+ * internal.h - what the layers of the core share with each other.
+ *
+ * Order: error, guard <- sys <- frame <- slot <- channel, port <- chunk <-
+ * worker, reaper <- dispatcher <- pool.  A layer calls only those before it.
+ */
+#ifndef FORKMILL_INTERNAL_H
+#define FORKMILL_INTERNAL_H
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "forkmill.h"
+
+/* Time is CLOCK_MONOTONIC, text is bounded, processes are not ours to
+ * signal by handler: these do not compile. */
+#pragma GCC poison strcpy strcat sprintf vsprintf strtok signal system
+#pragma GCC poison gmtime localtime gettimeofday
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof(*(a)))
+#define FM__MIN(a, b) ((a) < (b) ? (a) : (b))
+#define FM__MAX(a, b) ((a) > (b) ? (a) : (b))
+
+static inline size_t fm__align(size_t n)
+{
+    return (n + (FM_ALIGN - 1)) & ~(size_t)(FM_ALIGN - 1);
+}
+
+/* --------------------------------------------------------------- memory */
+
+/* One hook for every allocation, so that tests can fail the n-th one. */
+#ifdef FM_TEST_ALLOC
+void *fm__test_alloc(size_t size);
+#define fm__malloc(size) fm__test_alloc(size)
+#else
+#define fm__malloc(size) malloc(size)
+#endif
+
+static inline void *fm__calloc(size_t size)
+{
+    void *p = fm__malloc(size);
+    if (p)
+        memset(p, 0, size);
+    return p;
+}
+
+/* ----------------------------------------------------- guard (guard.c) */
+
+/* Arrange for fork handlers, once.  0 or -errno. */
+int fm__guard_start(void);
+/* A descriptor that a forked child of this process must not keep. */
+void fm__guard_fd(int fd);
+/* The same descriptor, about to be closed here. */
+void fm__unguard_fd(int fd);
+
+/* ------------------------------------------------------- sys (sys_*.c) */
+
+/* Retried on EINTR.  read: bytes, 0 at the end, -errno. */
+ssize_t fm__sys_read(int fd, void *buffer, size_t n);
+ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n);
+/* As fm__sys_read, but gives -EINTR back: a blocking wait of a worker. */
+ssize_t fm__sys_read_wait(int fd, void *buffer, size_t n);
+/* Never retries, keeps errno. */
+void fm__sys_close(int fd);
+
+/* One message with descriptors.  Bytes, 0 at the end, -errno. */
+ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,
+                         int nfds);
+ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds);
+
+/* 1: reaped, *status is set; 0: alive; -ECHILD: somebody else has it. */
+int fm__sys_reap(pid_t pid, int *status);
+int fm__sys_kill(pid_t pid, int sig);
+
+/* Shared memory of its own, zeroed, without a name. */
+int fm__sys_shm(size_t size);
+void *fm__sys_map(int fd, size_t size, bool inherit);
+void fm__sys_unmap(void *p, size_t size);
+
+/* A process may not be forgotten about by its parent: sleep until *word is
+ * no longer `old`, the timeout (FM_FOREVER) or a signal (-EINTR). */
+int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns);
+void fm__sys_unpark(_Atomic uint32_t *word);
+
+/* Readiness.  A poller is used by one waiting thread; add, want, drop and
+ * kick by any. */
+typedef struct fm__poller fm__poller;
+struct fm__ready {
+    uint64_t token;
+    bool readable, writable;
+};
+int fm__poller_open(fm__poller **out);
+void fm__poller_close(fm__poller *poller);
+int fm__poller_add(fm__poller *poller, int fd, uint64_t token);
+int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
+                          bool write);
+void fm__poller_drop(fm__poller *poller, int fd);
+/* Events (kicks are swallowed: 0 is possible), -EINTR. */
+int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
+                    int64_t timeout_ns);
+void fm__poller_kick(fm__poller *poller);
+
+/* A descriptor that is readable between set and clear. */
+struct fm__flag {
+    int read_fd, write_fd;
+};
+int fm__flag_open(struct fm__flag *flag);
+void fm__flag_close(struct fm__flag *flag);
+void fm__flag_set(struct fm__flag *flag);
+void fm__flag_clear(struct fm__flag *flag);
+
+/* ------------------------------------------------------- slot (slot.c) */
+
+/*
+ * One writer a field: the worker writes the first two lines, the pool the
+ * claims (both, by compare-and-swap).  Nobody waits on any of it.
+ */
+struct fm_slot {
+    alignas(64) _Atomic uint64_t out_end; /* result stream, absolute */
+    _Atomic uint64_t started;             /* number of the last task + 1 */
+    _Atomic int64_t t_start;              /* TIMED: its start */
+    _Atomic uint64_t done;                /* outcomes published */
+    alignas(64) _Atomic int64_t busy_ns;  /* time in finished frames */
+    _Atomic uint64_t rss_kb;
+    _Atomic uint32_t retired;
+    alignas(4096) _Atomic uint8_t claims[FM_CLAIMS];
+    alignas(4096) uint8_t ring[FM_RING];
+    alignas(4096) char crash[FM_CRASH];
+};
+
+static_assert(FM_CLAIMS % 4096 == 0 && FM_RING % 4096 == 0, "pages");
+static_assert(sizeof(struct fm_long) == 16, "wire format");
+static_assert(sizeof(struct fm_frame) == 40, "wire format");
+static_assert(sizeof(struct fm_message) == 32, "wire format");
+static_assert(sizeof(struct fm_death) == 48, "wire format");
+
+/* Pool's side: mark numbers [from, from + n) as sent, before sending. */
+void fm__slot_offer(fm_slot *slot, uint64_t from, uint32_t n);
+/* Take a task back: true if the worker had not claimed it. */
+bool fm__slot_recall(fm_slot *slot, uint64_t number);
+enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number);
+/* Copy the result stream's bytes [from, out_end) out of the ring: their
+ * count, or FM_EPROTO if they are not (all) there.  n is FM_RING. */
+int64_t fm__slot_rescue(const fm_slot *slot, uint64_t from, uint8_t *out);
+/* Worker's side: copy n bytes to absolute offset `at`. */
+void fm__slot_store(fm_slot *slot, uint64_t at, const void *data, size_t n);
+
+/* ------------------------------------------------- channel (channel.c) */
+
+/* Shared, counted bytes: the body of a chunk or a function. */
+struct fm__bytes {
+    _Atomic uint32_t refs;
+    size_t size;
+    uint8_t *data; /* fm_body_new() memory */
+};
+struct fm__bytes *fm__bytes_new(uint8_t *data, size_t size);
+void fm__bytes_ref(struct fm__bytes *bytes);
+void fm__bytes_unref(struct fm__bytes *bytes);
+
+/* A frame on its way out. */
+struct fm__out {
+    struct fm__out *next;
+    struct fm_frame frame;
+    struct fm__bytes *body; /* may be NULL */
+};
+
+/*
+ * Where a long record is being received.
+ *
+ *   block                      block + FM_ALIGN
+ *   | unused | struct fm_long  | body ...        the body is aligned, and
+ *            ^ record          with it each out-of-band buffer in it
+ */
+struct fm__incoming {
+    uint8_t *block; /* NULL: no memory for it, it is being skipped */
+    uint64_t size, got; /* of the record */
+    struct fm_long head;
+};
+#define FM__RECORD_OFFSET (FM_ALIGN - sizeof(struct fm_long))
+
+#define FM__INPUT (64u * 1024u)
+
+/*
+ * The pool's end of a worker's descriptors.  Not locked: the pool's mutex
+ * is held around every call.
+ */
+struct fm__channel {
+    int task_fd, hold_fd, result_fd; /* -1: closed */
+    struct fm__out *out_head, **out_tail;
+    size_t out_sent; /* bytes of out_head that are written */
+    uint64_t received;
+    size_t in_pos, in_end;
+    bool in_long;
+    struct fm__incoming big;
+    uint8_t in[FM__INPUT];
+};
+
+/* A record that came in.  `owned`: the memory that holds it, now the
+ * receiver's (fm_body_free); NULL: data is valid until the next call.
+ * `lost`: there was no memory for the body; data is only its header. */
+struct fm__record {
+    const uint8_t *data;
+    uint64_t size;
+    uint8_t *owned;
+    bool lost;
+};
+
+/* Owns: the descriptors (made non-blocking, guarded) from now on. */
+int fm__channel_init(struct fm__channel *channel, int task_fd, int hold_fd,
+                     int result_fd);
+void fm__channel_fini(struct fm__channel *channel);
+/* Queue a frame; takes a reference to body on success. */
+int fm__channel_put(struct fm__channel *channel, const struct fm_frame *frame,
+                    struct fm__bytes *body);
+/* Write what is queued.  0: all written; 1: the pipe is full; -errno. */
+int fm__channel_flush(struct fm__channel *channel);
+bool fm__channel_pending(const struct fm__channel *channel);
+/* No more frames: the worker sees the end after what was sent. */
+void fm__channel_shut(struct fm__channel *channel);
+/* Read once from the pipe: bytes, 0 nothing now, FM_EEOF, -errno. */
+int64_t fm__channel_fill(struct fm__channel *channel);
+/* Feed bytes that did not come by the pipe (the rescued ring): how many
+ * were taken; parse, then feed the rest. */
+size_t fm__channel_feed(struct fm__channel *channel, const uint8_t *data,
+                        size_t n);
+/* A run of at most `most` whole scalar records: their count (0: none), where
+ * they are and their size together. */
+uint32_t fm__channel_run(struct fm__channel *channel, uint32_t most,
+                         const uint8_t **data, size_t *size);
+/* Next whole record: 1, 0 (none yet), FM_EPROTO, FM_ETOOBIG. */
+int fm__channel_next(struct fm__channel *channel, struct fm__record *out);
+
+/* ------------------------------------------------------------- lists */
+
+/* A ring of links around a head; no memory of its own. */
+struct fm__link {
+    struct fm__link *prev, *next;
+};
+
+static inline void fm__list_init(struct fm__link *head)
+{
+    head->prev = head->next = head;
+}
+static inline bool fm__list_empty(const struct fm__link *head)
+{
+    return head->next == head;
+}
+static inline void fm__list_insert(struct fm__link *at, struct fm__link *link)
+{
+    link->prev = at->prev; /* before `at` */
+    link->next = at;
+    at->prev->next = link;
+    at->prev = link;
+}
+static inline void fm__list_remove(struct fm__link *link)
+{
+    link->prev->next = link->next;
+    link->next->prev = link->prev;
+    link->prev = link->next = link;
+}
+#define FM__OF(link, type, member)                                            \
+    ((type *)((char *)(link) - offsetof(type, member)))
+
+/* ----------------------------------------------------- chunk (chunk.c) */
+
+struct fm__worker;
+
+/* Functions: the last index is shared by those that find no other. */
+#define FM__FUNCTIONS 512u
+
+struct fm_function {
+    _Atomic uint32_t refs;
+    uint32_t index;
+    uint64_t serial;
+    struct fm__bytes *blob;
+    fm_pool *pool; /* a reference */
+};
+
+/* Outcome records of consecutive tasks, or one record in its own memory. */
+struct fm__segment {
+    struct fm__segment *next;
+    uint32_t first, count;
+    size_t size, room;
+    uint8_t *data;  /* the records */
+    uint8_t *owned; /* memory that holds data, handed to the reader once */
+};
+
+/*
+ * A contiguous run of a chunk's tasks: in the backlog, or on a worker.
+ * Its tasks [first, first + got) have their outcome, in order.
+ */
+struct fm__piece {
+    struct fm__link queue;    /* backlog level, pinned list or worker */
+    struct fm__link in_chunk; /* the chunk's pieces */
+    fm_chunk *chunk;
+    uint32_t first, count, got;
+    uint64_t number; /* of task `first` on the worker */
+    struct fm__worker *worker; /* NULL: in the backlog */
+    struct fm__segment *open;  /* the next small record goes there */
+};
+
+struct fm__output {
+    struct fm__output *next;
+    uint8_t *owned;
+    const uint8_t *record;
+    uint64_t size;
+};
+
+/* Chunks in the order in which they got their last outcome. */
+struct fm__finished {
+    fm_chunk *head, **tail;
+};
+
+/* All but refs and the constants: under the pool's mutex until DONE. */
+struct fm_chunk {
+    _Atomic uint32_t refs;
+    _Atomic uint32_t state;
+    _Atomic uint32_t outcomes;
+    fm_pool *pool; /* a reference */
+    struct fm_chunk_options options;
+    struct fm__bytes *body;
+    uint16_t *retried; /* tries of each task but the first; may be NULL */
+    _Atomic int64_t busy_ns;
+    struct fm__link pieces;
+    struct fm__piece whole; /* the first piece needs no memory */
+    struct fm__segment *segments; /* sorted by first */
+    struct fm__finished *finished; /* the pool's, once accepted */
+    fm_chunk *next;                /* there, then in the inbox */
+    fm_inbox *inbox;
+    struct fm__output *outputs, **outputs_tail;
+    uint64_t consumed, granted;
+};
+
+uint32_t fm__chunk_tries(const fm_chunk *chunk, uint32_t task);
+/* Append outcome records of `n` tasks of the piece, from its first without
+ * one.  Owned: takes `owned` (n is 1, data lies in it).  Never fails: an
+ * outcome that finds no memory is read as NOMEM (INV-1). */
+void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
+                      size_t size, uint8_t *owned);
+/* The same with a record that the pool makes: LONG with this body. */
+void fm__chunk_settle_made(struct fm__piece *piece, enum fm_what what,
+                          const void *body, size_t size, const char *text,
+                          size_t text_size);
+/* Cut the last n tasks off a piece, as a piece of its own (no memory: the
+ * piece stays as it is and NULL is returned). */
+struct fm__piece *fm__piece_split(struct fm__piece *piece, uint32_t n);
+/* A piece that is used up: unlink it and free its memory. */
+void fm__piece_drop(struct fm__piece *piece);
+int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record);
+
+/* --------------------------------------------------- worker (worker.c) */
+
+enum fm_worker_state {
+    FM_WORKER_EMPTY,    /* no process: not born yet, or being replaced */
+    FM_WORKER_STARTING, /* its initializer runs; it may be sent one piece */
+    FM_WORKER_READY,
+    FM_WORKER_DOOMED, /* a kill was asked for; nothing more is sent */
+    FM_WORKER_STATE_COUNT
+};
+
+enum fm_worker_event {
+    FM_WORKER_BORN,  /* born, and will say HELLO */
+    FM_WORKER_BORN_READY,
+    FM_WORKER_HELLO,
+    FM_WORKER_DOOM,
+    FM_WORKER_DIED,
+    FM_WORKER_EVENT_COUNT
+};
+
+struct fm__tally { /* what taking records in has changed */
+    uint64_t outcomes, succeeded, failed, cancelled, died, timeouts, retried;
+};
+
+struct fm__worker {
+    uint32_t slot, generation;
+    pid_t pid;
+    enum fm_worker_state state;
+    struct fm__channel channel;
+    fm_slot *page;
+    struct fm__link pieces; /* in the order sent */
+    struct fm__link pinned; /* only for this slot, not sent yet */
+    uint32_t n_pieces, in_flight, streams, timed;
+    uint64_t next_number, assigned;
+    uint32_t credit;
+    int64_t task_ns; /* moving average of a task's time; 0: unknown */
+    int64_t busy_seen;
+    uint32_t settled_since;
+    int64_t born_ns, eof_ns; /* eof_ns: when its results ended, or 0 */
+    uint64_t done;
+    enum fm_cause cause; /* why it is doomed, or 0 */
+    bool wants_write, garbled;
+    bool dirty; /* frames are queued and not flushed yet */
+    uint64_t known[FM__FUNCTIONS]; /* serial of the function at each index */
+};
+
+/* What came in that is not an outcome. */
+enum fm__news {
+    FM__NEWS_NONE,
+    FM__NEWS_HELLO,
+    FM__NEWS_REFUSAL /* the record is in *record */
+};
+
+/* Next state, or -1 where the event does not fit the state. */
+int fm__worker_next_state(enum fm_worker_state state,
+                          enum fm_worker_event event);
+void fm__worker_init(struct fm__worker *worker, uint32_t slot);
+/* fds as of FM_REPORT_BORN; owned from now on, on error too. */
+int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
+                    const int fds[FM_MESSAGE_FDS], bool hello, int64_t now);
+/* Queue the frames for a piece; it is on the worker from then on. */
+int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece);
+/* Room for another piece of n tasks in the claims. */
+bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n);
+/* Parse what the channel holds.  Pieces whose task shall be tried again go
+ * to `again`.  0; FM_EPROTO and the like: the worker cannot be trusted. */
+int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
+                    struct fm__tally *tally, enum fm__news *news,
+                    struct fm__record *record);
+/* Take back up to n unstarted tasks from the end of what it was sent; they
+ * go to `back`, in order.  Returns how many.  `pinned`: also those that no
+ * other worker may run. */
+uint32_t fm__worker_recall(struct fm__worker *worker, uint32_t n, bool pinned,
+                           struct fm__link *back);
+/* Take back the unstarted end of one piece; as above. */
+uint32_t fm__worker_recall_piece(struct fm__piece *piece, uint32_t n,
+                                 struct fm__link *back);
+/* The piece whose task has started and has no outcome yet; NULL: none. */
+struct fm__piece *fm__worker_running(struct fm__worker *worker);
+/* After its death: the piece of the victim is settled or tried again, the
+ * rest goes to `again`; channel and page are released. */
+void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
+                     bool broken, struct fm__link *again,
+                     struct fm__tally *tally);
+void fm__worker_fini(struct fm__worker *worker);
+
+/* --------------------------------------------------- reaper (reaper.c) */
+
+/* The pool's side of its zygote: the only child of ours in this process. */
+struct fm__reaper {
+    int control_fd, pid_fd; /* -1: closed, not to be had */
+    pid_t zygote;
+    bool reaped, ended; /* status is in; the control socket has ended */
+    int status;
+};
+
+void fm__reaper_init(struct fm__reaper *reaper, int control_fd, pid_t zygote);
+/* Next report: 1, 0 none now, FM_EEOF, FM_EPROTO.  fds are the caller's. */
+int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
+                    int fds[FM_MESSAGE_FDS], int *nfds);
+/* Ask the zygote. 0 or -errno; never blocks for longer than 0.1 s. */
+int fm__reaper_ask(struct fm__reaper *reaper, enum fm_report kind,
+                   uint32_t slot, uint32_t generation, int status);
+/* True once the zygote's exit status is collected.  Never blocks. */
+bool fm__reaper_collect(struct fm__reaper *reaper);
+/* Kill the zygote; its workers die with it. */
+void fm__reaper_kill(struct fm__reaper *reaper);
+void fm__reaper_fini(struct fm__reaper *reaper);
+
+/* ------------------------------------------- dispatcher (dispatcher.c) */
+
+struct fm__level {
+    struct fm__link pieces;
+    int32_t priority;
+    struct fm__level *next; /* lower priority */
+};
+
+struct fm__dispatcher {
+    struct fm__worker *workers;
+    uint32_t n, turn;
+    uint32_t max_tasks;
+    struct fm__level *levels; /* highest first; priority 0 always there */
+    struct fm__level zero;
+    uint64_t backlog; /* tasks, pinned ones included */
+    bool saturated;   /* no worker had credit when last looked */
+    uint64_t frames, bytes;
+};
+
+void fm__dispatcher_init(struct fm__dispatcher *d, struct fm__worker *workers,
+                         uint32_t n, uint32_t max_tasks);
+void fm__dispatcher_fini(struct fm__dispatcher *d);
+/* Queue a piece; `front`: before what waits already at its priority.  Takes
+ * no memory but for a new priority: -ENOMEM then. */
+int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__piece *piece,
+                         bool front);
+/* Queue a list of pieces at the front, keeping its order. */
+void fm__dispatcher_requeue(struct fm__dispatcher *d, struct fm__link *list);
+/* Take a piece out of the backlog. */
+void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__piece *piece);
+/* Any piece of the backlog, or NULL. */
+struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d);
+/* Send while there is backlog and a worker with credit; marks dirty.
+ * Returns the number of tasks sent. */
+uint64_t fm__dispatcher_run(struct fm__dispatcher *d);
+/* An idle worker and a queue elsewhere: take half of it back.  Returns the
+ * tasks taken (now in the backlog), or 0.  *look_again: a queue is too short
+ * to be worth it by what is known of its tasks; call once more a moment
+ * later, and `insist`. */
+uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
+                              bool *look_again);
+
+#endif

@@ -1,0 +1,323 @@
+/*
+ * port.c - the worker's own end of its channel and slot.
+ *
+ * Guarantees
+ *   - a task is claimed in the slot before its arguments are looked at;
+ *   - an outcome is whole in the ring, and published, before any byte of it
+ *     goes to the pipe (a record longer than half the ring: after its last
+ *     byte has gone); so a death never loses a finished result;
+ *   - everything finished is in the pipe before this process sleeps.
+ * Invariants
+ *   - sent <= end <= sent + FM_RING; slot->out_end == end.
+ * Threads: one.  All calls may block on the pipe: the pool always reads
+ * (INV-6).
+ */
+#include "internal.h"
+
+#define INPUT (64u * 1024u)
+
+struct fm_port {
+    int task_fd, result_fd, slot_fd;
+    uint32_t generation;
+    fm_slot *slot;
+    uint64_t sent, end;
+    int64_t frame_start;
+    size_t pos, filled;      /* unread input is in[pos, filled) */
+    size_t consumed;         /* of it: the frame handed out last */
+    uint8_t *long_body;      /* being received, or NULL */
+    size_t long_got;
+    struct fm_frame long_frame;
+    alignas(FM_ALIGN) uint8_t in[INPUT];
+    uint8_t scratch[FM_RING / 2];
+};
+
+int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
+{
+    fm_port *port = fm__calloc(sizeof *port);
+    int rc = port ? fm__guard_start() : -ENOMEM;
+    if (rc == 0)
+        rc = fm_slot_map(slot_fd, &port->slot);
+    if (rc == 0 && lseek(slot_fd, (off_t)fm_slot_crash_offset(), SEEK_SET) < 0)
+        rc = -errno;
+    if (rc < 0) {
+        if (port)
+            fm_slot_unmap(port->slot);
+        free(port);
+        fm__sys_close(task_fd);
+        fm__sys_close(result_fd);
+        fm__sys_close(slot_fd);
+        return rc;
+    }
+    port->task_fd = task_fd;
+    port->result_fd = result_fd;
+    port->slot_fd = slot_fd;
+    /* A child that a task forks must not hold the worker's ends. */
+    fm__guard_fd(task_fd);
+    fm__guard_fd(result_fd);
+    port->generation = fm_fork_generation();
+    *out = port;
+    return 0;
+}
+
+static void close_guarded(int fd)
+{
+    fm__unguard_fd(fd);
+    fm__sys_close(fd);
+}
+
+void fm_port_close(fm_port *port)
+{
+    if (!port)
+        return;
+    if (!fm_port_forked(port)) {
+        close_guarded(port->task_fd);
+        close_guarded(port->result_fd);
+        fm__sys_close(port->slot_fd);
+        fm_slot_unmap(port->slot);
+    }
+    fm_body_free(port->long_body);
+    free(port);
+}
+
+int fm_port_crash_fd(const fm_port *port)
+{
+    return port->slot_fd;
+}
+
+int fm_port_forked(const fm_port *port)
+{
+    return port->generation != fm_fork_generation();
+}
+
+/* ----------------------------------------------------------------- input */
+
+/* Make room for a frame of `size` bytes from pos on, read once. */
+static int read_more(fm_port *port, size_t size)
+{
+    if (port->pos == port->filled) {
+        port->pos = port->filled = 0;
+    } else if (port->pos + size > INPUT) {
+        memmove(port->in, port->in + port->pos, port->filled - port->pos);
+        port->filled -= port->pos;
+        port->pos = 0;
+    }
+    ssize_t n = fm__sys_read_wait(port->task_fd, port->in + port->filled,
+                                  INPUT - port->filled);
+    if (n <= 0)
+        return n == 0 ? FM_EEOF : (int)n;
+    port->filled += (size_t)n;
+    return 0;
+}
+
+/* Receive the rest of a body that has memory of its own. */
+static int read_long(fm_port *port, struct fm_frame *frame,
+                     const uint8_t **body, uint8_t **owned)
+{
+    while (port->long_got < port->long_frame.length) {
+        ssize_t n = fm__sys_read_wait(
+            port->task_fd, port->long_body + port->long_got,
+            (size_t)(port->long_frame.length - port->long_got));
+        if (n <= 0)
+            return n == 0 ? FM_EEOF : (int)n;
+        port->long_got += (size_t)n;
+    }
+    *frame = port->long_frame;
+    *body = *owned = port->long_body;
+    port->long_body = NULL;
+    return 0;
+}
+
+static int begin_long(fm_port *port, const struct fm_frame *frame)
+{
+    size_t have = port->filled - port->pos - sizeof *frame;
+    have = FM__MIN(have, (size_t)frame->length);
+    port->long_body = fm_body_new((size_t)frame->length);
+    if (!port->long_body)
+        return -ENOMEM;
+    port->long_frame = *frame;
+    port->long_got = have;
+    memcpy(port->long_body, port->in + port->pos + sizeof *frame, have);
+    port->pos += sizeof *frame + have;
+    return 0;
+}
+
+int fm_port_next(fm_port *port, struct fm_frame *frame, const uint8_t **body,
+                 uint8_t **owned)
+{
+    port->pos += port->consumed;
+    port->consumed = 0;
+    *owned = NULL;
+    for (;;) {
+        size_t have = port->filled - port->pos, want = sizeof *frame;
+        int rc;
+        if (port->long_body) {
+            rc = read_long(port, frame, body, owned);
+            if (rc == 0)
+                port->frame_start = fm_now();
+            return rc;
+        }
+        if (have >= sizeof *frame) {
+            memcpy(frame, port->in + port->pos, sizeof *frame);
+            rc = fm_frame_check(frame);
+            if (rc < 0)
+                return rc;
+            if (frame->length > INPUT - sizeof *frame) {
+                rc = begin_long(port, frame);
+                if (rc < 0)
+                    return rc;
+                continue;
+            }
+            want += (size_t)frame->length;
+            if (have >= want) {
+                *body = port->in + port->pos + sizeof *frame;
+                port->consumed = want;
+                port->frame_start = fm_now();
+                return 0;
+            }
+        }
+        rc = read_more(port, want);
+        if (rc < 0)
+            return rc;
+    }
+}
+
+int fm_port_buffered(const fm_port *port)
+{
+    return port->filled - port->pos > port->consumed;
+}
+
+/* ----------------------------------------------------------------- tasks */
+
+int fm_port_start(fm_port *port, uint64_t number, int timed)
+{
+    uint8_t sent = FM_CLAIM_SENT;
+    if (timed) /* before the claim: whoever sees STARTED sees the time */
+        atomic_store_explicit(&port->slot->t_start, fm_now(),
+                              memory_order_relaxed);
+    if (!atomic_compare_exchange_strong(
+            &port->slot->claims[number % FM_CLAIMS], &sent, FM_CLAIM_STARTED))
+        return 0;
+    atomic_store_explicit(&port->slot->started, number + 1,
+                          memory_order_release);
+    return 1;
+}
+
+int fm_port_flush(fm_port *port)
+{
+    while (port->sent < port->end) {
+        size_t pos = port->sent % FM_RING;
+        size_t n = (size_t)(port->end - port->sent);
+        size_t first = FM__MIN(n, FM_RING - pos);
+        struct iovec iov[2] = {
+            {port->slot->ring + pos, first},
+            {port->slot->ring, n - first},
+        };
+        ssize_t done =
+            fm__sys_writev(port->result_fd, iov, n > first ? 2 : 1);
+        if (done < 0)
+            return (int)done;
+        port->sent += (uint64_t)done;
+    }
+    return 0;
+}
+
+uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
+{
+    assert(n <= sizeof port->scratch);
+    *rc = 0;
+    if (port->end + n - port->sent > FM_RING && (*rc = fm_port_flush(port)) < 0)
+        return NULL;
+    return port->scratch;
+}
+
+static void publish(fm_port *port, size_t n, int is_outcome)
+{
+    port->end += n;
+    atomic_store_explicit(&port->slot->out_end, port->end,
+                          memory_order_release);
+    if (is_outcome) {
+        uint64_t done =
+            atomic_load_explicit(&port->slot->done, memory_order_relaxed);
+        atomic_store_explicit(&port->slot->done, done + 1,
+                              memory_order_relaxed);
+    }
+}
+
+int fm_port_commit(fm_port *port, size_t n, int is_outcome)
+{
+    fm__slot_store(port->slot, port->end, port->scratch, n);
+    publish(port, n, is_outcome);
+    return port->end - port->sent >= FM_RING / 2 ? fm_port_flush(port) : 0;
+}
+
+/* Write parts straight to the pipe. */
+static int write_parts(fm_port *port, const struct fm_part *parts, size_t n)
+{
+    size_t i = 0, offset = 0;
+    while (i < n) {
+        struct iovec iov[64];
+        int count = 0;
+        for (size_t j = i; j < n && count < (int)ARRAY_LEN(iov); j++) {
+            size_t skip = j == i ? offset : 0;
+            iov[count].iov_base = (char *)(uintptr_t)parts[j].base + skip;
+            iov[count++].iov_len = parts[j].size - skip;
+        }
+        ssize_t done = fm__sys_writev(port->result_fd, iov, count);
+        if (done < 0)
+            return (int)done;
+        for (size_t left = (size_t)done; i < n; i++, offset = 0) {
+            if (left < parts[i].size - offset) {
+                offset += left;
+                break;
+            }
+            left -= parts[i].size - offset;
+        }
+    }
+    return 0;
+}
+
+int fm_port_put(fm_port *port, const struct fm_part *parts, size_t n,
+                int is_outcome)
+{
+    size_t total = 0;
+    int rc;
+    for (size_t i = 0; i < n; i++)
+        total += parts[i].size;
+    if (total <= sizeof port->scratch) {
+        uint8_t *p = fm_port_room(port, total, &rc);
+        if (!p)
+            return rc;
+        for (size_t i = 0; i < n; p += parts[i++].size)
+            if (parts[i].size)
+                memcpy(p, parts[i].base, parts[i].size);
+        return fm_port_commit(port, total, is_outcome);
+    }
+    rc = fm_port_flush(port);
+    if (rc == 0)
+        rc = write_parts(port, parts, n);
+    if (rc < 0)
+        return rc;
+    port->sent += total;
+    publish(port, total, is_outcome);
+    return 0;
+}
+
+int fm_port_finish(fm_port *port)
+{
+    int64_t busy =
+        atomic_load_explicit(&port->slot->busy_ns, memory_order_relaxed);
+    atomic_store_explicit(&port->slot->busy_ns,
+                          busy + fm_now() - port->frame_start,
+                          memory_order_relaxed);
+    return fm_port_flush(port);
+}
+
+void fm_port_retire(fm_port *port)
+{
+    atomic_store(&port->slot->retired, 1);
+}
+
+void fm_port_rss(fm_port *port, uint64_t kb)
+{
+    atomic_store_explicit(&port->slot->rss_kb, kb, memory_order_relaxed);
+}

@@ -1,0 +1,91 @@
+/*
+ * slot.c - the shared page of one worker.
+ *
+ * Guarantees: exactly one of pool and worker owns a task at any time: the
+ * claim byte is the referee (INV-2).  What lies in the ring below out_end is
+ * a whole number of records.
+ * Invariants: out_end - (bytes written to the pipe) <= FM_RING, so that the
+ * unwritten bytes are never overwritten.
+ * Threads: one thread of the pool (its mutex is held), one of the worker.
+ *
+ * Nothing here waits, and no lock is shared: a process that is killed at any
+ * instruction leaves a state that the other one can read.
+ */
+#include "internal.h"
+
+size_t fm_slot_size(void)
+{
+    return sizeof(struct fm_slot);
+}
+
+size_t fm_slot_crash_offset(void)
+{
+    return offsetof(struct fm_slot, crash);
+}
+
+int fm_slot_create(void)
+{
+    return fm__sys_shm(sizeof(struct fm_slot));
+}
+
+int fm_slot_map(int fd, fm_slot **out)
+{
+    fm_slot *slot = fm__sys_map(fd, sizeof *slot, true);
+    if (!slot)
+        return -errno;
+    *out = slot;
+    return 0;
+}
+
+void fm_slot_unmap(fm_slot *slot)
+{
+    if (slot)
+        fm__sys_unmap(slot, sizeof *slot);
+}
+
+int fm_slot_retired(const fm_slot *slot)
+{
+    return (int)atomic_load(&slot->retired);
+}
+
+void fm__slot_offer(fm_slot *slot, uint64_t from, uint32_t n)
+{
+    /* Relaxed is enough: the write() of the frame and the worker's read()
+     * of it order these stores before the worker's compare-and-swap. */
+    for (uint32_t i = 0; i < n; i++)
+        atomic_store_explicit(&slot->claims[(from + i) % FM_CLAIMS],
+                              FM_CLAIM_SENT, memory_order_relaxed);
+}
+
+bool fm__slot_recall(fm_slot *slot, uint64_t number)
+{
+    uint8_t sent = FM_CLAIM_SENT;
+    return atomic_compare_exchange_strong(&slot->claims[number % FM_CLAIMS],
+                                          &sent, FM_CLAIM_RECALLED);
+}
+
+enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number)
+{
+    return atomic_load(&slot->claims[number % FM_CLAIMS]);
+}
+
+void fm__slot_store(fm_slot *slot, uint64_t at, const void *data, size_t n)
+{
+    size_t pos = at % FM_RING, first = FM__MIN(n, FM_RING - pos);
+    memcpy(slot->ring + pos, data, first);
+    memcpy(slot->ring, (const uint8_t *)data + first, n - first);
+}
+
+int64_t fm__slot_rescue(const fm_slot *slot, uint64_t from, uint8_t *out)
+{
+    uint64_t end = atomic_load(&slot->out_end);
+    if (end <= from)
+        return 0; /* a long record was under way, or nothing is missing */
+    size_t n = (size_t)(end - from);
+    if (end - from > FM_RING)
+        return FM_EPROTO;
+    size_t pos = from % FM_RING, first = FM__MIN(n, FM_RING - pos);
+    memcpy(out, slot->ring + pos, first);
+    memcpy(out + first, slot->ring, n - first);
+    return (int64_t)n;
+}

@@ -1,0 +1,558 @@
+/*
+ * sys_linux.c - everything that knows the platform: Linux.
+ *
+ * Guarantees: every descriptor made here is close-on-exec and above 2 (a user
+ * who closed the standard streams must not find protocol bytes on them).
+ * EINTR is retried here and nowhere else, but in the calls that say that they
+ * give it back.  Newer calls (pidfd, memfd, close_range) have fallbacks for
+ * old kernels and seccomp filters; they are made by number because glibc
+ * 2.28 has no wrappers.  sys_darwin.c defines the same functions.
+ * Threads: any.
+ */
+#define _GNU_SOURCE /* pipe2, ppoll, dup3, memfd_create */
+#include "internal.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
+#ifndef SYS_close_range
+#define SYS_close_range 436
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+/* ----------------------------------------------------------- descriptors */
+
+/* Move a fresh descriptor above the standard streams. */
+static int lift(int fd)
+{
+    if (fd < 0)
+        return -errno;
+    if (fd > 2)
+        return fd;
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int rc = high < 0 ? -errno : high;
+    close(fd);
+    return rc;
+}
+
+/* Lift both or close both. */
+static int lift_pair(int fds[2], const int fresh[2])
+{
+    int a = lift(fresh[0]), b = lift(fresh[1]);
+    if (a >= 0 && b >= 0) {
+        fds[0] = a;
+        fds[1] = b;
+        return 0;
+    }
+    if (a >= 0)
+        close(a);
+    if (b >= 0)
+        close(b);
+    return a < 0 ? a : b;
+}
+
+int fm_sys_pipe(int fds[2])
+{
+    int fresh[2];
+    if (pipe2(fresh, O_CLOEXEC) < 0)
+        return -errno;
+    return lift_pair(fds, fresh);
+}
+
+int fm_sys_socketpair(int fds[2])
+{
+    int fresh[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fresh) < 0)
+        return -errno;
+    return lift_pair(fds, fresh);
+}
+
+int fm_sys_nonblock(int fd, int on)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    int want = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+    return want == flags || fcntl(fd, F_SETFL, want) == 0 ? 0 : -errno;
+}
+
+int fm_sys_cloexec(int fd, int on)
+{
+    return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
+}
+
+void fm__sys_close(int fd)
+{
+    int saved = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = saved;
+}
+
+ssize_t fm__sys_read_wait(int fd, void *buffer, size_t n)
+{
+    ssize_t got = read(fd, buffer, n);
+    return got < 0 ? -errno : got;
+}
+
+ssize_t fm__sys_read(int fd, void *buffer, size_t n)
+{
+    ssize_t got;
+    do
+        got = fm__sys_read_wait(fd, buffer, n);
+    while (got == -EINTR);
+    return got;
+}
+
+ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n)
+{
+    ssize_t done;
+    do
+        done = writev(fd, iov, n);
+    while (done < 0 && errno == EINTR);
+    return done < 0 ? -errno : done;
+}
+
+union fds_buffer {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(sizeof(int) * FM_MESSAGE_FDS)];
+};
+
+ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,
+                         int nfds)
+{
+    union fds_buffer control;
+    struct iovec iov = {(void *)(uintptr_t)data, n};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (nfds > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)nfds);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)nfds);
+        memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)nfds);
+    }
+    ssize_t sent;
+    do
+        sent = sendmsg(fd, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : sent;
+}
+
+/* Take the descriptors out of a received message; all or none. */
+static int take_fds(struct msghdr *message, int *fds, int *nfds)
+{
+    int rc = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c;
+         c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        int n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (int i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + sizeof(int) * (size_t)i, sizeof fd);
+            fd = lift(fd);
+            if (fd >= 0 && *nfds < FM_MESSAGE_FDS)
+                fds[(*nfds)++] = fd;
+            else if (fd >= 0)
+                close(fd);
+            else
+                rc = fd;
+        }
+    }
+    if (message->msg_flags & MSG_CTRUNC)
+        rc = -EMFILE; /* the kernel dropped some: no descriptors left */
+    if (rc < 0)
+        while (*nfds > 0)
+            close(fds[--*nfds]);
+    return rc;
+}
+
+ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds)
+{
+    union fds_buffer control;
+    struct iovec iov = {data, n};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    ssize_t got;
+    *nfds = 0;
+    do
+        got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == ECONNRESET ? 0 : -errno;
+    take_fds(&message, fds, nfds);
+    return got;
+}
+
+int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
+{
+    struct pollfd polls[30];
+    int ready = 0;
+    if (n < 0 || n > 30)
+        return -EINVAL;
+    for (int i = 0; i < n; i++)
+        polls[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
+    struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    int rc = ppoll(polls, (nfds_t)n, timeout_ns == FM_FOREVER ? NULL : &t,
+                   NULL);
+    if (rc < 0)
+        return -errno;
+    for (int i = 0; i < n; i++)
+        if (polls[i].revents)
+            ready |= 1 << i;
+    return ready;
+}
+
+/* ---------------------------------------------------- other descriptors */
+
+static bool listed(int fd, const int *keep, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (keep[i] == fd)
+            return true;
+    return false;
+}
+
+/* Call act(fd) for every open descriptor above 2 that is not kept. */
+static int each_other(const int *keep, size_t n, void (*act)(int, void *),
+                      void *arg)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    if (!dir) {
+        /* No /proc: try every number. */
+        long most = sysconf(_SC_OPEN_MAX);
+        for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
+            if (!listed(fd, keep, n))
+                act(fd, arg);
+        return 0;
+    }
+    for (struct dirent *e; (e = readdir(dir));) {
+        int fd = atoi(e->d_name);
+        if (fd > 2 && fd != dirfd(dir) && !listed(fd, keep, n))
+            act(fd, arg);
+    }
+    closedir(dir);
+    return 0;
+}
+
+static void close_one(int fd, void *arg)
+{
+    (void)arg;
+    close(fd);
+}
+
+int fm_sys_close_others(const int *keep, size_t n)
+{
+    int low = 3;
+    /* close_range between the kept ones, in ascending order. */
+    for (;;) {
+        int next = -1;
+        for (size_t i = 0; i < n; i++)
+            if (keep[i] >= low && (next < 0 || keep[i] < next))
+                next = keep[i];
+        if (next != low &&
+            syscall(SYS_close_range, low, next < 0 ? ~0U : (unsigned)next - 1,
+                    0) < 0)
+            return each_other(keep, n, close_one, NULL);
+        if (next < 0)
+            return 0;
+        low = next + 1;
+    }
+}
+
+static void silence_one(int fd, void *arg)
+{
+    struct stat st;
+    if (fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
+        dup3(*(int *)arg, fd, O_CLOEXEC);
+}
+
+int fm_sys_silence_others(const int *keep, size_t n)
+{
+    int null = lift(open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (null < 0)
+        return null;
+    int rc = each_other(keep, n, silence_one, &null);
+    close(null);
+    return rc;
+}
+
+/* -------------------------------------------------------------- processes */
+
+int fm_sys_pidfd(pid_t pid)
+{
+    return lift((int)syscall(SYS_pidfd_open, pid, 0));
+}
+
+int fm_sys_die_with_parent(pid_t parent)
+{
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+        return -errno;
+    /* It may have died before the call: then no signal will come. */
+    return getppid() == parent ? 0 : -ESRCH;
+}
+
+int fm__sys_reap(pid_t pid, int *status)
+{
+    int got;
+    pid_t rc;
+    do
+        rc = waitpid(pid, &got, WNOHANG);
+    while (rc < 0 && errno == EINTR);
+    if (rc < 0)
+        return -errno;
+    if (rc == 0)
+        return 0;
+    *status = got;
+    return 1;
+}
+
+int fm__sys_kill(pid_t pid, int sig)
+{
+    return kill(pid, sig) < 0 ? -errno : 0;
+}
+
+uint64_t fm_sys_rss_kb(void)
+{
+    char text[128];
+    unsigned long pages = 0;
+    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    fm__sys_close(fd);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    char *end;
+    strtoul(text, &end, 10);
+    pages = strtoul(end, NULL, 10);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
+}
+
+/* ----------------------------------------------------------------- memory */
+
+/* Without memfd: a file without a name, first in memory, then on disk. */
+static int unnamed_file(void)
+{
+    static const char *const dirs[] = {"/dev/shm", "/tmp", "/var/tmp"};
+    int rc = -ENOENT;
+    for (size_t i = 0; i < ARRAY_LEN(dirs); i++) {
+        char path[64];
+        int fd = open(dirs[i], O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+        if (fd < 0) {
+            snprintf(path, sizeof path, "%s/forkmill-XXXXXX", dirs[i]);
+            fd = mkostemp(path, O_CLOEXEC);
+            if (fd >= 0)
+                unlink(path);
+        }
+        rc = lift(fd);
+        if (rc >= 0)
+            break;
+    }
+    return rc;
+}
+
+int fm__sys_shm(size_t size)
+{
+    int fd = memfd_create("forkmill", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create("forkmill", MFD_CLOEXEC);
+    fd = lift(fd);
+    if (fd == -ENOSYS || fd == -EPERM || fd == -EACCES)
+        fd = unnamed_file();
+    if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+void *fm__sys_map(int fd, size_t size, bool inherit)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    if (!inherit)
+        madvise(p, size, MADV_DONTFORK);
+    return p;
+}
+
+void fm__sys_unmap(void *p, size_t size)
+{
+    munmap(p, size);
+}
+
+/* ------------------------------------------------------------ park, wake */
+
+int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns)
+{
+    struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+    if (timeout_ns <= 0)
+        return -ETIMEDOUT;
+    long rc = syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, old,
+                      timeout_ns == FM_FOREVER ? NULL : &t, NULL, 0);
+    if (rc == 0 || errno == EAGAIN)
+        return 0;
+    return -errno;
+}
+
+void fm__sys_unpark(_Atomic uint32_t *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* ----------------------------------------------------------------- poller */
+
+#define KICK UINT64_MAX
+
+struct fm__poller {
+    int epoll_fd, kick_fd;
+};
+
+int fm__poller_open(fm__poller **out)
+{
+    fm__poller *poller = fm__calloc(sizeof *poller);
+    if (!poller)
+        return -ENOMEM;
+    struct epoll_event e = {.events = EPOLLIN, .data.u64 = KICK};
+    int rc = 0;
+    poller->epoll_fd = lift(epoll_create1(EPOLL_CLOEXEC));
+    poller->kick_fd = lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (poller->epoll_fd < 0)
+        rc = poller->epoll_fd;
+    else if (poller->kick_fd < 0)
+        rc = poller->kick_fd;
+    else if (epoll_ctl(poller->epoll_fd, EPOLL_CTL_ADD, poller->kick_fd, &e) <
+             0)
+        rc = -errno;
+    if (rc < 0) {
+        fm__sys_close(poller->epoll_fd);
+        fm__sys_close(poller->kick_fd);
+        free(poller);
+        return rc;
+    }
+    fm__guard_fd(poller->epoll_fd);
+    fm__guard_fd(poller->kick_fd);
+    *out = poller;
+    return 0;
+}
+
+void fm__poller_close(fm__poller *poller)
+{
+    fm__unguard_fd(poller->epoll_fd);
+    fm__unguard_fd(poller->kick_fd);
+    fm__sys_close(poller->epoll_fd);
+    fm__sys_close(poller->kick_fd);
+    free(poller);
+}
+
+int fm__poller_add(fm__poller *poller, int fd, uint64_t token)
+{
+    struct epoll_event e = {.events = EPOLLIN, .data.u64 = token};
+    return epoll_ctl(poller->epoll_fd, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
+}
+
+int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
+                          bool write)
+{
+    /* Task and result pipes are two descriptors: the task end is watched
+     * only while a write is unfinished. */
+    struct epoll_event e = {.events = EPOLLOUT, .data.u64 = token};
+    int op = write ? EPOLL_CTL_ADD : EPOLL_CTL_DEL;
+    return epoll_ctl(poller->epoll_fd, op, fd, &e) < 0 ? -errno : 0;
+}
+
+void fm__poller_drop(fm__poller *poller, int fd)
+{
+    struct epoll_event e = {0};
+    epoll_ctl(poller->epoll_fd, EPOLL_CTL_DEL, fd, &e);
+}
+
+int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
+                    int64_t timeout_ns)
+{
+    struct epoll_event events[64];
+    int ms = -1, count = 0;
+    if (timeout_ns != FM_FOREVER) {
+        int64_t up = timeout_ns <= 0 ? 0 : (timeout_ns + 999999) / 1000000;
+        ms = (int)FM__MIN(up, 3600000);
+    }
+    int got = epoll_wait(poller->epoll_fd, events,
+                         FM__MIN(n, (int)ARRAY_LEN(events)), ms);
+    if (got < 0)
+        return -errno;
+    for (int i = 0; i < got; i++) {
+        if (events[i].data.u64 == KICK) {
+            uint64_t value;
+            if (read(poller->kick_fd, &value, sizeof value) < 0)
+                assert(errno == EAGAIN);
+            continue;
+        }
+        ready[count++] = (struct fm__ready){
+            .token = events[i].data.u64,
+            .readable = events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR),
+            .writable = events[i].events & (EPOLLOUT | EPOLLERR),
+        };
+    }
+    return count;
+}
+
+void fm__poller_kick(fm__poller *poller)
+{
+    uint64_t one = 1;
+    if (write(poller->kick_fd, &one, sizeof one) < 0)
+        assert(errno == EAGAIN); /* full: it is readable, which is enough */
+}
+
+/* ------------------------------------------------------------------- flag */
+
+int fm__flag_open(struct fm__flag *flag)
+{
+    int fd = lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (fd < 0)
+        return fd;
+    flag->read_fd = flag->write_fd = fd;
+    fm__guard_fd(fd);
+    return 0;
+}
+
+void fm__flag_close(struct fm__flag *flag)
+{
+    fm__unguard_fd(flag->read_fd);
+    fm__sys_close(flag->read_fd);
+    flag->read_fd = flag->write_fd = -1;
+}
+
+void fm__flag_set(struct fm__flag *flag)
+{
+    uint64_t one = 1;
+    if (write(flag->write_fd, &one, sizeof one) < 0)
+        assert(errno == EAGAIN);
+}
+
+void fm__flag_clear(struct fm__flag *flag)
+{
+    uint64_t value;
+    if (read(flag->read_fd, &value, sizeof value) < 0)
+        assert(errno == EAGAIN);
+}

@@ -1,0 +1,564 @@
+/*
+ * worker.c - the pool's view of one worker: its life, what it was sent, what
+ * came back, and whose fault its death was.
+ *
+ *              BORN      BORN_READY  HELLO    DOOM     DIED
+ *   EMPTY      STARTING  READY       -        -        EMPTY
+ *   STARTING   -         -           READY    DOOMED   EMPTY
+ *   READY      -         -           -        DOOMED   EMPTY
+ *   DOOMED     -         -           DOOMED   DOOMED   EMPTY
+ *
+ * Guarantees (INV-2): a death costs exactly the task that was running: first
+ * what is in the pipe is taken, then what is finished in the slot's ring,
+ * then the first task without an outcome is the victim if its claim says
+ * STARTED; all later ones were not started and go back to the backlog.
+ * Invariants: `pieces` is in the order of task numbers; the worker starts
+ * tasks in that order; in_flight is the number of tasks of `pieces` without
+ * an outcome.
+ * Threads: the pool's mutex is held around every call.
+ */
+#include "internal.h"
+
+#define NONE (-1)
+#define FIRST_CREDIT 2
+
+static const int8_t table[][FM_WORKER_EVENT_COUNT] = {
+    [FM_WORKER_EMPTY] = {[FM_WORKER_BORN] = FM_WORKER_STARTING,
+                         [FM_WORKER_BORN_READY] = FM_WORKER_READY,
+                         [FM_WORKER_HELLO] = NONE,
+                         [FM_WORKER_DOOM] = NONE,
+                         [FM_WORKER_DIED] = FM_WORKER_EMPTY},
+    [FM_WORKER_STARTING] = {[FM_WORKER_BORN] = NONE,
+                            [FM_WORKER_BORN_READY] = NONE,
+                            [FM_WORKER_HELLO] = FM_WORKER_READY,
+                            [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                            [FM_WORKER_DIED] = FM_WORKER_EMPTY},
+    [FM_WORKER_READY] = {[FM_WORKER_BORN] = NONE,
+                         [FM_WORKER_BORN_READY] = NONE,
+                         [FM_WORKER_HELLO] = NONE,
+                         [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                         [FM_WORKER_DIED] = FM_WORKER_EMPTY},
+    [FM_WORKER_DOOMED] = {[FM_WORKER_BORN] = NONE,
+                          [FM_WORKER_BORN_READY] = NONE,
+                          [FM_WORKER_HELLO] = FM_WORKER_DOOMED,
+                          [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                          [FM_WORKER_DIED] = FM_WORKER_EMPTY},
+};
+static_assert(ARRAY_LEN(table) == FM_WORKER_STATE_COUNT, "a row a state");
+
+int fm__worker_next_state(enum fm_worker_state state,
+                          enum fm_worker_event event)
+{
+    return table[state][event];
+}
+
+const char *fm_worker_state_name(uint32_t state)
+{
+    static const char *const names[] = {
+        [FM_WORKER_EMPTY] = "empty",
+        [FM_WORKER_STARTING] = "starting",
+        [FM_WORKER_READY] = "ready",
+        [FM_WORKER_DOOMED] = "doomed",
+    };
+    static_assert(ARRAY_LEN(names) == FM_WORKER_STATE_COUNT, "a name each");
+    return state < FM_WORKER_STATE_COUNT ? names[state] : "unknown";
+}
+
+void fm__worker_init(struct fm__worker *worker, uint32_t slot)
+{
+    memset(worker, 0, sizeof *worker);
+    worker->slot = slot;
+    worker->channel.task_fd = worker->channel.hold_fd = -1;
+    worker->channel.result_fd = -1;
+    worker->channel.out_tail = &worker->channel.out_head;
+    fm__list_init(&worker->pieces);
+    fm__list_init(&worker->pinned);
+}
+
+int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
+                    const int fds[FM_MESSAGE_FDS], bool hello, int64_t now)
+{
+    int state = fm__worker_next_state(
+        worker->state, hello ? FM_WORKER_BORN : FM_WORKER_BORN_READY);
+    /* fds: task read end (held, so that a write to a dead worker raises no
+     * SIGPIPE), task write end, result read end, slot memory. */
+    fm_slot *page = fm__sys_map(fds[3], sizeof *page, false);
+    int rc = page ? 0 : -errno;
+    fm__sys_close(fds[3]);
+    if (rc < 0 || state == NONE) {
+        for (int i = 0; i < 3; i++)
+            fm__sys_close(fds[i]);
+        fm_slot_unmap(page);
+        return rc < 0 ? rc : FM_EPROTO;
+    }
+    rc = fm__channel_init(&worker->channel, fds[1], fds[0], fds[2]);
+    worker->page = page;
+    worker->generation = generation;
+    worker->pid = pid;
+    worker->state = (enum fm_worker_state)state;
+    worker->next_number = worker->assigned = worker->done = 0;
+    worker->credit = FIRST_CREDIT;
+    worker->busy_seen = 0;
+    worker->settled_since = 0;
+    worker->born_ns = now;
+    worker->eof_ns = 0;
+    worker->cause = 0;
+    worker->wants_write = worker->garbled = worker->dirty = false;
+    memset(worker->known, 0, sizeof worker->known);
+    return rc;
+}
+
+/* --------------------------------------------------------------- sending */
+
+bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n)
+{
+    uint64_t oldest = worker->next_number;
+    if (!fm__list_empty(&worker->pieces)) {
+        const struct fm__piece *p =
+            FM__OF(worker->pieces.next, struct fm__piece, queue);
+        oldest = p->number + p->got;
+    }
+    return worker->next_number + n - oldest <= FM_CLAIMS;
+}
+
+/* A worker gets a function before the first piece that needs it. */
+static int define(struct fm__worker *worker, const fm_function *function)
+{
+    struct fm_frame frame = {.magic = FM_MAGIC,
+                             .kind = FM_KIND_DEFINE,
+                             .index = function->index,
+                             .serial = function->serial,
+                             .length = function->blob->size};
+    if (worker->known[function->index] == function->serial)
+        return 0;
+    int rc = fm__channel_put(&worker->channel, &frame, function->blob);
+    if (rc == 0)
+        worker->known[function->index] = function->serial;
+    return rc;
+}
+
+int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
+{
+    fm_chunk *chunk = piece->chunk;
+    fm_function *function = chunk->options.function;
+    struct fm_frame frame = {.magic = FM_MAGIC,
+                             .kind = FM_KIND_RUN,
+                             .flags = (uint16_t)chunk->options.flags,
+                             .first = piece->first,
+                             .count = piece->count,
+                             .credit = chunk->options.credit,
+                             .serial = worker->next_number,
+                             .length = chunk->body->size};
+    int rc = function ? define(worker, function) : 0;
+    if (function)
+        frame.index = function->index;
+    if (rc == 0)
+        rc = fm__channel_put(&worker->channel, &frame, chunk->body);
+    if (rc < 0)
+        return rc;
+    fm__slot_offer(worker->page, worker->next_number, piece->count);
+    piece->number = worker->next_number;
+    piece->worker = worker;
+    fm__list_insert(&worker->pieces, &piece->queue);
+    worker->next_number += piece->count;
+    worker->assigned += piece->count;
+    worker->in_flight += piece->count;
+    worker->n_pieces++;
+    worker->streams += chunk->options.flags & FM_RUN_STREAM ? 1 : 0;
+    worker->timed += chunk->options.timeout_ns > 0 ? 1 : 0;
+    worker->dirty = true;
+    return 0;
+}
+
+/* The piece leaves the worker, whatever becomes of it. */
+static void detach(struct fm__piece *piece)
+{
+    struct fm__worker *worker = piece->worker;
+    const struct fm_chunk_options *options = &piece->chunk->options;
+    worker->n_pieces--;
+    worker->streams -= options->flags & FM_RUN_STREAM ? 1 : 0;
+    worker->timed -= options->timeout_ns > 0 ? 1 : 0;
+    piece->worker = NULL;
+    fm__list_remove(&piece->queue);
+}
+
+/* ------------------------------------------------------------- receiving */
+
+/* Learn how long tasks take here; a queue of about half a millisecond hides
+ * the round trip, and no more than that waits behind a long one. */
+static void learn(struct fm__worker *worker, fm_chunk *chunk)
+{
+    int64_t busy = atomic_load_explicit(&worker->page->busy_ns,
+                                        memory_order_relaxed);
+    int64_t spent = busy - worker->busy_seen;
+    if (spent <= 0 || worker->settled_since == 0)
+        return;
+    int64_t each = spent / worker->settled_since;
+    worker->task_ns =
+        worker->task_ns ? (3 * worker->task_ns + each) / 4 : FM__MAX(each, 1);
+    worker->busy_seen = busy;
+    worker->settled_since = 0;
+    atomic_fetch_add(&chunk->busy_ns, spent);
+    worker->credit = (uint32_t)FM__MAX(
+        2, FM__MIN(64, 500000 / FM__MAX(worker->task_ns, 1)));
+}
+
+static void settled(struct fm__worker *worker, struct fm__piece *piece,
+                    uint32_t n)
+{
+    worker->in_flight -= n;
+    worker->settled_since += n;
+    worker->done += n;
+    if (piece->got == piece->count) {
+        learn(worker, piece->chunk);
+        detach(piece);
+        fm__piece_drop(piece);
+    }
+}
+
+/* The first task of the piece without an outcome leaves it, to be tried
+ * again; false if there is no memory for that. */
+static bool pull_out(struct fm__piece *piece, struct fm__link *again)
+{
+    struct fm__worker *worker = piece->worker;
+    uint32_t rest = piece->count - piece->got - 1;
+    struct fm__piece *one, *tail = NULL;
+    if (rest && !(tail = fm__piece_split(piece, rest)))
+        return false;
+    one = fm__piece_split(piece, 1);
+    if (!one) {
+        if (tail) { /* join again */
+            piece->count += rest;
+            fm__piece_drop(tail);
+        }
+        return false;
+    }
+    if (tail && worker) {
+        tail->worker = worker;
+        tail->number = piece->number + piece->count + 1;
+        fm__list_insert(piece->queue.next, &tail->queue);
+        worker->n_pieces++;
+        worker->timed += tail->chunk->options.timeout_ns > 0 ? 1 : 0;
+    } else if (tail) {
+        fm__list_insert(piece->queue.next, &tail->queue);
+    }
+    if (worker) {
+        worker->in_flight--;
+        worker->settled_since++;
+        if (piece->got == piece->count) {
+            detach(piece);
+            fm__piece_drop(piece);
+        }
+    } else if (piece->got == piece->count) {
+        fm__piece_drop(piece);
+    }
+    fm__list_insert(again, &one->queue);
+    return true;
+}
+
+/* May the piece's current task be tried again?  Counts it if so. */
+static bool may_retry(struct fm__piece *piece)
+{
+    fm_chunk *chunk = piece->chunk;
+    uint32_t task = piece->first + piece->got;
+    if (!chunk->retried || chunk->retried[task] >= chunk->options.retries)
+        return false;
+    chunk->retried[task]++;
+    return true;
+}
+
+/* One LONG record that came in while `piece` runs. */
+static int take_long(struct fm__worker *worker, struct fm__piece *piece,
+                     struct fm__record *record, struct fm__link *again,
+                     struct fm__tally *tally)
+{
+    struct fm_long head;
+    memcpy(&head, record->data, sizeof head);
+    if (head.what == FM_WHAT_OUTPUT) {
+        if (!(piece->chunk->options.flags & FM_RUN_STREAM))
+            return FM_EPROTO;
+        int rc = fm__chunk_output(piece->chunk, record);
+        if (rc == 0)
+            record->owned = NULL;
+        return rc;
+    }
+    switch (head.what) {
+    case FM_WHAT_PICKLE:
+    case FM_WHAT_STR:
+    case FM_WHAT_BYTES:
+        tally->succeeded += !record->lost;
+        tally->failed += record->lost;
+        break;
+    case FM_WHAT_RETRY:
+        if (may_retry(piece) && pull_out(piece, again)) {
+            tally->retried++;
+            return 0;
+        }
+        tally->failed++;
+        break;
+    case FM_WHAT_ERROR:
+        tally->failed++;
+        break;
+    default:
+        return FM_EPROTO;
+    }
+    tally->outcomes++;
+    if (record->lost)
+        fm__chunk_settle_made(piece, FM_WHAT_NOMEM, NULL, 0, NULL, 0);
+    else
+        fm__chunk_settle(piece, 1, record->data, (size_t)record->size,
+                         record->owned);
+    record->owned = NULL;
+    settled(worker, piece, 1);
+    return 0;
+}
+
+/* HELLO or REFUSAL, outside any task. */
+static bool take_news(struct fm__worker *worker, struct fm__record *record,
+                      enum fm__news *news)
+{
+    uint8_t what = record->data[0] == FM_TAG_LONG ? record->data[1] : 0;
+    if (worker->state != FM_WORKER_STARTING &&
+        worker->state != FM_WORKER_DOOMED)
+        return false;
+    if (what != FM_WHAT_HELLO && what != FM_WHAT_REFUSAL)
+        return false;
+    if (what == FM_WHAT_HELLO)
+        worker->state = (enum fm_worker_state)fm__worker_next_state(
+            worker->state, FM_WORKER_HELLO);
+    *news = what == FM_WHAT_HELLO ? FM__NEWS_HELLO : FM__NEWS_REFUSAL;
+    return true;
+}
+
+static int take_one(struct fm__worker *worker, struct fm__record *record,
+                    struct fm__link *again, struct fm__tally *tally)
+{
+    if (fm__list_empty(&worker->pieces))
+        return FM_EPROTO; /* an outcome that nobody asked for */
+    struct fm__piece *piece =
+        FM__OF(worker->pieces.next, struct fm__piece, queue);
+    if (record->data[0] == FM_TAG_LONG)
+        return take_long(worker, piece, record, again, tally);
+    tally->outcomes++;
+    tally->succeeded++;
+    fm__chunk_settle(piece, 1, record->data, (size_t)record->size, NULL);
+    settled(worker, piece, 1);
+    return 0;
+}
+
+int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
+                    struct fm__tally *tally, enum fm__news *news,
+                    struct fm__record *record)
+{
+    struct fm__channel *channel = &worker->channel;
+    *news = FM__NEWS_NONE;
+    for (;;) {
+        if (!fm__list_empty(&worker->pieces)) {
+            struct fm__piece *piece =
+                FM__OF(worker->pieces.next, struct fm__piece, queue);
+            const uint8_t *data;
+            size_t size;
+            uint32_t n = fm__channel_run(channel, piece->count - piece->got,
+                                         &data, &size);
+            if (n) {
+                fm__chunk_settle(piece, n, data, size, NULL);
+                tally->outcomes += n;
+                tally->succeeded += n;
+                settled(worker, piece, n);
+                continue;
+            }
+        }
+        int rc = fm__channel_next(channel, record);
+        if (rc <= 0)
+            return rc;
+        if (take_news(worker, record, news))
+            return 0;
+        rc = take_one(worker, record, again, tally);
+        fm_body_free(record->owned);
+        if (rc < 0)
+            return rc;
+    }
+}
+
+/* ---------------------------------------------------------------- recall */
+
+uint32_t fm__worker_recall_piece(struct fm__piece *piece, uint32_t n,
+                                 struct fm__link *back)
+{
+    struct fm__worker *worker = piece->worker;
+    uint32_t taken = 0, most = FM__MIN(n, piece->count - piece->got);
+    /* From the end: the worker starts tasks in ascending order, so what was
+     * taken is always the end of the piece, without a hole. */
+    while (taken < most &&
+           fm__slot_recall(worker->page,
+                           piece->number + piece->count - taken - 1))
+        taken++;
+    if (taken == 0)
+        return 0;
+    worker->in_flight -= taken;
+    worker->assigned -= taken;
+    if (taken == piece->count) {
+        detach(piece); /* whole: it can go as it is */
+        fm__list_insert(back->next, &piece->queue);
+        return taken;
+    }
+    struct fm__piece *tail = fm__piece_split(piece, taken);
+    if (!tail) {
+        /* No memory: ours and unsent, but in one piece with what the worker
+         * has.  Offer the tasks to it again. */
+        fm__slot_offer(worker->page, piece->number + piece->count - taken,
+                       taken);
+        worker->in_flight += taken;
+        worker->assigned += taken;
+        return 0;
+    }
+    fm__list_insert(back->next, &tail->queue);
+    if (piece->got == piece->count) {
+        detach(piece);
+        fm__piece_drop(piece);
+    }
+    return taken;
+}
+
+uint32_t fm__worker_recall(struct fm__worker *worker, uint32_t n, bool pinned,
+                           struct fm__link *back)
+{
+    uint32_t taken = 0;
+    struct fm__link *at = worker->pieces.prev;
+    while (taken < n && at != &worker->pieces) {
+        struct fm__piece *piece = FM__OF(at, struct fm__piece, queue);
+        uint32_t left = piece->count - piece->got;
+        struct fm__link *prev = at->prev;
+        if (!pinned && piece->chunk->options.slot >= 0)
+            break;
+        uint32_t got = fm__worker_recall_piece(
+            piece, FM__MIN(n - taken, left), back);
+        taken += got;
+        if (got < left)
+            break;
+        at = prev;
+    }
+    return taken;
+}
+
+struct fm__piece *fm__worker_running(struct fm__worker *worker)
+{
+    if (!worker->page)
+        return NULL;
+    for (struct fm__link *at = worker->pieces.next; at != &worker->pieces;
+         at = at->next) {
+        struct fm__piece *piece = FM__OF(at, struct fm__piece, queue);
+        uint64_t started = atomic_load(&worker->page->started);
+        if (started > piece->number + piece->got &&
+            started <= piece->number + piece->count)
+            return piece;
+    }
+    return NULL;
+}
+
+/* ----------------------------------------------------------------- death */
+
+/* Everything the worker has finished: from the pipe, then from the ring. */
+static void drain(struct fm__worker *worker, struct fm__link *again,
+                  struct fm__tally *tally)
+{
+    uint8_t ring[FM_RING];
+    struct fm__record record;
+    enum fm__news news;
+    int64_t n = 0;
+    while (!worker->garbled) {
+        worker->garbled =
+            fm__worker_take(worker, again, tally, &news, &record) < 0;
+        if (news != FM__NEWS_NONE) {
+            fm_body_free(record.owned);
+            continue;
+        }
+        n = worker->garbled ? 0 : fm__channel_fill(&worker->channel);
+        if (n <= 0)
+            break;
+    }
+    n = worker->garbled ? 0
+                        : fm__slot_rescue(worker->page,
+                                          worker->channel.received, ring);
+    for (size_t fed = 0; n > 0 && fed < (size_t)n;) {
+        size_t more = fm__channel_feed(&worker->channel, ring + fed,
+                                       (size_t)n - fed);
+        if (more == 0 || fm__worker_take(worker, again, tally, &news,
+                                         &record) < 0)
+            break;
+        if (news != FM__NEWS_NONE)
+            fm_body_free(record.owned);
+        fed += more;
+    }
+}
+
+/* The outcome of the task that was running, or another try. */
+static void settle_victim(struct fm__worker *worker, struct fm__piece *piece,
+                          struct fm_death *death, bool broken,
+                          struct fm__link *again, struct fm__tally *tally)
+{
+    const struct fm_chunk_options *options = &piece->chunk->options;
+    uint32_t on = death->cause == FM_CAUSE_TIMEOUT ? FM_RETRY_TIMEOUT
+                  : death->cause == FM_CAUSE_EXIT  ? FM_RETRY_DEATH
+                                                   : 0;
+    bool another = (options->retry_on & on) && !broken &&
+                   !(options->flags & FM_RUN_STREAM);
+    death->task = piece->first + piece->got;
+    death->attempts = fm__chunk_tries(piece->chunk, (uint32_t)death->task);
+    death->timeout_ns = options->timeout_ns;
+    if (another && may_retry(piece) && pull_out(piece, again)) {
+        tally->retried++;
+        return;
+    }
+    const char *text = worker->page->crash;
+    if (broken)
+        fm__chunk_settle_made(piece, FM_WHAT_BROKEN, NULL, 0, NULL, 0);
+    else
+        fm__chunk_settle_made(piece, FM_WHAT_DEATH, death, sizeof *death, text,
+                              strnlen(text, FM_CRASH));
+    tally->outcomes++;
+    tally->died += !broken && death->cause != FM_CAUSE_TIMEOUT;
+    tally->timeouts += !broken && death->cause == FM_CAUSE_TIMEOUT;
+    tally->failed += broken;
+    settled(worker, piece, 1);
+}
+
+void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
+                     bool broken, struct fm__link *again,
+                     struct fm__tally *tally)
+{
+    if (worker->page)
+        drain(worker, again, tally);
+    if (worker->page && !fm__list_empty(&worker->pieces)) {
+        struct fm__piece *piece =
+            FM__OF(worker->pieces.next, struct fm__piece, queue);
+        if (fm__slot_claim(worker->page, piece->number + piece->got) ==
+            FM_CLAIM_STARTED)
+            settle_victim(worker, piece, death, broken, again, tally);
+    }
+    /* The rest never started.  A piece with some outcomes keeps them: its
+     * unstarted end becomes a piece of its own. */
+    while (!fm__list_empty(&worker->pieces)) {
+        struct fm__piece *piece =
+            FM__OF(worker->pieces.next, struct fm__piece, queue);
+        detach(piece);
+        piece->first += piece->got;
+        piece->count -= piece->got;
+        piece->got = 0;
+        piece->open = NULL;
+        fm__list_insert(again, &piece->queue);
+    }
+    worker->in_flight = 0;
+    fm__channel_fini(&worker->channel);
+    fm_slot_unmap(worker->page);
+    worker->page = NULL;
+    worker->pid = 0;
+    worker->state = FM_WORKER_EMPTY;
+}
+
+void fm__worker_fini(struct fm__worker *worker)
+{
+    fm__channel_fini(&worker->channel);
+    fm_slot_unmap(worker->page);
+    worker->page = NULL;
+}

@@ -1,0 +1,111 @@
+"""forkmill runs Python functions on every core of a machine at pipe speed.
+
+::
+
+    import forkmill as fm
+
+    for thumbnail in fm.map(shrink, paths):          # one line, all cores, lazy
+        ...
+
+    with fm.ProcessPool() as pool:                   # a concurrent.futures.Executor
+        future = pool.submit(parse, "a.txt")
+        results = pool.map(parse, names, ordered=False)
+
+How the data flows::
+
+    user's process                                 zygote (one thread)      workers
+    ┌────────────────────────────────────────┐     ┌───────────────┐       ┌─────────┐
+    │ submit, map: encode in the caller's    │     │ forks, reaps, │ fork  │ decode  │
+    │ thread, write the frame                │◀───▶│ replaces,     ├──────▶│ run     │
+    │ result, next: whoever waits does the   │     │ kills, reports│       │ encode  │
+    │ I/O, and decodes                       │     └───────────────┘       └─────────┘
+    └────────────────────────────────────────┘◀──── private channel per worker ──▶
+
+Goals, ranked; where two clash, the earlier wins:
+
+1. **correct**: every accepted task gets exactly one outcome, whatever dies;
+2. **fast**: close to what the kernel allows;
+3. **simple**: a newcomer reads the core in an afternoon.
+
+Words, each with one meaning, in code and messages:
+
+===================  ===========================================================================
+task                 one call of one function, accepted by a pool
+outcome              result, exception, WorkerDied, TaskTimeout, cancelled: a task gets exactly one
+worker               a persistent child process that runs tasks
+running              from before the arguments are decoded until the outcome is handed over
+frame, record        one length-prefixed message on a channel; one task's part of it
+channel              framed, non-blocking descriptor pair to one worker
+backlog, in flight   accepted, not yet sent; sent, no outcome yet
+credit, recall       how much a worker may still be sent; taking back what it has not started
+window               the most a lazy call keeps pulled from its input and not yet consumed
+dispatcher           picks the worker for the next frame
+reaper               notices deaths, collects exit statuses, never blocks, never steals
+zygote               single-threaded process from which workers are forked, and their reaper
+lead                 the right, of one thread at a time, to do the pool's I/O
+chunk                several tasks of one `map` in one frame
+out-of-band buffer   bytes that pickle protocol 5 hands over beside the pickle
+drain, close, kill   refuse new work and finish the old; drain then stop; stop now
+===================  ===========================================================================
+
+What can go wrong, and what to do then: ``help(forkmill.errors)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .errors import (
+    BuildError,
+    PoolClosed,
+    PoolError,
+    RemoteError,
+    SerializationError,
+    TaskTimeout,
+    WorkerDied,
+)
+
+if TYPE_CHECKING:
+    from .errors import InitError, PoolBroken
+    from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildError",
+    "Future",
+    "InitError",
+    "PoolBroken",
+    "PoolClosed",
+    "PoolError",
+    "PoolStats",
+    "ProcessPool",
+    "RemoteError",
+    "SerializationError",
+    "TaskTimeout",
+    "WorkerDied",
+    "WorkerInfo",
+    "__version__",
+    "errors",
+    "map",
+]
+
+_POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"})
+
+
+def __getattr__(name: str) -> Any:
+    # Zygotes, workers and those who only catch our errors need not pay for the pool, nor does a
+    # subinterpreter, where the extension cannot be loaded. errors makes the other two by need.
+    if name in _POOL:
+        from . import pool as home
+    elif name in ("InitError", "PoolBroken"):
+        home = errors
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(home, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,324 @@
+"""asyncio's side of a pool: `run` and `amap`.
+
+Guarantees:
+    * One completion descriptor an event loop, watched only while calls of that loop are under
+      way: a closed loop or a closed pool leaves nothing behind.
+    * Outcomes are decoded in the loop's thread, and nothing of the loop is touched elsewhere.
+
+Threads: a port belongs to its loop's thread; only `flush` may come from another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from . import _native, errors
+from ._future import kind_of
+from ._map import Feed, Items
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from ._core import Core, Options
+    from ._future import Future
+
+__all__ = ["AsyncMap", "LoopPort", "port_of", "run"]
+
+
+class LoopPort:
+    """The completions of one event loop's calls to one pool."""
+
+    def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.inbox = core.native.inbox(with_fd=True)
+        self._fd = self.inbox.fileno()
+        self._life = core.life
+        self._core: Core | None = None  # while calls are under way: they keep the pool alive
+        self._pending = 0
+
+    def begin(self, core: Core) -> None:
+        """A call is on its way."""
+        if self._pending == 0:
+            self._core = core
+            self._life.ports.add(self)
+            self.loop.add_reader(self._fd, self._ready)
+        self._pending += 1
+
+    def _ready(self) -> None:
+        """Completions are there (the loop calls this)."""
+        with contextlib.suppress(errors.PoolError):
+            for task in self.inbox.wait(0.0):
+                self._pending -= 1
+                task.tag.deliver(task)
+        if self._pending == 0 and self._core is not None:
+            self.loop.remove_reader(self._fd)
+            self._life.ports.discard(self)
+            self._core = None
+
+    def flush(self) -> None:
+        """The pool is at its end and the descriptor is gone: have the rest delivered."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self._ready)
+
+
+def port_of(core: Core) -> LoopPort:
+    """The port of the running loop.
+
+    Raises:
+        RuntimeError: No event loop is running.
+    """
+    loop = asyncio.get_running_loop()
+    port = core.loops.get(id(loop))
+    if port is None or port.loop is not loop:  # another loop may have had that id
+        for key in [key for key, old in core.loops.items() if old.loop.is_closed()]:
+            core.loops.pop(key).inbox.close()
+        port = core.loops[id(loop)] = LoopPort(core, loop)
+    return port
+
+
+class _Call:
+    """The tag of one `run`."""
+
+    __slots__ = ("_name", "core", "future", "task")
+
+    _name: str
+    task: _native.Task | None
+
+    def __init__(self, core: Core, future: asyncio.Future[Any]) -> None:
+        self.core = core
+        self.future = future
+        self.task = None
+
+    def deliver(self, task: _native.Task) -> None:
+        future, self.task = self.future, None
+        if future.cancelled():
+            return
+        if kind_of(task) == _native.WHAT_CANCELLED:
+            future.cancel()
+            return
+        error = task.exception(self.core)
+        value = None
+        if error is None:
+            try:
+                value = task.result(self.core)
+            except Exception as failure:
+                error = failure.with_traceback(None)
+        if isinstance(error, StopIteration):  # which no asyncio future takes
+            wrapped = RuntimeError(f"the task raised StopIteration: {error}")
+            wrapped.__cause__ = error
+            error = wrapped
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    def finished(self, future: asyncio.Future[Any]) -> None:
+        """The asyncio future is done; if somebody cancelled it, take the task back."""
+        task, self.task = self.task, None
+        if task is not None and future.cancelled():
+            task.cancel()
+
+
+def run(
+    core: Core,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    options: Options,
+) -> asyncio.Future[Any]:
+    """Submit a call for the running loop."""
+    port = port_of(core)
+    future: asyncio.Future[Any] = port.loop.create_future()
+    call = _Call(core, future)
+    call.task = core.submit(fn, args, kwargs, options, inbox=port.inbox, tag=call)
+    port.begin(core)
+    future.add_done_callback(call.finished)
+    return future
+
+
+def done(outcome: Future) -> asyncio.Future[Any]:
+    """An asyncio future that has its outcome already (inline pools)."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    error = outcome.exception()
+    if error is None:
+        future.set_result(outcome.result())
+    else:
+        future.set_exception(error)
+    return future
+
+
+async def asynchronous(results: Iterable[Any]) -> AsyncIterator[Any]:
+    """Results of an inline pool, for `async for`."""
+    for result in results:
+        yield result
+        await asyncio.sleep(0)  # others of the loop shall run too
+
+
+class _Records(_native.RecordIterator):
+    """The items of finished chunks, as far as they are there."""
+
+    ready: _native.Task | None = None
+
+    def _advance(self) -> _native.Task:
+        task, self.ready = self.ready, None
+        if task is None:
+            raise StopIteration
+        return task
+
+    def _failed(self) -> None:
+        self._drop()
+
+
+class _Wake:
+    """Where finished chunks arrive. Apart from the iterator, which no chunk may keep alive."""
+
+    __slots__ = ("done", "waiter")
+
+    def __init__(self) -> None:
+        self.done: deque[_native.Task] = deque()  # in the order they finish
+        self.waiter: asyncio.Future[None] | None = None
+
+    def deliver(self, task: _native.Task) -> None:
+        self.done.append(task)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+
+class AsyncMap:
+    """What `amap` returns: an async iterator with the windows of `map`."""
+
+    def __init__(
+        self,
+        core: Core,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        options: Options,
+        *,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        ordered: bool,
+        return_exceptions: bool,
+    ) -> None:
+        self._core: Core | None = core
+        self._life = core.life
+        self._port = port = port_of(core)
+        self._deadline = None if timeout is None else port.loop.time() + timeout
+        self._ordered = ordered
+        self._line: deque[_native.Task] = deque()  # in the order of the input
+        self._wake = _Wake()
+        self._records = _Records(Items(core), return_exceptions)
+        self._current: _native.Task | None = None
+        self._busy = False
+        self._feed = Feed(
+            core, fn, iterables, options, star=False,
+            chunksize=chunksize, buffersize=buffersize, inbox=port.inbox, done=self._wake.deliver,
+        )  # fmt: skip
+        self._life.iterators += 1
+        self._open = True
+        try:
+            while self._pull():
+                pass
+        except BaseException:
+            self._close()
+            raise
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._busy:
+            raise ValueError("async map iterator already executing")
+        self._busy = True
+        try:
+            while self._open:
+                try:
+                    return next(self._records)
+                except StopIteration:
+                    await self._next_chunk()
+            raise StopAsyncIteration
+        except (asyncio.CancelledError, StopAsyncIteration):
+            raise
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            self._busy = False
+
+    async def aclose(self) -> None:
+        """Cancel what has not started, and free everything. Idempotent."""
+        self._close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self._close()
+
+    def _close(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._feed.stop()
+        self._records._drop()
+        for task in self._line:
+            with contextlib.suppress(errors.PoolError):
+                task.cancel()
+        self._line.clear()
+        self._wake.done.clear()
+        self._current = self._core = None
+        self._life.iterator_ended()
+
+    def _pull(self) -> bool:
+        task = self._feed.pull()
+        if task is None or self._core is None:
+            return False
+        self._port.begin(self._core)
+        self._line.append(task)
+        return True
+
+    def _take(self) -> _native.Task | None:
+        """The next chunk to yield, if it is there."""
+        if self._ordered:
+            return self._line.popleft() if self._line and self._line[0].done else None
+        if not self._wake.done:
+            return None
+        task = self._wake.done.popleft()
+        self._line.remove(task)
+        return task
+
+    async def _next_chunk(self) -> None:
+        """Have the next chunk ready for `_records`, or end."""
+        feed = self._feed
+        if self._current is not None:
+            feed.consumed(self._current)
+            self._current = None
+        while self._open:
+            task = self._take()
+            if task is None and self._pull():
+                continue  # finished results go before the next pull, as in map
+            if task is not None:
+                feed.finished(task)
+                self._current = self._records.ready = task
+                return
+            if not self._line:
+                error, self._feed.error = feed.error, None
+                self._close()
+                if error is not None:
+                    raise error
+                return
+            await self._wait()
+
+    async def _wait(self) -> None:
+        wake = self._wake
+        if self._ordered:
+            wake.done.clear()  # nobody reads the order in which they finish
+        wake.waiter = self._port.loop.create_future()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await wake.waiter
+        except TimeoutError:
+            raise TimeoutError("the results were not there within the timeout") from None
+        finally:
+            wake.waiter = None

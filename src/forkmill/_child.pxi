@@ -1,0 +1,608 @@
+# _child.pxi - the worker's loop, and what zygote and workers need of the system.
+#
+# Guarantees: a task is claimed before its function is loaded or its arguments are decoded, so what
+#   kills the process is charged to it; whatever a task raises becomes its outcome, and the worker
+#   goes on; a result that cannot be encoded fails its own task only.
+# Invariants:
+#   INV-d  nothing is published for a task that was not claimed, and one outcome for one that was.
+#   INV-e  a process that a task forked never gets further than the return of that task.
+# Threads: one, the worker's first.
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject_Call, PyObject_CallObject
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int32_t
+
+cdef extern from "Python.h":
+    object PyObject_CallOneArg(object function, object argument)
+    PyObject *PySys_GetObject(const char *name) noexcept
+    void PyOS_BeforeFork()
+    void PyOS_AfterFork_Parent()
+    void PyOS_AfterFork_Child()
+
+cdef extern from "<unistd.h>" nogil:
+    int c_fork "fork"()
+
+cdef int64_t _RSS_EVERY = 100_000_000  # ns between two looks at our own size
+
+
+cdef class _Kept:
+    """A frame that came while a stream was running, for later."""
+
+    cdef fm_frame frame
+    cdef uint8_t *body
+
+    def __cinit__(self):
+        self.body = NULL
+
+    def __dealloc__(self):
+        fm_body_free(self.body)
+
+
+cdef object _signals():
+    """Run Python's signal handlers; what they raise between two tasks is nobody's outcome."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException:
+        import sys
+        import traceback
+        print("forkmill: a signal handler raised between two tasks:", file=sys.stderr)
+        traceback.print_exc()
+
+
+cdef int _flush_stream(const char *name) except -1:
+    cdef PyObject *stream = PySys_GetObject(name)
+    if stream is NULL or <object>stream is None:
+        return 0
+    try:
+        (<object>stream).flush()
+    except Exception:
+        pass  # closed by a task, or nobody reads it: printing is not our business
+    return 0
+
+
+cdef class Port:
+    """The worker's end of its channel. Owns the three descriptors."""
+
+    cdef fm_port *_c
+    cdef int _task_fd
+    cdef list _kept             # frames that came while a stream ran, oldest first
+    cdef set _closed            # numbers of streams that shall not begin
+    cdef uint64_t _number       # of the next task that may come
+    cdef object _dumps, _loads, _retry_type
+    cdef uint64_t _tasks, _max_tasks, _max_rss_kb
+    cdef int64_t _looked        # when resident memory was looked at
+
+    def __cinit__(self, int task_fd, int result_fd, int slot_fd):
+        self._c = NULL
+        self._task_fd = task_fd
+        self._kept = []
+        self._closed = set()
+        check(fm_port_open(&self._c, task_fd, result_fd, slot_fd))
+
+    def __dealloc__(self):
+        fm_port_close(self._c)
+
+    cdef int _opened(self) except -1:
+        if self._c is NULL:
+            raise _errors.PoolClosed("the port is closed")
+        return 0
+
+    @property
+    def crash_fd(self):
+        self._opened()
+        return fm_port_crash_fd(self._c)
+
+    def retire(self):
+        """Say that this worker ends by itself: the death will count for nothing."""
+        self._opened()
+        fm_port_retire(self._c)
+
+    def rss(self, uint64_t kb):
+        self._opened()
+        fm_port_rss(self._c, kb)
+
+    def flush(self):
+        cdef int rc
+        self._opened()
+        with nogil:  # self holds _c open
+            rc = fm_port_flush(self._c)
+        check(rc)
+
+    def say(self, int what, bytes body=b""):
+        """Send a record that is not an outcome (HELLO, REFUSAL), at once."""
+        self._opened()
+        put_long(self._c, what, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 0)
+        self.flush()
+
+    def close(self):
+        fm_port_close(self._c)
+        self._c = NULL
+
+    # ------------------------------------------------------------- the loop
+
+    def serve(self, worker):
+        """Run tasks until the end: "eof", "exit", or "retire" (a limit was reached)."""
+        cdef fm_frame frame
+        cdef const uint8_t *body = NULL
+        cdef uint8_t *owned = NULL
+        cdef bint full = False
+        self._opened()
+        self._dumps = worker.dumps
+        self._loads = worker.loads
+        self._retry_type = worker.retry_type
+        self._max_tasks = worker.max_tasks
+        self._max_rss_kb = worker.max_rss_kb
+        while True:
+            if not self._next(&frame, &body, &owned):
+                return "eof"
+            try:
+                if frame.kind == FM_KIND_RUN:
+                    full = self._run(worker, &frame, body, &owned)
+                elif frame.kind == FM_KIND_DEFINE:
+                    worker.define(frame.index, frame.serial, PyBytes_FromStringAndSize(
+                        <const char *>body, <Py_ssize_t>frame.length))
+                elif frame.kind == FM_KIND_CLOSE and frame.serial >= self._number:
+                    self._closed.add(frame.serial)
+                elif frame.kind == FM_KIND_EXIT:
+                    return "exit"
+            finally:
+                fm_body_free(owned)
+            if full:
+                return "retire"
+
+    cdef int _next(self, fm_frame *frame, const uint8_t **body, uint8_t **owned) except -1:
+        """The next frame: 1, or 0 at the end of the stream."""
+        cdef _Kept kept
+        cdef int rc
+        if self._kept:
+            kept = self._kept.pop(0)
+            frame[0] = kept.frame
+            body[0] = owned[0] = kept.body
+            kept.body = NULL
+            return 1
+        while True:
+            with nogil:  # self holds _c open
+                rc = fm_port_next(self._c, frame, body, owned)
+            if rc == 0:
+                return 1
+            owned[0] = NULL
+            if rc == FM_EEOF:
+                return 0
+            if rc == -EINTR:
+                _signals()
+            else:
+                check(rc)
+
+    cdef int _run(self, worker, fm_frame *frame, const uint8_t *body, uint8_t **owned) except -1:
+        """Run the tasks of a frame. 1: a limit was reached, end now."""
+        cdef uint64_t offset = 0
+        cdef int64_t size = 0
+        cdef uint32_t i = 0
+        cdef bint inside = False  # an exception is the task's own
+        cdef bint full = False
+        cdef int timed = frame.flags & FM_RUN_TIMED
+        cdef unsigned int style = frame.flags & (
+            FM_RUN_STAR | FM_RUN_CALL | FM_RUN_APPLY | FM_RUN_STREAM)
+        cdef Block block = self._take(frame, &body, owned)
+        cdef object function = None, value = None, result = None, retry = ()
+        for i in range(frame.first):
+            offset += self._size(body + offset, frame.length - offset)
+        self._number = frame.serial + frame.count
+        i = 0
+        while i < frame.count and not full:
+            try:
+                # One `try` around the loop, not one a task: it is entered again after a failure.
+                while i < frame.count and not full:
+                    size = self._size(body + offset, frame.length - offset)
+                    if not fm_port_start(self._c, frame.serial + i, timed):
+                        offset += size
+                        i += 1
+                        continue
+                    self._tasks += 1
+                    full = self._tasks == self._max_tasks
+                    if self._refused(body + offset):
+                        put_long(self._c, FM_WHAT_ERROR, body + offset + sizeof(fm_long),
+                                 size - sizeof(fm_long), 1)
+                    else:
+                        inside = True
+                        if function is None and not style & FM_RUN_APPLY:
+                            function = worker.lookup(frame.index, frame.serial)
+                            if type(function) is self._retry_type:
+                                retry = function.retry_on
+                                function = function.fn
+                        value = decode_record(body + offset, size, block, self._loads)
+                        if style == 0:
+                            result = PyObject_CallOneArg(function, value)
+                        elif style == FM_RUN_STAR:
+                            result = PyObject_CallObject(function, value)
+                        else:
+                            if style & FM_RUN_APPLY:
+                                function, retry = self._applied(value[0])
+                                value = value[1:]
+                            result = self._call(function, value, style)
+                            if style & FM_RUN_STREAM:
+                                value = None
+                                result = self._stream(result, frame, frame.serial + i)
+                        if fm_port_forked(self._c):
+                            worker.stray(None)
+                        value = None
+                        put_value(self._c, result, self._dumps)
+                        result = None
+                        inside = False
+                    offset += size
+                    i += 1
+            except BaseException as error:
+                if fm_port_forked(self._c):
+                    worker.stray(error)
+                if not inside:
+                    raise
+                inside = False
+                value = result = None
+                self._failed(worker, error, retry)
+                offset += size
+                i += 1
+        function = retry = None
+        return self._finished(full)
+
+    cdef Block _take(self, fm_frame *frame, const uint8_t **body, uint8_t **owned):
+        """The owner of the body, if views of it may outlive the frame."""
+        cdef Block block = None
+        if owned[0] is not NULL and frame.count == 1:
+            # One task: its buffers share the memory that the frame came in, without a copy.
+            block = Block.adopt(owned[0], frame.length)
+            owned[0] = NULL
+        elif frame.flags & FM_RUN_STREAM:
+            # A stream reads the frames that follow, and with that loses the port's buffer.
+            block = Block.new(frame.length)
+            memcpy(block._c, body[0], frame.length)
+            body[0] = block._c
+        return block
+
+    cdef inline int64_t _size(self, const uint8_t *p, uint64_t left) except -1:
+        cdef int64_t size = fm_record_size(p, left)
+        if size <= 0 or <uint64_t>size > left:
+            raise _malformed("a frame ends inside an argument")
+        return size
+
+    cdef inline bint _refused(self, const uint8_t *p) noexcept:
+        return p[0] == FM_TAG_LONG and p[1] == FM_WHAT_REFUSED
+
+    cdef tuple _applied(self, function):
+        if type(function) is self._retry_type:
+            return function.fn, function.retry_on
+        return function, ()
+
+    cdef object _call(self, function, value, unsigned int style):
+        if style & (FM_RUN_CALL | FM_RUN_APPLY):
+            args, kwargs = value
+            if kwargs:
+                return PyObject_Call(function, args, kwargs)
+            return PyObject_CallObject(function, args)
+        if style & FM_RUN_STAR:
+            return PyObject_CallObject(function, value)
+        return PyObject_CallOneArg(function, value)
+
+    cdef int _failed(self, worker, error, retry) except -1:
+        cdef bytes body
+        again, body = worker.failure(error, retry)
+        return put_long(self._c, FM_WHAT_RETRY if again else FM_WHAT_ERROR,
+                        PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 1)
+
+    cdef int _finished(self, bint full) except -1:
+        """After a frame: what was printed and all outcomes leave; limits are looked at."""
+        cdef int64_t now = fm_now()
+        cdef uint64_t rss_kb
+        cdef int rc
+        if not self._kept and not fm_port_buffered(self._c):
+            # Before the outcomes, so that what a task printed is there when its result is.
+            _flush_stream(b"stdout")
+            _flush_stream(b"stderr")
+        if self._max_rss_kb or now - self._looked > _RSS_EVERY:
+            self._looked = now
+            rss_kb = fm_sys_rss_kb()
+            fm_port_rss(self._c, rss_kb)
+            full = full or 0 < self._max_rss_kb < rss_kb
+        if full:
+            fm_port_retire(self._c)  # before the last outcome leaves: nothing more is sent then
+        with nogil:  # self holds _c open
+            rc = fm_port_finish(self._c)
+        check(rc)
+        return full
+
+    # -------------------------------------------------------------- streams
+
+    cdef object _stream(self, outputs, fm_frame *frame, uint64_t number):
+        """Send what a generator yields, within its credit. Returns what it returns."""
+        cdef uint64_t sent = 0, limit = frame.credit
+        cdef int rc
+        if number in self._closed:
+            self._closed.discard(number)
+            _close(outputs)
+            return None
+        try:
+            iterator = iter(outputs)
+        except TypeError:
+            raise TypeError(
+                f"a stream's function must return a generator or another iterable, "
+                f"not {type(outputs).__name__!r}") from None
+        outputs = None
+        try:
+            while self._news(number, sent, &limit):
+                try:
+                    item = next(iterator)
+                except StopIteration as stop:
+                    return stop.value
+                if fm_port_forked(self._c):
+                    return None  # the caller sees it too
+                put_output(self._c, item, self._dumps)
+                item = None
+                sent += 1
+                with nogil:  # self holds _c open
+                    rc = fm_port_flush(self._c)
+                check(rc)
+        except BaseException:
+            _close_quietly(iterator)
+            raise
+        _close(iterator)
+        return None
+
+    cdef int _news(self, uint64_t number, uint64_t sent, uint64_t *limit) except -1:
+        """Read what came meanwhile; wait while there is no credit. 0: the stream shall end."""
+        cdef fm_frame frame
+        cdef const uint8_t *body = NULL
+        cdef uint8_t *owned = NULL
+        cdef int rc
+        while True:
+            if sent < limit[0]:
+                if not fm_port_buffered(self._c) and fm_sys_wait_readable(
+                        &self._task_fd, 1, 0) <= 0:
+                    return 1
+            else:
+                _flush_stream(b"stdout")
+                _flush_stream(b"stderr")
+            with nogil:  # self holds _c open
+                rc = fm_port_next(self._c, &frame, &body, &owned)
+            if rc == -EINTR:
+                PyErr_CheckSignals()
+                continue
+            if rc == FM_EEOF:
+                return 0
+            check(rc)
+            if frame.kind == FM_KIND_CREDIT:
+                # A late word about an earlier stream names another task.
+                if frame.index == 0 or frame.index == <uint32_t>number:
+                    limit[0] = max(limit[0], frame.serial)
+            elif frame.kind == FM_KIND_CLOSE:
+                if frame.serial == number:
+                    return 0
+                if frame.serial > number:
+                    self._closed.add(frame.serial)
+            else:
+                self._keep(&frame, body, owned)
+                if frame.kind == FM_KIND_EXIT:
+                    return 0  # no credit can follow
+
+    cdef int _keep(self, fm_frame *frame, const uint8_t *body, uint8_t *owned) except -1:
+        cdef _Kept kept = _Kept.__new__(_Kept)
+        kept.frame = frame[0]
+        kept.body = owned
+        if owned is NULL:
+            kept.body = fm_body_new(frame.length if frame.length else 1)
+            if kept.body is NULL:
+                raise MemoryError("no memory to keep a frame")
+            memcpy(kept.body, body, frame.length)
+        self._kept.append(kept)
+        return 0
+
+
+cdef object _close(outputs):
+    close = getattr(outputs, "close", None)
+    if close is not None:
+        close()
+
+
+cdef object _close_quietly(outputs):
+    # The task has failed already: that is its outcome, not what its clean-up adds.
+    try:
+        _close(outputs)
+    except BaseException:
+        pass
+
+
+# ------------------------------------------------- for zygote and its starter
+
+cdef class Slot:
+    """A mapping of a worker's slot, for the zygote: did it retire?"""
+
+    cdef fm_slot *_c
+
+    def __cinit__(self, int fd):
+        self._c = NULL
+        check(fm_slot_map(fd, &self._c))
+
+    def __dealloc__(self):
+        fm_slot_unmap(self._c)
+
+    @property
+    def retired(self):
+        return self._c is not NULL and fm_slot_retired(self._c) != 0
+
+    def close(self):
+        fm_slot_unmap(self._c)
+        self._c = NULL
+
+
+cdef class Message:
+    """One message between pool and zygote."""
+
+    cdef readonly int kind, slot, pid, status, flags
+    cdef readonly unsigned int generation
+    cdef readonly unsigned long long rss_kb
+    cdef readonly tuple fds
+
+    def __repr__(self):
+        return (f"Message(kind={self.kind}, slot={self.slot}, generation={self.generation}, "
+                f"pid={self.pid}, status={self.status}, flags={self.flags}, fds={self.fds})")
+
+
+def send_message(int fd, int kind, *, uint32_t slot=0, uint32_t generation=0, int pid=0,
+                 int status=0, uint64_t rss_kb=0, int flags=0, fds=()):
+    cdef fm_message message
+    cdef int c_fds[FM_MESSAGE_FDS]
+    cdef int rc, i, n = len(fds)
+    if n > <int>FM_MESSAGE_FDS:
+        raise ValueError(f"at most {FM_MESSAGE_FDS} descriptors travel with a message")
+    for i in range(n):
+        c_fds[i] = fds[i]
+    message.magic = FM_MAGIC
+    message.kind = kind
+    message.flags = flags
+    message.slot = slot
+    message.generation = generation
+    message.pid = pid
+    message.status = status
+    message.rss_kb = rss_kb
+    with nogil:  # message and c_fds are this frame's
+        rc = fm_message_send(fd, &message, c_fds, n)
+    check(rc)
+
+
+def recv_message(int fd):
+    """The next message, None if there is none now; EOFError when the other end is gone."""
+    cdef fm_message message
+    cdef int c_fds[FM_MESSAGE_FDS]
+    cdef int rc, n = 0
+    cdef Message result
+    with nogil:  # message and c_fds are this frame's
+        rc = fm_message_recv(fd, &message, c_fds, &n)
+    if rc == FM_EEOF:
+        raise EOFError("the other end of the control socket is gone")
+    check(rc)
+    if rc == 0:
+        return None
+    result = Message.__new__(Message)
+    result.kind = message.kind
+    result.flags = message.flags
+    result.slot = message.slot
+    result.generation = message.generation
+    result.pid = message.pid
+    result.status = message.status
+    result.rss_kb = message.rss_kb
+    result.fds = tuple([c_fds[i] for i in range(n)])
+    return result
+
+
+def fork():
+    """os.fork() as C extensions must do it: with the interpreter's own hooks, also on failure.
+
+    Unlike os.fork() it does not warn about other threads: whether to fork was decided before.
+    """
+    cdef int pid, saved
+    PyOS_BeforeFork()
+    pid = c_fork()
+    if pid == 0:
+        PyOS_AfterFork_Child()
+        return 0
+    saved = errno
+    PyOS_AfterFork_Parent()
+    if pid < 0:
+        check(-saved)
+    return pid
+
+
+def pipe():
+    cdef int fds[2]
+    check(fm_sys_pipe(fds))
+    return fds[0], fds[1]
+
+
+def socketpair():
+    cdef int fds[2]
+    check(fm_sys_socketpair(fds))
+    return fds[0], fds[1]
+
+
+def slot_create():
+    cdef int fd = fm_slot_create()
+    check(fd)
+    return fd
+
+
+def pidfd_open(int pid):
+    """A descriptor that is readable once the process is gone; OSError where there is no such."""
+    cdef int fd = fm_sys_pidfd(pid)
+    check(fd)
+    return fd
+
+
+def die_with_parent(int parent):
+    """Ask to be killed with the parent; ProcessLookupError if that is gone already."""
+    check(fm_sys_die_with_parent(parent))
+
+
+cdef int _each_other(keep, bint silence) except -1:
+    cdef int fds[64]
+    cdef int i, n = len(keep)
+    cdef int *many = fds
+    cdef void *memory = NULL
+    cdef int rc
+    if n > 64:
+        memory = PyMem_Calloc(n, sizeof(int))
+        if memory is NULL:
+            raise MemoryError()
+        many = <int *>memory
+    try:
+        for i in range(n):
+            many[i] = keep[i]
+        if silence:
+            rc = fm_sys_silence_others(many, n)
+        else:
+            rc = fm_sys_close_others(many, n)
+    finally:
+        PyMem_Free(memory)
+    return check(rc)
+
+
+def close_others(keep):
+    """Close every descriptor above 2 that is not in the list `keep`."""
+    _each_other(list(keep), False)
+
+
+def silence_others(keep):
+    """Turn every pipe and socket above 2 that is not in `keep` into /dev/null."""
+    _each_other(list(keep), True)
+
+
+def wait_readable(fds, timeout=None):
+    """Bit i of the result: fds[i] is readable (or at its end). 0: timeout, or a signal came."""
+    cdef int c_fds[30]
+    cdef int i, rc, n = len(fds)
+    cdef int64_t ns = FM_FOREVER if timeout is None else <int64_t>(max(timeout, 0.0) * 1e9)
+    if n > 30:
+        raise ValueError("at most 30 descriptors")
+    for i in range(n):
+        c_fds[i] = fds[i]
+    with nogil:  # c_fds are this frame's
+        rc = fm_sys_wait_readable(c_fds, n, ns)
+    if rc == -EINTR:
+        PyErr_CheckSignals()
+        return 0
+    check(rc)
+    return rc
+
+
+def rss_kb():
+    return fm_sys_rss_kb()
+
+
+def fork_generation():
+    return fm_fork_generation()
+
+
+def nonblock(int fd, bint on):
+    check(fm_sys_nonblock(fd, on))
+
+
+def cloexec(int fd, bint on):
+    check(fm_sys_cloexec(fd, on))

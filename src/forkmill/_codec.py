@@ -1,0 +1,766 @@
+"""Objects to bytes and back: pickle 5, functions by reference or value, failures that survive.
+
+Guarantees:
+    * What encodes here decodes there: an object goes by reference only if the other process has
+      it (inherited by fork) or can import it; else by value, with cloudpickle.
+    * What cannot be sent raises SerializationError with the path to the culprit.
+    * dump_failure() never raises. What it wrote was proved to load, or is a RemoteError.
+
+Invariants:
+    INV-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
+           imported when it is first needed (about 20 ms).
+    INV-2  All functions of __main__ that are sent by value to one worker share that worker's
+           __main__ namespace, so that an initializer's `global x` is seen by the tasks.
+
+Threads: any; a Codec's caches are plain dicts with idempotent entries.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import io
+import os
+import pickle
+import sys
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from .errors import RemoteError, SerializationError
+
+__all__ = ["Codec", "Functions", "RemoteTraceback", "Snapshot", "dump_failure", "load_failure"]
+
+Buffers = Sequence[memoryview]
+_pickle = pickle.dumps
+_unpickle = pickle.loads
+_GONE = object()
+
+
+class Snapshot:
+    """What a forked worker inherits: taken when the pool is created.
+
+    Attributes:
+        modules: Names of the modules that were loaded.
+        path: sys.path.
+    """
+
+    def __init__(self) -> None:
+        self.modules = frozenset(sys.modules)
+        self.path = tuple(sys.path)
+        self._main = {
+            name: _reference(value) for name, value in list(_main().items()) if _is_code(value)
+        }
+
+    def main(self, name: str) -> Any:
+        """The function or class that __main__ had under that name, if it is still alive."""
+        reference = self._main.get(name)
+        return _GONE if reference is None else reference()
+
+
+def _main() -> dict[str, Any]:
+    return vars(sys.modules["__main__"])
+
+
+def _is_code(obj: Any) -> bool:
+    """Whether it is a function or a class of __main__: what pickle would send by its name."""
+    return (type(obj) is FunctionType or isinstance(obj, type)) and (
+        getattr(obj, "__module__", None) == "__main__"
+    )
+
+
+def _reference(obj: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(obj)
+    except TypeError:
+        return lambda: obj
+
+
+# ------------------------------------------------------------- by value: __main__
+
+# What was put into this process's __main__ from outside, name by name; and, in a forked worker,
+# what it inherited. A newer version of a helper replaces these, and nothing else: a global that
+# an initializer or a task has set stays (INV-2).
+_delivered: dict[str, Any] = {}
+_inherited: Snapshot | None = None
+
+
+def _main_function(code: Any, cells: int | None) -> FunctionType:
+    """A function in this process's __main__; its state comes after, so it may refer to itself."""
+    from cloudpickle.cloudpickle import _make_empty_cell
+
+    closure = None if cells is None else tuple(_make_empty_cell() for _ in range(cells))
+    return FunctionType(code, _main(), None, None, closure)
+
+
+def _set_main_function(function: FunctionType, state: tuple[dict[str, Any], Any]) -> None:
+    from cloudpickle.cloudpickle import _function_setstate
+
+    attributes, slots = state
+    main = _main()
+    for name, value in slots["__globals__"].items():
+        if name not in main or (_is_code(value) and _is_ours(name, main[name])):
+            main[name] = _delivered[name] = value
+    _function_setstate(function, (attributes, {**slots, "__globals__": {}}))
+
+
+def _is_ours(name: str, value: Any) -> bool:
+    if _delivered.get(name, _GONE) is value:
+        return True
+    return _inherited is not None and _inherited.main(name) is value
+
+
+_by_value_class: Any = None
+
+
+def _by_value() -> Any:
+    """The pickler that sends by value whatever the other side cannot find by name."""
+    global _by_value_class
+    if _by_value_class is None:
+        _by_value_class = _make_by_value()
+    return _by_value_class
+
+
+def _make_by_value() -> Any:
+    from cloudpickle import cloudpickle
+
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        def __init__(self, codec: Codec, file: io.BytesIO, callback: Any) -> None:
+            super().__init__(file, 5, callback)
+            self._codec = codec
+
+        def reducer_override(self, obj: Any) -> Any:
+            is_function = type(obj) is FunctionType
+            if not is_function and not issubclass(type(obj), type):
+                return super().reducer_override(obj)
+            name = getattr(obj, "__module__", None)
+            if name == "__main__":
+                if self._codec.inherits(obj):
+                    return NotImplemented
+                if is_function and obj.__globals__ is _main():
+                    return self._reduce_main(obj)
+            elif isinstance(name, str) and not self._codec.reachable(name):
+                if is_function:
+                    return self._dynamic_function_reduce(obj)
+                if obj.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE: C's own cannot be rebuilt
+                    return cloudpickle._dynamic_class_reduce(obj)
+            return super().reducer_override(obj)
+
+        def _reduce_main(self, function: FunctionType) -> tuple[Any, ...]:
+            cells = None if function.__closure__ is None else len(function.__closure__)
+            state = cloudpickle._function_getstate(function)
+            new = (function.__code__, cells)
+            return _main_function, new, state, None, None, _set_main_function
+
+    class ByValueInheriting(ByValue):
+        def persistent_id(self, obj: Any) -> int | None:
+            return self._codec.inherited_index(obj)
+
+    return ByValue, ByValueInheriting
+
+
+class _Inheriting(pickle.Pickler):
+    """Sends what is in `inherit=` as its index."""
+
+    def __init__(self, codec: Codec, file: io.BytesIO, callback: Any) -> None:
+        super().__init__(file, 5, buffer_callback=callback)
+        self._codec = codec
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self._codec.inherited_index(obj)
+
+
+class _Resolving(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, buffers: Any, inherit: tuple[Any, ...]) -> None:
+        super().__init__(file, buffers=buffers)
+        self._inherit = inherit
+
+    def persistent_load(self, index: Any) -> Any:
+        return self._inherit[index]
+
+
+# ------------------------------------------------------------------------- Codec
+
+
+class Codec:
+    """Encodes for, and decodes from, the processes on the other side.
+
+    Args:
+        mode: "fork": they are forked from this process and have what the snapshot shows.
+            "exec": fresh interpreters, which have what they can import.
+        inherit: Objects that both sides have, in the same order; they go as references.
+        snapshot: What was there when the pool was made; default: what is there now.
+    """
+
+    def __init__(
+        self, mode: str = "fork", inherit: Sequence[Any] = (), snapshot: Snapshot | None = None
+    ) -> None:
+        if mode not in ("fork", "exec"):
+            raise ValueError(f"mode must be 'fork' or 'exec', not {mode!r}")
+        self.mode = mode
+        self.inherit = tuple(inherit)
+        self.snapshot = Snapshot() if snapshot is None else snapshot
+        self._forks = mode == "fork"
+        self._pid = os.getpid()
+        self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
+        self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
+        self._foreign: tuple[bytes, ...] = ()  # modules known not to be reachable
+        self._modules_seen = 0
+
+    # -- values
+
+    def dumps(self, obj: Any) -> tuple[bytes, Buffers]:
+        """Encode an argument: the pickle, and its out-of-band buffers.
+
+        Raises:
+            SerializationError: It cannot be sent; the message names the path to the culprit.
+        """
+        return self._dumps(obj, "argument")
+
+    def dumps_result(self, obj: Any) -> tuple[bytes, Buffers]:
+        """As dumps(), for what a task returned."""
+        return self._dumps(obj, "result")
+
+    def _dumps(self, obj: Any, what: str) -> tuple[bytes, Buffers]:
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            if self._inherit_ids:
+                data = self._pickle_with(_Inheriting, obj, buffers.append)
+            else:
+                data = _pickle(obj, 5, buffer_callback=buffers.append)
+            views = [buffer.raw() for buffer in buffers] if buffers else []
+        except MemoryError:
+            raise
+        except Exception as error:
+            return self._dumps_by_value(obj, what, error)
+        suspect = self._foreign or len(sys.modules) != self._modules_seen or b"__main__" in data
+        if suspect and self._needs_value(data):
+            return self._dumps_by_value(obj, what, None)
+        return data, views
+
+    def _pickle_with(self, pickler: Any, obj: Any, callback: Any) -> bytes:
+        file = io.BytesIO()
+        pickler(self, file, callback).dump(obj)
+        return file.getvalue()
+
+    def _dumps_by_value(
+        self, obj: Any, what: str, first: BaseException | None
+    ) -> tuple[bytes, Buffers]:
+        """Encode again, with cloudpickle. `first` is why plain pickle could not."""
+        try:
+            return self._by_value(obj)
+        except MemoryError:
+            raise
+        except Exception as error:
+            path, culprit = self._find(obj, first or error)
+            raise SerializationError(_refusal(what, path, culprit), path=path) from culprit
+
+    def _by_value(self, obj: Any) -> tuple[bytes, Buffers]:
+        plain, inheriting = _by_value()
+        buffers: list[pickle.PickleBuffer] = []
+        pickler = inheriting if self._inherit_ids else plain
+        data = self._pickle_with(pickler, obj, buffers.append)
+        try:
+            return data, [buffer.raw() for buffer in buffers]
+        except BufferError:  # not contiguous: in band, if at all
+            return self._pickle_with(pickler, obj, None), []
+
+    def loads(self, data: Any, buffers: Any = ()) -> Any:
+        """Decode what dumps() made on the other side."""
+        if self.inherit:
+            return _Resolving(io.BytesIO(data), buffers, self.inherit).load()
+        return _unpickle(data, buffers=buffers)
+
+    # -- what the other side has
+
+    def inherited_index(self, obj: Any) -> int | None:
+        """Index of an object of `inherit=`, or None."""
+        return self._inherit_ids.get(id(obj))
+
+    def inherits(self, obj: Any) -> bool:
+        """Whether the other side has this function or class of __main__ under the same name."""
+        if not self._forks:
+            return False
+        top, *rest = getattr(obj, "__qualname__", "").split(".")
+        found = self.snapshot.main(top)
+        for name in rest:
+            found = getattr(found, name, _GONE)
+        return found is obj and _main().get(top, _GONE) is self.snapshot.main(top)
+
+    def reachable(self, module: str) -> bool:
+        """Whether the other side can import a module by its name."""
+        known = self._reachable.get(module)
+        if known is None:
+            known = self._reachable[module] = self._is_reachable(module)
+        return known
+
+    def _is_reachable(self, name: str) -> bool:
+        if self._forks and name in self.snapshot.modules:
+            return True
+        module = sys.modules.get(name)
+        if module is None:
+            return True  # not a module at all, or gone: let pickle say so
+        spec = getattr(module, "__spec__", None)
+        if spec is None:
+            self._foreign += (name.encode(),)
+            return False
+        try:
+            found = self._is_found(name, spec)
+        except Exception:  # a finder of somebody else's: believe the name
+            return True
+        if not found:
+            self._foreign += (name.encode(),)
+        return found
+
+    def _is_found(self, name: str, spec: Any) -> bool:
+        """Whether import would find that very module with the paths the workers started with."""
+        parent = name.rpartition(".")[0]
+        path = None
+        if parent:
+            if not self.reachable(parent):
+                return False
+            path = getattr(sys.modules.get(parent), "__path__", None)
+        for finder in sys.meta_path:
+            where = path
+            if path is None and getattr(finder, "__name__", "") == "PathFinder":
+                where = list(self.snapshot.path)
+            found = finder.find_spec(name, where)
+            if found is not None:
+                return bool(found.origin == spec.origin)
+        # A module that its parent makes and registers by itself (os.path, six.moves).
+        return bool(parent)
+
+    def _needs_value(self, data: bytes) -> bool:
+        """Whether a pickle names something that the other side cannot find."""
+        if len(sys.modules) != self._modules_seen:
+            self._look_for_foreign()
+        if any(name in data for name in self._foreign):
+            return True
+        if b"__main__" not in data:
+            return False
+        return not self._forks or not self._main_is_inherited()
+
+    def _look_for_foreign(self) -> None:
+        """Find modules without a spec: made by hand, so nobody else can import them."""
+        self._modules_seen = len(sys.modules)
+        for name, module in list(sys.modules.items()):
+            # Only real modules: to look into a lazy one may load it.
+            if name in self._reachable or type(module) is not ModuleType:
+                continue
+            if module.__dict__.get("__spec__") is None:
+                self.reachable(name)
+
+    def _main_is_inherited(self) -> bool:
+        """Whether every function and class of __main__ is the one that the workers inherited."""
+        inherited = self.snapshot.main
+        return all(
+            inherited(name) is value
+            for name, value in list(_main().items())
+            if (type(value) is FunctionType or isinstance(value, type)) and _is_code(value)
+        )
+
+    # -- functions
+
+    def dump_function(self, function: Any) -> bytes:
+        """Encode a callable: by reference where the other side has it, else by value.
+
+        Raises:
+            SerializationError: It cannot be sent.
+        """
+        # Asked first, so that _dumps() knows the names to look for.
+        inner = getattr(function, "func", None), getattr(function, "__self__", None)
+        for part in (function, *inner):
+            module = getattr(part, "__module__", None)
+            if isinstance(module, str):
+                self.reachable(module)
+        data, buffers = self._dumps(function, "function")
+        return _pickle((data, [bytearray(view) for view in buffers]), 5)
+
+    def load_function(self, blob: Any) -> Any:
+        """Decode what dump_function() made."""
+        global _inherited
+        if self._forks and os.getpid() != self._pid:
+            _inherited = self.snapshot
+        data, buffers = _unpickle(blob)
+        return self.loads(data, buffers)
+
+    @staticmethod
+    def is_plain_function(function: Any) -> bool:
+        """Whether it is sent once: a plain function, a builtin, a class; never a bound method."""
+        if type(function) is FunctionType or isinstance(function, type):
+            return True
+        if type(function) is BuiltinFunctionType:
+            owner = function.__self__
+            return owner is None or isinstance(owner, ModuleType)
+        return False
+
+    # -- failures
+
+    def dump_failure(self, error: BaseException, where: str = "task") -> bytes:
+        """Encode an exception so that load_failure() has something true to raise. Never raises."""
+        try:
+            text = _format(error)
+        except BaseException:
+            text = f"{_type_name(error)}: (its traceback cannot be formatted)\n"
+        try:
+            return _pickle(("failure", where, text, self._pack(error, set())), 5)
+        except BaseException:
+            packed = (None, _type_name(error), "(cannot be shown)", (), None, None, False)
+            return _pickle(("failure", where, text, packed), 5)
+
+    def _pack(self, error: BaseException, seen: set[int]) -> tuple[Any, ...]:
+        """One exception and what led to it: (pickle or None, type, text, notes, cause, context)."""
+        seen.add(id(error))
+        notes = _notes(error)
+        cause, context = error.__cause__, error.__context__
+        suppress = error.__suppress_context__
+        packed: list[Any] = []
+        for other in (cause, None if suppress or cause is not None else context):
+            if other is None or id(other) in seen or len(seen) > 32:
+                packed.append(None)
+            else:
+                packed.append(self._pack(other, seen))
+        blob = self._prove(error)
+        return blob, _type_name(error), _str(error), notes, *packed, suppress
+
+    def _prove(self, error: BaseException) -> bytes | None:
+        """The exception's pickle, if what it loads to is the same exception; else None."""
+        try:
+            data, buffers = self._dumps(error, "exception")
+            copies = [bytearray(view) for view in buffers]
+            if not _same(error, self.loads(data, copies)):
+                return None
+            return _pickle((data, copies), 5)
+        except BaseException:
+            # User code of any kind runs here, and SystemExit from it must not end a worker.
+            return None
+
+    def load_failure(self, data: Any) -> BaseException:
+        """The exception that dump_failure() encoded, with the remote frames below it.
+
+        Never raises (but Ctrl-C): what cannot be loaded is returned as RemoteError, or as
+        SerializationError if the report itself is broken.
+        """
+        try:
+            magic, where, text, packed = _unpickle(data)
+            if magic != "failure":
+                raise ValueError("not a failure")
+            error: BaseException = self._rebuild(packed, where, text)
+            return error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as why:
+            wrong = SerializationError(
+                f"a failure was reported, but its report cannot be decoded: "
+                f"{_type_name(why)}: {_str(why)}. If this happens again, a worker's memory "
+                f"is being corrupted: look at native code first."
+            )
+            wrong.__cause__ = why
+            return wrong
+
+    def _rebuild(self, packed: tuple[Any, ...], where: str, text: str) -> BaseException:
+        error = self._unpack(packed, where, text)
+        last, seen = error, {id(error)}
+        while True:
+            before = last.__cause__
+            if before is None and not last.__suppress_context__:
+                before = last.__context__
+            if before is None or id(before) in seen:
+                break
+            last = before
+            seen.add(id(last))
+        _set(last, __cause__=RemoteTraceback(text))
+        return error
+
+    def _unpack(self, packed: tuple[Any, ...], where: str, text: str) -> BaseException:
+        blob, type_name, message, notes, cause, context, suppress = packed
+        error = self._revive(blob)
+        if error is None:
+            error = RemoteError(
+                f"the {where} raised {type_name}: {message}\n(that exception cannot be rebuilt "
+                f"here; give its class a __reduce__ that repeats its arguments)",
+                type_name=type_name,
+                text=message,
+                notes=notes,
+                traceback=text,
+            )
+        if tuple(getattr(error, "__notes__", None) or ()) != tuple(notes):
+            _set(error, __notes__=list(notes))
+        if cause is not None:
+            _set(error, __cause__=self._unpack(cause, where, text))
+        if context is not None:
+            _set(error, __context__=self._unpack(context, where, text))
+        _set(error, __suppress_context__=suppress)
+        return error
+
+    def _revive(self, blob: bytes | None) -> BaseException | None:
+        if blob is None:
+            return None
+        try:
+            error = self.loads(*_unpickle(blob))
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # proved there, but not importable here
+            return None
+        return error if isinstance(error, BaseException) else None
+
+    # -- what cannot be sent
+
+    def _find(self, obj: Any, error: BaseException) -> tuple[str, BaseException]:
+        """Path from `obj` to the innermost part that cannot be sent, and why."""
+        path, budget, seen = "", 500, {id(obj)}
+        while True:
+            for step, child in _children(obj):
+                if budget == 0:
+                    return path, error
+                if id(child) in seen or isinstance(child, (int, str, bytes, float, type(None))):
+                    continue
+                budget -= 1
+                why = self._refuses(child)
+                if why is not None:
+                    path, obj, error = path + step, child, why
+                    seen.add(id(child))
+                    break
+            else:
+                return path, error
+
+    def _refuses(self, obj: Any) -> BaseException | None:
+        try:
+            self._by_value(obj)
+        except MemoryError:
+            raise
+        except Exception as error:
+            return error
+        return None
+
+
+def _children(obj: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of an object with the step that leads to each. Looks, but runs no user code."""
+    if isinstance(obj, dict):
+        for key, value in list(dict.items(obj)):
+            name = repr(key) if isinstance(key, (str, int, bytes)) else type(key).__name__
+            yield f"[{name}]", value
+            yield f"<key {name}>", key
+    elif isinstance(obj, (list, tuple)):
+        for index, value in enumerate(list(obj)):
+            yield f"[{index}]", value
+    elif isinstance(obj, (set, frozenset)):
+        for value in list(obj):
+            yield "<member>", value
+    elif isinstance(obj, MethodType):
+        yield ".__self__", obj.__self__
+    elif isinstance(obj, FunctionType):
+        yield from _captured(obj)
+    elif isinstance(obj, partial):
+        yield from ((".func", obj.func), (".args", obj.args), (".keywords", obj.keywords))
+    elif isinstance(obj, BaseException):
+        yield ".args", obj.args
+    if _pickles_attributes(type(obj)):
+        yield from _attributes(obj)
+
+
+def _pickles_attributes(kind: type) -> bool:
+    """Whether pickle sends an object's attributes as they are, by no code of its class."""
+    if issubclass(kind, BaseException):
+        return kind.__reduce__ is BaseException.__reduce__
+    return (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and kind.__getstate__ is object.__getstate__
+        and not issubclass(kind, (type, FunctionType, ModuleType))
+        and kind not in copyreg.dispatch_table
+    )
+
+
+def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
+    try:
+        attributes = object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        attributes = {}
+    for name, value in list(attributes.items()):
+        yield f".{name}", value
+    for kind in type(obj).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            try:
+                yield f".{name}", object.__getattribute__(obj, name)
+            except AttributeError:
+                continue
+
+
+def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What goes along with a function that is sent by value."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield f"<closure {name}>", cell.cell_contents
+        except ValueError:  # empty
+            continue
+    for index, value in enumerate(function.__defaults__ or ()):
+        yield f"<default {index}>", value
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield f"<global {name}>", function.__globals__[name]
+
+
+def _refusal(what: str, path: str, error: BaseException) -> str:
+    where = f"{what} {path}" if path else f"the {what}"
+    reason = str(error).strip().splitlines()
+    return (
+        f"{where} cannot be sent: {reason[0] if reason else type(error).__name__}. Send what it "
+        f"can be made from (a file name, not a file), make it in the worker (initializer=), or "
+        f"hand it down with inherit=."
+    )
+
+
+# -------------------------------------------------------------- parts of a failure
+
+
+class RemoteTraceback(Exception):
+    """The worker's formatted traceback; the cause of an exception that came from there."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def _format(error: BaseException) -> str:
+    """The traceback with its causes, without our own frames at its top."""
+    frames = error.__traceback__
+    while frames is not None and _is_our_frame(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    trace = traceback.TracebackException(type(error), error, frames or error.__traceback__)
+    return "".join(trace.format())
+
+
+def _is_our_frame(file: str) -> bool:
+    # Cython's frames have the path from the root of the source: src/forkmill/_child.pxi.
+    return file.startswith(_HERE) or file.endswith((".pxi", "_native.pyx"))
+
+
+def _set(error: BaseException, **attributes: Any) -> None:
+    # Not setattr(): an exception may be a frozen dataclass.
+    for name, value in attributes.items():
+        BaseException.__setattr__(error, name, value)
+
+
+def _type_name(error: BaseException) -> str:
+    kind = type(error)
+    module = kind.__module__
+    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _str(error: BaseException) -> str:
+    try:
+        return str(str(error))
+    except BaseException:
+        return "(its str() failed)"
+
+
+def _notes(error: BaseException) -> tuple[str, ...]:
+    try:
+        notes = getattr(error, "__notes__", None)
+        return tuple(str(note) for note in notes) if isinstance(notes, (list, tuple)) else ()
+    except BaseException:
+        return ()
+
+
+def _same(error: BaseException, twin: Any) -> bool:
+    """Whether a copy of an exception is one: same type, as many arguments, plain ones equal."""
+    if type(twin) is not type(error):
+        return False
+    ours, theirs = error.args, twin.args
+    if len(ours) != len(theirs):
+        return False
+    plain = (str, bytes, int, float, type(None))
+    for one, other in zip(ours, theirs, strict=True):
+        if type(one) is not type(other):
+            # A class sent by value may come back as another object of the same name.
+            if type(one).__qualname__ != type(other).__qualname__:
+                return False
+        elif type(one) in plain and one != other and one == one:
+            return False
+    if isinstance(error, BaseExceptionGroup):
+        mine, copies = error.exceptions, getattr(twin, "exceptions", ())
+        return len(mine) == len(copies) and all(map(_same, mine, copies))
+    return True
+
+
+# ------------------------------------------------------------------- functions
+
+
+class Functions:
+    """What was made of each plain function, kept as long as the function lives.
+
+    By identity, and never by a bare id: an id is reused as soon as its object is gone, an entry
+    goes with its function. The least recently made go first beyond `limit`.
+    """
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._limit = limit
+        self._entries: dict[int, tuple[weakref.ref[Any], Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, function: Any, make: Callable[[Any], Any]) -> Any:
+        """What make(function) gave when it was first asked."""
+        key = id(function)
+        entry = self._entries.get(key)
+        if entry is not None and entry[0]() is function:
+            return entry[1]
+        value = make(function)
+        entries = self._entries
+
+        def forget(dead: weakref.ref[Any]) -> None:
+            found = entries.get(key)
+            if found is not None and found[0] is dead:
+                del entries[key]
+
+        try:
+            reference = weakref.ref(function, forget)
+        except TypeError:
+            return value
+        while len(entries) >= self._limit:
+            entries.pop(next(iter(entries)), None)
+        entries[key] = (reference, value)
+        return value
+
+
+# ------------------------------------------------------------------- the default
+
+_default: Codec | None = None
+
+
+def _codec() -> Codec:
+    global _default
+    if _default is None:
+        _default = Codec("exec")
+    return _default
+
+
+def dumps(obj: Any) -> tuple[bytes, Buffers]:
+    """Codec("exec").dumps: for whoever has no pool."""
+    return _codec().dumps(obj)
+
+
+def loads(data: Any, buffers: Any = ()) -> Any:
+    """Codec("exec").loads."""
+    return _codec().loads(data, buffers)
+
+
+def dump_failure(error: BaseException, where: str = "task") -> bytes:
+    """Codec("exec").dump_failure."""
+    return _codec().dump_failure(error, where)
+
+
+def load_failure(data: Any) -> BaseException:
+    """Codec("exec").load_failure."""
+    return _codec().load_failure(data)

@@ -1,0 +1,603 @@
+"""What a pool, its views, futures and iterators share: the native pool, its words, its end.
+
+Guarantees:
+    * Whoever still needs the pool holds the `Core`; nobody else does. When the last one lets go,
+      or when a dropped pool has nothing more to do, the ladder starts (INV-8).
+    * `Life.finish` is idempotent, comes to an end, and may be called from callbacks, `__del__`,
+      the exit hook and several threads at once.
+
+Invariants:
+    * CORE-1  `Life` never refers to its `Core`: threads and the exit hook hold lives, and must not
+      keep a pool that everybody else has dropped.
+    * CORE-2  In another process than the maker's a life does nothing at all (INV-9).
+
+Threads: any. The collector is the one Python thread of ours that runs user code (callbacks).
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import struct
+import sys
+import threading
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from . import _native, errors
+from ._codec import Codec, Functions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._aio import LoopPort
+    from ._future import Future
+    from ._map import Stream
+
+__all__ = ["OUR_THREADS", "Collector", "Core", "Life", "Options"]
+
+# Identifiers of our own Python threads: start_method="auto" does not count them.
+OUR_THREADS: set[int] = set()
+
+_LINGER_S = 0.1  # an idle collector ends after this
+_JOIN_S = 1.4  # the gentle ladder takes 1.0 s at most, plus the reaping
+_MAX_FUNCTIONS = 1024  # that a pool remembers; the oldest is sent again
+_FOREIGN = (
+    "this pool belongs to the process that made it; after a fork the child needs one of its own"
+)
+
+_DEATH = struct.Struct("<iiIIIIQQq")  # struct fm_death
+_DEATH_FIELDS = (
+    "pid", "status", "slot", "cause", "oom", "attempts", "rss_kb", "task", "timeout_ns",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `ProcessPool.options` sets, in the form the native pool takes.
+
+    Attributes:
+        timeout: Seconds a task may run; 0: as long as it likes.
+        retries: Further tries of a task that fails as `retry_on` says.
+        retry_on: The exception classes that are worth another try.
+        priority: Higher first.
+        flags: RETRY_*: which failures the native pool answers with another try.
+        wrap: Those of `retry_on` that a task can raise by itself; the worker looks for them.
+    """
+
+    timeout: float = 0.0
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (errors.WorkerDied,)
+    priority: int = 0
+    flags: int = 0
+    wrap: tuple[type[BaseException], ...] = ()
+
+
+class Collector:
+    """A thread that fetches outcomes for those who do not wait themselves.
+
+    It lives from the first `arm` until nothing is armed any more.
+    """
+
+    def __init__(self, native: _native.Pool, name: str) -> None:
+        self._native = native
+        self._name = name
+        self._lock = threading.RLock()  # guards the rest
+        self._inbox: _native.Inbox | None = None
+        self._armed = 0
+        self._thread: threading.Thread | None = None
+
+    def arm(self, task: _native.Task, future: Future) -> None:
+        """Have `future._deliver` called when the task is done."""
+        with self._lock:
+            if self._inbox is None:
+                self._inbox = self._native.inbox()
+            task.arm(self._inbox, future)
+            self._armed += 1
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name=f"{self._name}-collector")
+                thread.daemon = True  # the exit hook ends it, in its own time
+                thread.start()
+                self._thread = thread
+
+    def here(self) -> bool:
+        """Whether this is the collector's thread."""
+        return self._thread is threading.current_thread()
+
+    def end(self) -> None:
+        """Deliver what is there and end. Waits for the thread, unless this is it."""
+        with self._lock:
+            thread, inbox = self._thread, self._inbox
+        if inbox is not None:
+            inbox.close()
+        if thread is not None and not self.here():
+            thread.join()
+
+    def _run(self) -> None:
+        inbox = self._inbox
+        assert inbox is not None
+        OUR_THREADS.add(_thread.get_ident())
+        try:
+            while self._turn(inbox):
+                pass
+        finally:
+            OUR_THREADS.discard(_thread.get_ident())
+
+    def _turn(self, inbox: _native.Inbox) -> bool:
+        """Deliver one batch; False: the thread shall end. Nothing of it is kept while waiting."""
+        try:
+            batch = inbox.wait(None if self._armed else _LINGER_S, collector=True)
+        except errors.PoolError:
+            batch = []  # closed under us
+        if not batch:
+            with self._lock:
+                if inbox.closed or not self._armed:
+                    self._thread = None
+                    return False
+            return True
+        with self._lock:
+            self._armed -= len(batch)
+        for task in batch:
+            try:
+                future: Future = task.tag
+                future._deliver(task)
+            except BaseException:
+                # A callback's SystemExit, or a waiter that raises: the others must not suffer.
+                sys.excepthook(*sys.exc_info())
+        return True
+
+
+# Lives that have not ended, for the exit hook. Strong: a life outlives its core (CORE-1).
+_ALIVE: set[Life] = set()
+
+
+class Life:
+    """How a pool ends: once, whoever asks, however many ask."""
+
+    def __init__(self, native: _native.Pool, name: str) -> None:
+        self.native = native
+        self.name = name
+        self.pid = os.getpid()
+        self.collector = Collector(native, name)
+        self.ports: set[LoopPort] = set()  # event loops with calls under way
+        self.streams: WeakSet[Stream] = WeakSet()
+        self.iterators = 0  # lazy calls with input left
+        self.ended = threading.Event()
+        self._wake = threading.Event()  # an iterator has ended, or the core is gone
+        self._orphan = False  # nobody holds the core
+        self._lock = threading.Lock()  # held by the one that finishes
+        self._finisher = 0
+        _ALIVE.add(self)
+
+    def foreign(self) -> bool:
+        """Whether this is a copy in a forked child."""
+        return self.pid != os.getpid()
+
+    def iterator_ended(self) -> None:
+        self.iterators -= 1
+        self._wake.set()
+
+    def idle(self) -> bool:
+        """Whether every accepted task has its outcome and no lazy call has input left."""
+        stats = self.native.stats()
+        return not self.iterators and stats["accepted"] == stats["outcomes"]
+
+    # The ways to an end.
+
+    def finish(self, *, ladder: int = 0) -> None:
+        """Finish what was accepted (or, with a ladder, do not), end all processes and threads.
+
+        Args:
+            ladder: LADDER_* to start at once; 0 waits for accepted tasks first.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came; the ladder was started, and all is ended.
+        """
+        if self.foreign() or self.ended.is_set():
+            return
+        if ladder:
+            self._stop(ladder)
+        if self._finisher == _thread.get_ident():
+            return  # from a finalizer or a signal handler inside finish()
+        if self.collector.here():
+            self._background()  # a callback may not wait for its own thread
+            return
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            self._lock.acquire()
+        except KeyboardInterrupt as error:  # another thread finishes, too slowly for the user
+            self._stop(_native.LADDER_TERM)
+            self._lock.acquire()
+            interrupt = error
+        try:
+            self._finisher = _thread.get_ident()
+            if not self.ended.is_set():
+                interrupt = self._finish(ladder) or interrupt
+        finally:
+            self._finisher = 0
+            self._lock.release()
+        if interrupt is not None:
+            raise interrupt
+
+    def _finish(self, ladder: int) -> KeyboardInterrupt | None:
+        """The end itself (under `_lock`). Returns the Ctrl-C that came in between."""
+        interrupt = None
+        try:
+            with contextlib.suppress(errors.PoolError):
+                self.native.drain()
+            if not ladder:
+                # A stream that this thread should read would wait for it, and it for the stream.
+                alive = sys._current_frames()
+                for stream in tuple(self.streams):
+                    stream.cut(_thread.get_ident(), alive)
+                self.native.wait_idle()
+            self._stop(_native.LADDER_GENTLE)
+            self.native.join(_JOIN_S)
+        except KeyboardInterrupt as error:
+            interrupt = error
+            self._hurry()
+        finally:
+            self.native.close()
+            self.ended.set()
+            self._wake.set()
+            _ALIVE.discard(self)
+        for port in tuple(self.ports):
+            port.flush()
+        self.collector.end()
+        return interrupt
+
+    def _hurry(self) -> None:
+        """After Ctrl-C: no gentleness; after a second one, no grace."""
+        try:
+            self._stop(_native.LADDER_TERM)
+            self.native.join(_JOIN_S)
+        except KeyboardInterrupt:
+            self._stop(_native.LADDER_KILL)
+
+    def _stop(self, ladder: int) -> None:
+        with contextlib.suppress(errors.PoolError):
+            self.native.stop(ladder)
+
+    def refuse(self) -> None:
+        """Accept nothing more; what was accepted goes on."""
+        if not self.foreign() and not self.ended.is_set():
+            with contextlib.suppress(errors.PoolError):
+                self.native.drain()
+
+    def leave(self) -> None:
+        """`shutdown(wait=False)`: finish in a thread of ours."""
+        if not self.foreign() and not self.ended.is_set():
+            self.refuse()
+            self._background()
+
+    def dropped(self) -> None:
+        """The pool object is gone; futures and iterators may still hold the core."""
+        if not self.foreign() and not self.ended.is_set():
+            self._background(self._watch)
+
+    def orphaned(self) -> None:
+        """The core is gone: nobody can ever see an outcome."""
+        if self.foreign() or self.ended.is_set():
+            return
+        self._orphan = True
+        self._wake.set()
+        self._stop(_native.LADDER_GENTLE)
+        self._background()
+
+    def _watch(self) -> None:
+        """Wait until a dropped pool has nothing more to do, then end it."""
+        while not self._orphan:
+            self.native.wait_idle()
+            if self.idle():
+                break
+            self._wake.wait()
+            self._wake.clear()
+        self.finish(ladder=_native.LADDER_GENTLE)
+
+    def _background(self, job: Callable[[], None] | None = None) -> None:
+        """Run a job of this life in a thread of its own.
+
+        The bare kind of thread: this may come from a finalizer in the middle of anything, also of
+        `Thread.start`.
+        """
+        job = job or self.finish
+
+        def run() -> None:
+            OUR_THREADS.add(_thread.get_ident())
+            try:
+                job()
+            finally:
+                OUR_THREADS.discard(_thread.get_ident())
+
+        try:
+            _thread.start_new_thread(run, ())
+        except RuntimeError:  # no thread to be had: at the limit, or at interpreter exit
+            self.finish(ladder=_native.LADDER_GENTLE)
+
+
+def _at_exit() -> None:
+    """End all pools, before non-daemon threads are joined (section 6).
+
+    A clean exit finishes accepted tasks; after an unhandled exception, or on Ctrl-C while it
+    waits, the ladder starts at once.
+    """
+    ladder = _native.LADDER_TERM if _failed() else 0
+    for life in tuple(_ALIVE):
+        life.refuse()
+        if ladder:
+            life._stop(ladder)
+    for life in tuple(_ALIVE):
+        try:
+            life.finish(ladder=ladder)
+        except KeyboardInterrupt:
+            ladder = _native.LADDER_TERM
+            for other in tuple(_ALIVE):
+                if not other.foreign():
+                    other._stop(ladder)
+
+
+def _failed() -> bool:
+    """Whether the interpreter ends because of an unhandled exception.
+
+    At a prompt the last exception is an old story.
+    """
+    failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
+    return failed and not hasattr(sys, "ps1") and not sys.flags.interactive
+
+
+# concurrent.futures uses the same hook, for the same reason: atexit runs after the join of
+# non-daemon threads, which may be waiting for our tasks.
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+
+
+class Core:
+    """The shared part of a pool: submits, names functions, words failures.
+
+    It is the codec that the native objects are given: `loads` and `failure`.
+    """
+
+    def __init__(
+        self, native: _native.Pool, codec: Codec, workers: int, name: str, *, initializer: bool
+    ) -> None:
+        self.native = native
+        self.codec = codec
+        self.loads = codec.loads
+        self.workers = workers
+        self.life = Life(native, name)
+        self.collector = self.life.collector
+        self.loops: dict[int, LoopPort] = {}
+        self._initializer = initializer
+        self._functions = Functions(_MAX_FUNCTIONS)
+        self._wrapped: dict[tuple[Any, ...], Functions] = {}
+        self._encoders: list[_native.Encoder] = []
+
+    def __del__(self) -> None:
+        life: Life | None = getattr(self, "life", None)
+        if life is not None:
+            life.orphaned()
+
+    def check(self) -> None:
+        """Refuse a call that could not submit anything.
+
+        Raises:
+            PoolClosed, PoolBroken, PoolError: The pool takes no work (any more, or here).
+        """
+        if self.life.foreign():
+            raise errors.PoolError(_FOREIGN)
+        state = self.native.state
+        if state != _native.POOL_OPEN:
+            raise self.refusal(errors.PoolClosed())
+
+    def cancel_pending(self) -> None:
+        """Cancel every accepted task that has not started."""
+        with contextlib.suppress(errors.PoolError):
+            self.native.cancel_pending()
+
+    def turn(self) -> None:
+        """One turn of the I/O, if nobody else is at it."""
+        with contextlib.suppress(errors.PoolError):
+            self.native.turn()
+
+    # ------------------------------------------------------------------ functions
+
+    def function(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
+        """The native function of a plain function, and its name; sent to a worker once."""
+        if not options.wrap:
+            return self._functions.get(fn, self._define)
+        known = self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
+        return known.get(fn, lambda fn: self.temporary(fn, options))
+
+    def _define(self, fn: Callable[..., Any]) -> tuple[_native.Function, str]:
+        return self.native.function(self.codec.dump_function(fn)), name_of(fn)
+
+    def temporary(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
+        """As `function`, for one call only: the pool does not remember it."""
+        return self.native.function(self.codec.dump_function(self.guard(fn, options))), name_of(fn)
+
+    def guard(self, fn: Callable[..., Any], options: Options) -> Callable[..., Any]:
+        """fn, wrapped if the worker has to tell failures that are worth another try."""
+        if options.wrap:
+            from ._worker import _RetryCall
+
+            return _RetryCall(fn, options.wrap)
+        return fn
+
+    def plain(self, fn: Any) -> bool:
+        """Whether a worker gets fn once (functions, builtins, classes), not with each task."""
+        return type(fn) is FunctionType or self.codec.is_plain_function(fn)
+
+    def for_map(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
+        return self.function(fn, options) if self.plain(fn) else self.temporary(fn, options)
+
+    # ------------------------------------------------------------------ tasks
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        *,
+        flags: int = 0,
+        slot: int = -1,
+        credit: int = 0,
+        inbox: _native.Inbox | None = None,
+        tag: Any = None,
+    ) -> _native.Task:
+        """Encode one call in this thread (INV-3) and have it accepted.
+
+        Raises:
+            TypeError: fn cannot be called.
+            SerializationError: fn or an argument cannot be sent.
+            PoolClosed, PoolBroken, PoolError: Not accepted.
+        """
+        function = None
+        value: Any
+        if self.plain(fn):
+            function, name = self.function(fn, options)
+            if kwargs:
+                flags |= _native.RUN_CALL
+                value = (args, kwargs)
+            elif len(args) == 1:
+                value = args[0]
+            else:
+                flags |= _native.RUN_STAR
+                value = args
+        elif callable(fn):
+            name = name_of(fn)
+            flags |= _native.RUN_APPLY
+            value = (self.guard(fn, options), args, kwargs)
+        else:
+            raise TypeError(f"the first argument must be callable, not {type(fn).__name__!r}")
+        try:
+            encoder = self._encoders.pop()
+        except IndexError:
+            encoder = self.encoder()
+        encoder.add(value)
+        if tag is None:
+            tag = name
+        else:
+            tag._name = name
+        try:
+            task = self.native.submit(
+                function, encoder, flags, options.timeout, options.retries, options.flags,
+                options.priority, slot, credit, inbox, tag,
+            )  # fmt: skip
+        except errors.PoolError as error:
+            raise self.refusal(error) from None
+        self._encoders.append(encoder)  # its body is gone: ready for the next one
+        return task
+
+    def encoder(self) -> _native.Encoder:
+        return _native.Encoder(self.codec.dumps, self.codec.dump_failure)
+
+    # ------------------------------------------------------------------ failures
+
+    def failure(self, what: int, body: memoryview, task: _native.Task) -> BaseException:
+        """The exception for an outcome that is not a value. Never raises."""
+        try:
+            if what in (_native.WHAT_ERROR, _native.WHAT_RETRY, _native.WHAT_REFUSED):
+                return self.codec.load_failure(body)
+            if what == _native.WHAT_DEATH:
+                return self._death(body, task)
+            if what == _native.WHAT_CANCELLED:
+                return CancelledError()
+            if what == _native.WHAT_CLOSED:
+                return errors.PoolClosed("the pool was stopped before a worker started this task")
+            if what == _native.WHAT_BROKEN:
+                return self.broken()
+            if what == _native.WHAT_NOMEM:
+                return MemoryError("there was no memory to receive the outcome of this task")
+            return errors.PoolError(f"an outcome of unknown kind {what}")
+        except Exception as error:
+            failure = errors.PoolError("the failure of this task could not be told")
+            failure.__cause__ = error
+            return failure
+
+    def _death(self, body: memoryview, task: _native.Task) -> BaseException:
+        info, crash = read_death(body)
+        error = errors.death(info, crash)
+        tag = task.tag
+        name = tag if isinstance(tag, str) else getattr(tag, "_name", "")
+        if name:
+            of = f", number {info['task']} of its chunk" if task.count > 1 else ""
+            error.add_note(f"The task was a call of {name}{of}.")
+        return error
+
+    def refusal(self, error: errors.PoolError) -> errors.PoolError:
+        """What submit raises instead of the native layer's short words."""
+        if self.life.foreign():
+            return errors.PoolError(_FOREIGN)
+        if self.native.state == _native.POOL_BROKEN:
+            return self.broken()
+        if type(error) is errors.PoolClosed:
+            return errors.PoolClosed(
+                "cannot schedule new futures after shutdown: this pool takes no more work"
+            )
+        return error
+
+    def broken(self) -> errors.PoolBroken:
+        """PoolBroken, or InitError, with the causes that the native pool has collected."""
+        causes: list[BaseException] = []
+        init = None
+        for what, body in self.native.causes():
+            cause = self._cause(what, body)
+            causes.append(cause)
+            if what == _native.WHAT_REFUSAL or isinstance(cause, errors.InitError):
+                init = init or cause
+        if isinstance(init, errors.InitError):
+            init.causes = tuple(causes)
+            return init
+        if init is not None:
+            text = f"the initializer failed in a worker: {type(init).__name__}: {init}"
+            error: errors.PoolBroken = errors.InitError(text, causes)
+        else:
+            error = errors.PoolBroken(self._story(causes), causes)
+        error.__cause__ = init or (causes[-1] if causes else None)
+        return error
+
+    def _cause(self, what: int, body: bytes) -> BaseException:
+        if what != _native.WHAT_DEATH:
+            return self.codec.load_failure(memoryview(body))
+        info, crash = read_death(memoryview(body))
+        late = info["cause"] == _native.CAUSE_TIMEOUT
+        if not (self._initializer and (late or info["timeout_ns"] < 0)):
+            return errors.death(info, crash)
+        if late:
+            return errors.InitError(
+                f"the initializer in worker {info['pid']} took longer than init_timeout, so the "
+                "worker was killed. Give it more time, ProcessPool(init_timeout=...), or less to do."
+            )
+        return errors.InitError(
+            f"worker {info['pid']} ended inside its initializer: {errors.death(info, crash)}"
+        )
+
+    def _story(self, causes: list[BaseException]) -> str:
+        pid, status = self.native.zygote()
+        if causes:
+            return (
+                f"too many workers died ({len(causes)} of them are in .causes, the last: "
+                f"{causes[-1]}). Mend the cause, or allow more with restarts=(n, seconds)."
+            )
+        if status > 0 and os.WIFSIGNALED(status):
+            how = f"was ended by {errors.signal_name(os.WTERMSIG(status))}"
+        else:
+            how = f"exited with code {os.WEXITSTATUS(status)}" if status >= 0 else "is gone"
+        return f"the pool's zygote (pid {pid}), the parent of its workers, {how}"
+
+
+def read_death(body: memoryview) -> tuple[dict[str, int], str]:
+    """Fields and crash text of a death record."""
+    info = dict(zip(_DEATH_FIELDS, _DEATH.unpack_from(body), strict=True))
+    return info, bytes(body[_DEATH.size :]).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def name_of(fn: Any) -> str:
+    """What messages call a function: its qualified name only, its arguments may be huge."""
+    fn = getattr(fn, "func", fn)  # a partial's
+    name = getattr(fn, "__qualname__", None)
+    return name if isinstance(name, str) else type(fn).__qualname__

@@ -1,0 +1,498 @@
+"""Lazy calls over inputs: `map`, `starmap`, and `stream`.
+
+    input ──fill──▶ Encoder ──submit──▶ workers ──outcomes──▶ RecordIterator ──▶ the caller
+            one chunk at a time, in C         finished chunks        item by item, in C
+
+Guarantees:
+    * Whatever is pulled from the input and not yet consumed is at most the window (INV-7).
+    * Python code runs once a chunk; per item everything is C.
+    * An input's exception, or PoolClosed, comes after the results of all items before it.
+
+Invariants:
+    * MAP-1  A chunk counts against the window from before it is pulled until the iterator asks
+      for the chunk after it: then its last item is consumed.
+    * MAP-2  Finished results are handed over before an input of unknown kind is pulled again: it
+      may block. Only inputs that cannot block are pulled first.
+
+Threads: an iterator is used by one thread at a time; another one gets ValueError, as with
+generators. `close` may be called from any thread, and from a finalizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from _thread import get_ident
+from collections import deque
+from itertools import starmap
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from . import _native, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator
+
+    from ._core import Core, Options
+
+__all__ = ["Feed", "Items", "MapIterator", "Stream", "check_limits"]
+
+MAX_CHUNK = 4096  # items
+MAX_WINDOW = 64 << 20  # encoded bytes under way
+TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms
+LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
+GROWTH = 8  # a chunk is at most so many times the one it was measured by
+
+# Iterating over these runs no code of the user's and never blocks.
+_QUICK = frozenset({
+    list, tuple, range, str, bytes, bytearray, set, frozenset, dict,
+    type({}.keys()), type({}.values()), type({}.items()),
+})  # fmt: skip
+
+
+def check_limits(
+    chunksize: int | None, buffersize: int | None, timeout: float | None
+) -> tuple[int | None, int | None, float | None]:
+    """Refuse wrong options of a lazy call, in the caller's frame."""
+    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{name} must be an int or None, not {type(value).__name__!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, not {value}")
+    if timeout is not None and (isinstance(timeout, bool) or not hasattr(timeout, "__float__")):
+        raise TypeError(f"timeout must be seconds or None, not {type(timeout).__name__!r}")
+    return chunksize, buffersize, timeout
+
+
+class Chunk:
+    """The tag of a chunk: what the feed has to know when it is consumed."""
+
+    __slots__ = ("_name", "done", "size")
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self.size = size
+        self.done: Callable[[_native.Task], None] | None = None
+
+    def deliver(self, task: _native.Task) -> None:
+        """An event loop's port has the finished chunk (`amap`)."""
+        if self.done is not None:
+            self.done(task)
+
+
+class Feed:
+    """Pulls chunks from an input and submits them, within the window."""
+
+    def __init__(
+        self,
+        core: Core,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        options: Options,
+        *,
+        star: bool,
+        chunksize: int | None,
+        buffersize: int | None,
+        inbox: _native.Inbox | None = None,
+        done: Callable[[_native.Task], None] | None = None,
+    ) -> None:
+        self.core = core
+        self.options = options
+        self.inbox = inbox
+        self.done = done
+        self.function, self.name = core.for_map(fn, options)
+        self.error: BaseException | None = None  # to be raised after the results
+        self.quick = all(type(it) in _QUICK for it in iterables)
+        self.flags, self.source = _records(iterables, star=star)
+        self.left = _length(iterables) if self.quick else None
+        self.encoder = core.encoder()
+        self.tuned = chunksize is None
+        self.limit = MAX_CHUNK if buffersize is None else buffersize
+        self.chunk = 1 if chunksize is None else min(chunksize, self.limit, MAX_CHUNK)
+        self.limit = min(MAX_CHUNK, max(1, self.limit // (2 * core.workers)))
+        self.buffersize = buffersize
+        self.cost = 0.0  # seconds an item, measured
+        self.items = self.bytes = self.chunks = 0  # of the window, under way (MAP-1)
+
+    @property
+    def spent(self) -> bool:
+        """Whether there is nothing more to pull."""
+        return self.source is None
+
+    def pull(self) -> _native.Task | None:
+        """Pull, encode and submit one chunk; None if the window is full or the input is spent."""
+        source, encoder = self.source, self.encoder
+        n = 0 if source is None else self._room()
+        if source is None or n == 0:
+            return None
+        started = 0.0 if self.quick else perf_counter()
+        count = encoder.fill(source, n, max(1, min(MAX_WINDOW - self.bytes, self._share())))
+        if self.source is None:
+            return None  # the input itself closed the iterator
+        if encoder.exhausted or encoder.error is not None:
+            self.error, self.source = encoder.error, None
+        if count == 0:
+            return None
+        if self.tuned and not self.quick:
+            self._tune(count, perf_counter() - started)
+        if self.left is not None:
+            self.left -= count
+        return self._submit(count)
+
+    def _submit(self, count: int) -> _native.Task | None:
+        encoder, options = self.encoder, self.options
+        tag = Chunk(self.name, encoder.size)
+        tag.done = self.done
+        try:
+            task = self.core.native.submit(
+                self.function, encoder, self.flags, options.timeout, options.retries,
+                options.flags, options.priority, -1, 0, self.inbox, tag,
+            )  # fmt: skip
+        except errors.PoolError as error:
+            self.error, self.source = self.core.refusal(error), None
+            return None
+        self.items += count
+        self.bytes += tag.size
+        self.chunks += 1
+        return task
+
+    def consumed(self, task: _native.Task) -> None:
+        """The caller is through with a chunk."""
+        self.items -= task.count
+        self.bytes -= task.tag.size
+        self.chunks -= 1
+
+    def finished(self, task: _native.Task) -> None:
+        """A chunk is done: learn from it."""
+        if self.tuned and task.attempts <= 1:
+            self.cost = max(task.busy / task.count, 1e-9)
+            self._tune(task.count, task.busy)
+
+    def stop(self) -> None:
+        """Pull nothing more."""
+        self.source = None
+        self.error = None
+
+    def _tune(self, count: int, seconds: float) -> None:
+        """Size the next chunk by the time that one took: of the workers, or of a slow input."""
+        fit = int(TARGET_S * count / max(seconds, 1e-9))
+        self.chunk = max(1, min(fit, count * GROWTH, self.limit))
+
+    def _room(self) -> int:
+        """How many items the next chunk may have; 0: the window is full."""
+        n = self.chunk
+        if self.tuned and self.left is not None:
+            # Smaller near the end, so that the workers end together.
+            fair = -(-self.left // (2 * self.core.workers))
+            least = int(LEAST_S / self.cost) if self.cost else 1
+            n = min(n, max(fair, least, 1))
+        if not self.chunks:
+            return n
+        if self.bytes >= MAX_WINDOW:
+            return 0
+        if self.buffersize is None:
+            return n if self.chunks < 2 * self.core.workers else 0
+        free = self.buffersize - self.items
+        return n if n <= free else 0
+
+    def _share(self) -> int:
+        """How many bytes one chunk may have: each worker shall get some of the window."""
+        return MAX_WINDOW // (2 * self.core.workers)
+
+
+def _records(iterables: tuple[Iterable[Any], ...], *, star: bool) -> tuple[int, Any]:
+    """RUN flags and the iterator over what each record holds."""
+    if star:
+        return _native.RUN_STAR, map(tuple, iterables[0])
+    if len(iterables) == 1:
+        return 0, iter(iterables[0])
+    return _native.RUN_STAR, zip(*iterables)  # noqa: B905  # shortest, as the built-in map
+
+
+def _length(iterables: tuple[Any, ...]) -> int:
+    return min((len(it) for it in iterables), default=0)
+
+
+class Items:
+    """The codec of an iterator's items: a task's StopIteration must not look like the end."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.loads = core.loads
+
+    def failure(self, what: int, body: memoryview, task: _native.Task) -> BaseException:
+        error = self.core.failure(what, body, task)
+        if isinstance(error, StopIteration | StopAsyncIteration):
+            wrapped = RuntimeError(f"the task raised {type(error).__name__}")
+            wrapped.__cause__ = error
+            return wrapped
+        return error
+
+
+class MapIterator(_native.RecordIterator):
+    """What `map` returns: results, as they are asked for. Close it, or just drop it."""
+
+    def __init__(
+        self,
+        core: Core,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        options: Options,
+        *,
+        star: bool = False,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> None:
+        super().__init__(Items(core), return_exceptions)
+        self._open = False  # __del__ may come before the rest
+        self._deadline = None if timeout is None else monotonic() + timeout
+        self._inbox = None if ordered else core.native.inbox()
+        self._feed = Feed(
+            core, fn, iterables, options,
+            star=star, chunksize=chunksize, buffersize=buffersize, inbox=self._inbox,
+        )  # fmt: skip
+        # Ordered: chunks in their order. Unordered: finished ones; the others are in _flying.
+        self._line: deque[_native.Task] = deque()
+        self._flying: set[_native.Task] = set()
+        self._current: _native.Task | None = None
+        self._busy = True
+        self._life = core.life
+        self._life.iterators += 1
+        self._released = False
+        self._open = True
+        try:
+            while self._pull():
+                pass
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._busy = False
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self.close()
+
+    def __enter__(self) -> MapIterator:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what has not started, and free everything; then it is at its end. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._feed.stop()
+        self._release()
+        self._drop()
+        for task in (*self._line, *self._flying):
+            with contextlib.suppress(errors.PoolError):
+                task.cancel()
+        self._line.clear()
+        self._flying.clear()
+        self._current = None
+        if self._inbox is not None:
+            self._inbox.close()
+
+    def _release(self) -> None:
+        """No more input: a dropped pool need not live on for this iterator."""
+        if not self._released:
+            self._released = True
+            self._life.iterator_ended()
+
+    # ------------------------------------------------------------------ chunk by chunk
+
+    def _advance(self) -> _native.Task:
+        """The next finished chunk (called by `__next__` when the last one is used up)."""
+        if self._busy:
+            raise ValueError("map iterator already executing")
+        self._busy = True
+        try:
+            if self._current is not None:
+                self._feed.consumed(self._current)
+                self._current = None
+            task = self._ordered() if self._inbox is None else self._unordered(self._inbox)
+            if task is None or not self._open:
+                self._end()
+            self._feed.finished(task)
+            self._current = task
+            return task
+        finally:
+            self._busy = False
+
+    def _failed(self) -> None:
+        """An item's exception is about to be raised: nothing comes after it."""
+        self.close()
+
+    def _end(self) -> Any:
+        error, self._feed.error = self._feed.error, None
+        self.close()
+        try:
+            raise StopIteration if error is None else error
+        finally:
+            del error  # the exception's traceback has this frame
+
+    def _pull(self) -> bool:
+        task = self._feed.pull()
+        if self._feed.spent:
+            self._release()
+        if task is None:
+            return False
+        if not self._open:  # closed meanwhile, by the input or by another thread
+            task.cancel()
+            return False
+        if self._inbox is None:
+            self._line.append(task)
+        else:
+            self._flying.add(task)
+        return True
+
+    def _ordered(self) -> _native.Task | None:
+        line, feed = self._line, self._feed
+        if feed.quick:
+            while self._pull():
+                pass
+        while line or self._pull():
+            head = line[0]
+            if not head.done:
+                if not feed.quick and self._pull():
+                    continue  # look again before the next pull, which may block (MAP-2)
+                if self._open and not head.wait(self._patience()):
+                    self._late()
+                    continue
+            return line.popleft() if self._open else None
+        return None
+
+    def _unordered(self, inbox: _native.Inbox) -> _native.Task | None:
+        line, flying, feed = self._line, self._flying, self._feed
+        if feed.quick:
+            while self._pull():
+                pass
+        while not line:
+            if flying:
+                self._take(inbox, 0)
+                if line:
+                    break
+            if not feed.quick and self._pull():
+                continue  # MAP-2, as above
+            if not flying:
+                return None
+            if not self._take(inbox, self._patience()) and self._open:
+                self._late()
+            if not self._open:
+                return None
+        return line.popleft()
+
+    def _take(self, inbox: _native.Inbox, timeout: float | None) -> bool:
+        batch = inbox.wait(timeout)
+        self._flying.difference_update(batch)
+        self._line.extend(batch)
+        return bool(batch)
+
+    def _patience(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - monotonic(), 0.0)
+
+    def _late(self) -> None:
+        if self._deadline is None or monotonic() < self._deadline:
+            return  # woken for nothing: wait again
+        self.close()
+        raise TimeoutError("the results were not there within the timeout of the call")
+
+
+class Stream:
+    """What `stream` returns: the outputs of one task, as they come.
+
+    Used by one thread at a time. `close()`, or dropping it, closes the generator in the worker.
+    """
+
+    def __init__(self, core: Core, task: _native.Task) -> None:
+        self._core: Core | None = core
+        self._task: _native.Task | None = task
+        self._cut = False
+        self._owner = get_ident()
+        core.life.streams.add(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        task, core = self._task, self._core
+        if task is None or core is None:
+            raise StopIteration
+        self._owner = get_ident()
+        try:
+            return task.next_output(core)
+        except StopIteration:
+            pass
+        error = task.exception(core)
+        if error is None and self._cut:
+            error = errors.PoolClosed("the pool was shut down before all outputs were read")
+        value = None if error is not None else task.result(core)
+        self._task = self._core = None
+        try:
+            raise StopIteration(value) if error is None else error
+        finally:
+            del error, self  # the exception's traceback has this frame
+
+    def close(self) -> None:
+        """Close the generator in the worker, or take the task back. Idempotent."""
+        task = self._task
+        if task is not None:
+            self._close(task)
+            self._task = self._core = None
+
+    def cut(self, thread: int, alive: Container[int]) -> None:
+        """A shutdown waits: if nobody can read on, the task must not wait to be read.
+
+        Args:
+            thread: The thread that waits.
+            alive: All threads there are.
+        """
+        task = self._task
+        if task is not None and not task.done and (self._owner == thread or self._owner not in alive):
+            self._cut = True
+            self._close(task)
+
+    def _close(self, task: _native.Task) -> None:
+        with contextlib.suppress(errors.PoolError):
+            if not task.done and not task.cancel():
+                task.close_stream()
+
+    def kill(self) -> bool:
+        """End the task by killing its worker; `WorkerDied` then comes after the outputs."""
+        return self._task is not None and bool(self._task.kill())
+
+    def __del__(self) -> None:
+        if getattr(self, "_task", None) is not None:
+            self.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def inline_results(
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    *,
+    star: bool,
+    return_exceptions: bool,
+) -> Iterator[Any]:
+    """`map` of a pool without workers: the built-in, with exceptions as asked for."""
+    if not return_exceptions:
+        yield from starmap(fn, iterables[0]) if star else map(fn, *iterables)
+        return
+    for args in map(tuple, iterables[0]) if star else zip(*iterables):  # noqa: B905
+        try:
+            result = fn(*args)
+        except Exception as error:
+            result = error
+        yield result

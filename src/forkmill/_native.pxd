@@ -1,0 +1,300 @@
+# _native.pxd - forkmill.h for Cython, in the header's order; a test compares the names.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.types cimport pid_t
+
+cdef extern from "forkmill.h" nogil:
+    enum fm_error:
+        FM_ECLOSED
+        FM_EBROKEN
+        FM_EFORKED
+        FM_EPROTO
+        FM_ETOOBIG
+        FM_EEOF
+        FM_ESTATE
+    const char *fm_error_text(int code)
+    const int64_t FM_FOREVER
+    int64_t fm_now()
+    enum fm_tag:
+        FM_TAG_NONE
+        FM_TAG_TRUE
+        FM_TAG_FALSE
+        FM_TAG_INT
+        FM_TAG_FLOAT
+        FM_TAG_STR
+        FM_TAG_BYTES
+        FM_TAG_TUPLE
+        FM_TAG_LIST
+        FM_TAG_DICT
+        FM_TAG_LONG
+    enum fm_what:
+        FM_WHAT_PICKLE
+        FM_WHAT_STR
+        FM_WHAT_BYTES
+        FM_WHAT_REFUSED
+        FM_WHAT_ERROR
+        FM_WHAT_RETRY
+        FM_WHAT_OUTPUT
+        FM_WHAT_HELLO
+        FM_WHAT_REFUSAL
+        FM_WHAT_DEATH
+        FM_WHAT_CANCELLED
+        FM_WHAT_CLOSED
+        FM_WHAT_BROKEN
+        FM_WHAT_NOMEM
+        FM_WHAT_COUNT
+    struct fm_long:
+        uint8_t tag
+        uint8_t what
+        uint16_t zero
+        uint32_t buffers
+        uint64_t length
+    enum: FM_ALIGN
+    const uint64_t FM_MAX_LENGTH
+    int64_t fm_record_size(const uint8_t *p, size_t n)
+    enum fm_cause:
+        FM_CAUSE_EXIT
+        FM_CAUSE_TIMEOUT
+        FM_CAUSE_KILLED
+        FM_CAUSE_PROTOCOL
+        FM_CAUSE_STOPPED
+    struct fm_death:
+        int32_t pid
+        int32_t status
+        uint32_t slot
+        uint32_t cause
+        uint32_t oom
+        uint32_t attempts
+        uint64_t rss_kb
+        uint64_t task
+        int64_t timeout_ns
+    enum fm_kind:
+        FM_KIND_DEFINE
+        FM_KIND_RUN
+        FM_KIND_CREDIT
+        FM_KIND_CLOSE
+        FM_KIND_EXIT
+        FM_KIND_COUNT
+    enum: FM_RUN_STAR
+    enum: FM_RUN_CALL
+    enum: FM_RUN_APPLY
+    enum: FM_RUN_STREAM
+    enum: FM_RUN_TIMED
+    struct fm_frame:
+        uint32_t magic
+        uint16_t kind
+        uint16_t flags
+        uint32_t index
+        uint32_t first
+        uint32_t count
+        uint32_t credit
+        uint64_t serial
+        uint64_t length
+    enum: FM_MAGIC
+    int fm_frame_check(const fm_frame *frame)
+    enum fm_report:
+        FM_REPORT_BORN
+        FM_REPORT_DIED
+        FM_REPORT_TROUBLE
+        FM_REPORT_BROKEN
+        FM_REPORT_KILL
+        FM_REPORT_STOP
+        FM_REPORT_COUNT
+    enum: FM_DIED_RETIRED
+    enum: FM_DIED_OOM
+    enum: FM_DIED_ASKED
+    enum fm_ladder:
+        FM_LADDER_GENTLE
+        FM_LADDER_TERM
+        FM_LADDER_KILL
+    struct fm_message:
+        uint32_t magic
+        uint16_t kind
+        uint16_t flags
+        uint32_t slot
+        uint32_t generation
+        int32_t pid
+        int32_t status
+        uint64_t rss_kb
+    enum: FM_MESSAGE_FDS
+    int fm_message_send(int fd, const fm_message *message, const int *fds, int nfds)
+    int fm_message_recv(int fd, fm_message *message, int *fds, int *nfds)
+    enum: FM_CLAIMS
+    enum: FM_RING
+    enum: FM_CRASH
+    enum fm_claim:
+        FM_CLAIM_SENT
+        FM_CLAIM_STARTED
+        FM_CLAIM_RECALLED
+    struct fm_slot:
+        pass
+    size_t fm_slot_size()
+    size_t fm_slot_crash_offset()
+    int fm_slot_create()
+    int fm_slot_map(int fd, fm_slot **out)
+    void fm_slot_unmap(fm_slot *slot)
+    int fm_slot_retired(const fm_slot *slot)
+    struct fm_port:
+        pass
+    int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
+    void fm_port_close(fm_port *port)
+    int fm_port_crash_fd(const fm_port *port)
+    int fm_port_next(fm_port *port, fm_frame *frame, const uint8_t **body, uint8_t **owned)
+    int fm_port_buffered(const fm_port *port)
+    int fm_port_start(fm_port *port, uint64_t number, int timed)
+    int fm_port_forked(const fm_port *port)
+    uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
+    int fm_port_commit(fm_port *port, size_t n, int is_outcome)
+    struct fm_part:
+        const void *base
+        size_t size
+    int fm_port_put(fm_port *port, const fm_part *parts, size_t n, int is_outcome)
+    int fm_port_finish(fm_port *port)
+    int fm_port_flush(fm_port *port)
+    void fm_port_retire(fm_port *port)
+    void fm_port_rss(fm_port *port, uint64_t kb)
+    uint8_t *fm_body_new(size_t size)
+    void fm_body_free(uint8_t *body)
+    int fm_sys_pipe(int fds[2])
+    int fm_sys_socketpair(int fds[2])
+    int fm_sys_nonblock(int fd, int on)
+    int fm_sys_cloexec(int fd, int on)
+    int fm_sys_pidfd(pid_t pid)
+    int fm_sys_die_with_parent(pid_t parent)
+    int fm_sys_close_others(const int *keep, size_t n)
+    int fm_sys_silence_others(const int *keep, size_t n)
+    int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
+    uint64_t fm_sys_rss_kb()
+    uint32_t fm_fork_generation()
+    struct fm_pool:
+        pass
+    struct fm_function:
+        pass
+    struct fm_chunk:
+        pass
+    struct fm_inbox:
+        pass
+    struct fm_pool_options:
+        int control_fd
+        pid_t zygote
+        uint32_t workers
+        uint32_t max_tasks
+        int64_t hello_ns
+    enum: FM_MAX_WORKERS
+    int fm_pool_open(fm_pool **out, const fm_pool_options *options)
+    fm_pool *fm_pool_ref(fm_pool *pool)
+    void fm_pool_unref(fm_pool *pool)
+    int fm_function_new(fm_pool *pool, const void *blob, size_t size, fm_function **out)
+    void fm_function_unref(fm_function *function)
+    enum: FM_RETRY_DEATH
+    enum: FM_RETRY_TIMEOUT
+    struct fm_chunk_options:
+        fm_function *function
+        uint8_t *body
+        size_t size
+        uint32_t count
+        uint32_t flags
+        int64_t timeout_ns
+        uint32_t retries
+        uint32_t retry_on
+        int32_t priority
+        int32_t slot
+        uint32_t credit
+        fm_inbox *inbox
+        void *tag
+    int fm_chunk_new(fm_pool *pool, const fm_chunk_options *options, fm_chunk **out)
+    void fm_chunk_unref(fm_chunk *chunk)
+    int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
+    enum fm_progress:
+        FM_CHUNK_NEW
+        FM_CHUNK_PENDING
+        FM_CHUNK_RUNNING
+        FM_CHUNK_DONE
+    int fm_chunk_state(fm_pool *pool, fm_chunk *chunk)
+    uint32_t fm_chunk_outcomes(const fm_chunk *chunk)
+    uint32_t fm_chunk_count(const fm_chunk *chunk)
+    uint32_t fm_chunk_attempts(const fm_chunk *chunk)
+    int64_t fm_chunk_busy_ns(const fm_chunk *chunk)
+    void *fm_chunk_tag(const fm_chunk *chunk)
+    int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
+    int fm_pool_cancel_pending(fm_pool *pool)
+    int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)
+    struct fm_cursor:
+        void *segment
+        size_t offset
+        uint32_t task
+    int fm_chunk_next(fm_chunk *chunk, fm_cursor *cursor, const uint8_t **record, uint64_t *size,
+        uint8_t **owned)
+    int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline, const uint8_t **record,
+        uint64_t *size, uint8_t **owned)
+    int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
+    enum fm_rank:
+        FM_RANK_PUMP
+        FM_RANK_COLLECTOR
+        FM_RANK_CALLER
+    int fm_pool_wait_chunk(fm_pool *pool, fm_chunk *chunk, int64_t deadline, fm_rank rank)
+    int fm_pool_turn(fm_pool *pool)
+    int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out)
+    void fm_inbox_unref(fm_inbox *inbox)
+    int fm_inbox_fd(const fm_inbox *inbox)
+    int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
+    int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks, int n,
+        int64_t deadline, fm_rank rank)
+    void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
+    int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, fm_rank rank)
+    int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, fm_rank rank)
+    int fm_pool_drain(fm_pool *pool)
+    int fm_pool_stop(fm_pool *pool, fm_ladder ladder)
+    int fm_pool_join(fm_pool *pool, int64_t deadline)
+    void fm_pool_close(fm_pool *pool)
+    enum fm_pool_state:
+        FM_POOL_OPEN
+        FM_POOL_DRAINING
+        FM_POOL_STOPPING
+        FM_POOL_CLOSED
+        FM_POOL_BROKEN
+    struct fm_stats:
+        uint32_t state
+        uint32_t workers
+        uint32_t alive
+        uint32_t waiting_threads
+        uint64_t accepted
+        uint64_t outcomes
+        uint64_t backlog
+        uint64_t in_flight
+        uint64_t succeeded
+        uint64_t failed
+        uint64_t cancelled
+        uint64_t died
+        uint64_t timeouts
+        uint64_t retried
+        uint64_t requeued
+        uint64_t recalled
+        uint64_t deaths
+        uint64_t restarts
+        uint64_t recycled
+        uint64_t killed
+        uint64_t trouble
+        uint64_t frames_sent
+        uint64_t bytes_sent
+        uint64_t bytes_received
+        uint64_t lead_turns
+        uint64_t pump_turns
+        uint64_t kicks
+        uint64_t parks
+    int fm_pool_stats(fm_pool *pool, fm_stats *out)
+    struct fm_worker_info:
+        uint32_t slot
+        uint32_t generation
+        int32_t pid
+        uint32_t state
+        uint32_t in_flight
+        uint64_t tasks
+        uint64_t rss_kb
+        int64_t born_ns
+        int64_t busy_ns
+        int64_t running_ns
+    int fm_pool_workers(fm_pool *pool, fm_worker_info *out, uint32_t n)
+    const char *fm_worker_state_name(uint32_t state)
+    int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size)
+    pid_t fm_pool_zygote(fm_pool *pool, int *status)

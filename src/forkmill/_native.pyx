@@ -1,0 +1,70 @@
+"""The one extension module: Python's side of forkmill's C core.
+
+Thin by rule: a branch without a Python object belongs in csrc, a line without a C pointer in a
+.py file. C never calls Python: the binding pulls outcomes with the GIL released.
+
+    _records.pxi   values <-> records, in C for plain ones
+    _child.pxi     the worker's loop; what zygote and workers need of the system
+    _pool.pxi      the user's process: Pool, Task, Inbox, RecordIterator
+
+Threads: a Port belongs to the worker's one thread; the rest may be called by any.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
+from libc.errno cimport EINTR, ETIMEDOUT, errno
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from forkmill import errors as _errors
+
+# Every FM_E* code and its class; a test walks the header's FM_ERROR_MAP.
+_CLASSES = {
+    FM_ECLOSED: _errors.PoolClosed,
+    FM_EBROKEN: _errors.PoolBroken,
+    FM_EFORKED: _errors.PoolError,
+    FM_EPROTO: _errors.PoolError,
+    FM_ETOOBIG: _errors.PoolError,
+    FM_EEOF: EOFError,
+    FM_ESTATE: _errors.PoolError,
+}
+
+
+cdef int check(int rc) except -1:
+    """Raise what a negative return value means; on -EINTR run signal handlers, give 0 back."""
+    if rc >= 0:
+        return rc
+    if rc == -EINTR:
+        PyErr_CheckSignals()
+        return 0
+    failure = _CLASSES.get(rc)
+    if failure is not None:
+        raise failure(fm_error_text(rc).decode())
+    raise OSError(-rc, fm_error_text(rc).decode())
+
+
+include "_records.pxi"
+include "_child.pxi"
+include "_pool.pxi"
+
+# The header's numbers, for Python.
+RUN_STAR, RUN_CALL, RUN_APPLY = FM_RUN_STAR, FM_RUN_CALL, FM_RUN_APPLY
+RUN_STREAM, RUN_TIMED = FM_RUN_STREAM, FM_RUN_TIMED
+KIND_DEFINE, KIND_RUN, KIND_CREDIT = FM_KIND_DEFINE, FM_KIND_RUN, FM_KIND_CREDIT
+KIND_CLOSE, KIND_EXIT = FM_KIND_CLOSE, FM_KIND_EXIT
+WHAT_PICKLE, WHAT_STR, WHAT_BYTES = FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES
+WHAT_REFUSED, WHAT_ERROR, WHAT_RETRY = FM_WHAT_REFUSED, FM_WHAT_ERROR, FM_WHAT_RETRY
+WHAT_OUTPUT, WHAT_HELLO, WHAT_REFUSAL = FM_WHAT_OUTPUT, FM_WHAT_HELLO, FM_WHAT_REFUSAL
+WHAT_DEATH, WHAT_CANCELLED, WHAT_CLOSED = FM_WHAT_DEATH, FM_WHAT_CANCELLED, FM_WHAT_CLOSED
+WHAT_BROKEN, WHAT_NOMEM = FM_WHAT_BROKEN, FM_WHAT_NOMEM
+CAUSE_EXIT, CAUSE_TIMEOUT, CAUSE_KILLED = FM_CAUSE_EXIT, FM_CAUSE_TIMEOUT, FM_CAUSE_KILLED
+CAUSE_PROTOCOL, CAUSE_STOPPED = FM_CAUSE_PROTOCOL, FM_CAUSE_STOPPED
+REPORT_BORN, REPORT_DIED, REPORT_TROUBLE = FM_REPORT_BORN, FM_REPORT_DIED, FM_REPORT_TROUBLE
+REPORT_BROKEN, REPORT_KILL, REPORT_STOP = FM_REPORT_BROKEN, FM_REPORT_KILL, FM_REPORT_STOP
+DIED_RETIRED, DIED_OOM, DIED_ASKED = FM_DIED_RETIRED, FM_DIED_OOM, FM_DIED_ASKED
+LADDER_GENTLE, LADDER_TERM, LADDER_KILL = FM_LADDER_GENTLE, FM_LADDER_TERM, FM_LADDER_KILL
+RANK_PUMP, RANK_COLLECTOR, RANK_CALLER = FM_RANK_PUMP, FM_RANK_COLLECTOR, FM_RANK_CALLER
+POOL_OPEN, POOL_DRAINING, POOL_STOPPING = FM_POOL_OPEN, FM_POOL_DRAINING, FM_POOL_STOPPING
+POOL_CLOSED, POOL_BROKEN = FM_POOL_CLOSED, FM_POOL_BROKEN
+CHUNK_NEW, CHUNK_PENDING = FM_CHUNK_NEW, FM_CHUNK_PENDING
+CHUNK_RUNNING, CHUNK_DONE = FM_CHUNK_RUNNING, FM_CHUNK_DONE
+RETRY_DEATH, RETRY_TIMEOUT = FM_RETRY_DEATH, FM_RETRY_TIMEOUT
+MAX_WORKERS = FM_MAX_WORKERS

@@ -1,0 +1,520 @@
+# _pool.pxi - the user's process: Pool, Function, Task, Inbox, RecordIterator.
+#
+# Guarantees: every wait runs without the GIL and ends on a signal (PEP 475: its handler runs, then
+#   the wait goes on); what was taken from C is never dropped by a raise.
+# Ownership: each class holds one reference to one C handle, and the Python Pool, so that the C
+#   pool outlives them. An Inbox holds the Tasks that are on their way to it: C knows a Task by a
+#   borrowed pointer, its chunk's tag.
+# Threads: any; the C pool has a mutex of its own.
+
+cdef int64_t _deadline(object timeout) except? -1:
+    """Seconds from now, or None, as a deadline of the core."""
+    if timeout is None:
+        return FM_FOREVER
+    cdef double seconds = timeout
+    if not seconds < 9.0e9:  # a time beyond the clock, or NaN, never comes
+        return FM_FOREVER
+    return fm_now() + <int64_t>(max(seconds, 0.0) * 1e9)
+
+
+cdef class Pool:
+    """The pool's C core. Takes over `control_fd` and the zygote, unless it raises.
+
+    Args:
+        control_fd: our end of the socket to the zygote.
+        zygote: its pid; it is a child of this process and reaped here.
+        workers: how many worker slots it serves.
+        max_tasks: a worker is replaced after so many tasks; 0: never.
+        hello: seconds that an initializer may take; 0: there is none.
+
+    Raises:
+        OSError, ValueError, MemoryError: it could not be opened.
+
+    Every method raises PoolError in a process that it was forked into.
+    """
+
+    cdef fm_pool *_c
+    cdef object __weakref__
+
+    def __cinit__(self, int control_fd, int zygote, uint32_t workers, *, uint32_t max_tasks=0,
+                  double hello=0.0):
+        cdef fm_pool_options options
+        options.control_fd = control_fd
+        options.zygote = zygote
+        options.workers = workers
+        options.max_tasks = max_tasks
+        options.hello_ns = FM_FOREVER if hello > 9.0e9 else <int64_t>(hello * 1e9)
+        check(fm_pool_open(&self._c, &options))
+
+    def __dealloc__(self):
+        cdef fm_pool *pool = self._c
+        self._c = NULL
+        if pool is not NULL:
+            with nogil:  # the last reference may kill and reap: at most 1.5 s
+                fm_pool_close(pool)
+                fm_pool_unref(pool)
+
+    def function(self, bytes blob not None):
+        """What workers shall know as one function; sent to each before its first use."""
+        cdef Function function = Function.__new__(Function)
+        check(fm_function_new(self._c, <const char *>blob, len(blob), &function._c))
+        function._pool = self
+        return function
+
+    def submit(self, Function function, Encoder body not None, uint32_t flags=0,
+               double timeout=0.0, uint32_t retries=0, uint32_t retry_on=0, int32_t priority=0,
+               int32_t slot=-1, uint32_t credit=0, Inbox inbox=None, object tag=None):
+        """Accept the tasks whose arguments `body` holds; the encoder is empty afterwards.
+
+        Args:
+            function: what to call; None only with RUN_APPLY.
+            body: one record a task.
+            flags: RUN_*.
+            timeout: seconds that each task may run; 0: as long as it likes.
+            retries: further tries of a task that failed in a way that `retry_on` names.
+            priority: higher first.
+            slot: only this worker; -1: any.
+            credit: outputs that a RUN_STREAM task may be ahead of its reader.
+            inbox: where the Task goes when it is done.
+            tag: anything; kept as the Task's `tag`.
+
+        Raises:
+            PoolClosed, PoolBroken, PoolError, MemoryError, ValueError: nothing was accepted.
+        """
+        cdef fm_chunk_options options
+        cdef Task task = Task.__new__(Task)
+        cdef int rc
+        options.function = NULL if function is None else function._c
+        options.count = body.count
+        options.size = body.size
+        options.flags = flags
+        options.timeout_ns = <int64_t>(timeout * 1e9)
+        options.retries = retries
+        options.retry_on = retry_on
+        options.priority = priority
+        options.slot = slot
+        options.credit = credit
+        options.inbox = NULL if inbox is None else inbox._c
+        options.tag = <void *>task
+        options.body = body.release()
+        rc = fm_chunk_new(self._c, &options, &task._c)
+        if rc < 0:
+            fm_body_free(options.body)
+            check(rc)
+        task._pool = self
+        task.tag = tag
+        if inbox is not None:
+            inbox._tasks.add(task)
+        rc = fm_pool_submit(self._c, task._c)  # never blocks
+        if rc < 0:
+            if inbox is not None:
+                inbox._tasks.discard(task)
+            check(rc)
+        return task
+
+    def inbox(self, bint with_fd=False):
+        """A new queue of finished tasks, with a descriptor for an event loop if asked for."""
+        cdef Inbox inbox = Inbox.__new__(Inbox)
+        check(fm_inbox_new(self._c, with_fd, &inbox._c))
+        inbox._pool = self
+        return inbox
+
+    def turn(self):
+        """Take in what is there, without blocking: for callers that poll."""
+        cdef int rc
+        with nogil:  # self holds _c
+            rc = fm_pool_turn(self._c)
+        check(rc)
+
+    def wait_idle(self, timeout=None, bint collector=False):
+        """Wait until every accepted task has its outcome; False: the timeout (seconds) came."""
+        cdef int64_t deadline = _deadline(timeout)
+        cdef fm_rank rank = FM_RANK_COLLECTOR if collector else FM_RANK_CALLER
+        cdef int rc
+        while True:
+            with nogil:  # self holds _c
+                rc = fm_pool_wait_idle(self._c, deadline, rank)
+            if rc == -ETIMEDOUT or rc == FM_ECLOSED:
+                return False
+            if rc == 0:
+                return True
+            check(rc)
+
+    def wait_workers(self, timeout=None):
+        """Wait until every slot has a worker that is ready; False: the timeout (seconds) came."""
+        cdef int64_t deadline = _deadline(timeout)
+        cdef int rc
+        while True:
+            with nogil:  # self holds _c
+                rc = fm_pool_wait_workers(self._c, deadline, FM_RANK_CALLER)
+            if rc == -ETIMEDOUT or rc == FM_ECLOSED:
+                return False
+            if rc == 0:
+                return True
+            check(rc)
+
+    def cancel_pending(self):
+        """Cancel every accepted task that has not started; how many."""
+        return check(fm_pool_cancel_pending(self._c))
+
+    def drain(self):
+        """Refuse new tasks."""
+        check(fm_pool_drain(self._c))
+
+    def stop(self, int ladder):
+        """Start a ladder (LADDER_*); a harsher one cuts a gentle one short. Does not block."""
+        cdef int rc
+        with nogil:  # self holds _c
+            rc = fm_pool_stop(self._c, <fm_ladder>ladder)
+        check(rc)
+
+    def join(self, timeout):
+        """After stop(): wait until zygote and workers are reaped; kill them after the timeout."""
+        cdef int64_t deadline = _deadline(timeout)
+        cdef int rc = -EINTR
+        while rc == -EINTR:
+            with nogil:  # self holds _c
+                rc = fm_pool_join(self._c, deadline)
+            check(rc)
+
+    def close(self):
+        """Kill and reap what is left, free the descriptors. Idempotent, at most 1.5 s."""
+        with nogil:  # self holds _c
+            fm_pool_close(self._c)
+
+    @property
+    def state(self):
+        """POOL_*."""
+        return self.stats()["state"]
+
+    def stats(self):
+        """The fields of struct fm_stats."""
+        cdef fm_stats s
+        check(fm_pool_stats(self._c, &s))
+        return s
+
+    def workers(self):
+        """The fields of struct fm_worker_info, one dict a slot; `state` is its name."""
+        cdef fm_worker_info *infos
+        cdef int i, n = check(fm_pool_workers(self._c, NULL, 0))
+        infos = <fm_worker_info *>PyMem_Calloc(n, sizeof(fm_worker_info))
+        if infos is NULL:
+            raise MemoryError("no memory for the workers' list")
+        try:
+            check(fm_pool_workers(self._c, infos, n))
+            result = []
+            for i in range(n):
+                info = dict(infos[i])
+                info["state"] = fm_worker_state_name(infos[i].state).decode()
+                result.append(info)
+            return result
+        finally:
+            PyMem_Free(infos)
+
+    def causes(self):
+        """Why it is broken: (WHAT_DEATH or WHAT_REFUSAL, body), oldest first."""
+        cdef uint8_t *owned
+        cdef uint64_t size
+        cdef uint32_t i = 0
+        result = []
+        while check(fm_pool_cause(self._c, i, &owned, &size)):
+            result.append((owned[1], owned[sizeof(fm_long):size]))
+            fm_body_free(owned)
+            i += 1
+        return result
+
+    def zygote(self):
+        """The zygote's pid and, once it is gone, its wait status (else 0)."""
+        cdef int status = 0
+        cdef int pid = check(fm_pool_zygote(self._c, &status))
+        return pid, status
+
+
+cdef class Function:
+    """A function that workers know. Keep it as long as it may be used."""
+
+    cdef fm_function *_c
+    cdef Pool _pool
+
+    def __dealloc__(self):
+        fm_function_unref(self._c)
+
+
+cdef class Task:
+    """A chunk of one or several tasks that were accepted together."""
+
+    cdef fm_chunk *_c
+    cdef Pool _pool
+    cdef readonly object tag
+    cdef object __weakref__
+
+    def __dealloc__(self):
+        fm_chunk_unref(self._c)
+
+    @property
+    def state(self):
+        """CHUNK_*; exact: a pending task that a worker claims is running."""
+        return check(fm_chunk_state(self._pool._c, self._c))
+
+    @property
+    def done(self):
+        """Whether every task of it has its outcome. Costs nothing."""
+        return fm_chunk_outcomes(self._c) == fm_chunk_count(self._c)
+
+    @property
+    def count(self):
+        return fm_chunk_count(self._c)
+
+    @property
+    def outcomes(self):
+        """How many of its tasks have an outcome."""
+        return fm_chunk_outcomes(self._c)
+
+    @property
+    def attempts(self):
+        """The most tries that one of its tasks has had."""
+        return fm_chunk_attempts(self._c)
+
+    @property
+    def busy(self):
+        """Seconds that workers have spent on it."""
+        return fm_chunk_busy_ns(self._c) * 1e-9
+
+    def wait(self, timeout=None):
+        """Wait until it is done; False: the timeout (seconds) came first."""
+        cdef int64_t deadline
+        cdef int rc
+        if fm_chunk_state(self._pool._c, self._c) == FM_CHUNK_DONE:
+            return True
+        deadline = _deadline(timeout)
+        if timeout is not None and timeout <= 0:
+            self._pool.turn()  # a poll shall see what is there
+        while True:
+            with nogil:  # self holds _c and the pool
+                rc = fm_pool_wait_chunk(self._pool._c, self._c, deadline, FM_RANK_CALLER)
+            if rc == -ETIMEDOUT or rc == FM_ECLOSED:
+                return False
+            if rc == 0:
+                return True
+            check(rc)
+
+    def cancel(self):
+        """Take back what has not started; how many tasks."""
+        return check(fm_chunk_cancel(self._pool._c, self._c))
+
+    def kill(self):
+        """Kill the workers that run a task of it now; how many."""
+        return check(fm_chunk_kill(self._pool._c, self._c))
+
+    def arm(self, Inbox inbox not None, object tag):
+        """Send it to an inbox when it is done, at once if it is."""
+        self.tag = tag
+        inbox._tasks.add(self)
+        try:
+            check(fm_chunk_arm(self._pool._c, self._c, inbox._c, <void *>self))
+        except BaseException:
+            inbox._tasks.discard(self)
+            raise
+
+    def result(self, codec):
+        """The outcome of a task of one, decoded: its value, or its exception raised."""
+        cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
+        outcomes.begin(self)
+        if not outcomes.move():
+            raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        if outcomes.is_value():
+            return outcomes.value(codec.loads)
+        raise outcomes.failure(codec)
+
+    def exception(self, codec):
+        """The exception of a task of one, or None; a value is not decoded."""
+        cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
+        outcomes.begin(self)
+        if not outcomes.move():
+            raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        return None if outcomes.is_value() else outcomes.failure(codec)
+
+    def next_output(self, codec, timeout=None):
+        """The next output of a streaming task.
+
+        Raises:
+            StopIteration: there are no more; result() has how it ended.
+            TimeoutError: none came within `timeout` seconds.
+        """
+        cdef int64_t deadline = _deadline(timeout)
+        cdef const uint8_t *record
+        cdef uint8_t *owned
+        cdef uint64_t size
+        cdef int rc
+        while True:
+            with nogil:  # self holds _c and the pool
+                rc = fm_stream_next(self._pool._c, self._c, deadline, &record, &size, &owned)
+            if rc == 1:
+                block = Block.adopt(owned, <size_t>(record - owned) + size)
+                return decode_record(record, size, block, codec.loads)
+            if rc == 0:
+                raise StopIteration
+            if rc == -ETIMEDOUT:
+                raise TimeoutError
+            check(rc)
+
+    def close_stream(self):
+        """Ask a streaming task to close its generator."""
+        check(fm_stream_close(self._pool._c, self._c))
+
+
+cdef class _Outcomes:
+    """Reads the outcome records of a finished chunk, one after the other."""
+
+    cdef Task _task
+    cdef fm_cursor _cursor
+    cdef const uint8_t *_record
+    cdef uint64_t _size
+    cdef Block _owner  # the record's own memory, if it has any
+
+    cdef void begin(self, Task task) noexcept:
+        self._task = task
+        self._cursor.segment = NULL
+        self._cursor.offset = 0
+        self._cursor.task = 0
+        self._owner = None
+
+    cdef bint move(self) except -1:
+        """To the next record; False at the end, or if the chunk is not done."""
+        cdef uint8_t *owned
+        cdef int rc = fm_chunk_next(self._task._c, &self._cursor, &self._record, &self._size,
+                                    &owned)
+        if rc == FM_ESTATE:
+            return False
+        check(rc)
+        self._owner = None
+        if rc and owned is not NULL:
+            self._owner = Block.adopt(owned, <size_t>(self._record - owned) + self._size)
+        return rc
+
+    cdef inline bint is_value(self) noexcept:
+        return self._record[0] != FM_TAG_LONG or self._record[1] in (
+            FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES)
+
+    cdef inline object value(self, object loads):
+        return decode_record(self._record, self._size, self._owner, loads)
+
+    cdef object failure(self, object codec):
+        cdef const uint8_t *body = self._record + sizeof(fm_long)
+        cdef bytes copy = body[:self._size - sizeof(fm_long)]
+        return codec.failure(self._record[1], memoryview(copy), self._task)
+
+
+cdef class Inbox:
+    """A queue of finished tasks; made by Pool.inbox()."""
+
+    cdef fm_inbox *_c
+    cdef Pool _pool
+    cdef set _tasks  # on their way here: C only borrows them
+    cdef readonly bint closed
+
+    def __cinit__(self):
+        self._tasks = set()
+
+    def __dealloc__(self):
+        fm_inbox_unref(self._c)
+
+    def wait(self, timeout=None, bint collector=False):
+        """Finished tasks, at least one unless the timeout (seconds) came or it is closed.
+
+        Args:
+            timeout: seconds; None waits for ever; 0 takes what is there.
+            collector: give way to callers that wait for results of their own.
+        """
+        cdef fm_chunk *chunks[256]
+        cdef int64_t deadline = _deadline(timeout)
+        cdef fm_rank rank = FM_RANK_COLLECTOR if collector else FM_RANK_CALLER
+        cdef int rc
+        cdef Py_ssize_t i
+        while True:
+            with nogil:  # self holds _c and the pool; chunks is this frame's
+                rc = fm_pool_wait_inbox(self._pool._c, self._c, chunks, 256, deadline, rank)
+            if rc > 0:
+                break
+            if rc == FM_ECLOSED:
+                self.closed = True
+                return []
+            if rc == -ETIMEDOUT:
+                return []
+            check(rc)
+        result = []
+        for i in range(rc):
+            task = <Task>fm_chunk_tag(chunks[i])
+            self._tasks.discard(task)
+            fm_chunk_unref(chunks[i])  # the task has a reference of its own
+            result.append(task)
+        return result
+
+    def fileno(self):
+        """The descriptor that is readable while there is something to take."""
+        return check(fm_inbox_fd(self._c))
+
+    def close(self):
+        """Wake who waits; waiting on it when it is empty gives [] from now on."""
+        self.closed = True
+        fm_inbox_close(self._pool._c, self._c)
+
+
+cdef class RecordIterator:
+    """Yields the values of finished chunks at the speed of C.
+
+    A subclass has `_advance()`: the next finished Task in the order to yield, or an exception,
+    StopIteration at the end; and `_failed()`, called before a task's exception is raised.
+    """
+
+    cdef object _codec
+    cdef object _loads
+    cdef bint _return_exceptions
+    cdef _Outcomes _outcomes
+
+    def __init__(self, codec, bint return_exceptions):
+        self._codec = codec
+        self._loads = codec.loads
+        self._return_exceptions = return_exceptions
+        self._outcomes = None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef _Outcomes outcomes
+        cdef Task task
+        while True:
+            outcomes = self._outcomes
+            if outcomes is not None:
+                if outcomes.move():
+                    break
+                self._outcomes = None
+            task = self._advance()
+            outcomes = _Outcomes.__new__(_Outcomes)
+            outcomes.begin(task)
+            self._outcomes = outcomes
+        if outcomes.is_value():
+            try:
+                return outcomes.value(self._loads)
+            except BaseException as error:
+                failure = error
+        else:
+            failure = outcomes.failure(self._codec)
+        if self._return_exceptions and isinstance(failure, Exception):
+            return failure
+        self._failed()
+        try:
+            raise failure
+        finally:
+            failure = None  # the traceback refers to this frame
+
+    def _advance(self):
+        raise NotImplementedError("a subclass gives the next finished chunk")
+
+    def _failed(self):
+        self._drop()
+
+    def _drop(self):
+        """Forget the rest of the chunk that is being read."""
+        self._outcomes = None

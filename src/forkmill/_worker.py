@@ -1,0 +1,323 @@
+"""What a worker does around the loop in _child.pxi: set-up, functions, failures, the end.
+
+Guarantees:
+    * User code runs under signals, streams and a collector that do not depend on what the user's
+      process had set; nothing inherited is flushed twice, no hook of the parent runs here.
+    * A function is loaded at its first task, after that was claimed: a blob that kills the process
+      is charged to a task, one that raises fails its tasks and nothing else.
+    * A worker leaves by os._exit, always, whatever threads user code left behind.
+
+Threads: the worker's first one.
+"""
+
+from __future__ import annotations
+
+import _signal
+import faulthandler
+import gc
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import _native
+from .errors import SerializationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from ._zygote import Config
+
+IN_WORKER = False
+"""True inside a worker: a pool made there runs inline unless it is asked for workers."""
+
+EXIT_REFUSED = 66  # the initializer failed; the REFUSAL record says how
+EXIT_FAILED = 70  # a bug of ours, or the pool is gone in the middle of a write
+_FUNCTIONS = 512  # indexes that the pool uses (FM__FUNCTIONS)
+
+# Code of ours that may be on the stack above a task; its frames are cut off a failure.
+_OURS = (
+    "_child.pxi",
+    "_records.pxi",
+    "_native.pyx",
+    os.path.join("forkmill", "_worker.py"),
+    os.path.join("forkmill", "_zygote.py"),
+    os.path.join("forkmill", "_codec.py"),
+)
+
+
+class _RetryCall:
+    """A function whose exceptions of some classes ask for another try.
+
+    The loop in _child.pxi looks inside, so that a call costs no more than the function's own.
+    """
+
+    __slots__ = ("fn", "retry_on")
+
+    def __init__(self, fn: Callable[..., Any], retry_on: tuple[type[BaseException], ...]) -> None:
+        self.fn = fn
+        self.retry_on = retry_on
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.fn(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _RetryCall, (self.fn, self.retry_on)
+
+
+class Worker:
+    """What the loop asks Python for. The loop reads the attributes once, at its start."""
+
+    retry_type = _RetryCall
+
+    def __init__(self, codec: Any, max_tasks: int, max_rss_kb: int) -> None:
+        self.codec = codec
+        self.dumps = codec.dumps_result
+        self.loads = codec.loads
+        self.max_tasks = max_tasks
+        self.max_rss_kb = max_rss_kb
+        self._functions: dict[int, tuple[int, Any, BaseException | None]] = {}
+        self._blobs: dict[int, tuple[int, bytes]] = {}
+
+    def define(self, index: int, serial: int, blob: bytes) -> None:
+        """Keep a function's blob; an index is used again, so the table is bounded."""
+        if index >= _FUNCTIONS:
+            raise SerializationError(f"function index {index} is beyond {_FUNCTIONS - 1}")
+        self._functions.pop(index, None)
+        self._blobs[index] = (serial, blob)
+
+    def lookup(self, index: int, _number: int = 0) -> Any:
+        """The function of an index, loaded now if this is its first task.
+
+        Raises:
+            SerializationError: It could not be loaded; a fresh one for each task.
+        """
+        if index in self._blobs:
+            serial, blob = self._blobs.pop(index)
+            try:
+                self._functions[index] = (serial, self.codec.load_function(blob), None)
+            except Exception as error:
+                self._functions[index] = (serial, None, error)
+        if index not in self._functions:
+            raise SerializationError(f"function {index} was never sent to worker {os.getpid()}")
+        _, function, failure = self._functions[index]
+        if failure is not None:
+            raise SerializationError(
+                f"the task's function could not be loaded in worker {os.getpid()}: "
+                f"{type(failure).__name__}: {failure}. Make its module importable there, or "
+                "define the function where it can be sent by value (a lambda, __main__)."
+            ) from failure
+        return function
+
+    def failure(self, error: BaseException, retry_on: Any) -> tuple[bool, bytes]:
+        """Encode a task's exception, from the first frame that is not ours."""
+        error.__traceback__ = _strip(error.__traceback__)
+        try:
+            again = bool(retry_on) and isinstance(error, retry_on)
+        except Exception:  # a metaclass of the user's
+            again = False
+        return again, self.codec.dump_failure(error)
+
+    def stray(self, error: BaseException | None) -> NoReturn:
+        """End a process that a task forked and that came back to us (INV-e)."""
+        status = 0
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        elif error is not None:
+            status = 1
+            _complain("a process forked by a task failed", error)
+        _flush_streams()
+        os._exit(status & 0xFF)
+
+
+def _strip(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback and traceback.tb_frame.f_code.co_filename.endswith(_OURS):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _complain(what: str, error: BaseException) -> None:
+    """A warning on standard error; never raises."""
+    try:
+        import traceback
+
+        text = "".join(traceback.format_exception(type(error), error, _strip(error.__traceback__)))
+        print(f"forkmill: {what} (worker {os.getpid()}):\n{text}", end="", file=sys.stderr)
+    except Exception:
+        pass
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # None, closed, or nobody reads it
+            pass
+
+
+# ------------------------------------------------------------------------------------- set-up
+
+
+def reset_signals() -> None:
+    """Signals as in a fresh process, but for SIGINT and SIGPIPE, which are ignored.
+
+    Ctrl-C reaches the whole group: the user's process decides what becomes of us. Handlers of the
+    parent are Python code that belongs there; its wakeup fd would write into its event loop.
+    """
+    _signal.set_wakeup_fd(-1)
+    for number in range(1, _signal.NSIG):
+        try:
+            if callable(_signal.getsignal(number)):
+                _signal.signal(number, _signal.SIG_DFL)
+        except (OSError, ValueError):  # SIGKILL and those that the C library keeps
+            pass
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # SIG_IGN is inherited: no exit status then
+    for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
+        _signal.setitimer(timer, 0)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def sane_streams() -> None:
+    """Standard input is /dev/null, and so is what the user had closed.
+
+    A task must not eat what is typed for the user's process, and none of our descriptors may ever
+    get one of the numbers 0 to 2.
+    """
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        if fd:
+            try:
+                os.fstat(fd)
+                continue
+            except OSError:
+                pass
+        if fd != null:
+            os.dup2(null, fd, inheritable=True)
+        else:
+            os.set_inheritable(fd, True)
+    if null > 2:
+        os.close(null)
+    # The old object may hold what the parent had read ahead.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+
+
+def drop_buffered() -> None:
+    """Throw away what the parent had printed and not flushed: it will flush its own copy."""
+    streams = {id(s): s for s in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if s}
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for stream in streams.values():
+        try:
+            fd = stream.fileno()
+            saved = os.dup(fd)
+        except (OSError, ValueError, AttributeError):
+            continue
+        inheritable = os.get_inheritable(fd)
+        os.dup2(null, fd)
+        try:
+            stream.flush()
+        except Exception:
+            pass
+        finally:
+            os.dup2(saved, fd, inheritable=inheritable)
+            os.close(saved)
+    os.close(null)
+
+
+def _forget_parent() -> None:
+    """State of libraries that must not be shared with the parent or between siblings."""
+    asyncio = sys.modules.get("_asyncio")
+    if asyncio is not None:
+        asyncio._set_running_loop(None)
+    # `random` is seeded anew by its own fork hook; numpy's global generator has none.
+    random = sys.modules.get("numpy.random")
+    if random is not None:
+        try:
+            random.seed()
+        except Exception:
+            pass
+
+
+def _load_payload(config: Config) -> None:
+    """In exec'd modes: rebuild codec, initializer and the rest from their bytes."""
+    if config.payload is None:
+        return
+    from . import _codec
+
+    inherit, calls = config.payload
+    config.payload = None
+    config.inherit = _codec.Codec("exec", (), None).loads(*inherit)
+    config.codec = _codec.Codec("exec", config.inherit, None)
+    config.initializer, config.initargs, config.finalizer = config.codec.loads(*calls)
+
+
+def main(config: Config, ends: tuple[int, int, int], parent: int) -> int:
+    """Be a worker. Returns the exit code; the caller leaves by os._exit.
+
+    Args:
+        config: What the pool wants of its workers.
+        ends: Read end of the task pipe, write end of the result pipe, slot memory.
+        parent: Process id of the zygote.
+    """
+    global IN_WORKER
+    try:
+        _native.die_with_parent(parent)
+    except ProcessLookupError:
+        return 0
+    reset_signals()
+    IN_WORKER = True
+    port = _native.Port(*ends)
+    faulthandler.enable(port.crash_fd, all_threads=True)
+    _forget_parent()
+    if not gc.isenabled() and config.gc_enabled:
+        gc.enable()
+    if not _start(config, port):
+        _flush_streams()
+        return EXIT_REFUSED
+    try:
+        port_ended = port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb))
+    except (BrokenPipeError, ConnectionResetError):
+        return EXIT_FAILED  # nobody reads: the pool is gone
+    if port_ended != "retire":
+        # Asked to end: a death that counts for nothing.
+        port.retire()
+    _finish(config)
+    return 0
+
+
+def _start(config: Config, port: Any) -> bool:
+    """Run the initializer; False if it failed, which the pool has been told then."""
+    refused = config.has_initializer
+    try:
+        _load_payload(config)
+        if config.initializer is not None:
+            config.initializer(*config.initargs)
+            _flush_streams()
+            port.say(_native.WHAT_HELLO)
+        return True
+    except BaseException as error:
+        error.__traceback__ = _strip(error.__traceback__)
+        if not refused:
+            # Without an initializer the pool waits for no word: it is inherit= that failed.
+            _complain("what inherit= names could not be loaded", error)
+        port.say(_native.WHAT_REFUSAL, _failure_codec(config).dump_failure(error))
+        return False
+
+
+def _failure_codec(config: Config) -> Any:
+    if config.codec is not None:
+        return config.codec
+    from . import _codec
+
+    return _codec.Codec("exec", (), None)
+
+
+def _finish(config: Config) -> None:
+    if config.finalizer is not None:
+        try:
+            config.finalizer()
+        except BaseException as error:
+            _complain("the finalizer failed", error)
+    _flush_streams()

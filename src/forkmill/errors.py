@@ -1,0 +1,365 @@
+"""What can go wrong, whose fault it is, and what to do about it.
+
+Everything that forkmill raises by itself is a ``PoolError``; what your own task raises arrives
+as it was, with the worker's traceback below it. Bad options are plain ``TypeError`` and
+``ValueError``, raised where the option was given.
+
+::
+
+    PoolError (RuntimeError)
+     ├─ PoolClosed           the caller's: the pool was used after shutdown, or in a forked child
+     ├─ PoolBroken           the pool cannot go on; `causes` says why    (also BrokenProcessPool)
+     │   └─ InitError        the initializer's: it raised, exited, or took longer than init_timeout
+     ├─ WorkerDied           the task's, mostly: the process that ran it is gone
+     ├─ TaskTimeout          the task's: it ran longer than its `timeout`      (also TimeoutError)
+     ├─ SerializationError   the data's: an object cannot travel       (also pickle.PicklingError)
+     ├─ RemoteError          the task's: it raised what cannot be rebuilt on this side
+     └─ BuildError           the caller's: a pipeline that cannot run as written (also ValueError)
+
+What to do:
+
+* ``PoolClosed``: make a new pool, or move the call before ``shutdown``. After ``os.fork`` the
+  child needs a pool of its own.
+* ``PoolBroken``: look at ``causes`` (exceptions, oldest first). No task was run twice and none
+  was lost in silence: each has an outcome. Mend the cause, then make a new pool.
+* ``WorkerDied``: only the task that was running is charged. ``signal_name``, ``exitcode``,
+  ``oom`` and ``crash`` say how it ended. ``options(retries=n)`` tries such tasks again.
+* ``TaskTimeout``: raise the limit, or make the task smaller. Only its worker was killed.
+* ``SerializationError``: ``path`` leads to the object. Send what it was made from (a file name,
+  not a file), make it in the worker (``initializer``), or hand it down with ``inherit=``.
+* ``RemoteError``: ``type_name``, ``text``, ``notes`` and ``traceback`` are those of the original.
+
+All of them survive pickle and copy with their attributes.
+"""
+
+from __future__ import annotations
+
+import os
+import signal as _signal
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from concurrent.futures.process import BrokenProcessPool
+
+__all__ = [
+    "BuildError",
+    "InitError",
+    "PoolBroken",
+    "PoolClosed",
+    "PoolError",
+    "RemoteError",
+    "SerializationError",
+    "TaskTimeout",
+    "WorkerDied",
+]
+
+
+class PoolError(RuntimeError):
+    """Base of all that forkmill raises by itself."""
+
+    # Exception.__reduce__ gives (class, args, __dict__): with one positional argument and every
+    # attribute in __dict__, each subclass survives pickle and copy without code of its own.
+
+
+class PoolClosed(PoolError):
+    """The pool takes no more work: it was shut down, or belongs to another process."""
+
+
+if TYPE_CHECKING:
+
+    class PoolBroken(PoolError, BrokenProcessPool):
+        """The pool cannot go on; ``causes`` says why."""
+
+        causes: tuple[BaseException, ...]
+
+        def __init__(self, message: str = ..., causes: Iterable[BaseException] = ...) -> None: ...
+
+    class InitError(PoolBroken):
+        """The initializer failed in a worker, so the pool is broken."""
+
+
+def _make_broken() -> None:
+    """Make PoolBroken and InitError, whose base costs an import of multiprocessing.
+
+    That is 13 ms (measured, 3.11 and 3.13) and twice what a bare interpreter takes to start; it
+    would be paid by every `import forkmill` and by every spawned worker, for classes that are
+    only needed when a pool breaks. Nobody can hold an instance, or name either class in an
+    `except` or `issubclass`, without having come through `__getattr__` below, so making them at
+    that moment cannot be told from having made them at import. No lock (a fork could inherit it
+    taken): the first `setdefault` wins, and all threads get its class.
+    """
+    try:
+        from concurrent.futures.process import BrokenProcessPool as base
+    except (ImportError, RuntimeError, OSError):
+        # At interpreter exit it refuses to be imported. Then nobody has it to catch with either.
+        from concurrent.futures import BrokenExecutor as base  # type: ignore[assignment]
+
+    class PoolBroken(PoolError, base):
+        """The pool cannot go on; ``causes`` says why.
+
+        Attributes:
+            causes: The exceptions that broke it, oldest first: deaths of workers, the failure of
+                an initializer. May be empty when only the zygote died.
+        """
+
+        __qualname__ = "PoolBroken"
+
+        def __init__(
+            self, message: str = "the pool is broken", causes: Iterable[BaseException] = ()
+        ) -> None:
+            super().__init__(message)
+            self.causes = tuple(causes)
+
+    winner = globals().setdefault("PoolBroken", PoolBroken)
+
+    class InitError(winner):  # type: ignore[misc,valid-type]
+        """The initializer failed in a worker, so the pool is broken.
+
+        Its ``__cause__``, where there is one, is what the initializer raised.
+        """
+
+        __qualname__ = "InitError"
+
+    globals().setdefault("InitError", InitError)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("PoolBroken", "InitError"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _make_broken()
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class WorkerDied(PoolError):
+    """The worker that was running the task is gone.
+
+    Only the task that was running is charged; the worker is replaced by itself.
+
+    Attributes:
+        pid: The worker's process id.
+        signal: Number of the signal that ended it, or None if it exited.
+        signal_name: Its name (``"SIGSEGV"``), or ``""``.
+        exitcode: Its exit code (0 too), or None if a signal ended it or nobody knows.
+        task: Which task: its position in the call that sent it.
+        rss_kb: The most resident memory the worker ever had, KiB.
+        oom: Whether the kernel's out-of-memory killer did it.
+        cause: ``"exit"`` (by itself, or by somebody's signal), ``"killed"`` (``Future.kill()``),
+            ``"stopped"`` (the pool's shutdown), ``"protocol"`` (it sent malformed bytes).
+        crash: What faulthandler wrote in the worker, or ``""``.
+        attempts: How often the task was started.
+        slot: The worker's place in the pool.
+    """
+
+    def __init__(
+        self,
+        message: str = "the worker that ran this task is gone",
+        *,
+        pid: int = 0,
+        signal: int | None = None,
+        exitcode: int | None = None,
+        task: int = 0,
+        rss_kb: int = 0,
+        oom: bool = False,
+        cause: str = "exit",
+        crash: str = "",
+        attempts: int = 1,
+        slot: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.pid = pid
+        self.signal = signal
+        self.signal_name = "" if signal is None else signal_name(signal)
+        self.exitcode = exitcode
+        self.task = task
+        self.rss_kb = rss_kb
+        self.oom = oom
+        self.cause = cause
+        self.crash = crash
+        self.attempts = attempts
+        self.slot = slot
+
+
+class TaskTimeout(PoolError, TimeoutError):
+    """The task ran longer than its ``timeout``; its worker was killed and replaced.
+
+    Attributes:
+        timeout: The limit in seconds, counted from the start of the task in its worker.
+        pid: The process id of the worker that was killed, or 0.
+        task: Which task: its position in the call that sent it.
+        attempts: How often the task was started.
+        slot: The worker's place in the pool.
+    """
+
+    def __init__(
+        self,
+        message: str = "the task ran longer than its timeout",
+        *,
+        timeout: float = 0.0,
+        pid: int = 0,
+        task: int = 0,
+        attempts: int = 1,
+        slot: int = 0,
+    ) -> None:
+        # One positional argument only: TimeoutError is an OSError, which takes two for errno and
+        # strerror.
+        super().__init__(message)
+        self.timeout = timeout
+        self.pid = pid
+        self.task = task
+        self.attempts = attempts
+        self.slot = slot
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args[:1], self.__dict__
+
+
+class SerializationError(PoolError, PicklingError):
+    """An object cannot travel between the processes.
+
+    Attributes:
+        path: Where the object is, from the argument or result on: ``"[1]['conn'].sock"``. Empty
+            if the whole object is meant, or if nobody knows.
+    """
+
+    def __init__(self, message: str = "an object cannot be sent", *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class RemoteError(PoolError):
+    """A task raised an exception that cannot be rebuilt in this process.
+
+    Attributes:
+        type_name: The exception's type, ``"module.QualName"``.
+        text: Its ``str()``.
+        notes: Its ``__notes__``.
+        traceback: The worker's formatted traceback, causes and contexts included.
+    """
+
+    def __init__(
+        self,
+        message: str = "the task failed",
+        *,
+        type_name: str = "",
+        text: str = "",
+        notes: Iterable[str] = (),
+        traceback: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.type_name = type_name
+        self.text = text
+        self.notes = tuple(notes)
+        self.traceback = traceback
+
+
+class BuildError(PoolError, ValueError):
+    """A pipeline that cannot run as it is written; the message names the stage."""
+
+
+def signal_name(number: int) -> str:
+    """Name of a signal: ``"SIGKILL"``, or ``"signal 42"`` if it has none."""
+    try:
+        return _signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+# enum fm_cause of forkmill.h. This module is row 0: it may not ask _native for the numbers.
+_TIMEOUT = 2
+_CAUSES = {1: "exit", 2: "timeout", 3: "killed", 4: "protocol", 5: "stopped"}
+
+_CRASHES = frozenset({"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"})
+
+
+def death(info: Mapping[str, int], crash: str = "") -> WorkerDied | TaskTimeout:
+    """The exception for a death record (``struct fm_death``).
+
+    Args:
+        info: Its fields: pid, status, slot, cause, oom, attempts, rss_kb, task, timeout_ns.
+        crash: What faulthandler wrote.
+    """
+    where = {key: info[key] for key in ("pid", "task", "attempts", "slot")}
+    if info["cause"] == _TIMEOUT:
+        seconds = info["timeout_ns"] / 1e9
+        return TaskTimeout(
+            f"the task ran longer than its timeout of {seconds:g} s, so its worker (pid "
+            f"{info['pid']}) was killed. Give it more time, options(timeout=...), or less to do.",
+            timeout=seconds,
+            **where,
+        )
+    signal, exitcode = _decode(info["status"])
+    cause = _CAUSES.get(info["cause"], "exit")
+    oom = bool(info["oom"])
+    error = WorkerDied(
+        f"worker {info['pid']} {_story(cause, signal, exitcode, oom, info['rss_kb'])}",
+        signal=signal,
+        exitcode=exitcode,
+        rss_kb=info["rss_kb"],
+        oom=oom,
+        cause=cause,
+        crash=crash,
+        **where,
+    )
+    if crash:
+        error.add_note(f"What faulthandler wrote in the worker:\n{crash.rstrip()}")
+    return error
+
+
+def _decode(status: int) -> tuple[int | None, int | None]:
+    """(signal, exit code) of a wait status; both None for -1, which nobody could collect."""
+    if status < 0:
+        return None, None
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status), None
+    if os.WIFEXITED(status):
+        return None, os.WEXITSTATUS(status)
+    return None, None
+
+
+def _story(cause: str, signal: int | None, exitcode: int | None, oom: bool, rss_kb: int) -> str:
+    """What happened to a worker, and what to do."""
+    if cause == "killed":
+        return "was killed by Future.kill() while it ran this task."
+    if cause == "stopped":
+        return (
+            "was ended by the pool's shutdown while it ran this task. "
+            "shutdown(wait=True) lets running tasks finish."
+        )
+    if cause == "protocol":
+        return (
+            "sent malformed bytes and was killed while it ran this task. Something in it writes "
+            "to descriptors it does not own, or corrupts memory: look at native code first."
+        )
+    if oom:
+        return (
+            f"was killed by the kernel for lack of memory while it ran this task (it had "
+            f"{rss_kb / 1024:.0f} MiB at most). Use fewer workers, smaller tasks, or max_rss=."
+        )
+    if signal is not None:
+        return _signal_story(signal_name(signal), rss_kb)
+    if exitcode is not None:
+        return (
+            f"exited with code {exitcode} while it ran this task: something called os._exit() or "
+            f"C's exit(). A task must return or raise."
+        )
+    return "is gone while it ran this task; somebody else collected its exit status."
+
+
+def _signal_story(name: str, rss_kb: int) -> str:
+    if name in _CRASHES:
+        return (
+            f"crashed with {name} while it ran this task: a bug in native code, or a stack that "
+            f"overflowed. The attribute `crash` has what faulthandler saw of it."
+        )
+    if name == "SIGKILL":
+        return (
+            f"was killed with SIGKILL from outside while it ran this task (it had "
+            f"{rss_kb / 1024:.0f} MiB at most): a container's memory limit, or somebody's kill -9."
+        )
+    return f"was ended by {name} while it ran this task, sent from outside or by the task itself."

@@ -1,0 +1,883 @@
+"""The pool that users see: `ProcessPool`, its views, its figures, and the one-line `map`.
+
+    user's process                                      zygote              workers
+    ┌─────────────────────────────────────────┐   ┌──────────────┐     ┌────────────┐
+    │ ProcessPool, options()  ──▶ Core ──▶ C  │◀─▶│ forks, reaps │────▶│ decode     │
+    │   submit ──▶ Future        (_core.py)   │   │ and replaces │     │ run        │
+    │   map    ──▶ MapIterator   (_map.py)    │   └──────────────┘     │ encode     │
+    │   run    ──▶ asyncio       (_aio.py)    │◀══ channel a worker ══▶└────────────┘
+    └─────────────────────────────────────────┘
+
+Guarantees:
+    * Wrong options are TypeError or ValueError in the caller's frame, and say what is allowed.
+    * Everything here may be called from any thread, and is safe from callbacks and finalizers.
+    * This module does no I/O and keeps no state of tasks: that is `Core`'s and C's.
+
+Invariants:
+    * POOL-1  A view refers to its pool, the pool to its core, futures and iterators to the core:
+      so a pool that its user dropped lives on exactly as long as section 6 of the design says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import weakref
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from . import _native, _worker, errors
+from ._core import Core, Options
+from ._future import Future
+from ._map import MapIterator, Stream, check_limits, inline_results
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from types import TracebackType
+
+__all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"]
+
+_builtin_map = map  # `map` below is the module's own
+
+_STATES = {
+    _native.POOL_OPEN: "open",
+    _native.POOL_DRAINING: "draining",
+    _native.POOL_STOPPING: "stopping",
+    _native.POOL_CLOSED: "closed",
+    _native.POOL_BROKEN: "broken",
+}
+
+_MAX_WORKERS = 4096  # FM_MAX_WORKERS
+_KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
+_names = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """Counters of a pool since it was made; ``accepted == outcomes + backlog + in_flight``.
+
+    Attributes:
+        state: "open", "draining", "stopping", "closed", "broken", or "inline".
+        workers: Places for workers.
+        alive: Workers alive now.
+        waiting_threads: Threads that wait for outcomes now.
+        accepted: Tasks accepted.
+        outcomes: Tasks that have their outcome.
+        backlog: Tasks accepted and not yet sent to a worker.
+        in_flight: Tasks sent, without outcome yet.
+        succeeded: Outcomes that are values.
+        failed: Outcomes that are the task's own exception.
+        cancelled: Outcomes that are cancellations.
+        died: Outcomes that are deaths of workers, timeouts included.
+        timeouts: Deaths because of a task's timeout.
+        retried: Further tries.
+        requeued: Tasks sent again because their worker was gone before it started them.
+        recalled: Tasks taken back from a busy worker's queue.
+        deaths: Workers that died, of anything.
+        restarts: Workers that took a dead one's place.
+        recycled: Workers that left as `max_tasks_per_child` or `max_rss` says.
+        killed: Workers killed for a timeout or `Future.kill()`.
+        trouble: Times the zygote could not start a worker and tried again.
+        frames_sent: Messages to workers.
+        bytes_sent: Bytes to workers.
+        bytes_received: Bytes from workers.
+        lead_turns: Rounds of I/O by waiting threads.
+        pump_turns: Rounds of I/O by the pool's own C thread.
+        kicks: Times one thread had to wake another for the I/O.
+        parks: Times a thread waited while another did the I/O.
+    """
+
+    state: str
+    workers: int
+    alive: int = 0
+    waiting_threads: int = 0
+    accepted: int = 0
+    outcomes: int = 0
+    backlog: int = 0
+    in_flight: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    died: int = 0
+    timeouts: int = 0
+    retried: int = 0
+    requeued: int = 0
+    recalled: int = 0
+    deaths: int = 0
+    restarts: int = 0
+    recycled: int = 0
+    killed: int = 0
+    trouble: int = 0
+    frames_sent: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    lead_turns: int = 0
+    pump_turns: int = 0
+    kicks: int = 0
+    parks: int = 0
+
+
+_COUNTERS = tuple(field.name for field in fields(PoolStats) if field.name != "state")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """One worker, as it was when `workers()` looked.
+
+    Attributes:
+        pid: Its process id.
+        state: "starting", "ready", "doomed" (to be killed).
+        tasks: Tasks it has done.
+        rss: Resident memory when it last said, bytes.
+        age: Seconds since its birth.
+        slot: Its place in the pool, 0 and up.
+        generation: How many workers had this place before it.
+        in_flight: Tasks it was sent and has not done.
+        busy: Seconds it spent on tasks.
+        running: Seconds its task has been running, where tasks have a timeout; else 0.
+    """
+
+    pid: int
+    state: str
+    tasks: int
+    rss: int
+    age: float
+    slot: int
+    generation: int
+    in_flight: int
+    busy: float
+    running: float
+
+
+class _Face(Executor):
+    """What a pool and its views have in common: everything but the end."""
+
+    _core: Core | None  # None: no workers, calls run where they are made
+    _options: Options
+
+    @property
+    def _pool(self) -> ProcessPool:
+        raise NotImplementedError
+
+    @property
+    def _max_workers(self) -> int:
+        # Where libraries look for an executor's width (dask).
+        return 1 if self._core is None else self._core.workers
+
+    # ------------------------------------------------------------------ one call
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Have ``fn(*args, **kwargs)`` called in a worker.
+
+        fn, if it is a function, builtin or class, goes to each worker once, as it is at its first
+        use. The arguments are encoded here and now.
+
+        Args:
+            fn: What to call.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The task's future.
+
+        Raises:
+            TypeError: fn cannot be called.
+            SerializationError: fn or an argument cannot be sent; says which part of it.
+            PoolClosed: The pool was shut down.
+            PoolBroken: The pool is broken; says why.
+            PoolError: The pool belongs to another process (fork).
+        """
+        core = self._core
+        if core is None:
+            return self._pool._call(fn, args, kwargs, self._options)
+        return Future(core, core.submit(fn, args, kwargs, self._options))
+
+    def stream(
+        self, fn: Callable[..., Iterable[Any]], /, *args: Any, credit: int = 64, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Call a generator function in a worker and yield what it yields, as it comes.
+
+        One task with many outputs and one outcome: the exception that ends it is raised here
+        after its outputs. Close the iterator, or drop it, to close the generator. A `shutdown`
+        closes it too if the thread that waits is the one that should read.
+
+        Args:
+            fn: A generator function, or anything that returns an iterable.
+            *args: Its arguments.
+            credit: How many outputs the worker may be ahead of the reader.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            TypeError, ValueError: A wrong credit, or fn cannot be called.
+            SerializationError, PoolClosed, PoolBroken, PoolError: As `submit`.
+        """
+        credit = _integer("credit", credit, least=1)
+        core = self._core
+        if core is None:
+            self._pool._check_inline()
+            return iter(fn(*args, **kwargs))
+        task = core.submit(
+            fn, args, kwargs, self._options, flags=_native.RUN_STREAM, credit=credit
+        )
+        return Stream(core, task)
+
+    def each(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
+        """Call fn once on every live worker, and wait for all.
+
+        Workers that are born later do not get the call: use `initializer` for what all need.
+
+        Args:
+            fn: What to call.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The results, by the workers' slots.
+
+        Raises:
+            Exception: The first failure, after all calls have ended.
+            TypeError, SerializationError, PoolClosed, PoolBroken, PoolError: As `submit`.
+        """
+        core = self._core
+        if core is None:
+            return [self.submit(fn, *args, **kwargs).result()]
+        core.check()
+        core.native.wait_workers()
+        futures = [
+            Future(core, core.submit(fn, args, kwargs, self._options, slot=worker.slot))
+            for worker in self.workers()
+        ]
+        try:
+            for future in futures:
+                future.exception()
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        """As `submit`, for the running event loop: ``await pool.run(fn, x)``.
+
+        Call it in the loop's thread. The call is accepted at once, awaited or not. Cancelling the
+        awaitable takes the task back if no worker has started it.
+
+        Args:
+            fn: What to call.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            An `asyncio.Future`.
+
+        Raises:
+            RuntimeError: No event loop is running.
+            TypeError, SerializationError, PoolClosed, PoolBroken, PoolError: As `submit`.
+        """
+        from . import _aio
+
+        if self._core is None:
+            return _aio.done(self.submit(fn, *args, **kwargs))
+        return _aio.run(self._core, fn, args, kwargs, self._options)
+
+    # ------------------------------------------------------------------ many calls
+
+    def map(  # type: ignore[override]  # wider than the stock one
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """Call fn on every item, in parallel; yield the results as they are asked for.
+
+        Lazy: the input is pulled as results are taken, never more than the window ahead. With
+        several iterables fn gets one item of each, and the shortest ends it. Close the iterator,
+        or drop it, to cancel what has not started.
+
+        Args:
+            fn: What to call.
+            *iterables: Its arguments. They are iterated here, in the thread that asks for results.
+            timeout: Seconds from now; a result that is not there by then raises TimeoutError.
+            chunksize: Items sent to a worker at once, at most 4096; None finds out what is best.
+            buffersize: The window: how many items may be pulled and not yet consumed. None: two
+                chunks a worker. In either case at most 64 MB, encoded.
+            ordered: Results in the order of the input; else as they finish.
+            return_exceptions: Yield an item's exception in its place; else raise it, which ends
+                the iteration.
+
+        Returns:
+            An iterator, with `close()`. Its window is full when this returns. Besides the items'
+            exceptions it raises what the input raises, and PoolClosed or PoolBroken if input is
+            left when the pool ends: each after the results of the items before it.
+
+        Raises:
+            TypeError, ValueError: A wrong option.
+            SerializationError: fn cannot be sent. (An item that cannot is that item's exception.)
+            PoolClosed, PoolBroken, PoolError: As `submit`.
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        return self._lazy(
+            fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
+        )
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """As `map`, calling ``fn(*item)`` on every item.
+
+        Args:
+            fn: What to call.
+            iterable: Tuples (or other iterables) of arguments.
+            timeout: As in `map`, seconds.
+            chunksize: As in `map`, items.
+            buffersize: As in `map`, items.
+            ordered: As in `map`.
+            return_exceptions: As in `map`.
+
+        Returns:
+            As `map`.
+
+        Raises:
+            TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
+        """
+        return self._lazy(
+            fn, (iterable,), True, timeout, chunksize, buffersize, ordered, return_exceptions
+        )
+
+    def _lazy(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        star: bool,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        ordered: bool,
+        return_exceptions: bool,
+    ) -> Iterator[Any]:
+        _callable("fn", fn)
+        check_limits(chunksize, buffersize, timeout)
+        core = self._core
+        if core is None:
+            self._pool._check_inline()
+            return inline_results(fn, iterables, star=star, return_exceptions=return_exceptions)
+        core.check()
+        return MapIterator(
+            core,
+            fn,
+            iterables,
+            self._options,
+            star=star,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+    def amap(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[Any]:
+        """As `map`, for the running event loop: ``async for result in pool.amap(fn, items)``.
+
+        Call and use it in the loop's thread; the iterables are iterated there.
+
+        Args:
+            fn: What to call.
+            *iterables: Its arguments.
+            timeout: As in `map`, seconds.
+            chunksize: As in `map`, items.
+            buffersize: As in `map`, items.
+            ordered: As in `map`.
+            return_exceptions: As in `map`.
+
+        Returns:
+            An async iterator, with `aclose()`.
+
+        Raises:
+            RuntimeError: No event loop is running.
+            TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
+        """
+        if not iterables:
+            raise TypeError("amap() needs at least one iterable")
+        _callable("fn", fn)
+        check_limits(chunksize, buffersize, timeout)
+        from . import _aio
+
+        core = self._core
+        if core is None:
+            self._pool._check_inline()
+            return _aio.asynchronous(
+                inline_results(fn, iterables, star=False, return_exceptions=return_exceptions)
+            )
+        core.check()
+        return _aio.AsyncMap(
+            core,
+            fn,
+            iterables,
+            self._options,
+            timeout=timeout,
+            chunksize=chunksize,
+            buffersize=buffersize,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+    # ------------------------------------------------------------------ views and figures
+
+    def options(
+        self,
+        *,
+        timeout: float | None = _KEEP,
+        retries: int = _KEEP,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = _KEEP,
+        priority: int = _KEEP,
+    ) -> View:
+        """A view of the pool whose calls have other options; what is not given stays as it is.
+
+        Args:
+            timeout: Seconds a task may run, from its start in the worker, for each item of a
+                `map` too. Then its worker is killed, and the outcome is TaskTimeout. None (the
+                pool's default): as long as it likes.
+            retries: How many further tries a failing task gets (default 0). An attempt counts
+                once a worker has started it.
+            retry_on: Which failures are worth another try, an exception class or a tuple of
+                them: WorkerDied (the default), TaskTimeout, or what the task itself raises.
+            priority: Tasks with a higher one are sent first (default 0).
+
+        Returns:
+            An Executor over the same workers, with the same methods. Its `shutdown` does nothing.
+
+        Raises:
+            TypeError, ValueError: A wrong option.
+        """
+        old = self._options
+        seconds = old.timeout
+        if timeout is not _KEEP:
+            seconds = 0.0 if timeout is None else _seconds("timeout", timeout)
+        return View(
+            self._pool,
+            _make_options(
+                seconds,
+                old.retries if retries is _KEEP else _integer("retries", retries, least=0),
+                old.retry_on if retry_on is _KEEP else _classes(retry_on),
+                old.priority if priority is _KEEP else _integer("priority", priority),
+            ),
+        )
+
+    def stats(self) -> PoolStats:
+        """The pool's counters; shared by all its views. Cheap, also after shutdown."""
+        if self._core is None:
+            return self._pool._inline_stats()
+        stats = self._core.native.stats()
+        return PoolStats(
+            state=_STATES.get(stats["state"], "unknown"),
+            **{name: stats[name] for name in _COUNTERS},
+        )
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """The workers that are alive now, by slot. Empty for an inline pool and after shutdown."""
+        if self._core is None:
+            return ()
+        now = time.monotonic_ns()
+        return tuple(
+            _worker_info(info, now) for info in self._core.native.workers() if info["pid"]
+        )
+
+
+def _worker_info(info: dict[str, Any], now: int) -> WorkerInfo:
+    return WorkerInfo(
+        pid=info["pid"],
+        state=info["state"],
+        tasks=info["tasks"],
+        rss=info["rss_kb"] << 10,
+        age=max(0, now - info["born_ns"]) / 1e9,
+        slot=info["slot"],
+        generation=info["generation"],
+        in_flight=info["in_flight"],
+        busy=info["busy_ns"] / 1e9,
+        running=info["running_ns"] / 1e9,
+    )
+
+
+class View(_Face):
+    """A pool with other options; made by `ProcessPool.options`."""
+
+    def __init__(self, pool: ProcessPool, options: Options) -> None:
+        self._whole = pool
+        self._core = pool._core
+        self._options = options
+
+    @property
+    def _pool(self) -> ProcessPool:
+        return self._whole
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Does nothing: the pool is not the view's to end."""
+
+    def __repr__(self) -> str:
+        o = self._options
+        retry_on = ", ".join(cls.__name__ for cls in o.retry_on)
+        return (
+            f"<view of {self._pool!r}: timeout={o.timeout or None}, retries={o.retries}, "
+            f"retry_on=({retry_on}), priority={o.priority}>"
+        )
+
+
+class ProcessPool(_Face):
+    """Persistent worker processes that run Python functions; a `concurrent.futures.Executor`.
+
+    Use it as a context manager: leaving the block finishes accepted tasks, and stops at once
+    after Ctrl-C. All methods may be called from any thread.
+
+    In a worker, a pool without `max_workers` has no workers of its own: it runs its calls there
+    and then (they were parallel already).
+
+    Args:
+        max_workers: How many workers, 1 to 4096. None: the CPUs this process may use (affinity
+            and cgroup quota).
+        mp_context: For drop-in use: of a multiprocessing context only the start method's name is
+            read ("forkserver" means "zygote"), and only if `start_method` is "auto".
+        initializer: Called in every worker before its first task. If it fails, the pool is
+            broken (InitError).
+        initargs: Its arguments, a tuple.
+        finalizer: Called without arguments in every worker that leaves in good order.
+        inherit: Objects that the workers share from their start: as arguments they are then sent
+            as references. With "fork" they are never pickled, whatever they are.
+        start_method: "fork" (the workers inherit everything), "zygote" (a fresh interpreter forks
+            them), "spawn" (each is a fresh interpreter), or "auto": "fork" if this process has no
+            other Python thread and no module that a fork would break; on macOS "spawn".
+        max_tasks_per_child: A worker is replaced after so many tasks; None: never.
+        max_rss: A worker whose resident memory is above this is replaced after its task; bytes;
+            None: never.
+        restarts: (n, seconds): more than n abnormal deaths of workers within so many seconds
+            break the pool. None: (max(3, 2 * workers), 10).
+        init_timeout: Seconds the initializer may take; None: as long as it likes.
+        name: What threads and processes are called; None: "pool-1", "pool-2", ...
+
+    Raises:
+        TypeError, ValueError: A wrong option; says what is allowed.
+        OSError: No process or descriptor to be had; nothing is left behind.
+        SerializationError: The initializer or `inherit` cannot be sent (not with "fork").
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        mp_context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        *,
+        finalizer: Callable[[], object] | None = None,
+        inherit: Iterable[Any] = (),
+        start_method: str = "auto",
+        max_tasks_per_child: int | None = None,
+        max_rss: int | None = None,
+        restarts: tuple[int, float] | None = None,
+        init_timeout: float | None = 60,
+        name: str | None = None,
+    ) -> None:
+        from . import _start
+
+        inline = max_workers is None and _worker.IN_WORKER
+        workers = _check_workers(max_workers) or _start.cpus()
+        _callable("initializer", initializer, optional=True)
+        _callable("finalizer", finalizer, optional=True)
+        if not isinstance(initargs, tuple):
+            raise TypeError(f"initargs must be a tuple, not {type(initargs).__name__!r}")
+        if initializer is None and initargs:
+            raise ValueError("initargs were given, but no initializer")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
+        options: dict[str, Any] = {
+            "workers": workers,
+            "method": _start.pick_method(start_method, mp_context),
+            "initializer": initializer,
+            "initargs": initargs,
+            "finalizer": finalizer,
+            "inherit": tuple(inherit),
+            "max_tasks": _optional("max_tasks_per_child", max_tasks_per_child),
+            "max_rss": _optional("max_rss", max_rss),
+            "restarts": _check_restarts(restarts, workers),
+            "init_timeout": None if init_timeout is None else _seconds("init_timeout", init_timeout),
+            "name": name or f"pool-{next(_names)}",
+        }
+        self._options = Options(flags=_native.RETRY_DEATH)
+        self._name: str = options["name"]
+        self._closed = False  # of an inline pool
+        self._counts = [0, 0]  # of an inline pool: succeeded, failed
+        self._core = None
+        if inline:
+            if initializer is not None:
+                initializer(*initargs)
+        else:
+            self._core = _start.open_core(**options)
+            weakref.finalize(self, self._core.life.dropped).atexit = False
+
+    @property
+    def _pool(self) -> ProcessPool:
+        return self  # not an attribute: that were a cycle, and drop nothing (POOL-1)
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return f"<ProcessPool {self._name!r}: {stats.state}, {stats.workers} workers>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a ProcessPool cannot be sent or copied; a task that needs one makes its own"
+        )
+
+    # ------------------------------------------------------------------ the end
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more, finish what was accepted, end all workers. Idempotent.
+
+        What an open `map` has not yet pulled from its input is not accepted work: its iterator
+        delivers what was, and then raises PoolClosed.
+
+        Args:
+            wait: Return when everything is over, callbacks included; else at once. (From a
+                callback it returns at once in either case.)
+            cancel_futures: Cancel accepted tasks that have not started.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while it waited: running tasks were ended, all is over.
+        """
+        self._closed = True
+        core = self._core
+        if core is None or core.life.foreign():
+            return
+        core.life.refuse()
+        if cancel_futures:
+            core.cancel_pending()
+        if wait:
+            core.life.finish()
+        else:
+            core.life.leave()
+
+    def kill(self) -> None:
+        """End all workers now, whatever they run. Idempotent.
+
+        Tasks that run get WorkerDied, tasks that have not started PoolClosed.
+        """
+        self._closed = True
+        if self._core is not None:
+            self._core.life.finish(ladder=_native.LADDER_KILL)
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if exc_type is not None and issubclass(exc_type, KeyboardInterrupt) and self._core:
+            self._core.life.finish(ladder=_native.LADDER_TERM)
+        else:
+            self.shutdown(wait=True)
+
+    # ------------------------------------------------------------------ without workers
+
+    def _check_inline(self) -> None:
+        if self._closed:
+            raise errors.PoolClosed("cannot schedule new futures after shutdown")
+
+    def _call(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+    ) -> Future:
+        """Run one call here and now, with the outcome in a future as always."""
+        _callable("the first argument", fn)
+        self._check_inline()
+        error: Exception | None = None
+        for _ in range(options.retries + 1):
+            try:
+                result = fn(*args, **kwargs)
+            except Exception as failure:
+                error = failure
+                if not isinstance(failure, options.retry_on):
+                    break
+            else:
+                self._counts[0] += 1
+                return Future.finished(result, None)
+        self._counts[1] += 1
+        try:
+            return Future.finished(None, error)
+        finally:
+            del error
+
+    def _inline_stats(self) -> PoolStats:
+        done, failed = self._counts
+        return PoolStats(
+            "closed" if self._closed else "inline",
+            workers=0,
+            accepted=done + failed,
+            outcomes=done + failed,
+            succeeded=done,
+            failed=failed,
+        )
+
+
+# ---------------------------------------------------------------------- checking options
+
+
+def _integer(name: str, value: Any, *, least: int | None = None) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__!r}")
+    number = int(value.__index__())
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be >= {least}, not {number}")
+    if not -(1 << 31) <= number < 1 << 31 and name != "max_rss":
+        raise ValueError(f"{name} must fit in 32 bits, not {number}")
+    return number
+
+
+def _optional(name: str, value: Any) -> int:
+    return 0 if value is None else _integer(name, value, least=1)
+
+
+def _seconds(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
+        raise TypeError(f"{name} must be seconds or None, not {type(value).__name__!r}")
+    seconds = float(value)
+    if not 0 < seconds <= 1e9:  # a nan fails too
+        raise ValueError(f"{name} must be > 0 seconds and <= 1e9, not {value!r}")
+    return seconds
+
+
+def _callable(name: str, value: Any, *, optional: bool = False) -> None:
+    if not callable(value) and not (optional and value is None):
+        raise TypeError(f"{name} must be a callable, not {type(value).__name__!r}")
+
+
+def _check_workers(value: Any) -> int:
+    """The number of workers; 0 for None."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"max_workers must be an int or None, not {type(value).__name__!r}")
+    number = int(value.__index__())
+    if number < 1:
+        raise ValueError(f"max_workers must be greater than 0, not {number}")
+    if number > _MAX_WORKERS:
+        raise ValueError(f"max_workers must be at most {_MAX_WORKERS}, not {number}")
+    return number
+
+
+def _check_restarts(value: Any, workers: int) -> tuple[int, float]:
+    if value is None:
+        return max(3, 2 * workers), 10.0
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"restarts must be (n, seconds) or None, not {value!r}")
+    return _integer("restarts[0]", value[0], least=0), _seconds("restarts[1]", value[1])
+
+
+def _classes(value: Any) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, tuple) else (value,)
+    for cls in classes:
+        if not isinstance(cls, type) or not issubclass(cls, BaseException):
+            raise TypeError(f"retry_on must be exception classes, not {cls!r}")
+    return classes
+
+
+def _make_options(
+    timeout: float, retries: int, retry_on: tuple[type[BaseException], ...], priority: int
+) -> Options:
+    flags = 0
+    if issubclass(errors.WorkerDied, retry_on):
+        flags |= _native.RETRY_DEATH
+    if issubclass(errors.TaskTimeout, retry_on):
+        flags |= _native.RETRY_TIMEOUT
+    # What a task can raise by itself, its worker must recognize.
+    ours = (errors.WorkerDied, errors.TaskTimeout)
+    wrap = tuple(cls for cls in retry_on if not issubclass(cls, ours)) if retries else ()
+    return Options(timeout, retries, retry_on, priority, flags, wrap)
+
+
+# ---------------------------------------------------------------------- the one-liner
+
+_shared: dict[int | None, ProcessPool] = {}
+_shared_lock = Lock()
+
+
+def _forget_shared() -> None:
+    """In a forked child: the parent's pools, and its lock, are no use here."""
+    global _shared_lock
+    _shared_lock = Lock()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_forget_shared)
+
+
+def _shared_pool(workers: int | None) -> ProcessPool:
+    with _shared_lock:
+        pool = _shared.get(workers)
+        if pool is None or pool.stats().state not in ("open", "inline"):
+            pool = _shared[workers] = ProcessPool(workers)
+        return pool
+
+
+def map(
+    fn: Callable[..., Any],
+    *iterables: Iterable[Any],
+    workers: int | None = None,
+    timeout: float | None = None,
+    chunksize: int | None = None,
+    buffersize: int | None = None,
+    ordered: bool = True,
+    return_exceptions: bool = False,
+) -> Iterator[Any]:
+    """`ProcessPool.map` over a shared pool, which is made at the first use and ends at exit.
+
+    Args:
+        fn: What to call.
+        *iterables: Its arguments.
+        workers: How many workers; None: the CPUs this process may use. There is one shared pool
+            for each number asked for.
+        timeout: Seconds from now; a result that is not there by then raises TimeoutError.
+        chunksize: Items sent to a worker at once; None finds out what is best.
+        buffersize: How many items may be pulled and not yet consumed; None: two chunks a worker.
+        ordered: Results in the order of the input; else as they finish.
+        return_exceptions: Yield an item's exception in its place; else raise it.
+
+    Returns:
+        An iterator over the results; see `ProcessPool.map`.
+
+    Raises:
+        TypeError, ValueError, OSError: As `ProcessPool`.
+        SerializationError, PoolBroken: As `ProcessPool.map`.
+    """
+    _check_workers(workers)
+    return _shared_pool(workers).map(
+        fn,
+        *iterables,
+        timeout=timeout,
+        chunksize=chunksize,
+        buffersize=buffersize,
+        ordered=ordered,
+        return_exceptions=return_exceptions,
+    )

@@ -505,6 +505,8 @@ enum fm_progress {
 
 /* Exact: looks at the slots' claims.  Threads: any. */
 int fm_chunk_state(fm_pool *pool, fm_chunk *chunk);
+/* 1 once it is DONE.  No lock. */
+int fm_chunk_done(const fm_chunk *chunk);
 /* Tasks of the chunk that have an outcome. */
 uint32_t fm_chunk_outcomes(const fm_chunk *chunk);
 uint32_t fm_chunk_count(const fm_chunk *chunk);
@@ -529,7 +531,7 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk);
  * `*cursor` starts at zero bytes.  1: *record is there, of *size bytes;
  * 0: no more.  A record that lies in memory of its own is handed over:
  * *owned is that memory (fm_body_free()), else NULL and the record stays
- * valid as long as the chunk.  The body of such a record (*record + sizeof
+ * valid as long as the chunk.  `owned` NULL: nothing is handed over.  The body of such a record (*record + sizeof
  * (struct fm_long)) is aligned to FM_ALIGN.  Threads: one at a time.
  */
 struct fm_cursor {

@@ -16,6 +16,11 @@
  */
 #include "internal.h"
 
+int fm_chunk_done(const fm_chunk *chunk)
+{
+    return atomic_load(&chunk->state) == FM_CHUNK_DONE;
+}
+
 uint32_t fm_chunk_outcomes(const fm_chunk *chunk)
 {
     return atomic_load(&chunk->outcomes);
@@ -212,7 +217,8 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
     if (!segment || (cursor->offset == 0 && segment->first > cursor->task)) {
         *record = (const uint8_t *)&no_memory;
         *size = sizeof no_memory;
-        *owned = NULL;
+        if (owned)
+            *owned = NULL;
         cursor->task++;
         return 1;
     }
@@ -222,8 +228,10 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
         return FM_EPROTO;
     *record = p;
     *size = (uint64_t)n;
-    *owned = segment->owned;
-    segment->owned = NULL;
+    if (owned) {
+        *owned = segment->owned;
+        segment->owned = NULL;
+    }
     cursor->offset += (size_t)n;
     cursor->task++;
     return 1;

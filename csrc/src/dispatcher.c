@@ -223,9 +223,6 @@ static uint32_t waiting(const struct fm__worker *w)
                                                            : 0;
 }
 
-/* A queue that lasts no longer than this is left alone. */
-#define WORTH_NS 100000
-
 uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
                               bool *look_again)
 {
@@ -245,13 +242,12 @@ uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
     }
     if (!idle || !victim)
         return 0;
-    /* Short by what is known of its tasks: but the one that runs may be an
-     * exception, so look once more when it should be over. */
-    if (!insist && victim->task_ns &&
-        waiting(victim) * victim->task_ns < WORTH_NS) {
-        *look_again = true;
+    /* At full speed a worker is idle for the moment that the next frame
+     * takes: only one that still is a little later has nothing to hope for
+     * but another's queue. */
+    *look_again = !insist;
+    if (!insist)
         return 0;
-    }
     fm__list_init(&back);
     uint32_t n =
         fm__worker_recall(victim, (waiting(victim) + 1) / 2, false, &back);

@@ -79,10 +79,19 @@ int fm_message_send(int fd, const struct fm_message *message, const int *fds,
     return 0;
 }
 
+/* Give up a message that is not whole: its descriptors have no owner. */
+static int drop_message(int rc, const int *fds, int *nfds)
+{
+    while (*nfds > 0)
+        fm__sys_close(fds[--*nfds]);
+    return rc;
+}
+
 /*
  * The socket is a stream, but both ends send whole messages of one small
  * size, so a short read means that the rest is on its way: it is waited for,
- * which costs nothing in practice and keeps the reader free of state.
+ * which costs nothing in practice and keeps the reader free of state.  An
+ * end that stops in mid-message for a second is not one of ours.
  */
 int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
 {
@@ -93,26 +102,20 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
         int more = 0, extra[FM_MESSAGE_FDS];
         ssize_t n = fm__sys_recv_fds(fd, p + got, sizeof *message - got,
                                      got ? extra : fds, got ? &more : nfds);
-        if (n == 0)
-            return FM_EEOF;
         if (n == -EAGAIN && got == 0)
             return 0;
-        if (n == -EAGAIN) {
-            fm_sys_wait_readable(&fd, 1, 1000000000);
+        if (n == -EAGAIN && fm_sys_wait_readable(&fd, 1, 1000000000) > 0)
             continue;
-        }
-        if (n < 0)
-            return (int)n;
-        for (int i = 0; i < more; i++)
-            fm__sys_close(extra[i]);
+        if (n <= 0)
+            return drop_message(n == 0         ? FM_EEOF
+                                : n == -EAGAIN ? FM_EPROTO
+                                               : (int)n,
+                                fds, nfds);
+        drop_message(0, extra, &more);
         got += (size_t)n;
     }
     if (message->magic != FM_MAGIC || message->kind == 0 ||
-        message->kind >= FM_REPORT_COUNT) {
-        for (int i = 0; i < *nfds; i++)
-            fm__sys_close(fds[i]);
-        *nfds = 0;
-        return FM_EPROTO;
-    }
+        message->kind >= FM_REPORT_COUNT)
+        return drop_message(FM_EPROTO, fds, nfds);
     return 1;
 }

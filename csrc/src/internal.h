@@ -383,7 +383,7 @@ struct fm__tally { /* what taking records in has changed */
 };
 
 struct fm__worker {
-    uint32_t slot, generation;
+    uint32_t slot, generation, births;
     pid_t pid;
     enum fm_worker_state state;
     struct fm__channel channel;
@@ -503,9 +503,9 @@ struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d);
  * Returns the number of tasks sent. */
 uint64_t fm__dispatcher_run(struct fm__dispatcher *d);
 /* An idle worker and a queue elsewhere: take half of it back.  Returns the
- * tasks taken (now in the backlog), or 0.  *look_again: a queue is too short
- * to be worth it by what is known of its tasks; call once more a moment
- * later, and `insist`. */
+ * tasks taken (now in the backlog), or 0.  Takes only if the caller insists;
+ * *look_again says that there would be something to take: call once more a
+ * moment later. */
 uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
                               bool *look_again);
 

@@ -446,7 +446,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
                             (uint64_t)w->slot * 2);
     if (pool->state >= FM_POOL_STOPPING)
         fm__channel_shut(&w->channel); /* born too late: it may go at once */
-    if (m->generation > 0)
+    if (w->births > 1)
         pool->counts.restarts++;
     pool->dispatcher.saturated = false;
     if (rc < 0) {

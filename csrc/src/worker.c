@@ -94,6 +94,7 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     rc = fm__channel_init(&worker->channel, fds[1], fds[0], fds[2]);
     worker->page = page;
     worker->generation = generation;
+    worker->births++;
     worker->pid = pid;
     worker->state = (enum fm_worker_state)state;
     worker->next_number = worker->assigned = worker->done = 0;

@@ -98,12 +98,14 @@ def __getattr__(name: str) -> Any:
     # Zygotes, workers and those who only catch our errors need not pay for the pool, nor does a
     # subinterpreter, where the extension cannot be loaded. errors makes the other two by need.
     if name in _POOL:
-        from . import pool as home
+        from . import pool
+
+        value = getattr(pool, name)
     elif name in ("InitError", "PoolBroken"):
-        home = errors
+        value = getattr(errors, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(home, name)
+    globals()[name] = value
     return value
 
 

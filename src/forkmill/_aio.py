@@ -16,14 +16,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
-from ._future import kind_of
 from ._map import Feed, Items
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from ._core import Core, Options
+    from ._core import Core
     from ._future import Future
+    from ._options import Options
 
 __all__ = ["AsyncMap", "LoopPort", "port_of", "run"]
 
@@ -96,7 +96,7 @@ class _Call:
         future, self.task = self.future, None
         if future.cancelled():
             return
-        if kind_of(task) == _native.WHAT_CANCELLED:
+        if task.what == _native.WHAT_CANCELLED:
             future.cancel()
             return
         error = task.exception(self.core)

@@ -235,8 +235,10 @@ class Codec:
             raise
         except Exception as error:
             return self._dumps_by_value(obj, what, error)
-        suspect = self._foreign or len(sys.modules) != self._modules_seen or b"__main__" in data
-        if suspect and self._needs_value(data):
+        # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
+        if (
+            data.find(b"__main__") >= 0 or self._foreign or len(sys.modules) != self._modules_seen
+        ) and self._needs_value(data):
             return self._dumps_by_value(obj, what, None)
         return data, views
 
@@ -254,8 +256,15 @@ class Codec:
         except MemoryError:
             raise
         except Exception as error:
-            path, culprit = self._find(obj, first or error)
-            raise SerializationError(_refusal(what, path, culprit), path=path) from culprit
+            # Its cause is set in a function of its own: as a local of this frame, to which the
+            # tracebacks lead, it would keep the arguments in a reference cycle.
+            raise self._refusal(obj, what, first or error)  # noqa: B904
+
+    def _refusal(self, obj: Any, what: str, error: BaseException) -> SerializationError:
+        path, culprit = self._find(obj, error)
+        refusal = SerializationError(_refusal_text(what, path, culprit), path=path)
+        refusal.__cause__ = culprit
+        return refusal
 
     def _by_value(self, obj: Any) -> tuple[bytes, Buffers]:
         plain, inheriting = _by_value()
@@ -336,9 +345,9 @@ class Codec:
         """Whether a pickle names something that the other side cannot find."""
         if len(sys.modules) != self._modules_seen:
             self._look_for_foreign()
-        if any(name in data for name in self._foreign):
+        if any(data.find(name) >= 0 for name in self._foreign):
             return True
-        if b"__main__" not in data:
+        if data.find(b"__main__") < 0:
             return False
         return not self._forks or not self._main_is_inherited()
 
@@ -354,12 +363,14 @@ class Codec:
 
     def _main_is_inherited(self) -> bool:
         """Whether every function and class of __main__ is the one that the workers inherited."""
-        inherited = self.snapshot.main
-        return all(
-            inherited(name) is value
-            for name, value in list(_main().items())
-            if (type(value) is FunctionType or isinstance(value, type)) and _is_code(value)
-        )
+        for name, value in list(_main().items()):
+            if type(value) is not FunctionType and not isinstance(value, type):
+                continue
+            # pickle goes by an object's own name: other names for it do not matter.
+            is_named = value.__name__ == name and value.__module__ == "__main__"
+            if is_named and self.snapshot.main(name) is not value:
+                return False
+        return True
 
     # -- functions
 
@@ -604,7 +615,7 @@ def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
             yield f"<global {name}>", function.__globals__[name]
 
 
-def _refusal(what: str, path: str, error: BaseException) -> str:
+def _refusal_text(what: str, path: str, error: BaseException) -> str:
     where = f"{what} {path}" if path else f"the {what}"
     reason = str(error).strip().splitlines()
     return (

@@ -23,7 +23,6 @@ import struct
 import sys
 import threading
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -37,8 +36,9 @@ if TYPE_CHECKING:
     from ._aio import LoopPort
     from ._future import Future
     from ._map import Stream
+    from ._options import Options
 
-__all__ = ["OUR_THREADS", "Collector", "Core", "Life", "Options"]
+__all__ = ["OUR_THREADS", "Collector", "Core", "Life"]
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()
@@ -54,27 +54,6 @@ _DEATH = struct.Struct("<iiIIIIQQq")  # struct fm_death
 _DEATH_FIELDS = (
     "pid", "status", "slot", "cause", "oom", "attempts", "rss_kb", "task", "timeout_ns",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `ProcessPool.options` sets, in the form the native pool takes.
-
-    Attributes:
-        timeout: Seconds a task may run; 0: as long as it likes.
-        retries: Further tries of a task that fails as `retry_on` says.
-        retry_on: The exception classes that are worth another try.
-        priority: Higher first.
-        flags: RETRY_*: which failures the native pool answers with another try.
-        wrap: Those of `retry_on` that a task can raise by itself; the worker looks for them.
-    """
-
-    timeout: float = 0.0
-    retries: int = 0
-    retry_on: tuple[type[BaseException], ...] = (errors.WorkerDied,)
-    priority: int = 0
-    flags: int = 0
-    wrap: tuple[type[BaseException], ...] = ()
 
 
 class Collector:
@@ -291,7 +270,7 @@ class Life:
     def _watch(self) -> None:
         """Wait until a dropped pool has nothing more to do, then end it."""
         while not self._orphan:
-            self.native.wait_idle()
+            self.native.wait_idle(collector=True)
             if self.idle():
                 break
             self._wake.wait()
@@ -406,10 +385,13 @@ class Core:
 
     def function(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
         """The native function of a plain function, and its name; sent to a worker once."""
+        known: tuple[_native.Function, str]
         if not options.wrap:
-            return self._functions.get(fn, self._define)
-        known = self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
-        return known.get(fn, lambda fn: self.temporary(fn, options))
+            known = self._functions.get(fn, self._define)
+        else:
+            table = self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
+            known = table.get(fn, lambda fn: self.temporary(fn, options))
+        return known
 
     def _define(self, fn: Callable[..., Any]) -> tuple[_native.Function, str]:
         return self.native.function(self.codec.dump_function(fn)), name_of(fn)
@@ -550,8 +532,7 @@ class Core:
             if what == _native.WHAT_REFUSAL or isinstance(cause, errors.InitError):
                 init = init or cause
         if isinstance(init, errors.InitError):
-            init.causes = tuple(causes)
-            return init
+            return errors.InitError(str(init), causes)
         if init is not None:
             text = f"the initializer failed in a worker: {type(init).__name__}: {init}"
             error: errors.PoolBroken = errors.InitError(text, causes)
@@ -569,12 +550,11 @@ class Core:
             return errors.death(info, crash)
         if late:
             return errors.InitError(
-                f"the initializer in worker {info['pid']} took longer than init_timeout, so the "
-                "worker was killed. Give it more time, ProcessPool(init_timeout=...), or less to do."
+                f"the initializer in worker {info['pid']} took longer than init_timeout, so it was "
+                "killed. Give it more time, ProcessPool(init_timeout=...), or less to do."
             )
-        return errors.InitError(
-            f"worker {info['pid']} ended inside its initializer: {errors.death(info, crash)}"
-        )
+        how = str(errors.death(info, crash)).split(" while it ran this task")[0]
+        return errors.InitError(f"{how} inside its initializer")
 
     def _story(self, causes: list[BaseException]) -> str:
         pid, status = self.native.zygote()

@@ -46,33 +46,6 @@ _NOT_STARTED = (_native.CHUNK_NEW, _native.CHUNK_PENDING)
 _LOGGER = logging.getLogger("concurrent.futures")
 
 
-class _Kind(Exception):
-    """Stands for an outcome's exception while nobody has asked for it."""
-
-    what = 0
-
-
-class _Peek:
-    """A codec that only looks at what kind of record an outcome is."""
-
-    def loads(self, pickle: memoryview, buffers: list[memoryview]) -> object:
-        return None
-
-    def failure(self, what: int, body: memoryview, task: _native.Task) -> BaseException:
-        kind = _Kind()
-        kind.what = what
-        return kind
-
-
-_PEEK = _Peek()
-
-
-def kind_of(task: _native.Task) -> int:
-    """WHAT_* of the outcome of a task that is done, or 0 for a value; decodes nothing."""
-    kind = task.exception(_PEEK)
-    return kind.what if isinstance(kind, _Kind) else 0
-
-
 class _Condition(RLock):  # type: ignore[misc]  # a class in C, a function in typeshed
     """What stock code takes for a Condition: a lock that knows what it saw when it was taken.
 
@@ -84,6 +57,10 @@ class _Condition(RLock):  # type: ignore[misc]  # a class in C, a function in ty
 
     task: _native.Task | None
     seen: bool
+
+    if TYPE_CHECKING:
+
+        def _is_owned(self) -> bool: ...
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         taken: bool = RLock.acquire(self, blocking, timeout)
@@ -124,7 +101,7 @@ class _OnDemand:
         return future.__dict__.setdefault(self.name, self.make(future))
 
 
-class Future(_base.Future):
+class Future(_base.Future):  # type: ignore[type-arg]
     """The outcome of one task; a `concurrent.futures.Future` with `kill()`.
 
     Made by `ProcessPool.submit`, never by hand. All methods may be called from any thread.
@@ -396,7 +373,7 @@ class Future(_base.Future):
         """The task is done: fix the state and tell the waiters (FUT-1, under `_condition`)."""
         if self._known is not None:
             return
-        what = _native.WHAT_CANCELLED if known == CANCELLED else kind_of(task)
+        what = _native.WHAT_CANCELLED if known == CANCELLED else task.what
         self._known = CANCELLED if what == _native.WHAT_CANCELLED else FINISHED
         for waiter in self.__dict__.get("_waiters", ()):
             if what == 0:

@@ -32,9 +32,10 @@ from . import _native, errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
 
-    from ._core import Core, Options
+    from ._core import Core
+    from ._options import Options
 
-__all__ = ["Feed", "Items", "MapIterator", "Stream", "check_limits"]
+__all__ = ["Feed", "Items", "MapIterator", "Stream", "inline_results"]
 
 MAX_CHUNK = 4096  # items
 MAX_WINDOW = 64 << 20  # encoded bytes under way
@@ -47,22 +48,6 @@ _QUICK = frozenset({
     list, tuple, range, str, bytes, bytearray, set, frozenset, dict,
     type({}.keys()), type({}.values()), type({}.items()),
 })  # fmt: skip
-
-
-def check_limits(
-    chunksize: int | None, buffersize: int | None, timeout: float | None
-) -> tuple[int | None, int | None, float | None]:
-    """Refuse wrong options of a lazy call, in the caller's frame."""
-    for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not hasattr(value, "__index__"):
-            raise TypeError(f"{name} must be an int or None, not {type(value).__name__!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, not {value}")
-    if timeout is not None and (isinstance(timeout, bool) or not hasattr(timeout, "__float__")):
-        raise TypeError(f"timeout must be seconds or None, not {type(timeout).__name__!r}")
-    return chunksize, buffersize, timeout
 
 
 class Chunk:
@@ -319,7 +304,7 @@ class MapIterator(_native.RecordIterator):
                 self._current = None
             task = self._ordered() if self._inbox is None else self._unordered(self._inbox)
             if task is None or not self._open:
-                self._end()
+                raise self._ending()
             self._feed.finished(task)
             self._current = task
             return task
@@ -330,13 +315,11 @@ class MapIterator(_native.RecordIterator):
         """An item's exception is about to be raised: nothing comes after it."""
         self.close()
 
-    def _end(self) -> Any:
+    def _ending(self) -> BaseException:
+        """Close; what to raise after the results."""
         error, self._feed.error = self._feed.error, None
         self.close()
-        try:
-            raise StopIteration if error is None else error
-        finally:
-            del error  # the exception's traceback has this frame
+        return StopIteration() if error is None else error
 
     def _pull(self) -> bool:
         task = self._feed.pull()
@@ -455,7 +438,11 @@ class Stream:
             alive: All threads there are.
         """
         task = self._task
-        if task is not None and not task.done and (self._owner == thread or self._owner not in alive):
+        if (
+            task is not None
+            and not task.done
+            and (self._owner == thread or self._owner not in alive)
+        ):
             self._cut = True
             self._close(task)
 

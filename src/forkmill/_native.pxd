@@ -210,6 +210,7 @@ cdef extern from "forkmill.h" nogil:
         FM_CHUNK_PENDING
         FM_CHUNK_RUNNING
         FM_CHUNK_DONE
+    int fm_chunk_done(const fm_chunk *chunk)
     int fm_chunk_state(fm_pool *pool, fm_chunk *chunk)
     uint32_t fm_chunk_outcomes(const fm_chunk *chunk)
     uint32_t fm_chunk_count(const fm_chunk *chunk)

@@ -246,6 +246,7 @@ cdef class Task:
     cdef fm_chunk *_c
     cdef Pool _pool
     cdef readonly object tag
+    cdef Block _block  # the outcome's own memory, once result() has taken it
     cdef object __weakref__
 
     def __dealloc__(self):
@@ -259,7 +260,7 @@ cdef class Task:
     @property
     def done(self):
         """Whether every task of it has its outcome. Costs nothing."""
-        return fm_chunk_outcomes(self._c) == fm_chunk_count(self._c)
+        return fm_chunk_done(self._c) != 0
 
     @property
     def count(self):
@@ -284,7 +285,7 @@ cdef class Task:
         """Wait until it is done; False: the timeout (seconds) came first."""
         cdef int64_t deadline
         cdef int rc
-        if fm_chunk_state(self._pool._c, self._c) == FM_CHUNK_DONE:
+        if fm_chunk_done(self._c):
             return True
         deadline = _deadline(timeout)
         if timeout is not None and timeout <= 0:
@@ -322,17 +323,29 @@ cdef class Task:
         outcomes.begin(self)
         if not outcomes.move():
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
-        if outcomes.is_value():
-            return outcomes.value(codec.loads)
-        raise outcomes.failure(codec)
+        if not outcomes.is_value():
+            raise outcomes.failure(codec)
+        if outcomes._owner is None:
+            outcomes._owner = self._block
+        self._block = outcomes._owner  # for another call
+        return outcomes.value(codec.loads)
 
     def exception(self, codec):
         """The exception of a task of one, or None; a value is not decoded."""
         cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
-        outcomes.begin(self)
+        outcomes.begin(self, peek=True)
         if not outcomes.move():
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
         return None if outcomes.is_value() else outcomes.failure(codec)
+
+    @property
+    def what(self):
+        """A done task of one: 0 if its outcome is a value, else WHAT_*. Decodes nothing."""
+        cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
+        outcomes.begin(self, peek=True)
+        if not outcomes.move():
+            raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        return 0 if outcomes.is_value() else outcomes._record[1]
 
     def next_output(self, codec, timeout=None):
         """The next output of a streaming task.
@@ -372,8 +385,11 @@ cdef class _Outcomes:
     cdef uint64_t _size
     cdef Block _owner  # the record's own memory, if it has any
 
-    cdef void begin(self, Task task) noexcept:
+    cdef bint _peek  # leave a record's memory to the chunk
+
+    cdef void begin(self, Task task, bint peek=False) noexcept:
         self._task = task
+        self._peek = peek
         self._cursor.segment = NULL
         self._cursor.offset = 0
         self._cursor.task = 0
@@ -381,9 +397,9 @@ cdef class _Outcomes:
 
     cdef bint move(self) except -1:
         """To the next record; False at the end, or if the chunk is not done."""
-        cdef uint8_t *owned
+        cdef uint8_t *owned = NULL
         cdef int rc = fm_chunk_next(self._task._c, &self._cursor, &self._record, &self._size,
-                                    &owned)
+                                    NULL if self._peek else &owned)
         if rc == FM_ESTATE:
             return False
         check(rc)

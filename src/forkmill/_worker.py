@@ -17,6 +17,7 @@ import faulthandler
 import gc
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _native
@@ -138,21 +139,17 @@ def _strip(traceback: TracebackType | None) -> TracebackType | None:
 
 def _complain(what: str, error: BaseException) -> None:
     """A warning on standard error; never raises."""
-    try:
+    with suppress(Exception):
         import traceback
 
         text = "".join(traceback.format_exception(type(error), error, _strip(error.__traceback__)))
-        print(f"forkmill: {what} (worker {os.getpid()}):\n{text}", end="", file=sys.stderr)
-    except Exception:
-        pass
+        print(f"forkmill: {what} (process {os.getpid()}):\n{text}", end="", file=sys.stderr)
 
 
 def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(Exception):  # None, closed, or nobody reads it
             stream.flush()
-        except Exception:  # None, closed, or nobody reads it
-            pass
 
 
 # ------------------------------------------------------------------------------------- set-up
@@ -201,7 +198,7 @@ def sane_streams() -> None:
     if null > 2:
         os.close(null)
     # The old object may hold what the parent had read ahead.
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
 
 
 def drop_buffered() -> None:
@@ -234,10 +231,8 @@ def _forget_parent() -> None:
     # `random` is seeded anew by its own fork hook; numpy's global generator has none.
     random = sys.modules.get("numpy.random")
     if random is not None:
-        try:
+        with suppress(Exception):
             random.seed()
-        except Exception:
-            pass
 
 
 def _load_payload(config: Config) -> None:
@@ -266,7 +261,10 @@ def main(config: Config, ends: tuple[int, int, int], parent: int) -> int:
         _native.die_with_parent(parent)
     except ProcessLookupError:
         return 0
-    reset_signals()
+    if config.method == "spawn":
+        reset_signals()
+    else:  # the zygote has done it, and then taken SIGCHLD for itself
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     IN_WORKER = True
     port = _native.Port(*ends)
     faulthandler.enable(port.crash_fd, all_threads=True)

@@ -29,6 +29,7 @@ import os
 import pickle
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,6 +50,18 @@ _THREADS = (
     "BLIS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
+)
+# What of a Config travels as it is to an exec'd process; `payload` carries the rest.
+_PLAIN = (
+    "workers",
+    "restarts",
+    "max_tasks",
+    "max_rss_kb",
+    "name",
+    "threads",
+    "method",
+    "gc_enabled",
+    "has_initializer",
 )
 _DARWIN = sys.platform == "darwin"
 
@@ -135,10 +148,8 @@ class Zygote:
         fds = [self.wake, *(fd for fd in (self.control, self.parent) if fd >= 0)]
         ready = _native.wait_readable(fds, timeout)
         if ready & 1:
-            try:
+            with suppress(BlockingIOError):
                 os.read(self.wake, 4096)
-            except BlockingIOError:
-                pass
         if self.parent >= 0 and ready >> fds.index(self.parent) & 1:
             self._orphaned()
 
@@ -291,17 +302,13 @@ class Zygote:
             task_read, task_write, result_read, result_write, memory = fds
             mapping = _native.Slot(memory)
             ends = (task_read, result_write, memory)
-            pid = self._spawn(ends) if self.config_fd >= 0 and self.config.method == "spawn" else (
-                _native.fork()
-            )
+            pid = self._spawn(ends) if self.config.method == "spawn" else _native.fork()
             if pid == 0:
                 self._become_worker(ends, (task_write, result_read))
             self.generations[slot] = generation
             child = self.children[pid] = _Child(slot, generation, mapping)
             sent = (task_read, task_write, result_read, memory)
-            self._tell(
-                _native.REPORT_BORN, slot=slot, generation=generation, pid=pid, fds=sent
-            )
+            self._tell(_native.REPORT_BORN, slot=slot, generation=generation, pid=pid, fds=sent)
             if _DARWIN:
                 kept = child.held = sent
         finally:
@@ -334,9 +341,9 @@ class Zygote:
 def _oom_kills() -> int:
     """How many processes of our control group the kernel's OOM killer has ended; -1: unknown."""
     try:
-        with open("/proc/self/cgroup", encoding="ascii") as lines:
+        with open("/proc/self/cgroup", "rb") as lines:
             for line in lines:
-                _, controllers, path = line.strip().split(":", 2)
+                _, controllers, path = os.fsdecode(line.strip()).split(":", 2)
                 if controllers == "":
                     places = [f"/sys/fs/cgroup{path}/memory.events", "/sys/fs/cgroup/memory.events"]
                 elif "memory" in controllers.split(","):
@@ -355,9 +362,9 @@ def _oom_kills() -> int:
 
 def _read_oom(place: str) -> int:
     try:
-        with open(place, encoding="ascii") as lines:
+        with open(place, "rb") as lines:
             for line in lines:
-                if line.startswith("oom_kill "):
+                if line.startswith(b"oom_kill "):
                     return int(line.split()[1])
     except OSError:
         pass
@@ -380,10 +387,8 @@ def start_fork(config: Config) -> tuple[int, int]:
     config.gc_enabled = gc.isenabled()
     config.has_initializer = config.initializer is not None
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(Exception):
             stream.flush()  # or the zygote would have to drop what was printed
-        except Exception:
-            pass
     ours, theirs = _native.socketpair()
     parent = _own_pidfd()
     # A signal between the fork and the reset of handlers would run the user's code in the zygote.
@@ -520,12 +525,7 @@ def _write_config(config: Config) -> tuple[int, int]:
     """An unlinked file with what an exec'd process has to know, and where its pickle begins."""
     inherit = _codec.Codec("exec", (), None).dumps(config.inherit)
     calls = config.codec.dumps((config.initializer, config.initargs, config.finalizer))
-    plain = {
-        name: getattr(config, name)
-        for name in (
-            "workers restarts max_tasks max_rss_kb name threads method gc_enabled has_initializer"
-        ).split()
-    }
+    plain: dict[str, Any] = {name: getattr(config, name) for name in _PLAIN}
     plain["argv"] = list(sys.argv)
     plain["payload"] = tuple(
         (data, [bytearray(buffer) for buffer in buffers]) for data, buffers in (inherit, calls)
@@ -620,8 +620,17 @@ def _interpreter_flags() -> list[str]:
     flags.extend("-W" + option for option in sys.warnoptions)
     if sys.flags.dev_mode:
         flags += ["-X", "dev"]
-    for name in ("faulthandler", "tracemalloc", "importtime", "frozen_modules", "utf8", "gil",
-                 "warn_default_encoding", "int_max_str_digits", "no_debug_ranges"):
+    for name in (
+        "faulthandler",
+        "tracemalloc",
+        "importtime",
+        "frozen_modules",
+        "utf8",
+        "gil",
+        "warn_default_encoding",
+        "int_max_str_digits",
+        "no_debug_ranges",
+    ):
         if name in sys._xoptions:
             value = sys._xoptions[name]
             flags += ["-X", name if value is True else f"{name}={value}"]

@@ -25,14 +25,26 @@ import os
 import time
 import weakref
 from concurrent.futures import Executor
-from dataclasses import dataclass, fields
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from . import _native, _worker, errors
-from ._core import Core, Options
+from ._core import Core
+from ._figures import PoolStats, WorkerInfo, pool_stats, worker_info
 from ._future import Future
-from ._map import MapIterator, Stream, check_limits, inline_results
+from ._map import MapIterator, Stream, inline_results
+from ._options import (
+    Options,
+    at_least_one,
+    check_limits,
+    check_restarts,
+    check_workers,
+    exception_classes,
+    integer,
+    make_options,
+    must_be_callable,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -42,114 +54,8 @@ __all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"]
 
 _builtin_map = map  # `map` below is the module's own
 
-_STATES = {
-    _native.POOL_OPEN: "open",
-    _native.POOL_DRAINING: "draining",
-    _native.POOL_STOPPING: "stopping",
-    _native.POOL_CLOSED: "closed",
-    _native.POOL_BROKEN: "broken",
-}
-
-_MAX_WORKERS = 4096  # FM_MAX_WORKERS
 _KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
 _names = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStats:
-    """Counters of a pool since it was made; ``accepted == outcomes + backlog + in_flight``.
-
-    Attributes:
-        state: "open", "draining", "stopping", "closed", "broken", or "inline".
-        workers: Places for workers.
-        alive: Workers alive now.
-        waiting_threads: Threads that wait for outcomes now.
-        accepted: Tasks accepted.
-        outcomes: Tasks that have their outcome.
-        backlog: Tasks accepted and not yet sent to a worker.
-        in_flight: Tasks sent, without outcome yet.
-        succeeded: Outcomes that are values.
-        failed: Outcomes that are the task's own exception.
-        cancelled: Outcomes that are cancellations.
-        died: Outcomes that are deaths of workers, timeouts included.
-        timeouts: Deaths because of a task's timeout.
-        retried: Further tries.
-        requeued: Tasks sent again because their worker was gone before it started them.
-        recalled: Tasks taken back from a busy worker's queue.
-        deaths: Workers that died, of anything.
-        restarts: Workers that took a dead one's place.
-        recycled: Workers that left as `max_tasks_per_child` or `max_rss` says.
-        killed: Workers killed for a timeout or `Future.kill()`.
-        trouble: Times the zygote could not start a worker and tried again.
-        frames_sent: Messages to workers.
-        bytes_sent: Bytes to workers.
-        bytes_received: Bytes from workers.
-        lead_turns: Rounds of I/O by waiting threads.
-        pump_turns: Rounds of I/O by the pool's own C thread.
-        kicks: Times one thread had to wake another for the I/O.
-        parks: Times a thread waited while another did the I/O.
-    """
-
-    state: str
-    workers: int
-    alive: int = 0
-    waiting_threads: int = 0
-    accepted: int = 0
-    outcomes: int = 0
-    backlog: int = 0
-    in_flight: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    died: int = 0
-    timeouts: int = 0
-    retried: int = 0
-    requeued: int = 0
-    recalled: int = 0
-    deaths: int = 0
-    restarts: int = 0
-    recycled: int = 0
-    killed: int = 0
-    trouble: int = 0
-    frames_sent: int = 0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    lead_turns: int = 0
-    pump_turns: int = 0
-    kicks: int = 0
-    parks: int = 0
-
-
-_COUNTERS = tuple(field.name for field in fields(PoolStats) if field.name != "state")
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """One worker, as it was when `workers()` looked.
-
-    Attributes:
-        pid: Its process id.
-        state: "starting", "ready", "doomed" (to be killed).
-        tasks: Tasks it has done.
-        rss: Resident memory when it last said, bytes.
-        age: Seconds since its birth.
-        slot: Its place in the pool, 0 and up.
-        generation: How many workers had this place before it.
-        in_flight: Tasks it was sent and has not done.
-        busy: Seconds it spent on tasks.
-        running: Seconds its task has been running, where tasks have a timeout; else 0.
-    """
-
-    pid: int
-    state: str
-    tasks: int
-    rss: int
-    age: float
-    slot: int
-    generation: int
-    in_flight: int
-    busy: float
-    running: float
 
 
 class _Face(Executor):
@@ -214,14 +120,12 @@ class _Face(Executor):
             TypeError, ValueError: A wrong credit, or fn cannot be called.
             SerializationError, PoolClosed, PoolBroken, PoolError: As `submit`.
         """
-        credit = _integer("credit", credit, least=1)
+        credit = integer("credit", credit, least=1)
         core = self._core
         if core is None:
             self._pool._check_inline()
             return iter(fn(*args, **kwargs))
-        task = core.submit(
-            fn, args, kwargs, self._options, flags=_native.RUN_STREAM, credit=credit
-        )
+        task = core.submit(fn, args, kwargs, self._options, flags=_native.RUN_STREAM, credit=credit)
         return Stream(core, task)
 
     def each(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
@@ -284,7 +188,7 @@ class _Face(Executor):
 
     # ------------------------------------------------------------------ many calls
 
-    def map(  # type: ignore[override]  # wider than the stock one
+    def map(
         self,
         fn: Callable[..., Any],
         *iterables: Iterable[Any],
@@ -370,7 +274,7 @@ class _Face(Executor):
         ordered: bool,
         return_exceptions: bool,
     ) -> Iterator[Any]:
-        _callable("fn", fn)
+        must_be_callable("fn", fn)
         check_limits(chunksize, buffersize, timeout)
         core = self._core
         if core is None:
@@ -422,7 +326,7 @@ class _Face(Executor):
         """
         if not iterables:
             raise TypeError("amap() needs at least one iterable")
-        _callable("fn", fn)
+        must_be_callable("fn", fn)
         check_limits(chunksize, buffersize, timeout)
         from . import _aio
 
@@ -474,16 +378,16 @@ class _Face(Executor):
             TypeError, ValueError: A wrong option.
         """
         old = self._options
-        seconds = old.timeout
+        limit = old.timeout
         if timeout is not _KEEP:
-            seconds = 0.0 if timeout is None else _seconds("timeout", timeout)
+            limit = 0.0 if timeout is None else seconds("timeout", timeout)
         return View(
             self._pool,
-            _make_options(
-                seconds,
-                old.retries if retries is _KEEP else _integer("retries", retries, least=0),
-                old.retry_on if retry_on is _KEEP else _classes(retry_on),
-                old.priority if priority is _KEEP else _integer("priority", priority),
+            make_options(
+                limit,
+                old.retries if retries is _KEEP else integer("retries", retries, least=0),
+                old.retry_on if retry_on is _KEEP else exception_classes(retry_on),
+                old.priority if priority is _KEEP else integer("priority", priority),
             ),
         )
 
@@ -491,35 +395,14 @@ class _Face(Executor):
         """The pool's counters; shared by all its views. Cheap, also after shutdown."""
         if self._core is None:
             return self._pool._inline_stats()
-        stats = self._core.native.stats()
-        return PoolStats(
-            state=_STATES.get(stats["state"], "unknown"),
-            **{name: stats[name] for name in _COUNTERS},
-        )
+        return pool_stats(self._core.native.stats())
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The workers that are alive now, by slot. Empty for an inline pool and after shutdown."""
         if self._core is None:
             return ()
         now = time.monotonic_ns()
-        return tuple(
-            _worker_info(info, now) for info in self._core.native.workers() if info["pid"]
-        )
-
-
-def _worker_info(info: dict[str, Any], now: int) -> WorkerInfo:
-    return WorkerInfo(
-        pid=info["pid"],
-        state=info["state"],
-        tasks=info["tasks"],
-        rss=info["rss_kb"] << 10,
-        age=max(0, now - info["born_ns"]) / 1e9,
-        slot=info["slot"],
-        generation=info["generation"],
-        in_flight=info["in_flight"],
-        busy=info["busy_ns"] / 1e9,
-        running=info["running_ns"] / 1e9,
-    )
+        return tuple(worker_info(info, now) for info in self._core.native.workers() if info["pid"])
 
 
 class View(_Face):
@@ -602,15 +485,17 @@ class ProcessPool(_Face):
         from . import _start
 
         inline = max_workers is None and _worker.IN_WORKER
-        workers = _check_workers(max_workers) or _start.cpus()
-        _callable("initializer", initializer, optional=True)
-        _callable("finalizer", finalizer, optional=True)
+        workers = check_workers(max_workers) or _start.cpus()
+        must_be_callable("initializer", initializer, optional=True)
+        must_be_callable("finalizer", finalizer, optional=True)
         if not isinstance(initargs, tuple):
             raise TypeError(f"initargs must be a tuple, not {type(initargs).__name__!r}")
         if initializer is None and initargs:
             raise ValueError("initargs were given, but no initializer")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
+        if init_timeout is not None:
+            init_timeout = seconds("init_timeout", init_timeout)
         options: dict[str, Any] = {
             "workers": workers,
             "method": _start.pick_method(start_method, mp_context),
@@ -618,10 +503,10 @@ class ProcessPool(_Face):
             "initargs": initargs,
             "finalizer": finalizer,
             "inherit": tuple(inherit),
-            "max_tasks": _optional("max_tasks_per_child", max_tasks_per_child),
-            "max_rss": _optional("max_rss", max_rss),
-            "restarts": _check_restarts(restarts, workers),
-            "init_timeout": None if init_timeout is None else _seconds("init_timeout", init_timeout),
+            "max_tasks": at_least_one("max_tasks_per_child", max_tasks_per_child),
+            "max_rss": at_least_one("max_rss", max_rss),
+            "restarts": check_restarts(restarts, workers),
+            "init_timeout": init_timeout,
             "name": name or f"pool-{next(_names)}",
         }
         self._options = Options(flags=_native.RETRY_DEATH)
@@ -707,10 +592,14 @@ class ProcessPool(_Face):
             raise errors.PoolClosed("cannot schedule new futures after shutdown")
 
     def _call(
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
     ) -> Future:
         """Run one call here and now, with the outcome in a future as always."""
-        _callable("the first argument", fn)
+        must_be_callable("the first argument", fn)
         self._check_inline()
         error: Exception | None = None
         for _ in range(options.retries + 1):
@@ -739,82 +628,6 @@ class ProcessPool(_Face):
             succeeded=done,
             failed=failed,
         )
-
-
-# ---------------------------------------------------------------------- checking options
-
-
-def _integer(name: str, value: Any, *, least: int | None = None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__!r}")
-    number = int(value.__index__())
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be >= {least}, not {number}")
-    if not -(1 << 31) <= number < 1 << 31 and name != "max_rss":
-        raise ValueError(f"{name} must fit in 32 bits, not {number}")
-    return number
-
-
-def _optional(name: str, value: Any) -> int:
-    return 0 if value is None else _integer(name, value, least=1)
-
-
-def _seconds(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
-        raise TypeError(f"{name} must be seconds or None, not {type(value).__name__!r}")
-    seconds = float(value)
-    if not 0 < seconds <= 1e9:  # a nan fails too
-        raise ValueError(f"{name} must be > 0 seconds and <= 1e9, not {value!r}")
-    return seconds
-
-
-def _callable(name: str, value: Any, *, optional: bool = False) -> None:
-    if not callable(value) and not (optional and value is None):
-        raise TypeError(f"{name} must be a callable, not {type(value).__name__!r}")
-
-
-def _check_workers(value: Any) -> int:
-    """The number of workers; 0 for None."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"max_workers must be an int or None, not {type(value).__name__!r}")
-    number = int(value.__index__())
-    if number < 1:
-        raise ValueError(f"max_workers must be greater than 0, not {number}")
-    if number > _MAX_WORKERS:
-        raise ValueError(f"max_workers must be at most {_MAX_WORKERS}, not {number}")
-    return number
-
-
-def _check_restarts(value: Any, workers: int) -> tuple[int, float]:
-    if value is None:
-        return max(3, 2 * workers), 10.0
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"restarts must be (n, seconds) or None, not {value!r}")
-    return _integer("restarts[0]", value[0], least=0), _seconds("restarts[1]", value[1])
-
-
-def _classes(value: Any) -> tuple[type[BaseException], ...]:
-    classes = value if isinstance(value, tuple) else (value,)
-    for cls in classes:
-        if not isinstance(cls, type) or not issubclass(cls, BaseException):
-            raise TypeError(f"retry_on must be exception classes, not {cls!r}")
-    return classes
-
-
-def _make_options(
-    timeout: float, retries: int, retry_on: tuple[type[BaseException], ...], priority: int
-) -> Options:
-    flags = 0
-    if issubclass(errors.WorkerDied, retry_on):
-        flags |= _native.RETRY_DEATH
-    if issubclass(errors.TaskTimeout, retry_on):
-        flags |= _native.RETRY_TIMEOUT
-    # What a task can raise by itself, its worker must recognize.
-    ours = (errors.WorkerDied, errors.TaskTimeout)
-    wrap = tuple(cls for cls in retry_on if not issubclass(cls, ours)) if retries else ()
-    return Options(timeout, retries, retry_on, priority, flags, wrap)
 
 
 # ---------------------------------------------------------------------- the one-liner
@@ -871,7 +684,7 @@ def map(
         TypeError, ValueError, OSError: As `ProcessPool`.
         SerializationError, PoolBroken: As `ProcessPool.map`.
     """
-    _check_workers(workers)
+    check_workers(workers)
     return _shared_pool(workers).map(
         fn,
         *iterables,

@@ -1,0 +1,102 @@
+"""Records against a model: any value comes back the same, any bytes harm nobody."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forkmill import _native, errors
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.text(st.characters(), max_size=300)
+    | st.binary(max_size=300)
+)
+keys = st.integers() | st.text(st.characters(), max_size=30) | st.binary(max_size=9) | st.none()
+flat = st.lists(scalars) | st.lists(scalars).map(tuple) | st.dictionaries(keys, scalars)
+values = st.recursive(
+    scalars | flat,
+    lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.lists(inner).map(tuple),
+    max_leaves=20,
+)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in type and value all the way down; NaN is NaN and -0.0 is not 0.0."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, float):
+        return repr(one) == repr(other) or (math.isnan(one) and math.isnan(other))
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return same(list(one.items()), list(other.items()))
+    return bool(one == other)
+
+
+@given(values)
+def test_any_value_comes_back_the_same(value: Any) -> None:
+    data = _native.encode(value)
+    assert _native.record_size(data) == len(data)
+    assert same(_native.decode(data), value)
+
+
+@given(st.lists(values, max_size=8))
+def test_a_chunk_splits_into_its_records(items: list[Any]) -> None:
+    encoder = _native.Encoder(_native._dumps5)
+    assert encoder.fill(iter(items), 100, 1 << 30) == len(items)
+    data, back = _native.encoded(encoder), []
+    while data:
+        size = _native.record_size(data)
+        back.append(_native.decode(data[:size]))
+        data = data[size:]
+    assert same(back, items)
+
+
+def give_up(data: Any, buffers: Any) -> Any:
+    """In place of pickle: it must be free to run code, these tests are about our own."""
+    return bytes(data), [bytes(view) for view in buffers]
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> None:
+    try:
+        _native.decode(data, give_up, owned)
+    except errors.PoolError as error:
+        assert "malformed" in str(error)
+
+
+@settings(max_examples=300)
+@given(values, st.data(), st.booleans())
+def test_a_damaged_record_decodes_or_is_called_malformed(
+    value: Any, draw: st.DataObject, owned: bool
+) -> None:
+    data = bytearray(_native.encode(value))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    del data[draw.draw(st.integers(len(data) // 2, len(data))) :]
+    try:
+        _native.decode(bytes(data), give_up, owned)
+    except errors.PoolError as error:
+        assert "malformed" in str(error)
+
+
+@given(st.lists(st.binary(max_size=200), min_size=1, max_size=6), st.binary(), st.booleans())
+def test_buffers_come_back_the_same(parts: list[bytes], pickle: bytes, owned: bool) -> None:
+    def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
+        return pickle, [memoryview(part) for part in parts]
+
+    data = _native.encode(object(), dumps)
+    assert _native.record_size(data) == len(data)
+    body, views = _native.decode(data, give_up, owned)
+    # The padding up to the first buffer cannot be told from the pickle, which ends by itself.
+    assert body[: len(pickle)] == pickle
+    assert not any(body[len(pickle) :])
+    assert views == parts

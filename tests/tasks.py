@@ -1,0 +1,519 @@
+"""Functions that tests send to workers, and what tests need to talk with them.
+
+Workers import this module by name, so everything here works under every start method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import ctypes
+import fcntl
+import os
+import signal
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+METHODS = ("fork", "zygote", "spawn")
+
+# ------------------------------------------------------------------ waiting, without sleeps
+
+
+def eventually(holds: Callable[[], object], timeout: float = 20.0) -> None:
+    """Wait until something holds that tells nobody when it begins to."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, f"not true within {timeout:g} s: {holds}"
+        time.sleep(0.001)
+
+
+class Gate:
+    """A gate that tasks wait at until the test opens it. The kernel does the waiting (flock).
+
+    Picklable: `gate.path` is all that a task needs.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        fd, self.path = tempfile.mkstemp(dir=folder, prefix="gate")
+        self._fd: int | None = fd
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def open(self) -> None:
+        if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            os.close(self._fd)
+            self._fd = None
+
+    def __enter__(self) -> Gate:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.open()
+
+
+def pass_gate(path: str, value: Any = None) -> Any:
+    """Wait until the gate is open, then return the value."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+    return value
+
+
+# ------------------------------------------------------------------ who ran what, how often
+
+_logs: dict[str, int] = {}
+_ENTRY = struct.Struct("<i")
+
+
+class Log:
+    """What tasks note down themselves, one number a call: the witness of INV-2.
+
+    Appended by one write(2) each to a file: no death, no race can lose or tear an entry.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        fd, self.path = tempfile.mkstemp(dir=folder, prefix="log")
+        os.close(fd)
+
+    def counts(self) -> collections.Counter[int]:
+        data = Path(self.path).read_bytes()
+        return collections.Counter(number for (number,) in _ENTRY.iter_unpack(data))
+
+    def entries(self) -> list[int]:
+        return [number for (number,) in _ENTRY.iter_unpack(Path(self.path).read_bytes())]
+
+
+def note(path: str, number: int) -> int:
+    """Write a number into a log."""
+    fd = _logs.get(path)
+    if fd is None:
+        fd = _logs[path] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    os.write(fd, _ENTRY.pack(number))
+    return number
+
+
+DEATHS = ("kill", "exit0", "exit3", "segv", "abort")
+
+
+def die(how: str) -> None:
+    """End this worker without a word."""
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif how == "exit0":
+        os._exit(0)
+    elif how == "exit3":
+        os._exit(3)
+    elif how == "segv":
+        ctypes.string_at(0)
+    elif how == "abort":
+        os.abort()
+    time.sleep(60)  # a signal may take a moment
+    raise AssertionError(how)
+
+
+class Noted:
+    """Notes every item that it is called with; dies at some of them. Travels once a map."""
+
+    def __init__(self, log: Log, deadly: dict[int, str] | None = None) -> None:
+        self.path = log.path
+        self.deadly = deadly or {}
+
+    def __call__(self, item: int) -> int:
+        note(self.path, item)
+        how = self.deadly.get(item)
+        if how is not None:
+            die(how)
+        return -item
+
+
+_plan: dict[str, Any] = {}
+
+
+def set_plan(path: str, deadly: dict[int, str]) -> None:
+    """Initializer: what `planned` shall do."""
+    _plan.update(path=path, deadly=deadly)
+
+
+def planned(item: int) -> int:
+    """As Noted, but a plain function: sent once a worker, run by the fastest path."""
+    note(_plan["path"], item)
+    how = _plan["deadly"].get(item)
+    if how is not None:
+        die(how)
+    return -item
+
+
+# ------------------------------------------------------------------ small tasks
+
+
+def identity(value: Any) -> Any:
+    return value
+
+
+def negative(number: int) -> int:
+    return -number
+
+
+def multiply(x: int, y: int = 2) -> int:
+    return x * y
+
+
+def capture(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def fail_at(numbers: tuple[int, ...], item: int) -> int:
+    if item in numbers:
+        raise ValueError(item)
+    return item
+
+
+def fail_chained() -> None:
+    try:
+        {}["missing key"]  # noqa: B018
+    except KeyError as error:
+        failure = ValueError("outer text")
+        failure.add_note("a note of the task's")
+        raise failure from error
+
+
+def sleep_and_raise(seconds: float) -> None:
+    time.sleep(seconds)
+    raise ArithmeticError("after a sleep")
+
+
+def nap(seconds: float, value: Any = None) -> Any:
+    time.sleep(seconds)
+    return value
+
+
+def nap_at(deadly: tuple[int, ...], seconds: float, item: int) -> int:
+    if item in deadly:
+        time.sleep(seconds)
+    return item
+
+
+def spin() -> None:
+    """Never end, never let the GIL go: sum() over an endless C iterator."""
+    import itertools
+
+    sum(itertools.repeat(0))
+
+
+def spin_for(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def pid(*_args: Any) -> int:
+    return os.getpid()
+
+
+def pid_after(path: str) -> int:
+    pass_gate(path)
+    return os.getpid()
+
+
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def count_to(n: int) -> Iterator[int]:
+    yield from range(n)
+
+
+def count_and_fail(n: int) -> Iterator[int]:
+    yield from range(n)
+    raise LookupError("after the outputs")
+
+
+def count_and_die(n: int) -> Iterator[int]:
+    yield from range(n)
+    die("kill")
+
+
+def count_noting(path: str, n: int) -> Iterator[int]:
+    """Note each number before it is sent, and -1 when closed."""
+    try:
+        for i in range(n):
+            note(path, i)
+            yield i
+    finally:
+        note(path, -1)
+
+
+async def coroutine() -> int:
+    await asyncio.sleep(0)
+    return 1
+
+
+# ------------------------------------------------------------------ workers' own state
+
+state: dict[str, Any] = {"ran": 0}
+
+
+def set_state(**values: Any) -> None:
+    state.update(values)
+
+
+def initialize(path: str, value: Any) -> None:
+    """Initializer: note our pid, remember the value."""
+    note(path, os.getpid())
+    state["value"] = value
+
+
+def get_state(key: str) -> Any:
+    return state.get(key)
+
+
+class Finalize:
+    """Finalizer: note our pid, negative."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        note(self.path, -os.getpid())
+
+
+def initializer_raises() -> None:
+    raise ValueError("the initializer's own words")
+
+
+def initializer_hangs() -> None:
+    time.sleep(600)
+
+
+def initializer_exits() -> None:
+    os._exit(7)
+
+
+def grow(kib: int) -> int:
+    """Make this worker's memory grow, for good."""
+    state.setdefault("ballast", []).append(bytearray(os.urandom(1024)) * kib)
+    return os.getpid()
+
+
+# ------------------------------------------------------------------ objects that do not travel
+
+
+class Unpicklable:
+    """Cannot be pickled, also not by cloudpickle."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("this object refuses to be pickled")
+
+
+class Holder:
+    """Has something in an attribute."""
+
+    def __init__(self, sock: Any) -> None:
+        self.sock = sock
+
+
+def make_unpicklable(kind: str) -> Any:
+    if kind == "lock":
+        return threading.Lock()
+    if kind == "nested":
+        return [1, {"conn": Holder(threading.Lock())}]
+    return Unpicklable()
+
+
+def _explode(*_args: Any) -> Any:
+    raise ImportError("unpickling went wrong")
+
+
+class ExplodesOnLoad:
+    def __reduce__(self) -> Any:
+        return _explode, (1,)
+
+
+class ExplodesInWorker:
+    """Loads in the process that made it only."""
+
+    def __init__(self) -> None:
+        self.home = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return _load_at_home, (self.home,)
+
+
+def _load_at_home(home: int) -> Any:
+    if os.getpid() != home:
+        raise ImportError("not at home")
+    return ExplodesInWorker()
+
+
+class KillsOnLoad:
+    """Its unpickling kills the process, unless that is the test's own."""
+
+    def __init__(self) -> None:
+        self.home = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return _die_abroad, (self.home,)
+
+
+def _die_abroad(home: int) -> Any:
+    if os.getpid() != home:
+        die("kill")
+    return None
+
+
+def make_exploding(_item: Any = None) -> Any:
+    return ExplodesOnLoad()
+
+
+class NeedsArguments(Exception):
+    """Its __init__ takes other arguments than Exception.__reduce__ gives."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class Liar(Exception):
+    """Reduces to something else."""
+
+    def __reduce__(self) -> Any:
+        return int, (5,)
+
+
+class Stubborn(Exception):
+    def __reduce__(self) -> Any:
+        raise TypeError("will not be reduced")
+
+
+class BadText(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    __repr__ = __str__
+
+
+class Fine(Exception):
+    """Round-trips with its attributes."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a, b)
+        self.extra = a + b
+
+
+def raise_kind(kind: str) -> None:
+    if kind == "needs":
+        raise NeedsArguments(5, reason="a reason")
+    if kind == "fine":
+        raise Fine(1, 2)
+    if kind == "liar":
+        raise Liar("a lie")
+    if kind == "stubborn":
+        raise Stubborn("stubborn text")
+    if kind == "bad text":
+        raise BadText
+    if kind == "lock inside":
+        raise ValueError(threading.Lock())
+    if kind == "huge":
+        raise ValueError("x" * 10_000_000)
+    if kind == "group":
+        raise ExceptionGroup("several", [ValueError(1), Stubborn("inner")])
+    if kind == "local":
+
+        class Local(Exception):
+            pass
+
+        raise Local("of a local class")
+    raise AssertionError(kind)
+
+
+# ------------------------------------------------------------------ side effects
+
+
+def run_child(code: int) -> int:
+    import subprocess
+
+    return subprocess.run([sys.executable, "-I", "-S", "-c", f"raise SystemExit({code})"]).returncode
+
+
+def fork_and_return() -> int:
+    """Fork; both come back: only the worker's result may count."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+    return os.getpid()
+
+
+def close_standard_streams() -> str:
+    for fd in (0, 1, 2):
+        os.close(fd)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.write(1, b"bytes that must not reach a channel")
+    return "ok"
+
+
+def print_noise() -> None:
+    print("noise on stdout")
+    print("noise on stderr", file=sys.stderr)
+
+
+def install_handlers() -> str:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir("/")
+    os.umask(0o077)
+    return "ok"
+
+
+def open_inner_pool(workers: int | None) -> tuple[list[int], str]:
+    import forkmill as fm
+
+    with fm.ProcessPool(workers) as pool:
+        return list(pool.map(negative, range(10))), pool.stats().state
+
+
+# ------------------------------------------------------------------ arrays
+
+
+def double(array: Any) -> Any:
+    assert array.flags.writeable
+    array *= 2
+    return array
+
+
+def array_of(shape: tuple[int, ...], value: float) -> Any:
+    import numpy as np
+
+    return np.full(shape, value)
+
+
+def array_facts(array: Any) -> tuple[Any, ...]:
+    return array.shape, array.dtype.str, array.sum().item(), array.flags.writeable
+
+
+def length(data: Any) -> int:
+    return len(data)
+
+
+def payload(size: int) -> bytearray:
+    return bytearray(size)
+
+
+def exchange(data: bytearray, size: int) -> bytearray:
+    assert len(data) == size
+    return bytearray(size)

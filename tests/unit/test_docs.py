@@ -1,0 +1,39 @@
+"""Every Python block of the README and the docs runs as it stands, each as a script of its own.
+
+A block whose fence says `python no-run` is shown only; say beside it why it cannot run.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```python *([^\n]*)\n(.*?)^```", re.M | re.S)
+
+
+def blocks() -> list[object]:
+    found = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        for match in BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start()) + 1
+            if "no-run" not in match[1]:
+                found.append(pytest.param(match[2], id=f"{path.name}:{line}"))
+    return found
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_the_documented_code_runs(code: str, run_script) -> None:
+    run_script(code, timeout=30)
+
+
+def test_the_readme_names_the_test_command_that_ci_runs() -> None:
+    readme, script = ROOT / "README.md", ROOT / ".ci" / "run"
+    if not readme.exists() or not script.exists():
+        pytest.skip("the sources are not here")
+    command = re.search(r"<!-- test -->\n```sh\n(.+?)\n```", readme.read_text(), re.S)
+    assert command, ".ci/run takes the command from between these marks"
+    assert "pytest" in command[1]

@@ -113,7 +113,7 @@ struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d)
 
 /* -------------------------------------------------------------- dispatch */
 
-static bool has_credit(const struct fm__dispatcher *d,
+static bool has_credit(struct fm__dispatcher *d,
                        const struct fm__worker *w,
                        const struct fm__piece *piece)
 {
@@ -121,12 +121,14 @@ static bool has_credit(const struct fm__dispatcher *d,
         return false;
     if (d->max_tasks && w->assigned >= d->max_tasks)
         return false;
+    if (!fm__worker_has_claims(w, piece->count)) {
+        d->starved |= w->n_pieces == 0;
+        return false;
+    }
     if (w->n_pieces == 0)
         return true;
     if (w->state == FM_WORKER_STARTING || w->streams ||
         piece->chunk->options.flags & FM_RUN_STREAM)
-        return false;
-    if (!fm__worker_has_claims(w, piece->count))
         return false;
     if (piece->count > 1 || w->in_flight > w->n_pieces)
         return w->n_pieces < 2;
@@ -171,6 +173,7 @@ static uint32_t send(struct fm__dispatcher *d, struct fm__worker *w,
     fm__list_remove(&piece->queue);
     if (fm__worker_send(w, piece) < 0) {
         fm__list_insert(after, &piece->queue); /* no memory: later */
+        d->starved = true;
         return 0;
     }
     d->backlog -= count;
@@ -201,6 +204,7 @@ uint64_t fm__dispatcher_run(struct fm__dispatcher *d)
     uint64_t sent = 0;
     if (d->backlog == 0 || d->saturated)
         return 0;
+    d->starved = false;
     sent = run_pinned(d);
     for (struct fm__piece *piece; (piece = highest(d));) {
         struct fm__worker *w = choose(d, piece);

@@ -129,6 +129,7 @@ void fm__flag_clear(struct fm__flag *flag);
 struct fm_slot {
     alignas(64) _Atomic uint64_t out_end; /* result stream, absolute */
     _Atomic uint64_t started;             /* number of the last task + 1 */
+    _Atomic uint64_t seen; /* the same, recalled ones included */
     _Atomic int64_t t_start;              /* TIMED: its start */
     _Atomic uint64_t done;                /* outcomes published */
     alignas(64) _Atomic int64_t busy_ns;  /* time in finished frames */
@@ -483,6 +484,8 @@ struct fm__dispatcher {
     struct fm__level zero;
     uint64_t backlog; /* tasks, pinned ones included */
     bool saturated;   /* no worker had credit when last looked */
+    bool starved;     /* no memory, or no claims: nothing else will tell
+                         when to look again */
     uint64_t frames, bytes;
 };
 

@@ -27,7 +27,9 @@
 #include "internal.h"
 
 #define EOF_GRACE_NS 1000000000   /* results ended, death not reported */
-#define PUMP_GRACE_NS 100000      /* a caller may be back at once */
+#define PUMP_GRACE_NS 100000      /* a caller may be back at once ... */
+#define PUMP_GRACE_MOST_NS 2000000 /* ... and again and again */
+#define SUBMIT_TURN 16            /* submits between two turns of theirs */
 #define STEAL_LOOK_NS 1000000
 #define JOIN_LIMIT_NS 1500000000
 #define READY 64
@@ -83,14 +85,15 @@ struct fm_pool {
 
     struct waiter *leader;
     struct fm__link parked;
-    bool want; /* a higher rank waits for the lead */
+    bool want;    /* a higher rank waits for the lead */
+    bool polling; /* the leader is in the poller, without the mutex */
     uint32_t waiting;
 
     pthread_t pump;
     struct waiter pump_waiter;
     bool pump_started, pump_parked, pump_quit;
 
-    uint64_t accepted;
+    uint64_t accepted, submits;
     struct fm__tally tally;
     struct fm_stats counts; /* those that are only counted */
     uint32_t writing; /* workers with an unfinished write */
@@ -170,8 +173,17 @@ static void wake(struct waiter *w)
     fm__sys_unpark(&w->word);
 }
 
+static void kick(fm_pool *pool)
+{
+    pool->counts.kicks++;
+    fm__poller_kick(pool->poller);
+}
+
+/* Those whose wait is over: parked ones, and the leader in the poller. */
 static void wake_satisfied(fm_pool *pool)
 {
+    if (pool->polling && satisfied(pool, pool->leader))
+        kick(pool);
     for (struct fm__link *at = pool->parked.next; at != &pool->parked;
          at = at->next) {
         struct waiter *w = FM__OF(at, struct waiter, parked);
@@ -291,12 +303,6 @@ static void nudge_pump(fm_pool *pool)
     }
 }
 
-static void kick(fm_pool *pool)
-{
-    pool->counts.kicks++;
-    fm__poller_kick(pool->poller);
-}
-
 /* -------------------------------------------------------------- dispatch */
 
 static void flush_worker(fm_pool *pool, struct fm__worker *w)
@@ -326,8 +332,7 @@ static void settle_down(fm_pool *pool)
             if (pool->workers[i].dirty)
                 flush_worker(pool, &pool->workers[i]);
     finish_chunks(pool);
-    if (!fm__list_empty(&pool->parked))
-        wake_satisfied(pool);
+    wake_satisfied(pool);
 }
 
 /* ------------------------------------------------------ death of workers */
@@ -356,7 +361,8 @@ static void add_death_cause(fm_pool *pool, const struct fm_death *death,
                            .length = sizeof *death + n};
     memcpy(made, &head, sizeof head);
     memcpy(made + sizeof head, death, sizeof *death);
-    memcpy(made + sizeof head + sizeof *death, text, n);
+    if (n)
+        memcpy(made + sizeof head + sizeof *death, text, n);
     add_cause(pool, made, sizeof head + sizeof *death + n);
 }
 
@@ -392,22 +398,48 @@ static void bury(fm_pool *pool, struct fm__worker *w, struct fm_death *death)
     fm__dispatcher_requeue(&pool->dispatcher, &again);
 }
 
-/* Ask for the worker's end; nothing new starts on it: what it has not
- * started is taken back first, so that no neighbour is ever charged. */
-static void doom(fm_pool *pool, struct fm__worker *w, enum fm_cause cause)
+/* Take back all that the worker has not started; false: it is none that
+ * could be doomed. */
+static bool empty(fm_pool *pool, struct fm__worker *w)
 {
     struct fm__link back;
     if (fm__worker_next_state(w->state, FM_WORKER_DOOM) < 0)
-        return;
+        return false;
     fm__list_init(&back);
     fm__worker_recall(w, UINT32_MAX, true, &back);
     fm__dispatcher_requeue(&pool->dispatcher, &back);
+    return true;
+}
+
+static void doom_emptied(fm_pool *pool, struct fm__worker *w,
+                         enum fm_cause cause)
+{
     if (!w->cause)
         w->cause = cause;
     w->state = FM_WORKER_DOOMED;
     pool->counts.killed++;
     fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, w->slot, w->generation,
                    SIGKILL);
+}
+
+/* Ask for the worker's end; nothing new starts on it: what it has not
+ * started is taken back first, so that no neighbour is ever charged. */
+static void doom(fm_pool *pool, struct fm__worker *w, enum fm_cause cause)
+{
+    if (empty(pool, w))
+        doom_emptied(pool, w, cause);
+}
+
+/* The same on account of one task, `started` being what the slot said when
+ * it was looked at.  False: the worker has gone on to another one since, and
+ * is left alone.  Nothing can start after the recall: the look is exact. */
+static bool doom_task(fm_pool *pool, struct fm__worker *w,
+                      enum fm_cause cause, uint64_t started)
+{
+    if (!empty(pool, w) || atomic_load(&w->page->started) != started)
+        return false;
+    doom_emptied(pool, w, cause);
+    return true;
 }
 
 /* Nothing runs any more: every task that has not started gets `what`. */
@@ -460,6 +492,8 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     }
 }
 
+static void take_in(fm_pool *pool, struct fm__worker *w);
+
 static void on_died(fm_pool *pool, const struct fm_message *m)
 {
     struct fm__worker *w = &pool->workers[m->slot];
@@ -467,6 +501,8 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
         return;
     bool retired = m->flags & FM_DIED_RETIRED;
     bool starting = w->state == FM_WORKER_STARTING;
+    if (starting && !w->eof_ns)
+        take_in(pool, w); /* a REFUSAL says more than the death it caused */
     bool stopping = pool->state >= FM_POOL_STOPPING;
     struct fm_death death = {
         .pid = m->pid,
@@ -669,8 +705,10 @@ static int64_t expire(fm_pool *pool, int64_t now)
         int64_t due = FM_FOREVER;
         if (w->state == FM_WORKER_EMPTY || w->state == FM_WORKER_DOOMED)
             continue;
+        uint64_t started = atomic_load(&w->page->started);
         if (w->timed && (due = task_due(w, now)) <= now) {
-            doom(pool, w, FM_CAUSE_TIMEOUT);
+            if (!doom_task(pool, w, FM_CAUSE_TIMEOUT, started))
+                next = now;
             continue;
         }
         next = FM__MIN(next, due);
@@ -734,16 +772,22 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
     settle_down(pool);
     if (collect_by_hand(pool))
         next = FM__MIN(next, now + 1000000);
+    if (pool->dispatcher.starved) {
+        pool->dispatcher.saturated = false;
+        next = FM__MIN(next, now + 1000000);
+    }
     next = FM__MIN(next, deadline);
     if (satisfied(pool, pool->leader) || pool->want)
         next = now;
     pool->counts.lead_turns++;
     pool->counts.pump_turns += pool->leader == &pool->pump_waiter;
+    pool->polling = true;
     unlock(pool);
     int n = fm__poller_wait(pool->poller, ready, READY,
                             next == FM_FOREVER ? FM_FOREVER
                                                : FM__MAX(next - now, 0));
     lock(pool);
+    pool->polling = false;
     for (int i = 0; i < n; i++)
         handle(pool, &ready[i]);
     settle_down(pool);
@@ -842,26 +886,30 @@ static void *pump_main(void *arg)
 {
     fm_pool *pool = arg;
     struct waiter *w = &pool->pump_waiter;
-    bool graced = false;
+    int64_t grace = 0;
+    uint64_t turns = 0;
     lock(pool);
     while (!pool->pump_quit) {
         bool needed = !pool->leader && pump_needed(pool);
         uint32_t old = atomic_load(&w->word);
-        if (needed && graced) {
+        if (needed && grace && turns == pool->counts.lead_turns) {
             take_lead(pool, w);
             while (!pool->pump_quit && !pool->want && pump_needed(pool))
                 lead_turn(pool, FM_FOREVER);
             leave_lead(pool);
-            graced = false;
+            grace = 0;
             continue;
         }
-        /* Whoever just left may be back at once: give it a moment before
-         * the first turn, so that the lead does not go to and fro. */
+        /* Whoever just left may be back at once: wait for a while in which
+         * nobody makes a turn, so that the lead does not go to and fro. */
+        grace = !needed ? 0
+                        : FM__MIN(FM__MAX(2 * grace, PUMP_GRACE_NS),
+                                  PUMP_GRACE_MOST_NS);
+        turns = pool->counts.lead_turns;
         pool->pump_parked = !needed;
         w->woken = false;
-        graced = needed;
         unlock(pool);
-        fm__sys_park(&w->word, old, needed ? PUMP_GRACE_NS : FM_FOREVER);
+        fm__sys_park(&w->word, old, needed ? grace : FM_FOREVER);
         lock(pool);
         pool->pump_parked = false;
     }
@@ -869,17 +917,23 @@ static void *pump_main(void *arg)
     return NULL;
 }
 
-int fm_pool_turn(fm_pool *pool)
+/* One turn without waiting, if nobody leads. */
+static void turn_locked(fm_pool *pool)
 {
     struct waiter w = {.kind = WAIT_IDLE, .rank = FM_RANK_CALLER};
+    if (pool->leader || pool->state == FM_POOL_CLOSED)
+        return;
+    take_lead(pool, &w);
+    lead_turn(pool, 0);
+    leave_lead(pool);
+}
+
+int fm_pool_turn(fm_pool *pool)
+{
     if (foreign(pool))
         return FM_EFORKED;
     lock(pool);
-    if (!pool->leader && pool->state != FM_POOL_CLOSED) {
-        take_lead(pool, &w);
-        lead_turn(pool, 0);
-        leave_lead(pool);
-    }
+    turn_locked(pool);
     unlock(pool);
     return 0;
 }
@@ -921,8 +975,11 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
         atomic_store(&chunk->state, FM_CHUNK_PENDING);
         pool->accepted += chunk->options.count;
         settle_down(pool);
-        if (pool->leader && chunk->options.timeout_ns > 0)
+        if (pool->polling && chunk->options.timeout_ns > 0)
             kick(pool); /* its wait may have to end earlier now */
+        /* Whoever submits a lot works too: no other thread need be woken. */
+        if (pool->dispatcher.backlog && ++pool->submits % SUBMIT_TURN == 0)
+            turn_locked(pool);
         nudge_pump(pool);
     }
     unlock(pool);
@@ -1009,12 +1066,11 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)
     lock(pool);
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
+        uint64_t started = w->page ? atomic_load(&w->page->started) : 0;
         struct fm__piece *running = fm__worker_running(w);
         if (running && running->chunk == chunk &&
-            w->state != FM_WORKER_DOOMED) {
-            doom(pool, w, FM_CAUSE_KILLED);
-            n++;
-        }
+            w->state != FM_WORKER_DOOMED)
+            n += doom_task(pool, w, FM_CAUSE_KILLED, started);
     }
     settle_down(pool);
     nudge_pump(pool);
@@ -1195,9 +1251,6 @@ void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
     lock(pool);
     inbox->closed = true;
     wake_satisfied(pool);
-    /* The leader itself may be the one that waits for it. */
-    if (pool->leader)
-        kick(pool);
     unlock(pool);
 }
 
@@ -1289,8 +1342,6 @@ int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder)
             fm__channel_shut(&w->channel);
         }
         settle_down(pool);
-        if (pool->leader)
-            kick(pool);
     }
     unlock(pool);
     return 0;
@@ -1320,7 +1371,6 @@ static void expel(fm_pool *pool)
 {
     struct timespec pause = {0, 200000};
     for (int i = 0; i < 5000 && (pool->waiting || pool->leader); i++) {
-        wake_satisfied(pool);
         for (struct fm__link *at = pool->parked.next; at != &pool->parked;
              at = at->next)
             wake(FM__OF(at, struct waiter, parked));

@@ -195,9 +195,14 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
         atomic_store_explicit(&port->slot->t_start, fm_now(),
                               memory_order_relaxed);
     if (!atomic_compare_exchange_strong(
-            &port->slot->claims[number % FM_CLAIMS], &sent, FM_CLAIM_STARTED))
+            &port->slot->claims[number % FM_CLAIMS], &sent, FM_CLAIM_STARTED)) {
+        atomic_store_explicit(&port->slot->seen, number + 1,
+                              memory_order_release);
         return 0;
+    }
     atomic_store_explicit(&port->slot->started, number + 1,
+                          memory_order_release);
+    atomic_store_explicit(&port->slot->seen, number + 1,
                           memory_order_release);
     return 1;
 }

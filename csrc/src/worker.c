@@ -113,11 +113,13 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
 
 bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n)
 {
-    uint64_t oldest = worker->next_number;
+    /* Not what it still owes: recalled tasks are off the list, but their
+     * frames lie in the pipe until the worker has looked at their claims. */
+    uint64_t oldest = atomic_load(&worker->page->seen);
     if (!fm__list_empty(&worker->pieces)) {
         const struct fm__piece *p =
             FM__OF(worker->pieces.next, struct fm__piece, queue);
-        oldest = p->number + p->got;
+        oldest = FM__MIN(oldest, p->number + p->got); /* read after a death */
     }
     return worker->next_number + n - oldest <= FM_CLAIMS;
 }

@@ -107,22 +107,30 @@ static inline void harness_fail(const char *file, int line, const char *text,
 
 /* ----------------------------------------------------------- allocations */
 
-static _Atomic long harness_allocs, harness_fail_at;
+static _Atomic long harness_allocs, harness_fail_at, harness_fail_end;
 
 void *fm__test_alloc(size_t size)
 {
     void *p;
-    if (atomic_fetch_add(&harness_allocs, 1) + 1 ==
-        atomic_load(&harness_fail_at))
+    long n = atomic_fetch_add(&harness_allocs, 1) + 1;
+    if (n >= atomic_load(&harness_fail_at) &&
+        n < atomic_load(&harness_fail_end))
         return NULL;
     return posix_memalign(&p, FM_ALIGN, size) ? NULL : p;
 }
 
-/* Fail the n-th allocation from now on; 0: none. */
-static inline void fail_alloc(long n)
+/* Fail `count` allocations, the n-th from now on first; n is 0: none. */
+static inline void fail_allocs(long n, long count)
 {
+    atomic_store(&harness_fail_end, 0);
     atomic_store(&harness_allocs, 0);
     atomic_store(&harness_fail_at, n);
+    atomic_store(&harness_fail_end, n ? n + count : 0);
+}
+
+static inline void fail_alloc(long n)
+{
+    fail_allocs(n, 1);
 }
 
 /* Whether there were enough allocations for one to fail: a sweep is over

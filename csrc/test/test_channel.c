@@ -504,6 +504,41 @@ TEST(noise_never_crashes_the_reader)
     }
 }
 
+TEST(a_run_of_scalars_is_taken_at_once)
+{
+    /* Whatever the split and the limit: the same records, no other kind. */
+    static uint8_t stream[RECORDS * 400];
+    size_t at[RECORDS + 1], size = make_stream(stream, at);
+    for (size_t cut = 1; cut < size; cut += 2) {
+        struct rig *rig = rig_new();
+        struct fm__record r;
+        const uint8_t *data;
+        size_t n, sent = 0;
+        int i = 0;
+        while (i < RECORDS) {
+            uint32_t most = 1 + (uint32_t)(cut + (size_t)i) % 5;
+            uint32_t k = fm__channel_run(&rig->channel, most, &data, &n);
+            CHECK(k <= most && n == at[i + (int)k] - at[i]);
+            CHECK(memcmp(data, stream + at[i], n) == 0);
+            i += (int)k;
+            if (k)
+                continue;
+            if (fm__channel_next(&rig->channel, &r) == 1) {
+                CHECK(r.data[0] > FM_TAG_BYTES);
+                CHECK_EQ(r.size, at[i + 1] - at[i]);
+                i++;
+                continue;
+            }
+            size_t part = FM__MIN(cut, size - sent);
+            CHECK_EQ(write(rig->result_write, stream + sent, part), part);
+            sent += part;
+            CHECK_EQ(fm__channel_fill(&rig->channel), part);
+        }
+        CHECK_EQ(fm__channel_run(&rig->channel, 9, &data, &n), 0);
+        rig_free(rig);
+    }
+}
+
 /* ---------------------------------------------------------- long records */
 
 /* A child that writes one long record between two short ones. */
@@ -618,7 +653,7 @@ TEST(a_worker_that_dies_in_a_long_record_leaves_no_record)
     CHECK_EQ(n, FM_EEOF);
     CHECK_EQ(fm__channel_next(&rig->channel, &record), 0);
     /* Nothing of the ring belongs after half a long record. */
-    fm__channel_feed(&rig->channel, (const uint8_t *)"\1", 1);
+    CHECK_EQ(fm__channel_feed(&rig->channel, (const uint8_t *)"\1", 1), 0);
     CHECK_EQ(fm__channel_next(&rig->channel, &record), 0);
     CHECK_CHILD(pid);
     rig_free(rig);
@@ -639,7 +674,8 @@ TEST(the_rescued_ring_continues_a_torn_record)
         while (fm__channel_fill(&rig->channel) >= 0)
             i = take_records(rig, stream, at, i);
         CHECK_EQ(rig->channel.received, cut);
-        fm__channel_feed(&rig->channel, stream + cut, size - cut);
+        CHECK_EQ(fm__channel_feed(&rig->channel, stream + cut, size - cut),
+                 size - cut);
         CHECK_EQ(take_records(rig, stream, at, i), RECORDS);
         rig_free(rig);
     }
@@ -661,7 +697,9 @@ TEST(a_whole_ring_can_be_fed)
     CHECK_EQ(write(rig->result_write, ring, 20000), 20000);
     CHECK_EQ(fm__channel_fill(&rig->channel), 20000);
     CHECK_EQ(fm__channel_next(&rig->channel, &record), 0);
-    fm__channel_feed(&rig->channel, ring + 20000, FM_RING - 20000);
+    CHECK_EQ(fm__channel_feed(&rig->channel, ring + 20000, FM_RING - 20000),
+             FM_RING - 20000);
+    CHECK_EQ(fm__channel_feed(&rig->channel, ring, 1), 0); /* full */
     while (fm__channel_next(&rig->channel, &record) == 1)
         count++;
     CHECK_EQ(count, 1 + FM_RING / 2);

@@ -624,6 +624,77 @@ TEST(a_pool_that_is_gone_is_an_error_not_a_signal)
     rig_close(&rig);
 }
 
+/* A worker that is a thread and shares the pool's mapping: whatever the two
+ * touch at the same time is seen by TSan. */
+static void *thread_worker(void *arg)
+{
+    fm_port *port = arg;
+    struct fm_frame frame;
+    const uint8_t *body;
+    uint8_t *owned;
+    while (fm_port_next(port, &frame, &body, &owned) == 0) {
+        for (uint32_t i = 0; i < frame.count; i++)
+            if (fm_port_start(port, frame.serial + i, 1))
+                put_record(port, frame.serial + i,
+                           10 + (frame.serial + i) % 400);
+        CHECK_EQ(fm_port_finish(port), 0);
+    }
+    fm_port_retire(port);
+    return NULL;
+}
+
+TEST(pool_and_worker_share_a_slot_without_a_race)
+{
+    enum { FRAMES = 200, EACH = 50 };
+    struct rig rig;
+    pthread_t thread;
+    struct fm__record record;
+    uint64_t number = 0, recalled = 0, taken = 0;
+    static bool gone[FRAMES * EACH];
+    rig_open(&rig);
+    open_port(&rig);
+    fm_slot_unmap(rig.port->slot);
+    rig.port->slot = rig.slot;
+    rig.channel = malloc(sizeof *rig.channel);
+    CHECK_EQ(fm__channel_init(rig.channel, rig.task_write, -1,
+                              rig.result_read),
+             0);
+    rig.task_write = rig.result_read = -1;
+    CHECK_EQ(pthread_create(&thread, NULL, thread_worker, rig.port), 0);
+    for (uint64_t f = 0; f < FRAMES || taken + recalled < number;) {
+        if (f < FRAMES && number - taken - recalled < 4 * EACH) {
+            struct fm_frame frame = {.magic = FM_MAGIC,
+                                     .kind = FM_KIND_RUN,
+                                     .count = EACH,
+                                     .serial = number};
+            fm__slot_offer(rig.slot, number, EACH);
+            CHECK_EQ(fm__channel_put(rig.channel, &frame, NULL), 0);
+            CHECK_EQ(fm__channel_flush(rig.channel), 0);
+            number += EACH;
+            f++;
+            for (uint64_t i = number; i-- > number - EACH / 2;)
+                recalled += gone[i] = fm__slot_recall(rig.slot, i);
+        }
+        CHECK(atomic_load(&rig.slot->started) <= number);
+        CHECK(atomic_load(&rig.slot->busy_ns) >= 0);
+        CHECK(fm__slot_claim(rig.slot, number - 1) <= FM_CLAIM_RECALLED);
+        CHECK(fm__channel_fill(rig.channel) >= 0);
+        while (fm__channel_next(rig.channel, &record) == 1) {
+            static uint64_t next;
+            while (gone[next])
+                next++;
+            check_record(&record, next++);
+            taken++;
+        }
+    }
+    fm__channel_shut(rig.channel);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(taken + recalled, FRAMES * EACH);
+    CHECK_EQ(fm_slot_retired(rig.slot), 1);
+    rig.slot = NULL; /* the port's to unmap */
+    rig_close(&rig);
+}
+
 /* ----------------------------------------------------- killed at any time */
 
 struct killed {

@@ -11,7 +11,6 @@
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject_Call, PyObject_CallObject
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t
 
 cdef extern from "Python.h":
     object PyObject_CallOneArg(object function, object argument)
@@ -92,6 +91,12 @@ cdef class Port:
     def crash_fd(self):
         self._opened()
         return fm_port_crash_fd(self._c)
+
+    @property
+    def forked(self):
+        """True in a process that was forked from the port's own."""
+        self._opened()
+        return fm_port_forked(self._c) != 0
 
     def retire(self):
         """Say that this worker ends by itself: the death will count for nothing."""

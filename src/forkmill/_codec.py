@@ -256,15 +256,21 @@ class Codec:
         except MemoryError:
             raise
         except Exception as error:
-            # Its cause is set in a function of its own: as a local of this frame, to which the
-            # tracebacks lead, it would keep the arguments in a reference cycle.
             raise self._refusal(obj, what, first or error)  # noqa: B904
+        finally:
+            del first
 
     def _refusal(self, obj: Any, what: str, error: BaseException) -> SerializationError:
-        path, culprit = self._find(obj, error)
-        refusal = SerializationError(_refusal_text(what, path, culprit), path=path)
-        refusal.__cause__ = culprit
-        return refusal
+        # Here and in _find() no exception may stay behind in a local: its traceback leads to the
+        # frame, the frame to it, and that cycle would keep the arguments alive.
+        try:
+            path, error = self._find(obj, error)
+            refusal = SerializationError(_refusal_text(what, path, error), path=path)
+            refusal.__cause__ = error
+            return refusal
+        finally:
+            del error
+            refusal = None  # type: ignore[assignment]
 
     def _by_value(self, obj: Any) -> tuple[bytes, Buffers]:
         plain, inheriting = _by_value()
@@ -522,20 +528,23 @@ class Codec:
     def _find(self, obj: Any, error: BaseException) -> tuple[str, BaseException]:
         """Path from `obj` to the innermost part that cannot be sent, and why."""
         path, budget, seen = "", 500, {id(obj)}
-        while True:
-            for step, child in _children(obj):
-                if budget == 0:
-                    return path, error
-                if id(child) in seen or isinstance(child, (int, str, bytes, float, type(None))):
-                    continue
-                budget -= 1
-                why = self._refuses(child)
-                if why is not None:
-                    path, obj, error = path + step, child, why
-                    seen.add(id(child))
-                    break
-            else:
-                return path, error
+        found = True
+        try:
+            while found:
+                found = False
+                for step, child in _children(obj):
+                    if id(child) in seen or isinstance(child, (int, str, bytes, float)):
+                        continue
+                    budget -= 1
+                    why = self._refuses(child) if budget >= 0 else None
+                    if why is not None:
+                        path, obj, error, found = path + step, child, why, True
+                        seen.add(id(child))
+                        break
+            return path, error
+        finally:
+            why = None
+            del error
 
     def _refuses(self, obj: Any) -> BaseException | None:
         try:

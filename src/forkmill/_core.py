@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._aio import LoopPort
-    from ._future import Future
+    from ._future import Armed
     from ._map import Stream
     from ._options import Options
 
@@ -70,12 +70,12 @@ class Collector:
         self._armed = 0
         self._thread: threading.Thread | None = None
 
-    def arm(self, task: _native.Task, future: Future) -> None:
-        """Have `future._deliver` called when the task is done."""
+    def arm(self, task: _native.Task, tag: Armed) -> None:
+        """Have ``tag.deliver(task)`` called when the task is done."""
         with self._lock:
             if self._inbox is None:
                 self._inbox = self._native.inbox()
-            task.arm(self._inbox, future)
+            task.arm(self._inbox, tag)
             self._armed += 1
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=f"{self._name}-collector")
@@ -122,8 +122,7 @@ class Collector:
             self._armed -= len(batch)
         for task in batch:
             try:
-                future: Future = task.tag
-                future._deliver(task)
+                task.tag.deliver(task)
             except BaseException:
                 # A callback's SystemExit, or a waiter that raises: the others must not suffer.
                 sys.excepthook(*sys.exc_info())
@@ -148,6 +147,7 @@ class Life:
         self.ended = threading.Event()
         self._wake = threading.Event()  # an iterator has ended, or the core is gone
         self._orphan = False  # nobody holds the core
+        self._left = False  # a thread of ours finishes, as the user asked
         self._lock = threading.Lock()  # held by the one that finishes
         self._finisher = 0
         _ALIVE.add(self)
@@ -209,10 +209,7 @@ class Life:
             with contextlib.suppress(errors.PoolError):
                 self.native.drain()
             if not ladder:
-                # A stream that this thread should read would wait for it, and it for the stream.
-                alive = sys._current_frames()
-                for stream in tuple(self.streams):
-                    stream.cut(_thread.get_ident(), alive)
+                self._cut_streams()
                 self.native.wait_idle()
             self._stop(_native.LADDER_GENTLE)
             self.native.join(_JOIN_S)
@@ -228,6 +225,14 @@ class Life:
             port.flush()
         self.collector.end()
         return interrupt
+
+    def _cut_streams(self) -> None:
+        """A stream that this thread should read would wait for it, and it for the stream."""
+        streams = tuple(self.streams)
+        if streams:
+            alive = set(sys._current_frames())  # not the frames: this one is among them, a cycle
+            for stream in streams:
+                stream.cut(_thread.get_ident(), alive)
 
     def _hurry(self) -> None:
         """After Ctrl-C: no gentleness; after a second one, no grace."""
@@ -250,6 +255,7 @@ class Life:
     def leave(self) -> None:
         """`shutdown(wait=False)`: finish in a thread of ours."""
         if not self.foreign() and not self.ended.is_set():
+            self._left = True
             self.refuse()
             self._background()
 
@@ -260,7 +266,7 @@ class Life:
 
     def orphaned(self) -> None:
         """The core is gone: nobody can ever see an outcome."""
-        if self.foreign() or self.ended.is_set():
+        if self.foreign() or self.ended.is_set() or self._left or self._finisher:
             return
         self._orphan = True
         self._wake.set()

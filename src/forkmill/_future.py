@@ -87,6 +87,24 @@ class _Waiters(list[Any]):
             future._arm()
 
 
+class Armed:
+    """The tag of an armed task: leads the collector to the future, once.
+
+    Future and task refer to each other only until the outcome is delivered.
+    """
+
+    __slots__ = ("_name", "future")
+
+    def __init__(self, future: Future, name: str) -> None:
+        self.future: Future | None = future
+        self._name = name
+
+    def deliver(self, task: _native.Task) -> None:
+        future, self.future = self.future, None
+        if future is not None:
+            future._deliver(task)
+
+
 class _OnDemand:
     """An attribute that is made at the first look and then lies in the instance."""
 
@@ -110,7 +128,6 @@ class Future(_base.Future):  # type: ignore[type-arg]
     # What every future starts with lies in the class: making one sets two attributes.
     _core: Core | None
     _task: _native.Task | None
-    _name = ""
     _known: str | None = None
     _decoded = False
     _decoder = 0
@@ -360,8 +377,7 @@ class Future(_base.Future):  # type: ignore[type-arg]
         if self._armed or task is None or core is None:
             return
         self._armed = True
-        self._name = task.tag if isinstance(task.tag, str) else ""
-        core.collector.arm(task, self)
+        core.collector.arm(task, Armed(self, task.tag))
 
     def _deliver(self, task: _native.Task) -> None:
         """The collector has the outcome."""

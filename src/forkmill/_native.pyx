@@ -16,15 +16,15 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from forkmill import errors as _errors
 
-# Every FM_E* code and its class; a test walks the header's FM_ERROR_MAP.
+# Every FM_E* code and the name of its class in forkmill.errors, where some classes are made on
+# first use (PoolBroken imports much); a test walks the header's FM_ERROR_MAP.
 _CLASSES = {
-    FM_ECLOSED: _errors.PoolClosed,
-    FM_EBROKEN: _errors.PoolBroken,
-    FM_EFORKED: _errors.PoolError,
-    FM_EPROTO: _errors.PoolError,
-    FM_ETOOBIG: _errors.PoolError,
-    FM_EEOF: EOFError,
-    FM_ESTATE: _errors.PoolError,
+    FM_ECLOSED: "PoolClosed",
+    FM_EBROKEN: "PoolBroken",
+    FM_EFORKED: "PoolError",
+    FM_EPROTO: "PoolError",
+    FM_ETOOBIG: "PoolError",
+    FM_ESTATE: "PoolError",
 }
 
 
@@ -35,10 +35,13 @@ cdef int check(int rc) except -1:
     if rc == -EINTR:
         PyErr_CheckSignals()
         return 0
-    failure = _CLASSES.get(rc)
-    if failure is not None:
-        raise failure(fm_error_text(rc).decode())
-    raise OSError(-rc, fm_error_text(rc).decode())
+    text = fm_error_text(rc).decode()
+    if rc == FM_EEOF:
+        raise EOFError(text)
+    name = _CLASSES.get(rc)
+    if name is not None:
+        raise getattr(_errors, name)(text)
+    raise OSError(-rc, text)
 
 
 include "_records.pxi"

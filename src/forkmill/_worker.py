@@ -12,7 +12,7 @@ Threads: the worker's first one.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import faulthandler
 import gc
 import os
@@ -275,29 +275,30 @@ def main(config: Config, ends: tuple[int, int, int], parent: int) -> int:
         _flush_streams()
         return EXIT_REFUSED
     try:
-        port_ended = port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb))
-    except (BrokenPipeError, ConnectionResetError):
+        port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb))
+    except BrokenPipeError:
         return EXIT_FAILED  # nobody reads: the pool is gone
-    if port_ended != "retire":
-        # Asked to end: a death that counts for nothing.
-        port.retire()
+    port.retire()  # whoever ends in order is no casualty
     _finish(config)
     return 0
 
 
 def _start(config: Config, port: Any) -> bool:
     """Run the initializer; False if it failed, which the pool has been told then."""
-    refused = config.has_initializer
     try:
         _load_payload(config)
         if config.initializer is not None:
             config.initializer(*config.initargs)
+            if port.forked:
+                os._exit(0)  # the initializer forked, and this is the child
             _flush_streams()
             port.say(_native.WHAT_HELLO)
         return True
     except BaseException as error:
+        if port.forked:
+            os._exit(1)
         error.__traceback__ = _strip(error.__traceback__)
-        if not refused:
+        if not config.has_initializer:
             # Without an initializer the pool waits for no word: it is inherit= that failed.
             _complain("what inherit= names could not be loaded", error)
         port.say(_native.WHAT_REFUSAL, _failure_codec(config).dump_failure(error))

@@ -22,7 +22,7 @@ Threads: one. In the user's process: start_fork() and start_exec(), any thread.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import gc
 import marshal
 import os
@@ -30,14 +30,13 @@ import pickle
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _codec, _native, _worker
 from ._worker import EXIT_FAILED, EXIT_REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _GRACE = 0.5  # seconds between the rungs of the ladder
 _BACKOFF = (0.05, 0.2, 0.8, 2.0)  # seconds to the next try of a birth that failed
@@ -66,38 +65,80 @@ _PLAIN = (
 _DARWIN = sys.platform == "darwin"
 
 
-@dataclass(slots=True)
+# Plain classes: `dataclasses` would cost an exec'd process more than all of ours together.
+
+
 class Config:
-    """What a pool wants of its zygote and workers."""
+    """What a pool wants of its zygote and workers.
 
-    workers: int
-    initializer: Callable[..., object] | None = None
-    initargs: tuple[Any, ...] = ()
-    finalizer: Callable[[], object] | None = None
-    inherit: tuple[Any, ...] = ()
-    restarts: tuple[int, float] = (3, 10.0)
-    max_tasks: int = 0
-    max_rss_kb: int = 0
-    name: str = ""
-    codec: Any = None
-    threads: int = 0
-    keep_fds: tuple[int, ...] = ()
-    method: str = "fork"
-    gc_enabled: bool = True
-    has_initializer: bool = False
-    payload: Any = None  # exec'd modes: inherit and the calls, encoded
-    argv: list[str] = field(default_factory=list)
+    Args:
+        workers: How many.
+        initializer, initargs, finalizer: Run in each worker, first and last.
+        inherit: Objects that are sent by reference (the same that the codec was given).
+        restarts: (n, seconds): more abnormal deaths than n within so long break the pool.
+        max_tasks: A worker retires after so many tasks; 0: never.
+        max_rss_kb: ... or when it has more resident memory, KiB; 0: never.
+        name: The pool's.
+        codec: The pool's own; in exec'd modes each worker makes one.
+        threads: Cap for the thread pools of BLAS and OpenMP; 0: leave them.
+        keep_fds: Pipes and sockets that forked workers keep.
+        method, gc_enabled, has_initializer, payload, argv: Set by start_fork() and start_exec();
+            `payload` is inherit and the calls, encoded.
+    """
+
+    __slots__ = (*_PLAIN, "argv", "codec", "finalizer", "inherit", "initargs", "initializer",
+                 "keep_fds", "payload")  # fmt: skip
+
+    def __init__(
+        self,
+        workers: int,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        finalizer: Callable[[], object] | None = None,
+        inherit: tuple[Any, ...] = (),
+        restarts: tuple[int, float] = (3, 10.0),
+        max_tasks: int = 0,
+        max_rss_kb: int = 0,
+        name: str = "",
+        codec: Any = None,
+        threads: int = 0,
+        keep_fds: tuple[int, ...] = (),
+        method: str = "fork",
+        gc_enabled: bool = True,
+        has_initializer: bool = False,
+        payload: Any = None,
+        argv: Sequence[str] = (),
+    ) -> None:
+        self.workers = workers
+        self.initializer = initializer
+        self.initargs = initargs
+        self.finalizer = finalizer
+        self.inherit = inherit
+        self.restarts = restarts
+        self.max_tasks = max_tasks
+        self.max_rss_kb = max_rss_kb
+        self.name = name
+        self.codec = codec
+        self.threads = threads
+        self.keep_fds = keep_fds
+        self.method = method
+        self.gc_enabled = gc_enabled
+        self.has_initializer = has_initializer
+        self.payload = payload
+        self.argv = argv
 
 
-@dataclass(slots=True)
 class _Child:
     """One worker: a generation of a slot."""
 
-    slot: int
-    generation: int
-    memory: _native.Slot
-    held: tuple[int, ...] = ()  # Darwin: descriptors that may still be in flight
-    asked: bool = False  # the pool had it killed
+    __slots__ = ("asked", "generation", "held", "memory", "slot")
+
+    def __init__(self, slot: int, generation: int, memory: _native.Slot) -> None:
+        self.slot = slot
+        self.generation = generation
+        self.memory = memory
+        self.held: tuple[int, ...] = ()  # Darwin: descriptors that may still be in flight
+        self.asked = False  # the pool had it killed
 
 
 class Zygote:
@@ -530,7 +571,9 @@ def _write_config(config: Config) -> tuple[int, int]:
     plain["payload"] = tuple(
         (data, [bytearray(buffer) for buffer in buffers]) for data, buffers in (inherit, calls)
     )
-    head = marshal.dumps((list(sys.path), os.path.dirname(os.path.abspath(__file__))))
+    head = marshal.dumps(
+        ([p for p in sys.path if type(p) is str], os.path.dirname(os.path.abspath(__file__)))
+    )
     fd = _memory_file()
     try:
         with open(fd, "wb", closefd=False) as file:

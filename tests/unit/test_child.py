@@ -443,6 +443,30 @@ def test_a_failing_initializer_is_told_and_not_run_in_a_loop(script):
     )
 
 
+def test_a_child_that_the_initializer_forks_never_becomes_a_worker(script):
+    script(
+        """
+        def init():
+            if os.fork() != 0: os.wait()
+        pool = Pool(initializer=init); worker = pool.born()
+        assert worker.record() == (_native.WHAT_HELLO, b"")
+        worker.call(double, 1)
+        assert worker.outcome() == 2
+        pool.stop()
+        """
+    )
+
+
+def test_counting_oom_kills_never_raises(tmp_path):
+    from forkmill import _zygote
+
+    assert _zygote._oom_kills() >= -1
+    events = tmp_path / "memory.events"
+    assert _zygote._read_oom(str(events)) == -1
+    events.write_text("oom 3\noom_kill 2\noom_group_kill 0\n")
+    assert _zygote._read_oom(str(events)) == 2
+
+
 def test_a_failing_finalizer_is_a_warning(script):
     result = script(
         """
@@ -666,7 +690,7 @@ def test_exec_modes_send_main_functions_and_inherited_objects_by_value(script, m
         assert worker.outcome() == 11
         worker.call(same, shared)
         assert worker.outcome() == "shared"
-        worker.call(lambda _: ("concurrent.futures" in sys.modules, sys.argv), 0)
+        worker.call(lambda _: ("forkmill.pool" in sys.modules, sys.argv), 0)
         assert worker.outcome() == (False, sys.argv)
         pool.stop()
         """,

@@ -1,0 +1,63 @@
+"""The functions that benchmarks send to workers, and the items that they send.
+
+Peers find functions by module and name, some of them in a fresh interpreter: so they live here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+def increment(x: int) -> int:
+    """The trivial task: so little that only the way there and back counts."""
+    return x + 1
+
+
+def nested_item(i: int) -> dict[str, Any]:
+    """A small dict that needs pickle: it holds other containers."""
+    return {"id": i, "name": f"item {i}", "tags": ["new", "blue"], "at": (i, 0.5)}
+
+
+def flat_item(i: int) -> dict[str, Any]:
+    """A small dict of plain values."""
+    return {"id": i, "name": f"item {i}", "price": i * 0.5, "sold": False}
+
+
+def mark_item(item: dict[str, Any]) -> dict[str, Any]:
+    """Change a dict and send it back."""
+    item["id"] += 1
+    return item
+
+
+def spin(seconds: float) -> float:
+    """Use the CPU for so long: CPU time, so that a preempted task does not look done."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+    return seconds
+
+
+def nap(seconds: float) -> float:
+    """Take so long without using the CPU."""
+    if seconds:
+        time.sleep(seconds)
+    return seconds
+
+
+def look_at(array: Any) -> tuple[int, int, int]:
+    """What came of an array: its size and its ends."""
+    return array.nbytes, int(array[0]), int(array[-1])
+
+
+def give_back(array: Any) -> Any:
+    """The same array."""
+    return array
+
+
+def make_array(job: tuple[int, int]) -> Any:
+    """A fresh array of `size` bytes, filled with `value`; job is (size, value)."""
+    import numpy as np
+
+    size, value = job
+    return np.full(size, value, np.uint8)

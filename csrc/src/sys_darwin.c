@@ -1,0 +1,696 @@
+/*
+ * sys_darwin.c - everything that knows the platform: macOS.
+ *
+ * Guarantees: every descriptor made here is close-on-exec and above 2 (a user
+ * who closed the standard streams must not find protocol bytes on them).
+ * EINTR is retried here and nowhere else, but in the calls that say that they
+ * give it back.  sys_linux.c defines the same functions.
+ * Differences that cannot be hidden:
+ *   - there is no pipe2 and no MSG_CMSG_CLOEXEC: a descriptor is open for an
+ *     instant without close-on-exec.  No fork() falls into that instant of a
+ *     pipe or a pair of sockets; a posix_spawn() in another thread may;
+ *   - there is no PDEATHSIG: fm_sys_die_with_parent() only checks.  Zygote
+ *     and idle workers see the end of their descriptors, a busy worker lives
+ *     on until its task is over;
+ *   - descriptors in flight over a socket may be lost when the sender closes
+ *     its own copies early: zygotes keep them until the worker is reaped.
+ * Threads: any.
+ */
+#define _DARWIN_C_SOURCE
+#include "internal.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <mach/mach.h>
+#include <poll.h>
+#include <sys/event.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+/* ----------------------------------------------------------- descriptors */
+
+/* Move a fresh descriptor above the standard streams, close-on-exec. */
+static int lift(int fd)
+{
+    if (fd < 0)
+        return -errno;
+    if (fd > 2) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+        return fd;
+    }
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int rc = high < 0 ? -errno : high;
+    close(fd);
+    return rc;
+}
+
+/* Lift both or close both. */
+static int lift_pair(int fds[2], const int fresh[2])
+{
+    int a = lift(fresh[0]), b = lift(fresh[1]);
+    if (a >= 0 && b >= 0) {
+        fds[0] = a;
+        fds[1] = b;
+        return 0;
+    }
+    if (a >= 0)
+        close(a);
+    if (b >= 0)
+        close(b);
+    return a < 0 ? a : b;
+}
+
+/* Writing to an end whose reader is gone shall be EPIPE and not SIGPIPE,
+ * whatever the process has done to that signal.  Best effort: not every kind
+ * of descriptor knows the flag. */
+static void no_sigpipe(int fd)
+{
+#ifdef F_SETNOSIGPIPE
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+#else
+    (void)fd;
+#endif
+}
+
+static void no_sigpipe_socket(int fd)
+{
+    int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on);
+}
+
+/*
+ * pipe() and close-on-exec are two steps, so no fork() of this process (one
+ * that goes on to exec) shall fall between them: the fork handlers hold the
+ * same mutex.  In the child it is free again; it describes the process, not
+ * a pool.
+ */
+static pthread_mutex_t opening = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t opening_once = PTHREAD_ONCE_INIT;
+
+static void lock_opening(void)
+{
+    pthread_mutex_lock(&opening);
+}
+
+static void unlock_opening(void)
+{
+    pthread_mutex_unlock(&opening);
+}
+
+static void guard_opening(void)
+{
+    pthread_atfork(lock_opening, unlock_opening, unlock_opening);
+}
+
+static int open_pair(int fds[2], bool sockets)
+{
+    int fresh[2];
+    pthread_once(&opening_once, guard_opening);
+    lock_opening();
+    int rc = sockets ? socketpair(AF_UNIX, SOCK_STREAM, 0, fresh)
+                     : pipe(fresh);
+    rc = rc < 0 ? -errno : lift_pair(fds, fresh);
+    unlock_opening();
+    return rc;
+}
+
+int fm_sys_pipe(int fds[2])
+{
+    int rc = open_pair(fds, false);
+    if (rc == 0)
+        no_sigpipe(fds[1]);
+    return rc;
+}
+
+int fm_sys_socketpair(int fds[2])
+{
+    int rc = open_pair(fds, true);
+    for (int i = 0; rc == 0 && i < 2; i++)
+        no_sigpipe_socket(fds[i]);
+    return rc;
+}
+
+int fm_sys_nonblock(int fd, int on)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return -errno;
+    int want = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+    return want == flags || fcntl(fd, F_SETFL, want) == 0 ? 0 : -errno;
+}
+
+int fm_sys_cloexec(int fd, int on)
+{
+    return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
+}
+
+void fm__sys_close(int fd)
+{
+    int saved = errno;
+    if (fd >= 0)
+        close(fd);
+    errno = saved;
+}
+
+/* One call moves at most INT_MAX bytes here; more is EINVAL. */
+#define MOST ((size_t)1 << 30)
+
+ssize_t fm__sys_read_wait(int fd, void *buffer, size_t n)
+{
+    ssize_t got = read(fd, buffer, FM__MIN(n, MOST));
+    return got < 0 ? -errno : got;
+}
+
+ssize_t fm__sys_read(int fd, void *buffer, size_t n)
+{
+    ssize_t got;
+    do
+        got = fm__sys_read_wait(fd, buffer, n);
+    while (got == -EINTR);
+    return got;
+}
+
+ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n)
+{
+    struct iovec part;
+    size_t total = 0;
+    ssize_t done;
+    int fit = 0;
+    while (fit < n && iov[fit].iov_len <= MOST - total)
+        total += iov[fit++].iov_len;
+    if (fit == 0 && n > 0) { /* the first alone is too long */
+        part = (struct iovec){iov->iov_base, MOST};
+        iov = &part;
+        fit = 1;
+    }
+    do
+        done = writev(fd, iov, fit);
+    while (done < 0 && errno == EINTR);
+    return done < 0 ? -errno : done;
+}
+
+/* CMSG_SPACE is no constant expression in these headers. */
+union fds_buffer {
+    struct cmsghdr align;
+    char bytes[sizeof(struct cmsghdr) + 16 + sizeof(int) * FM_MESSAGE_FDS];
+};
+
+ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,
+                         int nfds)
+{
+    union fds_buffer control;
+    struct iovec iov = {(void *)(uintptr_t)data, n};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (nfds > 0) {
+        memset(&control, 0, sizeof control);
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)nfds);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)nfds);
+        memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)nfds);
+    }
+    ssize_t sent;
+    do
+        sent = sendmsg(fd, &message, 0); /* SO_NOSIGPIPE is on the socket */
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : sent;
+}
+
+/* Take the descriptors out of a received message; all or none. */
+static int take_fds(struct msghdr *message, int *fds, int *nfds)
+{
+    int rc = 0;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c;
+         c = CMSG_NXTHDR(message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        int n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        for (int i = 0; i < n; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + sizeof(int) * (size_t)i, sizeof fd);
+            fd = lift(fd);
+            if (fd >= 0)
+                no_sigpipe(fd);
+            if (fd >= 0 && *nfds < FM_MESSAGE_FDS)
+                fds[(*nfds)++] = fd;
+            else if (fd >= 0)
+                close(fd);
+            else
+                rc = fd;
+        }
+    }
+    if (message->msg_flags & MSG_CTRUNC)
+        rc = -EMFILE; /* the kernel dropped some: no descriptors left */
+    if (rc < 0)
+        while (*nfds > 0)
+            close(fds[--*nfds]);
+    return rc;
+}
+
+ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds)
+{
+    union fds_buffer control;
+    struct iovec iov = {data, n};
+    struct msghdr message = {.msg_iov = &iov,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    ssize_t got;
+    *nfds = 0;
+    do
+        got = recvmsg(fd, &message, 0);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return errno == ECONNRESET ? 0 : -errno;
+    take_fds(&message, fds, nfds);
+    return got;
+}
+
+/* ppoll is not here; milliseconds, rounded up, are what there is. */
+static int to_ms(int64_t timeout_ns)
+{
+    if (timeout_ns == FM_FOREVER)
+        return -1;
+    int64_t up = timeout_ns <= 0 ? 0 : (timeout_ns - 1) / 1000000 + 1;
+    return (int)FM__MIN(up, INT32_MAX);
+}
+
+int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
+{
+    struct pollfd polls[30];
+    int ready = 0;
+    if (n < 0 || n > 30)
+        return -EINVAL;
+    for (int i = 0; i < n; i++)
+        polls[i] = (struct pollfd){.fd = fds[i], .events = POLLIN};
+    if (poll(polls, (nfds_t)n, to_ms(timeout_ns)) < 0)
+        return -errno;
+    for (int i = 0; i < n; i++)
+        if (polls[i].revents)
+            ready |= 1 << i;
+    return ready;
+}
+
+/* ---------------------------------------------------- other descriptors */
+
+static bool listed(int fd, const int *keep, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (keep[i] == fd)
+            return true;
+    return false;
+}
+
+/* Call act(fd) for every open descriptor above 2 that is not kept. */
+static int each_other(const int *keep, size_t n, void (*act)(int, void *),
+                      void *arg)
+{
+    DIR *dir = opendir("/dev/fd");
+    if (!dir) {
+        /* No /dev/fd: try every number. */
+        long most = sysconf(_SC_OPEN_MAX);
+        for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
+            if (!listed(fd, keep, n))
+                act(fd, arg);
+        return 0;
+    }
+    for (struct dirent *e; (e = readdir(dir));) {
+        int fd = atoi(e->d_name);
+        if (fd > 2 && fd != dirfd(dir) && !listed(fd, keep, n))
+            act(fd, arg);
+    }
+    closedir(dir);
+    return 0;
+}
+
+static void close_one(int fd, void *arg)
+{
+    (void)arg;
+    close(fd);
+}
+
+int fm_sys_close_others(const int *keep, size_t n)
+{
+    return each_other(keep, n, close_one, NULL);
+}
+
+static void silence_one(int fd, void *arg)
+{
+    struct stat st;
+    if (fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
+        if (dup2(*(int *)arg, fd) == fd)
+            fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+int fm_sys_silence_others(const int *keep, size_t n)
+{
+    int null = lift(open("/dev/null", O_RDWR | O_CLOEXEC));
+    if (null < 0)
+        return null;
+    int rc = each_other(keep, n, silence_one, &null);
+    close(null);
+    return rc;
+}
+
+/* -------------------------------------------------------------- processes */
+
+/*
+ * In place of a pidfd: a kqueue with one event, the process's exit.  The
+ * queue's descriptor is readable once the event is there (kqueue(2)), and
+ * stays so, for nobody takes it out.  A process that is gone already cannot
+ * be watched: a user event that has been triggered stands in for its exit.
+ */
+int fm_sys_pidfd(pid_t pid)
+{
+    struct kevent e;
+    int fd = lift(kqueue());
+    if (fd < 0)
+        return fd;
+    EV_SET(&e, (uintptr_t)pid, EVFILT_PROC, EV_ADD, NOTE_EXIT, 0, NULL);
+    int rc = kevent(fd, &e, 1, NULL, 0, NULL) < 0 ? -errno : 0;
+    if (rc == -ESRCH) {
+        struct kevent gone[2];
+        EV_SET(&gone[0], 1, EVFILT_USER, EV_ADD, 0, 0, NULL);
+        EV_SET(&gone[1], 1, EVFILT_USER, 0, NOTE_TRIGGER, 0, NULL);
+        rc = kevent(fd, gone, 2, NULL, 0, NULL) < 0 ? -errno : 0;
+    }
+    if (rc < 0) {
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+int fm_sys_die_with_parent(pid_t parent)
+{
+    return getppid() == parent ? 0 : -ESRCH;
+}
+
+/* Whether the process has exited: its zombie cannot be watched any more. */
+static bool has_exited(pid_t pid)
+{
+    struct timespec now = {0, 0};
+    struct kevent e, got;
+    int queue = kqueue();
+    bool exited = false;
+    if (queue < 0)
+        return false;
+    EV_SET(&e, (uintptr_t)pid, EVFILT_PROC, EV_ADD, NOTE_EXIT, 0, NULL);
+    int n = kevent(queue, &e, 1, &got, 1, &now);
+    if (n < 0)
+        exited = errno == ESRCH;
+    else if (n > 0)
+        exited = got.flags & EV_ERROR ? got.data == ESRCH
+                                      : (got.fflags & NOTE_EXIT) != 0;
+    close(queue);
+    return exited;
+}
+
+int fm__sys_reap(pid_t pid, int *status)
+{
+    int got;
+    pid_t rc;
+    do
+        rc = waitpid(pid, &got, WNOHANG);
+    while (rc < 0 && errno == EINTR);
+    /* After NOTE_EXIT it may be a moment until WNOHANG sees the zombie.  As
+     * libuv does (src/unix/process.c): it has exited, so a blocking wait is
+     * short, and it is not lost if nobody is told again. */
+    if (rc == 0 && has_exited(pid)) {
+        do
+            rc = waitpid(pid, &got, 0);
+        while (rc < 0 && errno == EINTR);
+    }
+    if (rc < 0)
+        return -errno;
+    if (rc == 0)
+        return 0;
+    *status = got;
+    return 1;
+}
+
+int fm__sys_kill(pid_t pid, int sig)
+{
+    return kill(pid, sig) < 0 ? -errno : 0;
+}
+
+uint64_t fm_sys_rss_kb(void)
+{
+    struct mach_task_basic_info info;
+    mach_msg_type_number_t count = MACH_TASK_BASIC_INFO_COUNT;
+    if (task_info(mach_task_self(), MACH_TASK_BASIC_INFO,
+                  (task_info_t)&info, &count) != KERN_SUCCESS)
+        return 0;
+    return info.resident_size / 1024;
+}
+
+/* ----------------------------------------------------------------- memory */
+
+/*
+ * shm_open needs a name of at most 31 characters; it is gone again before
+ * anybody could use it.  O_EXCL makes it ours, and a name that is taken (a
+ * process that was killed between the two calls) is followed by another.
+ * The size can be set once only; it is rounded up to whole pages.
+ */
+int fm__sys_shm(size_t size)
+{
+    char name[32];
+    int fd = -1;
+    for (int i = 0; fd < 0 && i < 100; i++) {
+        snprintf(name, sizeof name, "/fm.%x.%llx", (unsigned)getpid(),
+                 (unsigned long long)fm_now() + (unsigned)i);
+        fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+        if (fd >= 0)
+            shm_unlink(name);
+        else if (errno != EEXIST)
+            break;
+    }
+    fd = lift(fd);
+    if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+void *fm__sys_map(int fd, size_t size, bool inherit)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    if (!inherit)
+        minherit(p, size, VM_INHERIT_NONE);
+    return p;
+}
+
+void fm__sys_unmap(void *p, size_t size)
+{
+    munmap(p, size);
+}
+
+/* ------------------------------------------------------------ park, wake */
+
+/*
+ * The kernel's own wait on an address.  os_sync_wait_on_address() is its
+ * public name, but only since macOS 14.4; __ulock_wait() is what lies below
+ * it, there since 10.12, and what libc++ waits on atomics with, so that its
+ * numbers cannot well change.  A condition variable would not do: it never
+ * returns EINTR, and Ctrl-C must end a wait.
+ *
+ * The time is in microseconds, 32 bits; 0 is for ever.  A wait that is cut
+ * short by that limit (71 minutes) ends like a spurious wake-up: whoever
+ * parks looks at the word again.  ULF_NO_ERRNO: the result is -errno.
+ */
+extern int __ulock_wait(uint32_t operation, void *address, uint64_t value,
+                        uint32_t timeout_us);
+extern int __ulock_wake(uint32_t operation, void *address, uint64_t value);
+
+#define UL_COMPARE_AND_WAIT 1u
+#define ULF_NO_ERRNO 0x01000000u
+
+int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns)
+{
+    const int64_t most_us = UINT32_MAX;
+    int64_t us = 0;
+    if (timeout_ns <= 0)
+        return -ETIMEDOUT;
+    if (timeout_ns != FM_FOREVER)
+        us = (timeout_ns - 1) / 1000 + 1;
+    int rc = __ulock_wait(UL_COMPARE_AND_WAIT | ULF_NO_ERRNO, (void *)word,
+                          old, (uint32_t)FM__MIN(us, most_us));
+    if (rc == -ETIMEDOUT && us > most_us)
+        return 0;
+    /* EFAULT: the page was out; a spurious wake-up.  A count of the threads
+     * that are still waiting is a success. */
+    return rc == -ETIMEDOUT || rc == -EINTR ? rc : 0;
+}
+
+void fm__sys_unpark(_Atomic uint32_t *word)
+{
+    int rc;
+    do
+        rc = __ulock_wake(UL_COMPARE_AND_WAIT | ULF_NO_ERRNO, (void *)word,
+                          0);
+    while (rc == -EINTR || rc == -EAGAIN);
+    /* -ENOENT: nobody waits. */
+}
+
+/* ----------------------------------------------------------------- poller */
+
+/* The kick: a user event, cleared by being taken out. */
+#define KICK 1
+
+struct fm__poller {
+    int queue_fd;
+};
+
+/* The token travels as the event's udata. */
+static void *as_udata(uint64_t token)
+{
+    static_assert(sizeof(void *) >= sizeof(uint64_t), "a token fits");
+    return (void *)(uintptr_t)token;
+}
+
+static int change(const fm__poller *poller, int fd, int filter, int flags,
+                  uint64_t token)
+{
+    struct kevent e;
+    EV_SET(&e, (uintptr_t)fd, (int16_t)filter, (uint16_t)flags, 0, 0,
+           as_udata(token));
+    return kevent(poller->queue_fd, &e, 1, NULL, 0, NULL) < 0 ? -errno : 0;
+}
+
+int fm__poller_open(fm__poller **out)
+{
+    fm__poller *poller = fm__calloc(sizeof *poller);
+    struct kevent e;
+    if (!poller)
+        return -ENOMEM;
+    poller->queue_fd = lift(kqueue());
+    int rc = poller->queue_fd;
+    EV_SET(&e, KICK, EVFILT_USER, EV_ADD | EV_CLEAR, 0, 0, NULL);
+    if (rc >= 0 && kevent(poller->queue_fd, &e, 1, NULL, 0, NULL) < 0)
+        rc = -errno;
+    if (rc < 0) {
+        fm__sys_close(poller->queue_fd);
+        free(poller);
+        return rc;
+    }
+    /* A kqueue is not inherited by a forked child: there its number may be
+     * a stranger's, so it is not guarded. */
+    *out = poller;
+    return 0;
+}
+
+void fm__poller_close(fm__poller *poller)
+{
+    fm__sys_close(poller->queue_fd);
+    free(poller);
+}
+
+int fm__poller_add(fm__poller *poller, int fd, uint64_t token)
+{
+    return change(poller, fd, EVFILT_READ, EV_ADD, token);
+}
+
+int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
+                          bool write)
+{
+    return change(poller, fd, EVFILT_WRITE, write ? EV_ADD : EV_DELETE,
+                  token);
+}
+
+void fm__poller_drop(fm__poller *poller, int fd)
+{
+    /* It is watched for one of the two; the other is ENOENT. */
+    change(poller, fd, EVFILT_READ, EV_DELETE, 0);
+    change(poller, fd, EVFILT_WRITE, EV_DELETE, 0);
+}
+
+int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
+                    int64_t timeout_ns)
+{
+    struct kevent events[64];
+    struct timespec t = {0, 0}, *limit = &t;
+    int count = 0;
+    if (timeout_ns == FM_FOREVER)
+        limit = NULL;
+    else if (timeout_ns > 0)
+        t = (struct timespec){FM__MIN(timeout_ns / 1000000000, 3600),
+                              timeout_ns % 1000000000};
+    int got = kevent(poller->queue_fd, NULL, 0, events,
+                     FM__MIN(n, (int)ARRAY_LEN(events)), limit);
+    if (got < 0)
+        return -errno;
+    for (int i = 0; i < got; i++) {
+        if (events[i].filter == EVFILT_USER)
+            continue;
+        ready[count++] = (struct fm__ready){
+            .token = (uint64_t)(uintptr_t)events[i].udata,
+            .readable = events[i].filter == EVFILT_READ,
+            .writable = events[i].filter == EVFILT_WRITE,
+        };
+    }
+    return count;
+}
+
+void fm__poller_kick(fm__poller *poller)
+{
+    struct kevent e;
+    int rc;
+    EV_SET(&e, KICK, EVFILT_USER, 0, NOTE_TRIGGER, 0, NULL);
+    do
+        rc = kevent(poller->queue_fd, &e, 1, NULL, 0, NULL);
+    while (rc < 0 && errno == EINTR);
+}
+
+/* ------------------------------------------------------------------- flag */
+
+/* A pipe, for there is no eventfd: readable while a byte is in it. */
+int fm__flag_open(struct fm__flag *flag)
+{
+    int fds[2];
+    int rc = fm_sys_pipe(fds);
+    if (rc < 0)
+        return rc;
+    for (int i = 0; rc == 0 && i < 2; i++)
+        rc = fm_sys_nonblock(fds[i], 1);
+    if (rc < 0) {
+        close(fds[0]);
+        close(fds[1]);
+        return rc;
+    }
+    flag->read_fd = fds[0];
+    flag->write_fd = fds[1];
+    fm__guard_fd(fds[0]);
+    fm__guard_fd(fds[1]);
+    return 0;
+}
+
+void fm__flag_close(struct fm__flag *flag)
+{
+    fm__unguard_fd(flag->read_fd);
+    fm__unguard_fd(flag->write_fd);
+    fm__sys_close(flag->read_fd);
+    fm__sys_close(flag->write_fd);
+    flag->read_fd = flag->write_fd = -1;
+}
+
+void fm__flag_set(struct fm__flag *flag)
+{
+    char one = 1;
+    if (write(flag->write_fd, &one, 1) < 0)
+        assert(errno == EAGAIN); /* full: it is readable, which is enough */
+}
+
+void fm__flag_clear(struct fm__flag *flag)
+{
+    char bytes[256];
+    while (read(flag->read_fd, bytes, sizeof bytes) == sizeof bytes)
+        ;
+}

@@ -1,0 +1,1855 @@
+/* includes: pool.c */
+/* test_pool.c - the pool against a zygote and workers written in C.
+ *
+ *   test (this process)  --control socket-->  fake zygote  --fork-->  fake
+ *   workers, which run an echo of int64 commands through fm_port_*.
+ *
+ * A command is op | id << 8 | value << 32.  Each task counts its run in
+ * shared memory at world->ran[id], so that a task that ran twice, or ran
+ * although it was cancelled, is seen.
+ */
+#include "harness.h"
+
+/* Time that passes just before the pool takes tasks back: what a scheduler
+ * may do to it there. */
+static int64_t before_recall_us;
+static uint32_t late_recall(struct fm__worker *worker, uint32_t n,
+                            bool pinned, struct fm__link *back)
+{
+    if (before_recall_us)
+        poll(NULL, 0, (int)(before_recall_us / 1000));
+    return fm__worker_recall(worker, n, pinned, back);
+}
+
+#define fm__worker_recall late_recall
+#include "../src/pool.c"
+#undef fm__worker_recall
+
+enum op {
+    OP_ECHO = 1, /* outcome: INT, the command */
+    OP_SLEEP,    /* value microseconds, then echo */
+    OP_DIE,      /* SIGKILL itself */
+    OP_EXIT,     /* _exit(value) */
+    OP_ERROR,    /* outcome: ERROR */
+    OP_RETRY,    /* outcome: RETRY until it has run value times, then echo */
+    OP_BIG,      /* outcome: BYTES of value bytes */
+    OP_GARBAGE,  /* a record that is none */
+    OP_HANG,     /* for ever */
+    OP_DIE_ONCE, /* SIGKILL itself at its first run, then echo */
+    OP_QUIET     /* closes its result pipe and hangs */
+};
+
+#define IDS 65536u
+
+/* Shared by test, zygote and workers. */
+static struct world {
+    _Atomic uint8_t ran[IDS];
+    _Atomic uint32_t hold;   /* workers wait before they read anything */
+    _Atomic uint32_t births; /* in all */
+    bool hello, refuse, init_exits;
+    uint32_t max_tasks;
+} *world;
+
+static int64_t command(enum op op, uint32_t id, uint32_t value)
+{
+    return (int64_t)((uint64_t)value << 32 | (id & 0xffffff) << 8 | op);
+}
+
+static void sleep_us(int64_t us)
+{
+    struct timespec t = {us / 1000000, us % 1000000 * 1000};
+    while (nanosleep(&t, &t) < 0)
+        ;
+}
+
+/* ---------------------------------------------------------------- worker */
+
+static void put_int(fm_port *port, int64_t value)
+{
+    int rc;
+    uint8_t *p = fm_port_room(port, 9, &rc);
+    if (!p)
+        _exit(90);
+    p[0] = FM_TAG_INT;
+    memcpy(p + 1, &value, 8);
+    if (fm_port_commit(port, 9, 1) < 0)
+        _exit(91);
+}
+
+static void put_long(fm_port *port, enum fm_what what, const void *body,
+                     size_t size, int is_outcome)
+{
+    struct fm_long head = {
+        .tag = FM_TAG_LONG, .what = (uint8_t)what, .length = size};
+    struct fm_part parts[2] = {{&head, sizeof head}, {body, size}};
+    if (fm_port_put(port, parts, 2, is_outcome) < 0)
+        _exit(92);
+}
+
+static void put_big(fm_port *port, uint32_t size)
+{
+    uint8_t *p = malloc(size + 1);
+    for (uint32_t i = 0; i < size; i++)
+        p[i] = (uint8_t)(i * 31 + 7);
+    put_long(port, FM_WHAT_BYTES, p, size, 1);
+    free(p);
+}
+
+static void put_garbage(fm_port *port)
+{
+    int rc;
+    uint8_t *p = fm_port_room(port, 4, &rc);
+    memset(p, 0xee, 4);
+    fm_port_commit(port, 4, 1);
+    fm_port_flush(port);
+    for (;;)
+        pause();
+}
+
+static void run_task(fm_port *port, int64_t c, int result_fd)
+{
+    uint32_t id = (uint32_t)(c >> 8) & 0xffffff, value = (uint32_t)(c >> 32);
+    uint32_t run = atomic_fetch_add(&world->ran[id % IDS], 1) + 1u;
+    switch ((enum op)(c & 0xff)) {
+    case OP_SLEEP:
+        sleep_us(value);
+        break;
+    case OP_DIE_ONCE:
+        if (run > 1)
+            break;
+        /* fallthrough */
+    case OP_DIE:
+        kill(getpid(), SIGKILL);
+        break;
+    case OP_EXIT:
+        _exit((int)value);
+    case OP_RETRY:
+        if (run > value)
+            break;
+        put_long(port, FM_WHAT_RETRY, "again", 5, 1);
+        return;
+    case OP_ERROR:
+        put_long(port, FM_WHAT_ERROR, "no", 2, 1);
+        return;
+    case OP_BIG:
+        put_big(port, value);
+        return;
+    case OP_GARBAGE:
+        put_garbage(port);
+        return;
+    case OP_QUIET:
+        close(result_fd);
+        /* fallthrough */
+    case OP_HANG:
+        for (;;)
+            pause();
+    case OP_ECHO:
+        break;
+    }
+    put_int(port, c);
+}
+
+/* `value` outputs in all, never more ahead than the credit. */
+static void run_stream(fm_port *port, const struct fm_frame *run, int64_t c)
+{
+    uint64_t granted = run->credit, n = (uint64_t)c >> 32, sent = 0;
+    bool closed = false;
+    while (sent < n && !closed) {
+        if (sent == granted) {
+            struct fm_frame frame;
+            const uint8_t *body;
+            uint8_t *owned;
+            if (fm_port_flush(port) < 0 ||
+                fm_port_next(port, &frame, &body, &owned) < 0)
+                _exit(93);
+            if (frame.kind == FM_KIND_CREDIT)
+                granted = FM__MAX(granted, frame.serial);
+            if (frame.kind == FM_KIND_CLOSE)
+                closed = frame.serial == run->serial;
+            continue;
+        }
+        uint8_t record[9] = {FM_TAG_INT};
+        memcpy(record + 1, &sent, 8);
+        put_long(port, FM_WHAT_OUTPUT, record, 9, 0);
+        sent++;
+    }
+    put_int(port, c);
+}
+
+static uint32_t run_frame(fm_port *port, const struct fm_frame *frame,
+                          const uint8_t *body, int result_fd)
+{
+    uint32_t ran = 0;
+    for (uint32_t i = 0; i < frame->count; i++) {
+        const uint8_t *record = body + (size_t)(frame->first + i) * 9;
+        int64_t c;
+        if (!fm_port_start(port, frame->serial + i,
+                           frame->flags & FM_RUN_TIMED))
+            continue;
+        ran++;
+        memcpy(&c, record + 1, 8);
+        if (frame->flags & FM_RUN_STREAM)
+            run_stream(port, frame, c);
+        else
+            run_task(port, c, result_fd);
+    }
+    return ran;
+}
+
+static void work(fm_port *port, int result_fd)
+{
+    struct fm_frame frame;
+    const uint8_t *body;
+    uint8_t *owned;
+    uint32_t ran = 0;
+    while (atomic_load(&world->hold))
+        sleep_us(500);
+    if (world->init_exits)
+        _exit(5);
+    if (world->refuse) {
+        put_long(port, FM_WHAT_REFUSAL, "initializer", 11, 0);
+        fm_port_flush(port);
+        _exit(66);
+    }
+    if (world->hello) {
+        put_long(port, FM_WHAT_HELLO, NULL, 0, 0);
+        fm_port_flush(port);
+    }
+    while (fm_port_next(port, &frame, &body, &owned) == 0) {
+        if (frame.kind == FM_KIND_EXIT)
+            break;
+        if (frame.kind == FM_KIND_RUN)
+            ran += run_frame(port, &frame, body, result_fd);
+        fm_body_free(owned);
+        if (fm_port_finish(port) < 0)
+            _exit(94);
+        if (world->max_tasks && ran >= world->max_tasks)
+            break;
+    }
+    fm_port_retire(port);
+    fm_port_close(port);
+    _exit(0);
+}
+
+/* ---------------------------------------------------------------- zygote */
+
+struct charge {
+    pid_t pid; /* 0: none */
+    uint32_t generation;
+    fm_slot *page;
+    bool asked;
+};
+
+static void birth(int control, struct charge *charge, uint32_t slot)
+{
+    int task[2], result[2], slot_fd = fm_slot_create();
+    if (fm_sys_pipe(task) < 0 || fm_sys_pipe(result) < 0 || slot_fd < 0 ||
+        fm_slot_map(slot_fd, &charge->page) < 0)
+        _exit(80);
+    pid_t parent = getpid();
+    charge->pid = fork();
+    if (charge->pid == 0) {
+        fm_port *port;
+        int keep[] = {task[0], result[1], slot_fd};
+        alarm(0);
+        fm_sys_close_others(keep, 3);
+        if (fm_sys_die_with_parent(parent) < 0 ||
+            fm_port_open(&port, task[0], result[1], slot_fd) < 0)
+            _exit(81);
+        work(port, result[1]);
+    }
+    atomic_fetch_add(&world->births, 1);
+    struct fm_message m = {.magic = FM_MAGIC,
+                           .kind = FM_REPORT_BORN,
+                           .slot = slot,
+                           .generation = charge->generation,
+                           .pid = charge->pid};
+    int fds[] = {task[0], task[1], result[0], slot_fd};
+    fm_message_send(control, &m, fds, 4);
+    int all[] = {task[0], task[1], result[0], result[1], slot_fd};
+    for (size_t i = 0; i < ARRAY_LEN(all); i++)
+        close(all[i]);
+}
+
+static void bury_charge(int control, struct charge *charge, uint32_t slot,
+                        int status)
+{
+    uint16_t flags = (uint16_t)(fm_slot_retired(charge->page)
+                                    ? FM_DIED_RETIRED
+                                    : 0);
+    struct fm_message m = {
+        .magic = FM_MAGIC,
+        .kind = FM_REPORT_DIED,
+        .slot = slot,
+        .generation = charge->generation,
+        .pid = charge->pid,
+        .status = status,
+        .rss_kb = 1,
+        .flags = (uint16_t)(flags | (charge->asked ? FM_DIED_ASKED : 0))};
+    fm_slot_unmap(charge->page);
+    *charge = (struct charge){.generation = charge->generation + 1};
+    fm_message_send(control, &m, NULL, 0);
+}
+
+static void zygote_main(int control, uint32_t n)
+{
+    struct charge *charges = calloc(n, sizeof *charges);
+    int64_t kill_at = FM_FOREVER;
+    uint32_t alive = n;
+    bool stopping = false;
+    for (uint32_t i = 0; i < n; i++)
+        birth(control, &charges[i], i);
+    while (!stopping || alive > 0) {
+        int status, nfds, fds[FM_MESSAGE_FDS];
+        pid_t pid;
+        fm_sys_wait_readable(&control, stopping ? 0 : 1, 500000);
+        if (!stopping && fm_sys_wait_readable(&control, 1, 0) == 1) {
+            struct fm_message m;
+            int rc = fm_message_recv(control, &m, fds, &nfds);
+            if (rc < 0 || m.kind == FM_REPORT_STOP) {
+                stopping = true;
+                kill_at = rc < 0 || m.status == FM_LADDER_KILL
+                              ? 0
+                              : fm_now() + 300000000;
+            } else if (m.kind == FM_REPORT_KILL &&
+                       charges[m.slot].pid &&
+                       charges[m.slot].generation == m.generation) {
+                charges[m.slot].asked = true;
+                kill(charges[m.slot].pid, m.status);
+            }
+        }
+        for (uint32_t i = 0; fm_now() >= kill_at && i < n; i++)
+            if (charges[i].pid)
+                kill(charges[i].pid, SIGKILL);
+        while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+            for (uint32_t i = 0; i < n; i++) {
+                if (charges[i].pid != pid)
+                    continue;
+                bury_charge(control, &charges[i], i, status);
+                if (stopping)
+                    alive--;
+                else
+                    birth(control, &charges[i], i);
+            }
+        }
+        for (uint32_t i = 0; stopping && i < n; i++)
+            if (alive && !charges[i].pid && charges[i].generation == 0)
+                alive--;
+    }
+    _exit(0);
+}
+
+/* ------------------------------------------------------------------ tools */
+
+struct rig {
+    fm_pool *pool;
+    pid_t zygote;
+};
+
+static void make_world(void)
+{
+    if (!world)
+        world = shared(sizeof *world);
+}
+
+static int rig_start(struct rig *rig, uint32_t workers, int64_t hello_ns)
+{
+    int s[2];
+    make_world();
+    CHECK_EQ(fm_sys_socketpair(s), 0);
+    rig->zygote = fork();
+    if (rig->zygote == 0) {
+        alarm(0);
+        close(s[0]);
+        zygote_main(s[1], workers);
+    }
+    close(s[1]);
+    struct fm_pool_options options = {.control_fd = s[0],
+                                      .zygote = rig->zygote,
+                                      .workers = workers,
+                                      .max_tasks = world->max_tasks,
+                                      .hello_ns = hello_ns};
+    int rc = fm_pool_open(&rig->pool, &options);
+    if (rc < 0) {
+        close(s[0]);
+        CHECK_EQ(waitpid(rig->zygote, NULL, 0), rig->zygote);
+    }
+    return rc;
+}
+
+static struct rig rig_open(uint32_t workers)
+{
+    struct rig rig;
+    CHECK_EQ(rig_start(&rig, workers, world && world->hello ? 5000000000
+                                                            : 0),
+             0);
+    return rig;
+}
+
+/* INV-1, and nothing left over. */
+static struct fm_stats check_idle(struct rig *rig)
+{
+    struct fm_stats s;
+    CHECK_EQ(fm_pool_stats(rig->pool, &s), 0);
+    CHECK_EQ(s.accepted, s.outcomes);
+    CHECK_EQ(s.backlog, 0);
+    CHECK_EQ(s.in_flight, 0);
+    CHECK_EQ(s.succeeded + s.failed + s.cancelled + s.died + s.timeouts,
+             s.outcomes);
+    return s;
+}
+
+static void rig_close(struct rig *rig)
+{
+    CHECK_EQ(fm_pool_stop(rig->pool, FM_LADDER_GENTLE), 0);
+    CHECK_EQ(fm_pool_join(rig->pool, fm_now() + 5000000000), 0);
+    fm_pool_close(rig->pool);
+    check_idle(rig);
+    fm_pool_close(rig->pool);
+    fm_pool_unref(rig->pool);
+}
+
+static uint8_t *encode(const int64_t *commands, uint32_t n)
+{
+    uint8_t *body = fm_body_new((size_t)n * 9);
+    for (uint32_t i = 0; body && i < n; i++) {
+        body[i * 9] = FM_TAG_INT;
+        memcpy(body + i * 9 + 1, &commands[i], 8);
+    }
+    return body;
+}
+
+static int try_chunk(struct rig *rig, const int64_t *commands, uint32_t n,
+                     const struct fm_chunk_options *more, fm_chunk **out)
+{
+    struct fm_chunk_options options =
+        more ? *more : (struct fm_chunk_options){.slot = -1};
+    options.flags |= FM_RUN_APPLY;
+    options.count = n;
+    options.size = (size_t)n * 9;
+    options.body = encode(commands, n);
+    if (!options.body)
+        return -ENOMEM;
+    int rc = fm_chunk_new(rig->pool, &options, out);
+    if (rc < 0)
+        fm_body_free(options.body);
+    return rc;
+}
+
+static fm_chunk *submit(struct rig *rig, const int64_t *commands, uint32_t n,
+                        const struct fm_chunk_options *more)
+{
+    fm_chunk *chunk;
+    CHECK_EQ(try_chunk(rig, commands, n, more, &chunk), 0);
+    CHECK_EQ(fm_pool_submit(rig->pool, chunk), 0);
+    return chunk;
+}
+
+static fm_chunk *submit_one(struct rig *rig, int64_t c)
+{
+    return submit(rig, &c, 1, NULL);
+}
+
+static void wait_done(struct rig *rig, fm_chunk *chunk)
+{
+    int rc;
+    int64_t deadline = fm_now() + 20000000000;
+    do
+        rc = fm_pool_wait_chunk(rig->pool, chunk, deadline, FM_RANK_CALLER);
+    while (rc == -EINTR);
+    CHECK_EQ(rc, 0);
+    CHECK_EQ(fm_chunk_state(rig->pool, chunk), FM_CHUNK_DONE);
+    CHECK_EQ(fm_chunk_outcomes(chunk), fm_chunk_count(chunk));
+}
+
+/* One outcome: what it is (0: a scalar), its INT, its death. */
+struct outcome {
+    int what;
+    int64_t value;
+    uint64_t size;
+    struct fm_death death;
+};
+
+static bool next_outcome(fm_chunk *chunk, struct fm_cursor *cursor,
+                         struct outcome *o)
+{
+    const uint8_t *record;
+    uint8_t *owned;
+    int rc = fm_chunk_next(chunk, cursor, &record, &o->size, &owned);
+    CHECK(rc >= 0);
+    if (rc == 0)
+        return false;
+    o->what = 0;
+    o->value = 0;
+    if (record[0] == FM_TAG_INT)
+        memcpy(&o->value, record + 1, 8);
+    if (record[0] == FM_TAG_LONG) {
+        o->what = record[1];
+        if (o->what == FM_WHAT_DEATH)
+            memcpy(&o->death, record + 16, sizeof o->death);
+    }
+    if (owned && record[0] == FM_TAG_LONG && o->what == FM_WHAT_BYTES) {
+        CHECK_EQ((uintptr_t)(record + 16) % FM_ALIGN, 0);
+        for (uint64_t i = 0; i < o->size - 16; i++)
+            CHECK_EQ(record[16 + i], (uint8_t)(i * 31 + 7));
+    }
+    fm_body_free(owned);
+    return true;
+}
+
+static struct outcome outcome_of(fm_chunk *chunk, uint32_t task)
+{
+    struct fm_cursor cursor = {0};
+    struct outcome o;
+    for (uint32_t i = 0; i <= task; i++)
+        CHECK(next_outcome(chunk, &cursor, &o));
+    return o;
+}
+
+/* Wait for one task, its outcome, and let go of it. */
+static struct outcome finish_one(struct rig *rig, fm_chunk *chunk)
+{
+    wait_done(rig, chunk);
+    struct outcome o = outcome_of(chunk, 0);
+    fm_chunk_unref(chunk);
+    return o;
+}
+
+static void check_alive(struct rig *rig)
+{
+    int64_t c = command(OP_ECHO, IDS - 1, 77);
+    struct outcome o = finish_one(rig, submit_one(rig, c));
+    CHECK_EQ(o.what, 0);
+    CHECK_EQ(o.value, c);
+}
+
+/* A chunk of echoes with ids from..from + n, some of another kind. */
+static void fill(int64_t *commands, enum op op, uint32_t from, uint32_t n,
+                 uint32_t value)
+{
+    for (uint32_t i = 0; i < n; i++)
+        commands[i] = command(op, from + i, value);
+}
+
+/* ------------------------------------------------------------ plain work */
+
+TEST(a_task_comes_back)
+{
+    struct rig rig = rig_open(2);
+    for (uint32_t i = 0; i < 500; i++) {
+        int64_t c = command(OP_ECHO, i, i);
+        struct outcome o = finish_one(&rig, submit_one(&rig, c));
+        CHECK(o.what == 0 && o.value == c);
+        CHECK_EQ(world->ran[i], 1);
+    }
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.succeeded, 500);
+    CHECK_EQ(s.frames_sent, 500);
+    rig_close(&rig);
+}
+
+TEST(chunks_come_back_in_order)
+{
+    struct rig rig = rig_open(3);
+    static int64_t commands[4096];
+    fm_chunk *chunks[20];
+    for (uint32_t k = 0; k < 20; k++) {
+        fill(commands, OP_ECHO, k * 3000, 3000, k);
+        chunks[k] = submit(&rig, commands, 3000, NULL);
+    }
+    for (uint32_t k = 20; k-- > 0;) {
+        struct fm_cursor cursor = {0};
+        struct outcome o;
+        wait_done(&rig, chunks[k]);
+        for (uint32_t i = 0; i < 3000; i++) {
+            CHECK(next_outcome(chunks[k], &cursor, &o));
+            CHECK_EQ(o.value, command(OP_ECHO, k * 3000 + i, k));
+        }
+        CHECK(!next_outcome(chunks[k], &cursor, &o));
+        fm_chunk_unref(chunks[k]);
+    }
+    for (uint32_t i = 0; i < 60000; i++)
+        CHECK_EQ(world->ran[i], 1);
+    rig_close(&rig);
+}
+
+TEST(results_of_every_size_and_kind)
+{
+    static const uint32_t sizes[] = {0,     100,   32752, 32753, 65520,
+                                     65521, 65536, 70000, 3000000};
+    struct rig rig = rig_open(2);
+    int64_t commands[2 * ARRAY_LEN(sizes) + 1];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        commands[n++] = command(OP_BIG, i, sizes[i]);
+        commands[n++] = command(OP_ECHO, i, 1);
+    }
+    commands[n++] = command(OP_ERROR, 3, 0);
+    fm_chunk *chunk = submit(&rig, commands, n, NULL);
+    wait_done(&rig, chunk);
+    struct fm_cursor cursor = {0};
+    struct outcome o;
+    for (uint32_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        CHECK(next_outcome(chunk, &cursor, &o));
+        CHECK(o.what == FM_WHAT_BYTES && o.size == sizes[i] + 16);
+        CHECK(next_outcome(chunk, &cursor, &o));
+        CHECK_EQ(o.value, command(OP_ECHO, i, 1));
+    }
+    CHECK(next_outcome(chunk, &cursor, &o) && o.what == FM_WHAT_ERROR);
+    CHECK(!next_outcome(chunk, &cursor, &o));
+    fm_chunk_unref(chunk);
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.failed, 1);
+    rig_close(&rig);
+}
+
+TEST(a_large_body_and_large_results_cross)
+{
+    /* Both pipes full at once: nobody may wait for the other (INV-6). */
+    struct rig rig = rig_open(2);
+    enum { N = 4096 };
+    static int64_t commands[N];
+    fm_chunk *chunks[40];
+    for (uint32_t k = 0; k < ARRAY_LEN(chunks); k++) {
+        fill(commands, OP_BIG, k, N, 500);
+        chunks[k] = submit(&rig, commands, N, NULL);
+    }
+    for (uint32_t k = 0; k < ARRAY_LEN(chunks); k++) {
+        struct outcome o = finish_one(&rig, chunks[k]);
+        CHECK(o.what == FM_WHAT_BYTES && o.size == 516);
+    }
+    rig_close(&rig);
+}
+
+/* --------------------------------------------------------------- threads */
+
+struct client {
+    struct rig *rig;
+    pthread_t thread;
+    uint32_t from, n;
+    uint64_t deaths;
+};
+
+static void *ping(void *arg)
+{
+    struct client *c = arg;
+    for (uint32_t i = 0; i < c->n; i++) {
+        int64_t cmd = command(OP_ECHO, c->from + i, i);
+        struct outcome o = finish_one(c->rig, submit_one(c->rig, cmd));
+        CHECK(o.what == 0 && o.value == cmd);
+    }
+    return NULL;
+}
+
+static void run_clients(struct rig *rig, struct client *clients, uint32_t k,
+                        uint32_t n, void *(*run)(void *))
+{
+    for (uint32_t i = 0; i < k; i++) {
+        clients[i] = (struct client){.rig = rig, .from = i * n, .n = n};
+        CHECK_EQ(pthread_create(&clients[i].thread, NULL, run, &clients[i]),
+                 0);
+    }
+}
+
+static void join_clients(struct client *clients, uint32_t k)
+{
+    for (uint32_t i = 0; i < k; i++)
+        CHECK_EQ(pthread_join(clients[i].thread, NULL), 0);
+}
+
+TEST(many_threads_wait_each_for_its_own)
+{
+    struct rig rig = rig_open(2);
+    struct client clients[8];
+    uint32_t n = UNDER_TSAN ? 300 : 1500;
+    run_clients(&rig, clients, 8, n, ping);
+    join_clients(clients, 8);
+    for (uint32_t i = 0; i < 8 * n; i++)
+        CHECK_EQ(world->ran[i], 1);
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.succeeded, 8 * n);
+    CHECK_EQ(s.waiting_threads, 0);
+    rig_close(&rig);
+}
+
+struct collector {
+    struct rig *rig;
+    fm_inbox *inbox;
+    uint64_t taken;
+    int64_t sum;
+};
+
+static void *collect(void *arg)
+{
+    struct collector *c = arg;
+    for (;;) {
+        fm_chunk *chunks[16];
+        int n = fm_pool_wait_inbox(c->rig->pool, c->inbox, chunks, 16,
+                                   FM_FOREVER, FM_RANK_COLLECTOR);
+        if (n == FM_ECLOSED)
+            return NULL;
+        CHECK(n > 0);
+        for (int i = 0; i < n; i++) {
+            c->sum += (int64_t)(uintptr_t)fm_chunk_tag(chunks[i]);
+            CHECK_EQ(fm_chunk_state(c->rig->pool, chunks[i]), FM_CHUNK_DONE);
+            fm_chunk_unref(chunks[i]);
+            c->taken++;
+        }
+    }
+}
+
+TEST(a_collector_takes_what_is_done_beside_callers)
+{
+    struct rig rig = rig_open(2);
+    struct client clients[3];
+    struct collector c = {.rig = &rig};
+    pthread_t thread;
+    uint32_t n = UNDER_TSAN ? 200 : 2000;
+    int64_t sum = 0;
+    CHECK_EQ(fm_inbox_new(rig.pool, 0, &c.inbox), 0);
+    CHECK_EQ(fm_inbox_fd(c.inbox), FM_ESTATE);
+    CHECK_EQ(pthread_create(&thread, NULL, collect, &c), 0);
+    run_clients(&rig, clients, 3, n, ping);
+    for (uint32_t i = 0; i < n; i++) {
+        int64_t cmd = command(OP_ECHO, 40000 + i, 0);
+        struct fm_chunk_options o = {
+            .slot = -1, .inbox = c.inbox, .tag = (void *)(uintptr_t)(i + 1)};
+        fm_chunk *chunk;
+        if (i % 2)
+            o.inbox = NULL;
+        chunk = submit(&rig, &cmd, 1, &o);
+        if (i % 2) /* perhaps it is done already: delivered at once */
+            CHECK_EQ(fm_chunk_arm(rig.pool, chunk, c.inbox, o.tag), 0);
+        fm_chunk_unref(chunk);
+        sum += i + 1;
+    }
+    join_clients(clients, 3);
+    CHECK_EQ(fm_pool_wait_idle(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    fm_inbox_close(rig.pool, c.inbox);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(c.taken, n);
+    CHECK_EQ(c.sum, sum);
+    fm_inbox_unref(c.inbox);
+    rig_close(&rig);
+}
+
+TEST(an_inbox_with_a_descriptor_needs_nobody_to_wait)
+{
+    /* As asyncio uses it: the pump leads. */
+    struct rig rig = rig_open(2);
+    fm_inbox *inbox;
+    CHECK_EQ(fm_inbox_new(rig.pool, 1, &inbox), 0);
+    int fd = fm_inbox_fd(inbox);
+    CHECK(fd > 2);
+    for (uint32_t round = 0; round < 50; round++) {
+        uint32_t got = 0;
+        for (uint32_t i = 0; i < 20; i++) {
+            int64_t c = command(OP_ECHO, round * 20 + i, 0);
+            struct fm_chunk_options o = {.slot = -1, .inbox = inbox};
+            fm_chunk_unref(submit(&rig, &c, 1, &o));
+        }
+        while (got < 20) {
+            fm_chunk *chunks[8];
+            CHECK_EQ(fm_sys_wait_readable(&fd, 1, 10000000000), 1);
+            int n = fm_pool_wait_inbox(rig.pool, inbox, chunks, 8, 0,
+                                       FM_RANK_COLLECTOR);
+            CHECK(n > 0);
+            for (int i = 0; i < n; i++)
+                fm_chunk_unref(chunks[i]);
+            got += (uint32_t)n;
+        }
+        CHECK_EQ(fm_sys_wait_readable(&fd, 1, 0), 0);
+    }
+    fm_chunk *chunk;
+    CHECK_EQ(fm_pool_wait_inbox(rig.pool, inbox, &chunk, 1, 0,
+                                FM_RANK_CALLER),
+             -ETIMEDOUT);
+    fm_inbox_unref(inbox);
+    rig_close(&rig);
+}
+
+TEST(a_polling_loop_comes_to_an_end)
+{
+    struct rig rig = rig_open(1);
+    fm_chunk *chunk = submit_one(&rig, command(OP_SLEEP, 1, 5000));
+    CHECK_EQ(fm_pool_wait_chunk(rig.pool, chunk, fm_now() + 1000000,
+                                FM_RANK_CALLER),
+             -ETIMEDOUT);
+    while (fm_chunk_state(rig.pool, chunk) != FM_CHUNK_DONE)
+        CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    CHECK_EQ(fm_pool_wait_chunk(rig.pool, chunk, 0, FM_RANK_CALLER), 0);
+    fm_chunk_unref(chunk);
+    rig_close(&rig);
+}
+
+static void on_signal(int sig)
+{
+    (void)sig;
+}
+
+static void *nag(void *arg)
+{
+    struct client *c = arg;
+    while (c->n) {
+        pthread_kill(c->thread, SIGUSR1);
+        sleep_us(500);
+        if (__atomic_load_n(&c->deaths, __ATOMIC_SEQ_CST))
+            break;
+    }
+    return NULL;
+}
+
+TEST(a_signal_ends_a_wait_and_loses_nothing)
+{
+    struct rig rig = rig_open(2);
+    struct sigaction action = {.sa_handler = on_signal};
+    struct client me = {.thread = pthread_self(), .n = 1};
+    pthread_t thread;
+    int interrupted = 0, rc;
+    sigaction(SIGUSR1, &action, NULL);
+    CHECK_EQ(pthread_create(&thread, NULL, nag, &me), 0);
+    for (uint32_t i = 0; i < 100; i++) {
+        int64_t c = command(OP_SLEEP, i, 2000);
+        fm_chunk *chunk = submit_one(&rig, c);
+        while ((rc = fm_pool_wait_chunk(rig.pool, chunk, FM_FOREVER,
+                                        FM_RANK_CALLER)) == -EINTR)
+            interrupted++;
+        CHECK_EQ(rc, 0);
+        CHECK_EQ(outcome_of(chunk, 0).value, c);
+        fm_chunk_unref(chunk);
+    }
+    __atomic_store_n(&me.deaths, 1, __ATOMIC_SEQ_CST);
+    pthread_join(thread, NULL);
+    CHECK(interrupted > 10);
+    rig_close(&rig);
+}
+
+/* ---------------------------------------------------------------- deaths */
+
+TEST(a_death_costs_exactly_the_task_that_ran)
+{
+    struct rig rig = rig_open(2);
+    int64_t commands[200];
+    for (uint32_t at = 0; at < 200; at += 13) {
+        struct outcome o;
+        struct fm_cursor cursor = {0};
+        memset(world->ran, 0, 300);
+        fill(commands, OP_ECHO, 0, 200, at);
+        commands[at] = at % 2 ? command(OP_DIE, at, 0)
+                              : command(OP_EXIT, at, 3);
+        fm_chunk *chunk = submit(&rig, commands, 200, NULL);
+        wait_done(&rig, chunk);
+        for (uint32_t i = 0; next_outcome(chunk, &cursor, &o); i++) {
+            CHECK_EQ(world->ran[i], 1);
+            CHECK_EQ(o.what, i == at ? FM_WHAT_DEATH : 0);
+            if (i != at) {
+                CHECK_EQ(o.value, commands[i]);
+                continue;
+            }
+            CHECK_EQ(o.death.task, at);
+            CHECK_EQ(o.death.cause, FM_CAUSE_EXIT);
+            CHECK_EQ(o.death.status, at % 2 ? SIGKILL : 3 << 8);
+            CHECK_EQ(o.death.attempts, 1);
+        }
+        fm_chunk_unref(chunk);
+    }
+    CHECK_EQ(check_idle(&rig).died, 16);
+    rig_close(&rig);
+}
+
+/* Submit chunks of random sizes; count deaths; nothing runs twice. */
+static void *work_through(void *arg)
+{
+    struct client *c = arg;
+    uint64_t state = c->from + 99;
+    int64_t commands[700];
+    for (uint32_t id = 0; id < c->n;) {
+        fm_chunk *chunks[4];
+        uint32_t counts[4], first[4], k;
+        for (k = 0; k < 4 && id < c->n; k++) {
+            uint32_t n = 1 + (uint32_t)noise(&state) % 600;
+            n = FM__MIN(n, c->n - id);
+            counts[k] = n;
+            first[k] = c->from + id;
+            for (uint32_t i = 0; i < n; i++)
+                commands[i] =
+                    noise(&state) % 300 == 0
+                        ? command(OP_BIG, first[k] + i, 90000)
+                        : command(noise(&state) % 100 ? OP_ECHO : OP_SLEEP,
+                                  first[k] + i, 50);
+            chunks[k] = submit(c->rig, commands, n, NULL);
+            id += n;
+        }
+        for (uint32_t j = 0; j < k; j++) {
+            struct fm_cursor cursor = {0};
+            struct outcome o;
+            uint32_t i = 0;
+            wait_done(c->rig, chunks[j]);
+            for (; next_outcome(chunks[j], &cursor, &o); i++) {
+                uint32_t ran = world->ran[first[j] + i];
+                CHECK(ran <= 1);
+                CHECK(o.what == 0 || o.what == FM_WHAT_BYTES ||
+                      o.what == FM_WHAT_DEATH);
+                if (o.what == FM_WHAT_DEATH) {
+                    CHECK_EQ(o.death.status, SIGKILL);
+                    CHECK_EQ(o.death.task, i);
+                    c->deaths++;
+                } else {
+                    CHECK_EQ(ran, 1);
+                }
+                if (o.what == 0)
+                    CHECK_EQ((o.value >> 8) & 0xffffff, first[j] + i);
+            }
+            CHECK_EQ(i, counts[j]);
+            fm_chunk_unref(chunks[j]);
+        }
+    }
+    return NULL;
+}
+
+TEST(workers_killed_at_random_cost_one_task_each)
+{
+    struct rig rig = rig_open(3);
+    struct client clients[4];
+    uint64_t state = 31337, kills = 0, deaths = 0;
+    struct fm_worker_info info[3];
+    for (int round = 0; round < (UNDER_TSAN ? 2 : 6); round++) {
+        memset(world->ran, 0, sizeof world->ran);
+        run_clients(&rig, clients, 4, UNDER_TSAN ? 4000 : 14000,
+                    work_through);
+        for (int i = 0; i < 25; i++) {
+            sleep_us((int64_t)(noise(&state) % 4000));
+            CHECK_EQ(fm_pool_workers(rig.pool, info, 3), 3);
+            /* The zygote does not reap before the kill can be sent often
+             * enough to matter; a stale pid is possible but is not reused
+             * within microseconds. */
+            pid_t pid = info[noise(&state) % 3].pid;
+            if (pid > 0 && kill(pid, SIGKILL) == 0)
+                kills++;
+        }
+        join_clients(clients, 4);
+        for (int i = 0; i < 4; i++)
+            deaths += clients[i].deaths;
+    }
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.died, deaths);
+    CHECK(s.deaths <= kills && deaths <= s.deaths);
+    CHECK(deaths > 5);
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, fm_now() + 5000000000,
+                                  FM_RANK_CALLER),
+             0);
+    check_alive(&rig);
+    rig_close(&rig);
+}
+
+TEST(a_task_is_tried_again_if_its_options_say_so)
+{
+    struct rig rig = rig_open(2);
+    struct fm_chunk_options o = {
+        .slot = -1, .retries = 2, .retry_on = FM_RETRY_DEATH};
+    int64_t commands[50];
+    struct fm_cursor cursor = {0};
+    struct outcome out;
+    fill(commands, OP_ECHO, 0, 50, 1);
+    commands[7] = command(OP_DIE_ONCE, 7, 0);
+    commands[8] = command(OP_DIE, 8, 0);
+    commands[20] = command(OP_RETRY, 20, 1);
+    commands[21] = command(OP_RETRY, 21, 9);
+    commands[49] = command(OP_DIE_ONCE, 49, 0);
+    fm_chunk *chunk = submit(&rig, commands, 50, &o);
+    wait_done(&rig, chunk);
+    for (uint32_t i = 0; next_outcome(chunk, &cursor, &out); i++) {
+        int what = i == 8 ? FM_WHAT_DEATH : i == 21 ? FM_WHAT_RETRY : 0;
+        uint32_t ran = i == 8 || i == 21              ? 3
+                       : i == 7 || i == 20 || i == 49 ? 2
+                                                      : 1;
+        CHECK_EQ(out.what, what);
+        CHECK_EQ(world->ran[i], ran);
+        if (!what)
+            CHECK_EQ(out.value, commands[i]);
+        if (i == 8)
+            CHECK_EQ(out.death.attempts, 3);
+    }
+    CHECK_EQ(fm_chunk_attempts(chunk), 3);
+    fm_chunk_unref(chunk);
+    CHECK_EQ(check_idle(&rig).retried, 7);
+    rig_close(&rig);
+}
+
+TEST(a_timeout_kills_only_the_task_that_is_late)
+{
+    struct rig rig = rig_open(2);
+    struct fm_chunk_options o = {.slot = -1, .timeout_ns = 60000000};
+    int64_t commands[40];
+    struct fm_cursor cursor = {0};
+    struct outcome out;
+    fill(commands, OP_SLEEP, 0, 40, 3000);
+    commands[5] = command(OP_HANG, 5, 0);
+    commands[30] = command(OP_HANG, 30, 0);
+    int64_t start = fm_now();
+    fm_chunk *chunk = submit(&rig, commands, 40, &o);
+    wait_done(&rig, chunk);
+    CHECK(fm_now() - start < 3000000000);
+    for (uint32_t i = 0; next_outcome(chunk, &cursor, &out); i++) {
+        bool late = i == 5 || i == 30;
+        CHECK_EQ(world->ran[i], 1);
+        CHECK_EQ(out.what, late ? FM_WHAT_DEATH : 0);
+        if (late) {
+            CHECK_EQ(out.death.cause, FM_CAUSE_TIMEOUT);
+            CHECK_EQ(out.death.timeout_ns, 60000000);
+        }
+    }
+    fm_chunk_unref(chunk);
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.timeouts, 2);
+    CHECK_EQ(s.deaths, 0); /* asked for: no cause for alarm */
+    rig_close(&rig);
+}
+
+TEST(timeouts_hit_nobody_who_is_in_time)
+{
+    /* Tasks near their deadline, one after another: a kill that comes late
+     * must not hit the next one. */
+    struct rig rig = rig_open(2);
+    struct fm_chunk_options o = {.slot = -1, .timeout_ns = 4000000};
+    int64_t commands[30];
+    for (int round = 0; round < 10; round++) {
+        struct fm_cursor cursor = {0};
+        struct outcome out;
+        memset(world->ran, 0, 100);
+        for (uint32_t i = 0; i < 30; i++)
+            commands[i] = i % 3 == 2
+                              ? command(OP_SLEEP, i, 3900 + i * 10)
+                              : command(OP_ECHO, i, 0);
+        fm_chunk *chunk = submit(&rig, commands, 30, &o);
+        wait_done(&rig, chunk);
+        for (uint32_t i = 0; next_outcome(chunk, &cursor, &out); i++) {
+            CHECK(world->ran[i] <= 1);
+            if (i % 3 != 2 && out.what == FM_WHAT_DEATH)
+                dprintf(2, "task %u charged, ran %u\n", i, world->ran[i]);
+            CHECK(i % 3 == 2 || out.what == 0 || UNDER_TSAN);
+        }
+        fm_chunk_unref(chunk);
+    }
+    rig_close(&rig);
+}
+
+TEST(a_kill_that_comes_late_hits_nobody)
+{
+    /* The task ends between the look at the clock and the recall: then its
+     * successor runs, which is in time (and was not to be killed). */
+    struct rig rig = rig_open(1);
+    struct fm_chunk_options o = {.slot = -1, .timeout_ns = 60000000};
+    int64_t commands[3] = {command(OP_SLEEP, 0, 70000),
+                           command(OP_SLEEP, 1, 40000),
+                           command(OP_ECHO, 2, 0)};
+    for (int timed = 0; timed < 2; timed++) {
+        memset(world->ran, 0, 100);
+        fm_chunk *first = submit(&rig, commands, 1, timed ? &o : NULL);
+        fm_chunk *rest = submit(&rig, commands + 1, 2, timed ? &o : NULL);
+        before_recall_us = 20000;
+        if (!timed) {
+            while (world->ran[0] == 0)
+                fm_pool_turn(rig.pool);
+            sleep_us(60000);
+            CHECK_EQ(fm_chunk_kill(rig.pool, first), 0);
+        }
+        wait_done(&rig, first);
+        wait_done(&rig, rest);
+        before_recall_us = 0;
+        CHECK_EQ(outcome_of(rest, 0).what, 0);
+        CHECK_EQ(outcome_of(rest, 1).what, 0);
+        CHECK_EQ(outcome_of(first, 0).what, 0);
+        for (int i = 0; i < 3; i++)
+            CHECK_EQ(world->ran[i], 1);
+        fm_chunk_unref(first);
+        fm_chunk_unref(rest);
+    }
+    rig_close(&rig);
+}
+
+TEST(a_running_task_can_be_killed)
+{
+    struct rig rig = rig_open(1);
+    int64_t commands[3] = {command(OP_ECHO, 0, 0), command(OP_HANG, 1, 0),
+                           command(OP_ECHO, 2, 0)};
+    fm_chunk *chunk = submit(&rig, commands, 3, NULL);
+    fm_chunk *other = submit_one(&rig, command(OP_ECHO, 3, 0));
+    while (world->ran[1] == 0)
+        fm_pool_turn(rig.pool);
+    CHECK_EQ(fm_chunk_state(rig.pool, chunk), FM_CHUNK_RUNNING);
+    CHECK_EQ(fm_chunk_kill(rig.pool, other), 0);
+    CHECK_EQ(fm_chunk_kill(rig.pool, chunk), 1);
+    wait_done(&rig, chunk);
+    struct outcome o = outcome_of(chunk, 1);
+    CHECK_EQ(o.what, FM_WHAT_DEATH);
+    CHECK_EQ(o.death.cause, FM_CAUSE_KILLED);
+    CHECK_EQ(outcome_of(chunk, 2).what, 0);
+    CHECK_EQ(fm_chunk_kill(rig.pool, chunk), 0);
+    CHECK_EQ(finish_one(&rig, other).what, 0);
+    for (uint32_t i = 0; i < 4; i++)
+        CHECK_EQ(world->ran[i], 1);
+    fm_chunk_unref(chunk);
+    rig_close(&rig);
+}
+
+TEST(a_worker_that_talks_nonsense_is_replaced)
+{
+    struct rig rig = rig_open(1);
+    for (uint32_t i = 0; i < 5; i++) {
+        int64_t commands[3] = {command(OP_ECHO, 0, 0),
+                               command(i == 4 ? OP_QUIET : OP_GARBAGE, 1, 0),
+                               command(OP_ECHO, 2, 0)};
+        fm_chunk *chunk = submit(&rig, commands, 3, NULL);
+        wait_done(&rig, chunk);
+        struct outcome o = outcome_of(chunk, 1);
+        CHECK_EQ(outcome_of(chunk, 0).what, 0);
+        CHECK_EQ(o.what, FM_WHAT_DEATH);
+        CHECK_EQ(o.death.cause, FM_CAUSE_PROTOCOL);
+        CHECK_EQ(outcome_of(chunk, 2).what, 0);
+        fm_chunk_unref(chunk);
+    }
+    check_alive(&rig);
+    rig_close(&rig);
+}
+
+/* -------------------------------------------------------- cancel, recall */
+
+TEST(a_cancelled_task_never_runs)
+{
+    struct rig rig = rig_open(2);
+    uint64_t state = 8, cancelled = 0, ran = 0;
+    static int64_t commands[400];
+    for (int round = 0; round < 100; round++) {
+        struct fm_cursor cursor = {0};
+        struct outcome o;
+        uint32_t n = 0;
+        memset(world->ran, 0, 400);
+        fill(commands, round % 2 ? OP_ECHO : OP_SLEEP, 0, 400, 3);
+        fm_chunk *chunk = submit(&rig, commands, 400, NULL);
+        /* Cut at any place: when a task at random has run. */
+        uint32_t cut = (uint32_t)noise(&state) % 400;
+        while (round % 10 && world->ran[cut] == 0)
+            fm_pool_turn(rig.pool);
+        int got = fm_chunk_cancel(rig.pool, chunk);
+        CHECK(got >= 0);
+        wait_done(&rig, chunk);
+        CHECK_EQ(fm_chunk_cancel(rig.pool, chunk), 0);
+        for (uint32_t i = 0; next_outcome(chunk, &cursor, &o); i++) {
+            CHECK(o.what == 0 || o.what == FM_WHAT_CANCELLED);
+            CHECK_EQ(world->ran[i], o.what == 0);
+            n += o.what != 0;
+        }
+        CHECK_EQ(n, got);
+        cancelled += n;
+        ran += 400 - n;
+        fm_chunk_unref(chunk);
+    }
+    CHECK(cancelled > 100 && ran > 100);
+    CHECK_EQ(check_idle(&rig).cancelled, cancelled);
+    rig_close(&rig);
+}
+
+TEST(an_idle_worker_takes_over_half_of_a_queue)
+{
+    struct rig rig = rig_open(2);
+    int64_t commands[60];
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    fill(commands, OP_SLEEP, 0, 60, 5000);
+    int64_t start = fm_now();
+    fm_chunk *chunk = submit(&rig, commands, 60, NULL);
+    wait_done(&rig, chunk);
+    CHECK(fm_now() - start < 60 * 5000000ll * 4 / 5 || UNDER_TSAN);
+    for (uint32_t i = 0; i < 60; i++) {
+        CHECK_EQ(world->ran[i], 1);
+        CHECK_EQ(outcome_of(chunk, i).value, commands[i]);
+    }
+    fm_chunk_unref(chunk);
+    CHECK(check_idle(&rig).recalled >= 10);
+    rig_close(&rig);
+}
+
+TEST(everything_pending_can_be_cancelled)
+{
+    struct rig rig = rig_open(1);
+    fm_chunk *first = submit_one(&rig, command(OP_SLEEP, 0, 20000));
+    fm_chunk *chunks[30];
+    while (world->ran[0] == 0)
+        fm_pool_turn(rig.pool);
+    for (uint32_t i = 0; i < 30; i++)
+        chunks[i] = submit_one(&rig, command(OP_ECHO, 1 + i, 0));
+    CHECK_EQ(fm_pool_cancel_pending(rig.pool), 30);
+    CHECK_EQ(finish_one(&rig, first).what, 0);
+    for (uint32_t i = 0; i < 30; i++) {
+        CHECK_EQ(finish_one(&rig, chunks[i]).what, FM_WHAT_CANCELLED);
+        CHECK_EQ(world->ran[1 + i], 0);
+    }
+    check_alive(&rig);
+    rig_close(&rig);
+}
+
+TEST(claims_of_a_worker_that_reads_nothing_are_not_lapped)
+{
+    /* Cancelled frames wait unread in its pipe while the numbers come round
+     * the table of claims: the first must not be taken for the last. */
+    make_world();
+    atomic_store(&world->hold, 1);
+    struct rig rig = rig_open(1);
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    for (uint32_t i = 0; i < FM_CLAIMS; i++) {
+        fm_chunk *chunk = submit_one(&rig, command(OP_ECHO, 1, i));
+        CHECK_EQ(fm_chunk_cancel(rig.pool, chunk), 1);
+        fm_chunk_unref(chunk);
+    }
+    int64_t c = command(OP_ECHO, 2, 5);
+    fm_chunk *chunk = submit_one(&rig, c);
+    atomic_store(&world->hold, 0);
+    struct outcome o = finish_one(&rig, chunk);
+    CHECK_EQ(o.what, 0);
+    CHECK_EQ(o.value, c);
+    CHECK_EQ(world->ran[1], 0);
+    CHECK_EQ(world->ran[2], 1);
+    rig_close(&rig);
+}
+
+TEST(priorities_and_slots_are_kept)
+{
+    struct rig rig = rig_open(2);
+    int64_t hang = command(OP_SLEEP, 0, 30000);
+    struct fm_chunk_options o = {.slot = 0};
+    fm_chunk *a = submit(&rig, &hang, 1, &o);
+    o.slot = 1;
+    fm_chunk *b = submit(&rig, &hang, 1, &o);
+    o.slot = 2;
+    fm_chunk *bad;
+    CHECK_EQ(try_chunk(&rig, &hang, 1, &o, &bad), 0);
+    CHECK_EQ(fm_pool_submit(rig.pool, bad), -EINVAL);
+    fm_chunk_unref(bad);
+    fm_chunk *each[2][10];
+    for (int i = 0; i < 10; i++) {
+        for (int k = 0; k < 2; k++) {
+            int64_t c = command(OP_ECHO, 10 + (uint32_t)i, (uint32_t)k);
+            o = (struct fm_chunk_options){.slot = k, .priority = i - 5};
+            each[k][i] = submit(&rig, &c, 1, &o);
+        }
+    }
+    finish_one(&rig, a);
+    finish_one(&rig, b);
+    for (int i = 0; i < 10; i++)
+        for (int k = 0; k < 2; k++)
+            CHECK_EQ(finish_one(&rig, each[k][i]).what, 0);
+    struct fm_worker_info info[2];
+    CHECK_EQ(fm_pool_workers(rig.pool, info, 2), 2);
+    CHECK_EQ(info[0].tasks, 11);
+    CHECK_EQ(info[1].tasks, 11);
+    rig_close(&rig);
+}
+
+/* --------------------------------------------------------------- streams */
+
+TEST(a_stream_is_read_as_it_grows)
+{
+    struct rig rig = rig_open(2);
+    static const uint32_t credits[] = {1, 2, 7, 100, 100000};
+    for (uint32_t k = 0; k < ARRAY_LEN(credits); k++) {
+        struct fm_chunk_options o = {
+            .slot = -1, .flags = FM_RUN_STREAM, .credit = credits[k]};
+        int64_t c = command(OP_ECHO, k, 500);
+        fm_chunk *chunk = submit(&rig, &c, 1, &o);
+        const uint8_t *record;
+        uint64_t size, n = 0;
+        uint8_t *owned;
+        int rc;
+        while ((rc = fm_stream_next(rig.pool, chunk, fm_now() + 9000000000,
+                                    &record, &size, &owned)) == 1) {
+            uint64_t value;
+            CHECK_EQ(size, 9);
+            memcpy(&value, record + 1, 8);
+            CHECK_EQ(value, n);
+            fm_body_free(owned);
+            n++;
+        }
+        CHECK_EQ(rc, 0);
+        CHECK_EQ(n, 500);
+        CHECK_EQ(finish_one(&rig, chunk).value, c);
+    }
+    /* One that is given up: closed, and the rest thrown away. */
+    struct fm_chunk_options o = {
+        .slot = -1, .flags = FM_RUN_STREAM, .credit = 3};
+    int64_t c = command(OP_ECHO, 9, 1000000000);
+    fm_chunk *chunk = submit(&rig, &c, 1, &o);
+    CHECK_EQ(fm_stream_close(rig.pool, chunk), 0);
+    wait_done(&rig, chunk);
+    fm_chunk_unref(chunk);
+    check_alive(&rig);
+    rig_close(&rig);
+}
+
+/* --------------------------------------------------------- initializers */
+
+TEST(workers_say_hello)
+{
+    make_world();
+    world->hello = true;
+    struct rig rig = rig_open(2);
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, fm_now() + 5000000000,
+                                  FM_RANK_CALLER),
+             0);
+    for (int i = 0; i < 5; i++) {
+        finish_one(&rig, submit_one(&rig, command(OP_DIE, 1, 0)));
+        check_alive(&rig);
+    }
+    rig_close(&rig);
+}
+
+TEST(a_refused_initializer_breaks_the_pool_with_its_reason)
+{
+    make_world();
+    world->hello = world->refuse = true;
+    for (int round = 0; round < 30; round++) {
+        struct rig rig = rig_open(2);
+        fm_chunk *chunk;
+        int64_t c = command(OP_ECHO, 1, 1);
+        if (round % 2) /* birth and death lie ready side by side */
+            sleep_us(20000);
+        CHECK_EQ(try_chunk(&rig, &c, 1, NULL, &chunk), 0);
+        int rc = fm_pool_submit(rig.pool, chunk);
+        CHECK(rc == 0 || rc == FM_EBROKEN);
+        if (rc == 0) {
+            wait_done(&rig, chunk);
+            CHECK_EQ(outcome_of(chunk, 0).what, FM_WHAT_BROKEN);
+        }
+        fm_chunk_unref(chunk);
+        bool found = false;
+        uint8_t *cause;
+        uint64_t size;
+        for (uint32_t i = 0;
+             fm_pool_cause(rig.pool, i, &cause, &size) == 1; i++) {
+            found |= cause[1] == FM_WHAT_REFUSAL && size == 16 + 11 &&
+                     memcmp(cause + 16, "initializer", 11) == 0;
+            fm_body_free(cause);
+        }
+        CHECK(found);
+        CHECK_EQ(world->ran[1], 0);
+        rig_close(&rig);
+    }
+}
+
+TEST(an_initializer_that_exits_or_hangs_breaks_the_pool)
+{
+    make_world();
+    for (int hang = 0; hang < 2; hang++) {
+        struct rig rig;
+        world->init_exits = !hang;
+        atomic_store(&world->hold, hang);
+        CHECK_EQ(rig_start(&rig, 1, 50000000), 0);
+        CHECK_EQ(fm_pool_wait_workers(rig.pool, fm_now() + 5000000000,
+                                      FM_RANK_CALLER),
+                 0);
+        struct fm_stats s;
+        CHECK_EQ(fm_pool_stats(rig.pool, &s), 0);
+        CHECK_EQ(s.state, FM_POOL_BROKEN);
+        uint8_t *cause;
+        uint64_t size;
+        CHECK_EQ(fm_pool_cause(rig.pool, 0, &cause, &size), 1);
+        CHECK_EQ(cause[1], FM_WHAT_DEATH);
+        fm_body_free(cause);
+        rig_close(&rig);
+        CHECK(atomic_load(&world->births) <= 4);
+    }
+}
+
+TEST(workers_are_recycled_after_their_tasks)
+{
+    make_world();
+    world->max_tasks = 7;
+    struct rig rig = rig_open(2);
+    int64_t commands[500];
+    fill(commands, OP_ECHO, 0, 500, 1);
+    fm_chunk *chunk = submit(&rig, commands, 500, NULL);
+    wait_done(&rig, chunk);
+    for (uint32_t i = 0; i < 500; i++) {
+        CHECK_EQ(world->ran[i], 1);
+        CHECK_EQ(outcome_of(chunk, i).value, commands[i]);
+    }
+    fm_chunk_unref(chunk);
+    struct fm_stats s = check_idle(&rig);
+    CHECK(s.recycled >= 500 / 7 - 2);
+    CHECK_EQ(s.deaths, 0);
+    rig_close(&rig);
+}
+
+/* ------------------------------------------------------------------- end */
+
+TEST(stop_closes_what_waits_and_ends_what_runs)
+{
+    for (int ladder = FM_LADDER_GENTLE; ladder <= FM_LADDER_KILL; ladder++) {
+        struct rig rig = rig_open(1);
+        int64_t commands[20];
+        memset(world->ran, 0, 100);
+        fill(commands, OP_ECHO, 2, 20, 0);
+        fm_chunk *first = submit_one(&rig, command(OP_HANG, 1, 0));
+        while (world->ran[1] == 0)
+            fm_pool_turn(rig.pool);
+        fm_chunk *chunk = submit(&rig, commands, 20, NULL);
+        CHECK_EQ(fm_pool_drain(rig.pool), 0);
+        fm_chunk *late;
+        CHECK_EQ(try_chunk(&rig, commands, 1, NULL, &late), 0);
+        CHECK_EQ(fm_pool_submit(rig.pool, late), FM_ECLOSED);
+        fm_chunk_unref(late);
+        CHECK_EQ(fm_pool_stop(rig.pool, (enum fm_ladder)ladder), 0);
+        wait_done(&rig, chunk);
+        for (uint32_t i = 0; i < 20; i++) {
+            CHECK_EQ(outcome_of(chunk, i).what, FM_WHAT_CLOSED);
+            CHECK_EQ(world->ran[2 + i], 0);
+        }
+        fm_chunk_unref(chunk);
+        struct outcome o = finish_one(&rig, first);
+        CHECK_EQ(o.what, FM_WHAT_DEATH);
+        CHECK_EQ(o.death.cause, FM_CAUSE_STOPPED);
+        int status = 77;
+        CHECK_EQ(fm_pool_join(rig.pool, FM_FOREVER), 0);
+        CHECK_EQ(fm_pool_zygote(rig.pool, &status), rig.zygote);
+        CHECK_EQ(status, 0);
+        rig_close(&rig);
+    }
+}
+
+TEST(close_alone_ends_everything_in_time)
+{
+    struct rig rig = rig_open(3);
+    int64_t commands[300];
+    fm_chunk *chunks[10];
+    fill(commands, OP_SLEEP, 0, 300, 100000);
+    for (int i = 0; i < 10; i++)
+        chunks[i] = submit(&rig, commands, 300, NULL);
+    int64_t start = fm_now();
+    fm_pool_close(rig.pool);
+    CHECK(fm_now() - start < 1900000000);
+    for (int i = 0; i < 10; i++) {
+        CHECK_EQ(fm_chunk_outcomes(chunks[i]), 300);
+        wait_done(&rig, chunks[i]);
+    }
+    check_idle(&rig);
+    /* Chunks outlive the pool's last handle. */
+    fm_pool_unref(rig.pool);
+    for (int i = 0; i < 10; i++) {
+        CHECK(outcome_of(chunks[i], 299).what != 0);
+        fm_chunk_unref(chunks[i]);
+    }
+}
+
+TEST(waiters_in_other_threads_come_out_when_the_pool_closes)
+{
+    struct rig rig = rig_open(2);
+    struct collector c = {.rig = &rig};
+    struct client clients[3];
+    pthread_t thread;
+    CHECK_EQ(fm_inbox_new(rig.pool, 0, &c.inbox), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, collect, &c), 0);
+    fm_chunk *chunk = submit_one(&rig, command(OP_HANG, 1, 0));
+    run_clients(&rig, clients, 3, 20, ping);
+    join_clients(clients, 3);
+    fm_pool_close(rig.pool);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(finish_one(&rig, chunk).what, FM_WHAT_DEATH);
+    fm_inbox_unref(c.inbox);
+    fm_pool_unref(rig.pool);
+}
+
+TEST(the_zygotes_death_breaks_the_pool)
+{
+    for (int round = 0; round < 10; round++) {
+        struct rig rig = rig_open(2);
+        static int64_t commands[2000];
+        fm_chunk *chunks[5], *late;
+        memset(world->ran, 0, 2000);
+        fill(commands, OP_SLEEP, 0, 2000, 20);
+        for (int i = 0; i < 5; i++)
+            chunks[i] = submit(&rig, commands + i * 400, 400, NULL);
+        sleep_us(round * 700);
+        kill(rig.zygote, SIGKILL);
+        uint32_t done = 0;
+        for (uint32_t i = 0; i < 5; i++) {
+            struct fm_cursor cursor = {0};
+            struct outcome o;
+            wait_done(&rig, chunks[i]);
+            for (uint32_t k = 0; next_outcome(chunks[i], &cursor, &o); k++) {
+                CHECK(o.what == 0 || o.what == FM_WHAT_BROKEN);
+                CHECK(world->ran[i * 400 + k] <= 1);
+                CHECK(o.what != 0 || world->ran[i * 400 + k] == 1);
+                done += o.what == 0;
+            }
+            fm_chunk_unref(chunks[i]);
+        }
+        CHECK(done < 2000);
+        CHECK_EQ(try_chunk(&rig, commands, 1, NULL, &late), 0);
+        CHECK_EQ(fm_pool_submit(rig.pool, late), FM_EBROKEN);
+        fm_chunk_unref(late);
+        rig_close(&rig);
+    }
+}
+
+TEST(a_forked_child_is_refused_and_harms_nobody)
+{
+    struct rig rig = rig_open(2);
+    check_alive(&rig);
+    fm_chunk *chunk = submit_one(&rig, command(OP_SLEEP, 1, 30000));
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct fm_stats s;
+        int status;
+        fm_chunk *c;
+        CHECK_EQ(fm_pool_wait_chunk(rig.pool, chunk, 0, FM_RANK_CALLER),
+                 FM_EFORKED);
+        CHECK_EQ(fm_pool_stats(rig.pool, &s), FM_EFORKED);
+        CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_KILL), FM_EFORKED);
+        CHECK_EQ(fm_pool_join(rig.pool, 0), FM_EFORKED);
+        CHECK_EQ(fm_pool_zygote(rig.pool, &status), FM_EFORKED);
+        CHECK_EQ(fm_chunk_cancel(rig.pool, chunk), FM_EFORKED);
+        CHECK_EQ(try_chunk(&rig, (int64_t[]){1}, 1, NULL, &c), 0);
+        CHECK_EQ(fm_pool_submit(rig.pool, c), FM_EFORKED);
+        fm_chunk_unref(c);
+        fm_chunk_unref(chunk);
+        fm_pool_close(rig.pool);
+        fm_pool_unref(rig.pool);
+        _exit(0);
+    }
+    CHECK_CHILD(pid);
+    CHECK_EQ(finish_one(&rig, chunk).what, 0);
+    rig_close(&rig);
+}
+
+/* ----------------------------------------------------------------- storm */
+
+/* Everything at once: each thread submits chunks with options at random and
+ * then waits, polls, cancels, kills or forgets them. */
+struct storm {
+    struct rig *rig;
+    pthread_t thread;
+    fm_inbox *inbox;
+    uint64_t noise;
+    uint32_t id, end;
+    uint64_t tasks, deaths, cancelled;
+};
+
+static int64_t storm_command(struct storm *s, bool timed)
+{
+    uint32_t dice = (uint32_t)(noise(&s->noise) % 1000), id = s->id++;
+    if (dice < 4)
+        return command(OP_DIE, id, 0);
+    if (dice < 8)
+        return command(OP_EXIT, id, 1);
+    if (dice < 10)
+        return command(timed ? OP_HANG : OP_ECHO, id, 0);
+    if (dice < 30)
+        return command(OP_ERROR, id, 0);
+    if (dice < 50)
+        return command(OP_RETRY, id, 1);
+    if (dice < 60)
+        return command(OP_BIG, id, (uint32_t)(noise(&s->noise) % 200000));
+    if (dice < 100)
+        return command(OP_SLEEP, id, (uint32_t)(noise(&s->noise) % 400));
+    return command(OP_ECHO, id, dice);
+}
+
+static void storm_check(struct storm *s, fm_chunk *chunk,
+                        const int64_t *commands, uint32_t retries)
+{
+    struct fm_cursor cursor = {0};
+    struct outcome o;
+    uint32_t i = 0;
+    for (; next_outcome(chunk, &cursor, &o); i++) {
+        enum op op = (enum op)(commands[i] & 0xff);
+        uint32_t id = (uint32_t)(commands[i] >> 8) & 0xffffff;
+        uint32_t ran = world->ran[id];
+        bool value = o.what == 0 || o.what == FM_WHAT_BYTES;
+        CHECK(ran <= 1 + retries);
+        CHECK(!value || ran >= 1);
+        CHECK(o.what != 0 || o.value == commands[i]);
+        CHECK(!value || (op != OP_DIE && op != OP_EXIT && op != OP_ERROR &&
+                         op != OP_HANG));
+        CHECK((o.what == FM_WHAT_BYTES) == (value && op == OP_BIG));
+        CHECK(o.what != FM_WHAT_ERROR || op == OP_ERROR);
+        CHECK(o.what != FM_WHAT_RETRY || op == OP_RETRY);
+        if (o.what == FM_WHAT_CANCELLED || o.what == FM_WHAT_CLOSED)
+            CHECK(ran == 0 || retries);
+        CHECK(o.what != FM_WHAT_BROKEN && o.what != FM_WHAT_NOMEM);
+        if (o.what == FM_WHAT_DEATH)
+            CHECK_EQ(o.death.task, i);
+        s->deaths += o.what == FM_WHAT_DEATH;
+        s->cancelled += o.what == FM_WHAT_CANCELLED;
+    }
+    CHECK_EQ(i, fm_chunk_count(chunk));
+}
+
+/* Wait in one of the ways there are. */
+static void storm_wait(struct storm *s, fm_chunk *chunk)
+{
+    fm_pool *pool = s->rig->pool;
+    enum fm_rank rank = (enum fm_rank)(noise(&s->noise) % 3);
+    int64_t limit = fm_now() + 30000000000;
+    uint64_t how = noise(&s->noise) % 6;
+    if (how == 0)
+        CHECK(fm_chunk_cancel(pool, chunk) >= 0);
+    if (how == 1)
+        CHECK(fm_chunk_kill(pool, chunk) >= 0);
+    while (how == 2 && fm_chunk_state(pool, chunk) != FM_CHUNK_DONE) {
+        CHECK(fm_pool_turn(pool) == 0 && fm_now() < limit);
+        sched_yield();
+    }
+    while (how == 3 &&
+           fm_pool_wait_chunk(pool, chunk,
+                              fm_now() + (int64_t)(noise(&s->noise) % 300000),
+                              rank) == -ETIMEDOUT)
+        CHECK(fm_now() < limit);
+    CHECK_EQ(fm_pool_wait_chunk(pool, chunk, limit, rank), 0);
+}
+
+static void *storm_main(void *arg)
+{
+    struct storm *s = arg;
+    int64_t commands[60];
+    while (s->id + 60 < s->end) {
+        uint32_t n = 1 + (uint32_t)(noise(&s->noise) % 60);
+        uint32_t retries = (uint32_t)(noise(&s->noise) % 3);
+        bool timed = noise(&s->noise) % 4 == 0;
+        bool forget = noise(&s->noise) % 10 == 0;
+        struct fm_chunk_options o = {
+            .slot = noise(&s->noise) % 8 ? -1
+                                         : (int32_t)(noise(&s->noise) % 3),
+            .timeout_ns = timed ? 40000000 : 0,
+            .retries = retries,
+            .retry_on = (uint32_t)(noise(&s->noise) % 4),
+            .priority = (int32_t)(noise(&s->noise) % 3) - 1,
+            .inbox = forget ? s->inbox : NULL};
+        fm_chunk *chunk;
+        for (uint32_t i = 0; i < n; i++)
+            commands[i] = storm_command(s, timed);
+        CHECK_EQ(try_chunk(s->rig, commands, n, &o, &chunk), 0);
+        int rc = fm_pool_submit(s->rig->pool, chunk);
+        CHECK(rc == 0 || rc == FM_ECLOSED);
+        if (rc == 0 && !forget) {
+            storm_wait(s, chunk);
+            storm_check(s, chunk, commands, retries);
+        }
+        s->tasks += rc == 0 ? n : 0;
+        fm_chunk_unref(chunk);
+        if (rc < 0)
+            break;
+    }
+    return NULL;
+}
+
+static void check_inv1(struct rig *rig)
+{
+    struct fm_stats s;
+    CHECK_EQ(fm_pool_stats(rig->pool, &s), 0);
+    CHECK_EQ(s.accepted, s.outcomes + s.backlog + s.in_flight);
+}
+
+TEST(a_storm_leaves_every_task_with_one_outcome)
+{
+    uint64_t seed = 2026;
+    for (int round = 0; round < (UNDER_TSAN ? 3 : 8); round++) {
+        struct rig rig = rig_open(3);
+        struct storm storms[4];
+        struct collector c = {.rig = &rig};
+        pthread_t collector;
+        uint64_t tasks = 0;
+        memset(world->ran, 0, sizeof world->ran);
+        CHECK_EQ(fm_inbox_new(rig.pool, round % 2, &c.inbox), 0);
+        CHECK_EQ(pthread_create(&collector, NULL, collect, &c), 0);
+        for (uint32_t i = 0; i < 4; i++) {
+            storms[i] = (struct storm){.rig = &rig,
+                                       .inbox = c.inbox,
+                                       .noise = noise(&seed),
+                                       .id = i * 16384,
+                                       .end = i * 16384 + 4000};
+            CHECK_EQ(pthread_create(&storms[i].thread, NULL, storm_main,
+                                    &storms[i]),
+                     0);
+        }
+        for (int i = 0; i < 20; i++) {
+            struct fm_worker_info info[3];
+            sleep_us((int64_t)(noise(&seed) % 6000));
+            check_inv1(&rig);
+            CHECK_EQ(fm_pool_workers(rig.pool, info, 3), 3);
+            pid_t pid = info[noise(&seed) % 3].pid;
+            if (pid > 0)
+                kill(pid, SIGKILL);
+        }
+        if (round % 4 == 3) /* in the middle of it all */
+            fm_pool_stop(rig.pool,
+                         (enum fm_ladder)(1 + noise(&seed) % 3));
+        for (int i = 0; i < 4; i++) {
+            CHECK_EQ(pthread_join(storms[i].thread, NULL), 0);
+            tasks += storms[i].tasks;
+        }
+        CHECK_EQ(fm_pool_wait_idle(rig.pool, fm_now() + 20000000000,
+                                   FM_RANK_CALLER),
+                 0);
+        CHECK_EQ(check_idle(&rig).accepted, tasks);
+        fm_inbox_close(rig.pool, c.inbox);
+        CHECK_EQ(pthread_join(collector, NULL), 0);
+        fm_inbox_unref(c.inbox);
+        rig_close(&rig);
+    }
+}
+
+static void *wait_for_ever(void *arg)
+{
+    struct client *c = arg;
+    int64_t cmd = command(OP_HANG, c->from, 0);
+    struct outcome o = finish_one(c->rig, submit_one(c->rig, cmd));
+    CHECK(o.what == FM_WHAT_DEATH || o.what == FM_WHAT_CLOSED);
+    CHECK_EQ(world->ran[c->from], o.what == FM_WHAT_DEATH);
+    return NULL;
+}
+
+TEST(threads_that_wait_for_tasks_come_out_when_the_pool_closes)
+{
+    for (int round = 0; round < 5; round++) {
+        struct rig rig = rig_open(2);
+        struct client clients[6];
+        memset(world->ran, 0, 100);
+        run_clients(&rig, clients, 6, 1, wait_for_ever);
+        struct fm_stats s;
+        do {
+            sleep_us(500);
+            CHECK_EQ(fm_pool_stats(rig.pool, &s), 0);
+        } while (s.waiting_threads < 6 || s.accepted < 6);
+        if (round % 2) {
+            CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_TERM), 0);
+            CHECK_EQ(fm_pool_join(rig.pool, fm_now() + 9000000000), 0);
+        } else {
+            fm_pool_close(rig.pool);
+        }
+        join_clients(clients, 6);
+        rig_close(&rig);
+    }
+}
+
+TEST(forgotten_chunks_are_freed_when_they_are_done)
+{
+    struct rig rig = rig_open(2);
+    static int64_t commands[300];
+    for (uint32_t k = 0; k < 30; k++) {
+        fill(commands, OP_ECHO, k * 300, 300, 0);
+        fm_chunk_unref(submit(&rig, commands, 300, NULL));
+    }
+    CHECK_EQ(fm_pool_wait_idle(rig.pool, fm_now() + 9000000000,
+                               FM_RANK_CALLER),
+             0);
+    for (uint32_t i = 0; i < 9000; i++)
+        CHECK_EQ(world->ran[i], 1);
+    rig_close(&rig);
+}
+
+TEST(many_workers_start_work_and_end)
+{
+    struct rig rig = rig_open(40);
+    int64_t c = command(OP_SLEEP, 1, 2000);
+    fm_chunk *chunks[200];
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, fm_now() + 9000000000,
+                                  FM_RANK_CALLER),
+             0);
+    for (int i = 0; i < 200; i++)
+        chunks[i] = submit_one(&rig, c);
+    for (int i = 0; i < 200; i++)
+        CHECK_EQ(finish_one(&rig, chunks[i]).value, c);
+    CHECK_EQ(world->ran[1], 200);
+    rig_close(&rig);
+}
+
+/* ---------------------------------------------------------------- memory */
+
+/* Everything once, tolerating that an allocation fails: no hang, no wrong
+ * value, nothing lost but to NOMEM. */
+static void exercise(long fail, long count, bool *failed)
+{
+    struct rig rig;
+    struct fm_chunk_options o = {.slot = -1, .priority = 3, .retries = 1};
+    int64_t commands[40];
+    fm_function *function = NULL;
+    fm_inbox *inbox = NULL;
+    fm_chunk *chunk = NULL;
+    make_world();
+    memset(world->ran, 0, sizeof world->ran);
+    fill(commands, OP_ECHO, 0, 40, 1);
+    commands[3] = command(OP_BIG, 3, 100000);
+    commands[9] = command(OP_RETRY, 9, 1);
+    commands[20] = command(OP_BIG, 20, 3000);
+    fail_allocs(fail, count);
+    int rc = rig_start(&rig, 1, 0);
+    if (rc < 0) {
+        CHECK_EQ(rc, -ENOMEM);
+        *failed = alloc_failed();
+        return;
+    }
+    if (fm_function_new(rig.pool, "f", 1, &function) == 0)
+        o.function = function;
+    if (fm_inbox_new(rig.pool, 0, &inbox) == 0)
+        o.inbox = inbox;
+    rc = try_chunk(&rig, commands, 40, &o, &chunk);
+    if (rc == 0) {
+        rc = fm_pool_submit(rig.pool, chunk);
+        CHECK(rc == 0 || rc == -ENOMEM);
+        if (rc == 0) {
+            struct fm_cursor cursor = {0};
+            struct outcome out;
+            uint32_t i = 0;
+            wait_done(&rig, chunk);
+            for (; next_outcome(chunk, &cursor, &out); i++) {
+                bool lost = out.what == FM_WHAT_NOMEM;
+                CHECK(lost || out.what == 0 || out.what == FM_WHAT_BYTES ||
+                      (i == 9 && out.what == FM_WHAT_RETRY));
+                CHECK(out.what != 0 || out.value == commands[i]);
+                CHECK(world->ran[i] == 1 || i == 9);
+            }
+            CHECK_EQ(i, 40);
+        }
+        fm_chunk_unref(chunk);
+    } else {
+        CHECK_EQ(rc, -ENOMEM);
+    }
+    *failed = alloc_failed();
+    fail_alloc(0);
+    check_alive(&rig);
+    fm_inbox_unref(inbox);
+    fm_function_unref(function);
+    rig_close(&rig);
+}
+
+TEST(an_allocation_that_fails_costs_at_most_its_task)
+{
+    static const long counts[] = {1, 3, 20};
+    for (size_t i = 0; i < ARRAY_LEN(counts); i++) {
+        bool failed = true;
+        for (long n = 1; failed; n++) {
+            exercise(n, counts[i], &failed);
+            CHECK(n < 200);
+        }
+    }
+}
+
+TEST(bad_options_are_refused)
+{
+    struct rig rig = rig_open(1);
+    fm_pool *pool;
+    struct fm_pool_options o = {.control_fd = 0, .zygote = 1, .workers = 0};
+    CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);
+    o.workers = FM_MAX_WORKERS + 1;
+    CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);
+    o = (struct fm_pool_options){.control_fd = -1, .zygote = 1, .workers = 1};
+    CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);
+    static int64_t commands[FM_CLAIMS];
+    fm_chunk *chunk;
+    CHECK_EQ(try_chunk(&rig, commands, 0, NULL, &chunk), -EINVAL);
+    CHECK_EQ(try_chunk(&rig, commands, FM_CLAIMS / 4 + 1, NULL, &chunk),
+             -EINVAL);
+    chunk = submit_one(&rig, command(OP_ECHO, 1, 1));
+    CHECK_EQ(fm_pool_submit(rig.pool, chunk), FM_ESTATE);
+    finish_one(&rig, chunk);
+    rig_close(&rig);
+}

@@ -890,9 +890,10 @@ static void *pump_main(void *arg)
     uint64_t turns = 0;
     lock(pool);
     while (!pool->pump_quit) {
-        bool needed = !pool->leader && pump_needed(pool);
+        bool needed = pump_needed(pool);
+        bool quiet = grace && turns == pool->counts.lead_turns;
         uint32_t old = atomic_load(&w->word);
-        if (needed && grace && turns == pool->counts.lead_turns) {
+        if (needed && quiet && !pool->leader) {
             take_lead(pool, w);
             while (!pool->pump_quit && !pool->want && pump_needed(pool))
                 lead_turn(pool, FM_FOREVER);
@@ -901,7 +902,9 @@ static void *pump_main(void *arg)
             continue;
         }
         /* Whoever just left may be back at once: wait for a while in which
-         * nobody makes a turn, so that the lead does not go to and fro. */
+         * nobody makes a turn, so that the lead does not go to and fro.  A
+         * leader that makes no turns waits for something: it will tell. */
+        needed = needed && !(quiet && pool->leader);
         grace = !needed ? 0
                         : FM__MIN(FM__MAX(2 * grace, PUMP_GRACE_NS),
                                   PUMP_GRACE_MOST_NS);

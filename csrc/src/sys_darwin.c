@@ -451,31 +451,31 @@ uint64_t fm_sys_rss_kb(void)
 /* ----------------------------------------------------------------- memory */
 
 /*
- * shm_open needs a name of at most 31 characters; it is gone again before
- * anybody could use it.  O_EXCL makes it ours, and a name that is taken (a
- * process that was killed between the two calls) is followed by another.
- * The size can be set once only; it is rounded up to whole pages.
+ * An unlinked file, and not shm_open(): what that gives cannot be written to
+ * or sought in here (ENXIO, ESPIPE), and the slot's crash text is written
+ * through the descriptor by whoever crashes.  The pages are the file's cache
+ * and are shared like any memory; that they may reach the disk costs little
+ * for memory of this size.  The name lives for an instant.
  */
 int fm__sys_shm(size_t size)
 {
-    char name[32];
-    int fd = -1;
-    for (int i = 0; fd < 0 && i < 100; i++) {
-        snprintf(name, sizeof name, "/fm.%x.%llx", (unsigned)getpid(),
-                 (unsigned long long)fm_now() + (unsigned)i);
-        fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    char own[256] = "", path[320];
+    const char *const dirs[] = {own, "/tmp/", "/var/tmp/"};
+    int rc = -ENOENT;
+    confstr(_CS_DARWIN_USER_TEMP_DIR, own, sizeof own);
+    for (size_t i = own[0] ? 0 : 1; rc < 0 && i < ARRAY_LEN(dirs); i++) {
+        snprintf(path, sizeof path, "%sforkmill-XXXXXX", dirs[i]);
+        int fd = mkostemp(path, O_CLOEXEC);
         if (fd >= 0)
-            shm_unlink(name);
-        else if (errno != EEXIST)
-            break;
+            unlink(path);
+        rc = lift(fd);
     }
-    fd = lift(fd);
-    if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
-        int rc = -errno;
-        close(fd);
-        return rc;
+    if (rc >= 0 && ftruncate(rc, (off_t)size) < 0) {
+        int failed = -errno;
+        close(rc);
+        return failed;
     }
-    return fd;
+    return rc;
 }
 
 void *fm__sys_map(int fd, size_t size, bool inherit)

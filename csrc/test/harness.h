@@ -23,12 +23,13 @@
 #define HARNESS_H
 
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* ppoll, pipe2 in the tests */
+#define _GNU_SOURCE /* F_SETPIPE_SZ, MAP_ANONYMOUS */
 #endif
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>

@@ -1,0 +1,39 @@
+"""How much of the workers' time goes into the tasks, at task lengths from 10 us to 10 ms?
+
+Tasks that use the CPU for a given time, in `map` with all defaults; 1 is when all workers together
+take no longer than the tasks' CPU time divided among them. With as many workers as CPUs nobody can
+reach 1: the parent needs a CPU too.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import work
+from .harness import MORE, Bench, Case, Target, check, elapsed
+from .peers import Peer
+
+TARGETS = (Target("100 us tasks, efficiency against ideal", "100us", 0.95),)
+LENGTHS_US = (10, 100, 1000, 10_000)
+_SAMPLE_S = 0.5  # CPU seconds of tasks a worker and sample
+
+
+def run(bench: Bench) -> None:
+    """Ask."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    able = min(bench.workers, cpus or 1)
+    if able < bench.workers:
+        bench.note(f"{bench.workers} workers on {able} CPUs: the ideal counts {able}")
+    for length_us in LENGTHS_US:
+        seconds = length_us * 1e-6
+        count = bench.size(int(_SAMPLE_S * able / seconds), 8)
+
+        def take(pool: Peer, seconds: float = seconds, count: int = count) -> float:
+            tasks = [seconds] * count
+            took, results = elapsed(lambda: pool.map(work.spin, tasks))
+            check(results, tasks)
+            return seconds * count / able / took
+
+        title = f"{count:,} tasks of {length_us:,} us, map with defaults"
+        case = Case(f"{length_us}us", title, "of ideal", MORE, bench.pools(take), most_rounds=5)
+        bench.measure(case)

@@ -1,0 +1,101 @@
+"""How long until a new pool has its first result, and how long does it take to close?
+
+By fork, once from a small process and once from one with a lot of memory, whose page tables fork
+has to copy. The C reference does one fork, a byte through a pipe, exit and wait. Who forks nothing
+(loky) is shown beside; joblib is not, because it keeps its workers for the next call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import work
+from .harness import LESS, Bench, Case, Sample, Target, check, elapsed, spread
+from .peers import START_METHOD, Forkmill, Joblib, Peer, StdlibExecutor
+
+C_FORK = "C fork+pipe+exit+wait"
+_WHAT = "create pool, first result, fork"
+TARGETS = (
+    Target(_WHAT, "small", 0.4, StdlibExecutor.name, at_most=True, label="RSS < 100 MB"),
+    Target(_WHAT, "large", 1.5, StdlibExecutor.name, at_most=True, label="RSS 1 GB"),
+)
+
+
+class ForkedForkmill(Forkmill):
+    """Ours, by fork whatever else this process has loaded."""
+
+    def __init__(self, workers: int) -> None:
+        import forkmill
+
+        self.pool = forkmill.ProcessPool(workers, start_method=START_METHOD)
+
+
+def run(bench: Bench) -> None:
+    """Ask."""
+    peers = [ForkedForkmill if p is Forkmill else p for p in bench.peers if p is not Joblib]
+    megabytes = bench.size(1024, 32)
+    for key, ballast in (("small", 0), ("large", megabytes)):
+        with _resident(ballast):
+            for suffix, title, take in (
+                ("", "a new pool's first result", _open),
+                ("-close", "close a used pool", _close),
+            ):
+                samples = {p.name: _median(bench, p, take) for p in peers}
+                if bench.reference and not suffix:
+                    samples[C_FORK] = _reference(bench, ballast)
+                text = f"{title}, {_rss_megabytes():.0f} MB resident"
+                bench.measure(Case(key + suffix, text, "ms", LESS, samples, most_rounds=7))
+
+
+def _median(bench: Bench, peer: type[Peer], take: Callable[[Any, int], float]) -> Sample:
+    repeats = bench.size(5, 1)
+    return lambda: spread([take(peer, bench.workers) * 1e3 for _ in range(repeats)])[1]
+
+
+def _reference(bench: Bench, megabytes: int) -> Sample:
+    reference = bench.reference
+    assert reference is not None
+    return lambda: reference.spawn(megabytes, bench.size(20, 1)) * 1e3
+
+
+def _open(peer: type[Peer], workers: int) -> float:
+    def first() -> Peer:
+        pool = peer(workers)
+        check(pool.call(work.increment, 1), 2)
+        return pool
+
+    seconds, pool = elapsed(first)
+    pool.close()
+    return seconds
+
+
+def _close(peer: type[Peer], workers: int) -> float:
+    pool = peer(workers)
+    check(pool.calls(work.increment, range(8)), list(range(1, 9)))
+    return elapsed(pool.close)[0]
+
+
+@contextlib.contextmanager
+def _resident(megabytes: int) -> Iterator[None]:
+    """In here this process has so much more memory resident, in small pages."""
+    if not megabytes:
+        yield
+        return
+    size = megabytes << 20
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        memory[:: mmap.PAGESIZE] = bytes(size // mmap.PAGESIZE)
+        yield
+
+
+def _rss_megabytes() -> float:
+    with contextlib.suppress(OSError), open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * mmap.PAGESIZE / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # no /proc: the peak has to do
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -2,17 +2,19 @@
 
 Several arrays at once, each a task of its own: sent (a few numbers come back), sent and given back
 unchanged, and freshly made in the worker. Bytes are counted once, also where they go both ways; the
-C reference copies as many between two warm buffers.
+C reference copies as many between two warm buffers. All peers at 8 MB, the standard library's at
+other sizes.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 from . import work
 from .harness import MORE, Bench, Case, Sample, Skip, Target, WrongResult, check, elapsed
-from .peers import Peer
+from .peers import Forkmill, Peer, StdlibExecutor, StdlibPool
 
 MEMCPY = "C memcpy, warm"
 _BACK = "8 MB arrays back"
@@ -23,6 +25,8 @@ TARGETS = (
 )
 SIZES = (64 << 10, 1 << 20, 8 << 20, 64 << 20)
 QUICK_SIZES = (64 << 10, 8 << 20)
+_FOR_ALL = 8 << 20
+_SAMPLE = 64 << 20  # bytes a sample, if that is some arrays
 
 
 def run(bench: Bench) -> None:
@@ -30,22 +34,25 @@ def run(bench: Bench) -> None:
     if importlib.util.find_spec("numpy") is None:
         raise Skip("numpy is not installed")
     for size in QUICK_SIZES if bench.quick else SIZES:
-        count = bench.size(min(200, max(4, (256 << 20) // size)), 2)
+        count = bench.size(min(200, max(2, _SAMPLE // size)), 2)
         for key, title, take in (
             ("send", "sent", _send),
             ("return", "sent and given back", _give_back),
             ("make", "made in the worker", _make),
         ):
-            samples: dict[str, Sample] = bench.pools(_with(take, size, count))
+            bound = _with(take, size, count)
+            samples: dict[str, Sample] = {
+                peer.name: bench.with_pool(peer, bound)
+                for peer in bench.peers
+                if size == _FOR_ALL or peer in (Forkmill, StdlibPool, StdlibExecutor)
+            }
             if reference := bench.reference:
                 samples[MEMCPY] = _memcpy(reference, size, bench)
             text = f"{count} arrays of {size >> 10:,} KiB, {title}"
-            bench.measure(
-                Case(f"{key}-{size >> 10}K", text, "GB/s", MORE, samples, most_rounds=5)
-            )
+            bench.measure(Case(f"{key}-{size >> 10}K", text, "GB/s", MORE, samples, most_rounds=5))
 
 
-def _with(take: Any, size: int, count: int) -> Any:
+def _with(take: Any, size: int, count: int) -> Callable[[Peer], float]:
     def bound(pool: Peer) -> float:
         take(pool, size, 2)  # its first use of memory of this size is not the question
         return float(take(pool, size, count))

@@ -15,7 +15,7 @@ TARGETS = (Target("submit all + as_completed, trivial", "many", 20.0, StdlibExec
 
 def run(bench: Bench) -> None:
     """Ask."""
-    for key, count in (("few", bench.size(500, 10)), ("many", bench.size(20_000, 50))):
+    for key, count in (("few", bench.size(500, 10)), ("many", bench.size(10_000, 50))):
         expected = list(range(1, count + 1))
 
         def take(pool: Peer, count: int = count, expected: list[int] = expected) -> float:

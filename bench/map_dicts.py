@@ -12,9 +12,7 @@ from . import work
 from .harness import MORE, Bench, Case, Target, check, elapsed
 from .peers import Peer, StdlibPool
 
-TARGETS = (
-    Target("same, items that need pickle (small dicts)", "nested", 1.2, StdlibPool.name),
-)
+TARGETS = (Target("same, items that need pickle (small dicts)", "nested", 1.2, StdlibPool.name),)
 
 
 def run(bench: Bench) -> None:
@@ -28,9 +26,7 @@ def run(bench: Bench) -> None:
         items = [make(i) for i in range(full)]
         expected = [work.mark_item(make(i)) for i in range(full)]
 
-        def take(
-            pool: Peer, items: list[Any] = items, expected: list[Any] = expected
-        ) -> float:
+        def take(pool: Peer, items: list[Any] = items, expected: list[Any] = expected) -> float:
             count = full // pool.per_item
             some = items[:count]
             seconds, results = elapsed(lambda: pool.map(work.mark_item, some))

@@ -30,11 +30,13 @@ class Peer:
         module: What must be importable for it.
         per_item: How many times fewer items its `map` gets in the benchmarks of rates, because
             by default it sends them one by one.
+        per_call: How many times fewer lone calls it gets, because one takes milliseconds.
     """
 
     name: ClassVar[str]
     module: ClassVar[str]
     per_item: ClassVar[int] = 1
+    per_call: ClassVar[int] = 1
 
     def __init__(self, workers: int) -> None:
         raise NotImplementedError
@@ -247,6 +249,7 @@ class Joblib(Peer):
     name = "joblib"
     module = "joblib"
     per_item = 50
+    per_call = 100
 
     def __init__(self, workers: int) -> None:
         import joblib

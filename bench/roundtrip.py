@@ -20,9 +20,11 @@ TARGETS = (
 
 def run(bench: Bench) -> None:
     """Ask."""
-    count = bench.size(3000, 20)
+    full = bench.size(3000, 100)
 
     def take(pool: Peer) -> float:
+        count = full // pool.per_call
+
         def trips() -> list[int]:
             return [pool.call(work.increment, i) for i in range(count)]
 

@@ -8,6 +8,7 @@ has to copy. The C reference does one fork, a byte through a pipe, exit and wait
 from __future__ import annotations
 
 import contextlib
+import importlib
 import mmap
 import resource
 import sys
@@ -38,6 +39,8 @@ class ForkedForkmill(Forkmill):
 def run(bench: Bench) -> None:
     """Ask."""
     peers = [ForkedForkmill if p is Forkmill else p for p in bench.peers if p is not Joblib]
+    for peer in peers:
+        importlib.import_module(peer.module)  # that is not the question
     megabytes = bench.size(1024, 32)
     for key, ballast in (("small", 0), ("large", megabytes)):
         with _resident(ballast):

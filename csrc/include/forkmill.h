@@ -584,7 +584,8 @@ int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag);
  */
 int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
                        int n, int64_t deadline, enum fm_rank rank);
-/* Wake whoever waits for it; waits on an empty inbox fail from now on. */
+/* Wake whoever waits for it; waits on an empty inbox fail from now on.  Its
+ * descriptor is closed: let no poller watch it any more. */
 void fm_inbox_close(fm_pool *pool, fm_inbox *inbox);
 
 /* Wait until every accepted task has its outcome (a drain). */

@@ -202,7 +202,7 @@ static void inbox_push(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
     inbox->tail = &chunk->next;
     if (inbox->has_flag) {
         pool->flagged--;
-        if (!inbox->flag_up)
+        if (!inbox->flag_up && inbox->flag.write_fd >= 0)
             fm__flag_set(&inbox->flag);
         inbox->flag_up = true;
     }
@@ -517,13 +517,11 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
                             : FM_CAUSE_EXIT};
     if (retired)
         pool->counts.recycled += !stopping;
-    else if (!stopping && !(m->flags & FM_DIED_ASKED)) {
-        char text[FM_CRASH];
-        size_t n = strnlen(w->page->crash, FM_CRASH);
-        memcpy(text, w->page->crash, n);
-        pool->counts.deaths++;
-        add_death_cause(pool, &death, text, n);
-    }
+    else
+        pool->counts.deaths += !stopping;
+    if (!retired && !stopping && !(m->flags & FM_DIED_ASKED))
+        add_death_cause(pool, &death, w->page->crash,
+                        strnlen(w->page->crash, FM_CRASH));
     bury(pool, w, &death);
     /* An initializer that ends its process does so again: only a kill from
      * outside is worth another try. */
@@ -1186,7 +1184,7 @@ void fm_inbox_unref(fm_inbox *inbox)
     if (!inbox || atomic_fetch_sub(&inbox->refs, 1) != 1)
         return;
     fm_pool *pool = inbox->pool;
-    if (inbox->has_flag && !foreign(pool))
+    if (inbox->flag.read_fd >= 0 && !foreign(pool))
         fm__flag_close(&inbox->flag);
     for (fm_chunk *chunk = inbox->head, *next; chunk; chunk = next) {
         next = chunk->next;
@@ -1198,7 +1196,7 @@ void fm_inbox_unref(fm_inbox *inbox)
 
 int fm_inbox_fd(const fm_inbox *inbox)
 {
-    return inbox->has_flag ? inbox->flag.read_fd : FM_ESTATE;
+    return inbox->flag.read_fd >= 0 ? inbox->flag.read_fd : FM_ESTATE;
 }
 
 int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
@@ -1239,7 +1237,7 @@ int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
     }
     if (!inbox->head) {
         inbox->tail = &inbox->head;
-        if (inbox->flag_up)
+        if (inbox->flag_up && inbox->flag.read_fd >= 0)
             fm__flag_clear(&inbox->flag);
         inbox->flag_up = false;
     }
@@ -1253,6 +1251,8 @@ void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
         return;
     lock(pool);
     inbox->closed = true;
+    if (inbox->flag.read_fd >= 0)
+        fm__flag_close(&inbox->flag);
     wake_satisfied(pool);
     unlock(pool);
 }

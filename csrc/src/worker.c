@@ -520,7 +520,7 @@ static void settle_victim(struct fm__worker *worker, struct fm__piece *piece,
         fm__chunk_settle_made(piece, FM_WHAT_DEATH, death, sizeof *death, text,
                               strnlen(text, FM_CRASH));
     tally->outcomes++;
-    tally->died += !broken && death->cause != FM_CAUSE_TIMEOUT;
+    tally->died += !broken;
     tally->timeouts += !broken && death->cause == FM_CAUSE_TIMEOUT;
     tally->failed += broken;
     settled(worker, piece, 1);

@@ -5,7 +5,7 @@ Guarantees:
       way: a closed loop or a closed pool leaves nothing behind.
     * Outcomes are decoded in the loop's thread, and nothing of the loop is touched elsewhere.
 
-Threads: a port belongs to its loop's thread; only `flush` may come from another one.
+Threads: a port belongs to its loop's thread; only `end` may come from another one.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class LoopPort:
         self._life = core.life
         self._core: Core | None = None  # while calls are under way: they keep the pool alive
         self._pending = 0
+        self._over = False  # the pool is at its end
+        self._life.ports.add(self)
 
     def begin(self, core: Core) -> None:
         """A call is on its way."""
         if self._pending == 0:
             self._core = core
-            self._life.ports.add(self)
             self.loop.add_reader(self._fd, self._ready)
         self._pending += 1
 
@@ -55,13 +56,17 @@ class LoopPort:
                 task.tag.deliver(task)
         if self._pending == 0 and self._core is not None:
             self.loop.remove_reader(self._fd)
-            self._life.ports.discard(self)
             self._core = None
+        if self._pending == 0 and self._over:
+            self.inbox.close()  # and its descriptor, which the loop has let go of
 
-    def flush(self) -> None:
-        """The pool is at its end and the descriptor is gone: have the rest delivered."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+    def end(self) -> None:
+        """The pool is at its end: have the rest delivered, then free the descriptor."""
+        self._over = True
+        try:
             self.loop.call_soon_threadsafe(self._ready)
+        except RuntimeError:  # the loop is closed: nobody waits
+            self.inbox.close()
 
 
 def port_of(core: Core) -> LoopPort:

@@ -141,7 +141,7 @@ class Life:
         self.name = name
         self.pid = os.getpid()
         self.collector = Collector(native, name)
-        self.ports: set[LoopPort] = set()  # event loops with calls under way
+        self.ports: WeakSet[LoopPort] = WeakSet()  # one an event loop
         self.streams: WeakSet[Stream] = WeakSet()
         self.iterators = 0  # lazy calls with input left
         self.ended = threading.Event()
@@ -222,7 +222,7 @@ class Life:
             self._wake.set()
             _ALIVE.discard(self)
         for port in tuple(self.ports):
-            port.flush()
+            port.end()
         self.collector.end()
         return interrupt
 

@@ -344,8 +344,12 @@ class MapIterator(_native.RecordIterator):
         while line or self._pull():
             head = line[0]
             if not head.done:
-                if not feed.quick and self._pull():
-                    continue  # look again before the next pull, which may block (MAP-2)
+                if not feed.quick:
+                    feed.core.turn()  # the outcome may lie in the pipe
+                    if head.done:
+                        continue
+                    if self._pull():
+                        continue  # look again before the next pull, which may block (MAP-2)
                 if self._open and not head.wait(self._patience()):
                     self._late()
                     continue
@@ -359,6 +363,7 @@ class MapIterator(_native.RecordIterator):
                 pass
         while not line:
             if flying:
+                feed.core.turn()  # outcomes may lie in the pipe
                 self._take(inbox, 0)
                 if line:
                     break

@@ -71,6 +71,16 @@ def seconds(name: str, value: Any) -> float:
     return number
 
 
+def objects(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be an iterable of objects, not {type(value).__name__!r}; "
+            f"for a single one write {name}=(it,)"
+        ) from None
+
+
 def must_be_callable(name: str, value: Any, *, optional: bool = False) -> None:
     if not callable(value) and not (optional and value is None):
         raise TypeError(f"{name} must be a callable, not {type(value).__name__!r}")
@@ -131,3 +141,5 @@ def check_limits(chunksize: int | None, buffersize: int | None, timeout: float |
             raise ValueError(f"{name} must be >= 1, not {value}")
     if timeout is not None and (isinstance(timeout, bool) or not hasattr(timeout, "__float__")):
         raise TypeError(f"timeout must be seconds or None, not {type(timeout).__name__!r}")
+    if timeout is not None and timeout != timeout:
+        raise ValueError("timeout must be seconds or None, not nan")

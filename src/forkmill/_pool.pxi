@@ -413,7 +413,14 @@ cdef class _Outcomes:
             FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES)
 
     cdef inline object value(self, object loads):
-        return decode_record(self._record, self._size, self._owner, loads)
+        try:
+            return decode_record(self._record, self._size, self._owner, loads)
+        except (_errors.SerializationError, MemoryError):
+            raise
+        except Exception as error:  # its own task's failure and nothing else's (INV-4)
+            raise _errors.SerializationError(
+                f"the task's result cannot be rebuilt in this process: "
+                f"{type(error).__name__}: {error}") from error
 
     cdef object failure(self, object codec):
         cdef const uint8_t *body = self._record + sizeof(fm_long)

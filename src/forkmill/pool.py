@@ -43,6 +43,7 @@ from ._options import (
     integer,
     make_options,
     must_be_callable,
+    objects,
     seconds,
 )
 
@@ -502,7 +503,7 @@ class ProcessPool(_Face):
             "initializer": initializer,
             "initargs": initargs,
             "finalizer": finalizer,
-            "inherit": tuple(inherit),
+            "inherit": objects("inherit", inherit),
             "max_tasks": at_least_one("max_tasks_per_child", max_tasks_per_child),
             "max_rss": at_least_one("max_rss", max_rss),
             "restarts": check_restarts(restarts, workers),

@@ -211,7 +211,7 @@ def test_a_view_is_an_executor_that_cannot_shut_down(pool: fm.ProcessPool) -> No
 
     view = pool.options(timeout=5)
     assert isinstance(view, Executor)
-    with pytest.raises((RuntimeError, TypeError)):
+    with view:  # libraries do this with what they are given
         view.shutdown()
     assert pool.submit(pow, 2, 3).result() == 8
     assert view.submit(pow, 2, 3).result() == 8
@@ -225,7 +225,7 @@ def test_views_share_workers_and_stats_and_merge(pool: fm.ProcessPool) -> None:
     assert isinstance(error, fm.TaskTimeout)
     assert error.attempts == 2
     assert view.options(timeout=None).submit(time.sleep, 0.2).result() is None
-    assert pool.stats().timeouts == 2
+    assert pool.stats().killed == 2
 
 
 def test_a_view_keeps_its_pool() -> None:

@@ -72,8 +72,10 @@ def test_close_closes_the_generator(pool: fm.ProcessPool, how: str, tmp_path: Pa
     else:
         del stream
     tasks.eventually(lambda: log.counts()[-1] == 1)
-    tasks.eventually(lambda: (s := pool.stats()).accepted == s.outcomes)
     assert pool.submit(pow, 2, 3).result() == 8
+    pool.shutdown()
+    stats = pool.stats()
+    assert stats.accepted == stats.outcomes == 2
 
 
 def test_several_streams_and_tasks_at_once(pool: fm.ProcessPool) -> None:

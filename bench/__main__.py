@@ -1,0 +1,173 @@
+"""The command line: ``python -m bench``."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .peers import BY_NAME, OURS
+from .runner import QUESTIONS, Answer, Settings, ask, first_line
+
+_EPILOG = """\
+Writes results.md, results.json (every sample) and, if matplotlib is installed, a plot of each
+question (SVG and PNG) into the folder. Peers that are not installed are left out: they come with
+pip install '.[bench]'. Exit code: 0; 1 if a question, or forkmill in one, failed; 2 for a wrong
+command line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.list:
+        for name in QUESTIONS:
+            print(f"{name:14}{first_line(name)}")
+        return 0
+    if importlib.util.find_spec("forkmill") is None:
+        parser.error("forkmill is not installed for this interpreter: pip install '.[bench]'")
+    if options.quick and options.update_readme:
+        parser.error("--update-readme needs real figures: leave out --quick")
+    settings = Settings(
+        workers=options.workers,
+        quick=options.quick,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        peers=options.peers,
+    )
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot write into {options.out}: {error.strerror}")
+    answers = _ask_all(options.questions or list(QUESTIONS), settings)
+    _finish(options, answers, sys.argv[1:] if arguments is None else arguments)
+    return 1 if any(answer.ours_failed for answer in answers) else 0
+
+
+def _ask_all(questions: list[str], settings: Settings) -> list[Answer]:
+    answers = []
+    for number, question in enumerate(questions, start=1):
+        print(f"[{number}/{len(questions)}] {question}: {first_line(question)}", file=sys.stderr)
+        answer = ask(question, settings)
+        failed = f", FAILED: {answer.failure}" if answer.failure else ""
+        print(f"  {answer.seconds:.1f} s{failed}", file=sys.stderr)
+        answers.append(answer)
+    return answers
+
+
+def _finish(options: argparse.Namespace, answers: list[Answer], given: Sequence[str]) -> None:
+    from . import machine, report
+
+    facts = machine.describe()
+    facts["load at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+    facts["workers"] = str(options.workers)
+    command = shlex.join(["python", "-m", "bench", *given])
+    text = report.markdown(answers, facts, command, options.quick)
+    print(text)
+    for path in report.write(options.out, answers, facts, text):
+        print(f"wrote {path}", file=sys.stderr)
+    if options.update_readme:
+        report.update_readme(answers)
+        print(f"updated {report.README.name}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measures forkmill beside its peers. What the numbers cannot tell: README.md.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "questions",
+        nargs="*",
+        type=_question,
+        metavar="QUESTION",
+        help="what to ask, see --list (default: everything, in about ten minutes)",
+    )
+    parser.add_argument("--list", action="store_true", help="list the questions and stop")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/bench"),
+        metavar="FOLDER",
+        help="where the results go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="each once, with tiny sizes, to see that it works; the figures mean nothing",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=Settings.workers,
+        metavar="N",
+        help="workers of each pool (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_positive,
+        default=Settings.rounds,
+        metavar="N",
+        help="the most rounds of a case (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=Settings.seconds,
+        metavar="S",
+        help="after so long a case gets no round beyond the third (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--peers",
+        type=_peers,
+        default=Settings.peers,
+        metavar="NAME,...",
+        help=f"whom to compare with (default: all that are installed of {', '.join(BY_NAME)})",
+    )
+    parser.add_argument(
+        "--update-readme",
+        action="store_true",
+        help="also put the table of targets, as measured, into bench/README.md",
+    )
+    return parser
+
+
+def _nearest(text: str, known: Sequence[str], kind: str) -> str:
+    if text in known:
+        return text
+    near = difflib.get_close_matches(text, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise argparse.ArgumentTypeError(f"no {kind} {text!r}{hint} (there are {', '.join(known)})")
+
+
+def _question(text: str) -> str:
+    return _nearest(text.removesuffix(".py"), QUESTIONS, "question")
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = [_nearest(name.strip(), list(BY_NAME), "peer") for name in text.split(",")]
+    return (OURS, *(name for name in dict.fromkeys(names) if name != OURS))
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

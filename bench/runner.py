@@ -1,0 +1,167 @@
+"""Runs questions: each in an interpreter of its own, in a session of its own.
+
+So no question sees what another left loaded or running, a crash costs one question, and what a hung
+peer leaves behind is killed with its session.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .harness import Bench, Measured, Skip
+from .peers import ALL, BY_NAME, OURS
+from .reference import NoReference, Reference
+
+QUESTIONS = (
+    "roundtrip",
+    "futures",
+    "map_default",
+    "map_dicts",
+    "unordered",
+    "arrays",
+    "startup",
+    "efficiency",
+    "skew",
+    "wakeups",
+    "memory",
+    "stdlib_parse",
+)
+_LONGEST_S = 1200.0  # a question that has not ended by then never will
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to ask.
+
+    Attributes:
+        workers: Workers of each pool.
+        quick: Each once, with tiny sizes: figures mean nothing.
+        rounds: The most rounds a case gets.
+        seconds: After so long a case gets no more rounds (but three).
+        peers: Whom to compare, by name.
+    """
+
+    workers: int = 2
+    quick: bool = False
+    rounds: int = 9
+    seconds: float = 12.0
+    peers: tuple[str, ...] = tuple(peer.name for peer in ALL)
+
+
+@dataclass
+class Answer:
+    """What came of a question."""
+
+    question: str
+    seconds: float = 0.0
+    results: list[Measured] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def ours_failed(self) -> bool:
+        """Whether it is for us to worry: the question itself or our part of it failed."""
+        return bool(self.failure) or any(OURS in result.failures for result in self.results)
+
+
+def load(question: str) -> ModuleType:
+    """The question's module."""
+    return importlib.import_module(f".{question}", __package__)
+
+
+def first_line(question: str) -> str:
+    """The question, as its docstring asks it."""
+    return (load(question).__doc__ or question).strip().splitlines()[0]
+
+
+def ask(question: str, settings: Settings) -> Answer:
+    """Ask one question in a fresh interpreter."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="forkmill-bench-") as folder:
+        path = Path(folder, "answer.json")
+        order = json.dumps({"question": question, "path": str(path), **vars(settings)})
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__, order],
+            cwd=Path(__file__).parents[1],
+            start_new_session=True,
+        )
+        try:
+            code = child.wait(_LONGEST_S)
+            failure = "" if code == 0 else f"its interpreter ended with exit code {code}"
+        except subprocess.TimeoutExpired:
+            failure = f"no end after {_LONGEST_S:g} s"
+        finally:
+            # Nobody else is in this group: who is left is a peer that did not end.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        answer = Answer(question, failure=failure)
+        if path.exists():
+            answer = _from_json(json.loads(path.read_text()))
+            answer.failure = answer.failure or failure
+    answer.seconds = time.monotonic() - start
+    return answer
+
+
+def to_json(answer: Answer) -> dict[str, Any]:
+    """Everything, raw samples included."""
+    return dataclasses.asdict(answer)
+
+
+def _from_json(data: dict[str, Any]) -> Answer:
+    results = [Measured(**result) for result in data.pop("results")]
+    return Answer(results=results, **data)
+
+
+# ------------------------------------------------------------ inside the fresh interpreter
+
+
+def _main(order: str) -> None:
+    options = json.loads(order)
+    question, path = options.pop("question"), Path(options.pop("path"))
+    settings = Settings(**options)
+    # Several peers fork from threads of theirs, and Python warns of it each time.
+    warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
+    answer = Answer(question)
+    with contextlib.ExitStack() as stack:
+        reference = None
+        try:
+            reference = stack.enter_context(Reference())
+        except NoReference as why:
+            answer.notes.append(str(why))
+        peers = [BY_NAME[name] for name in settings.peers if BY_NAME[name].installed()]
+        bench = Bench(
+            question,
+            peers,
+            workers=settings.workers,
+            quick=settings.quick,
+            rounds=settings.rounds,
+            seconds=settings.seconds,
+            reference=reference,
+        )
+        try:
+            load(question).run(bench)
+        except Skip as why:
+            bench.note(f"skipped: {why}")
+        answer.results = bench.results
+        answer.notes += bench.notes
+    # Written before the interpreter ends: some peer's threads may keep it from that.
+    path.write_text(json.dumps(to_json(answer)))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

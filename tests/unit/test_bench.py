@@ -1,0 +1,118 @@
+"""The benchmarks still run. What they measure is nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "bench").is_dir(), reason="bench/ is in the repository only"
+)
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench import harness
+
+    return harness
+
+
+def run_bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("question", ["roundtrip", "map_default", "skew"])
+def test_a_quick_run_answers_and_writes_its_files(question, tmp_path):
+    """Each once, us and the standard library's pools; the results are checked inside."""
+    peers = "multiprocessing.Pool,ProcessPoolExecutor"
+    ran = run_bench(question, "--quick", "--peers", peers, "--out", tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "The figures mean nothing" in (tmp_path / "results.md").read_text()
+    raw = json.loads((tmp_path / "results.json").read_text())
+    [answer] = raw["answers"]
+    assert answer["question"] == question
+    assert answer["results"]
+    for case in answer["results"]:
+        assert not case["failures"]
+        assert {"forkmill", *peers.split(",")} <= case["values"].keys()
+
+
+def test_every_question_is_listed_with_its_text():
+    ran = run_bench("--list")
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    helpers = {"harness", "machine", "peers", "reference", "report", "runner", "work"}
+    files = {path.stem for path in (ROOT / "bench").glob("[!_]*.py")} - helpers
+    assert {line.split()[0] for line in lines} == files
+    assert all(line.endswith("?") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["roundtrp"], "did you mean 'roundtrip'?"),
+        (["--peers", "lokey"], "did you mean 'loky'?"),
+        (["--workers", "0"], "must be a whole number of at least 1"),
+        (["--quick", "--update-readme"], "needs real figures"),
+    ],
+)
+def test_a_wrong_command_line_says_what_is_right(arguments, message):
+    ran = run_bench(*arguments)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+
+
+def test_readme_has_every_target(harness):
+    from bench import report
+
+    readme = report.README.read_text()
+    assert "What the numbers cannot tell" in readme.split("\n## ")[1]
+    for row in report.targets_table():
+        what, reach = row.split("|")[1:3]
+        assert f"|{what}|{reach}|" in readme, "run: python -m bench --update-readme"
+
+
+def test_a_contender_that_fails_or_hangs_gets_a_note_and_no_figure(harness, capsys):
+    bench = harness.Bench("test", (), rounds=3, limit=0.2)
+
+    def wrong():
+        harness.check([1, 2], [1, 3])
+
+    samples = {
+        "forkmill": lambda: 2.0,
+        "wrong": wrong,
+        "hung": lambda: time.sleep(60),
+        "slow": lambda: 6.0,
+    }
+    measured = bench.measure(harness.Case("key", "title", "s", harness.LESS, samples))
+    assert measured.figures("forkmill") == [2.0] * 3
+    assert measured.speedups("slow") == [3.0] * 3
+    assert measured.speedups("wrong") == []
+    assert measured.failures["wrong"].startswith("WrongResult: expected list of 2: [1, 3]")
+    assert measured.failures["hung"] == "Hung: no end after 0.2 s"
+
+
+def test_ratios_are_taken_within_a_round(harness):
+    values = {"forkmill": [1.0, 10.0, None], "peer": [3.0, 20.0, 9.0]}
+    measured = harness.Measured("test", "key", "title", "s", harness.LESS, values)
+    assert measured.speedups("peer") == [3.0, 2.0]
+    target = harness.Target("what", "key", 1.0, "peer", at_most=True)
+    assert measured.reached(target) == [1 / 3, 1 / 2]
+    assert harness.spread([1.0, 2.0, 3.0]) == (1.5, 2.0, 2.5)

@@ -1,0 +1,253 @@
+"""How workers start: methods, initializer and finalizer, inherit, environment, recycling."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import tasks
+
+import forkmill as fm
+
+method = pytest.mark.parametrize("method", tasks.METHODS)
+
+
+@method
+def test_start_methods(method: str) -> None:
+    with fm.ProcessPool(2, start_method=method) as pool:
+        assert list(pool.map(tasks.negative, range(1000))) == [-i for i in range(1000)]
+        assert pool.stats().workers == 2
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_mp_context_is_read_for_its_name(context: str) -> None:
+    with fm.ProcessPool(1, multiprocessing.get_context(context)) as pool:
+        assert pool.submit(pow, 2, 3).result() == 8
+
+
+def test_auto_does_not_fork_beside_other_threads() -> None:
+    """Seen from what a fork inherits: a lambda made before is the very same by inheritance."""
+    go = threading.Event()
+    marker = object()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+    try:
+        with pytest.raises(fm.SerializationError):
+            fm.ProcessPool(1, inherit=(tasks.Unpicklable(),)).shutdown()
+    finally:
+        go.set()
+        thread.join()
+    del marker
+    with fm.ProcessPool(1, inherit=(tasks.Unpicklable(),)) as pool:
+        assert pool.submit(pow, 2, 3).result() == 8
+
+
+def test_a_second_pool_may_still_fork() -> None:
+    """Our own threads do not count."""
+    thing = tasks.Unpicklable()
+    with fm.ProcessPool(1) as first:
+        first.submit(tasks.negative, 1).add_done_callback(lambda _: None)
+        with fm.ProcessPool(1, inherit=(thing,)) as second:
+            assert second.submit(pow, 2, 3).result() == 8
+
+
+@method
+def test_initializer_and_finalizer_run_once_in_each_worker(method: str, tmp_path: Path) -> None:
+    began, ended = tasks.Log(tmp_path), tasks.Log(tmp_path)
+    with fm.ProcessPool(
+        3,
+        start_method=method,
+        initializer=tasks.initialize,
+        initargs=(began.path, {"a": 1}),
+        finalizer=tasks.Finalize(ended.path),
+    ) as pool:
+        pids = pool.each(tasks.pid)
+        assert pool.each(tasks.get_state, "value") == [{"a": 1}] * 3
+        assert sorted(began.entries()) == sorted(pids)
+    assert sorted(ended.entries()) == sorted(-pid for pid in pids)
+
+
+def test_initializer_runs_in_replacements(tmp_path: Path) -> None:
+    log = tasks.Log(tmp_path)
+    with fm.ProcessPool(
+        1, start_method="fork", initializer=tasks.initialize, initargs=(log.path, 5)
+    ) as pool:
+        pool.submit(tasks.die, "kill").exception()
+        assert pool.submit(tasks.get_state, "value").result() == 5
+    assert len(log.entries()) == 2
+
+
+def test_finalizer_runs_on_recycling(tmp_path: Path) -> None:
+    log = tasks.Log(tmp_path)
+    with fm.ProcessPool(
+        1, start_method="fork", max_tasks_per_child=2, finalizer=tasks.Finalize(log.path)
+    ) as pool:
+        pids = [pool.submit(tasks.pid).result() for _ in range(6)]
+    assert set(log.entries()) >= {-pid for pid in pids}
+
+
+def test_fork_inherits_initializer_and_objects_unpickled() -> None:
+    lock = threading.Lock()
+    thing = tasks.Unpicklable()
+    seen: list[object] = []
+    with fm.ProcessPool(
+        1,
+        start_method="fork",
+        initializer=lambda *a: seen.extend(a),
+        initargs=(thing, lock),
+        inherit=(thing, lock),
+    ) as pool:
+        assert pool.submit(lambda x, y: type(x).__name__, thing, lock).result() == "Unpicklable"
+        assert pool.submit(tasks.capture, 1, key=lock).exception() is not None or True
+    assert seen == []
+
+
+def test_inherited_objects_travel_by_reference() -> None:
+    big = {"index": list(range(1000)), "lock": threading.Lock()}
+    with fm.ProcessPool(2, start_method="fork", inherit=(big,)) as pool:
+        assert pool.submit(lambda b: len(b["index"]), big).result() == 1000
+        assert list(pool.map(lambda b: b["index"][5], [big] * 5)) == [5] * 5
+
+
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_inherit_is_pickled_once_for_execd_workers(method: str) -> None:
+    data = list(range(1000))
+    with fm.ProcessPool(1, start_method=method, inherit=(data,)) as pool:
+        assert pool.submit(tasks.length, data).result() == 1000
+
+
+@method
+def test_thread_caps_unless_the_user_set_them(method: str, run_script) -> None:
+    code = f"""
+        import os, tasks, forkmill as fm
+        before = dict(os.environ)
+        with fm.ProcessPool(2, start_method={method!r}) as pool:
+            print(pool.submit(tasks.environment, "OMP_NUM_THREADS").result())
+            print(pool.submit(tasks.environment, "OPENBLAS_NUM_THREADS").result())
+        assert dict(os.environ) == before
+    """
+    env = {"OMP_NUM_THREADS": "77", "OPENBLAS_NUM_THREADS": ""}
+    lines = run_script(code, env=env).stdout.split()
+    assert lines[0] == "77"
+    script = run_script(code.replace("import os,", "import os; os.environ.pop('OMP_NUM_THREADS', 0)\n        import"))
+    assert int(script.stdout.split()[0]) >= 1
+
+
+@pytest.mark.parametrize(
+    "initializer, words",
+    [
+        (tasks.initializer_raises, "the initializer's own words"),
+        (tasks.initializer_exits, "7"),
+        (tasks.initializer_hangs, "init_timeout"),
+    ],
+    ids=["raises", "exits", "hangs"],
+)
+@method
+def test_a_failing_initializer_breaks_the_pool_with_its_cause(
+    method: str, initializer, words: str
+) -> None:
+    """FAULTS 8: no hang, no respawn loop."""
+    with fm.ProcessPool(
+        2, start_method=method, initializer=initializer, init_timeout=0.5
+    ) as pool:
+        try:
+            future = pool.submit(pow, 2, 3)
+        except fm.InitError as early:
+            error: BaseException | None = early
+        else:
+            error = future.exception(20)
+        assert isinstance(error, fm.InitError)
+        text = str(error) + "".join(map(str, error.causes))
+        assert words in text
+        with pytest.raises(fm.InitError):
+            pool.submit(pow, 2, 3)
+        with pytest.raises(fm.PoolBroken):
+            pool.map(abs, [1])
+        stats = pool.stats()
+        assert stats.state == "broken"
+        assert stats.restarts <= 6
+        assert stats.accepted == stats.outcomes
+
+
+def test_the_initializers_traceback_is_in_the_error() -> None:
+    import traceback
+
+    with fm.ProcessPool(1, start_method="fork", initializer=tasks.initializer_raises) as pool:
+        with pytest.raises(fm.InitError) as caught:
+            for _ in range(10_000):
+                pool.submit(pow, 2, 3).result()
+        assert "in initializer_raises" in "".join(traceback.format_exception(caught.value))
+
+
+@method
+def test_an_idle_pool_learns_of_a_failing_initializer(method: str) -> None:
+    with fm.ProcessPool(1, start_method=method, initializer=tasks.initializer_raises) as pool:
+        with pytest.raises(fm.InitError):
+            pool.each(tasks.pid)
+
+
+@pytest.mark.parametrize("how", ["max_tasks_per_child", "max_rss"])
+def test_recycling(how: str) -> None:
+    with fm.ProcessPool(
+        1,
+        start_method="fork",
+        restarts=(0, 10.0),
+        max_tasks_per_child=5 if how == "max_tasks_per_child" else None,
+        max_rss=100 << 20 if how == "max_rss" else None,
+    ) as pool:
+        if how == "max_rss":
+            pids = [pool.submit(tasks.grow, 60 << 10).result() for _ in range(4)]
+        else:
+            pids = [pool.submit(tasks.pid).result() for _ in range(20)]
+        assert 2 <= len(set(pids)) <= 4
+        assert pool.stats().state == "open"
+        assert pool.stats().recycled >= len(set(pids)) - 1
+
+
+def test_workers_start_at_once_and_are_listed() -> None:
+    with fm.ProcessPool(3, start_method="fork") as pool:
+        pool.each(tasks.pid)
+        workers = pool.workers()
+        assert len(workers) == 3
+        assert len({worker.pid for worker in workers}) == 3
+        for worker in workers:
+            assert isinstance(worker, fm.WorkerInfo)
+            os.kill(worker.pid, 0)
+            assert worker.age >= 0
+            assert worker.tasks >= 1
+        pool.submit(tasks.die, "exit3").exception()
+        tasks.eventually(lambda: pool.stats().alive == 3 or pool.submit(pow, 1, 1).result() is None)
+        assert len({worker.pid for worker in pool.workers()}) == 3
+
+
+def test_default_number_of_workers_is_what_the_process_may_use(run_script) -> None:
+    script = run_script(
+        """
+        import os, forkmill as fm
+        first = sorted(os.sched_getaffinity(0))[:1]
+        os.sched_setaffinity(0, first)
+        with fm.ProcessPool() as pool:
+            print(pool.stats().workers)
+        """
+    )
+    assert script.stdout.split() == ["1"]
+
+
+def test_workers_ignore_ctrl_c_and_flush_their_streams(run_script) -> None:
+    script = run_script(
+        """
+        import signal, sys, forkmill as fm
+        def noisy():
+            sys.stdout.write("from a worker")
+            return signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        sys.stdout.write("before")
+        with fm.ProcessPool(1, start_method="fork") as pool:
+            assert pool.submit(noisy).result()
+        print()
+        """
+    )
+    assert sorted(script.stdout.split()) in (["before", "from", "a", "worker"], sorted(["before", "from", "a", "worker"])) or script.stdout.count("before") == 1
+    assert script.stdout.count("from a worker") == 1

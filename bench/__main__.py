@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"cannot write into {options.out}: {error.strerror}")
+    load = _load()
     answers = _ask_all(options.questions or list(QUESTIONS), settings)
-    _finish(options, answers, sys.argv[1:] if arguments is None else arguments)
+    _finish(options, answers, load, sys.argv[1:] if arguments is None else arguments)
     return 1 if any(answer.ours_failed for answer in answers) else 0
 
 
@@ -60,11 +61,17 @@ def _ask_all(questions: list[str], settings: Settings) -> list[Answer]:
     return answers
 
 
-def _finish(options: argparse.Namespace, answers: list[Answer], given: Sequence[str]) -> None:
+def _load() -> str:
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+
+def _finish(
+    options: argparse.Namespace, answers: list[Answer], load: str, given: Sequence[str]
+) -> None:
     from . import machine, report
 
     facts = machine.describe()
-    facts["load at the end"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
+    facts["load"] = f"{load} before, {_load()} after (1, 5, 15 minutes)"
     facts["workers"] = str(options.workers)
     command = shlex.join(["python", "-m", "bench", *given])
     text = report.markdown(answers, facts, command, options.quick)

@@ -17,7 +17,6 @@ def describe() -> dict[str, str]:
         "CPU": f"{_cpu_model()}, {cpus} usable of {os.cpu_count()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "load at the start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
     }
     for name in ("forkmill", "numpy", *(peer.module for peer in peers.ALL)):

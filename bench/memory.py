@@ -1,8 +1,7 @@
 """Does the parent's memory stay flat while `map` runs over a generator without end in sight?
 
-The growth of resident memory from the first per cent of the items to the most seen later, in a
-fresh interpreter each. Those who pull the whole input first, or keep the results, grow with it:
-they get fewer items.
+From what is resident before the call to the most that is seen during it, in a fresh interpreter
+each. Those who pull the whole input first, or keep the results, grow with it: they get fewer items.
 """
 
 from __future__ import annotations
@@ -12,11 +11,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import work
 from .harness import LESS, Bench, Case, Sample, Skip, Target, WrongResult, check
-from .peers import BY_NAME, OURS, Peer, StdlibExecutor, StdlibPool
+from .peers import BY_NAME, OURS, StdlibExecutor, StdlibPool
 
 TARGETS = (Target("parent memory over generated items", "growth", 10.0, at_most=True),)
 _LOOKS = 100
@@ -32,21 +33,19 @@ def run(bench: Bench) -> None:
     for peer in bench.peers:
         if peer.name in _LAZY:
             count = many if peer.name == OURS else some
-            samples[peer.name] = lambda name=peer.name, count=count: _growth(
-                name, bench.workers, count
-            )
+            samples[peer.name] = partial(_growth, peer.name, bench.workers, count)
     title = f"growth over a generator of {many:,} items ({some:,} for the others)"
-    bench.measure(Case("growth", title, "MB", LESS, samples, most_rounds=3))
+    bench.measure(Case("growth", title, "MB", LESS, samples, most_rounds=2))
 
 
 # ------------------------------------------------------- the other side: a fresh interpreter
 
 
-def _ours(pool: Peer, items: Iterator[int]) -> Iterator[int]:
+def _ours(pool: Any, items: Iterator[int]) -> Iterator[int]:
     return pool.pool.map(work.increment, items)
 
 
-def _imap(pool: Peer, items: Iterator[int]) -> Iterator[int]:
+def _imap(pool: Any, items: Iterator[int]) -> Iterator[int]:
     return pool.pool.imap(work.increment, items)
 
 
@@ -74,9 +73,9 @@ def _rss() -> int:
 def _main(name: str, workers: str, count: str) -> None:
     total = int(count)
     every = max(1, total // _LOOKS)
-    seen: list[int] = []
     with BY_NAME[name](int(workers)) as pool:
         check(pool.calls(work.increment, range(16)), list(range(1, 17)))
+        seen = [_rss()]
         for expected, result in enumerate(_LAZY[name](pool, iter(range(total))), start=1):
             if result != expected:
                 raise WrongResult(f"expected {expected}, got {result}")

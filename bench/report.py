@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .harness import LESS, Measured, Target, spread
 from .peers import OURS
@@ -168,7 +169,7 @@ def _plot(stem: Path, results: list[Measured], question: str) -> list[Path]:
     return paths
 
 
-def _bars(axis: object, result: Measured) -> None:
+def _bars(axis: Any, result: Measured) -> None:
     names = [name for name in result.values if result.figures(name)]
     spreads = [spread(result.figures(name)) for name in names]
     middles = [middle for _, middle, _ in spreads]

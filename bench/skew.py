@@ -7,7 +7,7 @@ on two workers is 0.5 s.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from . import work
 from .harness import LESS, Bench, Case, Target, check, elapsed
@@ -24,23 +24,14 @@ def run(bench: Bench) -> None:
     """Ask."""
     naps = [0.0, bench.size(100, 10) / 1000] * 10
 
-    def with_map(pool: Peer) -> list[float]:
-        return pool.map(work.nap, naps)
+    def take(pool: Peer, bulk: bool) -> float:
+        way = pool.map if bulk else pool.calls
+        way(work.nap, [0.0] * bench.size(500, 10))
+        seconds, results = elapsed(lambda: way(work.nap, naps))
+        check(results, naps)
+        return seconds
 
-    def with_submit(pool: Peer) -> list[float]:
-        return pool.calls(work.nap, naps)
-
-    ways: tuple[tuple[str, Callable[[Peer], list[float]]], ...] = (
-        ("map", with_map),
-        ("submit", with_submit),
-    )
-    for key, way in ways:
-
-        def take(pool: Peer, way: Callable[[Peer], list[float]] = way) -> float:
-            pool.calls(work.nap, [0.0] * bench.size(500, 10))
-            seconds, results = elapsed(lambda: way(pool))
-            check(results, naps)
-            return seconds
-
+    for key, bulk in (("map", True), ("submit", False)):
+        samples = bench.pools(partial(take, bulk=bulk), bulk=bulk)
         title = f"20 tasks of 0 and {naps[1] * 1000:g} ms by turns, {key}"
-        bench.measure(Case(key, title, "s", LESS, bench.pools(take), most_rounds=5))
+        bench.measure(Case(key, title, "s", LESS, samples, most_rounds=5))

@@ -15,7 +15,7 @@ TARGETS = (Target("same, `chunksize=1, ordered=False`", "single", 20.0, StdlibPo
 
 def run(bench: Bench) -> None:
     """Ask."""
-    count = bench.size(30_000, 100)
+    count = bench.size(20_000, 100)
 
     def take(pool: Peer) -> float:
         seconds, results = elapsed(lambda: list(pool.unordered(work.increment, range(count))))
@@ -23,4 +23,4 @@ def run(bench: Bench) -> None:
         return count / seconds
 
     title = f"{count:,} integers, one message each, unordered"
-    bench.measure(Case("single", title, "items/s", MORE, bench.pools(take)))
+    bench.measure(Case("single", title, "items/s", MORE, bench.pools(take, bulk=True)))

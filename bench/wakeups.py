@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from . import work
@@ -49,8 +50,7 @@ def run(bench: Bench) -> None:
     }
     for key, calls in (("syscalls", "all"), ("futex", "futex")):
         samples: dict[str, Sample] = {
-            name: (lambda trace=trace, calls=calls: trace.per_trip(calls))
-            for name, trace in counts.items()
+            name: partial(trace.per_trip, calls) for name, trace in counts.items()
         }
         title = f"system calls a round trip, {calls}"
         bench.measure(Case(key, title, "calls", LESS, samples, most_rounds=1))

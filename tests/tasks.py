@@ -182,7 +182,7 @@ def fail_at(numbers: tuple[int, ...], item: int) -> int:
 
 def fail_chained() -> None:
     try:
-        {}["missing key"]  # noqa: B018
+        {}["missing key"]
     except KeyError as error:
         failure = ValueError("outer text")
         failure.add_note("a note of the task's")
@@ -445,7 +445,9 @@ def raise_kind(kind: str) -> None:
 def run_child(code: int) -> int:
     import subprocess
 
-    return subprocess.run([sys.executable, "-I", "-S", "-c", f"raise SystemExit({code})"]).returncode
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"raise SystemExit({code})"]
+    ).returncode
 
 
 def fork_and_return() -> int:

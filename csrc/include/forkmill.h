@@ -19,8 +19,8 @@
  *
  * Layers, each knowing only those before it:
  *
- *   error <- frame <- slot <- channel, port <- worker, reaper <- dispatcher
- *         <- pool
+ *   error, guard <- sys <- frame <- slot <- channel, port <- chunk
+ *         <- worker, reaper <- dispatcher <- events <- lead <- pool
  *
  * Use of a pool, numbered as the binding does it:
  *
@@ -628,7 +628,10 @@ struct fm_stats {
     uint32_t waiting_threads;
     /* INV-1: accepted == outcomes + backlog + in_flight */
     uint64_t accepted, outcomes, backlog, in_flight;
-    uint64_t succeeded, failed, cancelled, died, timeouts, retried;
+    /* outcomes == succeeded + failed + cancelled + died */
+    uint64_t succeeded, failed, cancelled, died;
+    uint64_t timeouts; /* of `died` */
+    uint64_t retried;
     uint64_t requeued;       /* sent again, not having started */
     uint64_t recalled;       /* taken back from a busy worker's queue */
     uint64_t deaths, restarts, recycled, killed, trouble;

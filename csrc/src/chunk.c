@@ -261,7 +261,6 @@ int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
 
 /* ------------------------------------------------------------- life cycle */
 
-/* The pool's part of a reference; pool.c has the public calls. */
 int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
                  fm_chunk **out)
 {

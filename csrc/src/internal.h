@@ -2,7 +2,8 @@
  * internal.h - what the layers of the core share with each other.
  *
  * Order: error, guard <- sys <- frame <- slot <- channel, port <- chunk <-
- * worker, reaper <- dispatcher <- pool.  A layer calls only those before it.
+ * worker, reaper <- dispatcher <- events <- lead <- pool.  A layer calls only
+ * those before it; what the last three share is in pool.h.
  */
 #ifndef FORKMILL_INTERNAL_H
 #define FORKMILL_INTERNAL_H

@@ -207,7 +207,9 @@ class Codec:
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
         self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
         self._foreign: tuple[bytes, ...] = ()  # modules known not to be reachable
-        self._modules_seen = 0
+        # Under fork the workers have all that is loaded now: to look through it right after the
+        # fork would touch, and so copy, a page for every module.
+        self._modules_seen = len(sys.modules) if self._forks else 0
 
     # -- values
 
@@ -716,6 +718,12 @@ def _same(error: BaseException, twin: Any) -> bool:
 # ------------------------------------------------------------------- functions
 
 
+class _Entries(dict[int, tuple[weakref.ref[Any], Any]]):
+    """A dict that can be referred to weakly."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Functions:
     """What was made of each plain function, kept as long as the function lives.
 
@@ -725,7 +733,7 @@ class Functions:
 
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
-        self._entries: dict[int, tuple[weakref.ref[Any], Any]] = {}
+        self._entries = _Entries()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -738,10 +746,14 @@ class Functions:
             return entry[1]
         value = make(function)
         entries = self._entries
+        # Weakly: an entry that led to its own table would keep a dropped pool's memory until the
+        # next collection of cycles.
+        table = weakref.ref(entries)
 
         def forget(dead: weakref.ref[Any]) -> None:
-            found = entries.get(key)
-            if found is not None and found[0] is dead:
+            entries = table()
+            found = None if entries is None else entries.get(key)
+            if entries is not None and found is not None and found[0] is dead:
                 del entries[key]
 
         try:

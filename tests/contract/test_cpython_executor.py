@@ -19,7 +19,6 @@ import re
 import signal
 import sys
 import threading
-import time
 import unittest
 import weakref
 from collections.abc import Iterator
@@ -28,9 +27,9 @@ from concurrent.futures import _base
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 def made(state: str, result: object = None, exception: BaseException | None = None) -> _base.Future:
@@ -104,9 +103,7 @@ class TestExecutor:
         with pytest.raises(ZeroDivisionError):
             next(results)
 
-    def test_map_timeout_counts_from_the_call(
-        self, pool: fm.ProcessPool, gate: tasks.Gate
-    ) -> None:
+    def test_map_timeout_counts_from_the_call(self, pool: fm.ProcessPool, gate: tasks.Gate) -> None:
         results = pool.map(tasks.pass_gate, [os.devnull, os.devnull, gate.path], timeout=2)
         assert [next(results), next(results)] == [None, None]
         with pytest.raises(futures.TimeoutError):
@@ -270,7 +267,7 @@ class TestAsCompleted:
         seen = set()
         with pytest.raises(futures.TimeoutError):
             for future in futures.as_completed({NOTIFIED, FAILED, DONE, slow}, timeout):
-                seen.add(future)  # noqa: PERF402
+                seen.add(future)
         assert seen == {NOTIFIED, FAILED, DONE}
         gate.open()
 
@@ -503,7 +500,7 @@ class TestWorkers:
                 tasks.eventually(waiting.running)
             busy = next(w for w in pool.workers() if w.in_flight)
             os.kill(busy.pid, signal.SIGTERM)
-            died = [f for f in futures.wait([future, victim], 20, "FIRST_EXCEPTION").done]
+            died = futures.wait([future, victim], 20, "FIRST_EXCEPTION").done
             assert [type(f.exception()) for f in died] == [fm.WorkerDied]
             assert pool.submit(pow, 2, 8).result() == 256
             gate.open()
@@ -523,9 +520,10 @@ class TestWorkers:
 
     @pytest.mark.parametrize("method", tasks.METHODS)
     def test_initializer_that_fails_breaks_the_pool(self, method: str) -> None:
-        with fm.ProcessPool(
-            2, start_method=method, initializer=tasks.initializer_raises
-        ) as pool, pytest.raises(futures.BrokenExecutor):
+        with (
+            fm.ProcessPool(2, start_method=method, initializer=tasks.initializer_raises) as pool,
+            pytest.raises(futures.BrokenExecutor),
+        ):
             for _ in range(1000):
                 pool.submit(tasks.nap, 0.01).result()
 

@@ -15,9 +15,9 @@ import threading
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 ITEMS = 100_000
 FAST = ("fork", "zygote")

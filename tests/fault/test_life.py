@@ -12,6 +12,7 @@ import signal
 import time
 
 import pytest
+
 import tasks
 
 LOADS = {

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 FAST = ("fork", "zygote")
 

@@ -10,12 +10,12 @@ import shutil
 import tempfile
 from concurrent.futures import CancelledError
 
-import tasks
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import forkmill as fm
+import tasks
 
 FOREVER = 60.0
 
@@ -91,7 +91,11 @@ class PoolModel(RuleBasedStateMachine):
         self.add("endless", stay)
 
     @precondition(lambda self: self.open_)
-    @rule(n=st.integers(0, 300), size=st.sampled_from([None, 1, 7]), deadly=st.sets(st.integers(0, 99)))
+    @rule(
+        n=st.integers(0, 300),
+        size=st.sampled_from([None, 1, 7]),
+        deadly=st.sets(st.integers(0, 99)),
+    )
     def map(self, n: int, size: int | None, deadly: set[int]) -> None:
         """Begin a map over its own numbers; it is read at the drain, or closed."""
         first = self.number

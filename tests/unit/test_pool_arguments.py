@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 NAN = float("nan")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture
@@ -159,16 +159,11 @@ def test_amap_failures(pool: fm.ProcessPool) -> None:
     async def main() -> None:
         got = []
         with pytest.raises(ValueError, match="3"):
-            async for result in pool.amap(
-                tasks.fail_at, [(3,)] * 6, range(6), chunksize=1
-            ):
-                got.append(result)  # noqa: PERF401
+            async for result in pool.amap(tasks.fail_at, [(3,)] * 6, range(6), chunksize=1):
+                got.append(result)
         assert got == [0, 1, 2]
         results = [
-            r
-            async for r in pool.amap(
-                tasks.fail_at, [(3,)] * 6, range(6), return_exceptions=True
-            )
+            r async for r in pool.amap(tasks.fail_at, [(3,)] * 6, range(6), return_exceptions=True)
         ]
         assert [type(r) for r in results] == [int, int, int, ValueError, int, int]
 

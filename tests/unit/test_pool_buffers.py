@@ -6,9 +6,9 @@ import array
 from collections.abc import Iterator
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 np = pytest.importorskip("numpy")
 

@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Iterator
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture(params=["fork", "zygote"])
@@ -136,7 +136,9 @@ class Killer(tasks.Noted):
         self.deadly = {4: "kill"}
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))]
+)
 def test_ours_survive_pickle_and_copy(pool: fm.ProcessPool, again) -> None:
     """So a task may wait for another pool's task, and let its failure through."""
     death = pool.submit(tasks.die, "exit3").exception()
@@ -155,9 +157,15 @@ def test_the_tree() -> None:
     from concurrent.futures.process import BrokenProcessPool
 
     assert issubclass(fm.PoolError, RuntimeError)
-    for name in (
-        "PoolClosed PoolBroken WorkerDied TaskTimeout SerializationError RemoteError BuildError"
-    ).split():
+    for name in [
+        "PoolClosed",
+        "PoolBroken",
+        "WorkerDied",
+        "TaskTimeout",
+        "SerializationError",
+        "RemoteError",
+        "BuildError",
+    ]:
         assert issubclass(getattr(fm, name), fm.PoolError)
     assert issubclass(fm.PoolBroken, BrokenProcessPool)
     assert issubclass(fm.InitError, fm.PoolBroken)

@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture

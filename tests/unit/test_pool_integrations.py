@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def test_asyncio_default_style(pool: fm.ProcessPool) -> None:
     assert asyncio.run(main()) == [-i for i in range(10)]
 
 
+@pytest.mark.unbalanced("threads")  # tqdm's own monitor
 def test_tqdm(pool: fm.ProcessPool) -> None:
     """tqdm.contrib.concurrent makes the executor itself, from the class that it is given."""
     concurrent = pytest.importorskip("tqdm.contrib.concurrent")
@@ -63,6 +64,4 @@ def test_a_consumer_of_executors_in_the_standard_library(pool: fm.ProcessPool) -
     from concurrent.futures import as_completed
 
     futures = {pool.submit(tasks.multiply, i): i for i in range(100)}
-    assert {futures[f]: f.result() for f in as_completed(futures)} == {
-        i: 2 * i for i in range(100)
-    }
+    assert {futures[f]: f.result() for f in as_completed(futures)} == {i: 2 * i for i in range(100)}

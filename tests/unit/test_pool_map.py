@@ -12,9 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture
@@ -110,9 +110,7 @@ def test_window_is_filled_at_the_call(pool: fm.ProcessPool) -> None:
 def test_never_pulls_more_than_the_buffersize_ahead(pool, chunksize, ordered) -> None:
     """INV-7, at every single step."""
     items = Counted(itertools.count())
-    results = pool.map(
-        tasks.negative, items, buffersize=50, chunksize=chunksize, ordered=ordered
-    )
+    results = pool.map(tasks.negative, items, buffersize=50, chunksize=chunksize, ordered=ordered)
     for consumed in range(1000):
         # What is being handed to us is not consumed yet: 50 beyond those that are.
         next(results)
@@ -212,7 +210,7 @@ def test_shutdown_delivers_what_was_accepted_then_says_so(pool: fm.ProcessPool) 
     got = []
     with pytest.raises(fm.PoolClosed):
         for result in results:
-            got.append(result)  # noqa: PERF402
+            got.append(result)
     assert got == [-i for i in range(10)]
 
 
@@ -240,9 +238,7 @@ def test_a_failing_item_ends_the_loop_at_its_turn(pool, chunksize) -> None:
 def test_return_exceptions(pool: fm.ProcessPool, ordered: bool) -> None:
     bad = (0, 5, 99)
     results = list(
-        pool.map(
-            partial(tasks.fail_at, bad), range(100), return_exceptions=True, ordered=ordered
-        )
+        pool.map(partial(tasks.fail_at, bad), range(100), return_exceptions=True, ordered=ordered)
     )
     assert len(results) == 100
     failures = [r for r in results if isinstance(r, BaseException)]
@@ -262,7 +258,7 @@ def test_an_input_that_raises_comes_after_its_results(pool, chunksize, ordered) 
     got = []
     with pytest.raises(LookupError, match="the input's own"):
         for result in pool.map(tasks.negative, items(), chunksize=chunksize, ordered=ordered):
-            got.append(result)  # noqa: PERF402
+            got.append(result)
     assert sorted(got, reverse=True) == [-i for i in range(10)]
 
 
@@ -354,7 +350,7 @@ def test_an_input_that_asks_its_own_map(pool: fm.ProcessPool) -> None:
     got = []
     with pytest.raises(ValueError, match="already executing"):
         for result in results:
-            got.append(result)  # noqa: PERF402
+            got.append(result)
     assert got == [-i for i in range(10)]
 
 

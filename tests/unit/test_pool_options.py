@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_higher_priority_first(tmp_path: Path) -> None:
             future.result()
     order = [round((entry - entry % 1000) / 1000) for entry in log.entries()]
     # A few were at the worker before the more urgent ones came: the credit. The rest is sorted.
-    inversions = sum(a < b for a, b in zip(order, order[1:], strict=False))
+    inversions = sum(a < b for a, b in itertools.pairwise(order))
     assert sorted(order, reverse=True)[20:] == sorted(order)[::-1][20:]
     assert inversions <= 3, order
     # Within one priority: first come, first served.

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture(params=tasks.METHODS)
@@ -53,9 +53,7 @@ def test_a_result_that_does_not_load_fails_its_own_future(pool: fm.ProcessPool) 
         bad.result()
     assert isinstance(bad.exception(), fm.SerializationError)
     assert before.result() == -1
-    results = list(
-        pool.map(Mixed(), range(10), return_exceptions=True, chunksize=10)
-    )
+    results = list(pool.map(Mixed(), range(10), return_exceptions=True, chunksize=10))
     assert isinstance(results.pop(5), fm.SerializationError)
     assert results == [0, 1, 2, 3, 4, 6, 7, 8, 9]
 

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import threading
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 method = pytest.mark.parametrize("method", tasks.METHODS)
 
@@ -29,9 +30,8 @@ def test_mp_context_is_read_for_its_name(context: str) -> None:
 
 
 def test_auto_does_not_fork_beside_other_threads() -> None:
-    """Seen from what a fork inherits: a lambda made before is the very same by inheritance."""
+    """Seen from what only a fork can hand down: an object that nothing can pickle."""
     go = threading.Event()
-    marker = object()
     thread = threading.Thread(target=go.wait)
     thread.start()
     try:
@@ -40,7 +40,6 @@ def test_auto_does_not_fork_beside_other_threads() -> None:
     finally:
         go.set()
         thread.join()
-    del marker
     with fm.ProcessPool(1, inherit=(tasks.Unpicklable(),)) as pool:
         assert pool.submit(pow, 2, 3).result() == 8
 
@@ -101,8 +100,7 @@ def test_fork_inherits_initializer_and_objects_unpickled() -> None:
         inherit=(thing, lock),
     ) as pool:
         assert pool.submit(lambda x, y: type(x).__name__, thing, lock).result() == "Unpicklable"
-        assert pool.submit(tasks.capture, 1, key=lock).exception() is not None or True
-    assert seen == []
+    assert seen == []  # it ran in the worker
 
 
 def test_inherited_objects_travel_by_reference() -> None:
@@ -129,10 +127,9 @@ def test_thread_caps_unless_the_user_set_them(method: str, run_script) -> None:
             print(pool.submit(tasks.environment, "OPENBLAS_NUM_THREADS").result())
         assert dict(os.environ) == before
     """
-    env = {"OMP_NUM_THREADS": "77", "OPENBLAS_NUM_THREADS": ""}
-    lines = run_script(code, env=env).stdout.split()
-    assert lines[0] == "77"
-    script = run_script(code.replace("import os,", "import os; os.environ.pop('OMP_NUM_THREADS', 0)\n        import"))
+    script = run_script(code, env={"OMP_NUM_THREADS": "77"})
+    assert script.stdout.split()[0] == "77"
+    script = run_script("import os\nos.environ.pop('OMP_NUM_THREADS', 0)\n" + dedent(code))
     assert int(script.stdout.split()[0]) >= 1
 
 
@@ -150,9 +147,7 @@ def test_a_failing_initializer_breaks_the_pool_with_its_cause(
     method: str, initializer, words: str
 ) -> None:
     """FAULTS 8: no hang, no respawn loop."""
-    with fm.ProcessPool(
-        2, start_method=method, initializer=initializer, init_timeout=0.5
-    ) as pool:
+    with fm.ProcessPool(2, start_method=method, initializer=initializer, init_timeout=0.5) as pool:
         try:
             future = pool.submit(pow, 2, 3)
         except fm.InitError as early:
@@ -249,5 +244,5 @@ def test_workers_ignore_ctrl_c_and_flush_their_streams(run_script) -> None:
         print()
         """
     )
-    assert sorted(script.stdout.split()) in (["before", "from", "a", "worker"], sorted(["before", "from", "a", "worker"])) or script.stdout.count("before") == 1
+    assert script.stdout.count("before") == 1
     assert script.stdout.count("from a worker") == 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 def check(stats: fm.PoolStats) -> None:
@@ -55,7 +56,7 @@ def test_inv1_at_all_times_under_load(tmp_path: Path) -> None:
     assert len(samples) > 10
     for stats in samples:
         check(stats)
-    for earlier, later in zip(samples, samples[1:], strict=False):
+    for earlier, later in itertools.pairwise(samples):
         assert later.accepted >= earlier.accepted
         assert later.outcomes >= earlier.outcomes
     check(end)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tasks
 
 import forkmill as fm
+import tasks
 
 
 @pytest.fixture(params=["fork", "zygote"])
@@ -34,7 +34,7 @@ def test_failure_comes_after_the_outputs(pool: fm.ProcessPool) -> None:
     got = []
     with pytest.raises(LookupError, match="after the outputs"):
         for value in pool.stream(tasks.count_and_fail, 5):
-            got.append(value)  # noqa: PERF402
+            got.append(value)
     assert got == list(range(5))
 
 
@@ -42,7 +42,7 @@ def test_death_comes_after_the_outputs(pool: fm.ProcessPool) -> None:
     got = []
     with pytest.raises(fm.WorkerDied):
         for value in pool.stream(tasks.count_and_die, 5):
-            got.append(value)  # noqa: PERF402
+            got.append(value)
     assert got == list(range(5))
     assert list(pool.stream(tasks.count_to, 3)) == [0, 1, 2]
 

@@ -1,0 +1,521 @@
+/*
+ * events.c - what workers and zygote tell the pool, and what falls due.
+ *
+ *   a result pipe is readable   outcomes, outputs, HELLO, REFUSAL, its end
+ *   a task pipe has room        the rest of an unfinished write
+ *   the control socket          BORN, DIED, TROUBLE, BROKEN, its end
+ *   the clock                   timeouts, initializers, a second look at
+ *                               queues behind long tasks
+ *
+ * Guarantees: a death costs the task that ran and no other (INV-2): before a
+ * worker is killed on purpose, everything that it has not started is taken
+ * back.  A pool that breaks or stops gives every task that cannot run any
+ * more its outcome at once (INV-1).
+ * Invariants: pool->writing counts the workers that the poller watches for
+ * room, pool->ended those whose results ended before their death was told.
+ * Threads: the mutex is held around every call; only zygote_gone() waits, half
+ * a second at the most, for the results of workers that are being killed.
+ */
+#include "pool.h"
+
+#define EOF_GRACE_NS 1000000000 /* results ended, death not reported */
+#define STEAL_LOOK_NS 1000000
+
+#define TOKEN_CONTROL (UINT64_MAX - 1)
+#define TOKEN_ZYGOTE (UINT64_MAX - 2)
+
+/* -------------------------------------------------------------- outcomes */
+
+/* Give each task of a piece that is nowhere an outcome of ours. */
+static void settle_rest(fm_pool *pool, struct fm__piece *piece,
+                        enum fm_what what)
+{
+    uint32_t n = piece->count - piece->got;
+    pool->tally.outcomes += n;
+    if (what == FM_WHAT_CANCELLED || what == FM_WHAT_CLOSED)
+        pool->tally.cancelled += n;
+    else
+        pool->tally.failed += n;
+    while (piece->got < piece->count)
+        fm__chunk_settle_made(piece, what, NULL, 0, NULL, 0);
+    fm__piece_drop(piece);
+}
+
+void fm__events_settle(fm_pool *pool, struct fm__link *list,
+                       enum fm_what what)
+{
+    while (!fm__list_empty(list))
+        settle_rest(pool, FM__OF(list->next, struct fm__piece, queue), what);
+}
+
+enum fm_what fm__events_end_what(const fm_pool *pool)
+{
+    return pool->state == FM_POOL_BROKEN ? FM_WHAT_BROKEN : FM_WHAT_CLOSED;
+}
+
+/* --------------------------------------------------------------- writing */
+
+void fm__events_flush(fm_pool *pool, struct fm__worker *w)
+{
+    int rc = fm__channel_flush(&w->channel);
+    w->dirty = false;
+    if (rc == 1 && !w->wants_write) {
+        if (fm__poller_want_write(pool->poller, w->channel.task_fd,
+                                  (uint64_t)w->slot * 2 + 1, true) == 0) {
+            w->wants_write = true;
+            pool->writing++;
+        }
+    } else if (rc != 1 && w->wants_write) {
+        fm__poller_want_write(pool->poller, w->channel.task_fd,
+                              (uint64_t)w->slot * 2 + 1, false);
+        w->wants_write = false;
+        pool->writing--;
+    }
+}
+
+void fm__events_shut(fm_pool *pool, struct fm__worker *w)
+{
+    if (w->wants_write) {
+        fm__poller_drop(pool->poller, w->channel.task_fd);
+        w->wants_write = false;
+        pool->writing--;
+    }
+    fm__channel_shut(&w->channel);
+}
+
+/* ------------------------------------------------------ death of workers */
+
+static void add_cause(fm_pool *pool, const uint8_t *record, uint64_t size)
+{
+    uint8_t *copy = fm_body_new((size_t)size);
+    if (!copy)
+        return;
+    memcpy(copy, record, (size_t)size);
+    if (pool->n_causes == FM__CAUSES) {
+        fm_body_free(pool->causes[0].record);
+        memmove(pool->causes, pool->causes + 1,
+                (FM__CAUSES - 1) * sizeof *pool->causes);
+        pool->n_causes--;
+    }
+    pool->causes[pool->n_causes++] = (struct fm__cause){copy, size};
+}
+
+static void add_death_cause(fm_pool *pool, const struct fm_death *death,
+                            const char *text, size_t n)
+{
+    uint8_t made[sizeof(struct fm_long) + sizeof *death + FM_CRASH];
+    struct fm_long head = {.tag = FM_TAG_LONG,
+                           .what = FM_WHAT_DEATH,
+                           .length = sizeof *death + n};
+    memcpy(made, &head, sizeof head);
+    memcpy(made + sizeof head, death, sizeof *death);
+    if (n)
+        memcpy(made + sizeof head + sizeof *death, text, n);
+    add_cause(pool, made, sizeof head + sizeof *death + n);
+}
+
+static void forget_polling(fm_pool *pool, struct fm__worker *w)
+{
+    if (w->channel.result_fd >= 0 && !w->eof_ns)
+        fm__poller_drop(pool->poller, w->channel.result_fd);
+    if (w->wants_write) {
+        fm__poller_drop(pool->poller, w->channel.task_fd);
+        pool->writing--;
+        w->wants_write = false;
+    }
+    if (w->eof_ns)
+        pool->ended--;
+}
+
+static void bury(fm_pool *pool, struct fm__worker *w, struct fm_death *death)
+{
+    struct fm__link again;
+    bool broken = pool->state == FM_POOL_BROKEN;
+    uint64_t before = pool->tally.retried;
+    fm__list_init(&again);
+    forget_polling(pool, w);
+    fm__worker_bury(w, death, broken, &again, &pool->tally);
+    if (pool->state >= FM_POOL_STOPPING) {
+        fm__events_settle(pool, &again, fm__events_end_what(pool));
+        return;
+    }
+    for (struct fm__link *at = again.next; at != &again; at = at->next)
+        pool->counts.requeued +=
+            FM__OF(at, struct fm__piece, queue)->count;
+    pool->counts.requeued -= pool->tally.retried - before;
+    fm__dispatcher_requeue(&pool->dispatcher, &again);
+}
+
+/* Take back all that the worker has not started; false: it is none that
+ * could be doomed. */
+static bool empty(fm_pool *pool, struct fm__worker *w)
+{
+    struct fm__link back;
+    if (fm__worker_next_state(w->state, FM_WORKER_DOOM) < 0)
+        return false;
+    fm__list_init(&back);
+    fm__worker_recall(w, UINT32_MAX, true, &back);
+    fm__dispatcher_requeue(&pool->dispatcher, &back);
+    return true;
+}
+
+static void doom_emptied(fm_pool *pool, struct fm__worker *w,
+                         enum fm_cause cause)
+{
+    if (!w->cause)
+        w->cause = cause;
+    w->state = FM_WORKER_DOOMED;
+    pool->counts.killed++;
+    fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, w->slot, w->generation,
+                   SIGKILL);
+}
+
+/* Ask for the worker's end; nothing new starts on it: what it has not
+ * started is taken back first, so that no neighbour is ever charged. */
+static void doom(fm_pool *pool, struct fm__worker *w, enum fm_cause cause)
+{
+    if (empty(pool, w))
+        doom_emptied(pool, w, cause);
+}
+
+/* Nothing can start after the recall: the second look is exact. */
+bool fm__events_doom_task(fm_pool *pool, struct fm__worker *w,
+                          enum fm_cause cause, uint64_t started)
+{
+    if (!empty(pool, w) || atomic_load(&w->page->started) != started)
+        return false;
+    doom_emptied(pool, w, cause);
+    return true;
+}
+
+/* Nothing runs any more: every task that has not started gets `what`. */
+void fm__events_settle_unstarted(fm_pool *pool, enum fm_what what)
+{
+    struct fm__link back;
+    fm__list_init(&back);
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        if (pool->workers[i].page)
+            fm__worker_recall(&pool->workers[i], UINT32_MAX, true, &back);
+    fm__events_settle(pool, &back, what);
+    for (struct fm__piece *p; (p = fm__dispatcher_any(&pool->dispatcher));) {
+        fm__dispatcher_unqueue(&pool->dispatcher, p);
+        settle_rest(pool, p, what);
+    }
+}
+
+static void break_pool(fm_pool *pool)
+{
+    if (pool->state >= FM_POOL_STOPPING)
+        return;
+    pool->state = FM_POOL_BROKEN;
+    fm__events_settle_unstarted(pool, FM_WHAT_BROKEN);
+    fm__reaper_ask(&pool->reaper, FM_REPORT_STOP, 0, 0, FM_LADDER_KILL);
+}
+
+/* --------------------------------------------------------------- reports */
+
+static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
+{
+    struct fm__worker *w = &pool->workers[m->slot];
+    bool hello = pool->options.hello_ns > 0;
+    int rc = fm__worker_born(w, m->generation, m->pid, fds, hello, fm_now());
+    if (rc == 0)
+        rc = fm__poller_add(pool->poller, w->channel.result_fd,
+                            (uint64_t)w->slot * 2);
+    if (pool->state >= FM_POOL_STOPPING)
+        fm__channel_shut(&w->channel); /* born too late: it may go at once */
+    if (w->births > 1)
+        pool->counts.restarts++;
+    pool->dispatcher.saturated = false;
+    if (rc < 0) {
+        /* No descriptors or memory for it: end it, another will be tried. */
+        pool->counts.trouble++;
+        if (w->page)
+            doom(pool, w, FM_CAUSE_PROTOCOL);
+        else
+            fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, m->slot,
+                           m->generation, SIGKILL);
+    }
+}
+
+static void take_in(fm_pool *pool, struct fm__worker *w);
+
+static void on_died(fm_pool *pool, const struct fm_message *m)
+{
+    struct fm__worker *w = &pool->workers[m->slot];
+    if (!w->page || w->generation != m->generation)
+        return;
+    bool retired = m->flags & FM_DIED_RETIRED;
+    bool starting = w->state == FM_WORKER_STARTING;
+    if (starting && !w->eof_ns)
+        take_in(pool, w); /* a REFUSAL says more than the death it caused */
+    bool stopping = pool->state >= FM_POOL_STOPPING;
+    struct fm_death death = {
+        .pid = m->pid,
+        .status = m->status,
+        .slot = m->slot,
+        .oom = m->flags & FM_DIED_OOM ? 1 : 0,
+        .rss_kb = FM__MAX(m->rss_kb, atomic_load(&w->page->rss_kb)),
+        .task = UINT64_MAX,
+        .timeout_ns = starting ? -1 : 0,
+        .cause = w->cause ? w->cause
+                 : stopping ? FM_CAUSE_STOPPED
+                            : FM_CAUSE_EXIT};
+    if (retired)
+        pool->counts.recycled += !stopping;
+    else
+        pool->counts.deaths += !stopping;
+    if (!retired && !stopping && !(m->flags & FM_DIED_ASKED))
+        add_death_cause(pool, &death, w->page->crash,
+                        strnlen(w->page->crash, FM_CRASH));
+    bury(pool, w, &death);
+    /* An initializer that ends its process does so again: only a kill from
+     * outside is worth another try. */
+    if (starting && !stopping && !retired && !w->cause &&
+        !(m->status == SIGKILL))
+        break_pool(pool);
+}
+
+static void zygote_gone(fm_pool *pool);
+
+static void read_reports(fm_pool *pool)
+{
+    struct fm_message m;
+    int fds[FM_MESSAGE_FDS], nfds;
+    for (;;) {
+        int rc = fm__reaper_next(&pool->reaper, &m, fds, &nfds);
+        if (rc < 0)
+            zygote_gone(pool);
+        if (rc <= 0)
+            return;
+        bool known = m.slot < pool->options.workers;
+        if (m.kind == FM_REPORT_BORN && known && nfds == FM_MESSAGE_FDS) {
+            on_born(pool, &m, fds);
+            continue; /* it owns the descriptors now */
+        }
+        for (int i = 0; i < nfds; i++)
+            fm__sys_close(fds[i]);
+        if (m.kind == FM_REPORT_BORN && known) {
+            /* Its descriptors were lost on the way: none left here. */
+            pool->counts.trouble++;
+            fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, m.slot,
+                           m.generation, SIGKILL);
+        } else if (m.kind == FM_REPORT_DIED && known) {
+            on_died(pool, &m);
+        } else if (m.kind == FM_REPORT_TROUBLE) {
+            pool->counts.trouble++;
+        } else if (m.kind == FM_REPORT_BROKEN) {
+            break_pool(pool);
+        }
+    }
+}
+
+/* A worker's pipe is readable. */
+static void take_in(fm_pool *pool, struct fm__worker *w)
+{
+    struct fm__link again;
+    struct fm__record record;
+    enum fm__news news = FM__NEWS_NONE;
+    int64_t n = 0;
+    int rc = 0;
+    fm__list_init(&again);
+    /* A long record is read on while there is some; else one read a turn is
+     * fair to the others, and an empty pipe costs no second one. */
+    for (int reads = 0; reads < 64; reads++) {
+        n = fm__channel_fill(&w->channel);
+        if (n <= 0)
+            break;
+        pool->counts.bytes_received += (uint64_t)n;
+        do {
+            rc = fm__worker_take(w, &again, &pool->tally, &news, &record);
+            if (news == FM__NEWS_REFUSAL) {
+                add_cause(pool, record.data, record.size);
+                break_pool(pool);
+            }
+            if (news != FM__NEWS_NONE)
+                fm_body_free(record.owned);
+        } while (rc == 0 && news != FM__NEWS_NONE);
+        if (rc < 0 || !w->channel.in_long)
+            break;
+    }
+    pool->dispatcher.saturated = false;
+    if (pool->state >= FM_POOL_STOPPING)
+        fm__events_settle(pool, &again, fm__events_end_what(pool));
+    else
+        fm__dispatcher_requeue(&pool->dispatcher, &again);
+    if (rc < 0)
+        w->garbled = true;
+    if ((rc < 0 || n < 0) && !w->eof_ns) {
+        /* It ended, or talks nonsense: its death is reported soon; if it
+         * only closed its pipe, it is killed after a grace. */
+        fm__poller_drop(pool->poller, w->channel.result_fd);
+        w->eof_ns = fm_now();
+        pool->ended++;
+        if (rc < 0)
+            doom(pool, w, FM_CAUSE_PROTOCOL);
+    }
+}
+
+/* The zygote is gone and its workers die with it: wait for the end of one's
+ * results, a moment at the most. */
+static void await_end(fm_pool *pool, struct fm__worker *w, int64_t until)
+{
+    fm__channel_shut(&w->channel);
+    while (!w->eof_ns && !w->garbled && fm_now() < until) {
+        take_in(pool, w);
+        if (!w->eof_ns)
+            fm_sys_wait_readable(&w->channel.result_fd, 1, until - fm_now());
+    }
+}
+
+static void zygote_gone(fm_pool *pool)
+{
+    int64_t until = fm_now() + EOF_GRACE_NS / 2;
+    fm__poller_drop(pool->poller, pool->reaper.control_fd);
+    fm__reaper_collect(&pool->reaper);
+    if (pool->state < FM_POOL_STOPPING)
+        pool->state = FM_POOL_BROKEN;
+    for (uint32_t i = 0; i < pool->options.workers; i++) {
+        struct fm__worker *w = &pool->workers[i];
+        struct fm_death death = {.pid = w->pid,
+                                 .status = -1,
+                                 .slot = w->slot,
+                                 .cause = FM_CAUSE_STOPPED};
+        if (!w->page)
+            continue;
+        await_end(pool, w, until);
+        bury(pool, w, &death);
+    }
+    fm__events_settle_unstarted(pool, fm__events_end_what(pool));
+}
+
+void fm__events_bury_all(fm_pool *pool)
+{
+    enum fm_what what = fm__events_end_what(pool);
+    struct fm__link again;
+    fm__list_init(&again);
+    for (uint32_t i = 0; i < pool->options.workers; i++) {
+        struct fm_death death = {.status = -1, .cause = FM_CAUSE_STOPPED};
+        fm__worker_bury(&pool->workers[i], &death, what == FM_WHAT_BROKEN,
+                        &again, &pool->tally);
+    }
+    fm__events_settle(pool, &again, what);
+    fm__events_settle_unstarted(pool, what);
+}
+
+/* -------------------------------------------------------------- deadlines */
+
+/* When the task that runs on the worker must be over, by its own clock. */
+static int64_t task_due(struct fm__worker *w, int64_t now)
+{
+    struct fm__piece *running = fm__worker_running(w);
+    int64_t due = FM_FOREVER;
+    if (running) {
+        int64_t timeout = running->chunk->options.timeout_ns;
+        /* t_start is stored before the claim: it belongs to this task or to
+         * a later one, and then this one is over. */
+        return timeout > 0 ? atomic_load(&w->page->t_start) + timeout : due;
+    }
+    /* Not started: it cannot be due before its whole time has passed. */
+    for (struct fm__link *at = w->pieces.next; at != &w->pieces;
+         at = at->next) {
+        const struct fm__piece *p = FM__OF(at, struct fm__piece, queue);
+        if (p->chunk->options.timeout_ns > 0)
+            due = FM__MIN(due, now + p->chunk->options.timeout_ns);
+    }
+    return due;
+}
+
+static int64_t hello_due(const fm_pool *pool, const struct fm__worker *w)
+{
+    if (w->state != FM_WORKER_STARTING || !pool->options.hello_ns)
+        return FM_FOREVER;
+    return pool->options.hello_ns >= FM_FOREVER - w->born_ns
+               ? FM_FOREVER
+               : w->born_ns + pool->options.hello_ns;
+}
+
+/* An initializer that does not come to an end breaks the pool. */
+static void hello_missed(fm_pool *pool, struct fm__worker *w)
+{
+    struct fm_death death = {.pid = w->pid,
+                             .status = -1,
+                             .slot = w->slot,
+                             .cause = FM_CAUSE_TIMEOUT,
+                             .task = UINT64_MAX,
+                             .timeout_ns = -1};
+    add_death_cause(pool, &death, NULL, 0);
+    break_pool(pool);
+}
+
+/* Act on what is due; returns when to look again. */
+int64_t fm__events_expire(fm_pool *pool, int64_t now)
+{
+    int64_t next = FM_FOREVER;
+    bool look = false;
+    if (pool->state == FM_POOL_BROKEN || pool->state == FM_POOL_CLOSED)
+        return next;
+    for (uint32_t i = 0; i < pool->options.workers; i++) {
+        struct fm__worker *w = &pool->workers[i];
+        int64_t due = FM_FOREVER;
+        if (w->state == FM_WORKER_EMPTY || w->state == FM_WORKER_DOOMED)
+            continue;
+        uint64_t started = atomic_load(&w->page->started);
+        if (w->timed && (due = task_due(w, now)) <= now) {
+            if (!fm__events_doom_task(pool, w, FM_CAUSE_TIMEOUT, started))
+                next = now;
+            continue;
+        }
+        next = FM__MIN(next, due);
+        if ((due = hello_due(pool, w)) <= now)
+            hello_missed(pool, w);
+        next = FM__MIN(next, due);
+        if (w->eof_ns && (due = w->eof_ns + EOF_GRACE_NS) <= now)
+            doom(pool, w, FM_CAUSE_PROTOCOL);
+        else if (w->eof_ns)
+            next = FM__MIN(next, due);
+    }
+    if (pool->state < FM_POOL_STOPPING) {
+        bool insist = pool->steal_at && pool->steal_at <= now;
+        uint32_t n = fm__dispatcher_steal(&pool->dispatcher, insist, &look);
+        pool->counts.recalled += n;
+        if (!look || insist)
+            pool->steal_at = 0;
+        else if (!pool->steal_at)
+            pool->steal_at = now + STEAL_LOOK_NS;
+        if (pool->steal_at)
+            next = FM__MIN(next, pool->steal_at);
+    }
+    return next;
+}
+
+/* --------------------------------------------------------------- readiness */
+
+int fm__events_watch(fm_pool *pool)
+{
+    int rc = fm_sys_nonblock(pool->options.control_fd, 1);
+    if (rc == 0)
+        rc = fm__poller_add(pool->poller, pool->reaper.control_fd,
+                            TOKEN_CONTROL);
+    if (rc == 0 && pool->reaper.pid_fd >= 0)
+        rc = fm__poller_add(pool->poller, pool->reaper.pid_fd, TOKEN_ZYGOTE);
+    return rc;
+}
+
+void fm__events_handle(fm_pool *pool, const struct fm__ready *ready)
+{
+    if (ready->token == TOKEN_CONTROL) {
+        read_reports(pool);
+    } else if (ready->token == TOKEN_ZYGOTE) {
+        if (fm__reaper_collect(&pool->reaper))
+            fm__poller_drop(pool->poller, pool->reaper.pid_fd);
+    } else {
+        struct fm__worker *w = &pool->workers[ready->token / 2];
+        if (!w->page || w->eof_ns)
+            return; /* buried by an earlier event of this turn */
+        if (ready->token % 2)
+            fm__events_flush(pool, w);
+        else
+            take_in(pool, w);
+    }
+}

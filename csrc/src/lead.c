@@ -1,0 +1,409 @@
+/*
+ * lead.c - the lead: which thread does the pool's I/O, who waits for what.
+ *
+ * One mutex guards all; the thread that has the lead waits in the poller
+ * without it, and does the I/O with it.  Whoever waits works:
+ *
+ *   1. submit writes the frame itself when a worker has credit;
+ *   2. a thread that waits takes the lead if nobody has it; from a lower rank
+ *      (pump < collector < caller) it asks for it: `want`, one kick;
+ *      otherwise it parks on its own word;
+ *   3. the leader takes in what is ready, sends the backlog, wakes only those
+ *      parked threads whose wait is over;
+ *   4. on leaving it hands the lead to a parked thread of the highest rank,
+ *      or else to the pump if there is a reason (pump_needed).
+ *
+ * A lone submit + wait so makes three system calls here and no futex call.
+ *
+ * Guarantees: whoever waits is woken when its wait is over, and not before
+ * but for the lead; no lead is lost: a thread that leaves it names the next
+ * one under the mutex.
+ * Invariants: pool->leader is NULL, or a thread that is in the poller, in
+ * lead_turn(), or on its way out of park() to lead.
+ * Threads: any; the mutex is held around every call and free while one waits.
+ * The pump is the only thread made here.
+ */
+#include "pool.h"
+
+#define PUMP_GRACE_NS 100000       /* a caller may be back at once ... */
+#define PUMP_GRACE_MOST_NS 2000000 /* ... and again and again */
+#define READY 64
+
+/* --------------------------------------------------------------- waiters */
+
+static bool all_alive(const fm_pool *pool)
+{
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        if (pool->workers[i].state != FM_WORKER_READY)
+            return false;
+    return true;
+}
+
+bool fm__lead_gone(const fm_pool *pool)
+{
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        if (pool->workers[i].page)
+            return false;
+    return pool->reaper.reaped;
+}
+
+static bool satisfied(const fm_pool *pool, const struct fm__waiter *w)
+{
+    const fm_chunk *chunk = w->on;
+    const fm_inbox *inbox = w->on;
+    switch (w->kind) {
+    case FM__WAIT_CHUNK:
+        return atomic_load(&chunk->state) == FM_CHUNK_DONE;
+    case FM__WAIT_STREAM:
+        return chunk->outputs || atomic_load(&chunk->state) == FM_CHUNK_DONE;
+    case FM__WAIT_INBOX:
+        return inbox->head || inbox->closed || pool->state == FM_POOL_CLOSED;
+    case FM__WAIT_IDLE:
+        return pool->tally.outcomes == pool->accepted;
+    case FM__WAIT_WORKERS:
+        return pool->state >= FM_POOL_STOPPING || all_alive(pool);
+    case FM__WAIT_GONE:
+        return fm__lead_gone(pool);
+    case FM__WAIT_PUMP:
+        return pool->pump_quit;
+    }
+    return true;
+}
+
+static void wake(struct fm__waiter *w)
+{
+    if (w->woken)
+        return;
+    w->woken = true;
+    atomic_fetch_add(&w->word, 1);
+    fm__sys_unpark(&w->word);
+}
+
+void fm__lead_kick(fm_pool *pool)
+{
+    pool->counts.kicks++;
+    fm__poller_kick(pool->poller);
+}
+
+/* Those whose wait is over: parked ones, and the leader in the poller. */
+void fm__lead_wake(fm_pool *pool)
+{
+    if (pool->polling && satisfied(pool, pool->leader))
+        fm__lead_kick(pool);
+    for (struct fm__link *at = pool->parked.next; at != &pool->parked;
+         at = at->next) {
+        struct fm__waiter *w = FM__OF(at, struct fm__waiter, parked);
+        if (satisfied(pool, w))
+            wake(w);
+    }
+}
+
+/* ----------------------------------------------------------- completions */
+
+void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
+{
+    atomic_fetch_add(&chunk->refs, 1); /* the inbox's, then its reader's */
+    chunk->next = NULL;
+    *inbox->tail = chunk;
+    inbox->tail = &chunk->next;
+    if (inbox->has_flag) {
+        pool->flagged--;
+        if (!inbox->flag_up && inbox->flag.write_fd >= 0)
+            fm__flag_set(&inbox->flag);
+        inbox->flag_up = true;
+    }
+    /* The chunk lets go: an inbox that nobody else holds ends here. */
+    chunk->inbox = NULL;
+    fm_inbox_unref(inbox);
+}
+
+/* Chunks that got their last outcome become DONE. */
+static void finish_chunks(fm_pool *pool)
+{
+    while (pool->finished.head) {
+        fm_chunk *chunk = pool->finished.head;
+        pool->finished.head = chunk->next;
+        if (!pool->finished.head)
+            pool->finished.tail = &pool->finished.head;
+        chunk->next = NULL;
+        atomic_store(&chunk->state, FM_CHUNK_DONE);
+        if (chunk->inbox)
+            fm__lead_deliver(pool, chunk->inbox, chunk);
+        fm_chunk_unref(chunk); /* taken in fm_pool_submit */
+    }
+}
+
+/* ------------------------------------------------------------------ pump */
+
+static bool pump_needed(const fm_pool *pool)
+{
+    const struct fm__dispatcher *d = &pool->dispatcher;
+    if (pool->flagged)
+        return true;
+    if (pool->state >= FM_POOL_STOPPING)
+        return pool->accepted != pool->tally.outcomes;
+    if (d->backlog || pool->writing || pool->ended)
+        return true;
+    if (pool->accepted == pool->tally.outcomes && !pool->options.hello_ns)
+        return false;
+    for (uint32_t i = 0; i < pool->options.workers; i++) {
+        const struct fm__worker *w = &pool->workers[i];
+        if (w->in_flight > 1 || w->timed ||
+            (w->state == FM_WORKER_STARTING && pool->options.hello_ns))
+            return true;
+    }
+    return false;
+}
+
+static void *pump_main(void *arg);
+
+static void start_pump(fm_pool *pool)
+{
+    pthread_attr_t attr;
+    sigset_t all, old;
+    /* Signals are for the threads of the interpreter. */
+    sigfillset(&all);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, 512 * 1024);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    if (pthread_create(&pool->pump, &attr, pump_main, pool) == 0)
+        pool->pump_started = true;
+    else
+        pool->counts.trouble++; /* tried again when it is next needed */
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    pthread_attr_destroy(&attr);
+}
+
+void fm__lead_nudge(fm_pool *pool)
+{
+    if (pool->leader || !pump_needed(pool))
+        return;
+    if (!pool->pump_started)
+        start_pump(pool);
+    else if (pool->pump_parked) {
+        pool->pump_parked = false;
+        wake(&pool->pump_waiter);
+    }
+}
+
+void fm__lead_settle(fm_pool *pool)
+{
+    if (pool->state < FM_POOL_STOPPING &&
+        fm__dispatcher_run(&pool->dispatcher))
+        for (uint32_t i = 0; i < pool->options.workers; i++)
+            if (pool->workers[i].dirty)
+                fm__events_flush(pool, &pool->workers[i]);
+    finish_chunks(pool);
+    fm__lead_wake(pool);
+}
+
+/* ------------------------------------------------------------------- lead */
+
+/* Nothing but the zygote's status is missing and there is no pidfd. */
+static bool collect_by_hand(fm_pool *pool)
+{
+    return pool->reaper.ended && !fm__reaper_collect(&pool->reaper);
+}
+
+/*
+ * One turn of the I/O, by the thread that has the lead.  Called with the
+ * mutex, which is free while it waits.  0 or -EINTR; whatever came in has
+ * been taken in either way.
+ */
+static int lead_turn(fm_pool *pool, int64_t deadline)
+{
+    struct fm__ready ready[READY];
+    int64_t now = fm_now(), next = fm__events_expire(pool, now);
+    fm__lead_settle(pool);
+    if (collect_by_hand(pool))
+        next = FM__MIN(next, now + 1000000);
+    if (pool->dispatcher.starved) {
+        pool->dispatcher.saturated = false;
+        next = FM__MIN(next, now + 1000000);
+    }
+    next = FM__MIN(next, deadline);
+    if (satisfied(pool, pool->leader) || pool->want)
+        next = now;
+    pool->counts.lead_turns++;
+    pool->counts.pump_turns += pool->leader == &pool->pump_waiter;
+    pool->polling = true;
+    fm__pool_unlock(pool);
+    int n = fm__poller_wait(pool->poller, ready, READY,
+                            next == FM_FOREVER ? FM_FOREVER
+                                               : FM__MAX(next - now, 0));
+    fm__pool_lock(pool);
+    pool->polling = false;
+    for (int i = 0; i < n; i++)
+        fm__events_handle(pool, &ready[i]);
+    fm__lead_settle(pool);
+    return n < 0 ? n : 0;
+}
+
+static void take_lead(fm_pool *pool, struct fm__waiter *w)
+{
+    pool->leader = w;
+    pool->want = false;
+}
+
+/* Leave the lead: to the parked thread of the highest rank, or to the pump. */
+static void leave_lead(fm_pool *pool)
+{
+    struct fm__waiter *best = NULL;
+    pool->leader = NULL;
+    pool->want = false;
+    for (struct fm__link *at = pool->parked.next; at != &pool->parked;
+         at = at->next) {
+        struct fm__waiter *w = FM__OF(at, struct fm__waiter, parked);
+        if (!satisfied(pool, w) && (!best || w->rank > best->rank))
+            best = w;
+    }
+    if (best) {
+        pool->leader = best; /* not free for anybody to take in between */
+        wake(best);
+    } else {
+        fm__lead_nudge(pool);
+    }
+}
+
+static int park(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
+{
+    uint32_t old = atomic_load(&w->word);
+    if (pool->leader->rank < w->rank && !pool->want) {
+        pool->want = true;
+        fm__lead_kick(pool);
+    }
+    pool->counts.parks++;
+    w->woken = false;
+    fm__list_insert(&pool->parked, &w->parked);
+    fm__pool_unlock(pool);
+    int rc = fm__sys_park(
+        &w->word, old,
+        deadline == FM_FOREVER ? FM_FOREVER : deadline - fm_now());
+    fm__pool_lock(pool);
+    fm__list_remove(&w->parked);
+    return rc == -EINTR ? rc : 0;
+}
+
+/* Wait, with the mutex: lead, or park while another leads. */
+int fm__lead_wait(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
+{
+    int rc = 0;
+    fm__list_init(&w->parked);
+    pool->waiting++;
+    while (!satisfied(pool, w)) {
+        if (rc == 0 && deadline != FM_FOREVER && fm_now() >= deadline)
+            rc = -ETIMEDOUT;
+        if (rc == 0 && pool->state == FM_POOL_CLOSED)
+            rc = FM_ECLOSED;
+        if (rc < 0)
+            break;
+        if (pool->leader && pool->leader != w) {
+            rc = park(pool, w, deadline);
+        } else {
+            if (pool->leader != w)
+                take_lead(pool, w);
+            rc = lead_turn(pool, deadline);
+            if (pool->want)
+                leave_lead(pool);
+        }
+    }
+    if (satisfied(pool, w))
+        rc = 0;
+    if (pool->leader == w)
+        leave_lead(pool);
+    pool->waiting--;
+    return rc;
+}
+
+static void *pump_main(void *arg)
+{
+    fm_pool *pool = arg;
+    struct fm__waiter *w = &pool->pump_waiter;
+    int64_t grace = 0;
+    uint64_t turns = 0;
+    fm__pool_lock(pool);
+    while (!pool->pump_quit) {
+        bool needed = pump_needed(pool);
+        bool quiet = grace && turns == pool->counts.lead_turns;
+        uint32_t old = atomic_load(&w->word);
+        if (needed && quiet && !pool->leader) {
+            take_lead(pool, w);
+            while (!pool->pump_quit && !pool->want && pump_needed(pool))
+                lead_turn(pool, FM_FOREVER);
+            leave_lead(pool);
+            grace = 0;
+            continue;
+        }
+        /* Whoever just left may be back at once: wait for a while in which
+         * nobody makes a turn, so that the lead does not go to and fro.  A
+         * leader that makes no turns waits for something: it will tell. */
+        needed = needed && !(quiet && pool->leader);
+        grace = !needed ? 0
+                        : FM__MIN(FM__MAX(2 * grace, PUMP_GRACE_NS),
+                                  PUMP_GRACE_MOST_NS);
+        turns = pool->counts.lead_turns;
+        pool->pump_parked = !needed;
+        w->woken = false;
+        fm__pool_unlock(pool);
+        fm__sys_park(&w->word, old, needed ? grace : FM_FOREVER);
+        fm__pool_lock(pool);
+        pool->pump_parked = false;
+    }
+    fm__pool_unlock(pool);
+    return NULL;
+}
+
+/* One turn without waiting, if nobody leads. */
+void fm__lead_turn(fm_pool *pool)
+{
+    struct fm__waiter w = {.kind = FM__WAIT_IDLE, .rank = FM_RANK_CALLER};
+    if (pool->leader || pool->state == FM_POOL_CLOSED)
+        return;
+    take_lead(pool, &w);
+    lead_turn(pool, 0);
+    leave_lead(pool);
+}
+
+/* --------------------------------------------------------- beginning, end */
+
+void fm__lead_init(fm_pool *pool)
+{
+    fm__list_init(&pool->parked);
+    pool->pump_waiter =
+        (struct fm__waiter){.kind = FM__WAIT_PUMP, .rank = FM_RANK_PUMP};
+}
+
+/* Wait until no thread is inside a wait of this pool. */
+static void expel(fm_pool *pool)
+{
+    struct timespec pause = {0, 200000};
+    for (int i = 0; i < 5000 && (pool->waiting || pool->leader); i++) {
+        for (struct fm__link *at = pool->parked.next; at != &pool->parked;
+             at = at->next)
+            wake(FM__OF(at, struct fm__waiter, parked));
+        fm__lead_kick(pool);
+        fm__pool_unlock(pool);
+        nanosleep(&pause, NULL);
+        fm__pool_lock(pool);
+    }
+}
+
+static void end_pump(fm_pool *pool)
+{
+    bool started = pool->pump_started;
+    pool->pump_quit = true;
+    pool->pump_started = false;
+    if (!started)
+        return;
+    wake(&pool->pump_waiter);
+    fm__lead_kick(pool);
+    fm__pool_unlock(pool);
+    pthread_join(pool->pump, NULL);
+    fm__pool_lock(pool);
+}
+
+void fm__lead_end(fm_pool *pool)
+{
+    end_pump(pool);
+    expel(pool);
+}

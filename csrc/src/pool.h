@@ -1,0 +1,153 @@
+/*
+ * pool.h - what the files that make up the pool share: events.c (what workers
+ * and zygote tell, and what is due), lead.c (who does the I/O, who waits),
+ * pool.c (the public calls).
+ *
+ * Everything named here is called with the pool's mutex held, but for the
+ * lock itself and fm__pool_foreign().
+ */
+#ifndef FORKMILL_POOL_H
+#define FORKMILL_POOL_H
+
+#include "internal.h"
+
+enum fm__wait {
+    FM__WAIT_CHUNK,   /* on: fm_chunk */
+    FM__WAIT_STREAM,  /* on: fm_chunk */
+    FM__WAIT_INBOX,   /* on: fm_inbox */
+    FM__WAIT_IDLE,
+    FM__WAIT_WORKERS,
+    FM__WAIT_GONE,
+    FM__WAIT_PUMP
+};
+
+/* One thread that waits: it leads, or is parked.  On its stack. */
+struct fm__waiter {
+    struct fm__link parked;
+    enum fm__wait kind;
+    enum fm_rank rank;
+    void *on;
+    bool woken;            /* since it parked: once is enough */
+    _Atomic uint32_t word; /* bumped to wake it */
+};
+
+struct fm_inbox {
+    _Atomic uint32_t refs;
+    fm_pool *pool; /* a reference */
+    fm_chunk *head, **tail;
+    bool closed, has_flag, flag_up;
+    struct fm__flag flag;
+};
+
+struct fm__cause {
+    uint8_t *record; /* fm_body_new() memory */
+    uint64_t size;
+};
+#define FM__CAUSES 16
+
+struct fm_pool {
+    _Atomic uint32_t refs;
+    uint32_t generation; /* of forks: the process it belongs to */
+    struct fm_pool_options options;
+
+    pthread_mutex_t lock; /* guards all that follows */
+    _Atomic uint32_t state;
+    struct fm__reaper reaper;
+    struct fm__poller *poller;
+    struct fm__worker *workers;
+    struct fm__dispatcher dispatcher;
+    struct fm__finished finished;
+
+    struct fm__waiter *leader;
+    struct fm__link parked;
+    bool want;    /* a higher rank waits for the lead */
+    bool polling; /* the leader is in the poller, without the mutex */
+    uint32_t waiting;
+
+    pthread_t pump;
+    struct fm__waiter pump_waiter;
+    bool pump_started, pump_parked, pump_quit;
+
+    uint64_t accepted, submits;
+    struct fm__tally tally;
+    struct fm_stats counts; /* those that are only counted */
+    uint32_t writing; /* workers with an unfinished write */
+    uint32_t ended;   /* workers whose results have ended, not reported */
+    uint64_t flagged; /* chunks under way to an inbox with a descriptor */
+    int64_t steal_at; /* 0: no second look is due */
+    struct fm__cause causes[FM__CAUSES];
+    uint32_t n_causes;
+
+    pthread_mutex_t functions_lock; /* guards the two below */
+    fm_function *functions[FM__FUNCTIONS];
+    uint64_t next_serial;
+};
+
+static inline void fm__pool_lock(fm_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+}
+
+static inline void fm__pool_unlock(fm_pool *pool)
+{
+    pthread_mutex_unlock(&pool->lock);
+}
+
+/* In a forked child of the process that the pool belongs to. */
+static inline bool fm__pool_foreign(const fm_pool *pool)
+{
+    return pool->generation != fm_fork_generation();
+}
+
+/* --------------------------------------------------- events (events.c) */
+
+/* Watch the control socket and the zygote. 0 or -errno. */
+int fm__events_watch(fm_pool *pool);
+/* Take in what the poller found. */
+void fm__events_handle(fm_pool *pool, const struct fm__ready *ready);
+/* Act on what is due at `now`; returns when to look again. */
+int64_t fm__events_expire(fm_pool *pool, int64_t now);
+/* Write what is queued for a worker, and watch for room if it is not all. */
+void fm__events_flush(fm_pool *pool, struct fm__worker *worker);
+/* No more frames for a worker: it sees the end of its channel. */
+void fm__events_shut(fm_pool *pool, struct fm__worker *worker);
+/* Give each task of the pieces in a list an outcome of ours. */
+void fm__events_settle(fm_pool *pool, struct fm__link *list,
+                       enum fm_what what);
+/* The same for every task that is queued, or sent and not started. */
+void fm__events_settle_unstarted(fm_pool *pool, enum fm_what what);
+/* The outcome of a task that did not start before the pool's end. */
+enum fm_what fm__events_end_what(const fm_pool *pool);
+/* Kill a worker on account of one task, `started` being what its slot said
+ * when it was looked at.  False: it has gone on to another task since, and
+ * is left alone. */
+bool fm__events_doom_task(fm_pool *pool, struct fm__worker *worker,
+                          enum fm_cause cause, uint64_t started);
+/* The end: nothing will come from any worker any more. */
+void fm__events_bury_all(fm_pool *pool);
+
+/* ------------------------------------------------------- lead (lead.c) */
+
+void fm__lead_init(fm_pool *pool);
+/* Send what can be sent, tell who waits: after every change. */
+void fm__lead_settle(fm_pool *pool);
+/* Wake those whose wait is over: settle's second half. */
+void fm__lead_wake(fm_pool *pool);
+/* End the leader's wait in the poller: what it waits for has changed. */
+void fm__lead_kick(fm_pool *pool);
+/* After anything that may give the pump a reason to lead. */
+void fm__lead_nudge(fm_pool *pool);
+/* One turn without waiting, if nobody leads. */
+void fm__lead_turn(fm_pool *pool);
+/* Wait: lead, or park while another leads.  0; -ETIMEDOUT; -EINTR;
+ * FM_ECLOSED.  The mutex is free while it waits. */
+int fm__lead_wait(fm_pool *pool, struct fm__waiter *waiter, int64_t deadline);
+/* True when zygote and workers are gone and reaped. */
+bool fm__lead_gone(const fm_pool *pool);
+/* A finished chunk goes to its inbox, which the chunk held until now. */
+void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk);
+/* The pool is CLOSED: end the pump, get every thread out of its wait.  The
+ * mutex is free in between. */
+void fm__lead_end(fm_pool *pool);
+
+#endif

@@ -177,13 +177,13 @@ class Spun(tasks.Noted):
 
 @contextlib.contextmanager
 def killer(pool: fm.ProcessPool):
-    """Kill random workers, some 50 a second, until the end of the block."""
+    """Kill random workers, some 50 a second, until the end of the block or of 40 workers."""
     kills: list[int] = []
     stop = threading.Event()
 
     def run() -> None:
         dice = random.Random()
-        while not stop.wait(dice.random() * 0.04):
+        while len(kills) < 40 and not stop.wait(dice.random() * 0.04):
             workers = [w for w in pool.workers() if w.pid]
             if workers:
                 victim = dice.choice(workers)

@@ -447,7 +447,9 @@ struct fm_pool_options {
  */
 int fm_pool_open(fm_pool **out, const struct fm_pool_options *options);
 
-/* References: a chunk, function or inbox keeps its pool's memory. */
+/* References: a chunk, function or inbox keeps its pool's memory.  Whoever
+ * opened the pool calls fm_pool_close() before he gives up his: the last one
+ * may go in the pump, which cannot end itself. */
 fm_pool *fm_pool_ref(fm_pool *pool);
 void fm_pool_unref(fm_pool *pool);
 
@@ -490,8 +492,8 @@ void fm_chunk_unref(fm_chunk *chunk);
 /*
  * Accept a chunk.  Never blocks; writes the frame at once when a worker has
  * credit.  From here on each of its tasks reaches exactly one outcome
- * (INV-1).  Errors: FM_ECLOSED, FM_EBROKEN, FM_EFORKED, -ENOMEM: not
- * accepted.
+ * (INV-1).  Errors: FM_ECLOSED, FM_EBROKEN, FM_EFORKED, -ENOMEM, -EAGAIN (no
+ * thread to be had for the pump, and its inbox needs one): not accepted.
  */
 int fm_pool_submit(fm_pool *pool, fm_chunk *chunk);
 
@@ -544,12 +546,13 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
 
 /*
  * Next output of a streaming chunk: 1, with its record in memory of its own
- * (*owned is the caller's); 0: the chunk is done and has no more; or as
- * fm_pool_wait_chunk.
+ * (*owned is the caller's); 0: the chunk is done and has no more; -ENOMEM: no
+ * memory to let the task go on, call again; or as fm_pool_wait_chunk.
  */
 int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
                    const uint8_t **record, uint64_t *size, uint8_t **owned);
-/* Ask the task to close its generator. */
+/* Ask the task to close its generator.  One that has not started has none:
+ * fm_chunk_cancel() it first.  0, -ENOMEM: not asked. */
 int fm_stream_close(fm_pool *pool, fm_chunk *chunk);
 
 /* Who waits; a higher one takes the lead from a lower one. */
@@ -574,8 +577,9 @@ int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out);
 void fm_inbox_unref(fm_inbox *inbox);
 int fm_inbox_fd(const fm_inbox *inbox);
 /* Send the chunk there when it is done (at once if it is). FM_ESTATE if it
- * has an inbox already.  The inbox holds a reference to the chunk from then
- * on, which fm_pool_wait_inbox() hands over. */
+ * has an inbox already or was not accepted; -EAGAIN as fm_pool_submit.  The
+ * inbox holds a reference to the chunk from then on, which
+ * fm_pool_wait_inbox() hands over. */
 int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag);
 /*
  * Take up to n finished chunks; waits for the first until the deadline.

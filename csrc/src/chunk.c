@@ -16,6 +16,9 @@
  */
 #include "internal.h"
 
+/* A timeout that can be added to any time of this machine. */
+#define LONGEST_NS (FM_FOREVER / 4)
+
 int fm_chunk_done(const fm_chunk *chunk)
 {
     return atomic_load(&chunk->state) == FM_CHUNK_DONE;
@@ -239,6 +242,8 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
 
 int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
 {
+    if (record->lost)
+        return -ENOMEM; /* it cannot be left out: the reader would not know */
     struct fm__output *output = fm__malloc(sizeof *output);
     uint8_t *owned = record->owned;
     const uint8_t *data = record->data + sizeof(struct fm_long);
@@ -268,7 +273,7 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
         (!options->function && !(options->flags & FM_RUN_APPLY)))
         return -EINVAL;
     fm_chunk *chunk = fm__calloc(sizeof *chunk);
-    uint16_t *retried = NULL;
+    uint32_t *retried = NULL;
     if (chunk && options->retries)
         retried = fm__calloc(options->count * sizeof *retried);
     struct fm__bytes *body =
@@ -280,6 +285,7 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
         return -ENOMEM;
     }
     chunk->options = *options;
+    chunk->options.timeout_ns = FM__MIN(options->timeout_ns, LONGEST_NS);
     chunk->body = body;
     chunk->retried = retried;
     atomic_init(&chunk->refs, 1);
@@ -287,8 +293,10 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
         atomic_fetch_add(&options->function->refs, 1);
     if (options->timeout_ns > 0)
         chunk->options.flags |= FM_RUN_TIMED;
+    if (options->flags & FM_RUN_STREAM) /* without any, nothing ever comes */
+        chunk->options.credit = FM__MAX(options->credit, 1);
     chunk->pool = fm_pool_ref(pool);
-    chunk->granted = options->credit;
+    chunk->granted = chunk->options.credit;
     chunk->outputs_tail = &chunk->outputs;
     fm__list_init(&chunk->pieces);
     chunk->whole =

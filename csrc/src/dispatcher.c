@@ -5,7 +5,7 @@
  * list a priority; within one, first come first served, and what comes back
  * (recalled, or from a dead worker) goes to the front: it has waited longest.
  *
- * Credit: single tasks queue as deep as half a millisecond of work (see
+ * Credit: single tasks queue as deep as a millisecond of work (see
  * learn() in worker.c), chunks two deep; a worker under way with a stream
  * gets nothing behind it.  Whatever turns out to be queued behind a long task
  * is taken back when another worker is idle: fm__dispatcher_steal().
@@ -135,25 +135,29 @@ static bool has_credit(struct fm__dispatcher *d,
     return w->n_pieces < w->credit;
 }
 
+/* How well a worker suits: at once, after its initializer, after others. */
+static int rank(const struct fm__worker *w)
+{
+    return w->n_pieces ? 1 : w->state == FM_WORKER_STARTING ? 2 : 3;
+}
+
 /* The next worker for the piece, idle ones first; NULL: none has credit. */
 static struct fm__worker *choose(struct fm__dispatcher *d,
                                  const struct fm__piece *piece)
 {
-    struct fm__worker *busy = NULL;
+    struct fm__worker *best = NULL;
     for (uint32_t i = 0; i < d->n; i++) {
         struct fm__worker *w = &d->workers[(d->turn + i) % d->n];
         if (!has_credit(d, w, piece))
             continue;
-        if (w->n_pieces == 0) {
-            d->turn = w->slot + 1;
-            return w;
-        }
-        if (!busy)
-            busy = w;
+        if (!best || rank(w) > rank(best))
+            best = w;
+        if (rank(best) == 3)
+            break;
     }
-    if (busy)
-        d->turn = busy->slot + 1;
-    return busy;
+    if (best)
+        d->turn = best->slot + 1;
+    return best;
 }
 
 /* Send a queued piece, or as much of it as the worker may still take. */
@@ -202,6 +206,8 @@ static uint64_t run_pinned(struct fm__dispatcher *d)
 uint64_t fm__dispatcher_run(struct fm__dispatcher *d)
 {
     uint64_t sent = 0;
+    if (d->backlog == 0)
+        d->starved = false;
     if (d->backlog == 0 || d->saturated)
         return 0;
     d->starved = false;
@@ -220,9 +226,12 @@ uint64_t fm__dispatcher_run(struct fm__dispatcher *d)
 
 /* ----------------------------------------------------------------- steal */
 
-/* Tasks a worker was sent beyond the one that it runs. */
+/* Tasks a worker was sent beyond the one that it runs; while its initializer
+ * runs, it runs none. */
 static uint32_t waiting(const struct fm__worker *w)
 {
+    if (w->state == FM_WORKER_STARTING)
+        return w->in_flight;
     return w->state == FM_WORKER_READY && w->in_flight > 1 ? w->in_flight - 1
                                                            : 0;
 }

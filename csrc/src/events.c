@@ -53,6 +53,15 @@ enum fm_what fm__events_end_what(const fm_pool *pool)
     return pool->state == FM_POOL_BROKEN ? FM_WHAT_BROKEN : FM_WHAT_CLOSED;
 }
 
+/* Tasks that came back: to the backlog, or to their end. */
+static void put_back(fm_pool *pool, struct fm__link *list)
+{
+    if (pool->state >= FM_POOL_STOPPING)
+        fm__events_settle(pool, list, fm__events_end_what(pool));
+    else
+        fm__dispatcher_requeue(&pool->dispatcher, list);
+}
+
 /* --------------------------------------------------------------- writing */
 
 void fm__events_flush(fm_pool *pool, struct fm__worker *w)
@@ -135,15 +144,14 @@ static void bury(fm_pool *pool, struct fm__worker *w, struct fm_death *death)
     fm__list_init(&again);
     forget_polling(pool, w);
     fm__worker_bury(w, death, broken, &again, &pool->tally);
-    if (pool->state >= FM_POOL_STOPPING) {
-        fm__events_settle(pool, &again, fm__events_end_what(pool));
-        return;
-    }
     for (struct fm__link *at = again.next; at != &again; at = at->next)
         pool->counts.requeued +=
-            FM__OF(at, struct fm__piece, queue)->count;
-    pool->counts.requeued -= pool->tally.retried - before;
-    fm__dispatcher_requeue(&pool->dispatcher, &again);
+            pool->state < FM_POOL_STOPPING
+                ? FM__OF(at, struct fm__piece, queue)->count
+                : 0;
+    if (pool->state < FM_POOL_STOPPING)
+        pool->counts.requeued -= pool->tally.retried - before;
+    put_back(pool, &again);
 }
 
 /* Take back all that the worker has not started; false: it is none that
@@ -155,15 +163,16 @@ static bool empty(fm_pool *pool, struct fm__worker *w)
         return false;
     fm__list_init(&back);
     fm__worker_recall(w, UINT32_MAX, true, &back);
-    fm__dispatcher_requeue(&pool->dispatcher, &back);
+    put_back(pool, &back);
     return true;
 }
 
 static void doom_emptied(fm_pool *pool, struct fm__worker *w,
                          enum fm_cause cause)
 {
-    if (!w->cause)
-        w->cause = cause;
+    if (w->state == FM_WORKER_DOOMED)
+        return; /* asked for already */
+    w->cause = cause;
     w->state = FM_WORKER_DOOMED;
     pool->counts.killed++;
     fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, w->slot, w->generation,
@@ -178,11 +187,17 @@ static void doom(fm_pool *pool, struct fm__worker *w, enum fm_cause cause)
         doom_emptied(pool, w, cause);
 }
 
-/* Nothing can start after the recall: the second look is exact. */
+static void take_in(fm_pool *pool, struct fm__worker *w);
+
+/* Its outcome may lie in the pipe: then there is nothing to kill for.  And
+ * nothing can start after the recall: the second look is exact. */
 bool fm__events_doom_task(fm_pool *pool, struct fm__worker *w,
                           enum fm_cause cause, uint64_t started)
 {
-    if (!empty(pool, w) || atomic_load(&w->page->started) != started)
+    if (!w->eof_ns)
+        take_in(pool, w);
+    if (!fm__worker_running(w) || !empty(pool, w) ||
+        atomic_load(&w->page->started) != started)
         return false;
     doom_emptied(pool, w, cause);
     return true;
@@ -219,6 +234,12 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     struct fm__worker *w = &pool->workers[m->slot];
     bool hello = pool->options.hello_ns > 0;
     int rc = fm__worker_born(w, m->generation, m->pid, fds, hello, fm_now());
+    if (!w->page || w->generation != m->generation) {
+        pool->counts.trouble++;
+        fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, m->slot, m->generation,
+                       SIGKILL);
+        return; /* no memory to map its slot: another will be tried */
+    }
     if (rc == 0)
         rc = fm__poller_add(pool->poller, w->channel.result_fd,
                             (uint64_t)w->slot * 2);
@@ -228,17 +249,10 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
         pool->counts.restarts++;
     pool->dispatcher.saturated = false;
     if (rc < 0) {
-        /* No descriptors or memory for it: end it, another will be tried. */
-        pool->counts.trouble++;
-        if (w->page)
-            doom(pool, w, FM_CAUSE_PROTOCOL);
-        else
-            fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, m->slot,
-                           m->generation, SIGKILL);
+        pool->counts.trouble++; /* it cannot be watched: the same */
+        doom(pool, w, FM_CAUSE_PROTOCOL);
     }
 }
-
-static void take_in(fm_pool *pool, struct fm__worker *w);
 
 static void on_died(fm_pool *pool, const struct fm_message *m)
 {
@@ -276,7 +290,7 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
         break_pool(pool);
 }
 
-static void zygote_gone(fm_pool *pool);
+static void zygote_gone(fm_pool *pool, int why);
 
 static void read_reports(fm_pool *pool)
 {
@@ -285,7 +299,7 @@ static void read_reports(fm_pool *pool)
     for (;;) {
         int rc = fm__reaper_next(&pool->reaper, &m, fds, &nfds);
         if (rc < 0)
-            zygote_gone(pool);
+            zygote_gone(pool, rc);
         if (rc <= 0)
             return;
         bool known = m.slot < pool->options.workers;
@@ -329,7 +343,8 @@ static void take_in(fm_pool *pool, struct fm__worker *w)
         do {
             rc = fm__worker_take(w, &again, &pool->tally, &news, &record);
             if (news == FM__NEWS_REFUSAL) {
-                add_cause(pool, record.data, record.size);
+                if (!record.lost)
+                    add_cause(pool, record.data, record.size);
                 break_pool(pool);
             }
             if (news != FM__NEWS_NONE)
@@ -339,10 +354,7 @@ static void take_in(fm_pool *pool, struct fm__worker *w)
             break;
     }
     pool->dispatcher.saturated = false;
-    if (pool->state >= FM_POOL_STOPPING)
-        fm__events_settle(pool, &again, fm__events_end_what(pool));
-    else
-        fm__dispatcher_requeue(&pool->dispatcher, &again);
+    put_back(pool, &again);
     if (rc < 0)
         w->garbled = true;
     if ((rc < 0 || n < 0) && !w->eof_ns) {
@@ -368,11 +380,14 @@ static void await_end(fm_pool *pool, struct fm__worker *w, int64_t until)
     }
 }
 
-static void zygote_gone(fm_pool *pool)
+static void zygote_gone(fm_pool *pool, int why)
 {
     int64_t until = fm_now() + EOF_GRACE_NS / 2;
     fm__poller_drop(pool->poller, pool->reaper.control_fd);
-    fm__reaper_collect(&pool->reaper);
+    if (why == FM_EEOF)
+        fm__reaper_collect(&pool->reaper);
+    else
+        fm__reaper_kill(&pool->reaper); /* it cannot be heard any more */
     if (pool->state < FM_POOL_STOPPING)
         pool->state = FM_POOL_BROKEN;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
@@ -435,6 +450,17 @@ static int64_t hello_due(const fm_pool *pool, const struct fm__worker *w)
                : w->born_ns + pool->options.hello_ns;
 }
 
+/* An unfinished write that the poller could not be made to watch is tried by
+ * hand; returns when to do so again. */
+static int64_t write_due(fm_pool *pool, struct fm__worker *w, int64_t now)
+{
+    if (w->wants_write || w->channel.task_fd < 0 ||
+        !fm__channel_pending(&w->channel))
+        return FM_FOREVER;
+    fm__events_flush(pool, w);
+    return now + 1000000;
+}
+
 /* An initializer that does not come to an end breaks the pool. */
 static void hello_missed(fm_pool *pool, struct fm__worker *w)
 {
@@ -466,7 +492,7 @@ int64_t fm__events_expire(fm_pool *pool, int64_t now)
                 next = now;
             continue;
         }
-        next = FM__MIN(next, due);
+        next = FM__MIN(next, FM__MIN(due, write_due(pool, w, now)));
         if ((due = hello_due(pool, w)) <= now)
             hello_missed(pool, w);
         next = FM__MIN(next, due);
@@ -511,11 +537,11 @@ void fm__events_handle(fm_pool *pool, const struct fm__ready *ready)
             fm__poller_drop(pool->poller, pool->reaper.pid_fd);
     } else {
         struct fm__worker *w = &pool->workers[ready->token / 2];
-        if (!w->page || w->eof_ns)
+        if (!w->page)
             return; /* buried by an earlier event of this turn */
         if (ready->token % 2)
             fm__events_flush(pool, w);
-        else
+        else if (!w->eof_ns)
             take_in(pool, w);
     }
 }

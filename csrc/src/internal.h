@@ -332,14 +332,15 @@ struct fm_chunk {
     fm_pool *pool; /* a reference */
     struct fm_chunk_options options;
     struct fm__bytes *body;
-    uint16_t *retried; /* tries of each task but the first; may be NULL */
+    uint32_t *retried; /* tries of each task but the first; may be NULL */
     _Atomic int64_t busy_ns;
     struct fm__link pieces;
     struct fm__piece whole; /* the first piece needs no memory */
     struct fm__segment *segments; /* sorted by first */
     struct fm__finished *finished; /* the pool's, once accepted */
     fm_chunk *next;                /* there, then in the inbox */
-    fm_inbox *inbox;
+    fm_inbox *inbox;               /* a reference, until it goes there */
+    bool queued;                   /* it lies in an inbox */
     struct fm__output *outputs, **outputs_tail;
     uint64_t consumed, granted;
 };
@@ -485,8 +486,8 @@ struct fm__dispatcher {
     struct fm__level zero;
     uint64_t backlog; /* tasks, pinned ones included */
     bool saturated;   /* no worker had credit when last looked */
-    bool starved;     /* no memory, or no claims: nothing else will tell
-                         when to look again */
+    bool starved;     /* no memory, or no claims: nothing else will tell when
+                         to look again.  Only with a backlog */
     uint64_t frames, bytes;
 };
 

@@ -104,6 +104,7 @@ void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
 {
     atomic_fetch_add(&chunk->refs, 1); /* the inbox's, then its reader's */
     chunk->next = NULL;
+    chunk->queued = true;
     *inbox->tail = chunk;
     inbox->tail = &chunk->next;
     if (inbox->has_flag) {
@@ -157,7 +158,7 @@ static bool pump_needed(const fm_pool *pool)
 
 static void *pump_main(void *arg);
 
-static void start_pump(fm_pool *pool)
+static int start_pump(fm_pool *pool)
 {
     pthread_attr_t attr;
     sigset_t all, old;
@@ -166,17 +167,22 @@ static void start_pump(fm_pool *pool)
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, 512 * 1024);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    if (pthread_create(&pool->pump, &attr, pump_main, pool) == 0)
-        pool->pump_started = true;
-    else
-        pool->counts.trouble++; /* tried again when it is next needed */
+    int rc = pthread_create(&pool->pump, &attr, pump_main, pool);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
+    pool->pump_started = rc == 0;
+    pool->counts.trouble += rc != 0; /* tried again when it is next needed */
+    return -rc;
+}
+
+int fm__lead_ensure(fm_pool *pool)
+{
+    return pool->pump_started || pool->pump_quit ? 0 : start_pump(pool);
 }
 
 void fm__lead_nudge(fm_pool *pool)
 {
-    if (pool->leader || !pump_needed(pool))
+    if (pool->leader || pool->pump_quit || !pump_needed(pool))
         return;
     if (!pool->pump_started)
         start_pump(pool);
@@ -186,15 +192,21 @@ void fm__lead_nudge(fm_pool *pool)
     }
 }
 
-void fm__lead_settle(fm_pool *pool)
+bool fm__lead_settle(fm_pool *pool)
 {
+    bool timed = false;
     if (pool->state < FM_POOL_STOPPING &&
         fm__dispatcher_run(&pool->dispatcher))
         for (uint32_t i = 0; i < pool->options.workers; i++)
-            if (pool->workers[i].dirty)
+            if (pool->workers[i].dirty) {
                 fm__events_flush(pool, &pool->workers[i]);
+                timed |= pool->workers[i].timed > 0;
+            }
+    if (timed && pool->polling)
+        fm__lead_kick(pool); /* its wait may have to end earlier now */
     finish_chunks(pool);
     fm__lead_wake(pool);
+    return timed;
 }
 
 /* ------------------------------------------------------------------- lead */
@@ -202,7 +214,8 @@ void fm__lead_settle(fm_pool *pool)
 /* Nothing but the zygote's status is missing and there is no pidfd. */
 static bool collect_by_hand(fm_pool *pool)
 {
-    return pool->reaper.ended && !fm__reaper_collect(&pool->reaper);
+    return pool->reaper.ended && pool->reaper.pid_fd < 0 &&
+           !fm__reaper_collect(&pool->reaper);
 }
 
 /*
@@ -214,7 +227,8 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
 {
     struct fm__ready ready[READY];
     int64_t now = fm_now(), next = fm__events_expire(pool, now);
-    fm__lead_settle(pool);
+    if (fm__lead_settle(pool))
+        next = now; /* deadlines that expire() has not seen */
     if (collect_by_hand(pool))
         next = FM__MIN(next, now + 1000000);
     if (pool->dispatcher.starved) {
@@ -402,8 +416,9 @@ static void end_pump(fm_pool *pool)
     fm__pool_lock(pool);
 }
 
-void fm__lead_end(fm_pool *pool)
+bool fm__lead_end(fm_pool *pool)
 {
     end_pump(pool);
     expel(pool);
+    return !pool->waiting && !pool->leader;
 }

@@ -65,6 +65,8 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
     int rc = accept_error(pool);
     if (rc == 0 && atomic_load(&chunk->state) != FM_CHUNK_NEW)
         rc = FM_ESTATE;
+    if (rc == 0 && chunk->options.inbox && chunk->options.inbox->has_flag)
+        rc = fm__lead_ensure(pool);
     if (rc == 0)
         rc = fm__dispatcher_queue(&pool->dispatcher, &chunk->whole, false);
     if (rc == 0) {
@@ -78,8 +80,6 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
         atomic_store(&chunk->state, FM_CHUNK_PENDING);
         pool->accepted += chunk->options.count;
         fm__lead_settle(pool);
-        if (pool->polling && chunk->options.timeout_ns > 0)
-            fm__lead_kick(pool); /* its wait may have to end earlier now */
         /* Whoever submits a lot works too: no other thread need be woken. */
         if (pool->dispatcher.backlog && ++pool->submits % SUBMIT_TURN == 0)
             fm__lead_turn(pool);
@@ -143,6 +143,7 @@ int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         n = cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
     fm__lead_settle(pool);
+    fm__lead_nudge(pool);
     fm__pool_unlock(pool);
     return (int)n;
 }
@@ -201,20 +202,37 @@ int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank)
 
 /* ---------------------------------------------------------------- streams */
 
-/* A frame about a streaming task, to the worker that runs it. */
-static void tell_stream(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind)
+/* A frame about a streaming task, to the worker that has it; 0 or -errno.
+ * None has: there is nobody to tell, and nothing that would need it. */
+static int tell_stream(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
+                       uint64_t serial)
 {
     struct fm__piece *p = FM__OF(chunk->pieces.next, struct fm__piece,
                                  in_chunk);
     if (fm__list_empty(&chunk->pieces) || !p->worker)
-        return;
+        return 0;
     struct fm_frame frame = {
         .magic = FM_MAGIC,
         .kind = (uint16_t)kind,
         .index = (uint32_t)p->number,
-        .serial = kind == FM_KIND_CREDIT ? chunk->granted : p->number};
-    if (fm__channel_put(&p->worker->channel, &frame, NULL) == 0)
+        .serial = kind == FM_KIND_CREDIT ? serial : p->number};
+    int rc = fm__channel_put(&p->worker->channel, &frame, NULL);
+    if (rc == 0)
         fm__events_flush(pool, p->worker);
+    return rc;
+}
+
+/* Grant in steps of half the credit: one small frame for many outputs. */
+static int grant(fm_pool *pool, fm_chunk *chunk)
+{
+    uint64_t credit = chunk->options.credit;
+    uint64_t all = chunk->consumed + credit;
+    if (all - chunk->granted < FM__MAX(credit / 2, 1))
+        return 0;
+    int rc = tell_stream(pool, chunk, FM_KIND_CREDIT, all);
+    if (rc == 0)
+        chunk->granted = all;
+    return rc;
 }
 
 int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
@@ -225,7 +243,10 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    int rc = fm__lead_wait(pool, &w, deadline);
+    /* What could not be granted for want of memory must not be waited for. */
+    int rc = chunk->outputs ? 0 : grant(pool, chunk);
+    if (rc == 0)
+        rc = fm__lead_wait(pool, &w, deadline);
     struct fm__output *output = rc == 0 ? chunk->outputs : NULL;
     if (output) {
         chunk->outputs = output->next;
@@ -235,14 +256,9 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
         *size = output->size;
         *owned = output->owned;
         free(output);
+        chunk->consumed++;
+        grant(pool, chunk);
         rc = 1;
-        /* Grant in steps of half the credit: one small frame for many. */
-        uint64_t credit = chunk->options.credit;
-        if (++chunk->consumed + credit - chunk->granted >=
-            FM__MAX(credit / 2, 1)) {
-            chunk->granted = chunk->consumed + credit;
-            tell_stream(pool, chunk, FM_KIND_CREDIT);
-        }
     }
     fm__pool_unlock(pool);
     return rc;
@@ -253,17 +269,20 @@ int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
+    int rc = 0;
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
-        tell_stream(pool, chunk, FM_KIND_CLOSE);
+        rc = tell_stream(pool, chunk, FM_KIND_CLOSE, 0);
     fm__lead_nudge(pool);
     fm__pool_unlock(pool);
-    return 0;
+    return rc;
 }
 
 /* ------------------------------------------------------------------- inbox */
 
 int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out)
 {
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
     fm_inbox *inbox = fm__calloc(sizeof *inbox);
     if (!inbox)
         return -ENOMEM;
@@ -306,9 +325,15 @@ int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    if (chunk->inbox) {
+    int rc = chunk->inbox || chunk->queued ||
+                     atomic_load(&chunk->state) == FM_CHUNK_NEW
+                 ? FM_ESTATE
+                 : 0;
+    if (rc == 0 && inbox->has_flag && !fm_chunk_done(chunk))
+        rc = fm__lead_ensure(pool);
+    if (rc < 0) {
         fm__pool_unlock(pool);
-        return FM_ESTATE;
+        return rc;
     }
     chunk->inbox = inbox;
     chunk->options.tag = tag;
@@ -335,6 +360,7 @@ int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
         fm_chunk *chunk = inbox->head;
         inbox->head = chunk->next;
         chunk->next = NULL;
+        chunk->queued = false;
         chunks[count++] = chunk;
     }
     if (!inbox->head) {
@@ -364,6 +390,8 @@ void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
 int fm_function_new(fm_pool *pool, const void *blob, size_t size,
                     fm_function **out)
 {
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED; /* its lock may be held by nobody here */
     fm_function *function = fm__calloc(sizeof *function);
     uint8_t *copy = fm_body_new(size);
     struct fm__bytes *bytes = copy ? fm__bytes_new(copy, size) : NULL;
@@ -483,10 +511,12 @@ void fm_pool_close(fm_pool *pool)
         fm__events_bury_all(pool);
         fm__lead_settle(pool);
         pool->state = FM_POOL_CLOSED;
-        fm__lead_end(pool);
+        bool alone = fm__lead_end(pool);
         fm__reaper_fini(&pool->reaper);
-        fm__poller_close(pool->poller);
-        pool->poller = NULL;
+        if (alone) {
+            fm__poller_close(pool->poller);
+            pool->poller = NULL;
+        } /* else a thread that was stopped in it: it is left to it */
     }
     fm__pool_unlock(pool);
 }

@@ -129,14 +129,17 @@ void fm__events_bury_all(fm_pool *pool);
 /* ------------------------------------------------------- lead (lead.c) */
 
 void fm__lead_init(fm_pool *pool);
-/* Send what can be sent, tell who waits: after every change. */
-void fm__lead_settle(fm_pool *pool);
+/* Send what can be sent, tell who waits: after every change.  True if tasks
+ * with a timeout were sent; a leader in the poller has been told then. */
+bool fm__lead_settle(fm_pool *pool);
 /* Wake those whose wait is over: settle's second half. */
 void fm__lead_wake(fm_pool *pool);
 /* End the leader's wait in the poller: what it waits for has changed. */
 void fm__lead_kick(fm_pool *pool);
 /* After anything that may give the pump a reason to lead. */
 void fm__lead_nudge(fm_pool *pool);
+/* Have a pump at all, for one who cannot lead himself.  0 or -errno. */
+int fm__lead_ensure(fm_pool *pool);
 /* One turn without waiting, if nobody leads. */
 void fm__lead_turn(fm_pool *pool);
 /* Wait: lead, or park while another leads.  0; -ETIMEDOUT; -EINTR;
@@ -147,7 +150,7 @@ bool fm__lead_gone(const fm_pool *pool);
 /* A finished chunk goes to its inbox, which the chunk held until now. */
 void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk);
 /* The pool is CLOSED: end the pump, get every thread out of its wait.  The
- * mutex is free in between. */
-void fm__lead_end(fm_pool *pool);
+ * mutex is free in between.  False: one has not come out within a second. */
+bool fm__lead_end(fm_pool *pool);
 
 #endif

@@ -20,7 +20,7 @@
 #include "internal.h"
 
 #define NONE (-1)
-#define FIRST_CREDIT 2
+#define FIRST_CREDIT 1 /* until it is known how long tasks take */
 
 static const int8_t table[][FM_WORKER_EVENT_COUNT] = {
     [FM_WORKER_EMPTY] = {[FM_WORKER_BORN] = FM_WORKER_STARTING,
@@ -187,8 +187,10 @@ static void detach(struct fm__piece *piece)
 
 /* ------------------------------------------------------------- receiving */
 
-/* Learn how long tasks take here; a queue of about half a millisecond hides
- * the round trip, and no more than that waits behind a long one. */
+/* Learn how long tasks take here; a queue of about a millisecond hides the
+ * round trip, and no more than that waits behind a long one.  Tasks longer
+ * than that get no queue: they start in the order in which they came, so
+ * that one may wait for what an earlier one does. */
 static void learn(struct fm__worker *worker, fm_chunk *chunk)
 {
     int64_t busy = atomic_load_explicit(&worker->page->busy_ns,
@@ -203,7 +205,7 @@ static void learn(struct fm__worker *worker, fm_chunk *chunk)
     worker->settled_since = 0;
     atomic_fetch_add(&chunk->busy_ns, spent);
     worker->credit = (uint32_t)FM__MAX(
-        2, FM__MIN(64, 500000 / FM__MAX(worker->task_ns, 1)));
+        1, FM__MIN(64, 1000000 / FM__MAX(worker->task_ns, 1)));
 }
 
 static void settled(struct fm__worker *worker, struct fm__piece *piece,
@@ -266,6 +268,8 @@ static bool may_retry(struct fm__piece *piece)
     uint32_t task = piece->first + piece->got;
     if (!chunk->retried || chunk->retried[task] >= chunk->options.retries)
         return false;
+    if (chunk->options.flags & FM_RUN_STREAM)
+        return false; /* its outputs may have been read */
     chunk->retried[task]++;
     return true;
 }
@@ -504,8 +508,7 @@ static void settle_victim(struct fm__worker *worker, struct fm__piece *piece,
     uint32_t on = death->cause == FM_CAUSE_TIMEOUT ? FM_RETRY_TIMEOUT
                   : death->cause == FM_CAUSE_EXIT  ? FM_RETRY_DEATH
                                                    : 0;
-    bool another = (options->retry_on & on) && !broken &&
-                   !(options->flags & FM_RUN_STREAM);
+    bool another = (options->retry_on & on) && !broken;
     death->task = piece->first + piece->got;
     death->attempts = fm__chunk_tries(piece->chunk, (uint32_t)death->task);
     death->timeout_ns = options->timeout_ns;

@@ -1834,6 +1834,113 @@ TEST(an_allocation_that_fails_costs_at_most_its_task)
     }
 }
 
+/* ------------------------------------------------------------ exact ends */
+
+TEST(a_task_that_is_over_is_not_killed)
+{
+    /* Its outcome lies in the pipe: nobody has read it yet. */
+    struct rig rig = rig_open(1);
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    fm_chunk *chunk = submit_one(&rig, command(OP_ECHO, 0, 0));
+    while (world->ran[0] == 0)
+        sleep_us(1000);
+    sleep_us(50000);
+    CHECK(!fm_chunk_done(chunk));
+    CHECK_EQ(fm_chunk_kill(rig.pool, chunk), 0);
+    CHECK(fm_chunk_done(chunk));
+    CHECK_EQ(finish_one(&rig, chunk).what, 0);
+    CHECK_EQ(check_idle(&rig).killed, 0);
+    rig_close(&rig);
+}
+
+TEST(the_longest_timeouts_never_come)
+{
+    struct rig rig = rig_open(2);
+    static const int64_t timeouts[] = {INT64_MAX, INT64_MAX - 1,
+                                       INT64_MAX / 2};
+    for (uint32_t i = 0; i < ARRAY_LEN(timeouts); i++) {
+        struct fm_chunk_options o = {.slot = -1, .timeout_ns = timeouts[i]};
+        int64_t commands[3] = {command(OP_SLEEP, 0, 20000),
+                               command(OP_ECHO, 1, 0),
+                               command(OP_ECHO, 2, 0)};
+        fm_chunk *chunk = submit(&rig, commands, 3, &o);
+        wait_done(&rig, chunk);
+        for (uint32_t k = 0; k < 3; k++)
+            CHECK_EQ(outcome_of(chunk, k).what, 0);
+        fm_chunk_unref(chunk);
+    }
+    rig_close(&rig);
+}
+
+TEST(a_task_that_moves_keeps_its_timeout)
+{
+    /* It waits behind a long task without one, and is taken over by a worker
+     * that is idle: the thread in the poller must learn of its deadline. */
+    struct rig rig = rig_open(2);
+    struct fm_chunk_options o = {.slot = -1, .timeout_ns = 100000000};
+    int64_t commands[2] = {command(OP_HANG, 2, 0), command(OP_ECHO, 3, 0)};
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    int64_t start = fm_now();
+    fm_chunk *slow = submit_one(&rig, command(OP_SLEEP, 0, 1500000));
+    fm_chunk *quick = submit_one(&rig, command(OP_SLEEP, 1, 30000));
+    fm_chunk *timed = submit(&rig, commands, 2, &o);
+    wait_done(&rig, timed);
+    CHECK(fm_now() - start < 1000000000);
+    CHECK_EQ(outcome_of(timed, 0).what, FM_WHAT_DEATH);
+    CHECK_EQ(outcome_of(timed, 0).death.cause, FM_CAUSE_TIMEOUT);
+    fm_chunk_unref(timed);
+    CHECK_EQ(finish_one(&rig, quick).what, 0);
+    CHECK_EQ(finish_one(&rig, slow).what, 0);
+    rig_close(&rig);
+}
+
+TEST(no_task_waits_for_an_initializer_while_a_worker_is_idle)
+{
+    make_world();
+    world->hello = true;
+    struct rig rig = rig_open(2);
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    uint32_t births = world->births;
+    world->hold = 1; /* the successor's initializer takes its time */
+    finish_one(&rig, submit_one(&rig, command(OP_DIE, 0, 0)));
+    while (world->births == births)
+        sleep_us(1000);
+    for (int i = 0; i < 4; i++) /* goes to the one that is ready */
+        check_alive(&rig);
+    /* Goes to the one that starts, and is taken back. */
+    fm_chunk *first = submit_one(&rig, command(OP_SLEEP, 2, 30000));
+    fm_chunk *second = submit_one(&rig, command(OP_ECHO, 3, 0));
+    CHECK_EQ(finish_one(&rig, second).what, 0);
+    CHECK_EQ(finish_one(&rig, first).what, 0);
+    world->hold = 0;
+    rig_close(&rig);
+}
+
+TEST(a_chunk_lies_in_one_inbox_at_a_time)
+{
+    struct rig rig = rig_open(1);
+    int64_t c = command(OP_ECHO, 0, 0);
+    fm_inbox *inbox;
+    fm_chunk *chunk, *got[4];
+    CHECK_EQ(fm_inbox_new(rig.pool, 1, &inbox), 0);
+    CHECK_EQ(try_chunk(&rig, &c, 1, NULL, &chunk), 0);
+    CHECK_EQ(fm_chunk_arm(rig.pool, chunk, inbox, NULL), FM_ESTATE);
+    CHECK_EQ(fm_pool_submit(rig.pool, chunk), 0);
+    wait_done(&rig, chunk);
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(fm_chunk_arm(rig.pool, chunk, inbox, NULL), 0);
+        CHECK_EQ(fm_chunk_arm(rig.pool, chunk, inbox, NULL), FM_ESTATE);
+        CHECK_EQ(fm_pool_wait_inbox(rig.pool, inbox, got, 4, fm_now(),
+                                    FM_RANK_CALLER), 1);
+        CHECK(got[0] == chunk);
+        fm_chunk_unref(chunk);
+    }
+    fm_chunk_unref(chunk);
+    fm_inbox_close(rig.pool, inbox);
+    fm_inbox_unref(inbox);
+    rig_close(&rig);
+}
+
 TEST(bad_options_are_refused)
 {
     struct rig rig = rig_open(1);

@@ -85,7 +85,10 @@ class Collector:
 
     def here(self) -> bool:
         """Whether this is the collector's thread."""
-        return self._thread is threading.current_thread()
+        # By number: current_thread() would make an entry for a thread that threading does not know,
+        # and before 3.13 keep it for ever.
+        thread = self._thread
+        return thread is not None and thread.ident == _thread.get_ident()
 
     def end(self) -> None:
         """Deliver what is there and end. Waits for the thread, unless this is it."""

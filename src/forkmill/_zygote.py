@@ -427,9 +427,9 @@ def start_fork(config: Config) -> tuple[int, int]:
     config.method = "fork"
     config.gc_enabled = gc.isenabled()
     config.has_initializer = config.initializer is not None
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()  # or the zygote would have to drop what was printed
+    # What was printed is ours to write. If nobody can print before the fork, the zygote need not
+    # look for a copy of it.
+    flushed = _flush_all() and len(sys._current_frames()) == 1
     ours, theirs = _native.socketpair()
     parent = _own_pidfd()
     # A signal between the fork and the reset of handlers would run the user's code in the zygote.
@@ -438,7 +438,7 @@ def start_fork(config: Config) -> tuple[int, int]:
     try:
         pid = _native.fork()
         if pid == 0:
-            _run_forked(config, theirs, parent, ours)
+            _run_forked(config, theirs, parent, ours, flushed)
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         os.close(theirs)
@@ -449,6 +449,17 @@ def start_fork(config: Config) -> tuple[int, int]:
     return ours, pid
 
 
+def _flush_all() -> bool:
+    done = True
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            if stream is not None:
+                stream.flush()
+        except Exception:
+            done = False
+    return done
+
+
 def _own_pidfd() -> int:
     """Made before the fork: it is this process, and no other one that got its number later."""
     try:
@@ -457,14 +468,15 @@ def _own_pidfd() -> int:
         return -1  # an old kernel or a filter: the control socket's end has to do
 
 
-def _run_forked(config: Config, control: int, parent: int, theirs: int) -> NoReturn:
+def _run_forked(config: Config, control: int, parent: int, theirs: int, flushed: bool) -> NoReturn:
     status = EXIT_FAILED
     try:
         _worker.reset_signals()
         gc.disable()  # this process makes no garbage; workers switch it on again
         gc.freeze()  # what was inherited is never looked at again, and so never copied
         os.close(theirs)
-        _worker.drop_buffered()
+        if not flushed:
+            _worker.drop_buffered()
         _worker.sane_streams()
         _cap_threads(os.environ, config.threads)
         keep = {control, parent, *config.keep_fds, *_filenos(config)}

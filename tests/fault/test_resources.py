@@ -22,12 +22,13 @@ def test_open_work_close_leaks_nothing(run_script, method: str, cycles: int) -> 
     run_script(
         f"""
         import gc, os, threading
+        from pathlib import Path
         import tasks, forkmill as fm
 
         def look():
             gc.collect()
-            children = open(f"/proc/self/task/{{os.getpid()}}/children").read().split()
-            rss = int(open("/proc/self/statm").read().split()[1]) * 4096
+            children = Path(f"/proc/self/task/{{os.getpid()}}/children").read_text().split()
+            rss = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
             return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), \\
                 len(children), rss
 
@@ -73,9 +74,10 @@ def test_many_tasks_keep_memory_flat(run_script) -> None:
     run_script(
         """
         import gc, tasks, forkmill as fm
+        from pathlib import Path
         def rss():
             gc.collect()
-            return int(open("/proc/self/statm").read().split()[1]) * 4096
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
         with fm.ProcessPool(2) as pool:
             def work(n):
                 for i in range(n):
@@ -122,12 +124,13 @@ def test_workers_hold_nothing_of_others(run_script) -> None:
 
 ROUND_TRIPS = """
 import os, sys, tasks, forkmill as fm
+from pathlib import Path
 N = 10_000
 with fm.ProcessPool(1, start_method="fork") as pool:
     for _ in range(200):
         pool.submit(tasks.negative, 1).result()
     def switches(pid):
-        text = open(f"/proc/{pid}/status").read()
+        text = Path(f"/proc/{pid}/status").read_text()
         return int(text.split("voluntary_ctxt_switches:")[1].split()[0])
     me, worker = os.getpid(), pool.submit(tasks.pid).result()
     mine, its = switches(me), switches(worker)

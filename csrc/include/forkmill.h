@@ -239,6 +239,8 @@ enum fm_report {
     FM_REPORT_KILL,     /* slot, generation, status = signal; the death will
                            not count against the restart limit */
     FM_REPORT_STOP,     /* status = enum fm_ladder: end all workers, exit */
+    FM_REPORT_REJECT,   /* slot, generation: no descriptors or memory to take
+                           this BORN; as KILL, and the next after a pause */
     FM_REPORT_COUNT
 };
 

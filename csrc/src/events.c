@@ -236,8 +236,8 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     int rc = fm__worker_born(w, m->generation, m->pid, fds, hello, fm_now());
     if (!w->page || w->generation != m->generation) {
         pool->counts.trouble++;
-        fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, m->slot, m->generation,
-                       SIGKILL);
+        fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m->slot,
+                       m->generation, SIGKILL);
         return; /* no memory to map its slot: another will be tried */
     }
     if (rc == 0)
@@ -312,7 +312,7 @@ static void read_reports(fm_pool *pool)
         if (m.kind == FM_REPORT_BORN && known) {
             /* Its descriptors were lost on the way: none left here. */
             pool->counts.trouble++;
-            fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, m.slot,
+            fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m.slot,
                            m.generation, SIGKILL);
         } else if (m.kind == FM_REPORT_DIED && known) {
             on_died(pool, &m);

@@ -99,6 +99,7 @@ cdef extern from "forkmill.h" nogil:
         FM_REPORT_BROKEN
         FM_REPORT_KILL
         FM_REPORT_STOP
+        FM_REPORT_REJECT
         FM_REPORT_COUNT
     enum: FM_DIED_RETIRED
     enum: FM_DIED_OOM

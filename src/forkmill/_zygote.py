@@ -131,7 +131,7 @@ class Config:
 class _Child:
     """One worker: a generation of a slot."""
 
-    __slots__ = ("asked", "generation", "held", "memory", "slot")
+    __slots__ = ("asked", "generation", "held", "memory", "rejected", "slot")
 
     def __init__(self, slot: int, generation: int, memory: _native.Slot) -> None:
         self.slot = slot
@@ -139,6 +139,7 @@ class _Child:
         self.memory = memory
         self.held: tuple[int, ...] = ()  # Darwin: descriptors that may still be in flight
         self.asked = False  # the pool had it killed
+        self.rejected = False  # ... because it had no room for it
 
 
 class Zygote:
@@ -154,6 +155,7 @@ class Zygote:
         self.generations = [0] * config.workers
         self.due: dict[int, float] = dict.fromkeys(range(config.workers), 0.0)  # births
         self.failures = 0  # births that failed in a row
+        self.rejections = 0  # births that the pool could not take, in a row
         self.deaths: list[float] = []  # abnormal ones, within the restarts' seconds
         self.stopping = self.broken = False
         self.term_at = self.kill_at = _NEVER
@@ -215,6 +217,8 @@ class Zygote:
                 self._stop(message.status)
             elif message.kind == _native.REPORT_KILL:
                 self._kill(message.slot, message.generation, message.status)
+            elif message.kind == _native.REPORT_REJECT:
+                self._kill(message.slot, message.generation, message.status, rejected=True)
 
     def _tell(self, kind: int, **fields: Any) -> None:
         if self.control < 0:
@@ -226,10 +230,11 @@ class Zygote:
 
     # -------------------------------------------------------------------------- deaths
 
-    def _kill(self, slot: int, generation: int, signum: int) -> None:
+    def _kill(self, slot: int, generation: int, signum: int, *, rejected: bool = False) -> None:
         for pid, child in self.children.items():
             if (child.slot, child.generation) == (slot, generation):
                 child.asked = True
+                child.rejected = rejected
                 os.kill(pid, signum)
 
     def _reap(self) -> None:
@@ -267,10 +272,18 @@ class Zygote:
         if self.stopping or self.broken:
             return
         now = time.monotonic()
-        refused = os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_REFUSED
-        self.due[child.slot] = now + _REFUSED_PAUSE if refused else now
+        self.due[child.slot] = now + self._pause(child, status)
         if not flags & (_native.DIED_RETIRED | _native.DIED_ASKED):
             self._count_death(now)
+
+    def _pause(self, child: _Child, status: int) -> float:
+        """How long its successor has to wait."""
+        if child.rejected:
+            self.rejections += 1
+            return _BACKOFF[min(self.rejections, len(_BACKOFF)) - 1]
+        self.rejections = 0
+        refused = os.WIFEXITED(status) and os.WEXITSTATUS(status) == EXIT_REFUSED
+        return _REFUSED_PAUSE if refused else 0.0
 
     def _count_death(self, now: float) -> None:
         most, seconds = self.config.restarts

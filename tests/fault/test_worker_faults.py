@@ -292,3 +292,28 @@ def test_a_worker_dies_in_the_middle_of_a_large_result(pool: fm.ProcessPool) -> 
         if error is None:
             assert len(future.result()) == 64 << 20
     assert list(pool.map(tasks.negative, range(1000))) == [-i for i in range(1000)]
+
+
+@pytest.mark.parametrize("method", ["fork", "zygote"])
+def test_no_descriptors_at_a_refill(run_script, method: str) -> None:
+    """FAULTS 26: the pool goes on with fewer workers, tries again with pauses, and recovers."""
+    run_script(
+        f"""
+        import os, resource, signal
+        import forkmill as fm, tasks
+
+        with fm.ProcessPool(2, start_method={method!r}) as pool:
+            pool.each(tasks.pid)
+            victim = pool.workers()[0].pid
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no new one from here on
+            os.kill(victim, signal.SIGKILL)
+            futures = [pool.submit(tasks.nap, 0.01, i) for i in range(60)]
+            assert [future.result() for future in futures] == list(range(60))
+            stats = pool.stats()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert (stats.alive, stats.died, stats.deaths) == (1, 0, 1), stats
+            assert 1 <= stats.trouble <= 6, stats  # pauses: no busy loop of births
+            tasks.eventually(lambda: pool.submit(int).result() == 0 and pool.stats().alive == 2)
+        """
+    )

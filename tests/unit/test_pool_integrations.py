@@ -47,6 +47,7 @@ def test_tqdm(pool: fm.ProcessPool) -> None:
     assert list(got) == [-i for i in range(50)]
 
 
+@pytest.mark.unbalanced("threads")  # OpenBLAS's own
 def test_scipy(pool: fm.ProcessPool) -> None:
     optimize = pytest.importorskip("scipy.optimize")
     found = optimize.differential_evolution(

@@ -1,7 +1,7 @@
 """Types of the one extension module; the C manual is csrc/include/forkmill.h."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 class _Codec(Protocol):
     """What turns outcomes into objects. `failure` must never raise."""
@@ -82,13 +82,14 @@ DIED_ASKED: int
 RETRY_DEATH: int
 RETRY_TIMEOUT: int
 
+MAX_WORKERS: int
+
 # ------------------------------------------------------------------ _records.pxi
 
 class Block:
-    """Memory of one record's body; writable, freed with its last view."""
+    """Memory of one record's body; a writable buffer, freed with its last view."""
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 class Encoder:
     """The body of a chunk under construction. One thread at a time."""
@@ -97,11 +98,11 @@ class Encoder:
     size: int
     exhausted: bool
     error: BaseException | None
-    def __init__(
-        self,
+    def __new__(
+        cls,
         dumps: _Dumps,
         refuse: Callable[[BaseException], bytes] | None = ...,
-    ) -> None: ...
+    ) -> Self: ...
     def add(self, obj: object) -> None: ...
     def fill(self, iterator: Iterator[Any], n: int, max_bytes: int) -> int: ...
 
@@ -115,9 +116,11 @@ def record_size(data: bytes) -> int: ...
 class Port:
     """A worker's end of its channel and slot. Owns the descriptors, also if making it fails."""
 
-    def __init__(self, task_fd: int, result_fd: int, slot_fd: int) -> None: ...
+    def __new__(cls, task_fd: int, result_fd: int, slot_fd: int) -> Self: ...
     @property
     def crash_fd(self) -> int: ...
+    @property
+    def forked(self) -> bool: ...
     def retire(self) -> None: ...
     def rss(self, kb: int) -> None: ...
     def flush(self) -> None: ...
@@ -128,7 +131,7 @@ class Port:
 class Slot:
     """A worker's slot page, mapped by the zygote."""
 
-    def __init__(self, fd: int) -> None: ...
+    def __new__(cls, fd: int) -> Self: ...
     @property
     def retired(self) -> bool: ...
     def close(self) -> None: ...
@@ -217,15 +220,15 @@ class Inbox:
 class Pool:
     """The parent's half of the machinery. Owns `control_fd` and the zygote once it is made."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         control_fd: int,
         zygote: int,
         workers: int,
         *,
         max_tasks: int = ...,
         hello: float = ...,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def state(self) -> int: ...
     def function(self, blob: bytes) -> Function: ...

@@ -37,10 +37,11 @@ def test_asyncio_default_style(pool: fm.ProcessPool) -> None:
     assert asyncio.run(main()) == [-i for i in range(10)]
 
 
-@pytest.mark.unbalanced("threads")  # tqdm's own monitor
-def test_tqdm(pool: fm.ProcessPool) -> None:
+def test_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     """tqdm.contrib.concurrent makes the executor itself, from the class that it is given."""
     concurrent = pytest.importorskip("tqdm.contrib.concurrent")
+    # Its monitor is a thread that stays, beside which "auto" would not fork any more.
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
     got = concurrent._executor_map(
         fm.ProcessPool, tasks.negative, range(50), max_workers=2, disable=True
     )

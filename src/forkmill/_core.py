@@ -358,7 +358,7 @@ class Core:
         self.life = Life(native, name)
         self.collector = self.life.collector
         self.loops: dict[int, LoopPort] = {}
-        self._initializer = initializer
+        self.initializes = initializer  # whether workers have an initializer to run
         self._functions = Functions(_MAX_FUNCTIONS)
         self._wrapped: dict[tuple[Any, ...], Functions] = {}
         self._encoders: list[_native.Encoder] = []
@@ -555,7 +555,7 @@ class Core:
             return self.codec.load_failure(memoryview(body))
         info, crash = read_death(memoryview(body))
         late = info["cause"] == _native.CAUSE_TIMEOUT
-        if not (self._initializer and (late or info["timeout_ns"] < 0)):
+        if not (self.initializes and (late or info["timeout_ns"] < 0)):
             return errors.death(info, crash)
         if late:
             return errors.InitError(

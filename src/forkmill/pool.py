@@ -57,6 +57,7 @@ _builtin_map = map  # `map` below is the module's own
 
 _KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
 _names = itertools.count(1)
+_BIRTHS_S = 5.0  # a fresh interpreter may take long to come up on a busy machine
 
 
 class _Face(Executor):
@@ -393,17 +394,31 @@ class _Face(Executor):
         )
 
     def stats(self) -> PoolStats:
-        """The pool's counters; shared by all its views. Cheap, also after shutdown."""
+        """The pool's counters; shared by all its views. Cheap, also after shutdown.
+
+        It takes in what has been reported so far, without waiting for anything.
+        """
         if self._core is None:
             return self._pool._inline_stats()
+        self._core.turn()
         return pool_stats(self._core.native.stats())
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """The workers that are alive now, by slot. Empty for an inline pool and after shutdown."""
-        if self._core is None:
+        """The workers that are alive now, by slot. Empty for an inline pool and after shutdown.
+
+        Right after the pool was made it waits for the first ones, a few milliseconds.
+        """
+        core = self._core
+        if core is None:
             return ()
+        core.turn()
+        infos = core.native.workers()
+        if core.native.state == _native.POOL_OPEN and not all(i["generation"] for i in infos):
+            # An initializer may take its time: then only the births are waited for.
+            core.native.wait_workers(_BIRTHS_S if not core.initializes else _BIRTHS_S / 50)
+            infos = core.native.workers()
         now = time.monotonic_ns()
-        return tuple(worker_info(info, now) for info in self._core.native.workers() if info["pid"])
+        return tuple(worker_info(info, now) for info in infos if info["pid"])
 
 
 class View(_Face):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -110,3 +112,14 @@ def test_a_round_trip_is_one_frame() -> None:
             pool.submit(tasks.negative, i).result()
         # One definition a worker beside the hundred calls.
         assert pool.stats().frames_sent <= 100 + 2
+
+
+@pytest.mark.parametrize("method", ["fork", "zygote"])
+def test_workers_and_stats_are_up_to_date_without_any_task(method: str) -> None:
+    """Nobody leads an idle pool: whoever looks takes in what has been reported."""
+    with fm.ProcessPool(2, start_method=method) as pool:
+        first = {worker.pid for worker in pool.workers()}
+        assert len(first) == 2
+        os.kill(min(first), signal.SIGKILL)
+        tasks.eventually(lambda: pool.stats().deaths == 1)
+        tasks.eventually(lambda: len({worker.pid for worker in pool.workers()} - first) == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -83,6 +84,7 @@ class PoolStats:
     parks: int = 0
 
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _COUNTERS = tuple(field.name for field in fields(PoolStats) if field.name != "state")
 
 
@@ -94,7 +96,8 @@ class WorkerInfo:
         pid: Its process id.
         state: "starting", "ready", "doomed" (to be killed).
         tasks: Tasks it has done.
-        rss: Resident memory when it last said, bytes.
+        rss: Resident memory, bytes; where the system does not tell (macOS), what the worker itself
+            said last, which it does with `max_rss` only.
         age: Seconds since its birth.
         slot: Its place in the pool, 0 and up.
         generation: How many workers had this place before it.
@@ -121,16 +124,25 @@ def pool_stats(stats: dict[str, int]) -> PoolStats:
     return PoolStats(state=_STATES.get(stats["state"], "unknown"), **counters)
 
 
+def _resident(pid: int) -> int:
+    """Resident memory of a process, bytes; 0 where it is not to be known (proc_pid_statm(5))."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def worker_info(info: dict[str, Any], now: int) -> WorkerInfo:
     """One of the native pool's workers; now is in nanoseconds of the monotonic clock."""
     return WorkerInfo(
         pid=info["pid"],
         state=info["state"],
         tasks=info["tasks"],
-        rss=info["rss_kb"] << 10,
+        rss=_resident(info["pid"]) or info["rss_kb"] << 10,
         age=max(0, now - info["born_ns"]) / 1e9,
         slot=info["slot"],
-        generation=info["generation"],
+        generation=max(info["generation"] - 1, 0),
         in_flight=info["in_flight"],
         busy=info["busy_ns"] / 1e9,
         running=info["running_ns"] / 1e9,

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -123,3 +124,14 @@ def test_workers_and_stats_are_up_to_date_without_any_task(method: str) -> None:
         os.kill(min(first), signal.SIGKILL)
         tasks.eventually(lambda: pool.stats().deaths == 1)
         tasks.eventually(lambda: len({worker.pid for worker in pool.workers()} - first) == 1)
+
+
+def test_what_is_told_of_a_worker() -> None:
+    with fm.ProcessPool(2) as pool:
+        pool.each(tasks.pid)
+        workers = pool.workers()
+    for slot, worker in enumerate(workers):
+        assert (worker.slot, worker.generation, worker.tasks) == (slot, 0, 1)
+        assert worker.state == "ready"
+        assert sys.platform != "linux" or 1 << 20 < worker.rss < 1 << 31
+        assert 0 < worker.age < 60

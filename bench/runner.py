@@ -39,6 +39,7 @@ QUESTIONS = (
     "wakeups",
     "memory",
     "stdlib_parse",
+    "cow_fork",
 )
 _LONGEST_S = 1200.0  # a question that has not ended by then never will
 

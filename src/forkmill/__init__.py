@@ -53,6 +53,7 @@ What can go wrong, and what to do then: ``help(forkmill.errors)``.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
@@ -67,6 +68,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from . import testing
+    from .contexts import ContextPool, create_context, executor
+    from .contexts.specs import aio, cow_fork, inline, interpreter, ipc_fork, thread
     from .errors import InitError, PoolBroken
     from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map
 
@@ -74,6 +78,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BuildError",
+    "ContextPool",
     "Future",
     "InitError",
     "PoolBroken",
@@ -87,11 +92,22 @@ __all__ = [
     "WorkerDied",
     "WorkerInfo",
     "__version__",
+    "aio",
+    "cow_fork",
+    "create_context",
     "errors",
+    "executor",
+    "inline",
+    "interpreter",
+    "ipc_fork",
     "map",
+    "testing",
+    "thread",
 ]
 
 _POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"})
+_CONTEXTS = frozenset({"ContextPool", "create_context", "executor"})
+_SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
 
 def __getattr__(name: str) -> Any:
@@ -101,6 +117,16 @@ def __getattr__(name: str) -> Any:
         from . import pool
 
         value = getattr(pool, name)
+    elif name in _CONTEXTS:
+        from . import contexts
+
+        value = getattr(contexts, name)
+    elif name in _SPECS:
+        from .contexts import specs
+
+        value = getattr(specs, name)
+    elif name == "testing":
+        value = import_module(".testing", __name__)
     elif name in ("InitError", "PoolBroken"):
         value = getattr(errors, name)
     else:

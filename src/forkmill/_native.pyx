@@ -6,6 +6,7 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
     _records.pxi   values <-> records, in C for plain ones
     _child.pxi     the worker's loop; what zygote and workers need of the system
     _pool.pxi      the user's process: Pool, Task, Inbox, RecordIterator
+    _cow.pxi       one fresh child a task: fork, claims, results by pipe
 
 Threads: a Port belongs to the worker's one thread; the rest may be called by any.
 """
@@ -47,6 +48,7 @@ cdef int check(int rc) except -1:
 include "_records.pxi"
 include "_child.pxi"
 include "_pool.pxi"
+include "_cow.pxi"
 
 # The header's numbers, for Python.
 RUN_STAR, RUN_CALL, RUN_APPLY = FM_RUN_STAR, FM_RUN_CALL, FM_RUN_APPLY

@@ -1,0 +1,844 @@
+# _cow.pxi - children by copy-on-write: the fork, the child's way to its end, the parent's reading.
+#
+#     parent: ForkSlot.fork ──────────────▶ child: freeze, claim, run, encode, write, _exit
+#             ForkSlot.read ◀── one record an item, through a pipe of its own ──┘
+#             ForkSlot.page ◀── which item has started, and when (shared memory)
+#
+# Guarantees: an item is claimed in the page before its function is called, so a death is charged to
+#   exactly the item that ran; a result is read into memory of its own, whatever its size.
+# Invariants:
+#   INV-f  from fork() to _exit() the child looks nothing up that ForkKit could hold: each page that
+#          it writes to, be it for a reference count, is copied by the kernel.
+#   INV-g  a process that a task forked gets no further than the return of that task.
+#   INV-h  nothing of Python runs between PyOS_BeforeFork() and fork(), or between that and
+#          PyOS_AfterFork_Child(): the interpreter's own locks are held there.
+# Threads: a ForkSlot belongs to the executor's forking thread, but for the page: any.
+
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove, memset
+
+cdef extern from "Python.h":
+    int PyGC_Disable() noexcept
+    int PyGC_Enable() noexcept
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd)
+    int c_getpid "getpid"()
+    void c_exit "_exit"(int status)
+    ssize_t c_read "read"(int fd, void *to, size_t n)
+    ssize_t c_pread "pread"(int fd, void *to, size_t n, int64_t offset)
+    int c_dup2 "dup2"(int fd, int number)
+    int c_ftruncate "ftruncate"(int fd, int64_t size)
+    int64_t c_lseek "lseek"(int fd, int64_t offset, int whence)
+
+cdef extern from "<fcntl.h>" nogil:
+    int c_fcntl "fcntl"(int fd, int command, ...)
+    int F_DUPFD_CLOEXEC, F_GETFD, F_SETFD
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t writev(int fd, const iovec *parts, int n)
+
+cdef extern from "<sys/mman.h>" nogil:
+    void *mmap(void *at, size_t size, int access, int flags, int fd, int64_t offset)
+    int munmap(void *at, size_t size)
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_ANON
+    void *MAP_FAILED
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long n, int timeout_ms)
+    short POLLIN
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct sigset_t:
+        pass
+    struct c_sigaction "sigaction":
+        void *sa_handler
+    int sigaction(int number, const c_sigaction *new, c_sigaction *old)
+    void *SIG_DFL
+    void *SIG_IGN
+    int SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIG_SETMASK, NSIG
+    int sigemptyset(sigset_t *signals)
+    int sigfillset(sigset_t *signals)
+    int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
+
+cdef extern from *:
+    # The compiler's own, of GCC and clang: no header has it.
+    bint __sync_bool_compare_and_swap(uint8_t *at, uint8_t old, uint8_t new) noexcept nogil
+
+cdef enum:
+    _ROOM = _FLAT + 64     # the longest plain record, and some
+    _PAGE_HEAD = 64        # bytes of a page before its claims
+    _MOST_PARTS = 1024     # that one writev() takes (IOV_MAX)
+    _LARGE = 1 << 18       # a record this long is worth a larger pipe
+    _PIPE = 1 << 20        # ... of this size, if the system lets us
+    _CRASH_TEXT = 16384    # what is read of a crash
+    _LOWEST = 10           # our descriptors are above those that users name by number
+    _REAL_TIME = 34        # signals from here on are real-time ones, which nobody ignores
+    _CALM_MS = 10          # between two looks when poll() itself fails
+    _BAD_CHILD = 70        # exit code: the child's set-up failed, or nobody reads
+
+# Where a child lays out a plain result. In .bss: in a parent that never encodes, no memory at all.
+cdef uint8_t _room[_ROOM]
+
+
+# ------------------------------------------------------------- an outcome, in the child
+
+cdef class _Record:
+    """One record laid out for writev(); holds whatever its parts lie in."""
+
+    cdef iovec *_c
+    cdef iovec _few[_PARTS]
+    cdef int count
+    cdef size_t size
+    cdef fm_long _head
+    cdef object _data, _table
+    cdef list _keep
+    cdef _Views _views
+
+    def __cinit__(self):
+        self._c = self._few
+        self.count = 0
+        self.size = 0
+
+    def __dealloc__(self):
+        if self._c is not self._few:
+            free(self._c)
+
+    cdef void add(self, const void *base, size_t n) noexcept:
+        if n:
+            self._c[self.count].iov_base = <void *>base
+            self._c[self.count].iov_len = n
+            self.count += 1
+            self.size += n
+
+    cdef int failure(self, int what, bytes body) except -1:
+        """Lay out a failure."""
+        self._data = body
+        _head(&self._head, what, 0, PyBytes_GET_SIZE(body))
+        self.add(&self._head, sizeof(fm_long))
+        self.add(PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
+        return 0
+
+    cdef int value(self, object obj, object dumps) except -1:
+        """Lay out a result. Whatever dumps() raises leaves the record empty."""
+        cdef const void *base = NULL
+        cdef Py_ssize_t n = _put_plain(obj, _room, _ROOM)
+        cdef int what
+        if n > 0:
+            self.add(_room, n)
+            return 0
+        self._data = obj
+        self._keep = []
+        what = _text_of(obj, &base, &n, self._keep)
+        if not what:
+            pickle, buffers = _dumped(obj, dumps)
+            if buffers:
+                return self._gather(pickle, buffers)
+            self._data = pickle
+            what, base, n = FM_WHAT_PICKLE, PyBytes_AS_STRING(pickle), PyBytes_GET_SIZE(pickle)
+        _head(&self._head, what, 0, n)
+        self.add(&self._head, sizeof(fm_long))
+        self.add(base, n)
+        return 0
+
+    cdef int _gather(self, bytes pickle, buffers) except -1:
+        cdef _Views views = _Views.hold(pickle, buffers)
+        cdef uint64_t *sizes
+        cdef uint64_t at
+        cdef Py_ssize_t i
+        cdef iovec *more
+        self._data, self._views = pickle, views
+        self._table = PyBytes_FromStringAndSize(NULL, views.count * sizeof(uint64_t))
+        if 3 + 2 * views.count > _PARTS:
+            more = <iovec *>malloc((3 + 2 * views.count) * sizeof(iovec))
+            if more is NULL:
+                raise MemoryError()
+            self._c = more
+        sizes = <uint64_t *>PyBytes_AS_STRING(self._table)
+        for i in range(views.count):
+            sizes[i] = views._c[i].len
+        _head(&self._head, FM_WHAT_PICKLE, views.count, views.end)
+        self.add(&self._head, sizeof(fm_long))
+        self.add(sizes, views.count * sizeof(uint64_t))
+        self.add(PyBytes_AS_STRING(pickle), views.pickle)
+        at = views.count * sizeof(uint64_t) + views.pickle
+        for i in range(views.count):
+            self.add(_zeros, _aligned(at) - at)
+            self.add(views._c[i].buf, views._c[i].len)
+            at = _aligned(at) + views._c[i].len
+        return 0
+
+    cdef int write(self, int fd) except -1:
+        """Write it all. Blocks: the parent always reads."""
+        cdef int at = 0
+        cdef ssize_t n
+        while at < self.count:
+            with nogil:  # self holds what the parts point to
+                n = writev(fd, self._c + at, min(self.count - at, _MOST_PARTS))
+            if n < 0:
+                if errno != EINTR:
+                    check(-errno)
+                _signals()
+                continue
+            while at < self.count and <size_t>n >= self._c[at].iov_len:
+                n -= <ssize_t>self._c[at].iov_len
+                at += 1
+            if n:
+                self._c[at].iov_base = <uint8_t *>self._c[at].iov_base + n
+                self._c[at].iov_len -= <size_t>n
+        return 0
+
+
+# ------------------------------------------------------- what the parent had, by address
+
+cdef class Bindings:
+    """Which objects a dict held under which names when take() was called.
+
+    By address: a reference would be a write to each object's page. Addresses are compared, never
+    followed.
+
+    Attributes:
+        modules: How many modules there were then (the user's to set from there on).
+    """
+
+    cdef dict _dict
+    cdef PyObject **_c
+    cdef Py_ssize_t count
+    cdef public Py_ssize_t modules
+
+    def __cinit__(self, dict names):
+        self.modules = 0
+        self._dict = names
+        self._c = NULL
+        self.count = 0
+
+    def __dealloc__(self):
+        free(self._c)
+
+    cpdef int take(self) except -1:
+        cdef Py_ssize_t at = 0
+        cdef PyObject *key
+        cdef PyObject *value
+        self.count = 0
+        free(self._c)
+        self._c = <PyObject **>malloc(2 * (PyDict_Size(self._dict) + 1) * sizeof(PyObject *))
+        if self._c is NULL:
+            raise MemoryError()
+        while PyDict_Next(self._dict, &at, &key, &value):
+            self._c[2 * self.count] = key
+            self._c[2 * self.count + 1] = value
+            self.count += 1
+        return 0
+
+    def same(self, str name):
+        """Whether the dict still has under this name the very object that it had."""
+        cdef Py_ssize_t at = 0, i
+        cdef PyObject *key
+        cdef PyObject *value
+        while PyDict_Next(self._dict, &at, &key, &value):
+            if not PyUnicode_CheckExact(<object>key) or <object>key != name:
+                continue
+            for i in range(self.count):
+                if self._c[2 * i] is key:
+                    return self._c[2 * i + 1] is value
+            return False
+        return False
+
+
+# ------------------------------------------------------------------ an outcome, in the parent
+
+cdef class Outcome:
+    """One record that a child sent, encoded as it came.
+
+    Attributes:
+        what: WHAT_*; 0 for a plain value.
+        size: Bytes of it.
+    """
+
+    cdef readonly int what
+    cdef readonly uint64_t size
+    cdef fm_long _head
+    cdef bytes _bytes   # a short record; or the bytes that a WHAT_BYTES record is
+    cdef Block _block   # the body of a long one
+
+    def value(self, loads):
+        """Decode a result. With out-of-band buffers it lies in this record's memory."""
+        if self._block is not None:
+            return decode_long(&self._head, self._block._c, self._block, loads)
+        if self.what == FM_WHAT_BYTES and self._head.tag:
+            return self._bytes
+        return decode_record(
+            <const uint8_t *>PyBytes_AS_STRING(self._bytes), PyBytes_GET_SIZE(self._bytes), None,
+            loads)
+
+    def body(self):
+        """The bytes of a failure."""
+        if self._block is not None:
+            return memoryview(self._block)
+        return memoryview(self._bytes)[sizeof(fm_long):]
+
+
+cdef class ForkSlot:
+    """A place for one child at a time: its pipe, its page, its crash text.
+
+    Attributes:
+        number: Of the slot, from 0.
+        pid: Of the child; 0: there is none.
+        eof: Nothing more comes through the pipe.
+    """
+
+    cdef readonly int number, pid
+    cdef readonly bint eof
+    cdef int _fd, _pidfd, _crash
+    cdef bint _reading             # whether poll() shall tell of the pipe
+    cdef uint8_t *_page
+    cdef size_t _page_size
+    cdef int _items
+    # The record that is being read: what came of it, or, if it is long, where its body goes.
+    cdef uint8_t *_c
+    cdef size_t _have
+    cdef fm_long _long
+    cdef object _target            # bytes or Block, None between long records
+    cdef uint8_t *_to
+    cdef uint64_t _got
+
+    def __cinit__(self, int number, int items):
+        self.number = number
+        self.pid = 0
+        self._fd = self._pidfd = self._crash = -1
+        self._c = NULL
+        self._page = NULL
+        self._items = items
+        self._page_size = _PAGE_HEAD + <size_t>items
+        self._page = <uint8_t *>mmap(
+            NULL, self._page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANON, -1, 0)
+        if self._page is <uint8_t *>MAP_FAILED:
+            self._page = NULL
+            check(-errno)
+        self._c = <uint8_t *>malloc(_ROOM)
+        if self._c is NULL:
+            raise MemoryError()
+        self._crash = _crash_file()
+
+    def __dealloc__(self):
+        self._close()
+        if self._page is not NULL:
+            munmap(self._page, self._page_size)
+        free(self._c)
+
+    cdef void _close(self) noexcept:
+        for fd in (self._fd, self._pidfd, self._crash):
+            if fd >= 0:
+                c_close(fd)
+        self._fd = self._pidfd = self._crash = -1
+
+    def close(self):
+        """Close its descriptors; the slot is of no more use. Idempotent."""
+        self._close()
+
+    # ---------------------------------------------------------------- the page
+
+    def started(self, int i):
+        """Whether item i of the child has started."""
+        return self._page[_PAGE_HEAD + i] == FM_CLAIM_STARTED
+
+    def recall(self, int i):
+        """Take item i back: True if it has not started, and now never will."""
+        return __sync_bool_compare_and_swap(
+            self._page + _PAGE_HEAD + i, FM_CLAIM_SENT, FM_CLAIM_RECALLED)
+
+    def since(self):
+        """When the last item started, seconds of time.monotonic()."""
+        return (<int64_t *>self._page)[0] / 1e9
+
+    # ---------------------------------------------------------------- birth and death
+
+    def fork(self, ForkKit kit, list calls):
+        """Have a child run `calls`: tuples (function, args, kwargs or None, retry_on).
+
+        Raises:
+            OSError: There is no process, memory or descriptor to be had; nothing has happened.
+        """
+        cdef int ends[2]
+        cdef int rc, pid, collects
+        if len(calls) > self._items:
+            raise ValueError(f"a child of this slot takes {self._items} items at most")
+        memset(self._page, 0, _PAGE_HEAD + len(calls))
+        kit.calm_streams()
+        PyOS_BeforeFork()  # from here to the fork: INV-h
+        collects = PyGC_Disable()
+        rc = fm_sys_pipe(ends)
+        pid = -1
+        if rc == 0:
+            pid = c_fork()
+            if pid == 0:
+                PyOS_AfterFork_Child()
+                self._live(kit, calls, ends[0], ends[1], collects)
+            rc = -errno if pid < 0 else 0
+            # Before the hooks below, which may let another thread fork: nobody shall inherit it.
+            c_close(ends[1])
+            if pid < 0:
+                c_close(ends[0])
+        if collects:
+            PyGC_Enable()
+        PyOS_AfterFork_Parent()
+        check(rc)
+        self._pidfd = fm_sys_pidfd(pid)
+        fm_sys_nonblock(ends[0], 1)
+        self.pid = pid
+        self._fd = ends[0]
+        self.eof = False
+        self._reading = True
+        self._have = 0
+        self._target = None
+
+    @property
+    def pidfd(self):
+        """Descriptor that is readable when the child is dead; -1: there is none."""
+        return self._pidfd
+
+    @property
+    def watched(self):
+        """Whether wait() will tell of the child's death by itself."""
+        return self._pidfd >= 0
+
+    def done_reading(self):
+        """Nothing more is awaited from the child but its death."""
+        # Where there is no pidfd the end of the pipe has to tell of that.
+        self._reading = self._pidfd < 0 and not self.eof
+
+    def bury(self):
+        """The child was reaped: close what leads to it."""
+        for fd in (self._fd, self._pidfd):
+            if fd >= 0:
+                c_close(fd)
+        self._fd = self._pidfd = -1
+        self.pid = 0
+        self._target = None
+
+    def crash(self):
+        """What faulthandler wrote in the child that died; forgotten here."""
+        cdef bytes text
+        cdef ssize_t n
+        if self._crash < 0:
+            return ""
+        text = PyBytes_FromStringAndSize(NULL, _CRASH_TEXT)
+        n = c_pread(self._crash, PyBytes_AS_STRING(text), _CRASH_TEXT, 0)
+        if n <= 0:
+            return ""
+        c_ftruncate(self._crash, 0)
+        c_lseek(self._crash, 0, 0)  # the offset is shared by parent and children
+        return text[:n].decode("utf-8", "replace")
+
+    # ---------------------------------------------------------------- reading
+
+    def read(self):
+        """The outcomes that have come, in the order of the items. Never blocks.
+
+        Raises:
+            PoolError: The bytes make no sense.
+            MemoryError: There is none for a result.
+        """
+        cdef list outcomes = []
+        cdef ssize_t n = 1
+        cdef size_t room = 0
+        while not self.eof and self._fd >= 0 and <size_t>n > room:
+            room = _ROOM - self._have
+            if self._target is not None:
+                with nogil:  # self holds the target, and only this thread reads
+                    n = c_read(self._fd, self._to + self._got, self._long.length - self._got)
+            else:
+                with nogil:  # as above, for the slot's own buffer
+                    n = c_read(self._fd, self._c + self._have, _ROOM - self._have)
+            if n < 0:
+                if errno == EINTR:
+                    continue
+                if errno == EAGAIN:
+                    break
+                check(-errno)
+            if n == 0:
+                self.eof = True
+                self._reading = False
+            elif self._target is not None:
+                self._got += n
+                if self._got == self._long.length:
+                    outcomes.append(self._finished())
+            else:
+                self._have += n
+                self._parse(outcomes)
+                if self._target is None and self._have < 4096:
+                    break  # it took all there was: poll() tells of more
+        return outcomes
+
+    cdef int _parse(self, list outcomes) except -1:
+        cdef size_t at = 0
+        cdef int64_t size
+        cdef Outcome outcome
+        while at < self._have:
+            size = fm_record_size(self._c + at, self._have - at)
+            if size < 0:
+                raise _malformed("a child's record makes no sense")
+            if size == 0 or <uint64_t>size > self._have - at:
+                break
+            outcome = Outcome.__new__(Outcome)
+            outcome._bytes = PyBytes_FromStringAndSize(<const char *>self._c + at, size)
+            outcome.size = size
+            if self._c[at] == FM_TAG_LONG:
+                outcome.what = self._c[at + 1]
+            outcomes.append(outcome)
+            at += size
+        self._have -= at
+        memmove(self._c, self._c + at, self._have)
+        if self._have >= sizeof(fm_long) and self._c[0] == FM_TAG_LONG:
+            self._begin_long()
+        elif self._have == _ROOM:
+            raise _malformed("a child's record is longer than its kind can be")
+        return 0
+
+    cdef int _begin_long(self) except -1:
+        """A long record has begun: from here on it is read where it will stay."""
+        cdef size_t n = self._have - sizeof(fm_long)
+        memcpy(&self._long, self._c, sizeof(fm_long))
+        if self._long.what == FM_WHAT_BYTES:
+            target = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self._long.length)
+            self._to = <uint8_t *>PyBytes_AS_STRING(target)
+        else:
+            target = Block.new(self._long.length)
+            self._to = (<Block>target)._c
+        memcpy(self._to, self._c + sizeof(fm_long), n)
+        self._have = 0
+        self._got = n
+        self._target = target
+        return 0
+
+    cdef Outcome _finished(self):
+        cdef Outcome outcome = Outcome.__new__(Outcome)
+        outcome.what = self._long.what
+        outcome.size = sizeof(fm_long) + self._long.length
+        outcome._head = self._long
+        if type(self._target) is bytes:
+            outcome._bytes = self._target
+        else:
+            outcome._block = self._target
+        self._target = None
+        return outcome
+
+    # ---------------------------------------------------------------- the child
+
+    cdef void _live(self, ForkKit kit, list calls, int ours, int fd, bint collects) noexcept:
+        """What the child does. Does not return."""
+        cdef int status = _BAD_CHILD
+        try:
+            # 1. Nothing that was inherited is ever traced: that would write to each object.
+            kit.freeze()
+            if collects:
+                PyGC_Enable()
+            # 2. Before anything that may take long: nobody outlives the parent.
+            if fm_sys_die_with_parent(kit.parent) == 0:
+                c_close(ours)
+                kit.close_others(self)
+                kit.set_up(self._crash)
+                self._run(kit, calls, fd)
+                status = 0
+        except BrokenPipeError:
+            pass  # nobody reads
+        except BaseException as error:
+            kit.complain(error)
+        finally:
+            c_exit(status)
+
+    cdef int _run(self, ForkKit kit, list calls, int fd) except -1:
+        cdef int pid = c_getpid()
+        cdef int i
+        cdef bint inside
+        cdef _Record record
+        cdef uint8_t *claims = self._page + _PAGE_HEAD
+        for i in range(len(calls)):
+            (<int64_t *>self._page)[0] = fm_now()
+            if not __sync_bool_compare_and_swap(&claims[i], FM_CLAIM_SENT, FM_CLAIM_STARTED):
+                continue
+            record = _Record.__new__(_Record)
+            function, args, kwargs, retry_on = <tuple>calls[i]
+            try:
+                if kwargs:
+                    result = PyObject_Call(function, args, kwargs)
+                else:
+                    result = PyObject_CallObject(function, args)
+                if c_getpid() != pid:  # INV-g
+                    kit.worker.stray(None)
+                record.value(result, kit.dumps)
+            except BaseException as error:
+                if c_getpid() != pid:
+                    kit.worker.stray(error)
+                again, body = kit.worker.failure(error, retry_on)
+                record = _Record.__new__(_Record)
+                record.failure(FM_WHAT_RETRY if again else FM_WHAT_ERROR, body)
+            # What the task printed is there when its result is.
+            _flush_stream(b"stdout")
+            _flush_stream(b"stderr")
+            if record.size >= _LARGE and kit.set_pipe_size:
+                c_fcntl(fd, kit.set_pipe_size, <int>_PIPE)
+            record.write(fd)
+            if i + 1 < len(calls):
+                result = record = None  # freed now; at the end the kernel is faster
+        return 0
+
+
+cdef int _crash_file():
+    """A file for crash texts, without a name; -1 if there is none to be had."""
+    import os
+    try:
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("forkmill-crash", os.MFD_CLOEXEC)
+        else:
+            # Not at the top: `random` comes with it, whose fork hook costs each child 20 pages.
+            import tempfile
+            fd, path = tempfile.mkstemp()
+            os.unlink(path)
+    except OSError:
+        return -1
+    low, fd = fd, c_fcntl(fd, F_DUPFD_CLOEXEC, <int>_LOWEST)
+    os.close(low)
+    return fd
+
+
+cdef class ForkKit:
+    """What children need at hand, made once an executor (INV-f).
+
+    Args:
+        parent: This process.
+        worker: A _worker.Worker: how failures are encoded.
+        slots: The executor's slots.
+        held: Other descriptors that a child must not hold.
+        bindings: Of __main__: taken in the child.
+        complain: Called with what the set-up raised.
+    """
+
+    cdef readonly int parent
+    cdef object worker, dumps, freeze, complain
+    cdef Bindings bindings
+    cdef dict _marks
+    cdef list slots
+    cdef tuple held
+    cdef int null, set_pipe_size
+    cdef object _signal, _enable, _wrapper, _buffered
+    cdef dict _sys_modules
+
+    def __cinit__(self, int parent, worker, list slots, tuple held, Bindings bindings, complain):
+        import _signal
+        import faulthandler
+        import fcntl
+        import gc
+        import io
+        import os
+        import sys
+        self.null = -1
+        self.parent = parent
+        self.worker = worker
+        self.dumps = worker.dumps
+        self.freeze = gc.freeze
+        self.slots = slots
+        self.held = held
+        self.bindings = bindings
+        self._marks = vars(sys.modules[type(worker).__module__])
+        self.complain = complain
+        self.set_pipe_size = getattr(fcntl, "F_SETPIPE_SZ", 0)
+        self._signal = _signal
+        self._enable = faulthandler.enable
+        self._wrapper = io.TextIOWrapper
+        self._buffered = io.BufferedWriter
+        self._sys_modules = sys.modules
+        low = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.null = c_fcntl(low, F_DUPFD_CLOEXEC, <int>_LOWEST)
+        os.close(low)
+
+    def __dealloc__(self):
+        self.close()
+
+    def close(self):
+        if self.null >= 0:
+            c_close(self.null)
+        self.null = -1
+
+    # ------------------------------------------------------------ in the parent
+
+    cdef int calm_streams(self) except -1:
+        """Wait until no other thread is inside a write of the standard streams.
+
+        It would hold a lock that the child inherits and that nobody there would ever release. An
+        empty write takes that lock, and prints nothing.
+        """
+        self._calm(b"stdout")
+        self._calm(b"stderr")
+        return 0
+
+    cdef int _calm(self, const char *name) except -1:
+        cdef PyObject *stream = PySys_GetObject(name)
+        if stream is NULL or not isinstance(<object>stream, self._wrapper):
+            return 0
+        try:
+            buffer = (<object>stream).buffer
+            if type(buffer) is self._buffered:
+                buffer.write(b"")
+        except Exception:
+            pass  # closed, or detached
+        return 0
+
+    # ------------------------------------------------------------ in the child
+
+    cdef int close_others(self, ForkSlot own) except -1:
+        cdef ForkSlot slot
+        for slot in self.slots:
+            if slot._fd >= 0:
+                c_close(slot._fd)
+            if slot._pidfd >= 0:
+                c_close(slot._pidfd)
+            if slot is not own and slot._crash >= 0:
+                c_close(slot._crash)
+            slot._fd = slot._pidfd = -1
+        for fd in self.held:
+            c_close(fd)
+        return 0
+
+    cdef int set_up(self, int crash) except -1:
+        cdef sigset_t none
+        self._reset_signals()
+        sigemptyset(&none)
+        pthread_sigmask(SIG_SETMASK, &none, NULL)
+        self._drop_output(b"stdout")
+        self._drop_output(b"stderr")
+        self._fill_low()
+        if crash >= 0:
+            self._enable(crash)
+        self._marks["IN_WORKER"] = True
+        self.bindings.modules = len(self._sys_modules)
+        self.bindings.take()
+        # `random` is seeded anew by its own fork hook; numpy's global generator has none. No event
+        # loop is to be forgotten: the forking thread never ran one.
+        random = self._sys_modules.get("numpy.random")
+        if random is not None:
+            self._seed(random)
+        return 0
+
+    cdef int _seed(self, random) except -1:
+        try:
+            random.seed()
+        except Exception:
+            pass  # half imported
+        return 0
+
+    cdef int _reset_signals(self) except -1:
+        """As _worker.reset_signals(), but looking first, in C: almost nothing is to be done."""
+        cdef c_sigaction now
+        cdef int number
+        signal = self._signal
+        signal.set_wakeup_fd(-1)
+        for number in range(_REAL_TIME, NSIG):  # a system call each would take 10 us here
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        for number in range(1, _REAL_TIME):
+            if sigaction(number, NULL, &now) < 0:
+                continue
+            if number == SIGINT or number == SIGPIPE:
+                if now.sa_handler != SIG_IGN:
+                    signal.signal(number, signal.SIG_IGN)
+            elif now.sa_handler == SIG_IGN:
+                if number == SIGTERM or number == SIGCHLD:
+                    signal.signal(number, signal.SIG_DFL)
+            elif now.sa_handler != SIG_DFL and callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        return 0
+
+    cdef int _drop_output(self, const char *name) except -1:
+        """Throw away what the parent had printed and not flushed: it will flush its own copy."""
+        cdef PyObject *stream = PySys_GetObject(name)
+        cdef int fd, saved, flags
+        if stream is NULL or not isinstance(<object>stream, self._wrapper):
+            return 0
+        try:
+            fd = (<object>stream).fileno()
+        except Exception:
+            return 0  # closed, or not a file
+        saved = c_fcntl(fd, F_DUPFD_CLOEXEC, <int>_LOWEST)
+        if saved < 0:
+            return 0
+        flags = c_fcntl(fd, F_GETFD)
+        c_dup2(self.null, fd)
+        _flush_stream(name)
+        c_dup2(saved, fd)
+        c_close(saved)
+        if flags > 0:
+            c_fcntl(fd, F_SETFD, flags)
+        return 0
+
+    cdef void _fill_low(self) noexcept:
+        """Standard input is /dev/null, and so is what the user had closed."""
+        cdef int fd
+        c_dup2(self.null, 0)
+        for fd in range(1, 3):
+            if c_fcntl(fd, F_GETFD) < 0:
+                c_dup2(self.null, fd)
+        c_close(self.null)
+        self.null = -1
+
+
+def wait_slots(slots, int wake_fd, timeout=None):
+    """Wait until a slot's child has sent something or died, or the wake-up descriptor is readable.
+
+    Returns the slots with news; what lies in the wake-up pipe is taken out. `timeout` in seconds.
+    """
+    cdef ForkSlot slot
+    cdef pollfd few[64]
+    cdef pollfd *c = few
+    cdef int n = 1, rc, i, patience = -1
+    cdef char sink[512]
+    cdef void *more = NULL
+    if timeout is not None:
+        patience = <int>min(max(timeout, 0.0) * 1000 + 0.999, 1e9)
+    if 1 + 2 * len(slots) > 64:
+        more = malloc((1 + 2 * len(slots)) * sizeof(pollfd))
+        if more is NULL:
+            raise MemoryError()
+        c = <pollfd *>more
+    c[0].fd = wake_fd
+    for slot in slots:
+        c[n].fd = slot._fd if slot._reading else -1
+        c[n + 1].fd = slot._pidfd
+        n += 2
+    for i in range(n):
+        c[i].events = POLLIN
+        c[i].revents = 0
+    with nogil:  # c is this frame's
+        rc = poll(c, n, patience)
+        if rc > 0 and c[0].revents:
+            c_read(wake_fd, sink, sizeof(sink))
+        elif rc < 0 and errno != EINTR:
+            # No memory, or a limit of descriptors below their number: look at each, but calmly.
+            rc = -1
+            poll(NULL, 0, <int>_CALM_MS)
+        elif rc < 0:
+            rc = 0
+    news = list(slots) if rc < 0 else []
+    if rc > 0:
+        n = 1
+        for slot in slots:
+            if c[n].revents or c[n + 1].revents:
+                news.append(slot)
+            n += 2
+    free(more)
+    return news
+
+
+def block_signals():
+    """Have this thread get no signals: they are the main thread's, and a child's set-up is safe."""
+    cdef sigset_t every
+    sigfillset(&every)
+    pthread_sigmask(SIG_SETMASK, &every, NULL)

@@ -1,0 +1,83 @@
+"""Execution contexts: where calls run. One interface, six ways.
+
+==============  ======================  ==================================================
+type            aliases                 what runs where
+==============  ======================  ==================================================
+``inline``      sequential              the caller's thread, at once
+``thread``      threaded                up to n threads
+``ipc_fork``    parallel, process       n persistent workers: a ProcessPool
+``cow_fork``    fork                    one fresh fork a call, which inherits everything
+``interpreter``                         n subinterpreters (CPython >= 3.14), else threads
+``async``                               an event loop in a thread of its own
+==============  ======================  ==================================================
+
+A *Spec* says which (``"thread:8"``, ``fm.thread(8)``): plain data. An *Executor* runs many calls, a
+*Context* one at a time, a *Lane* one stage of a pipeline: all three over any type.
+
+The functions that make specs (``fm.thread(8)``) live in `specs`: here the modules have their names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from .base import Executor, Metrics
+from .context import Context
+from .context_pool import ContextPool, make
+from .lane import END, Lane, Taken, Work
+from .specs import ALIASES, TYPES, Spec, register, spec, type_name
+
+__all__ = [
+    "ALIASES",
+    "END",
+    "TYPES",
+    "Context",
+    "ContextPool",
+    "Executor",
+    "Lane",
+    "Metrics",
+    "Spec",
+    "Taken",
+    "Work",
+    "create_context",
+    "executor",
+    "register",
+    "spec",
+    "type_name",
+]
+
+_numbers = itertools.count(1)
+
+
+def create_context(type: str | Spec, name: str | None = None, **options: Any) -> Context:
+    """A context that does one call at a time.
+
+    Args:
+        type: A type, an alias, or a spec.
+        name: What it is called.
+        **options: The type's options.
+
+    Raises:
+        ValueError: An unknown type; names the nearest.
+        TypeError: An unknown option.
+    """
+    kind = spec(type, **options)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str or None, not {name.__class__.__name__!r}")
+    return make(kind, name or f"{kind.type}-context-{next(_numbers)}")
+
+
+def executor(type: str | Spec, max_workers: int | None = None, **options: Any) -> Executor:
+    """Any type of context as an Executor, with ProcessPool's `map` and `options`.
+
+    Args:
+        type: A type, an alias, a text such as "thread:8", or a spec such as ``fm.thread(8)``.
+        max_workers: How many calls at once; None: the type's default.
+        **options: The type's options.
+
+    Raises:
+        ValueError: An unknown type, naming the nearest, or a wrong value.
+        TypeError: An unknown option.
+    """
+    return spec(type, max_workers, **options).open()

@@ -1,0 +1,333 @@
+"""async: an event loop in a thread of its own; awaits coroutines, runs plain functions in threads.
+
+    any thread                    the loop's thread                  threads, for plain functions
+    submit ──▶ backlog ──wake──▶  n calls at once, each a task  ──▶  fn(...)
+    result ◀───────────────────── its outcome                   ◀──  a value, or an awaitable
+
+Guarantees:
+    * Works where a loop runs already (notebooks): it never touches that one.
+    * What a call gives back decides: an awaitable, from whatever kind of callable, is awaited.
+    * Never more than n calls at once, awaited or in threads.
+    * A clean shutdown finishes accepted calls, then cancels what they left behind in the loop.
+    * After a fork, the child's copy starts a loop of its own; the parent's calls stay there.
+
+Invariants:
+    * AIO-1  `Loop` never refers to its executor: when that is dropped, what was accepted is
+      finished, and the loop ends.
+    * AIO-2  `running`, and all tasks, belong to the loop's thread alone.
+    * AIO-3  The loop ends only when it is closed, nothing waits and nothing runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import functools
+import inspect
+import os
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor  # its exit hook is set up now, so ours goes first
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from .base import Backlog, Call, Executor, Ledger, closed_error
+from .thread import exit_failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lane import Lane, Work
+
+__all__ = ["Aio"]
+
+_DEFAULT_WIDTH = 100
+_ALIVE: set[Loop] = set()  # for the exit hook
+_FOREIGN: list[Loop] = []  # in a forked child: the parent's
+
+
+class Loop:
+    """An event loop in a thread, and the calls that run in it."""
+
+    def __init__(self, name: str, width: int, ledger: Ledger) -> None:
+        self.name = name
+        self.pid = os.getpid()
+        self.width = width
+        self.ledger = ledger
+        self.backlog = Backlog()
+        self.loop = asyncio.new_event_loop()
+        self.running: set[asyncio.Task[None]] = set()
+        self.threads: ThreadPoolExecutor | None = None
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.lock = threading.Lock()  # guards `open`: waking a loop that is closed raises
+        self.open = True
+        try:
+            self.thread.start()
+        except RuntimeError:
+            self.loop.close()
+            raise
+        ledger.born()
+        _ALIVE.add(self)
+
+    # ------------------------------------------------------------------ any thread
+
+    def accept(self, call: Call) -> None:
+        self.backlog.put(call)
+        self.wake(self._pump)
+
+    def wake(self, job: Callable[..., object], *args: Any) -> bool:
+        """Have the loop's thread do a job soon; False: it has ended."""
+        with self.lock:
+            if self.open:
+                self.loop.call_soon_threadsafe(job, *args)
+            return self.open
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Accept nothing more; the loop ends when nothing waits and nothing runs."""
+        if self.pid != os.getpid():
+            return
+        self.backlog.close()
+        if cancel:
+            self.backlog.cancel_all()
+        self.wake(self._pump)
+
+    def join(self) -> None:
+        if self.thread is not threading.current_thread():
+            self.thread.join()
+
+    # ------------------------------------------------------------------ the loop's thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            while not self._over():
+                try:
+                    self.loop.run_forever()
+                except (SystemExit, KeyboardInterrupt):
+                    # A task that a call has left in the loop; the other calls must not suffer.
+                    sys.excepthook(*sys.exc_info())
+            self._clean()
+        finally:
+            with self.lock:
+                self.open = False
+            asyncio.set_event_loop(None)
+            self.loop.close()
+            _ALIVE.discard(self)
+
+    def _clean(self) -> None:
+        """Cancel what the calls left behind, as asyncio.run does."""
+        left = asyncio.all_tasks(self.loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        if self.threads is not None:
+            self.threads.shutdown()
+
+    def _pump(self) -> None:
+        """Start as many calls as may run; end if there will be none (AIO-3)."""
+        while len(self.running) < self.width:
+            call = self.backlog.take_now()
+            if call is None:
+                break
+            if call.start():
+                task = self.loop.create_task(self._execute(call), context=call.context)
+                self.running.add(task)
+                task.add_done_callback(functools.partial(self._ended, call))
+        if self._over():
+            self.loop.stop()
+
+    def _over(self) -> bool:
+        return self.backlog.closed and not self.running and not len(self.backlog)
+
+    def _ended(self, call: Call, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not call.future.done():  # a stranger cancelled it before its first step
+            call.fail(concurrent.futures.CancelledError())
+        self._pump()
+
+    async def _execute(self, call: Call) -> None:
+        """One call, with its retries, from its start to its outcome."""
+        while True:
+            error: BaseException
+            try:
+                limit = asyncio.timeout(call.options.timeout)
+                async with limit:
+                    value = await self._value(call)
+            except TimeoutError as failure:
+                error = _late(call) if limit.expired() else failure
+            except asyncio.CancelledError:
+                # As every executor says it; asyncio's own would end whoever awaits the future.
+                call.fail(concurrent.futures.CancelledError())
+                return
+            except BaseException as failure:
+                error = failure
+            else:
+                if type(value) is not _Raised:
+                    call.finish(value)
+                    return
+                error = value.error
+            if not call.again(error):
+                call.fail(error)
+                # A cycle: the exception's traceback has this frame.
+                del call, error
+                return
+            call.start()
+            del error
+
+    async def _value(self, call: Call) -> Any:
+        fn, future = call.fn, call.future
+        stop = functools.partial(self.wake, _current_task().cancel)
+        if _is_async(fn):
+            future._kill = stop
+            return await fn(*call.args, **call.kwargs)
+        if self.threads is None:
+            self.threads = ThreadPoolExecutor(self.width, self.name)
+        context = contextvars.copy_context()
+        future._kill = None  # a thread cannot be stopped
+        value = await self.loop.run_in_executor(
+            self.threads, functools.partial(context.run, _call, fn, call.args, call.kwargs)
+        )
+        if inspect.isawaitable(value):
+            future._kill = stop
+            value = await value
+        return value
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+class _Raised:
+    """What a plain function raised; StopIteration would not pass an asyncio future."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _call(fn: Any, args: Any, kwargs: Any) -> Any:
+    try:
+        return fn(*args, **kwargs)
+    except StopIteration as error:
+        return _Raised(error)
+
+
+def _late(call: Call) -> errors.TaskTimeout:
+    limit = call.options.timeout or 0.0
+    return errors.TaskTimeout(
+        f"the call ran longer than its timeout of {limit:g} s, so it was cancelled",
+        timeout=limit,
+        attempts=call.attempts,
+    )
+
+
+def _is_async(fn: Any) -> bool:
+    """Whether calling it makes a coroutine and does nothing else: then the loop may call it."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if inspect.iscoroutinefunction(fn):
+        return True
+    called = getattr(type(fn), "__call__", None)  # noqa: B004  # not whether, but which
+    return inspect.iscoroutinefunction(called)
+
+
+class Aio(Executor):
+    """Runs calls in an event loop of its own, up to n at once.
+
+    Coroutine functions are called in the loop; anything else in a thread, and if it gives back an
+    awaitable that is awaited in the loop. What needs the running loop at its call (such as
+    ``asyncio.gather``) goes into an ``async def``. A call sees the context variables of its
+    submit. A plain function that runs in its thread cannot be stopped: it goes on after a timeout.
+
+    Args:
+        max_workers: How many calls at once; None: 100.
+        name: What the threads are called.
+    """
+
+    type = "async"
+    kills = True
+
+    def __init__(self, max_workers: int | None = None, *, name: str | None = None) -> None:
+        super().__init__(_DEFAULT_WIDTH if max_workers is None else max_workers, name=name)
+        self._closed = False
+        self._lock = threading.Lock()  # guards the start of the loop
+        self._loop: Loop | None = None
+
+    def _here(self) -> None:
+        """After a fork this is the child's: the parent's loop stays there."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._lock = threading.Lock()
+            if self._loop is not None:
+                # Never freed: closing it would change the epoll set, which the parent uses.
+                _FOREIGN.append(self._loop)
+                self._loop = None
+            self.ledger = Ledger()
+
+    def _check_process(self) -> None:
+        self._here()
+
+    def _check_open(self) -> None:
+        self._here()
+        if self._closed:
+            raise closed_error()
+
+    def _accept(self, call: Call) -> None:
+        self._check_open()
+        call.ledger = self.ledger
+        call.context = contextvars.copy_context()
+        with self._lock:
+            if self._loop is None:
+                self._loop = Loop(self.name, self.width, self.ledger)
+                weakref.finalize(self, self._loop.close).atexit = False
+        self._loop.accept(call)
+
+    def _waiting(self) -> int:
+        return 0 if self._loop is None else len(self._loop.backlog)
+
+    def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
+        """A lane that runs one stage's work here; it awaits what the stage gives back."""
+        from .lane import CallLane
+
+        return CallLane(self, work, notify, awaits=True)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more, finish what was accepted, end the loop. Idempotent.
+
+        Tasks that calls have started in the loop and left behind are cancelled.
+
+        Args:
+            wait: Return when everything is over; else at once.
+            cancel_futures: Cancel accepted calls that have not started.
+        """
+        self._here()
+        self._closed = True
+        with self._lock:
+            loop = self._loop
+        if loop is not None:
+            loop.close(cancel=cancel_futures)
+            if wait:
+                loop.join()
+
+
+def _at_exit() -> None:
+    alive = tuple(_ALIVE)
+    failed = exit_failed()
+    for loop in alive:
+        loop.close(cancel=failed)
+    if failed:
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        for loop in alive:
+            loop.join()
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_ALIVE.clear)

@@ -1,0 +1,641 @@
+"""What every type of context has in common: calls, futures, options, and the Executor's face.
+
+    submit, map ──▶ Call ──▶ _accept() ──▶ a backlog ──▶ whatever runs it ──▶ Future
+
+Guarantees:
+    * An accepted call gets exactly one outcome (INV-1).
+    * Every type has the same methods, with the same meaning, as a `ProcessPool`.
+    * An executor that its user dropped finishes what it accepted and is gone.
+
+Invariants:
+    * BASE-1  A call's future is settled by `Call.finish` or `Call.fail`, once, or cancelled.
+    * BASE-2  What runs the calls never refers to the executor: else nobody could drop it.
+
+Threads: everything here may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import heapq
+import itertools
+import os
+import threading
+from abc import ABC, abstractmethod
+from concurrent.futures import InvalidStateError, _base
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import errors
+from .lazy import QUICK, Results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .lane import Lane, Work
+
+__all__ = [
+    "Backlog",
+    "Call",
+    "Executor",
+    "Future",
+    "Ledger",
+    "Metrics",
+    "Options",
+    "View",
+    "cpus",
+]
+
+MAX_WORKERS = 4096
+
+_KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """An executor's figures at one moment, as plain data.
+
+    Attributes:
+        created: Threads, children, workers, interpreters or loops made so far.
+        reused: Calls that ran in one that was there.
+        busy: Calls that run now.
+        waiting: Calls that were accepted and wait.
+        failed: Calls that raised or died; cancelled ones do not count.
+    """
+
+    created: int = 0
+    reused: int = 0
+    busy: int = 0
+    waiting: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `Executor.options` sets.
+
+    Attributes:
+        timeout: Seconds a call may run; None: as long as it likes.
+        retries: Further tries of a call that fails as `retry_on` says.
+        retry_on: The exception classes that are worth another try.
+        priority: Higher first.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (errors.WorkerDied,)
+    priority: int = 0
+
+
+class Ledger:
+    """What `Metrics` is made from. Its lock is held for an addition only."""
+
+    __slots__ = ("busy", "created", "failed", "lock", "started")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.created = self.started = self.busy = self.failed = 0
+
+    def born(self, number: int = 1) -> None:
+        """So many threads, children, loops were made."""
+        with self.lock:
+            self.created += number
+
+    def begin(self) -> None:
+        with self.lock:
+            self.started += 1
+            self.busy += 1
+
+    def end(self, started: bool, failed: bool) -> None:
+        with self.lock:
+            self.busy -= started
+            self.failed += failed
+
+    def metrics(self, waiting: int) -> Metrics:
+        with self.lock:
+            reused = max(0, self.started - self.created)
+            return Metrics(self.created, reused, self.busy, waiting, self.failed)
+
+
+class Future(concurrent.futures.Future):  # type: ignore[type-arg]
+    """The outcome of one call; a `concurrent.futures.Future` with `kill()`."""
+
+    # Set by the type when the call has started and can be stopped.
+    _kill: Callable[[], bool] | None = None
+
+    def cancel(self) -> bool:
+        """Take the call back if it has not started.
+
+        Returns:
+            True if it is cancelled (now or before); False if it runs or has another outcome.
+        """
+        if not super().cancel():
+            return False
+        with self._condition:
+            if self._state == _base.CANCELLED:
+                # The stock class leaves this to whoever takes the call from the backlog, and
+                # until then wait() and as_completed() do not see it.
+                self.set_running_or_notify_cancel()
+        return True
+
+    def kill(self) -> bool:
+        """End the call even if it runs, where the context can stop it.
+
+        Returns:
+            True if this ended it; False if it has its outcome, or runs and cannot be stopped.
+        """
+        if self.done():
+            return False
+        if self.cancel():
+            return True
+        kill = self._kill
+        return kill is not None and kill()
+
+
+class Call:
+    """One accepted call, on its way to its outcome."""
+
+    __slots__ = ("args", "attempts", "context", "fn", "future", "kwargs", "ledger", "options")
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: Options,
+        ledger: Ledger,
+    ) -> None:
+        self.fn: Any = fn
+        self.args: Any = args
+        self.kwargs: Any = kwargs
+        self.options = options
+        self.ledger = ledger
+        self.context: Any = None  # the caller's context variables, for a type that takes them
+        self.future = Future()
+        self.attempts = 0
+
+    def start(self) -> bool:
+        """Another attempt begins; False: the call was cancelled, do not run it."""
+        if not self.attempts:
+            future = self.future
+            with future._condition:
+                if future.cancelled() or not future.set_running_or_notify_cancel():
+                    self._free()
+                    return False
+            self.ledger.begin()
+        self.attempts += 1
+        return True
+
+    def again(self, error: BaseException) -> bool:
+        """Whether this failure is worth another try, and one is left."""
+        options = self.options
+        return self.attempts <= options.retries and isinstance(error, options.retry_on)
+
+    def finish(self, value: Any) -> None:
+        """It returned."""
+        with contextlib.suppress(InvalidStateError):  # cancelled, or killed: it has its outcome
+            self._close(failed=False)
+            self.future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """It raised, died, or cannot run."""
+        with contextlib.suppress(InvalidStateError):
+            self._close(failed=True)
+            self.future.set_exception(error)
+
+    def run(self) -> bool:
+        """Run it here and now, with its retries; False if it failed."""
+        if not self.start():
+            return True
+        while True:
+            try:
+                value = self.fn(*self.args, **self.kwargs)
+            except BaseException as error:
+                if self.again(error):
+                    self.start()
+                    continue
+                self.fail(error)
+                # A cycle: the exception's traceback has this frame, which has the future.
+                self = None  # type: ignore[assignment]
+                return False
+            self.finish(value)
+            return True
+
+    def _close(self, *, failed: bool) -> None:
+        """Before the outcome is told: whoever sees it sees the figures that go with it."""
+        if self.future.done():
+            raise InvalidStateError
+        self._free()
+        self.future._kill = None
+        self.ledger.end(self.attempts > 0, failed)
+
+    def _free(self) -> None:
+        # The future may live long after what it was computed from is of no use.
+        self.fn = self.args = self.kwargs = self.context = None
+
+
+class Backlog:
+    """Accepted calls that wait, by priority and then in their order. Any thread."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[int, int, Call]] = []
+        self._number = itertools.count()
+        self._lock = threading.Condition(threading.Lock())
+        self.idle = 0  # threads that wait in take()
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def put(self, call: Call) -> bool:
+        """Add a call.
+
+        Returns:
+            Whether more calls wait than threads that could take them.
+
+        Raises:
+            PoolClosed: It is closed.
+        """
+        with self._lock:
+            if self.closed:
+                raise closed_error()
+            heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
+            if self.idle:
+                self._lock.notify()
+            return len(self._calls) > self.idle
+
+    def take(self, timeout: float | None = None) -> Call | None:
+        """The next call; None if there is none in time, or when closed and empty."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._lock:
+            while not self._calls:
+                left = None if deadline is None else deadline - monotonic()
+                if self.closed or (left is not None and left <= 0):
+                    return None
+                self.idle += 1
+                try:
+                    self._lock.wait(left)
+                finally:
+                    self.idle -= 1
+            return heapq.heappop(self._calls)[2]
+
+    def take_now(self) -> Call | None:
+        """The next call, if one waits."""
+        with self._lock:
+            return heapq.heappop(self._calls)[2] if self._calls else None
+
+    def close(self) -> None:
+        """Accept nothing more; what waits may still be taken."""
+        with self._lock:
+            self.closed = True
+            self._lock.notify_all()
+
+    def clear(self) -> list[Call]:
+        """Take everything that waits."""
+        with self._lock:
+            calls, self._calls = self._calls, []
+        return [call for _, _, call in sorted(calls, key=lambda entry: entry[:2])]
+
+    def cancel_all(self) -> None:
+        """Cancel everything that waits."""
+        for call in self.clear():
+            call.future.cancel()
+
+
+class _Face(concurrent.futures.Executor):
+    """What an executor and its views have in common: everything but the end."""
+
+    _options: Options
+
+    @property
+    def _whole(self) -> Executor:
+        raise NotImplementedError
+
+    @property
+    def _max_workers(self) -> int:
+        return self._whole.width  # where libraries look for an executor's width
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Have ``fn(*args, **kwargs)`` called in the context.
+
+        Args:
+            fn: What to call.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Returns:
+            The call's future.
+
+        Raises:
+            TypeError: fn cannot be called.
+            PoolClosed: The executor was shut down.
+            PoolBroken: The initializer failed.
+            PoolError: The executor belongs to another process (fork).
+        """
+        if not callable(fn):
+            raise TypeError(f"the first argument must be callable, not {type(fn).__name__!r}")
+        whole = self._whole
+        whole._check_process()
+        call = Call(fn, args, kwargs, self._options, whole.ledger)
+        future = call.future
+        whole._accept(call)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """Call fn on every item; yield the results as they are asked for.
+
+        Lazy: the input is pulled as results are taken, never more than the window ahead. Close
+        the iterator, or drop it, to cancel what has not started.
+
+        Args:
+            fn: What to call.
+            *iterables: Its arguments; the shortest ends it.
+            timeout: Seconds from now; a result that is not there by then raises TimeoutError.
+            chunksize: A hint: the window is at least so long. Nothing is copied here, so there
+                is nothing that larger portions would save.
+            buffersize: The window, in items; None: enough to keep everything busy.
+            ordered: Results in the order of the input; else as they finish.
+            return_exceptions: Yield an item's exception in its place; else raise it, which ends
+                the iteration.
+
+        Returns:
+            An iterator, with `close()`.
+
+        Raises:
+            TypeError, ValueError: A wrong option.
+            PoolClosed, PoolBroken, PoolError: As `submit`.
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        return self._lazy(
+            fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
+        )
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """As `map`, calling ``fn(*item)`` on every item."""
+        return self._lazy(
+            fn, (iterable,), True, timeout, chunksize, buffersize, ordered, return_exceptions
+        )
+
+    def _lazy(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        star: bool,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        ordered: bool,
+        return_exceptions: bool,
+    ) -> Iterator[Any]:
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__!r}")
+        limit = None if timeout is None else seconds("timeout", timeout, least=None)
+        chunk = 1 if chunksize is None else integer("chunksize", chunksize, least=1)
+        window = max(self._whole.window, chunk)
+        if buffersize is not None:
+            window = integer("buffersize", buffersize, least=1)
+        self._whole._check_open()
+        source = iterables[0] if star else zip(*iterables)  # noqa: B905  # shortest, as map
+        return Results(
+            lambda item: self.submit(fn, *item),
+            source,
+            quick=all(type(it) in QUICK for it in iterables),
+            window=window,
+            timeout=limit,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+    def options(
+        self,
+        *,
+        timeout: float | None = _KEEP,
+        retries: int = _KEEP,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = _KEEP,
+        priority: int = _KEEP,
+    ) -> View:
+        """A view whose calls have other options; what is not given stays as it is.
+
+        Args:
+            timeout: Seconds a call may run, from its start; then it is stopped, and its outcome
+                is TaskTimeout. None: as long as it likes.
+            retries: How many further tries a failing call gets.
+            retry_on: Which failures are worth another try: an exception class or a tuple of them.
+            priority: Calls with a higher one go first where there is a backlog.
+
+        Returns:
+            An Executor over the same context, with the same methods. Its `shutdown` does nothing.
+
+        Raises:
+            TypeError, ValueError: A wrong option, or a timeout where a call cannot be stopped.
+        """
+        old, whole = self._options, self._whole
+        changes: dict[str, Any] = {}
+        if timeout is not _KEEP:
+            changes["timeout"] = None if timeout is None else seconds("timeout", timeout)
+            if timeout is not None and not whole.kills:
+                raise ValueError(
+                    f"{whole.type!r} cannot stop a call that runs, so it takes no timeout; "
+                    "use 'ipc_fork', 'cow_fork', or 'async' with coroutines"
+                )
+        if retries is not _KEEP:
+            changes["retries"] = integer("retries", retries, least=0)
+        if retry_on is not _KEEP:
+            changes["retry_on"] = exception_classes(retry_on)
+        if priority is not _KEEP:
+            changes["priority"] = integer("priority", priority)
+        return View(whole, replace(old, **changes))
+
+    def metrics(self) -> Metrics:
+        """The figures of the whole executor at this moment. Cheap, also after shutdown."""
+        return self._whole._metrics()
+
+
+class View(_Face):
+    """An executor with other options; made by `options`."""
+
+    def __init__(self, whole: Executor, options: Options) -> None:
+        self._executor = whole
+        self._options = options
+
+    @property
+    def _whole(self) -> Executor:
+        return self._executor
+
+    @property
+    def type(self) -> str:
+        """The context's type."""
+        return self._executor.type
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Does nothing: the executor is not the view's to end."""
+
+    def __repr__(self) -> str:
+        return f"<view of {self._executor!r}: {self._options}>"
+
+
+class Executor(_Face, ABC):
+    """A context as an Executor; a type of context is a subclass.
+
+    Attributes:
+        type: The type's name.
+        kills: Whether a running call can be stopped (timeouts, `Future.kill`).
+        isolated: Whether calls run in other processes.
+        copies: How many copies of a stage's state there are: one that is "shared", or one for
+            each "worker" or "call".
+        width: How many calls run at once, at most.
+        ledger: Counts calls as they start and end; a type adds what it makes (`born`).
+        window: How many items `map` pulls ahead of its reader.
+        name: What threads and processes are called.
+    """
+
+    type: ClassVar[str]
+    kills: ClassVar[bool] = False
+    isolated: ClassVar[bool] = False
+    copies: ClassVar[str] = "shared"
+
+    def __init__(self, max_workers: int | None = None, *, name: str | None = None) -> None:
+        self._options = Options()
+        self.width = cpus() if max_workers is None else check_workers(max_workers)
+        self.window = 2 * self.width
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
+        self.name = name or f"{self.type}-{next(_numbers)}"
+        self.ledger = Ledger()
+        self._pid = os.getpid()
+
+    @property
+    def _whole(self) -> Executor:
+        return self  # not an attribute: that were a cycle, and drop nothing (BASE-2)
+
+    @abstractmethod
+    def _accept(self, call: Call) -> None:
+        """Take a call, or raise PoolClosed. Does not wait for it."""
+
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raise what `submit` would raise now; nothing if it would accept."""
+
+    def _waiting(self) -> int:
+        """How many accepted calls have not started."""
+        return 0
+
+    def _metrics(self) -> Metrics:
+        return self.ledger.metrics(self._waiting())
+
+    @abstractmethod
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more, finish what was accepted, free everything. Idempotent.
+
+        Args:
+            wait: Return when everything is over; else at once.
+            cancel_futures: Cancel accepted calls that have not started.
+        """
+
+    def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
+        """A lane that runs one stage's work here (for pipelines)."""
+        from .lane import CallLane
+
+        return CallLane(self, work, notify)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise foreign_error()
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __repr__(self) -> str:
+        return f"<{self.type} executor {self.name!r}: {self.width} wide>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an executor cannot be sent or copied; a task that needs one makes its own")
+
+
+# ---------------------------------------------------------------------- errors and options
+
+
+def closed_error() -> errors.PoolClosed:
+    return errors.PoolClosed(
+        "cannot schedule new futures after shutdown: this executor takes no more work"
+    )
+
+
+def foreign_error() -> errors.PoolError:
+    return errors.PoolError(
+        "this executor belongs to the process that made it; after a fork the child needs one of "
+        "its own"
+    )
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_workers(value: Any) -> int:
+    number = integer("max_workers", value, least=1)
+    if number > MAX_WORKERS:
+        raise ValueError(f"max_workers must be at most {MAX_WORKERS}, not {number}")
+    return number
+
+
+def integer(name: str, value: Any, *, least: int | None = None) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__!r}")
+    number = int(value.__index__())
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be >= {least}, not {number}")
+    return number
+
+
+def seconds(name: str, value: Any, *, least: float | None = 0.0) -> float:
+    """A number of seconds; with a `least`, more than that."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be seconds or None, not {type(value).__name__!r}")
+    number = float(value)
+    if number != number or (least is not None and number <= least):
+        raise ValueError(f"{name} must be more than 0 seconds, not {number:g}")
+    return number
+
+
+def exception_classes(value: Any) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, tuple) else (value,)
+    for cls in classes:
+        if not isinstance(cls, type) or not issubclass(cls, BaseException):
+            raise TypeError(f"retry_on must be exception classes, not {cls!r}")
+    return classes
+
+
+def check_initializer(initializer: Any, initargs: Any) -> None:
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable, not {type(initializer).__name__!r}")
+    if not isinstance(initargs, tuple):
+        raise TypeError(f"initargs must be a tuple, not {type(initargs).__name__!r}")
+    if initializer is None and initargs:
+        raise ValueError("initargs were given, but no initializer")

@@ -1,0 +1,822 @@
+"""cow_fork: each call in a fresh child forked from this process, which inherits everything.
+
+    submit ──▶ Backlog ──▶ the forking thread ──fork──▶ child: fn(*args), its result ──▶ _exit
+                                ▲    one record a call, through a pipe of its own  │
+                                └──────────────────────────────────────────────────┘
+
+Guarantees:
+    * Function, arguments and all that they lead to are shared by copy-on-write, never pickled;
+      only outcomes are encoded, as in a ProcessPool.
+    * At most `width` children are alive. Results are read while the child runs, whatever their
+      size. Exactly our children are waited for, and where there is a pidfd nothing polls.
+    * A child's death costs the call that it ran. Calls of its batch that had not started run in
+      another child, and are not charged.
+    * No child outlives this process (on Linux), nor the executor's end by more than 1.5 s.
+
+Invariants:
+    * COW-1  One thread forks, and lives until its last child is reaped: the kernel kills a child
+      when the thread that forked it ends (PR_SET_PDEATHSIG).
+    * COW-2  A pid is signalled only while it is in `_living`, under `_lock`; it leaves that in
+      the step that reaps it. So no signal ever hits a stranger.
+    * COW-3  The state (`_Forker`) never refers to the executor: it must be droppable.
+
+Threads: `_Forker` says which of its methods belong to the forking thread. Callbacks of futures are
+called there, so a slow one delays the next fork.
+
+There is no arena yet, so nothing that a child inherits is shared but the page of its slot. Arena
+segments (MAP_SHARED) will have to be remapped privately in the child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import weakref
+from collections import deque
+from functools import partial
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import _codec, _native, _worker, errors
+from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CowFork"]
+
+_BACKOFF = (0.05, 0.2, 0.8, 2.0)  # seconds to the next try of a fork that failed
+_GRACE = 0.5  # seconds between SIGTERM and SIGKILL
+_SET_UP = 2.0  # seconds that a child may take to its first call; a frozen one is replaced
+_STILLBORN = 3  # so many children in a row that never got to a call are no accident
+_UNWATCHED = 0.02  # seconds between two looks at children that no pidfd tells of
+_MAX_BATCH = 4096
+_NEVER = float("inf")
+_LINUX = sys.platform == "linux"
+
+
+class CowFork(Executor):
+    """An executor that runs each call in a fresh child, which shares all memory by copy-on-write.
+
+    What a call changes stays in its child; only what it returns or raises comes back.
+
+    Args:
+        max_workers: How many children may be alive at once; None: the CPUs of this process.
+        batch: How many waiting calls one child may be given. They start and are cancelled as one,
+            but each has its own outcome, timeout and death.
+        name: What the forking thread is called.
+
+    Raises:
+        TypeError, ValueError: A wrong option.
+    """
+
+    type: ClassVar[str] = "cow_fork"
+    kills: ClassVar[bool] = True
+    isolated: ClassVar[bool] = True
+    copies: ClassVar[str] = "call"
+
+    def __init__(
+        self, max_workers: int | None = None, *, batch: int = 1, name: str | None = None
+    ) -> None:
+        self.check(batch=batch)
+        super().__init__(max_workers, name=name)
+        self.batch = batch
+        self.window = 2 * self.width * batch
+        self._forker = _Forker(self.name, self.width, batch)
+        weakref.finalize(self, self._forker.dropped).atexit = False
+
+    @classmethod
+    def check(cls, *, batch: Any = 1, **_: Any) -> None:
+        """Refuse wrong values of options."""
+        if integer("batch", batch, least=1) > _MAX_BATCH:
+            raise ValueError(f"batch must be at most {_MAX_BATCH}, not {batch}")
+
+    def _accept(self, call: Call) -> None:
+        call.future.__class__ = _Future  # the base makes it, before it knows whose it is
+        self._forker.accept(call)
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._forker.backlog.closed:
+            raise closed_error()
+
+    def _metrics(self) -> Metrics:
+        return self._forker.metrics()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more, finish what was accepted. Idempotent.
+
+        Args:
+            wait: Return when everything is over; else at once (from a callback: always at once).
+            cancel_futures: Cancel accepted calls that have not started.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C while it waited: running calls were ended, all is over.
+        """
+        self._forker.close(cancel=cancel_futures)
+        if wait:
+            self._forker.join()
+
+    def terminate(self) -> None:
+        """End all children now. Running calls get WorkerDied, waiting ones PoolClosed."""
+        self._forker.stop(kill=True)
+        self._forker.join()
+
+    def __exit__(self, *exc: Any) -> None:
+        if isinstance(exc[1], KeyboardInterrupt):
+            self._forker.stop()
+        self.shutdown(wait=True)
+
+
+class _Future(Future):
+    """Keeps its outcome encoded until somebody asks: user code that decoding runs (INV-4) must
+    not run in the forking thread.
+    """
+
+    # The outcome: what it returns is (result, None) or (None, exception).
+    _encoded: Callable[[], tuple[Any, BaseException | None]] | None = None
+    _decoder = 0  # the thread that decodes
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            self._await_decoded(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # a cycle: the exception's traceback has this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._await_decoded(timeout)
+        return super().exception(timeout)
+
+    def _await_decoded(self, timeout: float | None) -> None:
+        super().exception(timeout)
+        if self._encoded is None:
+            return
+        if self._decoder == threading.get_ident():
+            raise errors.PoolError(
+                "decoding this future's result asks for the same future's result"
+            )
+        # Not the condition: `done` must not wait for a decoding. setdefault is one step for all.
+        with self.__dict__.setdefault("_gate", threading.Lock()):
+            if self._encoded is None:
+                return
+            self._decoder = threading.get_ident()
+            try:
+                self._result, self._exception = self._encoded()
+                self._encoded = None
+            finally:  # Ctrl-C in the middle: the next one tries again
+                self._decoder = 0
+
+
+class _Child:
+    """What a child was given, and how far it is. Belongs to the forking thread."""
+
+    __slots__ = ("born", "calls", "cause", "due", "missing", "next", "seconds")
+
+    def __init__(self, calls: list[Call | None]) -> None:
+        self.calls = calls  # None: has its outcome
+        self.next = 0  # the one whose outcome comes next
+        self.missing = len(calls)  # outcomes
+        self.cause = 0  # CAUSE_*: why we killed it
+        self.born = monotonic()
+        self.due = self.born + _SET_UP  # when to look at its time
+        self.seconds = 0.0  # that the running call was allowed
+
+    def settle(self, i: int) -> Call | None:
+        """Call i has its outcome."""
+        call, self.calls[i] = self.calls[i], None
+        self.missing -= 1
+        while self.next < len(self.calls) and self.calls[self.next] is None:
+            self.next += 1
+        return call
+
+
+class _Forker:
+    """The state of an executor, and what its forking thread does."""
+
+    def __init__(self, name: str, width: int, batch: int) -> None:
+        self.name = name
+        self.width = width
+        self.batch = batch
+        self.backlog = Backlog()
+        self.pid = os.getpid()
+        # Guards the next four. Reentrant: a finalizer may come in the middle of anything.
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+        self._living: dict[_native.ForkSlot, _Child] = {}
+        self._wake_end = -1  # write end of the wake-up pipe
+        self._ended = False
+        self._poked = False  # a byte is in the pipe, or on its way there
+        self._dropped = False  # nobody can submit any more
+        # What follows belongs to the forking thread, but for being looked at.
+        self._wake = -1
+        self._slots: list[_native.ForkSlot] = []
+        self._free: list[_native.ForkSlot] = []
+        self._again: deque[Call] = deque()  # to be run before the backlog
+        self._hand: list[Call] = []  # taken, and not yet in a child
+        self._stop_asked = 0  # signal to start with
+        self._stopping = False
+        self._kill_at = _NEVER
+        self._fork_at = 0.0  # not before, after a failure
+        self._failures = 0  # forks that failed in a row
+        self._stillborn = 0  # children that never got to a call, in a row
+        self._oom_kills = -1
+        self._created = self._reused = self._failed = 0
+
+    # ------------------------------------------------------------------ any thread
+
+    def accept(self, call: Call) -> None:
+        """Take a call.
+
+        Raises:
+            PoolClosed: The executor was shut down.
+        """
+        if self._thread is None:
+            self._start()
+        self.backlog.put(call)
+        self._poke()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is not None or self.backlog.closed:
+                return
+            self._wake, self._wake_end = _native.pipe()
+            for fd in (self._wake, self._wake_end):
+                _native.nonblock(fd, True)
+            # A daemon: the exit hook ends it, in its own time.
+            thread = threading.Thread(target=self._run, name=f"{self.name}-forker", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                os.close(self._wake)
+                os.close(self._wake_end)
+                self._wake_end = -1
+                raise
+            self._thread = thread
+            _ALIVE.add(self)
+
+    def _poke(self) -> None:
+        """Have the forking thread look around."""
+        if self._poked:
+            return
+        self._poked = True
+        with self._lock:
+            if not self._ended and self._wake_end >= 0:
+                with contextlib.suppress(BlockingIOError):  # full: it is woken anyway
+                    os.write(self._wake_end, b"\0")
+
+    def foreign(self) -> bool:
+        """Whether this is a copy in a forked child."""
+        return self.pid != os.getpid()
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Accept nothing more."""
+        if self.foreign():
+            return
+        self.backlog.close()
+        if cancel:
+            self.backlog.cancel_all()
+        self._poke()
+
+    def stop(self, *, kill: bool = False) -> None:
+        """Start the ladder: SIGTERM (or at once SIGKILL), and nothing new is begun."""
+        if self.foreign():
+            return
+        self.backlog.close()
+        self._stop_asked = signal.SIGKILL if kill else signal.SIGTERM
+        self._poked = False
+        self._poke()
+
+    def dropped(self) -> None:
+        """The executor object is gone. (From a finalizer: without the backlog's lock.)"""
+        if not self.foreign():
+            self._dropped = True
+            self._poked = False
+            self._poke()
+
+    def join(self) -> None:
+        """Wait until all is over.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came; the ladder was started, and all is over.
+        """
+        thread = self._thread
+        if self.foreign() or thread is None or thread is threading.current_thread():
+            return
+        interrupt = None
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt as error:
+                self.stop(kill=interrupt is not None)  # a second one skips the grace
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+    def kill(self, call: Call) -> bool:
+        """End a call that was given to a child, or that waits for another try."""
+        with self._lock:
+            for slot, child in self._living.items():
+                if call not in child.calls:
+                    continue
+                i = child.calls.index(call)
+                if slot.recall(i):
+                    child.settle(i)
+                    break
+                if child.cause or i != child.next:
+                    return False  # it has ended, and that will be seen soon
+                child.cause = _native.CAUSE_KILLED
+                _send(slot, signal.SIGKILL)
+                return True
+        # Started in no child now.
+        done = call.future.done()
+        call.fail(self._death(call, 0, 0, _native.CAUSE_KILLED, 0))
+        self._poke()
+        return not done
+
+    def metrics(self) -> Metrics:
+        with self._lock:
+            busy = sum(child.missing for child in self._living.values())
+        waiting = len(self.backlog) + len(self._again)
+        return Metrics(self._created, self._reused, busy, waiting, self._failed)
+
+    # ------------------------------------------------------------------ the forking thread
+
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            while self._turn():
+                pass
+        except BaseException as error:  # a bug of ours, or no memory: nobody shall wait for ever
+            self._abandon(error)
+            raise
+        finally:
+            self._close()
+
+    def _prepare(self) -> None:
+        from .. import _zygote
+
+        _native.block_signals()
+        self._oom_kills = _zygote._oom_kills()
+        codec = _ForkCodec()
+        for number in range(self.width):
+            self._slots.append(_native.ForkSlot(number, self.batch))
+        self._free = self._slots[::-1]
+        self.loads = codec.loads
+        self.load_failure = codec.load_failure
+        self._kit = _native.ForkKit(
+            self.pid,
+            _worker.Worker(codec, 0, 0),
+            self._slots,
+            (self._wake, self._wake_end),
+            codec.bindings,
+            partial(_worker._complain, "a copy-on-write child could not be set up"),
+        )
+
+    def _turn(self) -> bool:
+        """Do what there is to do, and wait for more. False: all is over."""
+        self._poked = False  # before looking: what comes later leaves a byte in the pipe
+        if self._dropped:
+            self.backlog.close()
+        if self._stop_asked:
+            self._stop()
+        self._launch()
+        if not self._living and not self._again and self.backlog.closed and not self.backlog:
+            return False
+        for slot in _native.wait_slots(self._living, self._wake, self._patience()):
+            self._attend(slot)
+        self._look_at_clock()
+        return True
+
+    def _patience(self) -> float | None:
+        """Seconds until the clock is to be looked at; None: never."""
+        at = min((child.due for child in self._living.values()), default=_NEVER)
+        at = min(at, self._kill_at)
+        if self._free and self._again and self._fork_at:
+            at = min(at, self._fork_at)
+        if any(not slot.watched for slot in self._living):
+            at = min(at, monotonic() + _UNWATCHED)
+        return None if at == _NEVER else max(0.0, at - monotonic())
+
+    # Births.
+
+    def _launch(self) -> None:
+        while self._free and (not self._fork_at or monotonic() >= self._fork_at):
+            calls = self._take()
+            if not calls:
+                return
+            self._fork(self._free[-1], calls)
+
+    def _take(self) -> list[Call]:
+        """The calls of the next child; they are running from now on."""
+        calls: list[Call] = []
+        while len(calls) < self.batch:
+            call = self._again.popleft() if self._again else self.backlog.take_now()
+            if call is None:
+                break
+            future = call.future
+            if future.running():
+                call.attempts += 1  # again: it has been started before
+                calls.append(call)
+            elif not future.done():
+                future._kill = partial(self.kill, call)
+                if call.start():
+                    calls.append(call)
+                else:
+                    future._kill = None
+        self._hand = calls
+        return calls
+
+    def _fork(self, slot: _native.ForkSlot, calls: list[Call]) -> None:
+        failure: Exception | None = None
+        with self._lock:  # a kill comes before the fork, or finds the child
+            calls = [call for call in calls if not call.future.done()]
+            child = _Child(list(calls))
+            if calls:
+                try:
+                    # The child shares these, and all they lead to, by copy-on-write.
+                    slot.fork(self._kit, [_plain(call) for call in calls])
+                    self._living[slot] = child
+                except (OSError, MemoryError) as error:
+                    failure = error
+        self._hand = []
+        if failure is not None:
+            self._not_forked(calls, failure)
+        elif calls:
+            self._forked(calls, child)
+
+    def _forked(self, calls: list[Call], child: _Child) -> None:
+        self._failures = 0
+        self._fork_at = 0.0
+        self._free.pop()
+        self._created += 1
+        self._reused += len(calls) - 1
+        limit = calls[0].options.timeout
+        if limit is not None:
+            child.due = min(child.due, child.born + limit)
+
+    def _not_forked(self, calls: list[Call], error: Exception) -> None:
+        """No process to be had: try again later, and then say so."""
+        if self._failures >= len(_BACKOFF):
+            # From now on one try each, until one succeeds: the backlog comes to an end.
+            self._fork_at = 0.0
+            for call in calls:
+                self._fail(call, error)
+            return
+        for call in reversed(calls):
+            call.attempts -= 1
+            self._again.appendleft(call)
+        self._fork_at = monotonic() + _BACKOFF[self._failures]
+        self._failures += 1
+
+    # Outcomes.
+
+    def _attend(self, slot: _native.ForkSlot) -> None:
+        """Something came from a child, or it died."""
+        child = self._living[slot]
+        if not self._read(slot, child) or slot.eof:
+            self._reap(slot, child)
+
+    def _read(self, slot: _native.ForkSlot, child: _Child) -> bool:
+        """Take what has come. False: there was nothing."""
+        try:
+            outcomes = slot.read()
+        except errors.PoolError:
+            self._end_child(slot, child, _native.CAUSE_PROTOCOL)
+            return False
+        except MemoryError:
+            with self._lock:
+                call = child.settle(child.next) if child.missing else None
+            if call is not None:
+                error = MemoryError("there was no memory to receive the outcome of this task")
+                self._fail(call, error)
+            self._end_child(slot, child, _native.CAUSE_EXIT)  # the pipe is of no more use
+            return False
+        for outcome in outcomes:
+            if not child.missing:
+                break
+            with self._lock:
+                call = child.settle(child.next)
+            assert call is not None
+            self._settle(call, outcome)
+        if outcomes:
+            self._stillborn = 0
+            if not child.missing:
+                slot.done_reading()
+                child.due = _NEVER
+            else:
+                self._time_next(slot, child)
+        return bool(outcomes)
+
+    def _settle(self, call: Call, outcome: _native.Outcome) -> None:
+        what = outcome.what
+        if what == _native.WHAT_RETRY and call.attempts <= call.options.retries:
+            self._again.append(call)
+            return
+        future = call.future
+        assert isinstance(future, _Future)
+        if future.done():  # killed while it waited for another try
+            return
+        if what in (_native.WHAT_ERROR, _native.WHAT_RETRY):
+            body, load = outcome.body(), self.load_failure
+            future._encoded = lambda: (None, load(body))
+            # A stand-in: whoever waits for a first exception must be told that this is one.
+            self._fail(call, errors.RemoteError())
+        else:
+            future._encoded = partial(_value, outcome, self.loads)
+            call.finish(None)
+
+    def _fail(self, call: Call, error: BaseException) -> None:
+        self._failed += 1
+        call.fail(error)
+
+    # Deaths.
+
+    def _end_child(self, slot: _native.ForkSlot, child: _Child, cause: int) -> None:
+        with self._lock:
+            child.cause = child.cause or cause
+            child.due = _NEVER
+            if slot in self._living:
+                _send(slot, signal.SIGKILL)
+
+    def _reap(self, slot: _native.ForkSlot, child: _Child) -> None:
+        """Collect a child that is dead; nothing happens if it is not yet."""
+        pid = slot.pid
+        with self._lock:
+            try:
+                reaped, status, usage = os.wait4(pid, os.WNOHANG)
+                rss = usage.ru_maxrss
+            except ChildProcessError:  # SIGCHLD is ignored, or somebody else collected it
+                reaped, status, rss = pid, -1, 0
+            if not reaped:
+                return
+            del self._living[slot]  # COW-2
+        # What it sent before it died is there now, even if a child of its own holds the pipe.
+        while child.missing and not slot.eof and self._read(slot, child):
+            pass
+        if child.missing:
+            self._bury(slot, child, status, rss // 1024 if sys.platform == "darwin" else rss)
+        slot.bury()
+        self._free.append(slot)
+
+    def _bury(self, slot: _native.ForkSlot, child: _Child, status: int, rss_kb: int) -> None:
+        """Charge the call that ran; those that had not started run elsewhere."""
+        i = child.next
+        guilty = child.calls[i]
+        assert guilty is not None
+        if slot.started(i):
+            self._stillborn = 0
+        else:
+            self._stillborn += 1
+            if self._stillborn < _STILLBORN and child.cause != _native.CAUSE_STOPPED:
+                guilty = None
+        unstarted = [call for call in child.calls if call is not None and call is not guilty]
+        for call in reversed(unstarted):
+            call.attempts -= 1
+            self._again.appendleft(call)
+        self._reused -= len(unstarted) - (child.next == 0 and guilty is None)
+        if guilty is None:
+            return
+        cause = child.cause or _native.CAUSE_EXIT
+        error = self._death(
+            guilty, pid=slot.pid, status=status, cause=cause, slot=slot.number,
+            rss_kb=rss_kb, crash=slot.crash(), seconds=child.seconds,
+        )  # fmt: skip
+        ours = (_native.CAUSE_KILLED, _native.CAUSE_STOPPED)
+        if cause not in ours and guilty.again(error) and not self._stopping:
+            self._again.append(guilty)
+        else:
+            self._fail(guilty, error)
+        if self._stopping:
+            self._refuse_waiting()
+
+    def _death(
+        self, call: Call, pid: int, status: int, cause: int, slot: int,
+        rss_kb: int = 0, crash: str = "", seconds: float = 0.0,
+    ) -> BaseException:  # fmt: skip
+        info = {
+            "pid": pid,
+            "status": status,
+            "slot": slot,
+            "cause": cause,
+            "oom": int(cause == _native.CAUSE_EXIT and self._was_oom(status)),
+            "attempts": call.attempts,
+            "rss_kb": rss_kb,
+            "task": 0,
+            "timeout_ns": int(seconds * 1e9),
+        }
+        error = errors.death(info, crash)
+        name = getattr(getattr(call.fn, "func", call.fn), "__qualname__", None)
+        if isinstance(name, str):
+            error.add_note(f"The task was a call of {name}.")
+        return error
+
+    def _was_oom(self, status: int) -> bool:
+        if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
+            return False
+        from .. import _zygote
+
+        before, self._oom_kills = self._oom_kills, _zygote._oom_kills()
+        return 0 <= before < self._oom_kills
+
+    # Time.
+
+    def _time_next(self, slot: _native.ForkSlot, child: _Child) -> None:
+        """When the call that runs now will have had its time."""
+        call = child.calls[child.next]
+        assert call is not None
+        limit = call.options.timeout
+        if limit is None:
+            child.due = _NEVER
+        else:
+            child.due = (slot.since() if slot.started(child.next) else monotonic()) + limit
+
+    def _look_at_clock(self) -> None:
+        now = monotonic()
+        if now >= self._kill_at:
+            self._kill_at = _NEVER
+            self._signal_all(signal.SIGKILL)
+        for slot, child in list(self._living.items()):
+            if now >= child.due:
+                self._look_at(slot, child, now)
+            elif not slot.watched:
+                self._reap(slot, child)
+
+    def _look_at(self, slot: _native.ForkSlot, child: _Child, now: float) -> None:
+        """A child may be late: in its set-up, or with a call."""
+        call = child.calls[child.next] if child.missing else None
+        if call is None:
+            child.due = _NEVER
+            return
+        limit = call.options.timeout
+        if not slot.started(child.next):
+            # It starts after now, so it may take its time from now at least.
+            late = child.born + _SET_UP * 2**self._stillborn if child.next == 0 else _NEVER
+            child.due = min(late, _NEVER if limit is None else now + limit)
+            if now >= late:
+                self._end_child(slot, child, _native.CAUSE_EXIT)
+        elif limit is None:
+            child.due = _NEVER
+        elif now < slot.since() + limit:
+            child.due = slot.since() + limit
+        else:
+            child.seconds = limit
+            self._end_child(slot, child, _native.CAUSE_TIMEOUT)
+
+    # The end.
+
+    def _stop(self) -> None:
+        """One rung of the ladder."""
+        number, self._stop_asked = self._stop_asked, 0
+        self._stopping = True
+        self._refuse_waiting()
+        with self._lock:
+            for child in self._living.values():
+                child.cause = child.cause or _native.CAUSE_STOPPED
+        self._signal_all(number)
+        self._kill_at = monotonic() + _GRACE if number != signal.SIGKILL else _NEVER
+
+    def _refuse_waiting(self) -> None:
+        """What waits never starts."""
+        waiting = [*self._again, *self.backlog.clear()]
+        self._again.clear()
+        for call in waiting:
+            call.fail(errors.PoolClosed("the executor was stopped before this task started"))
+
+    def _signal_all(self, number: int) -> None:
+        with self._lock:
+            for slot in self._living:
+                _send(slot, number)
+
+    def _abandon(self, error: BaseException) -> None:
+        """The forking thread cannot go on."""
+        self.backlog.close()
+        self._signal_all(signal.SIGKILL)
+        waiting = [*self._hand, *self._again, *self.backlog.clear()]
+        for slot, child in self._living.items():
+            waiting += [call for call in child.calls if call is not None]
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(slot.pid, 0)  # it was killed: this cannot take long
+        self._living.clear()
+        for call in waiting:
+            call.fail(errors.PoolBroken("the executor's forking thread failed", [error]))
+
+    def _close(self) -> None:
+        with self._lock:
+            self._ended = True
+            os.close(self._wake)
+            os.close(self._wake_end)
+        for slot in self._slots:
+            slot.close()
+        if hasattr(self, "_kit"):
+            self._kit.close()
+        _ALIVE.discard(self)
+
+
+class _ForkCodec(_codec.Codec):
+    """Encodes in the child what the parent, as it was at the fork, can decode."""
+
+    def __init__(self) -> None:
+        at_fork = _AtFork()
+        self.bindings = at_fork.bindings
+        super().__init__("fork", (), at_fork)  # type: ignore[arg-type]
+
+    # Lies where a child can set it without a Python call (see ForkKit).
+    @property
+    def _modules_seen(self) -> int:
+        return self.bindings.modules
+
+    @_modules_seen.setter
+    def _modules_seen(self, count: int) -> None:
+        self.bindings.modules = count
+
+
+class _AtFork:
+    """What the parent had at the fork, as a _codec.Snapshot; nothing is copied for it."""
+
+    def __init__(self) -> None:
+        self._main = vars(sys.modules["__main__"])
+        self.bindings = _native.Bindings(self._main)
+        self._modules: frozenset[str] | None = None
+
+    @property
+    def modules(self) -> frozenset[str]:
+        if self._modules is None:
+            # A dict keeps its order: what the child has imported comes after.
+            self._modules = frozenset(islice(sys.modules, self.bindings.modules))
+        return self._modules
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return tuple(sys.path)
+
+    def main(self, name: str) -> Any:
+        """The object that __main__ had under that name at the fork, if it still has it."""
+        if not self.bindings.same(name):
+            return _codec._GONE
+        return self._main.get(name, _codec._GONE)
+
+
+def _plain(call: Call) -> tuple[Any, ...]:
+    """What a child is to be told of a call."""
+    retry_on = call.options.retry_on if call.options.retries else ()
+    return call.fn, call.args, call.kwargs, retry_on
+
+
+def _send(slot: _native.ForkSlot, number: int) -> None:
+    """Signal a child that was not reaped by us (COW-2)."""
+    # Where SIGCHLD is ignored the kernel reaps: it is gone then, and only a pidfd knows that its
+    # pid may be somebody else's.
+    with contextlib.suppress(ProcessLookupError):
+        if _LINUX and slot.pidfd >= 0:
+            signal.pidfd_send_signal(slot.pidfd, number)
+        else:
+            os.kill(slot.pid, number)
+
+
+def _value(outcome: _native.Outcome, loads: Any) -> tuple[Any, BaseException | None]:
+    try:
+        return outcome.value(loads), None
+    except Exception as error:
+        failure = errors.SerializationError(
+            f"the result of this task cannot be decoded here: {type(error).__name__}: {error}"
+        )
+        failure.__cause__ = error
+        return None, failure
+
+
+# ---------------------------------------------------------------------- interpreter exit
+
+# Those whose thread runs, for the exit hook.
+_ALIVE: set[_Forker] = set()
+
+
+def _ours() -> Iterator[_Forker]:
+    return (forker for forker in tuple(_ALIVE) if not forker.foreign())
+
+
+def _at_exit() -> None:
+    """End all executors, before non-daemon threads are joined (section 6).
+
+    A clean exit finishes accepted calls; after an unhandled exception, or on Ctrl-C while it
+    waits, the ladder starts at once.
+    """
+    failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
+    failed = failed and not hasattr(sys, "ps1") and not sys.flags.interactive
+    for forker in _ours():
+        forker.close()
+        if failed:
+            forker.stop()
+    for forker in _ours():
+        try:
+            forker.join()
+        except KeyboardInterrupt:
+            for other in _ours():
+                other.stop()
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]

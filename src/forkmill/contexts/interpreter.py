@@ -1,0 +1,108 @@
+"""interpreter: n subinterpreters (CPython >= 3.14); before that n threads, and one warning.
+
+Guarantees: a call and its outcome travel as bytes, encoded as for a worker process, so values and
+errors are those of ipc_fork. Where there are no subinterpreters nothing is encoded at all.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from .. import _codec
+from .base import Call
+from .thread import Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Interpreter"]
+
+_warned = False
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "subinterpreters need CPython 3.14: 'interpreter' runs calls in threads here",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class Interpreter(Thread):
+    """Runs calls in up to n subinterpreters, each in a thread of its own.
+
+    Args:
+        max_workers: How many; None: the CPUs this process may use.
+        initializer: Called in every subinterpreter before its first call.
+        initargs: Its arguments, a tuple.
+        name: What the threads are called.
+    """
+
+    type = "interpreter"
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        name: str | None = None,
+    ) -> None:
+        self._inner: Any = None
+        if max_workers is None:
+            from .base import cpus
+
+            max_workers = cpus()
+        if sys.version_info >= (3, 14):  # pragma: no cover  # not on the CPythons tested so far
+            from concurrent.futures import InterpreterPoolExecutor
+
+            super().__init__(max_workers, name=name)
+            prepare = () if initializer is None else (_encode((initializer, initargs, {})),)
+            self._inner = InterpreterPoolExecutor(
+                self.width, self.name, initializer=_run if prepare else None, initargs=prepare
+            )
+            self.copies = "call"  # type: ignore[misc]  # nothing of ours is shared with them
+        else:
+            _warn_once()
+            super().__init__(max_workers, initializer=initializer, initargs=initargs, name=name)
+
+    def _accept(self, call: Call) -> None:
+        if self._inner is not None:  # pragma: no cover
+            # Encoded in the caller's thread (INV-3); our thread only waits for the other one.
+            blob = _encode((call.fn, call.args, call.kwargs))
+            call.fn, call.args, call.kwargs = functools.partial(_remote, self._inner, blob), (), {}
+        super()._accept(call)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more, finish what was accepted, end the subinterpreters. Idempotent."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        if self._inner is not None:  # pragma: no cover
+            self._inner.shutdown(wait, cancel_futures=False)
+
+
+def _encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
+    data, buffers = _codec.dumps(call)
+    return data, [bytes(buffer) for buffer in buffers]
+
+
+def _remote(inner: Any, blob: Any) -> Any:  # pragma: no cover
+    """One call in a subinterpreter, from the thread that waits for it."""
+    good, data, buffers = inner.submit(_run, blob).result()
+    if good:
+        return _codec.loads(data, [bytearray(buffer) for buffer in buffers])
+    raise _codec.load_failure(memoryview(data))
+
+
+def _run(blob: Any) -> tuple[bool, bytes, list[bytes]]:  # pragma: no cover
+    """In the subinterpreter: decode, call, encode."""
+    try:
+        fn, args, kwargs = _codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])
+        return True, *_encode(fn(*args, **kwargs))
+    except BaseException as error:
+        return False, _codec.dump_failure(error), []

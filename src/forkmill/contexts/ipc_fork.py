@@ -1,0 +1,179 @@
+"""ipc_fork: n persistent worker processes, a `ProcessPool`.
+
+Guarantees: everything of a ProcessPool, and the face that all contexts have.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..pool import ProcessPool
+from .base import Executor, Metrics
+from .lane import CallLane, Copy, Taken, Work, as_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lane import Lane
+
+__all__ = ["IpcFork"]
+
+
+class IpcFork(ProcessPool):
+    """A ProcessPool as a context; its arguments, and one more.
+
+    Args:
+        pin: Keep each worker on a CPU of its own, as far as there are enough (Linux).
+        **options: Those of `ProcessPool`.
+    """
+
+    type: ClassVar[str] = "ipc_fork"
+    kills: ClassVar[bool] = True
+    isolated: ClassVar[bool] = True
+    copies: ClassVar[str] = "worker"
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        pin: bool = False,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        finalizer: Callable[[], object] | None = None,
+        inherit: Any = (),
+        start_method: str = "auto",
+        max_tasks_per_child: int | None = None,
+        max_rss: int | None = None,
+        restarts: tuple[int, float] | None = None,
+        init_timeout: float | None = 60,
+        min_workers: int | None = None,
+        idle_time: float | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.check(min_workers=min_workers, idle_time=idle_time)
+        if pin:
+            initializer, initargs = self._pinning(initializer, initargs)
+        super().__init__(
+            max_workers,
+            initializer=initializer,
+            initargs=initargs,
+            finalizer=finalizer,
+            inherit=inherit,
+            start_method=start_method,
+            max_tasks_per_child=max_tasks_per_child,
+            max_rss=max_rss,
+            restarts=restarts,
+            init_timeout=init_timeout,
+            name=name,
+        )
+        self.name = self._name
+        self.width = self._max_workers
+        self.window = 2 * self.width
+
+    @classmethod
+    def check(cls, *, min_workers: Any = None, idle_time: Any = None, **_: Any) -> None:
+        """Refuse what workers cannot do."""
+        if min_workers is not None or idle_time is not None:
+            raise ValueError(
+                "ipc_fork has as many workers as it was made with: min_workers and idle_time are "
+                "for 'thread'"
+            )
+
+    def _pinning(
+        self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+    ) -> tuple[Callable[..., object], tuple[Any, ...]]:
+        from .thread import check_pin
+
+        check_pin()
+        claims = os.memfd_create("forkmill-pin", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, claims)
+        # By way of /proc also a worker that did not inherit the descriptor gets at the file.
+        return pin_worker, (f"/proc/{os.getpid()}/fd/{claims}", initializer, initargs)
+
+    def metrics(self) -> Metrics:
+        """The figures of the whole pool at this moment."""
+        stats = self.stats()
+        born = stats.alive + stats.deaths + stats.recycled
+        started = stats.outcomes - stats.cancelled + stats.in_flight
+        return Metrics(
+            created=born,
+            reused=max(0, started - born),
+            busy=min(stats.in_flight, stats.workers),
+            waiting=stats.backlog + max(0, stats.in_flight - stats.workers),
+            failed=stats.failed + stats.died,
+        )
+
+    def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
+        """A lane that runs one stage's work in the workers; each has a copy of its state."""
+        return _WorkerLane(self, work, notify)
+
+
+Executor.register(IpcFork)
+
+
+class _WorkerLane(CallLane):
+    """Each worker gets the work once, as a function, and keeps its copy of the state in it."""
+
+    def __init__(self, executor: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
+        super().__init__(executor, work, notify)
+        self._function = _in_worker(work)
+
+    @property
+    def _worker_call(self) -> Callable[..., Any]:
+        return self._function
+
+    def _finish_copies(self) -> None:
+        """on_end in every worker that is alive; one that saw no item has no copy."""
+        from threading import Thread
+
+        def finish() -> None:
+            try:
+                ends = self._executor.each(self._function)  # type: ignore[attr-defined]
+                outputs = [output for end in ends for output in as_outputs(end)]
+                self._deliver(Taken(None, outputs)._replace(item=_end()))
+            except BaseException as error:
+                self._deliver(Taken(_end(), [], error))
+
+        Thread(target=finish, name=f"{self._executor.name}-end", daemon=True).start()
+
+
+def _end() -> Any:
+    from .lane import END
+
+    return END
+
+
+def _in_worker(work: Work) -> Callable[..., Any]:
+    """A function that holds a copy of the state: with an item it works, without it ends."""
+    copy = Copy(work)
+
+    def run(*item: Any) -> Any:
+        return copy.item(*item) if item else copy.finish()
+
+    return run
+
+
+_claims: list[int] = []  # in a worker: its claim on a CPU ends with the descriptor
+
+
+def pin_worker(path: str, initializer: Any, initargs: tuple[Any, ...]) -> None:
+    """The initializer that pins: claim the first CPU that no other worker of the pool has.
+
+    A claim is a lock on a byte of a file: the kernel gives it back when its worker dies.
+    """
+    import fcntl
+
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    _claims.append(fd)
+    allowed = sorted(os.sched_getaffinity(0))
+    for number in range(4096):
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError:
+            continue
+        os.sched_setaffinity(0, {allowed[number % len(allowed)]})
+        break
+    if initializer is not None:
+        initializer(*initargs)

@@ -1,0 +1,290 @@
+"""thread: up to n threads of this process, made as they are needed.
+
+Guarantees:
+    * Never more than n calls at once; with `idle_time`, threads that have nothing to do end.
+    * A clean interpreter exit finishes accepted calls. After an unhandled exception it does not
+      wait for them: a thread cannot be stopped.
+
+Invariants:
+    * THREAD-1  `Threads` never refers to its executor: when that is dropped, what was accepted is
+      finished, and the threads end by themselves.
+    * THREAD-2  1. a call is put into the backlog; 2. whether a thread is missing is decided under
+      `lock`. A thread that wants to leave does it the other way round: so one of them sees the
+      other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from .base import Backlog, Call, Executor, Ledger, check_initializer, integer, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Thread", "Threads"]
+
+_ALIVE: set[Threads] = set()  # for the exit hook; strong, as the threads themselves are
+
+
+class Threads:
+    """The threads of one executor, and what they work off."""
+
+    def __init__(
+        self,
+        name: str,
+        ledger: Ledger,
+        most: int,
+        least: int = 0,
+        idle_time: float | None = None,
+        prepare: Callable[[int], object] | None = None,
+    ) -> None:
+        self.name = name
+        self.pid = os.getpid()
+        self.ledger = ledger
+        self.most = most
+        self.least = least
+        self.idle_time = idle_time
+        self.prepare = prepare  # called in a new thread with its number
+        self.backlog = Backlog()
+        self.lock = threading.Lock()  # guards the rest
+        self.alive: set[threading.Thread] = set()  # when closed, also those that have ended
+        self.running = 0
+        self.born = 0
+        self.broken: BaseException | None = None
+        _ALIVE.add(self)
+        while len(self.alive) < least:
+            self._grow()
+
+    def check(self) -> None:
+        if self.broken is not None:
+            raise self._broken_error(self.broken)
+        if self.backlog.closed:
+            raise errors.PoolClosed(
+                "cannot schedule new futures after shutdown: this executor takes no more work"
+            )
+
+    def accept(self, call: Call) -> None:
+        self.check()
+        if self.backlog.put(call):
+            self._grow()
+
+    def _grow(self) -> None:
+        with self.lock:
+            if len(self.alive) >= self.most:
+                return
+            number = self.born
+            thread = threading.Thread(
+                target=self._run, args=(number,), name=f"{self.name}-{number}", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:
+                if self.alive:
+                    return  # the others will do it
+                self.backlog.cancel_all()
+                raise
+            self.alive.add(thread)
+            self.running += 1
+            self.born += 1
+        self.ledger.born()
+
+    def _run(self, number: int) -> None:
+        try:
+            if self.prepare is None or self._prepared(number):
+                while self._turn():
+                    pass
+        finally:
+            with self.lock:
+                self.running -= 1
+                over = self.backlog.closed and not self.running
+                if not self.backlog.closed:
+                    self.alive.discard(threading.current_thread())
+            if over:
+                _ALIVE.discard(self)
+
+    def _turn(self) -> bool:
+        """Run one call; False: the thread shall end. Nothing of it is kept while waiting."""
+        call = self.backlog.take(self.idle_time)
+        if call is None:
+            return not self._leaves()
+        call.run()
+        return True
+
+    def _leaves(self) -> bool:
+        with self.lock:
+            if len(self.backlog):
+                return False
+            if self.backlog.closed:
+                return True
+            if len(self.alive) <= self.least:
+                return False
+            self.alive.discard(threading.current_thread())
+            return True
+
+    def _prepared(self, number: int) -> bool:
+        assert self.prepare is not None
+        try:
+            self.prepare(number)
+        except BaseException as error:
+            self.broken = error
+            self.backlog.close()
+            for call in self.backlog.clear():
+                if call.start():
+                    call.fail(self._broken_error(error))
+            return False
+        return True
+
+    def _broken_error(self, error: BaseException) -> BaseException:
+        failure = errors.InitError(
+            f"the initializer failed in a thread: {type(error).__name__}: {error}", [error]
+        )
+        failure.__cause__ = error
+        return failure
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Accept nothing more; the threads end when nothing waits."""
+        if self.pid != os.getpid():
+            return  # the threads are the parent's, and its locks may be taken for good
+        self.backlog.close()
+        if cancel:
+            self.backlog.cancel_all()
+        with self.lock:
+            if not self.running:
+                _ALIVE.discard(self)
+
+    def join(self) -> None:
+        """Wait for all threads but this one."""
+        for thread in tuple(self.alive):
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+class Thread(Executor):
+    """Runs calls in up to n threads.
+
+    Args:
+        max_workers: How many threads, at most; None: the CPUs plus four, at most 32.
+        min_workers: How many there are even when nothing waits; they are made at once.
+        idle_time: Seconds after which a thread that has nothing to do ends; None: it stays.
+        initializer: Called in every thread before its first call. If it fails, the executor is
+            broken (InitError).
+        initargs: Its arguments, a tuple.
+        pin: Keep each thread on one CPU (Linux).
+        name: What the threads are called.
+
+    Raises:
+        TypeError, ValueError: A wrong option; says what is allowed.
+    """
+
+    type = "thread"
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        min_workers: int | None = None,
+        idle_time: float | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        pin: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(max_workers, name=name)
+        if max_workers is None:
+            self.width = min(32, self.width + 4)  # they wait for others more than they compute
+            self.window = 2 * self.width
+        least = 0 if min_workers is None else integer("min_workers", min_workers, least=0)
+        if least > self.width:
+            raise ValueError(f"min_workers must be at most max_workers, not {least}")
+        patience = None if idle_time is None else seconds("idle_time", idle_time)
+        check_initializer(initializer, initargs)
+        if pin:
+            check_pin()
+        prepare = None
+        if initializer is not None or pin:
+
+            def prepare(number: int) -> None:
+                if pin:
+                    pin_thread(number)
+                if initializer is not None:
+                    initializer(*initargs)
+
+        self._threads = Threads(self.name, self.ledger, self.width, least, patience, prepare)
+        weakref.finalize(self, self._threads.close).atexit = False
+
+    def _accept(self, call: Call) -> None:
+        self._threads.accept(call)
+
+    def _check_open(self) -> None:
+        self._check_process()
+        self._threads.check()
+
+    def _waiting(self) -> int:
+        return len(self._threads.backlog)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more, finish what was accepted, end the threads. Idempotent.
+
+        Args:
+            wait: Return when everything is over; else at once.
+            cancel_futures: Cancel accepted calls that have not started.
+        """
+        if self._pid != os.getpid():
+            return  # the threads are the parent's
+        self._threads.close(cancel=cancel_futures)
+        if wait:
+            self._threads.join()
+
+
+def check_pin() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("pin=True: this platform cannot keep a thread on one CPU, Linux can")
+
+
+def pin_thread(number: int) -> None:
+    """Keep the calling thread on one of the CPUs that it may use."""
+    allowed = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {allowed[number % len(allowed)]})
+
+
+# ---------------------------------------------------------------------- at exit
+
+
+def exit_failed() -> bool:
+    """Whether the interpreter ends because of an unhandled exception."""
+    failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
+    return failed and not hasattr(sys, "ps1") and not sys.flags.interactive
+
+
+def _at_exit() -> None:
+    alive = tuple(_ALIVE)
+    failed = exit_failed()
+    for threads in alive:
+        threads.close(cancel=failed)
+    if failed:
+        return
+    try:
+        for threads in alive:
+            threads.join()
+    except KeyboardInterrupt:
+        for threads in alive:
+            threads.close(cancel=True)
+
+
+def _forget() -> None:
+    """In a forked child: the threads are the parent's."""
+    _ALIVE.clear()
+
+
+# concurrent.futures uses the same hook, for the same reason: atexit runs after non-daemon threads
+# were joined, and they may wait for our calls.
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_forget)

@@ -244,3 +244,27 @@ def test_types_of_ones_own_can_be_registered() -> None:
             contexts.register("thread", Mine)
     finally:
         del contexts.TYPES["mine"]
+
+
+@pytest.mark.parametrize("kind", ["thread", "ipc_fork", "cow_fork", "async"])
+@pytest.mark.parametrize("how", ["close", "end"])
+def test_a_lane_lets_everybody_go_who_waits_in_take(kind: str, how: str) -> None:
+    """Two threads wait for outcomes: neither is left behind when no more will come."""
+    lane = contexts.spec(kind, 2).lane(contexts.Work(tasks.negative))
+    taken: list[Any] = []
+
+    def take() -> None:
+        while (piece := lane.take()) is not None:
+            taken.append(piece.outputs)
+
+    lane.put(1)
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    tasks.eventually(lambda: taken == [[-1]] or how == "end")
+    getattr(lane, how)()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert [piece for piece in taken if piece] == [[-1]]
+    lane.close()

@@ -362,12 +362,16 @@ class CallLane(Lane):
                 taken = self._ready.get(timeout=left)
             except queue.Empty:
                 return None
+            if taken is _OVER:
+                self._ready.put(_OVER)  # for the next one who waits
+                return None
             with self._lock:
                 self._left -= 1
             if not taken.done:
                 self._credit.release()
+            if self.ended:
+                self._ready.put(_OVER)
             if taken is not _NOTHING:
-                self._maybe_finish()
                 return taken
 
     # ------------------------------------------------------------------ the end
@@ -411,6 +415,7 @@ class CallLane(Lane):
             with contextlib.suppress(errors.PoolError):
                 kill()
         self._credit.release(CREDIT)
+        self._ready.put(_OVER)
         if self._own:
             self._executor.shutdown(wait=True, cancel_futures=True)
         if self._notify is not None:
@@ -424,6 +429,7 @@ class CallLane(Lane):
 
 
 _NOTHING = Taken(END, [])
+_OVER = Taken(END, [])  # nothing more will come: wakes whoever waits in take()
 
 
 def _failure(future: Future[Any]) -> BaseException | None:

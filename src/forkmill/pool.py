@@ -133,7 +133,8 @@ class _Face(Executor):
     def each(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
         """Call fn once on every live worker, and wait for all.
 
-        Workers that are born later do not get the call: use `initializer` for what all need.
+        A worker that is being replaced is waited for, a few seconds at the most. Workers that are
+        born later do not get the call: use `initializer` for what all need.
 
         Args:
             fn: What to call.
@@ -151,10 +152,14 @@ class _Face(Executor):
         if core is None:
             return [self.submit(fn, *args, **kwargs).result()]
         core.check()
-        core.native.wait_workers()
+        core.native.wait_workers(_BIRTHS_S)
+        workers = self.workers()
+        if len(workers) < core.workers:  # one has died, and the look at it was the first to tell
+            core.native.wait_workers(_BIRTHS_S)
+            workers = self.workers()
         futures = [
             Future(core, core.submit(fn, args, kwargs, self._options, slot=worker.slot))
-            for worker in self.workers()
+            for worker in workers
         ]
         try:
             for future in futures:

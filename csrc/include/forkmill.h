@@ -141,7 +141,8 @@ enum fm_what {
  *
  * The body of a record with buffers: u64 sizes[buffers], the pickle, then
  * each buffer at the next multiple of FM_ALIGN from the start of the body.
- * The pickle's size is what is left: see fm_long_layout().
+ * The pickle and its padding take what is left: the last
+ * buffer ends where the body does.
  */
 struct fm_long {
     uint8_t tag;

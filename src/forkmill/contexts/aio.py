@@ -16,6 +16,9 @@ Invariants:
       finished, and the loop ends.
     * AIO-2  `running`, and all tasks, belong to the loop's thread alone.
     * AIO-3  The loop ends only when it is closed, nothing waits and nothing runs.
+    * AIO-4  A plain function's thread is made in the thread that submits it. The loop's cannot be
+      relied on for that: CPython 3.12 starts no thread once the interpreter has begun to end,
+      while what was accepted is still to be finished.
 """
 
 from __future__ import annotations
@@ -30,12 +33,11 @@ import os
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor  # its exit hook is set up now, so ours goes first
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .base import Backlog, Call, Executor, Ledger, closed_error
-from .thread import exit_failed
+from .base import Backlog, Call, Executor, Ledger, Options, closed_error
+from .thread import Threads, exit_failed  # its exit hook is set up first, so ours runs before it
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +62,8 @@ class Loop:
         self.backlog = Backlog()
         self.loop = asyncio.new_event_loop()
         self.running: set[asyncio.Task[None]] = set()
-        self.threads: ThreadPoolExecutor | None = None
+        self.plain: set[Call] = set()  # accepted, not over, in need of a thread
+        self.threads = Threads(name, Ledger(), width)
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.lock = threading.Lock()  # guards `open`: waking a loop that is closed raises
         self.open = True
@@ -75,6 +78,13 @@ class Loop:
     # ------------------------------------------------------------------ any thread
 
     def accept(self, call: Call) -> None:
+        if not _is_async(call.fn):
+            self.plain.add(call)
+            try:
+                self.threads.hire(len(self.plain))  # AIO-4
+            except RuntimeError:
+                self.plain.discard(call)
+                raise
         self.backlog.put(call)
         self.wake(self._pump)
 
@@ -126,8 +136,8 @@ class Loop:
             self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        if self.threads is not None:
-            self.threads.shutdown()
+        self.threads.close()
+        self.threads.join()
 
     def _pump(self) -> None:
         """Start as many calls as may run; end if there will be none (AIO-3)."""
@@ -139,6 +149,8 @@ class Loop:
                 task = self.loop.create_task(self._execute(call), context=call.context)
                 self.running.add(task)
                 task.add_done_callback(functools.partial(self._ended, call))
+            else:
+                self.plain.discard(call)
         if self._over():
             self.loop.stop()
 
@@ -147,6 +159,7 @@ class Loop:
 
     def _ended(self, call: Call, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
+        self.plain.discard(call)
         if not call.future.done():  # a stranger cancelled it before its first step
             call.fail(concurrent.futures.CancelledError())
         self._pump()
@@ -183,16 +196,16 @@ class Loop:
     async def _value(self, call: Call) -> Any:
         fn, future = call.fn, call.future
         stop = functools.partial(self.wake, _current_task().cancel)
-        if _is_async(fn):
+        if call not in self.plain:
             future._kill = stop
             return await fn(*call.args, **call.kwargs)
-        if self.threads is None:
-            self.threads = ThreadPoolExecutor(self.width, self.name)
         context = contextvars.copy_context()
         future._kill = None  # a thread cannot be stopped
-        value = await self.loop.run_in_executor(
-            self.threads, functools.partial(context.run, _call, fn, call.args, call.kwargs)
+        inner = Call(
+            context.run, (_call, fn, call.args, call.kwargs), {}, Options(), self.threads.ledger
         )
+        self.threads.accept(inner)
+        value = await asyncio.wrap_future(inner.future)
         if inspect.isawaitable(value):
             future._kill = stop
             value = await value

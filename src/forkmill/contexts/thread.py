@@ -74,6 +74,11 @@ class Threads:
         if self.backlog.put(call):
             self._grow()
 
+    def hire(self, count: int) -> None:
+        """Have so many threads now, as far as `most` and the system allow; one at least."""
+        for _ in range(min(count, self.most) - len(self.alive)):
+            self._grow()
+
     def _grow(self) -> None:
         with self.lock:
             if len(self.alive) >= self.most:

@@ -247,7 +247,7 @@ def test_types_of_ones_own_can_be_registered() -> None:
 
 
 @pytest.mark.parametrize("kind", ["thread", "ipc_fork", "cow_fork", "async"])
-@pytest.mark.parametrize("how", ["close", "end"])
+@pytest.mark.parametrize("how", ["close", "end", "end at once"])
 def test_a_lane_lets_everybody_go_who_waits_in_take(kind: str, how: str) -> None:
     """Two threads wait for outcomes: neither is left behind when no more will come."""
     lane = contexts.spec(kind, 2).lane(contexts.Work(tasks.negative))
@@ -261,8 +261,8 @@ def test_a_lane_lets_everybody_go_who_waits_in_take(kind: str, how: str) -> None
     threads = [threading.Thread(target=take) for _ in range(2)]
     for thread in threads:
         thread.start()
-    tasks.eventually(lambda: taken == [[-1]] or how == "end")
-    getattr(lane, how)()
+    tasks.eventually(lambda: taken == [[-1]] or how == "end at once")
+    getattr(lane, how.split()[0])()
     for thread in threads:
         thread.join(20)
     assert not any(thread.is_alive() for thread in threads)

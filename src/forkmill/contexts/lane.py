@@ -388,6 +388,7 @@ class CallLane(Lane):
                 return
             self._finishing = True
             if self._copies == "call" or self._state == "closed":
+                self._ready.put(_OVER)  # somebody may wait for what will not come
                 return
             self._left += 1  # the end's own
         try:

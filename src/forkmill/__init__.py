@@ -69,7 +69,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import testing
-    from .contexts import ContextPool, create_context, executor
+    from .contexts import ContextPool, create_context, executor, named_pool
     from .contexts.specs import aio, cow_fork, inline, interpreter, ipc_fork, thread
     from .errors import InitError, PoolBroken
     from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map
@@ -101,12 +101,13 @@ __all__ = [
     "interpreter",
     "ipc_fork",
     "map",
+    "named_pool",
     "testing",
     "thread",
 ]
 
 _POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"})
-_CONTEXTS = frozenset({"ContextPool", "create_context", "executor"})
+_CONTEXTS = frozenset({"ContextPool", "create_context", "executor", "named_pool"})
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
 

@@ -26,6 +26,7 @@ from .base import Executor, Metrics
 from .context import Context
 from .context_pool import ContextPool, make
 from .lane import END, Lane, Taken, Work
+from .named import NamedPool, named_pool
 from .specs import ALIASES, TYPES, Spec, register, spec, type_name
 
 __all__ = [
@@ -37,11 +38,13 @@ __all__ = [
     "Executor",
     "Lane",
     "Metrics",
+    "NamedPool",
     "Spec",
     "Taken",
     "Work",
     "create_context",
     "executor",
+    "named_pool",
     "register",
     "spec",
     "type_name",
@@ -54,7 +57,7 @@ def create_context(type: str | Spec, name: str | None = None, **options: Any) ->
     """A context that does one call at a time.
 
     Args:
-        type: A type, an alias, or a spec.
+        type: A type, an alias, a named pool, or a spec.
         name: What it is called.
         **options: The type's options.
 
@@ -72,7 +75,8 @@ def executor(type: str | Spec, max_workers: int | None = None, **options: Any) -
     """Any type of context as an Executor, with ProcessPool's `map` and `options`.
 
     Args:
-        type: A type, an alias, a text such as "thread:8", or a spec such as ``fm.thread(8)``.
+        type: A type, an alias, a text such as "thread:8", a spec such as ``fm.thread(8)``, or the
+            name of a shared pool, which `shutdown` then does not end.
         max_workers: How many calls at once; None: the type's default.
         **options: The type's options.
 

@@ -242,7 +242,4 @@ class ContextPool:
 
 def make(kind: Spec, name: str) -> Context:
     """A context of a spec, one call wide."""
-    options = dict(kind.options)
-    if kind.type != "inline":
-        options.setdefault("name", name)
-    return Context(Spec(kind.type, 1, options).open(), name)
+    return Context(kind.single(name), name)

@@ -52,6 +52,7 @@ ALIASES = {
     "process": "ipc_fork",
     "fork": "cow_fork",
 }
+POOLS: dict[str, Any] = {}  # shared pools by name; `named` keeps them
 _HINTS = {"aio": "async", "asyncio": "async", "coroutine": "async", "subinterpreter": "interpreter"}
 
 
@@ -111,6 +112,17 @@ class Spec:
             lane._own = True
         return lane
 
+    def single(self, name: str) -> Executor:
+        """Make an executor that runs one call at a time, under that name."""
+        named = {} if self.type == "inline" else {"name": name}
+        return Spec(self.type, 1, {**named, **self.options}).open()
+
+    def sized(self, max_workers: int | None, options: dict[str, Any]) -> Spec:
+        """This spec, with another size or other options if any are given."""
+        if max_workers is None and not options:
+            return self
+        return Spec(self.type, max_workers or self.max_workers, {**self.options, **options})
+
     def __str__(self) -> str:
         return self.type if self.max_workers is None else f"{self.type}:{self.max_workers}"
 
@@ -122,8 +134,8 @@ def register(name: str, cls: type) -> None:
         name: What it is asked for by.
         cls: A subclass of `Executor`.
     """
-    if name in TYPES or name in ALIASES:
-        raise ValueError(f"there is a context type {name!r} already")
+    if name in TYPES or name in ALIASES or name in POOLS:
+        raise ValueError(f"there is a context type or a named pool {name!r} already")
     TYPES[name] = cls
 
 
@@ -141,9 +153,10 @@ def type_name(name: Any) -> str:
         return ALIASES[name]
     close = difflib.get_close_matches(name, TYPES, 1)  # a type before its aliases
     hint = _HINTS.get(name) or next(iter(close), None)
+    pools = f"; named pools: {', '.join(POOLS)}" if POOLS else ""
     raise ValueError(
-        f"unknown context type {name!r}{nearest(name, [*TYPES, *ALIASES], hint)}; "
-        f"there are {', '.join(TYPES)} (and {', '.join(ALIASES)})"
+        f"unknown context type {name!r}{nearest(name, [*TYPES, *ALIASES, *POOLS], hint)}; "
+        f"there are {', '.join(TYPES)} (and {', '.join(ALIASES)}){pools}"
     )
 
 
@@ -162,21 +175,25 @@ def class_of(name: str) -> Any:
 
 
 def spec(kind: Any, max_workers: int | None = None, **options: Any) -> Spec:
-    """The spec for a type, an alias, a text such as "thread:8", or a spec.
+    """The spec for a type, an alias, a text such as "thread:8", a pool's name, or a spec.
 
     Raises:
-        ValueError: An unknown type, or a wrong number.
-        TypeError: An unknown option.
+        ValueError: An unknown type or name, or a wrong number.
+        TypeError: An unknown option; a size or options for a named pool.
     """
     if isinstance(kind, Spec):
-        if max_workers is None and not options:
-            return kind
-        return Spec(kind.type, max_workers or kind.max_workers, {**kind.options, **options})
+        return kind.sized(max_workers, options)
     if not isinstance(kind, str):
         raise TypeError(
             f"a context must be a type, a text such as 'thread:8', or an object such as "
             f"fm.thread(8), not {type(kind).__name__!r}"
         )
+    if kind in POOLS:
+        from .named import PoolSpec
+
+        pool = POOLS[kind]
+        whole: Spec = PoolSpec(pool.spec.type, pool.spec.max_workers, pool.spec.options, pool)
+        return whole.sized(max_workers, options)
     name, colon, number = kind.partition(":")
     name = type_name(name.strip())
     if colon:

@@ -338,6 +338,32 @@ cdef class Task:
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
         return None if outcomes.is_value() else outcomes.failure(codec)
 
+    def read(self, codec):
+        """All outcomes, decoded: (values, failures).
+
+        `values` has one entry a task, in order; `failures` is {index: exception} for those that
+        have none, whose entry is None.
+        """
+        cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
+        cdef list values = []
+        cdef dict failures = {}
+        cdef object loads = codec.loads
+        if not fm_chunk_done(self._c):
+            raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        outcomes.begin(self)
+        while outcomes.move():
+            if outcomes.is_value():
+                try:
+                    values.append(outcomes.value(loads))
+                    continue
+                except Exception as error:
+                    # Without its traceback, which has this frame: that were a cycle.
+                    failures[len(values)] = error.with_traceback(None)
+            else:
+                failures[len(values)] = outcomes.failure(codec)
+            values.append(None)
+        return values, failures
+
     @property
     def what(self):
         """A done task of one: 0 if its outcome is a value, else WHAT_*. Decodes nothing."""

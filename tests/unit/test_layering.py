@@ -24,7 +24,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 ROWS = [
     ["errors"],
     ["_native", "_codec"],
-    ["_worker", "_zygote", "pool | _aio _core _figures _future _map _options _start"],
+    ["_worker", "_zygote", "pool | _aio _batches _core _figures _future _map _options _start"],
     ["contexts"],
     ["pipeline"],
     ["cli", "testing", "__init__", "__main__"],

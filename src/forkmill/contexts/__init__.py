@@ -25,7 +25,7 @@ from typing import Any
 from .base import Executor, Metrics
 from .context import Context
 from .context_pool import ContextPool, make
-from .lane import END, Lane, Taken, Work
+from .lane import END, Batch, Lane, Taken, Work
 from .named import NamedPool, named_pool
 from .specs import ALIASES, TYPES, Spec, register, spec, type_name
 
@@ -33,6 +33,7 @@ __all__ = [
     "ALIASES",
     "END",
     "TYPES",
+    "Batch",
     "Context",
     "ContextPool",
     "Executor",

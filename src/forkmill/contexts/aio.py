@@ -307,9 +307,9 @@ class Aio(Executor):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here; it awaits what the stage gives back."""
-        from .lane import CallLane
+        from .call_lane import AsyncLane
 
-        return CallLane(self, work, notify, awaits=True)
+        return AsyncLane(self, work, notify)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more, finish what was accepted, end the loop. Idempotent.

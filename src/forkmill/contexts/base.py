@@ -557,9 +557,10 @@ class Executor(_Face, ABC):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here (for pipelines)."""
-        from .lane import CallLane
+        from .call_lane import CallLane, CopyLane
 
-        return CallLane(self, work, notify)
+        kind = CallLane if self.copies == "shared" else CopyLane
+        return kind(self, work, notify)
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():

@@ -43,9 +43,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _native, _worker, errors
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
+from .call_lane import mark_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from .lane import Lane, Work
 
 __all__ = ["CowFork"]
 
@@ -120,6 +123,15 @@ class CowFork(Executor):
         self._forker.close(cancel=cancel_futures)
         if wait:
             self._forker.join()
+
+    def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
+        """A lane that runs one stage's work in children; those of a batch share a copy."""
+        from .cow_lane import CowLane
+
+        return CowLane(self, work, notify)
+
+    def _pipe(self) -> tuple[int, int]:
+        return _native.pipe()
 
     def terminate(self) -> None:
         """End all children now. Running calls get WorkerDied, waiting ones PoolClosed."""
@@ -362,7 +374,7 @@ class _Forker:
 
         _native.block_signals()
         self._oom_kills = _zygote._oom_kills()
-        codec = _ForkCodec()
+        self.codec = codec = _ForkCodec()
         for number in range(self.width):
             self._slots.append(_native.ForkSlot(number, self.batch))
         self._free = self._slots[::-1]
@@ -437,6 +449,7 @@ class _Forker:
             calls = [call for call in calls if not call.future.done()]
             child = _Child(list(calls))
             if calls:
+                mark_last(call.fn for call in reversed(calls))
                 try:
                     # The child shares these, and all they lead to, by copy-on-write.
                     slot.fork(self._kit, [_plain(call) for call in calls])

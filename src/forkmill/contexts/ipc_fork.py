@@ -9,14 +9,16 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .._batches import Batches
 from ..pool import ProcessPool
 from .base import Executor, Metrics
-from .lane import CallLane, Copy, Taken, Work, as_outputs
+from .lane import InlineLane
+from .worker_lane import WorkerLane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .lane import Lane
+    from .lane import Lane, Work
 
 __all__ = ["IpcFork"]
 
@@ -71,6 +73,7 @@ class IpcFork(ProcessPool):
         self.name = self._name
         self.width = self._max_workers
         self.window = 2 * self.width
+        self._replaces = max_tasks_per_child is not None or max_rss is not None
 
     @classmethod
     def check(cls, *, min_workers: Any = None, idle_time: Any = None, **_: Any) -> None:
@@ -106,53 +109,26 @@ class IpcFork(ProcessPool):
         )
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
-        """A lane that runs one stage's work in the workers; each has a copy of its state."""
-        return _WorkerLane(self, work, notify)
+        """A lane that runs one stage's work in the workers; each has a copy of its state.
+
+        Raises:
+            ValueError: The work has an `on_end`, and the workers are replaced now and then: what
+                they know would be lost.
+        """
+        if work.on_end is not None and self._replaces:
+            raise ValueError(
+                "on_end needs workers that stay, and max_tasks_per_child or max_rss replaces them"
+            )
+        if self._core is None:  # a pool without workers, in a worker
+            return InlineLane(work, notify)
+        return WorkerLane(self, work, notify)
+
+    def _batches(self, fn: Callable[..., Any], timeout: float | None, **options: Any) -> Batches:
+        assert self._core is not None
+        return Batches(self._core, fn, timeout, **options)
 
 
 Executor.register(IpcFork)
-
-
-class _WorkerLane(CallLane):
-    """Each worker gets the work once, as a function, and keeps its copy of the state in it."""
-
-    def __init__(self, executor: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
-        super().__init__(executor, work, notify)
-        self._function = _in_worker(work)
-
-    @property
-    def _worker_call(self) -> Callable[..., Any]:
-        return self._function
-
-    def _finish_copies(self) -> None:
-        """on_end in every worker that is alive; one that saw no item has no copy."""
-        from threading import Thread
-
-        def finish() -> None:
-            try:
-                ends = self._executor.each(self._function)  # type: ignore[attr-defined]
-                outputs = [output for end in ends for output in as_outputs(end)]
-                self._deliver(Taken(None, outputs)._replace(item=_end()))
-            except BaseException as error:
-                self._deliver(Taken(_end(), [], error))
-
-        Thread(target=finish, name=f"{self._executor.name}-end", daemon=True).start()
-
-
-def _end() -> Any:
-    from .lane import END
-
-    return END
-
-
-def _in_worker(work: Work) -> Callable[..., Any]:
-    """A function that holds a copy of the state: with an item it works, without it ends."""
-    copy = Copy(work)
-
-    def run(*item: Any) -> Any:
-        return copy.item(*item) if item else copy.finish()
-
-    return run
 
 
 _claims: list[int] = []  # in a worker: its claim on a CPU ends with the descriptor

@@ -1,43 +1,52 @@
 """Lane: one stage's work in one context. All that pipelines know of contexts.
 
-    put(item) ──▶ the context: setup, fn(item), ... ──▶ take() ──▶ Taken(item, outputs, failure)
-    end() ──────▶ on_end, teardown ────────────────────▶ take() ──▶ Taken(END, outputs, failure)
+    put, put_many ──▶ the context: setup, fn(item), ... ──▶ take, take_many ──▶ Taken, Batch
+    end ────────────▶ on_end, teardown ───────────────────▶                  ──▶ Taken(END, ...)
+
+Use of a lane, by whoever drives a stage:
+
+    1. lane = spec.lane(work, notify)      # nothing of the user's has run yet
+    2. lane.put_many(items)                # while lane.pending is less than the stage may hold
+    3. for piece in lane.take_many(0): ... # all that came out; then sleep until notify()
+    4. lane.end(); 3. again until lane.ended
+    5. lane.close()                        # in any case
 
 Guarantees:
-    * Every item that was put comes out once with `done`: with its outputs, or with its failure.
+    * Every item that was put comes out once with `done`: in a Batch, or in a Taken with its
+      outputs or its failure. A worker's death or a timeout costs the item that was running
+      (WorkerDied, TaskTimeout); its neighbours in the same chunk are not harmed (INV-2).
     * setup, on_end and teardown run once for each copy of the state: one where calls share it
-      (inline, thread, async), one a worker (ipc_fork), one a call (cow_fork).
+      (inline, thread, async), one a worker (ipc_fork), one a child (cow_fork). A copy that saw no
+      item has none of them. One that dies with its process takes what it knew with it; a new
+      worker starts with a new copy.
     * A generator (sync or async) emits what it yields; anything else is one output, None included.
+    * `pending` counts what was put and not taken. A lane bounds nothing but streams, where a
+      generator waits until its outputs are taken: `put` never blocks.
 
-Threads: `put`, `end` and `close` from any; `take` from one at a time. `notify` is called in any.
+Threads: everything from any, but `take` and `take_many` from one at a time (others that wait are
+let go at the end). `notify` is called in any thread, with no lock held.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import inspect
-import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from time import monotonic
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from concurrent.futures import Future
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-    from .base import Executor
-
-__all__ = ["END", "CallLane", "InlineLane", "Lane", "Taken", "Work"]
+__all__ = ["END", "Batch", "InlineLane", "Lane", "SharedLane", "Taken", "Work"]
 
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
-CREDIT = 64  # pieces of a stream that may wait for `take`
+CREDIT = 256  # outputs of a lane's streams that may wait to be taken
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,11 @@ class Work:
     Attributes:
         fn: Called with each item.
         setup: Called before the first item of a copy of the state.
-        teardown: Called when a copy is through, after `on_end`.
+        teardown: Called when a copy is through, after `on_end`. Where the lane is closed before its
+            end, only copies in this process are torn down.
         on_end: Called after the last item of a copy; emits as `fn` does.
-        stream: fn's outputs may be many: they come piece by piece, while it runs, and it waits
-            when too many were not taken.
+        stream: fn's outputs may be very many: they come out while it runs, and it waits when too
+            many were not taken. Else an item's outputs come out together.
         timeout: Seconds an item may take, where the context can stop it.
     """
 
@@ -63,7 +73,7 @@ class Work:
 
 
 class Taken(NamedTuple):
-    """What comes out of a lane.
+    """What comes out of a lane for one item.
 
     Attributes:
         item: The item that was put, or END for what `on_end` emits and for what it fails with.
@@ -78,16 +88,87 @@ class Taken(NamedTuple):
     done: bool = True
 
 
+class Batch(NamedTuple):
+    """Items that came out together, all done, none failed: the fast way for many.
+
+    Attributes:
+        items: The items, in the order in which they were put.
+        outputs: outputs[i] is what items[i] emitted: its one output, or, if `many`, their list.
+        many: Whether each of `outputs` is a list of outputs.
+    """
+
+    items: list[Any]
+    outputs: list[Any]
+    many: bool = False
+
+    def split(self) -> Iterator[Taken]:
+        """The same, item by item."""
+        for item, output in zip(self.items, self.outputs, strict=True):
+            yield Taken(item, output if self.many else [output])
+
+
 class Lane(ABC):
-    """One stage's work in one context."""
+    """One stage's work in one context.
+
+    Attributes:
+        copies: How many copies of the state are there side by side, at most: 1 where calls share
+            it, n for n workers, 0 for a new one each time. What is put for copy k meets no other.
+    """
+
+    copies: int = 1
+
+    def __init__(self) -> None:
+        self._split: deque[Taken] = deque()  # of a batch that `take` has opened
+
+    def put(self, item: Any, copy: int | None = None) -> None:
+        """As `put_many`, one item."""
+        self.put_many((item,), copy)
 
     @abstractmethod
-    def put(self, item: Any) -> None:
-        """Have the work done on an item. Never waits for it (inline: `take` does the work)."""
+    def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
+        """Have the work done on items. Never waits for it (inline: `take` does the work).
 
-    @abstractmethod
+        Args:
+            items: In their order, as far as the context keeps one.
+            copy: Which copy of the state must do it, 0 to copies - 1 (keyed state); None: any.
+
+        Raises:
+            PoolClosed: After `end` or `close`; none of them was accepted.
+        """
+
     def take(self, timeout: float | None = None) -> Taken | None:
-        """What is finished next; None if nothing is in time, or nothing is left to come."""
+        """As `take_many`, one piece; None if nothing is in time, or nothing is left to come."""
+        if not self._split:
+            for piece in self._take_many(timeout, 1):
+                self._split.extend(piece.split() if isinstance(piece, Batch) else (piece,))
+        return self._split.popleft() if self._split else None
+
+    def take_many(self, timeout: float | None = None) -> list[Taken | Batch]:
+        """All that is finished; waits for the first if there is none yet.
+
+        Args:
+            timeout: Seconds to wait, 0 for what is there; None: as long as it takes.
+
+        Returns:
+            In the order of finishing; empty if nothing is in time, or nothing is left to come.
+        """
+        if self._split:
+            pieces: list[Taken | Batch] = [*self._split]
+            self._split.clear()
+            return pieces
+        return self._take_many(timeout)
+
+    @abstractmethod
+    def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
+        """`take_many`, or at most so many pieces where each of them costs work."""
+
+    @property
+    @abstractmethod
+    def pending(self) -> int:
+        """How many items were put and have not been taken."""
+
+    def own(self, executor: Any) -> None:  # noqa: B027  # nothing to do where nothing is shared
+        """End the executor with this lane: it was made for it."""
 
     @abstractmethod
     def end(self) -> None:
@@ -101,6 +182,207 @@ class Lane(ABC):
     @abstractmethod
     def ended(self) -> bool:
         """Whether nothing will ever come out again."""
+
+
+class _More:
+    """Outputs of a stream that goes on, in the out-list."""
+
+    __slots__ = ("item", "outputs")
+
+    def __init__(self, item: Any, output: Any) -> None:
+        self.item = item
+        self.outputs = [output]
+
+
+class SharedLane(Lane):
+    """A lane whose pieces come from other threads: what it holds, what is to come, its end.
+
+    A type says how the work is done: `_start` sends items, `_deliver` is called for each that is
+    finished, `_finish` runs the copies' ends and calls `_finished`, `_stop` ends everything.
+    """
+
+    def __init__(self, work: Work, notify: Callable[[], None] | None) -> None:
+        super().__init__()
+        self.work = work
+        self._notify = notify
+        self._own: Any = None  # the executor, if it was made for this lane
+        self._lock = threading.Condition(threading.RLock())  # guards the rest
+        self._out: list[Any] = []  # what can be taken, as `_deliver` was given it
+        self._to_come = 0  # items that were put and are not finished
+        self._untaken = 0  # items that were put and are not taken
+        self._open = True  # items may be put
+        self._ending = False  # the copies' end has begun
+        self._over = False  # nothing more will be delivered
+        self._credit = threading.Semaphore(CREDIT)
+
+    # ------------------------------------------------------------------ in
+
+    def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
+        line = items if isinstance(items, list | tuple) else list(items)
+        with self._lock:
+            if not self._open:
+                raise errors.PoolClosed("this lane takes no more items")
+            self._to_come += len(line)
+            self._untaken += len(line)
+        if line:
+            self._start(line, copy)
+
+    @abstractmethod
+    def _start(self, items: list[Any] | tuple[Any, ...], copy: int | None) -> None:
+        """Have the work done; whatever fails is that item's outcome."""
+
+    # ------------------------------------------------------------------ out
+
+    def _deliver(self, piece: Any, done: int = 1) -> None:
+        """A piece can be taken; so many items are finished with it."""
+        with self._lock:
+            if self._over:
+                return
+            first = not self._out
+            self._out.append(piece)
+            self._to_come -= done
+            end = self._should_end()
+            if first:
+                self._lock.notify_all()
+        if first and self._notify is not None:
+            self._notify()
+        if end:
+            self._finish()
+
+    def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            with self._lock:
+                while not self._out:
+                    left = None if deadline is None else deadline - monotonic()
+                    if self._over or (left is not None and left <= 0):
+                        return []
+                    self._lock.wait(left)
+                out, self._out = self._out, []
+            pieces = [piece for raw in out for piece in self._opened(raw)]
+            self._count(pieces)
+            if pieces:
+                return pieces
+
+    def _opened(self, raw: Any) -> Iterable[Taken | Batch]:
+        """What was delivered, as it comes out. Decoding happens here, in the taker's thread."""
+        if type(raw) is _More:
+            self._earned(len(raw.outputs))
+            return (Taken(raw.item, raw.outputs, None, False),)
+        return (raw,)
+
+    def _settled(self, number: int) -> None:
+        """So many items are finished that were delivered with `done=0`."""
+        with self._lock:
+            self._to_come -= number
+            end = not self._over and self._should_end()
+        if end:
+            self._finish()
+
+    # ------------------------------------------------------------------ streams
+
+    def _emit_all(self, item: Any, outputs: Iterator[Any]) -> None:
+        """Hand over outputs as they come, in a thread that may wait for credit."""
+        for output in outputs:
+            self._credit.acquire()
+            if self._over:
+                break
+            self._emit(item, output)
+
+    def _emit(self, item: Any, output: Any) -> None:
+        with self._lock:
+            last = self._out[-1] if self._out else None
+            if type(last) is _More and last.item is item:
+                last.outputs.append(output)  # not taken yet: they go together
+                return
+        self._deliver(_More(item, output), done=0)
+
+    def _earned(self, number: int) -> None:
+        """So many outputs of streams were taken."""
+        self._credit.release(number)
+
+    # ------------------------------------------------------------------ figures
+
+    def _count(self, pieces: list[Taken | Batch]) -> None:
+        taken = 0
+        for piece in pieces:
+            if isinstance(piece, Batch):
+                taken += len(piece.items)
+            else:
+                taken += piece.done and piece.item is not END
+        with self._lock:
+            self._untaken -= taken
+
+    @property
+    def pending(self) -> int:
+        with self._lock:
+            items = sum(piece.done and piece.item is not END for piece in self._split)
+            return self._untaken + items
+
+    # ------------------------------------------------------------------ the end
+
+    def end(self) -> None:
+        with self._lock:
+            self._open = False
+            end = self._should_end()
+        if end:
+            self._finish()
+
+    def _should_end(self) -> bool:
+        """Whether it is time for the copies' end (under the lock): True once."""
+        if self._open or self._to_come or self._ending:
+            return False
+        self._ending = True
+        return True
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Run on_end and teardown of all copies, then call `_finished`. Does not wait."""
+
+    def _finished(self, pieces: Iterable[Taken] = ()) -> None:
+        """The copies' ends have run; nothing more will come."""
+        with self._lock:
+            if self._over:
+                return
+            self._out += pieces
+            self._over = True
+            self._lock.notify_all()
+        if self._notify is not None:
+            self._notify()
+
+    def own(self, executor: Any) -> None:
+        self._own = executor
+
+    def close(self) -> None:
+        with self._lock:
+            self._open, self._ending = False, True
+            self._over = True
+            self._out.clear()
+            self._split.clear()
+            self._untaken = self._to_come = 0
+            self._lock.notify_all()
+        self._stop()
+        own, self._own = self._own, None
+        if own is not None:
+            own.shutdown(wait=True, cancel_futures=True)
+        if self._notify is not None:
+            self._notify()
+        self._tear_down()
+
+    @abstractmethod
+    def _stop(self) -> None:
+        """Cancel what has not started, end what can be stopped. Idempotent."""
+
+    def _tear_down(self) -> None:
+        """A copy in this process that did not come to its end: tear it down, once."""
+
+    @property
+    def ended(self) -> bool:
+        with self._lock:
+            return self._over and not self._out and not self._split
+
+
+# ---------------------------------------------------------------------- copies of the state
 
 
 class Outputs(list):  # type: ignore[type-arg]
@@ -140,39 +422,71 @@ class Copy:
         self.prepare()
         return emitted(self.work.fn(item))
 
-    def finish(self) -> Any:
+    def pieces(self, item: Any) -> Iterator[Any]:
+        """The outputs of one item, as they come."""
+        self.prepare()
+        return iterated(self.work.fn(item))
+
+    def finish(self) -> Outputs:
         """on_end, then teardown; a copy that has seen no item had no setup either."""
-        work, outputs = self.work, Outputs()
+        outputs = Outputs()
         if not self.ready:
             return outputs
-        self.ready = False
         try:
-            if work.on_end is not None:
-                outputs = as_outputs(emitted(work.on_end()))
+            if self.work.on_end is not None:
+                outputs = as_outputs(emitted(self.work.on_end()))
         finally:
-            if work.teardown is not None:
-                settle(work.teardown())
+            self.tear_down()
         return outputs
 
-    def whole(self, item: Any) -> tuple[Any, Any]:
-        """A copy that lives for one call: its outputs, and those of its end."""
-        self.ready, self.failure = False, None
-        outputs = self.item(item)
-        return outputs, self.finish()
+    def tear_down(self) -> None:
+        """teardown, once."""
+        with self.lock:
+            ready, self.ready = self.ready, False
+        if ready and self.work.teardown is not None:
+            settle(self.work.teardown())
 
 
 def emitted(value: Any) -> Any:
     """What a call emits, where no event loop runs."""
-    if inspect.isgenerator(value):
+    kind = type(value)
+    if kind is GeneratorType:
         return Outputs(value)
-    if inspect.isasyncgen(value):
-        return asyncio.run(collect(value))
-    return settle(value)
+    if kind is AsyncGeneratorType:
+        return settle(collect(value))
+    return settle(value) if kind is CoroutineType else value
 
 
 def settle(value: Any) -> Any:
     """The value of a coroutine, where no event loop runs; anything else as it is."""
-    return asyncio.run(value) if inspect.iscoroutine(value) else value
+    if not inspect.iscoroutine(value):
+        return value
+    from asyncio import run  # not before it is needed: it takes long to import
+
+    return run(value)
+
+
+def iterated(value: Any) -> Iterator[Any]:
+    """What a call emits, as it comes, where no event loop runs."""
+    kind = type(value)
+    if kind is GeneratorType:
+        return value  # type: ignore[no-any-return]
+    if kind is AsyncGeneratorType:
+        return driven(value)
+    return iter((settle(value),))
+
+
+def driven(values: AsyncIterator[Any]) -> Iterator[Any]:
+    """An async generator, as a plain one."""
+    from asyncio import Runner
+
+    with Runner() as runner:
+        while True:
+            try:
+                value: Any = runner.run(values.__anext__())  # type: ignore[arg-type]
+            except StopAsyncIteration:
+                return
+            yield value
 
 
 async def collect(values: AsyncIterator[Any]) -> Outputs:
@@ -183,298 +497,63 @@ def as_outputs(value: Any) -> Outputs:
     return value if type(value) is Outputs else Outputs([value])
 
 
-class AsyncCopy(Copy):
-    """A copy whose work may await: the executor awaits what these give back."""
-
-    def item(self, item: Any) -> Any:
-        value = self.work.fn(item)  # in the loop if fn is a coroutine function, else in a thread
-        return Outputs(value) if inspect.isgenerator(value) else unrolled(value)
-
-    async def prepare_async(self) -> None:
-        if self.work.setup is not None:
-            await unrolled(self.work.setup())
-        self.ready = True
-
-    async def finish_async(self) -> Any:
-        work, outputs = self.work, Outputs()
-        if not self.ready:
-            return outputs
-        try:
-            if work.on_end is not None:
-                outputs = as_outputs(await unrolled(work.on_end()))
-        finally:
-            if work.teardown is not None:
-                await unrolled(work.teardown())
-        return outputs
-
-
-async def unrolled(value: Any) -> Any:
-    """What a call emits, where an event loop runs."""
-    if inspect.isasyncgen(value):
-        return await collect(value)
-    if inspect.isgenerator(value):
-        return Outputs(value)
-    return await value if inspect.isawaitable(value) else value
-
-
-class CallLane(Lane):
-    """A lane over any executor's `submit`: each item is a call.
-
-    A copy of the state that calls share is prepared by a call of its own before the first item;
-    what is put meanwhile waits here.
-    """
-
-    def __init__(
-        self,
-        executor: Executor,
-        work: Work,
-        notify: Callable[[], None] | None = None,
-        *,
-        own: bool = False,
-        awaits: bool = False,
-    ) -> None:
-        self._executor = executor
-        self._own = own  # the executor was made for this lane, and ends with it
-        self._face: Any = executor
-        if work.timeout is not None and executor.kills:
-            self._face = executor.options(timeout=work.timeout)
-        self._notify = notify
-        self._copies = executor.copies
-        self._work = work
-        self._awaits = awaits
-        self._copy: Copy = AsyncCopy(work) if awaits else Copy(work)
-        self._ready: queue.SimpleQueue[Taken] = queue.SimpleQueue()
-        self._lock = threading.RLock()  # guards the rest
-        self._held: deque[Any] = deque()  # items that wait for the setup
-        self._state = "ready" if awaits is False or work.setup is None else "new"
-        if awaits and work.setup is None:
-            self._copy.ready = True
-        self._open = True  # items may be put
-        self._under_way: set[Future[Any]] = set()
-        self._left = 0  # pieces that will still come
-        self._credit = threading.Semaphore(CREDIT)
-        self._finishing = False
-
-    # ------------------------------------------------------------------ in
-
-    def put(self, item: Any) -> None:
-        with self._lock:
-            if not self._open:
-                raise errors.PoolClosed("this lane takes no more items")
-            self._left += 1
-            if self._state == "new":
-                self._state = "setup"
-                self._call(self._copy.prepare_async, then=self._prepared)  # type: ignore[attr-defined]
-            if self._state == "setup":
-                self._held.append(item)
-                return
-        self._run(item)
-
-    def _prepared(self, future: Future[Any]) -> None:
-        failure = _failure(future)
-        with self._lock:
-            self._state, items = "ready", list(self._held)
-            self._held.clear()
-        for item in items:
-            if failure is None:
-                self._run(item)
-            else:
-                self._deliver(Taken(item, [], failure))
-
-    def _run(self, item: Any) -> None:
-        """Have one item worked on."""
-        try:
-            if self._work.stream and self._copies == "shared" and not self._awaits:
-                self._call(self._pieces, item, then=lambda future: self._streamed(item, future))
-            elif self._copies == "call":
-                self._call(self._copy.whole, item, then=lambda future: self._told(item, future))
-            else:
-                call: Any = self._copy.item if self._copies == "shared" else self._worker_call
-                if self._awaits and inspect.iscoroutinefunction(self._work.fn):
-                    call = self._work.fn
-                self._call(call, item, then=lambda future: self._told(item, future))
-        except errors.PoolError as error:
-            self._deliver(Taken(item, [], error))
-
-    @property
-    def _worker_call(self) -> Callable[..., Any]:
-        return self._copy.item
-
-    def _call(self, fn: Any, *args: Any, then: Callable[[Future[Any]], None]) -> None:
-        future = self._face.submit(fn, *args)
-        with self._lock:
-            self._under_way.add(future)
-
-        def over(future: Future[Any]) -> None:
-            with self._lock:
-                self._under_way.discard(future)
-            then(future)
-
-        future.add_done_callback(over)
-
-    # ------------------------------------------------------------------ out
-
-    def _told(self, item: Any, future: Future[Any]) -> None:
-        failure = _failure(future)
-        if failure is not None:
-            self._deliver(Taken(item, [], failure))
-            return
-        value = future.result()
-        if self._copies == "call":
-            value, last = value
-            if self._work.on_end is not None:
-                with self._lock:
-                    self._left += 1
-                self._deliver(Taken(END, as_outputs(last)))
-        self._deliver(Taken(item, as_outputs(value)))
-
-    def _pieces(self, item: Any) -> None:
-        """In a thread of the context: hand over a generator's outputs as they come."""
-        self._copy.prepare()
-        value = self._work.fn(item)
-        if not inspect.isgenerator(value):
-            value = iter(as_outputs(emitted(value)))
-        for output in value:
-            self._credit.acquire()
-            if self._state == "closed":
-                return
-            with self._lock:
-                self._left += 1
-            self._deliver(Taken(item, [output], None, False))
-
-    def _streamed(self, item: Any, future: Future[Any]) -> None:
-        self._deliver(Taken(item, [], _failure(future)))
-
-    def _deliver(self, taken: Taken) -> None:
-        self._ready.put(taken)
-        if self._notify is not None:
-            self._notify()
-
-    def take(self, timeout: float | None = None) -> Taken | None:
-        deadline = None if timeout is None else monotonic() + timeout
-        while True:
-            self._maybe_finish()
-            with self._lock:
-                if not self._left:
-                    return None  # nothing is left to come
-            left = None if deadline is None else max(0.0, deadline - monotonic())
-            try:
-                taken = self._ready.get(timeout=left)
-            except queue.Empty:
-                return None
-            if taken is _OVER:
-                self._ready.put(_OVER)  # for the next one who waits
-                return None
-            with self._lock:
-                self._left -= 1
-            if not taken.done:
-                self._credit.release()
-            if self.ended:
-                self._ready.put(_OVER)
-            if taken is not _NOTHING:
-                return taken
-
-    # ------------------------------------------------------------------ the end
-
-    def end(self) -> None:
-        with self._lock:
-            self._open = False
-        self._maybe_finish()
-
-    def _maybe_finish(self) -> None:
-        """Start the copies' end when all items have been taken."""
-        with self._lock:
-            if self._open or self._left or self._finishing:
-                return
-            self._finishing = True
-            if self._copies == "call" or self._state == "closed":
-                self._ready.put(_OVER)  # somebody may wait for what will not come
-                return
-            self._left += 1  # the end's own
-        try:
-            self._finish_copies()
-        except BaseException as error:
-            self._deliver(Taken(END, [], error))
-
-    def _finish_copies(self) -> None:
-        fn = self._copy.finish_async if self._awaits else self._copy.finish  # type: ignore[attr-defined]
-        self._call(fn, then=self._finished)
-
-    def _finished(self, future: Future[Any]) -> None:
-        failure = _failure(future)
-        outputs = [] if failure is not None else as_outputs(future.result())
-        silent = failure is None and not outputs
-        self._deliver(_NOTHING if silent else Taken(END, outputs, failure))
-
-    def close(self) -> None:
-        with self._lock:
-            self._open, self._finishing, self._state = False, True, "closed"
-            futures, self._left = tuple(self._under_way), 0
-            self._held.clear()
-        for future in futures:
-            kill = getattr(future, "kill", future.cancel)
-            with contextlib.suppress(errors.PoolError):
-                kill()
-        self._credit.release(CREDIT)
-        self._ready.put(_OVER)
-        if self._own:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._notify is not None:
-            self._notify()
-
-    @property
-    def ended(self) -> bool:
-        self._maybe_finish()
-        with self._lock:
-            return not self._open and self._finishing and not self._left
-
-
-_NOTHING = Taken(END, [])
-_OVER = Taken(END, [])  # nothing more will come: wakes whoever waits in take()
-
-
-def _failure(future: Future[Any]) -> BaseException | None:
-    try:
-        return future.exception()
-    except CancelledError as error:
-        return error
+# ---------------------------------------------------------------------- without threads
 
 
 class InlineLane(Lane):
     """A lane without threads: `take` does the work, in the thread that takes."""
 
     def __init__(self, work: Work, notify: Callable[[], None] | None = None) -> None:
+        super().__init__()
         self._copy = Copy(work)
         self._notify = notify
         self._items: deque[Any] = deque()
-        self._stream: tuple[Any, Any] | None = None  # the item and the generator it goes through
+        self._stream: tuple[Any, Iterator[Any]] | None = None  # an item and its outputs
         self._open, self._over = True, False
 
-    def put(self, item: Any) -> None:
+    def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
         if not self._open:
             raise errors.PoolClosed("this lane takes no more items")
-        self._items.append(item)
+        self._items.extend(items)
         if self._notify is not None:
             self._notify()
 
-    def take(self, timeout: float | None = None) -> Taken | None:
+    def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
+        """One after the other, until the time is over, but for one piece at least."""
+        deadline = None if timeout is None else monotonic() + timeout
+        pieces: list[Taken | Batch] = []
+        while (piece := self._next()) is not None:
+            pieces.append(piece)
+            late = deadline is not None and monotonic() >= deadline
+            if late or len(pieces) == most or len(pieces) == _HANDFUL:
+                break
+        return pieces
+
+    def _next(self) -> Taken | None:
         if self._stream is not None:
-            return self._next_piece(*self._stream)
+            return self._next_output(*self._stream)
         if self._items:
             item = self._items.popleft()
             try:
                 if self._copy.work.stream:
-                    self._copy.prepare()
-                    value = self._copy.work.fn(item)
-                    if inspect.isgenerator(value):
-                        self._stream = (item, value)
-                        return self._next_piece(item, value)
-                    return Taken(item, as_outputs(emitted(value)))
+                    self._stream = (item, self._copy.pieces(item))
+                    return self._next_output(*self._stream)
                 return Taken(item, as_outputs(self._copy.item(item)))
             except Exception as error:
                 return Taken(item, [], error)
-        if self._open or self._over:
-            return None
+        return None if self._open or self._over else self._last()
+
+    def _next_output(self, item: Any, outputs: Iterator[Any]) -> Taken:
+        try:
+            return Taken(item, [next(outputs)], None, False)
+        except StopIteration:
+            failure = None
+        except Exception as error:
+            failure = error
+        self._stream = None
+        return Taken(item, [], failure)
+
+    def _last(self) -> Taken | None:
         self._over = True
         try:
             outputs = self._copy.finish()
@@ -482,15 +561,9 @@ class InlineLane(Lane):
             return Taken(END, [], error)
         return Taken(END, outputs) if outputs else None
 
-    def _next_piece(self, item: Any, pieces: Any) -> Taken:
-        try:
-            return Taken(item, [next(pieces)], None, False)
-        except StopIteration:
-            failure = None
-        except Exception as error:
-            failure = error
-        self._stream = None
-        return Taken(item, [], failure)
+    @property
+    def pending(self) -> int:
+        return len(self._items) + (self._stream is not None) + len(self._split)
 
     def end(self) -> None:
         self._open = False
@@ -500,10 +573,17 @@ class InlineLane(Lane):
     def close(self) -> None:
         self._open, self._over = False, True
         self._items.clear()
-        if self._stream is not None:
-            self._stream[1].close()
-            self._stream = None
+        self._split.clear()
+        stream, self._stream = self._stream, None
+        try:
+            if stream is not None and isinstance(stream[1], GeneratorType):
+                stream[1].close()
+        finally:
+            self._copy.tear_down()
 
     @property
     def ended(self) -> bool:
-        return self._over and not self._items and self._stream is None
+        return self._over and not self._items and self._stream is None and not self._split
+
+
+_HANDFUL = 256  # pieces that InlineLane.take_many makes at most before it hands them over

@@ -108,8 +108,7 @@ class Spec:
             more["inherit"] = (*self.options.get("inherit", ()), work)
         executor = self.open(**more)
         lane = executor.lane(work, notify)
-        if hasattr(lane, "_own"):
-            lane._own = True
+        lane.own(executor)
         return lane
 
     def single(self, name: str) -> Executor:

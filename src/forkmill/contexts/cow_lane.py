@@ -1,0 +1,193 @@
+"""CowLane: a lane over copy-on-write children. Each item is a call; a batch shares a copy.
+
+    put ──▶ a reader: pipe, submit ──fork──▶ child: outputs ──pipe──▶ the reader ──▶ out-list
+                                                    outcome ──▶ Future ──wakes──▶ the reader
+
+Without `Work.stream` it is a CopyLane: outputs come with the outcome. A stream's outputs come
+through a pipe of its own, which the child inherits; the child waits when the pipe is full, and the
+reader does not read on while too many outputs were not taken. The outcome says when it is over: the
+end of the pipe does not, since children that were forked meanwhile hold it too.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import select
+import threading
+from concurrent.futures import wait
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .call_lane import CopyLane, Whole
+from .lane import Outputs, Taken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .lane import Work
+
+__all__ = ["CowLane"]
+
+_NUMBER = 8  # bytes of a length
+_READ = 1 << 18
+
+
+class CowLane(CopyLane):
+    """A lane over a `CowFork`."""
+
+    def __init__(self, executor: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
+        super().__init__(executor, work, notify)
+        self._cow = executor
+        self._line: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (item,), for readers
+        self._streams = 0  # items that readers have, or will have
+        self._readers: list[threading.Thread] = []
+
+    def _work_on(self, item: Any) -> None:
+        if not self.work.stream:
+            super()._work_on(item)
+            return
+        self._line.put((item,))
+        with self._lock:
+            self._streams += 1
+            most = self._cow.width * self._cow.batch
+            if len(self._readers) >= min(most, self._streams):
+                return
+            thread = threading.Thread(target=self._read, name=f"{self._cow.name}-reader")
+            thread.daemon = True
+            thread.start()
+            self._readers.append(thread)
+
+    def _read(self) -> None:
+        """A reader: one item after the other."""
+        while (entry := self._line.get()) is not None:
+            if not self._over:
+                self._read_item(*entry)
+            with self._lock:
+                self._streams -= 1
+            del entry
+        self._line.put(None)  # for the next one
+
+    def _read_item(self, item: Any) -> None:
+        ends: list[int] = []
+        try:
+            ends += self._cow._pipe()
+            ends += self._cow._pipe()
+            inlet, outlet, ring, bell = ends
+            call = _Stream(self._copy, outlet, self._cow._forker)
+            future = self._face.submit(call, item)
+        except Exception as error:
+            _close(ends)
+            self._deliver(Taken(item, [], error))
+            return
+        with self._lock:
+            self._under_way.add(future)
+        future.add_done_callback(partial(_ring, bell))
+        failure = None
+        try:
+            self._emit_all(item, self._pieces(inlet, ring))
+        except Exception as error:  # an output that cannot be rebuilt here
+            failure = error.with_traceback(None)
+        if failure is not None or self._over:
+            future.kill()
+        wait([future])  # it rings
+        _close(ends)
+        if failure is None:
+            self._returned(item, future)
+        else:
+            with self._lock:
+                self._under_way.discard(future)
+            self._deliver(Taken(item, [], failure))
+
+    def _pieces(self, inlet: int, ring: int) -> Iterator[Any]:
+        """What comes through a pipe, until the bell rings and the pipe is empty."""
+        buffer, over = bytearray(), False
+        while True:
+            ready = select.poll()
+            ready.register(inlet, select.POLLIN)
+            if not over:
+                ready.register(ring, select.POLLIN)
+            events = dict(ready.poll(0 if over else None))
+            if ring in events:
+                over = True
+            if inlet in events:
+                buffer += os.read(inlet, _READ)
+                yield from _frames(buffer, self._cow._forker.loads)
+            elif over:
+                return
+
+    def _stop(self) -> None:
+        self._line.put(None)
+        super()._stop()
+
+    def _tear_down(self) -> None:
+        for thread in self._readers:
+            if thread is not threading.current_thread():
+                thread.join()
+
+
+class _Stream(Whole):
+    """A call whose outputs go through a pipe."""
+
+    __slots__ = ("forker", "outlet")
+
+    def __init__(self, copy: Any, outlet: int, forker: Any) -> None:
+        super().__init__(copy)
+        self.outlet = outlet
+        self.forker = forker  # it has the codec, when there is a child
+
+    def work(self, item: Any) -> Any:
+        for output in self.copy.pieces(item):
+            data, buffers = self.forker.codec.dumps_result(output)
+            _send(self.outlet, data, buffers)
+        return Outputs()
+
+
+def _send(outlet: int, data: bytes, buffers: Iterable[Any]) -> None:
+    """One frame: how many parts, their lengths, the parts. The reader reads: it may block."""
+    parts: list[Any] = [data, *(memoryview(buffer).cast("B") for buffer in buffers)]
+    head = [len(parts), *map(len, parts)]
+    rest = memoryview(b"".join([*(n.to_bytes(_NUMBER, "little") for n in head), *parts]))
+    while rest:
+        rest = rest[os.write(outlet, rest) :]
+
+
+def _frames(buffer: bytearray, loads: Any) -> Iterator[Any]:
+    """Take all whole frames off the front of a buffer."""
+    at = 0
+    while (end := _frame_end(buffer, at)) is not None:
+        count = _number(buffer, at)
+        start = at + _NUMBER * (1 + count)
+        parts = []
+        for i in range(count):
+            size = _number(buffer, at + _NUMBER * (1 + i))
+            parts.append(bytearray(buffer[start : start + size]))
+            start += size
+        at = end
+        yield loads(bytes(parts[0]), parts[1:])
+    del buffer[:at]
+
+
+def _frame_end(buffer: bytearray, at: int) -> int | None:
+    """Where the frame that begins at `at` ends, if it is whole."""
+    if len(buffer) < at + _NUMBER:
+        return None
+    count = _number(buffer, at)
+    start = at + _NUMBER * (1 + count)
+    if len(buffer) < start:
+        return None
+    end = start + sum(_number(buffer, at + _NUMBER * (1 + i)) for i in range(count))
+    return end if len(buffer) >= end else None
+
+
+def _number(buffer: bytearray, at: int) -> int:
+    return int.from_bytes(buffer[at : at + _NUMBER], "little")
+
+
+def _ring(bell: int, future: Any) -> None:
+    os.write(bell, b"\0")
+
+
+def _close(ends: list[int]) -> None:
+    for fd in ends:
+        os.close(fd)

@@ -1,0 +1,185 @@
+"""What a lane's work is in a worker process: its copy of the state, and what it emits.
+
+The pool knows `function(token, work)` as one function. Its state lies here, under the lane's token:
+the pool may send a function anew at any time, and the state must be found again then.
+
+    run(item)    one item: its output, a list of its outputs, or Parked
+    run()        the end: on_end and teardown, if this worker has seen an item
+    resume(n)    the rest of an item that was parked
+
+An item with very many outputs (`Work.stream`) is *parked*: run returns the first ones, and the
+generator waits here for `resume`, which streams the rest. So small items go as fast as any, in
+chunks, and no item is ever collected whole. While one is parked the worker goes on with others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from time import monotonic
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any
+
+from ..errors import WorkerDied
+from .lane import Copy, Outputs, iterated, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .lane import Work
+
+__all__ = ["Drop", "Function", "Parked", "Resume", "is_generator"]
+
+PARK_AFTER = 1024  # outputs
+PARK_AFTER_S = 0.05
+
+_NONE: Any = object()
+_UNUSUAL = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
+_states: dict[str, State] = {}  # by the lane's token
+
+
+class State(Copy):
+    """This worker's copy of a lane's state."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self.parked: dict[int, Iterator[Any]] = {}
+        self.numbers = itertools.count()
+
+    def emitted(self, value: Any) -> Any:
+        """What an unusual value stands for: a generator's outputs, a coroutine's result."""
+        if type(value) is CoroutineType:
+            return settle(value)
+        return Outputs(iterated(value))
+
+    def begun(self, outputs: Iterator[Any]) -> list[Any] | Parked:
+        """All outputs, or the first ones of very many."""
+        first: list[Any] = []
+        end = monotonic() + PARK_AFTER_S
+        for output in outputs:
+            first.append(output)
+            if len(first) == PARK_AFTER or monotonic() >= end:
+                number = next(self.numbers)
+                self.parked[number] = outputs
+                return Parked(os.getpid(), number, first)
+        return first
+
+
+class Parked:
+    """The first outputs of an item, and where its generator waits."""
+
+    __slots__ = ("number", "outputs", "pid")
+
+    def __init__(self, pid: int, number: int, outputs: list[Any]) -> None:
+        self.pid = pid
+        self.number = number
+        self.outputs = outputs
+
+    def __reduce__(self) -> Any:
+        return Parked, (self.pid, self.number, self.outputs)
+
+
+class Function:
+    """Becomes `run` in the worker."""
+
+    def __init__(self, token: str, work: Work) -> None:
+        self.token = token
+        self.work = work
+
+    def __reduce__(self) -> Any:
+        return function, (self.token, self.work)
+
+    def __call__(self) -> None:
+        raise NotImplementedError("it is called in a worker, where it is another function")
+
+
+class Resume:
+    """Becomes `resume` in the worker."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __reduce__(self) -> Any:
+        return resuming, (self.token,)
+
+    __call__ = Function.__call__
+
+
+class Drop(Resume):
+    """Becomes `drop` in the worker."""
+
+    def __reduce__(self) -> Any:
+        return dropping, (self.token,)
+
+
+def is_generator(work: Work) -> bool:
+    """Whether every item's outputs come as a list: fn is a generator function."""
+    return inspect.isgeneratorfunction(work.fn) or inspect.isasyncgenfunction(work.fn)
+
+
+def function(token: str, work: Work) -> Callable[..., Any]:
+    """The lane's `run` in this worker."""
+    state = _states.get(token)
+    if state is None:
+        state = _states[token] = State(work)
+    one = _lister(state) if is_generator(work) else _caller(state)
+
+    def run(item: Any = _NONE) -> Any:
+        if item is _NONE:
+            return _end(token)
+        if not state.ready:
+            state.prepare()
+        return one(item)
+
+    return run
+
+
+def _end(token: str) -> Any:
+    state = _states.pop(token, None)
+    return Outputs() if state is None else state.finish()
+
+
+def _caller(state: State) -> Callable[[Any], Any]:
+    fn, stream = state.work.fn, state.work.stream
+
+    def one(item: Any) -> Any:
+        value = fn(item)
+        if type(value) not in _UNUSUAL:
+            return value
+        if not stream or type(value) is CoroutineType:
+            return state.emitted(value)
+        first = state.begun(iterated(value))
+        return Outputs(first) if isinstance(first, list) else first
+
+    return one
+
+
+def _lister(state: State) -> Callable[[Any], Any]:
+    fn = state.work.fn
+    if state.work.stream:
+        return lambda item: state.begun(iterated(fn(item)))
+    return lambda item: list(iterated(fn(item)))
+
+
+def resuming(token: str) -> Callable[[int], Iterator[Any]]:
+    """The lane's `resume` in this worker."""
+
+    def resume(number: int) -> Iterator[Any]:
+        state = _states.get(token)
+        if state is None or number not in state.parked:
+            raise WorkerDied("the worker that had begun this task is gone")
+        return state.parked.pop(number)
+
+    return resume
+
+
+def dropping(token: str) -> Callable[[], None]:
+    """What ends the lane's copy in this worker where there was no end."""
+
+    def drop() -> None:
+        state = _states.pop(token, None)
+        if state is not None:
+            state.tear_down()
+
+    return drop

@@ -1,0 +1,185 @@
+"""WorkerLane: a lane over worker processes. Items go in chunks, sized by time.
+
+    put ──▶ Batches ──chunks──▶ run(item) in the workers ──▶ Task ──take_many: decoded──▶ Batch
+
+Guarantees: those of a Lane. A worker's death costs the item that it ran; the others of its chunk
+run elsewhere, in another copy of the state.
+
+Where the state lies, and how the outputs of a stream come: see `in_worker`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+from typing import TYPE_CHECKING, Any
+
+from .in_worker import Drop, Function, Parked, Resume, is_generator
+from .lane import END, Batch, Outputs, SharedLane, Taken, as_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .lane import Work
+
+__all__ = ["WorkerLane"]
+
+_STREAM_CHUNK = 64  # items: each may be parked, with its first outputs
+
+_SPECIAL = frozenset({Outputs, Parked})
+_numbers = itertools.count(1)
+
+
+class WorkerLane(SharedLane):
+    """A lane over the workers of a pool, each with a copy of the state."""
+
+    def __init__(self, pool: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
+        super().__init__(work, notify)
+        self._token = f"{os.getpid()}-{next(_numbers)}"
+        self._many = is_generator(work)
+        self._batches = pool._batches(
+            Function(self._token, work),
+            work.timeout,
+            most=_STREAM_CHUNK if work.stream else None,
+            refused=self._refused,
+        )
+        self.copies = self._batches.core.workers
+        self._used = False
+        self._ended_well = False
+        self._ends = 0  # copies whose end has not come back
+        self._parked: queue.SimpleQueue[tuple[Any, Parked] | None] = queue.SimpleQueue()
+        self._readers = 0
+        self._resume = Resume(self._token)
+
+    # ------------------------------------------------------------------ in
+
+    def _start(self, items: list[Any] | tuple[Any, ...], copy: int | None) -> None:
+        with self._lock:
+            first, self._used = not self._used, True
+        if first:  # not before: a thread would be in the way of forks
+            self._batches.watch(self._came)
+        self._batches.put(items, -1 if copy is None else copy % self.copies)
+
+    def _came(self, task: Any) -> None:
+        """A chunk is done (in the watching thread, or in the taker's)."""
+        items = task.tag.items
+        self._deliver(task, 0 if self.work.stream else len(items))
+        if not items:
+            self._copy_ended()
+
+    def _refused(self, portion: Any) -> None:
+        self._deliver(portion, len(portion.items))
+        if not portion.items:
+            self._copy_ended()
+
+    # ------------------------------------------------------------------ out
+
+    def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
+        if self._used and not self._over:
+            for task in self._batches.take(0):
+                self._came(task)
+        return super()._take_many(timeout)
+
+    def _opened(self, raw: Any) -> Iterable[Taken | Batch]:
+        portion = getattr(raw, "tag", None)
+        if portion is None:
+            error = getattr(raw, "error", None)
+            if error is None:
+                return super()._opened(raw)
+            return [Taken(item, [], error) for item in raw.items or (END,)]
+        values, failures = raw.read(self._batches.core)
+        if not portion.items:
+            return self._last(values[0], failures.get(0))
+        if self.work.stream or failures or not _SPECIAL.isdisjoint(map(type, values)):
+            return self._one_by_one(portion.items, values, failures)
+        return (Batch(portion.items, values, self._many),)
+
+    def _one_by_one(
+        self, items: list[Any], values: list[Any], failures: dict[int, BaseException]
+    ) -> list[Taken | Batch]:
+        pieces: list[Taken | Batch] = []
+        done = 0
+        for i, item in enumerate(items):
+            value = values[i]
+            if i in failures:
+                pieces.append(Taken(item, [], failures[i]))
+            elif type(value) is Parked:
+                pieces.append(Taken(item, value.outputs, None, False))
+                self._read_on(item, value)
+                continue
+            elif self._many or type(value) is Outputs:
+                pieces.append(Taken(item, value))
+            else:
+                pieces.append(Taken(item, [value]))
+            done += 1
+        if self.work.stream:
+            self._settled(done)
+        return pieces
+
+    # The rest of an item that was parked.
+
+    def _read_on(self, item: Any, parked: Parked) -> None:
+        self._parked.put((item, parked))
+        with self._lock:
+            if self._readers >= self.copies or self._over:
+                return
+            self._readers += 1
+        self._batches.thread(self._read)
+
+    def _read(self) -> None:
+        while (entry := self._parked.get()) is not None:
+            item, parked = entry
+            failure = None
+            try:
+                with self._batches.rest(self._resume, parked.number, parked.pid) as outputs:
+                    self._emit_all(item, outputs)
+            except BaseException as error:
+                failure = error.with_traceback(None)
+            self._deliver(Taken(item, [], failure))
+            del entry, failure
+        self._parked.put(None)  # for the next reader
+
+    # ------------------------------------------------------------------ the end
+
+    def _finish(self) -> None:
+        slots = self._batches.slots() if self._used else []
+        with self._lock:
+            self._ends = len(slots)
+        if not slots:
+            self._through()
+        for slot in slots:
+            self._batches.call(slot)
+
+    def _copy_ended(self) -> None:
+        with self._lock:
+            self._ends -= 1
+            last = self._ends == 0
+        if last:
+            self._through()
+
+    def _through(self) -> None:
+        self._ended_well = True
+        self._finished()
+        self._parked.put(None)
+        self._batches.close()
+
+    def _last(self, value: Any, failure: BaseException | None) -> Iterator[Taken]:
+        if failure is not None:
+            yield Taken(END, [], failure)
+        elif outputs := as_outputs(value):
+            yield Taken(END, outputs)
+
+    def _stop(self) -> None:
+        self._earned(1 << 30)  # readers go on, and see that it is over
+        self._parked.put(None)
+        self._batches.close()
+        if not self._ended_well:
+            if self._own is not None:
+                self._own.kill()  # it runs nothing but our items
+            elif self._used:
+                # The workers live on, with other lanes' state in them: what runs is finished, and
+                # then they forget what was ours.
+                self._batches.everywhere(Drop(self._token))
+            self._ended_well = True
+        self._batches.join()

@@ -20,7 +20,7 @@
  * Layers, each knowing only those before it:
  *
  *   error, guard <- sys <- frame <- slot <- channel, port <- chunk
- *         <- worker, reaper <- dispatcher <- events <- lead <- pool
+ *         <- worker, reaper <- dispatcher <- events <- size <- lead <- pool
  *
  * Use of a pool, numbered as the binding does it:
  *
@@ -242,6 +242,9 @@ enum fm_report {
     FM_REPORT_STOP,     /* status = enum fm_ladder: end all workers, exit */
     FM_REPORT_REJECT,   /* slot, generation: no descriptors or memory to take
                            this BORN; as KILL, and the next after a pause */
+    FM_REPORT_GROW,     /* slot: there shall be a worker, from now on */
+    FM_REPORT_RETIRE,   /* slot, generation: its channel is closed now; none
+                           shall take its place */
     FM_REPORT_COUNT
 };
 
@@ -435,6 +438,10 @@ struct fm_pool_options {
     uint32_t max_tasks;     /* a worker retires after so many; 0: never */
     int64_t hello_ns;       /* > 0: every worker must say HELLO (it has an
                                initializer) within this time of its birth */
+    uint32_t least;         /* workers at first, in the first slots; more come
+                               with a backlog; 0: all at once */
+    int64_t idle_ns;        /* a worker above `least` that has had nothing to
+                               do for so long retires; 0: it stays */
 };
 
 #define FM_MAX_WORKERS 4096u
@@ -597,8 +604,13 @@ void fm_inbox_close(fm_pool *pool, fm_inbox *inbox);
 
 /* Wait until every accepted task has its outcome (a drain). */
 int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, enum fm_rank rank);
-/* Wait until every slot has a worker (or the pool is stopped or broken). */
+/* Wait until every worker that the pool wants now is there and ready (or the
+ * pool is stopped or broken). */
 int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank);
+
+/* While the sum of all n is above 0, no worker retires for want of work: a
+ * caller's state lies in them. */
+int fm_pool_hold(fm_pool *pool, int n);
 
 /* Refuse new chunks (FM_ECLOSED). */
 int fm_pool_drain(fm_pool *pool);
@@ -632,6 +644,7 @@ struct fm_stats {
     uint32_t state; /* enum fm_pool_state */
     uint32_t workers;        /* slots */
     uint32_t alive;          /* workers alive now */
+    uint32_t wanted;         /* workers that there shall be now */
     uint32_t waiting_threads;
     /* INV-1: accepted == outcomes + backlog + in_flight */
     uint64_t accepted, outcomes, backlog, in_flight;
@@ -642,6 +655,7 @@ struct fm_stats {
     uint64_t requeued;       /* sent again, not having started */
     uint64_t recalled;       /* taken back from a busy worker's queue */
     uint64_t deaths, restarts, recycled, killed, trouble;
+    uint64_t grown, retired; /* beyond `least`: asked for; left again */
     uint64_t frames_sent, bytes_sent, bytes_received;
     uint64_t lead_turns, pump_turns, kicks, parks;
 };

@@ -1,7 +1,8 @@
 /*
  * dispatcher.c - which worker gets the next frame.
  *
- * Round-robin over workers with credit, idle ones first.  The backlog is a
+ * Round-robin over workers with credit, idle ones first; where workers may
+ * retire, the first ones first, so that the last have nothing to do.  The backlog is a
  * list a priority; within one, first come first served, and what comes back
  * (recalled, or from a dead worker) goes to the front: it has waited longest.
  *
@@ -147,7 +148,8 @@ static struct fm__worker *choose(struct fm__dispatcher *d,
 {
     struct fm__worker *best = NULL;
     for (uint32_t i = 0; i < d->n; i++) {
-        struct fm__worker *w = &d->workers[(d->turn + i) % d->n];
+        struct fm__worker *w =
+            &d->workers[(d->packed ? i : d->turn + i) % d->n];
         if (!has_credit(d, w, piece))
             continue;
         if (!best || rank(w) > rank(best))
@@ -253,13 +255,16 @@ uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
         if (waiting(w) > (victim ? waiting(victim) : 0))
             victim = w;
     }
-    if (!idle || !victim)
+    if (!victim || (!idle && !d->vacant))
         return 0;
     /* At full speed a worker is idle for the moment that the next frame
      * takes: only one that still is a little later has nothing to hope for
      * but another's queue. */
     *look_again = !insist;
     if (!insist)
+        return 0;
+    d->crowded = !idle;
+    if (!idle)
         return 0;
     fm__list_init(&back);
     uint32_t n =

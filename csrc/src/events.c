@@ -245,8 +245,10 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
                             (uint64_t)w->slot * 2);
     if (pool->state >= FM_POOL_STOPPING)
         fm__channel_shut(&w->channel); /* born too late: it may go at once */
-    if (w->births > 1)
+    if (w->births > 1 && !w->left)
         pool->counts.restarts++;
+    w->left = false;
+    w->wanted = true; /* that is so, even if it was asked to be otherwise */
     pool->dispatcher.saturated = false;
     if (rc < 0) {
         pool->counts.trouble++; /* it cannot be watched: the same */
@@ -259,7 +261,8 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
     struct fm__worker *w = &pool->workers[m->slot];
     if (!w->page || w->generation != m->generation)
         return;
-    bool retired = m->flags & FM_DIED_RETIRED;
+    bool left = w->state == FM_WORKER_LEAVING;
+    bool retired = left || m->flags & FM_DIED_RETIRED;
     bool starting = w->state == FM_WORKER_STARTING;
     if (starting && !w->eof_ns)
         take_in(pool, w); /* a REFUSAL says more than the death it caused */
@@ -275,7 +278,10 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
         .cause = w->cause ? w->cause
                  : stopping ? FM_CAUSE_STOPPED
                             : FM_CAUSE_EXIT};
-    if (retired)
+    w->left = left;
+    if (left)
+        pool->counts.retired += !stopping;
+    else if (retired)
         pool->counts.recycled += !stopping;
     else
         pool->counts.deaths += !stopping;
@@ -511,6 +517,8 @@ int64_t fm__events_expire(fm_pool *pool, int64_t now)
             pool->steal_at = now + STEAL_LOOK_NS;
         if (pool->steal_at)
             next = FM__MIN(next, pool->steal_at);
+        if (n && pool->dispatcher.vacant)
+            next = now; /* the rest may be worth one more worker */
     }
     return next;
 }

@@ -368,7 +368,8 @@ enum fm_worker_state {
     FM_WORKER_EMPTY,    /* no process: not born yet, or being replaced */
     FM_WORKER_STARTING, /* its initializer runs; it may be sent one piece */
     FM_WORKER_READY,
-    FM_WORKER_DOOMED, /* a kill was asked for; nothing more is sent */
+    FM_WORKER_DOOMED,  /* a kill was asked for; nothing more is sent */
+    FM_WORKER_LEAVING, /* it has had nothing to do; its channel is closed */
     FM_WORKER_STATE_COUNT
 };
 
@@ -377,6 +378,7 @@ enum fm_worker_event {
     FM_WORKER_BORN_READY,
     FM_WORKER_HELLO,
     FM_WORKER_DOOM,
+    FM_WORKER_LEAVE,
     FM_WORKER_DIED,
     FM_WORKER_EVENT_COUNT
 };
@@ -400,10 +402,13 @@ struct fm__worker {
     int64_t busy_seen;
     uint32_t settled_since;
     int64_t born_ns, eof_ns; /* eof_ns: when its results ended, or 0 */
+    int64_t idle_since;      /* seen without work then, and none since; or 0 */
     uint64_t done;
     enum fm_cause cause; /* why it is doomed, or 0 */
     bool wants_write, garbled;
     bool dirty; /* frames are queued and not flushed yet */
+    bool wanted; /* the zygote keeps a worker in this slot */
+    bool left;   /* the last one here left because it had nothing to do */
     uint64_t known[FM__FUNCTIONS]; /* serial of the function at each index */
 };
 
@@ -482,6 +487,9 @@ struct fm__dispatcher {
     struct fm__worker *workers;
     uint32_t n, turn;
     uint32_t max_tasks;
+    bool packed;      /* workers may retire: the first ones get the work */
+    bool vacant;      /* a slot could get a worker */
+    bool crowded;     /* tasks lie behind long ones, and nobody is idle */
     struct fm__level *levels; /* highest first; priority 0 always there */
     struct fm__level zero;
     uint64_t backlog; /* tasks, pinned ones included */

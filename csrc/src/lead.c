@@ -34,7 +34,8 @@
 static bool all_alive(const fm_pool *pool)
 {
     for (uint32_t i = 0; i < pool->options.workers; i++)
-        if (pool->workers[i].state != FM_WORKER_READY)
+        if (pool->workers[i].wanted &&
+            pool->workers[i].state != FM_WORKER_READY)
             return false;
     return true;
 }
@@ -192,6 +193,16 @@ void fm__lead_nudge(fm_pool *pool)
     }
 }
 
+void fm__lead_rearm(fm_pool *pool)
+{
+    if (!pool->options.idle_ns || pool->pump_quit)
+        return;
+    if (fm__lead_ensure(pool) == 0 && pool->pump_parked) {
+        pool->pump_parked = false;
+        wake(&pool->pump_waiter);
+    }
+}
+
 bool fm__lead_settle(fm_pool *pool)
 {
     bool timed = false;
@@ -202,6 +213,8 @@ bool fm__lead_settle(fm_pool *pool)
                 fm__events_flush(pool, &pool->workers[i]);
                 timed |= pool->workers[i].timed > 0;
             }
+    if (fm__size_grow(pool))
+        fm__lead_rearm(pool);
     if (timed && pool->polling)
         fm__lead_kick(pool); /* its wait may have to end earlier now */
     finish_chunks(pool);
@@ -229,6 +242,7 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
     int64_t now = fm_now(), next = fm__events_expire(pool, now);
     if (fm__lead_settle(pool))
         next = now; /* deadlines that expire() has not seen */
+    next = FM__MIN(next, fm__size_shrink(pool, now));
     if (collect_by_hand(pool))
         next = FM__MIN(next, now + 1000000);
     if (pool->dispatcher.starved) {
@@ -250,6 +264,7 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
     for (int i = 0; i < n; i++)
         fm__events_handle(pool, &ready[i]);
     fm__lead_settle(pool);
+    fm__size_look(pool);
     return n < 0 ? n : 0;
 }
 
@@ -329,6 +344,14 @@ int fm__lead_wait(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
     return rc;
 }
 
+/* How long the pump may sleep until a worker may have to retire. */
+static int64_t idle_wait(fm_pool *pool)
+{
+    int64_t now = pool->options.idle_ns ? fm_now() : 0;
+    int64_t next = fm__size_shrink(pool, now);
+    return next == FM_FOREVER ? next : FM__MAX(next - now, 0);
+}
+
 static void *pump_main(void *arg)
 {
     fm_pool *pool = arg;
@@ -358,8 +381,9 @@ static void *pump_main(void *arg)
         turns = pool->counts.lead_turns;
         pool->pump_parked = !needed;
         w->woken = false;
+        int64_t most = needed ? grace : idle_wait(pool);
         fm__pool_unlock(pool);
-        fm__sys_park(&w->word, old, needed ? grace : FM_FOREVER);
+        fm__sys_park(&w->word, old, most);
         fm__pool_lock(pool);
         pool->pump_parked = false;
     }

@@ -437,6 +437,18 @@ void fm_function_unref(fm_function *function)
 
 /* -------------------------------------------------------------------- end */
 
+int fm_pool_hold(fm_pool *pool, int n)
+{
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
+    fm__pool_lock(pool);
+    pool->holds += n;
+    fm__size_look(pool); /* from now on their time counts again */
+    fm__lead_rearm(pool);
+    fm__pool_unlock(pool);
+    return 0;
+}
+
 int fm_pool_drain(fm_pool *pool)
 {
     if (fm__pool_foreign(pool))
@@ -526,6 +538,8 @@ void fm_pool_close(fm_pool *pool)
 static int check_options(const struct fm_pool_options *options)
 {
     return options->workers >= 1 && options->workers <= FM_MAX_WORKERS &&
+                   options->least <= options->workers &&
+                   options->idle_ns >= 0 &&
                    options->control_fd >= 0 && options->zygote > 0
                ? 0
                : -EINVAL;
@@ -557,6 +571,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
         fm__worker_init(&pool->workers[i], i);
     fm__dispatcher_init(&pool->dispatcher, pool->workers, options->workers,
                         options->max_tasks);
+    fm__size_init(pool);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_mutex_init(&pool->functions_lock, NULL);
     fm__reaper_init(&pool->reaper, options->control_fd, options->zygote);
@@ -614,6 +629,7 @@ int fm_pool_stats(fm_pool *pool, struct fm_stats *out)
     out->workers = pool->options.workers;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         out->alive += pool->workers[i].page != NULL;
+        out->wanted += pool->workers[i].wanted;
         out->in_flight += pool->workers[i].in_flight;
     }
     out->waiting_threads = pool->waiting;

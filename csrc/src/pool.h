@@ -1,7 +1,7 @@
 /*
  * pool.h - what the files that make up the pool share: events.c (what workers
- * and zygote tell, and what is due), lead.c (who does the I/O, who waits),
- * pool.c (the public calls).
+ * and zygote tell, and what is due), size.c (how many workers there are),
+ * lead.c (who does the I/O, who waits), pool.c (the public calls).
  *
  * Everything named here is called with the pool's mutex held, but for the
  * lock itself and fm__pool_foreign().
@@ -75,6 +75,7 @@ struct fm_pool {
     uint32_t ended;   /* workers whose results have ended, not reported */
     uint64_t flagged; /* chunks under way to an inbox with a descriptor */
     int64_t steal_at; /* 0: no second look is due */
+    int64_t holds;    /* no worker retires while there are any */
     struct fm__cause causes[FM__CAUSES];
     uint32_t n_causes;
 
@@ -126,6 +127,19 @@ bool fm__events_doom_task(fm_pool *pool, struct fm__worker *worker,
 /* The end: nothing will come from any worker any more. */
 void fm__events_bury_all(fm_pool *pool);
 
+/* ------------------------------------------------------- size (size.c) */
+
+/* The slots that have a worker from the start. */
+void fm__size_init(fm_pool *pool);
+/* Ask for workers if there is a backlog and nobody to take it: after every
+ * dispatch.  True if any was asked for. */
+bool fm__size_grow(fm_pool *pool);
+/* Remember which workers have nothing to do now. */
+void fm__size_look(fm_pool *pool);
+/* Let go who has had nothing to do for long enough; returns when to do so
+ * again. */
+int64_t fm__size_shrink(fm_pool *pool, int64_t now);
+
 /* ------------------------------------------------------- lead (lead.c) */
 
 void fm__lead_init(fm_pool *pool);
@@ -138,6 +152,8 @@ void fm__lead_wake(fm_pool *pool);
 void fm__lead_kick(fm_pool *pool);
 /* After anything that may give the pump a reason to lead. */
 void fm__lead_nudge(fm_pool *pool);
+/* There may be something to retire: have the pump look at the clock. */
+void fm__lead_rearm(fm_pool *pool);
 /* Have a pump at all, for one who cannot lead himself.  0 or -errno. */
 int fm__lead_ensure(fm_pool *pool);
 /* One turn without waiting, if nobody leads. */

@@ -2,11 +2,12 @@
  * worker.c - the pool's view of one worker: its life, what it was sent, what
  * came back, and whose fault its death was.
  *
- *              BORN      BORN_READY  HELLO    DOOM     DIED
- *   EMPTY      STARTING  READY       -        -        EMPTY
- *   STARTING   -         -           READY    DOOMED   EMPTY
- *   READY      -         -           -        DOOMED   EMPTY
- *   DOOMED     -         -           DOOMED   DOOMED   EMPTY
+ *              BORN      BORN_READY  HELLO    DOOM     LEAVE    DIED
+ *   EMPTY      STARTING  READY       -        -        -        EMPTY
+ *   STARTING   -         -           READY    DOOMED   -        EMPTY
+ *   READY      -         -           -        DOOMED   LEAVING  EMPTY
+ *   DOOMED     -         -           DOOMED   DOOMED   -        EMPTY
+ *   LEAVING    -         -           -        DOOMED   -        EMPTY
  *
  * Guarantees (INV-2): a death costs exactly the task that was running: first
  * what is in the pipe is taken, then what is finished in the slot's ring,
@@ -27,22 +28,32 @@ static const int8_t table[][FM_WORKER_EVENT_COUNT] = {
                          [FM_WORKER_BORN_READY] = FM_WORKER_READY,
                          [FM_WORKER_HELLO] = NONE,
                          [FM_WORKER_DOOM] = NONE,
+                         [FM_WORKER_LEAVE] = NONE,
                          [FM_WORKER_DIED] = FM_WORKER_EMPTY},
     [FM_WORKER_STARTING] = {[FM_WORKER_BORN] = NONE,
                             [FM_WORKER_BORN_READY] = NONE,
                             [FM_WORKER_HELLO] = FM_WORKER_READY,
                             [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                            [FM_WORKER_LEAVE] = NONE,
                             [FM_WORKER_DIED] = FM_WORKER_EMPTY},
     [FM_WORKER_READY] = {[FM_WORKER_BORN] = NONE,
                          [FM_WORKER_BORN_READY] = NONE,
                          [FM_WORKER_HELLO] = NONE,
                          [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                         [FM_WORKER_LEAVE] = FM_WORKER_LEAVING,
                          [FM_WORKER_DIED] = FM_WORKER_EMPTY},
     [FM_WORKER_DOOMED] = {[FM_WORKER_BORN] = NONE,
                           [FM_WORKER_BORN_READY] = NONE,
                           [FM_WORKER_HELLO] = FM_WORKER_DOOMED,
                           [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                          [FM_WORKER_LEAVE] = NONE,
                           [FM_WORKER_DIED] = FM_WORKER_EMPTY},
+    [FM_WORKER_LEAVING] = {[FM_WORKER_BORN] = NONE,
+                           [FM_WORKER_BORN_READY] = NONE,
+                           [FM_WORKER_HELLO] = NONE,
+                           [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                           [FM_WORKER_LEAVE] = NONE,
+                           [FM_WORKER_DIED] = FM_WORKER_EMPTY},
 };
 static_assert(ARRAY_LEN(table) == FM_WORKER_STATE_COUNT, "a row a state");
 
@@ -59,6 +70,7 @@ const char *fm_worker_state_name(uint32_t state)
         [FM_WORKER_STARTING] = "starting",
         [FM_WORKER_READY] = "ready",
         [FM_WORKER_DOOMED] = "doomed",
+        [FM_WORKER_LEAVING] = "leaving",
     };
     static_assert(ARRAY_LEN(names) == FM_WORKER_STATE_COUNT, "a name each");
     return state < FM_WORKER_STATE_COUNT ? names[state] : "unknown";
@@ -101,6 +113,7 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     worker->credit = FIRST_CREDIT;
     worker->busy_seen = 0;
     worker->settled_since = 0;
+    worker->idle_since = 0;
     worker->born_ns = now;
     worker->eof_ns = 0;
     worker->cause = 0;
@@ -167,6 +180,7 @@ int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
     worker->assigned += piece->count;
     worker->in_flight += piece->count;
     worker->n_pieces++;
+    worker->idle_since = 0;
     worker->streams += chunk->options.flags & FM_RUN_STREAM ? 1 : 0;
     worker->timed += chunk->options.timeout_ns > 0 ? 1 : 0;
     worker->dirty = true;

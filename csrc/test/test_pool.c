@@ -48,6 +48,8 @@ static struct world {
     _Atomic uint32_t births; /* in all */
     bool hello, refuse, init_exits;
     uint32_t max_tasks;
+    uint32_t least;  /* 0: a fixed pool */
+    int64_t idle_ns;
 } *world;
 
 static int64_t command(enum op op, uint32_t id, uint32_t value)
@@ -237,7 +239,7 @@ struct charge {
     pid_t pid; /* 0: none */
     uint32_t generation;
     fm_slot *page;
-    bool asked;
+    bool asked, leaving;
 };
 
 static void birth(int control, struct charge *charge, uint32_t slot)
@@ -291,15 +293,22 @@ static void bury_charge(int control, struct charge *charge, uint32_t slot,
     fm_message_send(control, &m, NULL, 0);
 }
 
+static bool any_alive(const struct charge *charges, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (charges[i].pid)
+            return true;
+    return false;
+}
+
 static void zygote_main(int control, uint32_t n)
 {
     struct charge *charges = calloc(n, sizeof *charges);
     int64_t kill_at = FM_FOREVER;
-    uint32_t alive = n;
     bool stopping = false;
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < (world->least ? world->least : n); i++)
         birth(control, &charges[i], i);
-    while (!stopping || alive > 0) {
+    while (!stopping || any_alive(charges, n)) {
         int status, nfds, fds[FM_MESSAGE_FDS];
         pid_t pid;
         fm_sys_wait_readable(&control, stopping ? 0 : 1, 500000);
@@ -316,6 +325,11 @@ static void zygote_main(int control, uint32_t n)
                        charges[m.slot].generation == m.generation) {
                 charges[m.slot].asked = true;
                 kill(charges[m.slot].pid, m.status);
+            } else if (m.kind == FM_REPORT_GROW && !charges[m.slot].pid) {
+                birth(control, &charges[m.slot], m.slot);
+            } else if (m.kind == FM_REPORT_RETIRE &&
+                       charges[m.slot].generation == m.generation) {
+                charges[m.slot].leaving = true;
             }
         }
         for (uint32_t i = 0; fm_now() >= kill_at && i < n; i++)
@@ -325,16 +339,12 @@ static void zygote_main(int control, uint32_t n)
             for (uint32_t i = 0; i < n; i++) {
                 if (charges[i].pid != pid)
                     continue;
+                bool leaving = charges[i].leaving;
                 bury_charge(control, &charges[i], i, status);
-                if (stopping)
-                    alive--;
-                else
+                if (!stopping && !leaving)
                     birth(control, &charges[i], i);
             }
         }
-        for (uint32_t i = 0; stopping && i < n; i++)
-            if (alive && !charges[i].pid && charges[i].generation == 0)
-                alive--;
     }
     _exit(0);
 }
@@ -368,7 +378,9 @@ static int rig_start(struct rig *rig, uint32_t workers, int64_t hello_ns)
                                       .zygote = rig->zygote,
                                       .workers = workers,
                                       .max_tasks = world->max_tasks,
-                                      .hello_ns = hello_ns};
+                                      .hello_ns = hello_ns,
+                                      .least = world->least,
+                                      .idle_ns = world->idle_ns};
     int rc = fm_pool_open(&rig->pool, &options);
     if (rc < 0) {
         close(s[0]);
@@ -1943,6 +1955,165 @@ TEST(a_chunk_lies_in_one_inbox_at_a_time)
     rig_close(&rig);
 }
 
+/* ------------------------------------------------------------------ size */
+
+static struct rig rig_between(uint32_t least, uint32_t most, int64_t idle_ms)
+{
+    make_world();
+    world->least = least;
+    world->idle_ns = idle_ms * 1000000;
+    return rig_open(most);
+}
+
+static struct fm_stats look(struct rig *rig)
+{
+    struct fm_stats s;
+    CHECK_EQ(fm_pool_turn(rig->pool), 0);
+    CHECK_EQ(fm_pool_stats(rig->pool, &s), 0);
+    CHECK_EQ(s.accepted, s.outcomes + s.backlog + s.in_flight);
+    return s;
+}
+
+static void await_size(struct rig *rig, uint32_t alive)
+{
+    while (look(rig).alive != alive)
+        sleep_us(1000);
+}
+
+TEST(a_backlog_makes_workers_up_to_the_most)
+{
+    struct rig rig = rig_between(1, 4, 0);
+    fm_chunk *chunks[8];
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    CHECK_EQ(look(&rig).alive, 1);
+    finish_one(&rig, submit_one(&rig, command(OP_ECHO, 0, 0)));
+    CHECK_EQ(look(&rig).wanted, 1); /* one is enough for one */
+    for (uint32_t i = 0; i < 8; i++)
+        chunks[i] = submit_one(&rig, command(OP_SLEEP, i + 1, 100000));
+    for (uint32_t i = 0; i < 8; i++)
+        CHECK_EQ(finish_one(&rig, chunks[i]).what, 0);
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.alive, 4);
+    CHECK_EQ(s.grown, 3);
+    CHECK_EQ(s.restarts, 0);
+    for (uint32_t i = 1; i < 9; i++)
+        CHECK_EQ(world->ran[i], 1);
+    rig_close(&rig);
+}
+
+TEST(idle_workers_retire_and_the_least_stay)
+{
+    struct rig rig = rig_between(1, 3, 30);
+    fm_chunk *chunks[6];
+    for (int round = 0; round < 3; round++) {
+        for (uint32_t i = 0; i < 6; i++)
+            chunks[i] = submit_one(&rig, command(OP_SLEEP, i, 30000));
+        for (uint32_t i = 0; i < 6; i++)
+            CHECK_EQ(finish_one(&rig, chunks[i]).what, 0);
+        await_size(&rig, 1);
+    }
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.wanted, 1);
+    /* This zygote may see a death before it has read RETIRE, and replace the
+     * dead: that one retires too. */
+    CHECK(s.retired >= s.grown);
+    CHECK(s.retired >= 3);
+    CHECK_EQ(s.deaths, 0);
+    CHECK_EQ(s.restarts, 0);
+    CHECK_EQ(s.recycled, 0);
+    for (uint32_t i = 0; i < 6; i++)
+        CHECK_EQ(world->ran[i], 3);
+    rig_close(&rig);
+}
+
+TEST(nobody_retires_while_the_pool_is_held)
+{
+    struct rig rig = rig_between(1, 2, 1);
+    fm_chunk *chunks[4];
+    CHECK_EQ(fm_pool_hold(rig.pool, 1), 0);
+    for (uint32_t i = 0; i < 4; i++)
+        chunks[i] = submit_one(&rig, command(OP_SLEEP, i, 30000));
+    for (uint32_t i = 0; i < 4; i++)
+        finish_one(&rig, chunks[i]);
+    for (int i = 0; i < 30; i++) {
+        sleep_us(1000);
+        CHECK_EQ(look(&rig).alive, 2);
+    }
+    CHECK_EQ(fm_pool_hold(rig.pool, -1), 0);
+    await_size(&rig, 1);
+    rig_close(&rig);
+}
+
+TEST(work_for_a_slot_makes_its_worker)
+{
+    struct rig rig = rig_between(1, 3, 0);
+    int64_t c = command(OP_ECHO, 1, 0);
+    struct fm_chunk_options pinned = {.slot = 2};
+    fm_chunk *chunk;
+    CHECK_EQ(try_chunk(&rig, &c, 1, &pinned, &chunk), 0);
+    CHECK_EQ(fm_pool_submit(rig.pool, chunk), 0);
+    CHECK_EQ(finish_one(&rig, chunk).what, 0);
+    CHECK_EQ(look(&rig).grown, 1);
+    rig_close(&rig);
+}
+
+TEST(a_queue_behind_a_long_task_makes_a_worker)
+{
+    struct rig rig = rig_between(1, 2, 0);
+    for (uint32_t i = 0; i < 50; i++) /* tasks are short: it gets credit */
+        finish_one(&rig, submit_one(&rig, command(OP_ECHO, 0, 0)));
+    fm_chunk *longest = submit_one(&rig, command(OP_HANG, 1, 0));
+    fm_chunk *second = submit_one(&rig, command(OP_ECHO, 2, 0));
+    CHECK_EQ(finish_one(&rig, second).what, 0);
+    CHECK_EQ(fm_chunk_kill(rig.pool, longest), 1);
+    CHECK_EQ(finish_one(&rig, longest).what, FM_WHAT_DEATH);
+    rig_close(&rig);
+}
+
+TEST(a_queue_behind_long_tasks_makes_workers_up_to_the_most)
+{
+    struct rig rig = rig_between(1, 4, 0);
+    fm_chunk *chunks[8];
+    for (uint32_t i = 0; i < 50; i++)
+        finish_one(&rig, submit_one(&rig, command(OP_ECHO, 0, 0)));
+    for (uint32_t i = 0; i < 8; i++) /* all to the first one's queue */
+        chunks[i] = submit_one(&rig, command(OP_HANG, i, 0));
+    for (uint32_t running = 0; running < 4; sleep_us(1000)) {
+        running = 0; /* nobody waits: the pump does it alone */
+        for (uint32_t i = 0; i < 8; i++)
+            running += world->ran[i] > 0 && i > 0;
+        running += 1;
+    }
+    fm_pool_stop(rig.pool, FM_LADDER_KILL);
+    for (uint32_t i = 0; i < 8; i++)
+        finish_one(&rig, chunks[i]);
+    rig_close(&rig);
+}
+
+TEST(deaths_while_the_size_changes_cost_one_task_each)
+{
+    struct rig rig = rig_between(1, 4, 2);
+    enum { N = 400 };
+    static fm_chunk *chunks[N];
+    for (int round = 0; round < 5; round++) {
+        for (uint32_t i = 0; i < N; i++) {
+            uint32_t id = (uint32_t)round * N + i;
+            chunks[i] = submit_one(
+                &rig, i % 40 == 7    ? command(OP_DIE, id, 0)
+                      : i % 40 == 20 ? command(OP_SLEEP, id, 5000)
+                                     : command(OP_ECHO, id, 0));
+        }
+        for (uint32_t i = 0; i < N; i++)
+            CHECK_EQ(finish_one(&rig, chunks[i]).what,
+                     i % 40 == 7 ? FM_WHAT_DEATH : 0);
+        sleep_us(round * 2000);
+    }
+    for (uint32_t id = 0; id < 5 * N; id++)
+        CHECK_EQ(world->ran[id], 1);
+    check_idle(&rig);
+    rig_close(&rig);
+}
+
 TEST(bad_options_are_refused)
 {
     struct rig rig = rig_open(1);
@@ -1950,6 +2121,9 @@ TEST(bad_options_are_refused)
     struct fm_pool_options o = {.control_fd = 0, .zygote = 1, .workers = 0};
     CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);
     o.workers = FM_MAX_WORKERS + 1;
+    CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);
+    o = (struct fm_pool_options){
+        .control_fd = 0, .zygote = 1, .workers = 1, .least = 2};
     CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);
     o = (struct fm_pool_options){.control_fd = -1, .zygote = 1, .workers = 1};
     CHECK_EQ(fm_pool_open(&pool, &o), -EINVAL);

@@ -107,12 +107,14 @@ class Batches:
         self._cost = 0.0  # seconds an item, measured
         self._encoder = core.encoder()
         self._feeding = False
+        self._held = False  # the workers must stay: a lane's state lies in them
         self._closed = False
         self._threads: list[threading.Thread] = []
 
     def put(self, items: Sequence[Any], slot: int = -1) -> None:
         """Accept items, for one worker or any. Never blocks, never raises for the pool's sake."""
         with self._lock:
+            self._hold(True)
             line = self._lines.get(slot)
             if line is None:
                 line = self._lines[slot] = _Line()
@@ -212,6 +214,7 @@ class Batches:
     def close(self) -> None:
         """Cancel what has not started, wake and end whoever takes. Idempotent."""
         with self._lock:
+            self._hold(False)
             self._closed = True
             self._lines.clear()
             flying, self._flying = tuple(self._flying), set()
@@ -244,6 +247,12 @@ class Batches:
         self._refuse([portion for portion in portions if portion.items])
 
     # ------------------------------------------------------------------ under the lock
+
+    def _hold(self, held: bool) -> None:
+        if held != self._held and not self._closed:
+            self._held = held
+            with contextlib.suppress(errors.PoolError):
+                self.core.native.hold(1 if held else -1)
 
     def _learn(self, task: _native.Task) -> None:
         portion: Portion = task.tag

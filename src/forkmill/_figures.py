@@ -27,6 +27,7 @@ class PoolStats:
         state: "open", "draining", "stopping", "closed", "broken", or "inline".
         workers: Places for workers.
         alive: Workers alive now.
+        wanted: Workers that there shall be now: between `min_workers` and `max_workers`.
         waiting_threads: Threads that wait for outcomes now.
         accepted: Tasks accepted.
         outcomes: Tasks that have their outcome.
@@ -44,6 +45,8 @@ class PoolStats:
         restarts: Workers that took a dead one's place.
         recycled: Workers that left as `max_tasks_per_child` or `max_rss` says.
         killed: Workers killed for a timeout or `Future.kill()`.
+        grown: Workers that were started because tasks waited.
+        retired: Workers that left because they had nothing to do.
         trouble: Times the zygote could not start a worker and tried again.
         frames_sent: Messages to workers.
         bytes_sent: Bytes to workers.
@@ -57,6 +60,7 @@ class PoolStats:
     state: str
     workers: int
     alive: int = 0
+    wanted: int = 0
     waiting_threads: int = 0
     accepted: int = 0
     outcomes: int = 0
@@ -74,6 +78,8 @@ class PoolStats:
     restarts: int = 0
     recycled: int = 0
     killed: int = 0
+    grown: int = 0
+    retired: int = 0
     trouble: int = 0
     frames_sent: int = 0
     bytes_sent: int = 0
@@ -94,7 +100,7 @@ class WorkerInfo:
 
     Attributes:
         pid: Its process id.
-        state: "starting", "ready", "doomed" (to be killed).
+        state: "starting", "ready", "doomed" (to be killed), "leaving" (it had nothing to do).
         tasks: Tasks it has done.
         rss: Resident memory, bytes; where the system does not tell (macOS), what the worker itself
             said last, which it does with `max_rss` only.

@@ -100,6 +100,8 @@ cdef extern from "forkmill.h" nogil:
         FM_REPORT_KILL
         FM_REPORT_STOP
         FM_REPORT_REJECT
+        FM_REPORT_GROW
+        FM_REPORT_RETIRE
         FM_REPORT_COUNT
     enum: FM_DIED_RETIRED
     enum: FM_DIED_OOM
@@ -181,6 +183,8 @@ cdef extern from "forkmill.h" nogil:
         uint32_t workers
         uint32_t max_tasks
         int64_t hello_ns
+        uint32_t least
+        int64_t idle_ns
     enum: FM_MAX_WORKERS
     int fm_pool_open(fm_pool **out, const fm_pool_options *options)
     fm_pool *fm_pool_ref(fm_pool *pool)
@@ -245,6 +249,7 @@ cdef extern from "forkmill.h" nogil:
     void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
     int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, fm_rank rank)
     int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, fm_rank rank)
+    int fm_pool_hold(fm_pool *pool, int n)
     int fm_pool_drain(fm_pool *pool)
     int fm_pool_stop(fm_pool *pool, fm_ladder ladder)
     int fm_pool_join(fm_pool *pool, int64_t deadline)
@@ -259,6 +264,7 @@ cdef extern from "forkmill.h" nogil:
         uint32_t state
         uint32_t workers
         uint32_t alive
+        uint32_t wanted
         uint32_t waiting_threads
         uint64_t accepted
         uint64_t outcomes
@@ -277,6 +283,8 @@ cdef extern from "forkmill.h" nogil:
         uint64_t recycled
         uint64_t killed
         uint64_t trouble
+        uint64_t grown
+        uint64_t retired
         uint64_t frames_sent
         uint64_t bytes_sent
         uint64_t bytes_received

@@ -13,6 +13,7 @@ from . import _native, errors
 __all__ = [
     "Options",
     "at_least_one",
+    "check_least",
     "check_limits",
     "check_restarts",
     "check_workers",
@@ -98,6 +99,16 @@ def check_workers(value: Any) -> int:
     if number > MAX_WORKERS:
         raise ValueError(f"max_workers must be at most {MAX_WORKERS}, not {number}")
     return number
+
+
+def check_least(value: Any, idle_time: Any, workers: int) -> int:
+    """How many workers a pool has at least: all, unless it may have fewer."""
+    if value is None:
+        return workers if idle_time is None else 1
+    least = integer("min_workers", value, least=1)
+    if least > workers:
+        raise ValueError(f"min_workers must be at most max_workers ({workers}), not {least}")
+    return least
 
 
 def check_restarts(value: Any, workers: int) -> tuple[int, float]:

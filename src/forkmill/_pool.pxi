@@ -26,6 +26,8 @@ cdef class Pool:
         workers: how many worker slots it serves.
         max_tasks: a worker is replaced after so many tasks; 0: never.
         hello: seconds that an initializer may take; 0: there is none.
+        least: workers at first, in the first slots; 0: one a slot, always.
+        idle: seconds without work after which a worker above `least` retires; 0: it stays.
 
     Raises:
         OSError, ValueError, MemoryError: it could not be opened.
@@ -37,13 +39,15 @@ cdef class Pool:
     cdef object __weakref__
 
     def __cinit__(self, int control_fd, int zygote, uint32_t workers, *, uint32_t max_tasks=0,
-                  double hello=0.0):
+                  double hello=0.0, uint32_t least=0, double idle=0.0):
         cdef fm_pool_options options
         options.control_fd = control_fd
         options.zygote = zygote
         options.workers = workers
         options.max_tasks = max_tasks
         options.hello_ns = FM_FOREVER if hello > 9.0e9 else <int64_t>(hello * 1e9)
+        options.least = least
+        options.idle_ns = <int64_t>(idle * 1e9)
         check(fm_pool_open(&self._c, &options))
 
     def __dealloc__(self):
@@ -156,6 +160,10 @@ cdef class Pool:
     def cancel_pending(self):
         """Cancel every accepted task that has not started; how many."""
         return check(fm_pool_cancel_pending(self._c))
+
+    def hold(self, int n):
+        """While the sum of all n is above 0, no worker retires for want of work."""
+        check(fm_pool_hold(self._c, n))
 
     def drain(self):
         """Refuse new tasks."""

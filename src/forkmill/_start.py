@@ -136,6 +136,8 @@ def open_core(
     restarts: tuple[int, float],
     init_timeout: float | None,
     name: str,
+    least: int,
+    idle_time: float,
 ) -> Core:
     """Start the zygote and open the native pool on it.
 
@@ -157,13 +159,17 @@ def open_core(
         name=name,
         codec=codec,
         threads=max(1, cpus() // workers),
+        least=least,
     )
     control, zygote = start_fork(config) if fork else start_exec(config, method)
     hello = 0.0
     if initializer is not None:
         hello = _FOREVER_S if init_timeout is None else init_timeout
     try:
-        native = _native.Pool(control, zygote, workers, max_tasks=max_tasks, hello=hello)
+        native = _native.Pool(
+            control, zygote, workers,
+            max_tasks=max_tasks, hello=hello, least=least, idle=idle_time,
+        )  # fmt: skip
     except BaseException:
         os.close(control)  # the zygote ends with it
         os.waitpid(zygote, 0)

@@ -4,7 +4,7 @@
 
     user's process ──control socket── zygote ──fork or spawn──▶ worker
            ▲  BORN + 4 descriptors, DIED, TROUBLE, BROKEN ◀──┘
-           └──▶ KILL, STOP
+           └──▶ KILL, STOP, GROW, RETIRE
 
 Guarantees:
     * A worker that dies is reported and replaced at once, with nobody awake in the user's process.
@@ -53,6 +53,7 @@ _THREADS = (
 # What of a Config travels as it is to an exec'd process; `payload` carries the rest.
 _PLAIN = (
     "workers",
+    "least",
     "restarts",
     "max_tasks",
     "max_rss_kb",
@@ -72,7 +73,8 @@ class Config:
     """What a pool wants of its zygote and workers.
 
     Args:
-        workers: How many.
+        workers: How many, at most.
+        least: How many at first; the pool asks for more. 0: all.
         initializer, initargs, finalizer: Run in each worker, first and last.
         inherit: Objects that are sent by reference (the same that the codec was given).
         restarts: (n, seconds): more abnormal deaths than n within so long break the pool.
@@ -108,8 +110,10 @@ class Config:
         has_initializer: bool = False,
         payload: Any = None,
         argv: Sequence[str] = (),
+        least: int = 0,
     ) -> None:
         self.workers = workers
+        self.least = least or workers
         self.initializer = initializer
         self.initargs = initargs
         self.finalizer = finalizer
@@ -153,7 +157,8 @@ class Zygote:
         self.pid = os.getpid()
         self.children: dict[int, _Child] = {}  # by pid
         self.generations = [0] * config.workers
-        self.due: dict[int, float] = dict.fromkeys(range(config.workers), 0.0)  # births
+        self.due: dict[int, float] = dict.fromkeys(range(config.least), 0.0)  # births
+        self.leaving: set[tuple[int, int]] = set()  # slot, generation: without a successor
         self.failures = 0  # births that failed in a row
         self.rejections = 0  # births that the pool could not take, in a row
         self.deaths: list[float] = []  # abnormal ones, within the restarts' seconds
@@ -217,8 +222,24 @@ class Zygote:
                 self._stop(message.status)
             elif message.kind == _native.REPORT_KILL:
                 self._kill(message.slot, message.generation, message.status)
+            elif message.kind == _native.REPORT_GROW:
+                self._grow(message.slot)
+            elif message.kind == _native.REPORT_RETIRE:
+                self._retire(message.slot, message.generation)
             elif message.kind == _native.REPORT_REJECT:
                 self._kill(message.slot, message.generation, message.status, rejected=True)
+
+    def _grow(self, slot: int) -> None:
+        if not self.broken and all(child.slot != slot for child in self.children.values()):
+            self.due.setdefault(slot, 0.0)
+
+    def _retire(self, slot: int, generation: int) -> None:
+        if self.generations[slot] != generation:
+            return  # it died by itself, and was replaced
+        if slot in self.due:
+            del self.due[slot]  # it died by itself
+        else:
+            self.leaving.add((slot, generation))
 
     def _tell(self, kind: int, **fields: Any) -> None:
         if self.control < 0:
@@ -247,6 +268,7 @@ class Zygote:
                 return
             child = self.children.pop(pid, None)
             if child is not None:
+                self._obey()  # a worker that retires dies after the pool has said so
                 self._bury(pid, child, status, usage.ru_maxrss)
 
     def _bury(self, pid: int, child: _Child, status: int, rss: int) -> None:
@@ -269,7 +291,11 @@ class Zygote:
             rss_kb=rss // 1024 if _DARWIN else rss,
             flags=flags,
         )
+        place = (child.slot, child.generation)
         if self.stopping or self.broken:
+            return
+        if place in self.leaving:
+            self.leaving.discard(place)
             return
         now = time.monotonic()
         self.due[child.slot] = now + self._pause(child, status)

@@ -36,6 +36,7 @@ from ._map import MapIterator, Stream, inline_results
 from ._options import (
     Options,
     at_least_one,
+    check_least,
     check_limits,
     check_restarts,
     check_workers,
@@ -154,12 +155,14 @@ class _Face(Executor):
         core.check()
         core.native.wait_workers(_BIRTHS_S)
         workers = self.workers()
-        if len(workers) < core.workers:  # one has died, and the look at it was the first to tell
+        if len(workers) < core.native.stats()["wanted"]:
+            # One has died, and the look at it was the first to tell.
             core.native.wait_workers(_BIRTHS_S)
             workers = self.workers()
         futures = [
             Future(core, core.submit(fn, args, kwargs, self._options, slot=worker.slot))
             for worker in workers
+            if worker.state != "leaving"
         ]
         try:
             for future in futures:
@@ -418,7 +421,9 @@ class _Face(Executor):
             return ()
         core.turn()
         infos = core.native.workers()
-        if core.native.state == _native.POOL_OPEN and not all(i["generation"] for i in infos):
+        stats = core.native.stats()
+        born = sum(info["generation"] > 0 for info in infos)
+        if stats["state"] == _native.POOL_OPEN and born < stats["wanted"]:
             # An initializer may take its time: then only the births are waited for.
             core.native.wait_workers(_BIRTHS_S if not core.initializes else _BIRTHS_S / 50)
             infos = core.native.workers()
@@ -462,6 +467,11 @@ class ProcessPool(_Face):
     Args:
         max_workers: How many workers, 1 to 4096. None: the CPUs this process may use (affinity
             and cgroup quota).
+        min_workers: How many there are even when there is little to do, from 1 up; more are
+            started when tasks wait and nobody is free. None: all of them, always (with
+            `idle_time`: 1).
+        idle_time: Seconds without work after which a worker above `min_workers` leaves; None: it
+            stays.
         mp_context: For drop-in use: of a multiprocessing context only the start method's name is
             read ("forkserver" means "zygote"), and only if `start_method` is "auto".
         initializer: Called in every worker before its first task. If it fails, the pool is
@@ -501,6 +511,8 @@ class ProcessPool(_Face):
         max_rss: int | None = None,
         restarts: tuple[int, float] | None = None,
         init_timeout: float | None = 60,
+        min_workers: int | None = None,
+        idle_time: float | None = None,
         name: str | None = None,
     ) -> None:
         from . import _start
@@ -528,6 +540,8 @@ class ProcessPool(_Face):
             "max_rss": at_least_one("max_rss", max_rss),
             "restarts": check_restarts(restarts, workers),
             "init_timeout": init_timeout,
+            "least": check_least(min_workers, idle_time, workers),
+            "idle_time": 0.0 if idle_time is None else seconds("idle_time", idle_time),
             "name": name or f"pool-{next(_names)}",
         }
         self._options = Options(flags=_native.RETRY_DEATH)

@@ -48,11 +48,6 @@ def test_text_and_objects_say_the_same() -> None:
         fm.thread(0)
 
 
-def test_ipc_fork_has_a_fixed_size() -> None:
-    with pytest.raises(ValueError, match="min_workers"):
-        fm.ipc_fork(2, min_workers=1)
-
-
 # ---------------------------------------------------------------------- thread
 
 

@@ -240,11 +240,12 @@ C_LAYERS["chunk"] = {"channel", "port", "arena", *C_LAYERS["channel"]}
 C_LAYERS["worker"] = C_LAYERS["reaper"] = {"chunk", *C_LAYERS["chunk"]}
 C_LAYERS["dispatcher"] = {"worker", "reaper", *C_LAYERS["worker"]}
 C_LAYERS["events"] = {"dispatcher", *C_LAYERS["dispatcher"]}
-C_LAYERS["lead"] = {"events", *C_LAYERS["events"]}
+C_LAYERS["size"] = {"events", *C_LAYERS["events"]}
+C_LAYERS["lead"] = {"size", *C_LAYERS["size"]}
 C_LAYERS["pool"] = {"lead", *C_LAYERS["lead"]}
 C_RULE = (
     "error, guard <- sys <- frame <- slot <- channel, port, arena <- chunk <- worker, reaper"
-    " <- dispatcher <- events <- lead <- pool"
+    " <- dispatcher <- events <- size <- lead <- pool"
 )
 # Who holds a reference gives it back, and the last one frees: a chunk does so with its pool, its
 # function and its inbox.

@@ -54,7 +54,6 @@ class IpcFork(ProcessPool):
         idle_time: float | None = None,
         name: str | None = None,
     ) -> None:
-        self.check(min_workers=min_workers, idle_time=idle_time)
         if pin:
             initializer, initargs = self._pinning(initializer, initargs)
         super().__init__(
@@ -68,21 +67,14 @@ class IpcFork(ProcessPool):
             max_rss=max_rss,
             restarts=restarts,
             init_timeout=init_timeout,
+            min_workers=min_workers,
+            idle_time=idle_time,
             name=name,
         )
         self.name = self._name
         self.width = self._max_workers
         self.window = 2 * self.width
         self._replaces = max_tasks_per_child is not None or max_rss is not None
-
-    @classmethod
-    def check(cls, *, min_workers: Any = None, idle_time: Any = None, **_: Any) -> None:
-        """Refuse what workers cannot do."""
-        if min_workers is not None or idle_time is not None:
-            raise ValueError(
-                "ipc_fork has as many workers as it was made with: min_workers and idle_time are "
-                "for 'thread'"
-            )
 
     def _pinning(
         self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
@@ -98,7 +90,7 @@ class IpcFork(ProcessPool):
     def metrics(self) -> Metrics:
         """The figures of the whole pool at this moment."""
         stats = self.stats()
-        born = stats.alive + stats.deaths + stats.recycled
+        born = stats.alive + stats.deaths + stats.recycled + stats.retired
         started = stats.outcomes - stats.cancelled + stats.in_flight
         return Metrics(
             created=born,

@@ -13,15 +13,14 @@ Threads: any; `take` from several at a time too.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
-from ._core import OUR_THREADS
 from ._map import Stream
 from ._options import Options
+from ._process import our_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -201,11 +200,8 @@ class Batches:
         """Run a job in a thread of ours, which `close` waits for."""
 
         def run() -> None:
-            OUR_THREADS.add(_thread.get_ident())
-            try:
+            with our_thread():
                 job()
-            finally:
-                OUR_THREADS.discard(_thread.get_ident())
 
         thread = threading.Thread(target=run, name=f"{self.core.life.name}-lane", daemon=True)
         thread.start()

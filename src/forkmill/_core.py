@@ -29,6 +29,7 @@ from weakref import WeakSet
 
 from . import _native, errors
 from ._codec import Codec, Functions
+from ._process import OUR_THREADS, exit_failed, our_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from ._options import Options
 
 __all__ = ["OUR_THREADS", "Collector", "Core", "Life"]
-
-# Identifiers of our own Python threads: start_method="auto" does not count them.
-OUR_THREADS: set[int] = set()
 
 _LINGER_S = 0.1  # an idle collector ends after this
 _JOIN_S = 1.4  # the gentle ladder takes 1.0 s at most, plus the reaping
@@ -102,12 +100,9 @@ class Collector:
     def _run(self) -> None:
         inbox = self._inbox
         assert inbox is not None
-        OUR_THREADS.add(_thread.get_ident())
-        try:
+        with our_thread():
             while self._turn(inbox):
                 pass
-        finally:
-            OUR_THREADS.discard(_thread.get_ident())
 
     def _turn(self, inbox: _native.Inbox) -> bool:
         """Deliver one batch; False: the thread shall end. Nothing of it is kept while waiting."""
@@ -295,11 +290,8 @@ class Life:
         job = job or self.finish
 
         def run() -> None:
-            OUR_THREADS.add(_thread.get_ident())
-            try:
+            with our_thread():
                 job()
-            finally:
-                OUR_THREADS.discard(_thread.get_ident())
 
         try:
             _thread.start_new_thread(run, ())
@@ -313,7 +305,7 @@ def _at_exit() -> None:
     A clean exit finishes accepted tasks; after an unhandled exception, or on Ctrl-C while it
     waits, the ladder starts at once.
     """
-    ladder = _native.LADDER_TERM if _failed() else 0
+    ladder = _native.LADDER_TERM if exit_failed() else 0
     for life in tuple(_ALIVE):
         life.refuse()
         if ladder:
@@ -326,15 +318,6 @@ def _at_exit() -> None:
             for other in tuple(_ALIVE):
                 if not other.foreign():
                     other._stop(ladder)
-
-
-def _failed() -> bool:
-    """Whether the interpreter ends because of an unhandled exception.
-
-    At a prompt the last exception is an old story.
-    """
-    failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
-    return failed and not hasattr(sys, "ps1") and not sys.flags.interactive
 
 
 # concurrent.futures uses the same hook, for the same reason: atexit runs after the join of

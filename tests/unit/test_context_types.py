@@ -263,3 +263,27 @@ def test_a_lane_lets_everybody_go_who_waits_in_take(kind: str, how: str) -> None
     assert not any(thread.is_alive() for thread in threads)
     assert [piece for piece in taken if piece] == [[-1]]
     lane.close()
+
+
+def test_a_cow_fork_is_no_reason_to_start_a_fresh_process() -> None:
+    """Its thread is ours: a pool that is made beside it may still fork."""
+    from forkmill import _start
+
+    before = _start.pick_method("auto", None)
+    with fm.executor("cow_fork", 1) as executor:
+        assert executor.submit(testing.square, 3).result(20) == 9
+        assert _start.pick_method("auto", None) == before
+
+
+def test_a_type_may_have_futures_of_its_own() -> None:
+    from forkmill.contexts import base
+    from forkmill.contexts.inline import Inline
+
+    class Mine(base.Future):
+        pass
+
+    class Own(Inline):
+        future_class = Mine
+
+    with Own() as executor:
+        assert type(executor.submit(testing.square, 2)) is Mine

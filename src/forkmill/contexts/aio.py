@@ -36,8 +36,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .._process import exit_failed
 from .base import Backlog, Call, Executor, Ledger, Options, closed_error
-from .thread import Threads, exit_failed  # its exit hook is set up first, so ours runs before it
+from .thread import Threads  # its exit hook is set up first, so ours runs before it
 
 if TYPE_CHECKING:
     from collections.abc import Callable

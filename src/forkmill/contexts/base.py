@@ -167,6 +167,7 @@ class Call:
         kwargs: dict[str, Any],
         options: Options,
         ledger: Ledger,
+        future: Future | None = None,
     ) -> None:
         self.fn: Any = fn
         self.args: Any = args
@@ -174,7 +175,7 @@ class Call:
         self.options = options
         self.ledger = ledger
         self.context: Any = None  # the caller's context variables, for a type that takes them
-        self.future = Future()
+        self.future = Future() if future is None else future
         self.attempts = 0
 
     def start(self) -> bool:
@@ -339,7 +340,7 @@ class _Face(concurrent.futures.Executor):
             raise TypeError(f"the first argument must be callable, not {type(fn).__name__!r}")
         whole = self._whole
         whole._check_process()
-        call = Call(fn, args, kwargs, self._options, whole.ledger)
+        call = Call(fn, args, kwargs, self._options, whole.ledger, whole.future_class())
         future = call.future
         whole._accept(call)
         return future
@@ -506,6 +507,7 @@ class Executor(_Face, ABC):
         isolated: Whether calls run in other processes.
         copies: How many copies of a stage's state there are: one that is "shared", or one for
             each "worker" or "call".
+        future_class: What `submit` returns.
         width: How many calls run at once, at most.
         ledger: Counts calls as they start and end; a type adds what it makes (`born`).
         window: How many items `map` pulls ahead of its reader.
@@ -516,6 +518,7 @@ class Executor(_Face, ABC):
     kills: ClassVar[bool] = False
     isolated: ClassVar[bool] = False
     copies: ClassVar[str] = "shared"
+    future_class: ClassVar[Any] = Future
 
     def __init__(self, max_workers: int | None = None, *, name: str | None = None) -> None:
         self._options = Options()

@@ -42,6 +42,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _native, _worker, errors
+from .._process import exit_failed, our_thread
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
 from .call_lane import mark_last
 
@@ -60,6 +61,46 @@ _UNWATCHED = 0.02  # seconds between two looks at children that no pidfd tells o
 _MAX_BATCH = 4096
 _NEVER = float("inf")
 _LINUX = sys.platform == "linux"
+
+
+class _Future(Future):
+    """Keeps its outcome encoded until somebody asks: user code that decoding runs (INV-4) must
+    not run in the forking thread.
+    """
+
+    # The outcome: what it returns is (result, None) or (None, exception).
+    _encoded: Callable[[], tuple[Any, BaseException | None]] | None = None
+    _decoder = 0  # the thread that decodes
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            self._await_decoded(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # a cycle: the exception's traceback has this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._await_decoded(timeout)
+        return super().exception(timeout)
+
+    def _await_decoded(self, timeout: float | None) -> None:
+        super().exception(timeout)
+        if self._encoded is None:
+            return
+        if self._decoder == threading.get_ident():
+            raise errors.PoolError(
+                "decoding this future's result asks for the same future's result"
+            )
+        # Not the condition: `done` must not wait for a decoding. setdefault is one step for all.
+        with self.__dict__.setdefault("_gate", threading.Lock()):
+            if self._encoded is None:
+                return
+            self._decoder = threading.get_ident()
+            try:
+                self._result, self._exception = self._encoded()
+                self._encoded = None
+            finally:  # Ctrl-C in the middle: the next one tries again
+                self._decoder = 0
 
 
 class CowFork(Executor):
@@ -81,6 +122,7 @@ class CowFork(Executor):
     kills: ClassVar[bool] = True
     isolated: ClassVar[bool] = True
     copies: ClassVar[str] = "call"
+    future_class: ClassVar[Any] = _Future
 
     def __init__(
         self, max_workers: int | None = None, *, batch: int = 1, name: str | None = None
@@ -99,7 +141,6 @@ class CowFork(Executor):
             raise ValueError(f"batch must be at most {_MAX_BATCH}, not {batch}")
 
     def _accept(self, call: Call) -> None:
-        call.future.__class__ = _Future  # the base makes it, before it knows whose it is
         self._forker.accept(call)
 
     def _check_open(self) -> None:
@@ -142,46 +183,6 @@ class CowFork(Executor):
         if isinstance(exc[1], KeyboardInterrupt):
             self._forker.stop()
         self.shutdown(wait=True)
-
-
-class _Future(Future):
-    """Keeps its outcome encoded until somebody asks: user code that decoding runs (INV-4) must
-    not run in the forking thread.
-    """
-
-    # The outcome: what it returns is (result, None) or (None, exception).
-    _encoded: Callable[[], tuple[Any, BaseException | None]] | None = None
-    _decoder = 0  # the thread that decodes
-
-    def result(self, timeout: float | None = None) -> Any:
-        try:
-            self._await_decoded(timeout)
-            return super().result(timeout)
-        finally:
-            del self  # a cycle: the exception's traceback has this frame
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._await_decoded(timeout)
-        return super().exception(timeout)
-
-    def _await_decoded(self, timeout: float | None) -> None:
-        super().exception(timeout)
-        if self._encoded is None:
-            return
-        if self._decoder == threading.get_ident():
-            raise errors.PoolError(
-                "decoding this future's result asks for the same future's result"
-            )
-        # Not the condition: `done` must not wait for a decoding. setdefault is one step for all.
-        with self.__dict__.setdefault("_gate", threading.Lock()):
-            if self._encoded is None:
-                return
-            self._decoder = threading.get_ident()
-            try:
-                self._result, self._exception = self._encoded()
-                self._encoded = None
-            finally:  # Ctrl-C in the middle: the next one tries again
-                self._decoder = 0
 
 
 class _Child:
@@ -359,6 +360,10 @@ class _Forker:
     # ------------------------------------------------------------------ the forking thread
 
     def _run(self) -> None:
+        with our_thread():
+            self._live()
+
+    def _live(self) -> None:
         try:
             self._prepare()
             while self._turn():
@@ -818,8 +823,7 @@ def _at_exit() -> None:
     A clean exit finishes accepted calls; after an unhandled exception, or on Ctrl-C while it
     waits, the ladder starts at once.
     """
-    failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
-    failed = failed and not hasattr(sys, "ps1") and not sys.flags.interactive
+    failed = exit_failed()
     for forker in _ours():
         forker.close()
         if failed:

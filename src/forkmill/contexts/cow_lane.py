@@ -19,6 +19,7 @@ from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .._process import our_thread
 from .call_lane import CopyLane, Whole
 from .lane import Outputs, Taken
 
@@ -60,6 +61,10 @@ class CowLane(CopyLane):
 
     def _read(self) -> None:
         """A reader: one item after the other."""
+        with our_thread():
+            self._read_all()
+
+    def _read_all(self) -> None:
         while (entry := self._line.get()) is not None:
             if not self._over:
                 self._read_item(*entry)

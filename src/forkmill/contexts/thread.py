@@ -16,12 +16,12 @@ Invariants:
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .._process import exit_failed
 from .base import Backlog, Call, Executor, Ledger, check_initializer, integer, seconds
 
 if TYPE_CHECKING:
@@ -261,12 +261,6 @@ def pin_thread(number: int) -> None:
 
 
 # ---------------------------------------------------------------------- at exit
-
-
-def exit_failed() -> bool:
-    """Whether the interpreter ends because of an unhandled exception."""
-    failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
-    return failed and not hasattr(sys, "ps1") and not sys.flags.interactive
 
 
 def _at_exit() -> None:

@@ -40,6 +40,7 @@ QUESTIONS = (
     "memory",
     "stdlib_parse",
     "cow_fork",
+    "contexts",
 )
 _LONGEST_S = 1200.0  # a question that has not ended by then never will
 

@@ -86,13 +86,15 @@ def test_a_child_sees_the_parent_as_it_is_at_its_fork(ex: CowFork) -> None:
 
 
 @pytest.mark.skipif(not LINUX, reason="smaps")
-def test_a_large_input_costs_a_child_next_to_no_memory(run_script) -> None:
+@pytest.mark.parametrize("items", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_a_large_input_costs_a_child_next_to_no_memory(run_script, items: int) -> None:
+    """A lambda over a structure of 100 MB, or 1 GB: less than 20 MB of its own."""
     run_script(
-        """
+        f"""
         from pathlib import Path
         import forkmill as fm
 
-        large = [bytes(1000) for _ in range(100_000)]
+        large = [bytes(1000) for _ in range({items})]
 
         def private_kib():
             assert len(large[-1]) == 1000
@@ -100,7 +102,7 @@ def test_a_large_input_costs_a_child_next_to_no_memory(run_script) -> None:
             return int(text.partition("Private_Dirty:")[2].split()[0])
 
         with fm.executor("cow_fork", 2) as ex:
-            kib = ex.submit(private_kib).result()
+            kib = ex.submit(lambda: private_kib()).result()
         assert kib < 20 * 1024, kib
         """
     )

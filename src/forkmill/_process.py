@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["OUR_THREADS", "exit_failed", "our_thread"]
+__all__ = ["DAEMON", "OUR_THREADS", "exit_failed", "our_thread"]
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()
+
+
+# Whether a thread of ours, which an exit hook ends, may be a daemon: not in a subinterpreter, where
+# it is joined at the end, whatever has failed.
+DAEMON: bool = getattr(_thread, "daemon_threads_allowed", lambda: True)()
 
 
 @contextmanager

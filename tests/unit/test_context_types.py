@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import os
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -287,3 +288,34 @@ def test_a_type_may_have_futures_of_its_own() -> None:
 
     with Own() as executor:
         assert type(executor.submit(testing.square, 2)) is Mine
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="no subinterpreters to be had")
+def test_forkmill_works_inside_a_subinterpreter(run_script: Any) -> None:
+    """Without the extension: contexts in this process, and what `interpreter` runs there."""
+    run_script(
+        '''
+        import _interpreters
+
+        inside = """if True:
+            import sys
+            import forkmill as fm
+            from forkmill import _codec
+            from forkmill.contexts import interpreter
+
+            good, data, buffers = interpreter._run(interpreter._encode((divmod, (7, 2), {})))
+            assert good and _codec.loads(data, buffers) == (3, 1)
+            good, data, _ = interpreter._run(interpreter._encode((divmod, (7, 0), {})))
+            assert not good
+            assert type(_codec.load_failure(memoryview(data))) is ZeroDivisionError
+            for kind in ("inline", "thread", "async"):
+                with fm.executor(kind, 2) as executor:
+                    assert list(executor.map(abs, [-1, -2])) == [1, 2]
+            assert "forkmill._native" not in sys.modules
+        """
+        interpreter = _interpreters.create()
+        failure = _interpreters.exec(interpreter, inside)
+        _interpreters.destroy(interpreter)
+        assert failure is None, failure.errdisplay
+        '''
+    )

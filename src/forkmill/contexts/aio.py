@@ -36,7 +36,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import exit_failed
+from .._process import DAEMON, exit_failed
 from .base import Backlog, Call, Executor, Ledger, Options, closed_error
 from .thread import Threads  # its exit hook is set up first, so ours runs before it
 
@@ -65,7 +65,7 @@ class Loop:
         self.running: set[asyncio.Task[None]] = set()
         self.plain: set[Call] = set()  # accepted, not over, in need of a thread
         self.threads = Threads(name, Ledger(), width)
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread = threading.Thread(target=self._run, name=name, daemon=DAEMON)
         self.lock = threading.Lock()  # guards `open`: waking a loop that is closed raises
         self.open = True
         try:

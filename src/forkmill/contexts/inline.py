@@ -30,7 +30,7 @@ class Inline(Executor):
     type = "inline"
 
     def __init__(self, max_workers: int | None = None, *, name: str | None = None) -> None:
-        super().__init__(max_workers, name=name)
+        super().__init__(1 if max_workers is None else max_workers, name=name)
         self.width = self.window = 1
         self._closed = False
 

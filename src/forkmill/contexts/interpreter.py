@@ -2,6 +2,9 @@
 
 Guarantees: a call and its outcome travel as bytes, encoded as for a worker process, so values and
 errors are those of ipc_fork. Where there are no subinterpreters nothing is encoded at all.
+
+What runs there imports this module, so nothing that it imports needs `_native`: an extension that
+knows nothing of subinterpreters cannot be loaded in one.
 """
 
 from __future__ import annotations
@@ -9,10 +12,11 @@ from __future__ import annotations
 import functools
 import sys
 import warnings
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
-from .. import _codec
-from .base import Call
+from .. import _codec, errors
+from .base import Call, check_initializer, cpus
 from .thread import Thread
 
 if TYPE_CHECKING:
@@ -56,16 +60,15 @@ class Interpreter(Thread):
     ) -> None:
         self._inner: Any = None
         if max_workers is None:
-            from .base import cpus
-
             max_workers = cpus()
         if sys.version_info >= (3, 14):  # pragma: no cover  # not on the CPythons tested so far
             from concurrent.futures import InterpreterPoolExecutor
 
             super().__init__(max_workers, name=name)
+            check_initializer(initializer, initargs)
             prepare = () if initializer is None else (_encode((initializer, initargs, {})),)
             self._inner = InterpreterPoolExecutor(
-                self.width, self.name, initializer=_run if prepare else None, initargs=prepare
+                self.width, self.name, initializer=_prepare if prepare else None, initargs=prepare
             )
             self.copies = "call"  # type: ignore[misc]  # nothing of ours is shared with them
         else:
@@ -82,8 +85,11 @@ class Interpreter(Thread):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more, finish what was accepted, end the subinterpreters. Idempotent."""
         super().shutdown(wait, cancel_futures=cancel_futures)
-        if self._inner is not None:  # pragma: no cover
-            self._inner.shutdown(wait, cancel_futures=False)
+        # Not before our calls are through, which still need it: without `wait` they hold it, and it
+        # ends with the last of them.
+        inner, self._inner = self._inner, None
+        if inner is not None and wait:  # pragma: no cover
+            inner.shutdown()
 
 
 def _encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
@@ -93,10 +99,20 @@ def _encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
 
 def _remote(inner: Any, blob: Any) -> Any:  # pragma: no cover
     """One call in a subinterpreter, from the thread that waits for it."""
-    good, data, buffers = inner.submit(_run, blob).result()
+    try:
+        good, data, buffers = inner.submit(_run, blob).result()
+    except BrokenExecutor as error:
+        raise errors.InitError("the initializer failed in a subinterpreter", [error]) from error
     if good:
         return _codec.loads(data, [bytearray(buffer) for buffer in buffers])
     raise _codec.load_failure(memoryview(data))
+
+
+def _prepare(blob: Any) -> None:  # pragma: no cover
+    """In a new subinterpreter: its initializer. What it raises breaks the pool."""
+    good, data, _ = _run(blob)
+    if not good:
+        raise _codec.load_failure(memoryview(data))
 
 
 def _run(blob: Any) -> tuple[bool, bytes, list[bytes]]:  # pragma: no cover

@@ -21,7 +21,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import exit_failed
+from .._process import DAEMON, exit_failed
 from .base import Backlog, Call, Executor, Ledger, check_initializer, integer, seconds
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Threads:
                 return
             number = self.born
             thread = threading.Thread(
-                target=self._run, args=(number,), name=f"{self.name}-{number}", daemon=True
+                target=self._run, args=(number,), name=f"{self.name}-{number}", daemon=DAEMON
             )
             try:
                 thread.start()

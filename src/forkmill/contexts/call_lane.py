@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import _codec, errors
-from .lane import END, Copy, Outputs, SharedLane, Taken, as_outputs, collect
+from .lane import END, MANY, Copy, Outputs, SharedLane, Taken, as_outputs, collect
 
 if TYPE_CHECKING:
     import asyncio
@@ -125,7 +125,7 @@ class CallLane(SharedLane):
             self._stopped += self._under_way
         for future in self._stopped:
             future.cancel()
-        self._earned(1 << 30)  # streams go on, and see that it is over
+        self._earned(MANY)  # streams go on, and see that it is over
         for future in self._stopped:
             kill = getattr(future, "kill", future.cancel)
             with contextlib.suppress(errors.PoolError):

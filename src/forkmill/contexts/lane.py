@@ -47,6 +47,7 @@ __all__ = ["END", "Batch", "InlineLane", "Lane", "SharedLane", "Taken", "Work"]
 
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 CREDIT = 256  # outputs of a lane's streams that may wait to be taken
+MANY = 4096  # more than there can be streams: credit for all of them, at the end
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import queue
 from typing import TYPE_CHECKING, Any
 
 from .in_worker import Drop, Function, Parked, Resume, is_generator
-from .lane import END, Batch, Outputs, SharedLane, Taken, as_outputs
+from .lane import END, MANY, Batch, Outputs, SharedLane, Taken, as_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -171,7 +171,7 @@ class WorkerLane(SharedLane):
             yield Taken(END, outputs)
 
     def _stop(self) -> None:
-        self._earned(1 << 30)  # readers go on, and see that it is over
+        self._earned(MANY)  # readers go on, and see that it is over
         self._parked.put(None)
         self._batches.close()
         if not self._ended_well:

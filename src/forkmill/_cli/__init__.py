@@ -1,0 +1,14 @@
+"""The parts of the command line, of which `forkmill.cli` is the face.
+
+=========  ======================================================================
+target     MODULE:NAME on a command line -> the object
+inputs     files and standard input -> blocks of whole records
+records    what runs in the workers: a block of records -> its results as text
+filter     `forkmill map`: blocks to workers, results to the output, in constant memory
+doctor     what this machine allows
+demo       a job that every machine has the data for
+screen     progress bars and tables on a terminal
+=========  ======================================================================
+
+Workers import `records`, `demo` and what they need of the standard library: neither click nor rich.
+"""

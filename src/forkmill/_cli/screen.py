@@ -1,0 +1,91 @@
+"""What is shown on a terminal: progress bars, tables. The only module that imports rich.
+
+Guarantees:
+    * Progress goes to stderr, and only if that is a terminal.
+    * No thread is started: a bar is drawn when there is something new, ten times a second at most.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+__all__ = ["Bar", "table"]
+
+_PAUSE_S = 0.1
+
+
+class Bar:
+    """A progress bar on stderr; does nothing if that is not a terminal.
+
+    Args:
+        title: Before the bar.
+        total: What makes it full; None: not known.
+        in_bytes: Whether it counts bytes.
+        wanted: False: show nothing, terminal or not.
+    """
+
+    def __init__(
+        self, title: str, total: float | None, *, in_bytes: bool = False, wanted: bool = True
+    ) -> None:
+        self.on = wanted and sys.stderr.isatty()
+        self._next = 0.0
+        if not self.on:
+            return
+        columns: list[ProgressColumn] = [
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+            DownloadColumn() if in_bytes else TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            *([TransferSpeedColumn()] if in_bytes else []),
+            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        ]  # fmt: skip
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), auto_refresh=False, transient=True
+        )
+        self._task = self._progress.add_task(title, total=total, note="")
+
+    def __enter__(self) -> Bar:
+        if self.on:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if self.on:
+            self._progress.stop()
+
+    def show(self, done: float, note: str = "") -> None:
+        """Draw it, if it is time to."""
+        now = time.monotonic()
+        if self.on and now >= self._next:
+            self._next = now + _PAUSE_S
+            self._progress.update(self._task, completed=done, note=note, refresh=True)
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print a table; columns whose name starts with ">" are numbers."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        shown.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
+    for row in rows:
+        shown.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    Console().print(shown)

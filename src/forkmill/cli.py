@@ -1,0 +1,474 @@
+"""The command line: ``forkmill map | demo | doctor | completion``, also ``python -m forkmill``.
+
+Guarantees:
+    * Exit status: 0 all well, 1 something failed, 2 misuse, 130 stopped by Ctrl-C.
+    * A user's mistake is answered with what is wrong, which argument it is, and what to do; never
+      with a traceback.
+    * stdout has results and nothing else; progress is on stderr, and only if that is a terminal.
+
+The work is done in `forkmill._cli`; here are the commands, their options and their messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+from click.shell_completion import get_completion_class
+
+from . import __version__, errors
+from ._cli.target import TargetError, load, load_module
+
+if TYPE_CHECKING:
+    from ._cli.filter import Filter
+    from ._cli.records import Failure, Kind
+
+    ParamType = click.ParamType[Any]  # not generic before click 8.3, nor there when it runs
+else:
+    ParamType = click.ParamType
+
+__all__ = ["app", "main"]
+
+FAILED, MISUSE, INTERRUPTED = 1, 2, 130
+_SHELLS = ("bash", "zsh", "fish")
+_MOST_TOLD = 10  # failures told one by one under --on-error skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; None: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        code: object = app.main(arguments, prog_name="forkmill", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        tell("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        nobody_reads()
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def tell(message: str) -> None:
+    """A line on stderr, if there is one."""
+    with contextlib.suppress(OSError):
+        click.echo(f"forkmill: {message}", err=True)
+
+
+def fail(message: str) -> NoReturn:
+    """End with a message and status 1."""
+    raise click.ClickException(message)
+
+
+def nobody_reads() -> None:
+    """The reader of our output is gone: let the flush at exit go nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+class _Target(ParamType):
+    """MODULE:NAME; the value is the object."""
+
+    def __init__(self, name: str, example: str) -> None:
+        self.name = name
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            found = load(value, example=self._example)
+        except TargetError as error:
+            self.fail(str(error), param, ctx)
+        if not callable(found):
+            self.fail(f"{value} is a {type(found).__name__}, and cannot be called", param, ctx)
+        return found
+
+
+class _RecordKind(ParamType):
+    """lines, json, csv or bytes:N."""
+
+    name = "kind"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Kind:
+        from ._cli.records import kind
+
+        try:
+            return value if not isinstance(value, str) else kind(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+workers_option = click.option(
+    "-j",
+    "--workers",
+    type=click.IntRange(1, 4096),
+    metavar="N",
+    help="Worker processes (default: the CPUs this process may use).",
+)
+progress_option = click.option(
+    "--progress", is_flag=True, help="Show progress on stderr, if that is a terminal."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="forkmill")
+def app() -> None:
+    """Run Python functions on every core of this machine.
+
+    Exit status: 0 all well, 1 something failed, 2 a wrong command line, 130 stopped by Ctrl-C.
+    """
+
+
+# ------------------------------------------------------------------------------ map
+
+
+@app.command("map")
+@click.argument("function", metavar="MODULE:FUNCTION", type=_Target("function", "json:loads"))
+@click.argument(
+    "files",
+    metavar="[FILE...|-]",
+    nargs=-1,
+    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
+)
+@workers_option
+@click.option("--unordered", is_flag=True, help="Results as they come, not as the input goes.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(dir_okay=False, writable=True, allow_dash=True),
+    default="-",
+    help="Write results there (default: stdout).",
+)
+@click.option(
+    "--on-error",
+    metavar="stop|skip|FILE",
+    default="stop",
+    show_default=True,
+    help="What a failing record does: stops everything; is told and skipped; is written to FILE, "
+    "a JSON object a line.",
+)
+@click.option(
+    "--in",
+    "kind",
+    metavar="lines|json|csv|bytes:N",
+    type=_RecordKind(),
+    default="lines",
+    show_default=True,
+    help="What a record is: a line; the JSON value of a line; a row, as a dict by the names in the "
+    "file's first row; N bytes.",
+)
+@progress_option
+def map_(
+    function: Any,
+    files: tuple[str, ...],
+    workers: int | None,
+    unordered: bool,
+    output: str,
+    on_error: str,
+    kind: Kind,
+    progress: bool,
+) -> int:
+    """Call FUNCTION on every record of the FILEs, or of stdin, in parallel.
+
+    A result is printed on a line of its own: as it is if it is a string, else as JSON, else as
+    repr; line breaks in it are escaped. Inputs that end in .gz or .zst are unpacked. Memory does
+    not depend on the size of the input.
+
+    \b
+    forkmill map json:loads --in lines events.jsonl.gz
+    zcat access.log.gz | forkmill map mymodule:parse - -j 4 --on-error bad.jsonl -o parsed.jsonl
+    """
+    from ._cli.filter import Filter, Output, Stopped
+    from ._cli.inputs import InputError, open_zstd
+
+    paths = list(files) or ["-"]
+    if any(path.endswith(".zst") for path in paths):
+        try:
+            open_zstd()
+        except InputError as error:
+            raise click.BadParameter(str(error), param_hint="FILE") from None
+    not_an_input(output, paths, "-o")
+    if on_error not in ("stop", "skip"):
+        not_an_input(on_error, paths, "--on-error")
+    with contextlib.ExitStack() as stack:
+        out = Output(1 if output == "-" else stack.enter_context(created(output)))
+        run = Filter(
+            function,
+            kind,
+            paths,
+            out,
+            workers=workers,
+            ordered=not unordered,
+            on_failure=failure_sink(on_error, stack),
+        )
+        try:
+            show_while(run, paths, progress and not (output == "-" and sys.stdout.isatty()))
+        except Stopped as error:
+            fail(str(error))
+        except InputError as error:
+            fail(str(error))
+        except BrokenPipeError:
+            nobody_reads()  # enough was read, as by `head`
+        except KeyboardInterrupt:
+            where = f" at {run.position}" if run.position else ""
+            tell(f"stopped{where}: {run.counts.records:,} records done" + failed_text(run))
+            return INTERRUPTED
+        except errors.PoolError as error:
+            fail(f"the workers cannot run: {error}")
+        except OSError as error:
+            fail(f"cannot write the results: {error.strerror}")
+    if run.counts.failed:
+        tell(f"{run.counts.failed:,} of {run.counts.records:,} records failed")
+        return FAILED
+    return 0
+
+
+def failed_text(run: Filter) -> str:
+    return f", {run.counts.failed:,} of them failed" if run.counts.failed else ""
+
+
+def not_an_input(output: str, paths: list[str], option: str) -> None:
+    """Refuse to write over what is read."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if "-" not in (output, path) and os.path.samefile(output, path):
+                raise click.BadParameter(
+                    f"{output} is read as well; name another file", param_hint=f"'{option}'"
+                )
+
+
+@contextlib.contextmanager
+def created(path: str) -> Any:
+    """The descriptor of a new file."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    except OSError as error:
+        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="'-o'") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def failure_sink(on_error: str, stack: contextlib.ExitStack) -> Any:
+    """Who is told of failing records; None for "stop"."""
+    from ._cli.filter import FailureFile
+
+    if on_error == "stop":
+        return None
+    if on_error == "skip":
+        told = 0
+
+        def tell_some(name: str, line: int, failure: Failure) -> None:
+            nonlocal told
+            told += 1
+            if told <= _MOST_TOLD:
+                tell(f"{name}:{line}: {failure.type}: {failure.message}")
+            if told == _MOST_TOLD:
+                tell("further failures are only counted; --on-error FILE keeps all")
+
+        return tell_some
+    try:
+        file = open(on_error, "w", encoding="utf-8")  # noqa: SIM115  # closed by the stack
+    except OSError as error:
+        raise click.BadParameter(
+            f"neither stop nor skip, and no file that can be written: {on_error}: {error.strerror}",
+            param_hint="'--on-error'",
+        ) from None
+    return FailureFile(stack.enter_context(file))
+
+
+def show_while(run: Filter, paths: list[str], progress: bool) -> None:
+    """Run it, with a progress bar if that is wanted."""
+    if not progress:
+        run.run()
+        return
+    from ._cli.screen import Bar
+
+    sizes = [None if path == "-" else os.stat(path).st_size for path in paths]
+    total = sum(size for size in sizes if size is not None)
+    known = None not in sizes and total > 0
+
+    def show(now: Filter) -> None:
+        note = f"{now.counts.records:,} records" + failed_text(now)
+        bar.show(now.blocks.position, note)
+
+    with Bar("map", total if known else None, in_bytes=True) as bar:
+        run.on_progress = show
+        run.run()
+
+
+# ----------------------------------------------------------------------------- demo
+
+
+@app.command()
+@workers_option
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="forkmill-demo.sqlite",
+    show_default=True,
+    help="The SQLite file; one of an earlier demo is replaced.",
+)
+@click.option("--no-compare", is_flag=True, help="Only the job, without the comparison.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only so many files.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+def demo(
+    workers: int | None, output: Path, no_compare: bool, limit: int | None, as_json: bool
+) -> int:
+    """Count what is in the standard library's sources, on all CPUs, into an SQLite file.
+
+    Each .py file of this interpreter's standard library is parsed and tokenized in a worker; its
+    identifiers, imports and definitions are counted and loaded. A sample of the files is then done
+    by a plain loop and by concurrent.futures too, for comparison.
+    """
+    from ._cli import demo as parts
+    from ._cli.screen import Bar, table
+
+    paths = spread(parts.sources(), limit)
+    if not paths:
+        fail("this interpreter's standard library has no .py files")
+    try:
+        job = parts.Demo(output, workers)
+    except parts.DemoError as error:
+        raise click.BadParameter(str(error), param_hint="'--output'") from None
+    try:
+        with Bar("parsing", len(paths)) as bar:
+            job.run(paths, lambda n: bar.show(n, f"{job.lines:,} lines"))
+        rows = [] if no_compare else list(parts.compare(paths, job.workers))
+    except KeyboardInterrupt:
+        tell(f"stopped after {job.files:,} of {len(paths):,} files; nothing was written")
+        return INTERRUPTED
+    except parts.DemoError as error:
+        fail(str(error))
+    except (errors.PoolError, OSError) as error:
+        fail(f"the workers cannot run: {error}")
+    rank = parts.ranking(output, 10)
+    rates = {name: count / seconds for name, seconds, count in rows}
+    if as_json:
+        facts = {
+            name: getattr(job, name)
+            for name in ("files", "size", "lines", "tokens", "broken", "workers", "seconds")
+        }
+        click.echo(json.dumps(
+            {**facts, "database": str(output), "ranking": rank, "files_per_second": rates}
+        ))  # fmt: skip
+        return 0
+    places = range(max(len(rows) for rows in rank.values()))
+    table(
+        "The standard library's favourites",
+        ("identifier", ">uses", "module", ">imports", "most definitions in", ">defined"),
+        ([cell for rows in rank.values() for cell in at(rows, i)] for i in places),
+    )
+    click.echo(
+        f"{job.files:,} files, {job.lines:,} lines, {job.size / 1e6:.1f} MB, {job.tokens:,} tokens "
+        f"in {job.seconds:.1f} s with {job.workers} workers:\n"
+        f"{job.files / job.seconds:,.0f} files/s, {job.lines / job.seconds:,.0f} lines/s; "
+        f"{job.broken} files do not parse (test data)\n"
+    )
+    if rows:
+        plain = rates["a plain loop"]
+        table(
+            f"The same work on a sample of {rows[0][2]} files, with the same result",
+            ("who", ">seconds", ">files/s", ">speed"),
+            (
+                (name, f"{seconds:.2f}", f"{rates[name]:,.0f}", f"{rates[name] / plain:.2f}x")
+                for name, seconds, _ in rows
+            ),
+        )
+    click.echo(f"wrote {output}; look into it with: python -m sqlite3 {output}")
+    return 0
+
+
+def spread(paths: list[str], limit: int | None) -> list[str]:
+    """At most `limit` of them, from all over the list."""
+    if limit is None or limit >= len(paths):
+        return paths
+    return [paths[i * len(paths) // limit] for i in range(limit)]
+
+
+def at(rows: list[tuple[str, int]], i: int) -> tuple[str, Any]:
+    """A ranking's row, its path cut to the last two parts; blank if there is none."""
+    if i >= len(rows):
+        return "", ""
+    name, number = rows[i]
+    return "/".join(name.split("/")[-2:]) if name.endswith(".py") else name, number
+
+
+# --------------------------------------------------------------------------- doctor
+
+
+@app.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, by section and key.")
+@click.option(
+    "--import",
+    "modules",
+    metavar="MODULE",
+    multiple=True,
+    help="Import it first, to see what a program that uses it gets. May be given more than once.",
+)
+def doctor(as_json: bool, modules: tuple[str, ...]) -> int:
+    """Tell what this machine allows: CPUs, start method, pipes, limits, memory; and try a pool.
+
+    Exit status 1 if something keeps pools from working.
+    """
+    for name in modules:
+        try:
+            load_module(name)
+        except TargetError as error:
+            raise click.BadParameter(str(error), param_hint="'--import'") from None
+    from ._cli.doctor import WRONG, examine
+
+    findings = list(examine())
+    if as_json:
+        facts: dict[str, dict[str, Any]] = {}
+        for found in findings:
+            facts.setdefault(found.section, {})[found.key] = found.value
+        facts["wrong"] = {found.key: found.text for found in findings if found.level == WRONG}
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        section = ""
+        for found in findings:
+            if found.section != section:
+                section = found.section
+                click.secho(section, bold=True)
+            mark = {"good": " ", "note": "*", "wrong": "!"}[found.level]
+            click.echo(f" {mark} {found.text}")
+    return FAILED if any(found.level == WRONG for found in findings) else 0
+
+
+# ---------------------------------------------------------------------- completion
+
+
+@app.command()
+@click.argument("shell", type=click.Choice(_SHELLS))
+def completion(shell: str) -> None:
+    """Print the script that makes SHELL complete forkmill's commands and options.
+
+    \b
+    eval "$(forkmill completion bash)"        # into ~/.bashrc; zsh likewise
+    forkmill completion fish > ~/.config/fish/completions/forkmill.fish
+    """
+    make = get_completion_class(shell)
+    assert make is not None  # one of click's own
+    click.echo(make(app, {}, "forkmill", "_FORKMILL_COMPLETE").source())

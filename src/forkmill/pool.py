@@ -667,7 +667,7 @@ class ProcessPool(_Face):
 
 # ---------------------------------------------------------------------- the one-liner
 
-_shared: dict[int | None, ProcessPool] = {}
+_shared: dict[tuple[int | None, str], ProcessPool] = {}
 _shared_lock = Lock()
 
 
@@ -681,11 +681,13 @@ def _forget_shared() -> None:
 os.register_at_fork(after_in_child=_forget_shared)
 
 
-def _shared_pool(workers: int | None) -> ProcessPool:
+def shared_pool(workers: int | None, start_method: str = "auto") -> ProcessPool:
+    """The pool that everybody gets who asks for the same; it ends at exit."""
+    key = workers, start_method
     with _shared_lock:
-        pool = _shared.get(workers)
+        pool = _shared.get(key)
         if pool is None or pool.stats().state not in ("open", "inline"):
-            pool = _shared[workers] = ProcessPool(workers)
+            pool = _shared[key] = ProcessPool(workers, start_method=start_method)
         return pool
 
 
@@ -720,7 +722,7 @@ def map(
         SerializationError, PoolBroken: As `ProcessPool.map`.
     """
     check_workers(workers)
-    return _shared_pool(workers).map(
+    return shared_pool(workers).map(
         fn,
         *iterables,
         timeout=timeout,

@@ -39,6 +39,7 @@ QUESTIONS = (
     "wakeups",
     "memory",
     "stdlib_parse",
+    "cli_map",
     "cow_fork",
     "contexts",
 )

@@ -6,6 +6,8 @@ A block whose fence says `python no-run` is shown only; say beside it why it can
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,16 @@ def blocks() -> list[object]:
 @pytest.mark.parametrize("code", blocks())
 def test_the_documented_code_runs(code: str, run_script) -> None:
     run_script(code, timeout=30)
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    script = ROOT / "docs" / "reference.py"
+    if not script.exists():
+        pytest.skip("the docs are not here")
+    ran = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=50
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_the_readme_names_the_test_command_that_ci_runs() -> None:

@@ -42,10 +42,11 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_the_readme_names_the_test_command_that_ci_runs() -> None:
+@pytest.mark.parametrize(("mark", "last"), [("demo", "forkmill demo"), ("test", "pytest")])
+def test_the_readme_has_the_commands_that_ci_runs(mark: str, last: str) -> None:
     readme, script = ROOT / "README.md", ROOT / ".ci" / "run"
     if not readme.exists() or not script.exists():
         pytest.skip("the sources are not here")
-    command = re.search(r"<!-- test -->\n```sh\n(.+?)\n```", readme.read_text(), re.S)
-    assert command, ".ci/run takes the command from between these marks"
-    assert "pytest" in command[1]
+    command = re.search(rf"<!-- {mark} -->\n```sh\n(.+?)\n```", readme.read_text(), re.S)
+    assert command, ".ci/run takes the commands from between these marks"
+    assert command[1].endswith(last)

@@ -88,8 +88,9 @@ int64_t fm_now(void);
  *   INT                8 bytes, int64, little endian (as all numbers here)
  *   FLOAT              8 bytes, IEEE double
  *   STR BYTES          u8 n, n bytes (STR: UTF-8)
- *   TUPLE LIST DICT    u16 n, u8 items, n bytes: scalar records only (flat);
- *                      a DICT's items are pairs, key then value
+ *   TUPLE LIST DICT    u16 n, u8 items, n bytes: records of these tags, but
+ *   SET                LONG; a DICT's items are pairs, key then value; keys and
+ *                      a SET's items are scalars
  *   LONG               struct fm_long, then `length` bytes, see below
  */
 enum fm_tag {
@@ -103,6 +104,7 @@ enum fm_tag {
     FM_TAG_TUPLE,
     FM_TAG_LIST,
     FM_TAG_DICT,
+    FM_TAG_SET,
     FM_TAG_LONG = 16
 };
 

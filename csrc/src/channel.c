@@ -277,24 +277,23 @@ int fm__channel_next(struct fm__channel *channel, struct fm__record *out)
 uint32_t fm__channel_run(struct fm__channel *channel, uint32_t most,
                          const uint8_t **data, size_t *size)
 {
-    /* Sizes of the scalars' records by tag; the others end the run. */
-    static const uint8_t sizes[FM_TAG_BYTES + 1] = {
-        [FM_TAG_NONE] = 1, [FM_TAG_TRUE] = 1,  [FM_TAG_FALSE] = 1,
-        [FM_TAG_INT] = 9,  [FM_TAG_FLOAT] = 9, [FM_TAG_STR] = 2,
-        [FM_TAG_BYTES] = 2};
+    /* Sizes of the short records by tag; 2, 4: more follows. */
+    static const uint8_t sizes[FM_TAG_LONG + 1] = {
+        [FM_TAG_NONE] = 1,  [FM_TAG_TRUE] = 1, [FM_TAG_FALSE] = 1,
+        [FM_TAG_INT] = 9,   [FM_TAG_FLOAT] = 9, [FM_TAG_STR] = 2,
+        [FM_TAG_BYTES] = 2, [FM_TAG_TUPLE] = 4, [FM_TAG_LIST] = 4,
+        [FM_TAG_DICT] = 4,  [FM_TAG_SET] = 4};
     const uint8_t *start = channel->in + channel->in_pos, *p = start;
     const uint8_t *end = channel->in + channel->in_end;
     uint32_t n = 0;
     if (channel->in_long)
         return 0;
-    while (n < most && p < end && *p <= FM_TAG_BYTES && *p) {
-        size_t length = sizes[*p];
-        if (length == 2) {
-            if (end - p < 2)
-                break;
-            length += p[1];
-        }
-        if ((size_t)(end - p) < length)
+    while (n < most && p < end && *p < FM_TAG_LONG && sizes[*p]) {
+        size_t left = (size_t)(end - p), length = sizes[*p];
+        if (left < length)
+            break;
+        length += length == 2 ? p[1] : length == 4 ? p[1] | p[2] << 8 : 0;
+        if (left < length)
             break;
         p += length;
         n++;

@@ -41,6 +41,7 @@ int64_t fm_record_size(const uint8_t *p, size_t n)
     case FM_TAG_TUPLE:
     case FM_TAG_LIST:
     case FM_TAG_DICT:
+    case FM_TAG_SET:
         return n < 3 ? 0 : 4 + (p[1] | p[2] << 8);
     case FM_TAG_LONG:
         return long_size(p, n);

@@ -236,8 +236,8 @@ int64_t fm__channel_fill(struct fm__channel *channel);
  * were taken; parse, then feed the rest. */
 size_t fm__channel_feed(struct fm__channel *channel, const uint8_t *data,
                         size_t n);
-/* A run of at most `most` whole scalar records: their count (0: none), where
- * they are and their size together. */
+/* A run of at most `most` whole plain records (none is LONG): their count
+ * (0: none), where they are and their size together. */
 uint32_t fm__channel_run(struct fm__channel *channel, uint32_t most,
                          const uint8_t **data, size_t *size);
 /* Next whole record: 1, 0 (none yet), FM_EPROTO, FM_ETOOBIG. */

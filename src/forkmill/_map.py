@@ -215,6 +215,7 @@ class Items:
         return error
 
 
+@_native.direct_next
 class MapIterator(_native.RecordIterator):
     """What `map` returns: results, as they are asked for. Close it, or just drop it."""
 

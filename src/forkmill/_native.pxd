@@ -26,6 +26,7 @@ cdef extern from "forkmill.h" nogil:
         FM_TAG_TUPLE
         FM_TAG_LIST
         FM_TAG_DICT
+        FM_TAG_SET
         FM_TAG_LONG
     enum fm_what:
         FM_WHAT_PICKLE

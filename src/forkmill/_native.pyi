@@ -1,7 +1,9 @@
 """Types of the one extension module; the C manual is csrc/include/forkmill.h."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+_Iterator = TypeVar("_Iterator", bound=RecordIterator)
 
 class _Codec(Protocol):
     """What turns outcomes into objects. `failure` must never raise."""
@@ -275,6 +277,9 @@ class RecordIterator:
     def _advance(self) -> Task: ...
     def _failed(self) -> None: ...
     def _drop(self) -> None: ...
+
+def direct_next(cls: type[_Iterator]) -> type[_Iterator]:
+    """Decorator of RecordIterator's subclasses: `next` goes straight to C."""
 
 # ------------------------------------------------------------------ _cow.pxi
 

@@ -7,6 +7,10 @@
 #   borrowed pointer, its chunk's tag.
 # Threads: any; the C pool has a mutex of its own.
 
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        void *tp_iternext
+
 cdef int64_t _deadline(object timeout) except? -1:
     """Seconds from now, or None, as a deadline of the core."""
     if timeout is None:
@@ -539,18 +543,21 @@ cdef class RecordIterator:
         return self
 
     def __next__(self):
-        cdef _Outcomes outcomes
-        cdef Task task
-        while True:
-            outcomes = self._outcomes
-            if outcomes is not None:
-                if outcomes.move():
-                    break
-                self._outcomes = None
+        cdef _Outcomes outcomes = self._outcomes
+        cdef const uint8_t *p
+        while outcomes is None or not outcomes.move():
+            self._outcomes = None
             task = self._advance()
             outcomes = _Outcomes.__new__(_Outcomes)
             outcomes.begin(task)
             self._outcomes = outcomes
+        p = outcomes._record
+        if p[0] <= FM_TAG_FLOAT:  # cannot fail: spare it the `try`
+            return _take_single(&p, p + outcomes._size)
+        return self._value(outcomes)
+
+    cdef object _value(self, _Outcomes outcomes):
+        """The value of any record, or its failure raised."""
         if outcomes.is_value():
             try:
                 return outcomes.value(self._loads)
@@ -575,3 +582,15 @@ cdef class RecordIterator:
     def _drop(self):
         """Forget the rest of the chunk that is being read."""
         self._outcomes = None
+
+
+def direct_next(type cls):
+    """Decorator of RecordIterator's subclasses: `next` goes straight to C. Returns the class.
+
+    Cython gives the base a `__next__` method beside its slot, and for its sake Python makes a
+    subclass look that up by name for each item: 35 ns of 110.
+    """
+    if not issubclass(cls, RecordIterator):
+        raise TypeError(f"{cls.__name__} is not a RecordIterator")
+    (<PyTypeObject *>cls).tp_iternext = (<PyTypeObject *>RecordIterator).tp_iternext
+    return cls

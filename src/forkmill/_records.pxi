@@ -1,7 +1,8 @@
 # _records.pxi - values to record bytes and back (formats: forkmill.h, "records").
 #
-# Guarantees: plain values (scalars, flat containers of them) never touch pickle; what comes back
-#   has the same exact type and value. Bytes from a worker are not trusted: nothing is read
+# Guarantees: plain values (scalars; tuples, lists, dicts and sets of plain values) never touch
+#   pickle; what comes back has the same exact types and values, and as with pickle no container in
+#   it is there twice: values that share one, or lead back to themselves, are not plain. Bytes from a worker are not trusted: nothing is read
 #   beyond the size given, and what does not fit raises PoolError("malformed ...").
 # Invariants:
 #   INV-a  encoding a plain value runs no Python code: only exact builtin types are looked at.
@@ -21,6 +22,7 @@ from cpython.long cimport PyLong_CheckExact
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
+from cpython.set cimport PySet_Add
 from cpython.tuple cimport (
     PyTuple_CheckExact, PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_New, PyTuple_SET_ITEM)
 from cpython.unicode cimport (
@@ -38,6 +40,8 @@ cdef extern from "Python.h":
     # Without `except`: it is asked for its overflow flag alone, and an exact int cannot fail.
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) noexcept
     object PyLong_FromLongLong(long long number)
+    Py_ssize_t PySet_GET_SIZE(object numbers)
+    Py_ssize_t Py_REFCNT(PyObject *obj) noexcept
     bint PyIter_Check(object iterator)
     # NULL at the end and on an error: fill() tells them apart.
     PyObject *PyIter_Next(object iterator) noexcept
@@ -47,7 +51,9 @@ cdef enum:
     _NO_ROOM = -1       # what _put_plain() says beside a size
     _NOT_PLAIN = 0
     _SHORT = 255        # the longest str or bytes inside a plain record, and the most items
-    _FLAT = 65535       # the longest body of a flat container
+    _FLAT = 65535       # the longest body of a container
+    _DEEPEST = 16       # containers inside each other
+    _SHARED = 16        # containers of a record that other references lead to as well
     _FIRST_ROOM = 256   # an Encoder's first body: most submits fit
     _COPIED = 4096      # a pickle up to this size is copied into bytes, which costs less than
                         # a memoryview that has to be released
@@ -221,7 +227,40 @@ cdef inline Py_ssize_t _put_single(object obj, uint8_t *out, size_t room) except
     return _NOT_PLAIN
 
 
-cdef Py_ssize_t _put_dict(object obj, uint8_t *out, size_t room) except -2:
+cdef struct _Seen:
+    # Containers of one record that more than one reference may lead to, the outermost first.
+    int count
+    PyObject *at[_SHARED]
+
+
+cdef inline Py_ssize_t _put_value(PyObject *obj, uint8_t *out, size_t room, _Seen *seen,
+                                  int depth) except -2:
+    """A value inside a container, which holds it."""
+    # What nothing else refers to cannot be met a second time: neither as a shared object nor in a
+    # cycle. So an inner container costs one comparison, as a rule.
+    cdef bint alone = Py_REFCNT(obj) == 1
+    cdef Py_ssize_t n = _put_single(<object>obj, out, room)
+    if n == _NOT_PLAIN:
+        n = _put_container(obj, alone, out, room, seen, depth)
+    return n
+
+
+cdef Py_ssize_t _put_items(object obj, bint is_tuple, Py_ssize_t items, uint8_t *out, size_t room,
+                           _Seen *seen, int depth) except -2:
+    cdef PyObject *item
+    cdef Py_ssize_t i, n
+    cdef size_t used = 4
+    for i in range(items):
+        item = PyTuple_GET_ITEM(obj, i) if is_tuple else PyList_GET_ITEM(obj, i)
+        n = _put_value(item, out + used, room - used, seen, depth)
+        if n <= 0:
+            return n
+        used += n
+    return <Py_ssize_t>used
+
+
+cdef Py_ssize_t _put_dict(object obj, uint8_t *out, size_t room, _Seen *seen,
+                          int depth) except -2:
     cdef PyObject *key
     cdef PyObject *value
     cdef Py_ssize_t at = 0, n
@@ -232,47 +271,72 @@ cdef Py_ssize_t _put_dict(object obj, uint8_t *out, size_t room) except -2:
         if n <= 0:
             return n
         used += n
-        n = _put_single(<object>value, out + used, room - used)
+        n = _put_value(value, out + used, room - used, seen, depth)
         if n <= 0:
             return n
         used += n
     return <Py_ssize_t>used
 
 
-cdef Py_ssize_t _put_items(object obj, bint is_tuple, Py_ssize_t items, uint8_t *out,
-                           size_t room) except -2:
-    cdef Py_ssize_t i, n
+cdef Py_ssize_t _put_set(object obj, uint8_t *out, size_t room) except -2:
+    cdef Py_ssize_t n
     cdef size_t used = 4
-    for i in range(items):
-        n = _put_single(
-            <object>(PyTuple_GET_ITEM(obj, i) if is_tuple else PyList_GET_ITEM(obj, i)),
-            out + used, room - used)
+    for item in obj:  # an exact set: its iterator is C, and nothing here can change it
+        n = _put_single(item, out + used, room - used)
         if n <= 0:
             return n
         used += n
     return <Py_ssize_t>used
 
 
-cdef Py_ssize_t _put_plain(object obj, uint8_t *out, size_t room) except -2:
-    """A plain value at `out`: its size, _NOT_PLAIN or _NO_ROOM."""
-    cdef Py_ssize_t items, used
-    cdef int tag
+cdef inline int _tag_of(object obj, Py_ssize_t *items) noexcept:
+    """The tag and length of an exact container; 0 for anything else."""
     if PyTuple_CheckExact(obj):
-        tag, items = FM_TAG_TUPLE, PyTuple_GET_SIZE(obj)
-    elif PyDict_CheckExact(obj):
-        tag, items = FM_TAG_DICT, PyDict_Size(obj)
-    elif PyList_CheckExact(obj):
-        tag, items = FM_TAG_LIST, PyList_GET_SIZE(obj)
-    else:
-        return _put_single(obj, out, room)
-    if items > _SHORT:
+        items[0] = PyTuple_GET_SIZE(obj)
+        return FM_TAG_TUPLE
+    if PyDict_CheckExact(obj):
+        items[0] = PyDict_Size(obj)
+        return FM_TAG_DICT
+    if PyList_CheckExact(obj):
+        items[0] = PyList_GET_SIZE(obj)
+        return FM_TAG_LIST
+    if type(obj) is set:
+        items[0] = PySet_GET_SIZE(obj)
+        return FM_TAG_SET
+    return 0
+
+
+cdef bint _is_first(PyObject *obj, _Seen *seen) noexcept:
+    """Note a container; False if it is in this record already, or if there is no room to tell."""
+    cdef int i
+    for i in range(seen.count):
+        if seen.at[i] == obj:
+            return False
+    if seen.count == _SHARED:
+        return False
+    seen.at[seen.count] = obj
+    seen.count += 1
+    return True
+
+
+cdef Py_ssize_t _put_container(PyObject *p, bint alone, uint8_t *out, size_t room, _Seen *seen,
+                               int depth) except -2:
+    """A container of plain values: its size, _NOT_PLAIN or _NO_ROOM."""
+    cdef Py_ssize_t items = 0, used
+    cdef object obj = <object>p
+    cdef int tag = _tag_of(obj, &items)
+    if tag == 0 or items > _SHORT or depth == _DEEPEST:
+        return _NOT_PLAIN
+    if not alone and not _is_first(p, seen):
         return _NOT_PLAIN
     if room < 4:
         return _NO_ROOM
     if tag == FM_TAG_DICT:
-        used = _put_dict(obj, out, room)
+        used = _put_dict(obj, out, room, seen, depth + 1)
+    elif tag == FM_TAG_SET:
+        used = _put_set(obj, out, room)
     else:
-        used = _put_items(obj, tag == FM_TAG_TUPLE, items, out, room)
+        used = _put_items(obj, tag == FM_TAG_TUPLE, items, out, room, seen, depth + 1)
     if used <= 0:
         return used
     used -= 4
@@ -283,6 +347,17 @@ cdef Py_ssize_t _put_plain(object obj, uint8_t *out, size_t room) except -2:
     out[2] = <uint8_t>(used >> 8)
     out[3] = <uint8_t>items
     return used + 4
+
+
+cdef inline Py_ssize_t _put_plain(object obj, uint8_t *out, size_t room) except -2:
+    """A plain value at `out`: its size, _NOT_PLAIN or _NO_ROOM."""
+    cdef _Seen seen
+    cdef Py_ssize_t n = _put_single(obj, out, room)
+    if n != _NOT_PLAIN:
+        return n
+    seen.count = 0
+    # Never `alone`: what it holds may lead back to it.
+    return _put_container(<PyObject *>obj, False, out, room, &seen, 0)
 
 
 cdef Py_ssize_t encode_scalar(object obj, uint8_t *out, size_t room) except -1:
@@ -743,35 +818,49 @@ cdef inline object _take_key(const uint8_t **cursor, const uint8_t *end):
     return key
 
 
-cdef object _take_flat(const uint8_t *p, uint64_t size):
-    """A flat container; `size` bytes in all."""
-    cdef const uint8_t *cursor = p + 4
-    cdef const uint8_t *end
+cdef object _take_item(const uint8_t **cursor, const uint8_t *end, int depth):
+    """The plain value at *cursor, which is moved past it."""
+    if cursor[0] < end and FM_TAG_TUPLE <= cursor[0][0] <= FM_TAG_SET:
+        return _take_container(cursor, end, depth)
+    return _take_single(cursor, end)
+
+
+cdef object _take_container(const uint8_t **cursor, const uint8_t *end, int depth):
+    """The container at *cursor, which is moved past it; a record ends at `end`."""
+    cdef const uint8_t *p = cursor[0]
+    cdef const uint8_t *at = p + 4
     cdef int i, items
     cdef object result
-    if size < 4 or size < 4 + <uint64_t>(p[1] | p[2] << 8):
+    if depth == _DEEPEST:
+        raise _malformed("its containers are too deep")
+    if end - p < 4 or end - at < (p[1] | p[2] << 8):
         raise _malformed("it ends inside a container")
-    end = cursor + (p[1] | p[2] << 8)
+    end = at + (p[1] | p[2] << 8)
     items = p[3]
     if p[0] == FM_TAG_DICT:
         result = {}
         for i in range(items):
-            key = _take_key(&cursor, end)
-            PyDict_SetItem(result, key, _take_single(&cursor, end))
+            key = _take_key(&at, end)
+            PyDict_SetItem(result, key, _take_item(&at, end, depth + 1))
     elif p[0] == FM_TAG_TUPLE:
         result = PyTuple_New(items)
         for i in range(items):
-            item = _take_single(&cursor, end)
+            item = _take_item(&at, end, depth + 1)
             Py_INCREF(item)  # SET_ITEM steals one
             PyTuple_SET_ITEM(result, i, item)
-    else:
+    elif p[0] == FM_TAG_LIST:
         result = PyList_New(items)
         for i in range(items):
-            item = _take_single(&cursor, end)
+            item = _take_item(&at, end, depth + 1)
             Py_INCREF(item)
             PyList_SET_ITEM(result, i, item)
-    if cursor != end:
+    else:
+        result = set()
+        for i in range(items):
+            PySet_Add(result, _take_key(&at, end))
+    if at != end:
         raise _malformed("a container is longer than its items")
+    cursor[0] = end
     return result
 
 
@@ -853,17 +942,11 @@ cdef object decode_record(const uint8_t *p, uint64_t size, Block owner, object l
     cdef fm_long head
     if size == 0:
         raise _malformed("it is empty")
-    if p[0] < FM_TAG_TUPLE:
-        result = _take_single(&cursor, p + size)
+    if p[0] != FM_TAG_LONG:
+        result = _take_item(&cursor, p + size, 0)
         if cursor != p + size:
             raise _malformed("it is longer than its value")
         return result
-    if p[0] != FM_TAG_LONG:
-        if p[0] > FM_TAG_DICT:
-            raise _malformed(f"there is no tag {p[0]}")
-        if size >= 4 and size != 4 + <uint64_t>(p[1] | p[2] << 8):
-            raise _malformed("a container's length is wrong")
-        return _take_flat(p, size)
     if size < sizeof(head):
         raise _malformed("it ends inside its header")
     memcpy(&head, p, sizeof(head))

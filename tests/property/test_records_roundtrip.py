@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 from hypothesis import given, settings
@@ -19,7 +20,12 @@ scalars = (
     | st.binary(max_size=300)
 )
 keys = st.integers() | st.text(st.characters(), max_size=30) | st.binary(max_size=9) | st.none()
-flat = st.lists(scalars) | st.lists(scalars).map(tuple) | st.dictionaries(keys, scalars)
+flat = (
+    st.lists(scalars)
+    | st.lists(scalars).map(tuple)
+    | st.dictionaries(keys, scalars)
+    | st.sets(st.integers() | st.text(max_size=9))
+)
 values = st.recursive(
     scalars | flat,
     lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.lists(inner).map(tuple),
@@ -59,6 +65,49 @@ def test_a_chunk_splits_into_its_records(items: list[Any]) -> None:
     assert same(back, items)
 
 
+@st.composite
+def graphs(draw: st.DrawFn) -> Any:
+    """Containers that hold each other, shared and in circles."""
+    nodes: list[Any] = [
+        draw(st.sampled_from((list, dict)))() for _ in range(draw(st.integers(1, 6)))
+    ]
+    for node in nodes:
+        for i in range(draw(st.integers(0, 4))):
+            child = draw(st.sampled_from(nodes) | scalars)
+            child = draw(st.sampled_from((child, (child, i), [child])))
+            if isinstance(node, dict):
+                node[draw(keys)] = child
+            else:
+                node.append(child)
+    return nodes[0]
+
+
+def shape(value: Any) -> list[Any]:
+    """A value as a list of what is met on the way through it: two are alike if these are."""
+    met: dict[int, int] = {}
+    way: list[Any] = []
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if not isinstance(one, (list, tuple, dict)):
+            way.append((type(one), repr(one)))
+        elif id(one) in met:
+            way.append(met[id(one)])
+        else:
+            met[id(one)] = len(met)
+            items = [x for pair in one.items() for x in pair] if isinstance(one, dict) else one
+            way.append((type(one), len(items)))
+            rest += items
+    return way
+
+
+@settings(max_examples=300)
+@given(graphs())
+def test_what_is_shared_comes_back_as_from_pickle(value: Any) -> None:
+    expected = shape(pickle.loads(pickle.dumps(value, 5)))
+    assert shape(_native.decode(_native.encode(value))) == expected
+
+
 def give_up(data: Any, buffers: Any) -> Any:
     """In place of pickle: it must be free to run code, these tests are about our own."""
     return bytes(data), [bytes(view) for view in buffers]
@@ -89,14 +138,14 @@ def test_a_damaged_record_decodes_or_is_called_malformed(
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=6), st.binary(), st.booleans())
-def test_buffers_come_back_the_same(parts: list[bytes], pickle: bytes, owned: bool) -> None:
+def test_buffers_come_back_the_same(parts: list[bytes], data_in: bytes, owned: bool) -> None:
     def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
-        return pickle, [memoryview(part) for part in parts]
+        return data_in, [memoryview(part) for part in parts]
 
     data = _native.encode(object(), dumps)
     assert _native.record_size(data) == len(data)
     body, views = _native.decode(data, give_up, owned)
     # The padding up to the first buffer cannot be told from the pickle, which ends by itself.
-    assert body[: len(pickle)] == pickle
-    assert not any(body[len(pickle) :])
+    assert body[: len(data_in)] == data_in
+    assert not any(body[len(data_in) :])
     assert views == parts

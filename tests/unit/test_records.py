@@ -35,16 +35,22 @@ PLAIN = [
     [0] * 255,
     {str(i): i for i in range(255)},
     {1: 2, None: "x", b"k": 0.5, True + 1: False},
+    [[1]],
+    (1, (2,)),
+    {"a": [], "b": {"c": ({1: 2.5}, None)}},
+    {"id": 1, "tags": ["new", "blue"], "at": (1, 0.5), "seen": {1, 2}},
+    {1},
+    set(),
 ]
 LONGER = [2**63, -(2**63) - 1, "x" * 256, "é" * 128, b"y" * 256, "\ud800", "\udfff" * 999]
 PICKLED = [
-    [[1]],
-    (1, (2,)),
-    {"a": []},
+    [[1 + 2j]],
+    {(1, 2): 3},
+    {(1, 2)},
+    [frozenset([1])],
     list(range(256)),
     ("x" * 256,),
     1 + 2j,
-    {1, 2},
     ["\ud800"],
     (b"q" * 255,) * 255,
 ]
@@ -89,6 +95,60 @@ def test_subclasses_and_bools_are_told_apart() -> None:
     assert type(_native.decode(_native.encode(Int(3)))) is Int
     assert _native.decode(_native.encode(True)) is True
     assert type(_native.decode(_native.encode([True, 1]))[1]) is int
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_containers_of_subclasses_inside_are_told_apart() -> None:
+    from collections import OrderedDict
+
+    for value in ([OrderedDict(a=1)], {"a": Int(3)}, ([Int(3)],)):
+        data = _native.encode(value)
+        assert data[0] == LONG
+        assert repr(_native.decode(data)) == repr(value)
+
+
+def test_a_container_that_is_there_twice_stays_one() -> None:
+    inner = [1]
+    for value in ([inner, inner], (inner, {"a": inner}), {"a": inner, "b": [[inner]]}):
+        back = _native.decode(_native.encode(value))
+        assert back == value
+        found = back["a"] if isinstance(back, dict) else back[0]
+        found.append(2)
+        assert repr(back).count("[1, 2]") == 2
+
+
+def test_an_inner_container_that_somebody_else_holds_too_is_plain() -> None:
+    inner = [1]
+    assert _native.encode([inner, [1]])[0] < LONG
+
+
+def test_cycles_come_back_as_cycles() -> None:
+    direct: list = []
+    direct.append(direct)
+    back = _native.decode(_native.encode(direct))
+    assert back[0] is back
+    around: dict = {"a": [({},)]}
+    around["a"][0][0]["b"] = around
+    back = _native.decode(_native.encode(around))
+    assert back["a"][0][0]["b"] is back
+
+
+def test_depth_is_bounded_on_both_sides() -> None:
+    assert _native.encode(nested(15))[0] < LONG
+    assert _native.encode(nested(16))[0] == LONG
+    for depth in (15, 16, 900):
+        assert _native.decode(_native.encode(nested(depth))) == nested(depth)
+    record = b""
+    for _ in range(17):
+        record = bytes([9]) + struct.pack("<HB", len(record), bool(record)) + record
+    with pytest.raises(errors.PoolError, match="too deep"):
+        _native.decode(record)
 
 
 def test_floats_keep_every_bit() -> None:
@@ -179,7 +239,8 @@ MALFORMED = {
     "tuple header": b"\x08\x01",
     "tuple without items": b"\x08\x00\x00\x05",
     "tuple with too much": b"\x08\x02\x00\x01\x01\x01",
-    "tuple in a tuple": b"\x08\x05\x00\x01\x08\x01\x00\x01\x01",
+    "list as a key": bytes([10, 5, 0, 1, 9, 0, 0, 0, 1]),
+    "list in a set": bytes([11, 4, 0, 1, 9, 0, 0, 0]),
     "long in a tuple": b"\x08\x01\x00\x01\x10",
     "dict with half a pair": b"\x0a\x01\x00\x01\x01",
     "dict key that overruns": b"\x0a\x03\x00\x01\x06\x09a",
@@ -296,11 +357,11 @@ def test_fill_keeps_the_inputs_exception_behind_what_came_before(kind) -> None:
 
 def test_fill_gives_an_item_that_cannot_be_sent_its_own_record() -> None:
     encoder = _native.Encoder(no_dumps, refuse)
-    assert encoder.fill(iter([1, {2: []}, 3]), 10, 1 << 20) == 3
+    assert encoder.fill(iter([1, {2: 1j}, 3]), 10, 1 << 20) == 3
     data = _native.encoded(encoder)
     middle = data[9 : 9 + _native.record_size(data[9:])]
     assert middle[:2] == bytes([LONG, 4])
-    assert middle[16:] == b"refused: cannot send {2: []}"
+    assert middle[16:] == b"refused: cannot send {2: 1j}"
     assert data[-9:] == _native.encode(3)
 
 

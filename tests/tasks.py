@@ -67,6 +67,15 @@ def pass_gate(path: str, value: Any = None) -> Any:
     return value
 
 
+def fail_or_die_at(i: int) -> int:
+    """Raise for 3000, die of 4000, return all others."""
+    if i == 3000:
+        raise ValueError(i)
+    if i == 4000:
+        os._exit(1)
+    return i
+
+
 # ------------------------------------------------------------------ who ran what, how often
 
 _logs: dict[str, int] = {}

@@ -201,6 +201,9 @@ enum fm_kind {
 #define FM_RUN_APPLY 0x04u  /* a record is (callable, args, kwargs) */
 #define FM_RUN_STREAM 0x08u /* many outputs, one outcome */
 #define FM_RUN_TIMED 0x10u  /* publish when each task starts */
+#define FM_RUN_PROMPT 0x20u /* each outcome is wanted at once; the chunk goes to
+                               its inbox with the first ones, and again
+                               whenever there are more */
 
 /*
  *  0      4     6      8      12     16     20    24        32        40
@@ -296,11 +299,15 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds);
  *           of them gets it (INV-2).
  *   ring    the result stream's last FM_RING bytes, at offset % FM_RING.  A
  *           result record is first put there and `out_end` moved past it:
- *           then the task is done, whatever dies; only then is it written to
- *           the pipe.  The pool knows how many bytes R it has received; after
- *           a death it takes [R, out_end) from the ring.  Offsets are
- *           absolute, so a torn flush is exact.  A record longer than the
- *           ring goes straight to the pipe.
+ *           then the task is done, whatever dies; only then does it leave: by
+ *           the pipe, or taken by the pool, whichever moves `sent` first.
+ *           The pool knows how many bytes R it has received; after a death
+ *           it takes [R, out_end) from the ring.  Offsets are absolute, so a
+ *           torn flush is exact.  A record longer than half the ring goes
+ *           straight to the pipe.
+ *   want    set by a pool that goes to sleep: the next outcome is then
+ *           written to the pipe.  While it is awake it looks into the rings,
+ *           and results cost no system call.
  *   crash   what faulthandler wrote through the slot's descriptor.
  */
 #define FM_CLAIMS 16384u
@@ -334,7 +341,8 @@ int fm_slot_retired(const fm_slot *slot);
  *
  *   fm_port_open; then until fm_port_next says FM_EEOF:
  *     fm_port_next   -> a frame; its body stays valid until the next call
- *     RUN: for each task fm_port_start(number): 1 run it, 0 skip it;
+ *     RUN: fm_port_begin(frame), then
+ *          for each task fm_port_start(number): 1 run it, 0 skip it;
  *          then fm_port_put() or fm_port_put_long(): its outcome
  *          after the last: fm_port_finish()
  */
@@ -361,6 +369,10 @@ int fm_port_next(fm_port *port, struct fm_frame *frame, const uint8_t **body,
 /* 1 if fm_port_next() would find bytes in its buffer without a system call. */
 int fm_port_buffered(const fm_port *port);
 
+/* A RUN frame is about to be run: of the latest one the port knows which task
+ * is its last, and whether its outcomes are wanted at once. */
+void fm_port_begin(fm_port *port, const struct fm_frame *frame);
+
 /* Claim a task by its number: 1 it is ours, run it; 0 it was recalled. */
 int fm_port_start(fm_port *port, uint64_t number, int timed);
 
@@ -385,9 +397,11 @@ struct fm_part {
 int fm_port_put(fm_port *port, const struct fm_part *parts, size_t n,
                 int is_outcome);
 
-/* A frame is done: account for its time, flush. */
+/* A frame is done: account for its time, tell the pool. */
 int fm_port_finish(fm_port *port);
-/* Write to the pipe what is in the ring. */
+/* Write to the pipe what is in the ring, if the pool sleeps. */
+int fm_port_tell(fm_port *port);
+/* The same whether it sleeps or not: nobody will be here to be asked. */
 int fm_port_flush(fm_port *port);
 /* Say that this worker exits by itself and wants a successor. */
 void fm_port_retire(fm_port *port);
@@ -525,6 +539,8 @@ int fm_chunk_done(const fm_chunk *chunk);
 uint32_t fm_chunk_outcomes(const fm_chunk *chunk);
 uint32_t fm_chunk_count(const fm_chunk *chunk);
 uint32_t fm_chunk_attempts(const fm_chunk *chunk);
+/* Bytes of the outcomes that it has. */
+uint64_t fm_chunk_bytes(const fm_chunk *chunk);
 /* Time that workers spent on it so far, ns. */
 int64_t fm_chunk_busy_ns(const fm_chunk *chunk);
 void *fm_chunk_tag(const fm_chunk *chunk);
@@ -548,6 +564,15 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk);
  * valid as long as the chunk.  `owned` NULL: nothing is handed over.  The body of such a record (*record + sizeof
  * (struct fm_long)) is aligned to FM_ALIGN.  Threads: one at a time.
  */
+/*
+ * A PROMPT chunk is read whenever fm_pool_wait_inbox() has given it: then
+ * fm_chunk_next() has what was new at that time (with a cursor from zero), in
+ * no order, and says 0 after that.  fm_chunk_fresh() tells how many there
+ * are, all of them for any other chunk; fm_chunk_all_shown() that it will not
+ * come to its inbox again.
+ */
+uint32_t fm_chunk_fresh(const fm_chunk *chunk);
+int fm_chunk_all_shown(const fm_chunk *chunk);
 struct fm_cursor {
     void *segment;
     size_t offset;

@@ -6,8 +6,8 @@
  * A record longer than the input buffer is read straight into the memory
  * that the receiver will own: one copy, in the kernel.
  * Invariants: in[in_pos, in_end) is the unread input; `received` counts every
- * byte that came by the pipe (the slot's ring is read from there after a
- * death).
+ * byte of the result stream that came, by the pipe or straight from the slot's
+ * ring (which is read on from there after a death).
  * Threads: the pool's mutex is held around every call.
  */
 #include "internal.h"
@@ -203,6 +203,19 @@ int64_t fm__channel_fill(struct fm__channel *channel)
     if (n == -EAGAIN)
         return 0;
     return n == 0 ? FM_EEOF : n;
+}
+
+size_t fm__channel_peek(struct fm__channel *channel, fm_slot *slot)
+{
+    if (channel->in_long)
+        return 0; /* the rest of it comes by the pipe */
+    compact(channel);
+    size_t n = fm__slot_take(slot, channel->received,
+                             channel->in + channel->in_end,
+                             FM__INPUT - channel->in_end);
+    channel->in_end += n;
+    channel->received += n;
+    return n;
 }
 
 size_t fm__channel_feed(struct fm__channel *channel, const uint8_t *data,

@@ -9,10 +9,14 @@
  *   pieces     |worker 0 |w. 1 |
  *   segments   [0 1][2][3 4][5 6 7]      2: a long record of its own
  *
+ * The outcomes of a PROMPT chunk are read while others still come: what is
+ * there when its reader asks goes over to a list of the reader's, `read`, in
+ * no order, and nothing is added to those segments any more.
+ *
  * Invariants: a task settles once: a piece moves `got` forward and never
  * back, pieces never overlap (INV-1).
  * Threads: pieces and segments under the pool's mutex until the chunk is
- * DONE; then the segments belong to the one reader.
+ * DONE; then the segments belong to the one reader, as do those in `read`.
  */
 #include "internal.h"
 
@@ -32,6 +36,11 @@ uint32_t fm_chunk_outcomes(const fm_chunk *chunk)
 uint32_t fm_chunk_count(const fm_chunk *chunk)
 {
     return chunk->options.count;
+}
+
+uint64_t fm_chunk_bytes(const fm_chunk *chunk)
+{
+    return atomic_load(&chunk->bytes);
 }
 
 int64_t fm_chunk_busy_ns(const fm_chunk *chunk)
@@ -90,9 +99,12 @@ static void count_settled(struct fm__piece *piece, struct fm__segment *segment,
         segment->count += n;
     piece->got += n;
     fm_chunk *chunk = piece->chunk;
-    if (atomic_fetch_add(&chunk->outcomes, n) + n == chunk->options.count) {
+    bool whole =
+        atomic_fetch_add(&chunk->outcomes, n) + n == chunk->options.count;
+    if ((whole || chunk->options.flags & FM_RUN_PROMPT) && !chunk->noted) {
+        chunk->noted = true;
         *chunk->finished->tail = chunk;
-        chunk->finished->tail = &chunk->next;
+        chunk->finished->tail = &chunk->after;
     }
 }
 
@@ -141,6 +153,8 @@ void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
                       size_t size, uint8_t *owned)
 {
     assert(piece->got + n <= piece->count);
+    atomic_fetch_add_explicit(&piece->chunk->bytes, size,
+                              memory_order_relaxed);
     if (owned && settle_owned(piece, data, size, owned))
         return;
     struct fm__segment *segment = owned ? NULL : open_segment(piece, size);
@@ -202,22 +216,66 @@ void fm__piece_drop(struct fm__piece *piece)
 static const struct fm_long no_memory = {.tag = FM_TAG_LONG,
                                          .what = FM_WHAT_NOMEM};
 
-int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
-                  const uint8_t **record, uint64_t *size, uint8_t **owned)
+void fm__chunk_show(fm_chunk *chunk)
 {
+    uint32_t now = atomic_load(&chunk->outcomes);
+    if (!(chunk->options.flags & FM_RUN_PROMPT))
+        return;
+    /* Those of the last time stay: their reader may not be through. */
+    struct fm__segment **tail = chunk->latest ? chunk->latest : &chunk->read;
+    while (*tail)
+        tail = &(*tail)->next;
+    *tail = chunk->segments;
+    chunk->latest = tail;
+    chunk->segments = NULL;
+    for (struct fm__link *at = chunk->pieces.next; at != &chunk->pieces;
+         at = at->next)
+        FM__OF(at, struct fm__piece, in_chunk)->open = NULL;
+    chunk->fresh = now - chunk->shown;
+    chunk->shown = now;
+}
+
+uint32_t fm_chunk_fresh(const fm_chunk *chunk)
+{
+    return chunk->options.flags & FM_RUN_PROMPT ? chunk->fresh
+                                                : chunk->options.count;
+}
+
+int fm_chunk_all_shown(const fm_chunk *chunk)
+{
+    return !(chunk->options.flags & FM_RUN_PROMPT) ||
+           chunk->shown == chunk->options.count;
+}
+
+/* Move to where the next record is; NULL: no segment has it. */
+static struct fm__segment *seek(const fm_chunk *chunk,
+                                struct fm_cursor *cursor)
+{
+    bool prompt = chunk->options.flags & FM_RUN_PROMPT;
     struct fm__segment *segment = cursor->segment;
-    if (atomic_load(&chunk->state) != FM_CHUNK_DONE)
-        return FM_ESTATE;
-    if (cursor->task == chunk->options.count)
-        return 0;
     if (cursor->task == 0)
-        segment = chunk->segments;
+        segment = prompt ? *chunk->latest : chunk->segments;
     while (segment && cursor->offset >= segment->size) {
         segment = segment->next;
         cursor->offset = 0;
     }
     cursor->segment = segment;
-    if (!segment || (cursor->offset == 0 && segment->first > cursor->task)) {
+    if (segment && !prompt && cursor->offset == 0 &&
+        segment->first > cursor->task)
+        return NULL;
+    return segment;
+}
+
+int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
+                  const uint8_t **record, uint64_t *size, uint8_t **owned)
+{
+    if (!(chunk->options.flags & FM_RUN_PROMPT) &&
+        atomic_load(&chunk->state) != FM_CHUNK_DONE)
+        return FM_ESTATE;
+    if (cursor->task >= fm_chunk_fresh(chunk))
+        return 0;
+    struct fm__segment *segment = seek(chunk, cursor);
+    if (!segment) {
         *record = (const uint8_t *)&no_memory;
         *size = sizeof no_memory;
         if (owned)
@@ -270,6 +328,7 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
                  fm_chunk **out)
 {
     if (options->count == 0 || options->count > FM_CLAIMS / 4 ||
+        (options->flags & FM_RUN_PROMPT && !options->inbox) ||
         (!options->function && !(options->flags & FM_RUN_APPLY)))
         return -EINVAL;
     fm_chunk *chunk = fm__calloc(sizeof *chunk);
@@ -307,17 +366,23 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
     return 0;
 }
 
+static void free_segments(struct fm__segment *segment)
+{
+    for (struct fm__segment *next; segment; segment = next) {
+        next = segment->next;
+        if (segment->room)
+            free(segment->data);
+        fm_body_free(segment->owned);
+        free(segment);
+    }
+}
+
 void fm_chunk_unref(fm_chunk *chunk)
 {
     if (!chunk || atomic_fetch_sub(&chunk->refs, 1) != 1)
         return;
-    for (struct fm__segment *s = chunk->segments, *next; s; s = next) {
-        next = s->next;
-        if (s->room)
-            free(s->data);
-        fm_body_free(s->owned);
-        free(s);
-    }
+    free_segments(chunk->segments);
+    free_segments(chunk->read);
     for (struct fm__output *o = chunk->outputs, *next; o; o = next) {
         next = o->next;
         fm_body_free(o->owned);

@@ -64,8 +64,16 @@ static void put_back(fm_pool *pool, struct fm__link *list)
 
 /* --------------------------------------------------------------- writing */
 
+static void want_news(struct fm__worker *w)
+{
+    w->asked = FM__MAX(w->asked + 1, FM__WANT_NOTHING + 1);
+    fm__slot_want(w->page, w->asked);
+}
+
 void fm__events_flush(fm_pool *pool, struct fm__worker *w)
 {
+    if (w->dirty && pool->polling && w->page)
+        want_news(w); /* the leader sleeps, and must hear of it */
     int rc = fm__channel_flush(&w->channel);
     w->dirty = false;
     if (rc == 1 && !w->wants_write) {
@@ -330,12 +338,46 @@ static void read_reports(fm_pool *pool)
     }
 }
 
-/* A worker's pipe is readable. */
+/* Take the n bytes that came last into account; 0, or they make no sense. */
+static int parse(fm_pool *pool, struct fm__worker *w, size_t n,
+                 struct fm__link *again)
+{
+    struct fm__record record;
+    enum fm__news news = FM__NEWS_NONE;
+    int rc;
+    pool->counts.bytes_received += n;
+    do {
+        rc = fm__worker_take(w, again, &pool->tally, &news, &record);
+        if (news == FM__NEWS_REFUSAL) {
+            if (!record.lost)
+                add_cause(pool, record.data, record.size);
+            break_pool(pool);
+        }
+        if (news != FM__NEWS_NONE)
+            fm_body_free(record.owned);
+    } while (rc == 0 && news != FM__NEWS_NONE);
+    pool->dispatcher.saturated = false;
+    return rc;
+}
+
+/* It ended, or talks nonsense: its death is reported soon; if it only closed
+ * its pipe, it is killed after a grace. */
+static void end_results(fm_pool *pool, struct fm__worker *w, bool garbled)
+{
+    fm__poller_drop(pool->poller, w->channel.result_fd);
+    w->eof_ns = fm_now();
+    pool->ended++;
+    if (garbled) {
+        w->garbled = true;
+        doom(pool, w, FM_CAUSE_PROTOCOL);
+    }
+}
+
+/* A worker's pipe is readable, or may be; what it has not written it has in
+ * its ring. */
 static void take_in(fm_pool *pool, struct fm__worker *w)
 {
     struct fm__link again;
-    struct fm__record record;
-    enum fm__news news = FM__NEWS_NONE;
     int64_t n = 0;
     int rc = 0;
     fm__list_init(&again);
@@ -345,33 +387,57 @@ static void take_in(fm_pool *pool, struct fm__worker *w)
         n = fm__channel_fill(&w->channel);
         if (n <= 0)
             break;
-        pool->counts.bytes_received += (uint64_t)n;
-        do {
-            rc = fm__worker_take(w, &again, &pool->tally, &news, &record);
-            if (news == FM__NEWS_REFUSAL) {
-                if (!record.lost)
-                    add_cause(pool, record.data, record.size);
-                break_pool(pool);
-            }
-            if (news != FM__NEWS_NONE)
-                fm_body_free(record.owned);
-        } while (rc == 0 && news != FM__NEWS_NONE);
+        rc = parse(pool, w, (size_t)n, &again);
         if (rc < 0 || !w->channel.in_long)
             break;
     }
-    pool->dispatcher.saturated = false;
+    size_t more = rc < 0 ? 0 : fm__channel_peek(&w->channel, w->page);
+    if (more)
+        rc = parse(pool, w, more, &again);
     put_back(pool, &again);
-    if (rc < 0)
-        w->garbled = true;
-    if ((rc < 0 || n < 0) && !w->eof_ns) {
-        /* It ended, or talks nonsense: its death is reported soon; if it
-         * only closed its pipe, it is killed after a grace. */
-        fm__poller_drop(pool->poller, w->channel.result_fd);
-        w->eof_ns = fm_now();
-        pool->ended++;
-        if (rc < 0)
-            doom(pool, w, FM_CAUSE_PROTOCOL);
+    if ((rc < 0 || n < 0) && !w->eof_ns)
+        end_results(pool, w, rc < 0);
+}
+
+/* Ask for a write with the next outcome of a worker; true if there is
+ * something in its ring already. */
+static bool listen_to(struct fm__worker *w)
+{
+    if (!w->page || w->eof_ns || !w->in_flight)
+        return false;
+    want_news(w);
+    return !w->channel.in_long &&
+           fm__slot_ahead(w->page, w->channel.received);
+}
+
+bool fm__events_listen(fm_pool *pool)
+{
+    bool news = false;
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        news |= listen_to(&pool->workers[i]);
+    return news;
+}
+
+bool fm__events_look(fm_pool *pool)
+{
+    struct fm__link again;
+    bool news = false;
+    for (uint32_t i = 0; i < pool->options.workers; i++) {
+        struct fm__worker *w = &pool->workers[i];
+        if (!w->page || w->eof_ns || !w->in_flight)
+            continue;
+        fm__slot_want(w->page, FM__WANT_NOTHING);
+        size_t n = fm__channel_peek(&w->channel, w->page);
+        if (n == 0)
+            continue;
+        fm__list_init(&again);
+        bool garbled = parse(pool, w, n, &again) < 0;
+        put_back(pool, &again);
+        if (garbled)
+            end_results(pool, w, true);
+        news = true;
     }
+    return news;
 }
 
 /* The zygote is gone and its workers die with it: wait for the end of one's

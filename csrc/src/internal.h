@@ -124,8 +124,9 @@ void fm__flag_clear(struct fm__flag *flag);
 /* ------------------------------------------------------- slot (slot.c) */
 
 /*
- * One writer a field: the worker writes the first two lines, the pool the
- * claims (both, by compare-and-swap).  Nobody waits on any of it.
+ * One writer a field: the worker writes the first two lines.  What both write
+ * (claims, sent) moves by compare-and-swap; want is only a hint to whoever
+ * reads it next.  Nobody waits on any of it.
  */
 struct fm_slot {
     alignas(64) _Atomic uint64_t out_end; /* result stream, absolute */
@@ -136,6 +137,10 @@ struct fm_slot {
     alignas(64) _Atomic int64_t busy_ns;  /* time in finished frames */
     _Atomic uint64_t rss_kb;
     _Atomic uint32_t retired;
+    alignas(64) _Atomic uint64_t sent; /* both: below it, bytes have left */
+    _Atomic uint32_t want; /* FM__WANT_ALWAYS: the other side never looks
+                              into the ring, FM__WANT_NOTHING: it is awake;
+                              else it sleeps, or is about to */
     alignas(4096) _Atomic uint8_t claims[FM_CLAIMS];
     alignas(4096) uint8_t ring[FM_RING];
     alignas(4096) char crash[FM_CRASH];
@@ -155,6 +160,17 @@ enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number);
 /* Copy the result stream's bytes [from, out_end) out of the ring: their
  * count, or FM_EPROTO if they are not (all) there.  n is FM_RING. */
 int64_t fm__slot_rescue(const fm_slot *slot, uint64_t from, uint8_t *out);
+/* Pool's side: take up to `room` bytes of the result stream from `from` on
+ * out of the ring, so that they need not be written.  0: none are there, or
+ * they are in the pipe, or the worker is just writing them. */
+size_t fm__slot_take(fm_slot *slot, uint64_t from, uint8_t *out, size_t room);
+/* Whether fm__slot_take() would find something. */
+bool fm__slot_ahead(const fm_slot *slot, uint64_t from);
+/* Ask to be told of the next outcome by a write, with another number than the
+ * last time, above FM__WANT_NOTHING; or say that it need not.  What came before
+ * may be in the ring: look there once more before sleeping. */
+enum { FM__WANT_ALWAYS, FM__WANT_NOTHING };
+void fm__slot_want(fm_slot *slot, uint32_t want);
 /* Worker's side: copy n bytes to absolute offset `at`. */
 void fm__slot_store(fm_slot *slot, uint64_t at, const void *data, size_t n);
 
@@ -232,6 +248,8 @@ bool fm__channel_pending(const struct fm__channel *channel);
 void fm__channel_shut(struct fm__channel *channel);
 /* Read once from the pipe: bytes, 0 nothing now, FM_EEOF, -errno. */
 int64_t fm__channel_fill(struct fm__channel *channel);
+/* Take what lies in the slot's ring and is not in the pipe: bytes, or 0. */
+size_t fm__channel_peek(struct fm__channel *channel, fm_slot *slot);
 /* Feed bytes that did not come by the pipe (the rescued ring): how many
  * were taken; parse, then feed the rest. */
 size_t fm__channel_feed(struct fm__channel *channel, const uint8_t *data,
@@ -319,7 +337,7 @@ struct fm__output {
     uint64_t size;
 };
 
-/* Chunks in the order in which they got their last outcome. */
+/* Chunks in the order in which they got their last outcome (PROMPT: some). */
 struct fm__finished {
     fm_chunk *head, **tail;
 };
@@ -334,13 +352,20 @@ struct fm_chunk {
     struct fm__bytes *body;
     uint32_t *retried; /* tries of each task but the first; may be NULL */
     _Atomic int64_t busy_ns;
+    _Atomic uint64_t bytes; /* of outcomes */
     struct fm__link pieces;
     struct fm__piece whole; /* the first piece needs no memory */
     struct fm__segment *segments; /* sorted by first */
     struct fm__finished *finished; /* the pool's, once accepted */
-    fm_chunk *next;                /* there, then in the inbox */
+    bool noted;                    /* it is in that list */
+    fm_chunk *after;               /* there */
+    fm_chunk *next;                /* in the inbox */
     fm_inbox *inbox;               /* a reference, until it goes there */
     bool queued;                   /* it lies in an inbox */
+    /* PROMPT: segments that the reader was given, where those of the last
+     * time begin, how many outcomes they have in all, and those. */
+    struct fm__segment *read, **latest;
+    uint32_t shown, fresh;
     struct fm__output *outputs, **outputs_tail;
     uint64_t consumed, granted;
 };
@@ -355,6 +380,8 @@ void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
 void fm__chunk_settle_made(struct fm__piece *piece, enum fm_what what,
                           const void *body, size_t size, const char *text,
                           size_t text_size);
+/* PROMPT: what is there goes over to the reader, once. */
+void fm__chunk_show(fm_chunk *chunk);
 /* Cut the last n tasks off a piece, as a piece of its own (no memory: the
  * piece stays as it is and NULL is returned). */
 struct fm__piece *fm__piece_split(struct fm__piece *piece, uint32_t n);
@@ -405,6 +432,7 @@ struct fm__worker {
     int64_t idle_since;      /* seen without work then, and none since; or 0 */
     uint64_t done;
     enum fm_cause cause; /* why it is doomed, or 0 */
+    uint32_t asked; /* the last number given to fm__slot_want() */
     bool wants_write, garbled;
     bool dirty; /* frames are queued and not flushed yet */
     bool wanted; /* the zygote keeps a worker in this slot */

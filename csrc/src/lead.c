@@ -28,6 +28,7 @@
 #define PUMP_GRACE_NS 100000       /* a caller may be back at once ... */
 #define PUMP_GRACE_MOST_NS 2000000 /* ... and again and again */
 #define READY 64
+#define POLL_EVERY 16 /* turns that found what they wanted in the rings */
 
 /* --------------------------------------------------------------- waiters */
 
@@ -101,33 +102,46 @@ void fm__lead_wake(fm_pool *pool)
 
 /* ----------------------------------------------------------- completions */
 
-void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
+/* Into the inbox's queue, unless it lies there since its last outcomes. */
+static void enqueue(fm_inbox *inbox, fm_chunk *chunk)
 {
+    if (chunk->queued)
+        return;
     atomic_fetch_add(&chunk->refs, 1); /* the inbox's, then its reader's */
     chunk->next = NULL;
     chunk->queued = true;
     *inbox->tail = chunk;
     inbox->tail = &chunk->next;
-    if (inbox->has_flag) {
-        pool->flagged--;
-        if (!inbox->flag_up && inbox->flag.write_fd >= 0)
-            fm__flag_set(&inbox->flag);
-        inbox->flag_up = true;
-    }
+    if (inbox->has_flag && !inbox->flag_up && inbox->flag.write_fd >= 0)
+        fm__flag_set(&inbox->flag);
+    inbox->flag_up |= inbox->has_flag;
+}
+
+void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
+{
+    enqueue(inbox, chunk);
+    pool->flagged -= inbox->has_flag;
     /* The chunk lets go: an inbox that nobody else holds ends here. */
     chunk->inbox = NULL;
     fm_inbox_unref(inbox);
 }
 
-/* Chunks that got their last outcome become DONE. */
+/* Chunks that got their last outcome become DONE; a PROMPT one that got some
+ * shows them. */
 static void finish_chunks(fm_pool *pool)
 {
     while (pool->finished.head) {
         fm_chunk *chunk = pool->finished.head;
-        pool->finished.head = chunk->next;
+        pool->finished.head = chunk->after;
         if (!pool->finished.head)
             pool->finished.tail = &pool->finished.head;
-        chunk->next = NULL;
+        chunk->after = NULL;
+        chunk->noted = false;
+        if (atomic_load(&chunk->outcomes) < chunk->options.count) {
+            if (chunk->inbox)
+                enqueue(chunk->inbox, chunk);
+            continue;
+        }
         atomic_store(&chunk->state, FM_CHUNK_DONE);
         if (chunk->inbox)
             fm__lead_deliver(pool, chunk->inbox, chunk);
@@ -250,8 +264,18 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
         next = FM__MIN(next, now + 1000000);
     }
     next = FM__MIN(next, deadline);
+    if (fm__events_look(pool)) {
+        fm__lead_settle(pool);
+        /* Results came without a system call: spare the poll as well, but
+         * let no death wait for long. */
+        if (satisfied(pool, pool->leader) && !pool->writing &&
+            ++pool->spared % POLL_EVERY)
+            return 0;
+    }
     if (satisfied(pool, pool->leader) || pool->want)
         next = now;
+    if (next > now && fm__events_listen(pool))
+        next = now; /* and look at the next turn */
     pool->counts.lead_turns++;
     pool->counts.pump_turns += pool->leader == &pool->pump_waiter;
     pool->polling = true;

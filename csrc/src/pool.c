@@ -361,6 +361,7 @@ int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
         inbox->head = chunk->next;
         chunk->next = NULL;
         chunk->queued = false;
+        fm__chunk_show(chunk);
         chunks[count++] = chunk;
     }
     if (!inbox->head) {

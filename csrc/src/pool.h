@@ -68,7 +68,7 @@ struct fm_pool {
     struct fm__waiter pump_waiter;
     bool pump_started, pump_parked, pump_quit;
 
-    uint64_t accepted, submits;
+    uint64_t accepted, submits, spared;
     struct fm__tally tally;
     struct fm_stats counts; /* those that are only counted */
     uint32_t writing; /* workers with an unfinished write */
@@ -106,6 +106,12 @@ static inline bool fm__pool_foreign(const fm_pool *pool)
 int fm__events_watch(fm_pool *pool);
 /* Take in what the poller found. */
 void fm__events_handle(fm_pool *pool, const struct fm__ready *ready);
+/* Take in what lies in the workers' rings; they need not write while we are
+ * awake.  True if there was something. */
+bool fm__events_look(fm_pool *pool);
+/* Before sleeping: have every worker write its next outcome.  True if there
+ * is something in a ring already: look, and do not sleep. */
+bool fm__events_listen(fm_pool *pool);
 /* Act on what is due at `now`; returns when to look again. */
 int64_t fm__events_expire(fm_pool *pool, int64_t now);
 /* Write what is queued for a worker, and watch for room if it is not all. */

@@ -6,9 +6,12 @@
  *   - an outcome is whole in the ring, and published, before any byte of it
  *     goes to the pipe (a record longer than half the ring: after its last
  *     byte has gone); so a death never loses a finished result;
- *   - everything finished is in the pipe before this process sleeps.
+ *   - a pool that sleeps is told of a frame's end, or, in a PROMPT frame, of
+ *     each outcome, by writing all there is; one that is awake looks into the
+ *     ring itself (slot.c), and then nothing is written.
  * Invariants
- *   - sent <= end <= sent + FM_RING; slot->out_end == end.
+ *   - slot->sent <= end <= slot->sent + FM_RING; slot->out_end == end.
+ *   - the time of a frame is accounted for before its last outcome is seen.
  * Threads: one.  All calls may block on the pipe: the pool always reads
  * (INV-6).
  */
@@ -20,7 +23,9 @@ struct fm_port {
     int task_fd, result_fd, slot_fd;
     uint32_t generation;
     fm_slot *slot;
-    uint64_t sent, end;
+    uint64_t end;
+    uint64_t number, last;   /* the task that runs, the frame's last one */
+    bool prompt;             /* each outcome of this frame is wanted at once */
     int64_t frame_start;
     size_t pos, filled;      /* unread input is in[pos, filled) */
     size_t consumed;         /* of it: the frame handed out last */
@@ -28,6 +33,7 @@ struct fm_port {
     size_t long_got;
     struct fm_frame long_frame;
     alignas(FM_ALIGN) uint8_t in[INPUT];
+    bool direct;             /* the room handed out is in the ring itself */
     uint8_t scratch[FM_RING / 2];
 };
 
@@ -55,6 +61,7 @@ int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
     fm__guard_fd(task_fd);
     fm__guard_fd(result_fd);
     port->generation = fm_fork_generation();
+    port->last = UINT64_MAX - 1; /* until fm_port_begin() */
     *out = port;
     return 0;
 }
@@ -188,9 +195,17 @@ int fm_port_buffered(const fm_port *port)
 
 /* ----------------------------------------------------------------- tasks */
 
+void fm_port_begin(fm_port *port, const struct fm_frame *frame)
+{
+    port->last = frame->serial + frame->count - 1;
+    port->number = UINT64_MAX;
+    port->prompt = frame->flags & FM_RUN_PROMPT;
+}
+
 int fm_port_start(fm_port *port, uint64_t number, int timed)
 {
     uint8_t sent = FM_CLAIM_SENT;
+    port->number = number;
     if (timed) /* before the claim: whoever sees STARTED sees the time */
         atomic_store_explicit(&port->slot->t_start, fm_now(),
                               memory_order_relaxed);
@@ -207,11 +222,12 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
     return 1;
 }
 
-int fm_port_flush(fm_port *port)
+/* Write the stream's bytes [from, port->end), which are ours to send. */
+static int write_ring(fm_port *port, uint64_t from)
 {
-    while (port->sent < port->end) {
-        size_t pos = port->sent % FM_RING;
-        size_t n = (size_t)(port->end - port->sent);
+    while (from < port->end) {
+        size_t pos = from % FM_RING;
+        size_t n = (size_t)(port->end - from);
         size_t first = FM__MIN(n, FM_RING - pos);
         struct iovec iov[2] = {
             {port->slot->ring + pos, first},
@@ -221,38 +237,98 @@ int fm_port_flush(fm_port *port)
             fm__sys_writev(port->result_fd, iov, n > first ? 2 : 1);
         if (done < 0)
             return (int)done;
-        port->sent += (uint64_t)done;
+        from += (uint64_t)done;
     }
     return 0;
+}
+
+/* 1: all has been written, and was ours to write; 0: the pool took it. */
+static int flush(fm_port *port)
+{
+    uint64_t from = atomic_load(&port->slot->sent);
+    while (from < port->end) {
+        if (atomic_compare_exchange_strong(&port->slot->sent, &from,
+                                           port->end)) {
+            int rc = write_ring(port, from);
+            return rc < 0 ? rc : 1;
+        }
+    }
+    return 0;
+}
+
+int fm_port_flush(fm_port *port)
+{
+    int rc = flush(port);
+    return rc < 0 ? rc : 0;
+}
+
+int fm_port_tell(fm_port *port)
+{
+    uint64_t sent =
+        atomic_load_explicit(&port->slot->sent, memory_order_relaxed);
+    /* Sequentially consistent, before `want` is read (slot.c). */
+    atomic_store(&port->slot->out_end, port->end);
+    uint32_t want = atomic_load(&port->slot->want);
+    if (want == FM__WANT_NOTHING && port->end - sent < FM_RING / 2)
+        return 0;
+    int rc = flush(port);
+    /* Only what we have answered with a write: if the pool took all, or asks
+     * anew, having been awake meanwhile, it still wants to be told. */
+    if (rc == 1 && want > FM__WANT_NOTHING)
+        atomic_compare_exchange_strong(&port->slot->want, &want,
+                                       FM__WANT_NOTHING);
+    return rc < 0 ? rc : 0;
 }
 
 uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
 {
     assert(n <= sizeof port->scratch);
     *rc = 0;
-    if (port->end + n - port->sent > FM_RING && (*rc = fm_port_flush(port)) < 0)
+    if (port->end + n - atomic_load(&port->slot->sent) > FM_RING &&
+        (*rc = fm_port_flush(port)) < 0)
         return NULL;
-    return port->scratch;
+    size_t pos = port->end % FM_RING;
+    port->direct = pos + n <= FM_RING;
+    return port->direct ? port->slot->ring + pos : port->scratch;
 }
 
-static void publish(fm_port *port, size_t n, int is_outcome)
+/* Add the time since it was last added; a frame's begins with it. */
+static void account(fm_port *port)
 {
-    port->end += n;
-    atomic_store_explicit(&port->slot->out_end, port->end,
-                          memory_order_release);
+    int64_t busy =
+        atomic_load_explicit(&port->slot->busy_ns, memory_order_relaxed);
+    int64_t now = fm_now();
+    atomic_store_explicit(&port->slot->busy_ns,
+                          busy + now - port->frame_start,
+                          memory_order_relaxed);
+    port->frame_start = now;
+}
+
+static int publish(fm_port *port, size_t n, int is_outcome)
+{
     if (is_outcome) {
         uint64_t done =
             atomic_load_explicit(&port->slot->done, memory_order_relaxed);
         atomic_store_explicit(&port->slot->done, done + 1,
                               memory_order_relaxed);
+        if (port->number == port->last)
+            account(port);
     }
+    port->end += n;
+    if (port->prompt)
+        return fm_port_tell(port);
+    atomic_store_explicit(&port->slot->out_end, port->end,
+                          memory_order_release);
+    uint64_t sent =
+        atomic_load_explicit(&port->slot->sent, memory_order_relaxed);
+    return port->end - sent >= FM_RING / 2 ? fm_port_flush(port) : 0;
 }
 
 int fm_port_commit(fm_port *port, size_t n, int is_outcome)
 {
-    fm__slot_store(port->slot, port->end, port->scratch, n);
-    publish(port, n, is_outcome);
-    return port->end - port->sent >= FM_RING / 2 ? fm_port_flush(port) : 0;
+    if (!port->direct)
+        fm__slot_store(port->slot, port->end, port->scratch, n);
+    return publish(port, n, is_outcome);
 }
 
 /* Write parts straight to the pipe. */
@@ -302,19 +378,16 @@ int fm_port_put(fm_port *port, const struct fm_part *parts, size_t n,
         rc = write_parts(port, parts, n);
     if (rc < 0)
         return rc;
-    port->sent += total;
-    publish(port, total, is_outcome);
-    return 0;
+    /* `sent` first: the pool must not look for these bytes in the ring. */
+    atomic_store(&port->slot->sent, port->end + total);
+    return publish(port, total, is_outcome);
 }
 
 int fm_port_finish(fm_port *port)
 {
-    int64_t busy =
-        atomic_load_explicit(&port->slot->busy_ns, memory_order_relaxed);
-    atomic_store_explicit(&port->slot->busy_ns,
-                          busy + fm_now() - port->frame_start,
-                          memory_order_relaxed);
-    return fm_port_flush(port);
+    if (port->number != port->last)
+        account(port); /* its last tasks were recalled */
+    return fm_port_tell(port);
 }
 
 void fm_port_retire(fm_port *port)

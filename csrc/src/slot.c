@@ -1,11 +1,35 @@
 /*
  * slot.c - the shared page of one worker.
  *
+ * The result stream: absolute offsets, its last FM_RING bytes in the ring.
+ *
+ *     0 ........... received ....... sent ............ out_end
+ *       pool has it | in the pipe,    | only in the ring
+ *                   | or on its way   |
+ *
+ * Bytes leave the ring in one of two ways, and `sent` says who took which: the
+ * worker moves it to out_end and then writes them to the pipe, or the pool,
+ * having copied them, moves it, and they need not be written at all.  The
+ * pool does so only if received == sent: nothing older is in the pipe then.
+ *
+ * Who sleeps is told by a write.  Both sides store, then load (sequentially
+ * consistent), so at least one of them sees what the other has stored:
+ *
+ *     pool                            worker
+ *       want = another number           out_end = end
+ *       out_end > received?             want?
+ *         yes: take it, stay awake        yes: write; if want is still the
+ *         no: sleep until a write              same, want = NOTHING
+ *                                         NOTHING: the pool will look
+ *
+ * A number, so that the worker takes back no question that was asked after
+ * its answer; and only an answer that it did write counts.
+ *
  * Guarantees: exactly one of pool and worker owns a task at any time: the
  * claim byte is the referee (INV-2).  What lies in the ring below out_end is
  * a whole number of records.
- * Invariants: out_end - (bytes written to the pipe) <= FM_RING, so that the
- * unwritten bytes are never overwritten.
+ * Invariants: out_end - sent <= FM_RING but while the worker writes, and it
+ * puts nothing into the ring then: what has not left is never overwritten.
  * Threads: one thread of the pool (its mutex is held), one of the worker.
  *
  * Nothing here waits, and no lock is shared: a process that is killed at any
@@ -69,11 +93,40 @@ enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number)
     return atomic_load(&slot->claims[number % FM_CLAIMS]);
 }
 
+bool fm__slot_ahead(const fm_slot *slot, uint64_t from)
+{
+    uint64_t sent = atomic_load(&slot->sent);
+    return sent == from && atomic_load(&slot->out_end) > from;
+}
+
+size_t fm__slot_take(fm_slot *slot, uint64_t from, uint8_t *out, size_t room)
+{
+    uint64_t sent = atomic_load(&slot->sent);
+    uint64_t end = atomic_load(&slot->out_end);
+    /* end < from: a record too long for the ring is in the pipe. */
+    if (sent != from || end <= from || end - from > FM_RING)
+        return 0;
+    size_t n = (size_t)FM__MIN(end - from, room);
+    size_t pos = from % FM_RING, first = FM__MIN(n, FM_RING - pos);
+    memcpy(out, slot->ring + pos, first);
+    memcpy(out + first, slot->ring, n - first);
+    /* They were still there if nobody has moved `sent` meanwhile. */
+    return atomic_compare_exchange_strong(&slot->sent, &sent, from + n) ? n
+                                                                        : 0;
+}
+
+void fm__slot_want(fm_slot *slot, uint32_t want)
+{
+    if (atomic_load_explicit(&slot->want, memory_order_relaxed) != want)
+        atomic_store(&slot->want, want);
+}
+
 void fm__slot_store(fm_slot *slot, uint64_t at, const void *data, size_t n)
 {
     size_t pos = at % FM_RING, first = FM__MIN(n, FM_RING - pos);
     memcpy(slot->ring + pos, data, first);
-    memcpy(slot->ring, (const uint8_t *)data + first, n - first);
+    if (first < n)
+        memcpy(slot->ring, (const uint8_t *)data + first, n - first);
 }
 
 int64_t fm__slot_rescue(const fm_slot *slot, uint64_t from, uint8_t *out)

@@ -182,6 +182,7 @@ static uint32_t run_frame(fm_port *port, const struct fm_frame *frame,
                           const uint8_t *body, int result_fd)
 {
     uint32_t ran = 0;
+    fm_port_begin(port, frame);
     for (uint32_t i = 0; i < frame->count; i++) {
         const uint8_t *record = body + (size_t)(frame->first + i) * 9;
         int64_t c;
@@ -742,6 +743,60 @@ TEST(a_collector_takes_what_is_done_beside_callers)
     CHECK_EQ(c.taken, n);
     CHECK_EQ(c.sum, sum);
     fm_inbox_unref(c.inbox);
+    rig_close(&rig);
+}
+
+/* What a PROMPT chunk has new, to the end; its values are added up. */
+static uint32_t read_fresh(struct rig *rig, fm_inbox *inbox, fm_chunk *chunk,
+                           int64_t *sum, int *deaths)
+{
+    struct fm_cursor cursor = {0};
+    struct outcome o;
+    fm_chunk *got;
+    int64_t deadline = fm_now() + 20000000000;
+    uint32_t n = 0;
+    CHECK_EQ(fm_pool_wait_inbox(rig->pool, inbox, &got, 1, deadline,
+                                FM_RANK_CALLER),
+             1);
+    CHECK(got == chunk);
+    for (; next_outcome(chunk, &cursor, &o); n++) {
+        *sum += o.value >> 32;
+        *deaths += o.what == FM_WHAT_DEATH;
+    }
+    CHECK_EQ(n, fm_chunk_fresh(chunk));
+    fm_chunk_unref(got);
+    return n;
+}
+
+TEST(outcomes_of_a_prompt_chunk_come_while_its_tasks_run)
+{
+    struct rig rig = rig_open(1);
+    struct fm_chunk_options o = {.slot = -1, .flags = FM_RUN_PROMPT};
+    int64_t commands[5] = {
+        command(OP_ECHO, 1, 1), command(OP_ECHO, 2, 2), command(OP_HANG, 3, 0),
+        command(OP_ECHO, 4, 4), command(OP_ECHO, 5, 5)};
+    int64_t sum = 0;
+    int deaths = 0;
+    uint32_t n = 0;
+    fm_chunk *chunk;
+    CHECK_EQ(try_chunk(&rig, commands, 5, &o, &chunk), -EINVAL); /* inbox */
+    CHECK_EQ(fm_inbox_new(rig.pool, 0, &o.inbox), 0);
+    chunk = submit(&rig, commands, 5, &o);
+    while (n < 2) /* the third hangs: nothing else tells of these */
+        n += read_fresh(&rig, o.inbox, chunk, &sum, &deaths);
+    CHECK_EQ(n, 2);
+    CHECK_EQ(sum, 3);
+    CHECK(!fm_chunk_done(chunk) && !fm_chunk_all_shown(chunk));
+    while (fm_chunk_kill(rig.pool, chunk) == 0)
+        sleep_us(1000);
+    while (n < 5)
+        n += read_fresh(&rig, o.inbox, chunk, &sum, &deaths);
+    CHECK_EQ(n, 5);
+    CHECK_EQ(sum, 12);
+    CHECK_EQ(deaths, 1);
+    CHECK(fm_chunk_done(chunk) && fm_chunk_all_shown(chunk));
+    fm_chunk_unref(chunk);
+    fm_inbox_unref(o.inbox);
     rig_close(&rig);
 }
 

@@ -202,3 +202,27 @@ TEST(rescue_refuses_what_cannot_be_there)
     CHECK_EQ(fm__slot_rescue(slot, 0, out), FM_EPROTO);
     fm_slot_unmap(slot);
 }
+
+TEST(the_pool_takes_only_what_has_not_left)
+{
+    static uint8_t out[FM_RING];
+    fm_slot *slot = new_slot();
+    uint64_t from = FM_RING - 10;
+    atomic_store(&slot->sent, from);
+    produce(slot, from, 30);
+    CHECK(fm__slot_ahead(slot, from));
+    /* Something older is in the pipe, or on its way there. */
+    CHECK_EQ(fm__slot_take(slot, from - 1, out, sizeof out), 0);
+    CHECK(!fm__slot_ahead(slot, from - 1));
+    CHECK_EQ(fm__slot_take(slot, from, out, 20), 20); /* across the wrap */
+    CHECK_EQ(atomic_load(&slot->sent), from + 20);
+    CHECK_EQ(fm__slot_take(slot, from + 20, out + 20, sizeof out - 20), 10);
+    for (size_t i = 0; i < 30; i++)
+        CHECK_EQ(out[i], stream_byte(from + i));
+    CHECK(!fm__slot_ahead(slot, from + 30));
+    CHECK_EQ(fm__slot_take(slot, from + 30, out, sizeof out), 0);
+    /* No worker says so: nothing is copied from beyond the ring. */
+    atomic_store(&slot->out_end, from + 30 + FM_RING + 1);
+    CHECK_EQ(fm__slot_take(slot, from + 30, out, sizeof out), 0);
+    fm_slot_unmap(slot);
+}

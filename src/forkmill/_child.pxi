@@ -194,6 +194,7 @@ cdef class Port:
         for i in range(frame.first):
             offset += self._size(body + offset, frame.length - offset)
         self._number = frame.serial + frame.count
+        fm_port_begin(self._c, frame)
         i = 0
         while i < frame.count and not full:
             try:
@@ -232,6 +233,8 @@ cdef class Port:
                         if fm_port_forked(self._c):
                             worker.stray(None)
                         value = None
+                        if i + 1 == frame.count:
+                            self._printed()
                         put_value(self._c, result, self._dumps)
                         result = None
                         inside = False
@@ -244,6 +247,8 @@ cdef class Port:
                     raise
                 inside = False
                 value = result = None
+                if i + 1 == frame.count:
+                    self._printed()
                 self._failed(worker, error, retry)
                 offset += size
                 i += 1
@@ -295,25 +300,33 @@ cdef class Port:
                         PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body), 1)
 
     cdef int _finished(self, bint full) except -1:
-        """After a frame: what was printed and all outcomes leave; limits are looked at."""
+        """After a frame: the pool is told of its outcomes; limits are looked at."""
         cdef int64_t now = fm_now()
         cdef uint64_t rss_kb
         cdef int rc
-        if not self._kept and not fm_port_buffered(self._c):
-            # Before the outcomes, so that what a task printed is there when its result is.
-            _flush_stream(b"stdout")
-            _flush_stream(b"stderr")
+        self._printed()
         if self._max_rss_kb or now - self._looked > _RSS_EVERY:
             self._looked = now
             rss_kb = fm_sys_rss_kb()
             fm_port_rss(self._c, rss_kb)
             full = full or 0 < self._max_rss_kb < rss_kb
         if full:
-            fm_port_retire(self._c)  # before the last outcome leaves: nothing more is sent then
+            fm_port_retire(self._c)
         with nogil:  # self holds _c open
             rc = fm_port_finish(self._c)
         check(rc)
         return full
+
+    cdef int _printed(self) except -1:
+        """What was printed leaves, unless more frames wait.
+
+        Before a frame's last outcome is seen, so that what a task printed is there when its
+        result is.
+        """
+        if not self._kept and not fm_port_buffered(self._c):
+            _flush_stream(b"stdout")
+            _flush_stream(b"stderr")
+        return 0
 
     # -------------------------------------------------------------- streams
 
@@ -344,7 +357,7 @@ cdef class Port:
                 item = None
                 sent += 1
                 with nogil:  # self holds _c open
-                    rc = fm_port_flush(self._c)
+                    rc = fm_port_tell(self._c)
                 check(rc)
         except BaseException:
             _close_quietly(iterator)

@@ -13,6 +13,15 @@ Invariants:
       for the chunk after it: then its last item is consumed.
     * MAP-2  Finished results are handed over before an input of unknown kind is pulled again: it
       may block. Only inputs that cannot block are pulled first.
+    * MAP-3  Two chunks a worker are under way. Where pulling cannot be observed, or the size of a
+      chunk is ours to choose, a chunk counts as SPAN items at least, once their time is known: so
+      the results behind a long task, which `ordered` holds back, do not stop the workers.
+
+How items travel: a chunk is one message to a worker and comes back when all of it is done. With an
+explicit `chunksize` and `ordered=False` the user has chunks of that size; as soon as their time is
+known, many share a message of about TARGET_S of work, and it comes back (RUN_PROMPT) whenever the
+iterator asks and there are new results. What then waits behind a long task is taken back by the
+core when another worker is idle.
 
 Threads: an iterator is used by one thread at a time; another one gets ValueError, as with
 generators. `close` may be called from any thread, and from a finalizer.
@@ -42,6 +51,7 @@ MAX_WINDOW = 64 << 20  # encoded bytes under way
 TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
 GROWTH = 8  # a chunk is at most so many times the one it was measured by
+SPAN = 256  # items that a chunk stands for in a window, at least (MAP-3)
 
 # Iterating over these runs no code of the user's and never blocks.
 _QUICK = frozenset({
@@ -81,6 +91,7 @@ class Feed:
         buffersize: int | None,
         inbox: _native.Inbox | None = None,
         done: Callable[[_native.Task], None] | None = None,
+        prompt: bool = False,
     ) -> None:
         self.core = core
         self.options = options
@@ -92,12 +103,23 @@ class Feed:
         self.flags, self.source = _records(iterables, star=star)
         self.left = _length(iterables) if self.quick else None
         self.encoder = core.encoder()
-        self.tuned = chunksize is None
-        self.limit = MAX_CHUNK if buffersize is None else buffersize
-        self.chunk = 1 if chunksize is None else min(chunksize, self.limit, MAX_CHUNK)
-        self.limit = min(MAX_CHUNK, max(1, self.limit // (2 * core.workers)))
+        self.two_each = 2 * core.workers
         self.buffersize = buffersize
+        most = MAX_CHUNK if buffersize is None else buffersize
+        # Items of a message: `chunk`, a multiple of `unit`, at most `limit`.
+        self.chunk = self.unit = 1 if chunksize is None else min(chunksize, most, MAX_CHUNK)
+        self.free = chunksize is None
+        prompt = prompt and not self.free
+        self.flags |= _native.RUN_PROMPT if prompt else 0
+        self.tuned = self.free or prompt
+        self.wide = self.free or self.quick  # MAP-3
+        if buffersize is not None:
+            most //= self.two_each
+        elif prompt:
+            most = SPAN if self.quick else 0
+        self.limit = max(self.unit, min(MAX_CHUNK, most))
         self.cost = 0.0  # seconds an item, measured
+        self.weight = 1.0  # bytes of a result, the large ones remembered
         self.items = self.bytes = self.chunks = 0  # of the window, under way (MAP-1)
 
     @property
@@ -144,15 +166,18 @@ class Feed:
 
     def consumed(self, task: _native.Task) -> None:
         """The caller is through with a chunk."""
-        self.items -= task.count
-        self.bytes -= task.tag.size
-        self.chunks -= 1
+        self.items -= task.fresh
+        if task.all_shown:
+            self.bytes -= task.tag.size
+            self.chunks -= 1
 
     def finished(self, task: _native.Task) -> None:
-        """A chunk is done: learn from it."""
-        if self.tuned and task.attempts <= 1:
+        """A chunk has results: learn from it once it has all."""
+        if task.done and task.attempts <= 1:
             self.cost = max(task.busy / task.count, 1e-9)
-            self._tune(task.count, task.busy)
+            self.weight = max(task.size / task.count, 0.9 * self.weight)
+            if self.tuned:
+                self._tune(task.count, task.busy)
 
     def stop(self) -> None:
         """Pull nothing more."""
@@ -162,28 +187,37 @@ class Feed:
     def _tune(self, count: int, seconds: float) -> None:
         """Size the next chunk by the time that one took: of the workers, or of a slow input."""
         fit = int(TARGET_S * count / max(seconds, 1e-9))
-        self.chunk = max(1, min(fit, count * GROWTH, self.limit))
+        fit = min(fit, count * GROWTH, self.limit)
+        self.chunk = max(fit - fit % self.unit, self.unit)
 
     def _room(self) -> int:
         """How many items the next chunk may have; 0: the window is full."""
         n = self.chunk
         if self.tuned and self.left is not None:
             # Smaller near the end, so that the workers end together.
-            fair = -(-self.left // (2 * self.core.workers))
+            fair = -(-self.left // self.two_each)
             least = int(LEAST_S / self.cost) if self.cost else 1
-            n = min(n, max(fair, least, 1))
+            n = min(n, max(fair, least, self.unit))
         if not self.chunks:
             return n
         if self.bytes >= MAX_WINDOW:
             return 0
-        if self.buffersize is None:
-            return n if self.chunks < 2 * self.core.workers else 0
-        free = self.buffersize - self.items
-        return n if n <= free else 0
+        return n if n <= self._window() - self.items else 0
+
+    def _window(self) -> int:
+        """How many items may be under way."""
+        if self.buffersize is not None:
+            return self.buffersize
+        chunk = self.chunk if self.free else self.unit
+        if self.wide and self.cost:
+            # Their results wait here too, behind a long task: no more than fit.
+            fit = int(MAX_WINDOW / self.weight) // self.two_each
+            chunk = max(chunk, min(SPAN, fit))
+        return self.two_each * chunk
 
     def _share(self) -> int:
         """How many bytes one chunk may have: each worker shall get some of the window."""
-        return MAX_WINDOW // (2 * self.core.workers)
+        return MAX_WINDOW // self.two_each
 
 
 def _records(iterables: tuple[Iterable[Any], ...], *, star: bool) -> tuple[int, Any]:
@@ -240,6 +274,7 @@ class MapIterator(_native.RecordIterator):
         self._feed = Feed(
             core, fn, iterables, options,
             star=star, chunksize=chunksize, buffersize=buffersize, inbox=self._inbox,
+            prompt=not ordered,
         )  # fmt: skip
         # Ordered: chunks in their order. Unordered: finished ones; the others are in _flying.
         self._line: deque[_native.Task] = deque()
@@ -380,7 +415,7 @@ class MapIterator(_native.RecordIterator):
 
     def _take(self, inbox: _native.Inbox, timeout: float | None) -> bool:
         batch = inbox.wait(timeout)
-        self._flying.difference_update(batch)
+        self._flying.difference_update([task for task in batch if task.all_shown])
         self._line.extend(batch)
         return bool(batch)
 

@@ -81,6 +81,7 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_RUN_APPLY
     enum: FM_RUN_STREAM
     enum: FM_RUN_TIMED
+    enum: FM_RUN_PROMPT
     struct fm_frame:
         uint32_t magic
         uint16_t kind
@@ -145,6 +146,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_port_crash_fd(const fm_port *port)
     int fm_port_next(fm_port *port, fm_frame *frame, const uint8_t **body, uint8_t **owned)
     int fm_port_buffered(const fm_port *port)
+    void fm_port_begin(fm_port *port, const fm_frame *frame)
     int fm_port_start(fm_port *port, uint64_t number, int timed)
     int fm_port_forked(const fm_port *port)
     uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
@@ -154,6 +156,7 @@ cdef extern from "forkmill.h" nogil:
         size_t size
     int fm_port_put(fm_port *port, const fm_part *parts, size_t n, int is_outcome)
     int fm_port_finish(fm_port *port)
+    int fm_port_tell(fm_port *port)
     int fm_port_flush(fm_port *port)
     void fm_port_retire(fm_port *port)
     void fm_port_rss(fm_port *port, uint64_t kb)
@@ -221,11 +224,14 @@ cdef extern from "forkmill.h" nogil:
     uint32_t fm_chunk_outcomes(const fm_chunk *chunk)
     uint32_t fm_chunk_count(const fm_chunk *chunk)
     uint32_t fm_chunk_attempts(const fm_chunk *chunk)
+    uint64_t fm_chunk_bytes(const fm_chunk *chunk)
     int64_t fm_chunk_busy_ns(const fm_chunk *chunk)
     void *fm_chunk_tag(const fm_chunk *chunk)
     int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
     int fm_pool_cancel_pending(fm_pool *pool)
     int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)
+    uint32_t fm_chunk_fresh(const fm_chunk *chunk)
+    int fm_chunk_all_shown(const fm_chunk *chunk)
     struct fm_cursor:
         void *segment
         size_t offset

@@ -22,6 +22,7 @@ RUN_CALL: int
 RUN_APPLY: int
 RUN_STREAM: int
 RUN_TIMED: int
+RUN_PROMPT: int
 
 WHAT_PICKLE: int
 WHAT_STR: int
@@ -193,6 +194,12 @@ class Task:
     def count(self) -> int: ...
     @property
     def outcomes(self) -> int: ...
+    @property
+    def fresh(self) -> int: ...
+    @property
+    def all_shown(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
     @property
     def attempts(self) -> int: ...
     @property

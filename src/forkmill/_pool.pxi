@@ -83,7 +83,8 @@ cdef class Pool:
             priority: higher first.
             slot: only this worker; -1: any.
             credit: outputs that a RUN_STREAM task may be ahead of its reader.
-            inbox: where the Task goes when it is done.
+            inbox: where the Task goes when it is done; with RUN_PROMPT also whenever it has new
+                outcomes.
             tag: anything; kept as the Task's `tag`.
 
         Raises:
@@ -282,6 +283,21 @@ cdef class Task:
     def outcomes(self):
         """How many of its tasks have an outcome."""
         return fm_chunk_outcomes(self._c)
+
+    @property
+    def fresh(self):
+        """How many outcomes an iterator gets from it now: of a RUN_PROMPT task, the new ones."""
+        return fm_chunk_fresh(self._c)
+
+    @property
+    def all_shown(self):
+        """Whether it will not come to its inbox again."""
+        return fm_chunk_all_shown(self._c) != 0
+
+    @property
+    def size(self):
+        """Bytes of the outcomes that it has."""
+        return fm_chunk_bytes(self._c)
 
     @property
     def attempts(self):
@@ -506,7 +522,8 @@ cdef class Inbox:
         result = []
         for i in range(rc):
             task = <Task>fm_chunk_tag(chunks[i])
-            self._tasks.discard(task)
+            if fm_chunk_all_shown(chunks[i]):
+                self._tasks.discard(task)
             fm_chunk_unref(chunks[i])  # the task has a reference of its own
             result.append(task)
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import resource
 import threading
@@ -132,6 +133,70 @@ def test_default_window_is_bounded(pool: fm.ProcessPool) -> None:
     worst = max(items.pulled - i for i, _ in zip(range(100_000), results, strict=False))
     assert worst <= 2 * 2 * 4096 + 4096
     results.close()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_explicit_chunksize_is_a_promise_about_inputs_that_see_it(pool, ordered) -> None:
+    """Two chunks a worker, also when their tasks turn out to be short."""
+    items = Counted(range(3000))
+    results = pool.map(tasks.negative, items, chunksize=3, ordered=ordered)
+    for consumed, _ in enumerate(results):
+        assert items.pulled <= consumed + 1 + 2 * 2 * 3
+
+
+def test_results_behind_a_long_task_do_not_stop_the_workers(pool, gate: tasks.Gate) -> None:
+    """MAP-3: while the first of two workers is held up, the other one goes on far beyond."""
+    calls = [(os.devnull, i) for i in range(1000)]
+    calls[20] = (gate.path, 20)
+    results = pool.starmap(tasks.pass_gate, calls, chunksize=1)
+    assert [next(results) for _ in range(20)] == list(range(20))
+    while pool.stats().succeeded < 500:
+        time.sleep(0.001)
+    gate.open()
+    assert list(results) == list(range(20, 1000))
+
+
+def test_large_results_keep_the_window_small(pool, gate: tasks.Gate) -> None:
+    """They wait for the head of the line in our memory: no more than 64 MB, as with arguments."""
+    calls = [(os.devnull, bytes(1 << 20))] * 200
+    calls[20] = (gate.path, b"")
+    results = pool.starmap(tasks.pass_gate, calls, chunksize=1)
+    assert all(len(next(results)) == 1 << 20 for _ in range(20))
+    assert pool.stats().accepted <= 20 + 1 + 64
+    gate.open()
+    assert sum(map(len, results)) == 179 << 20
+
+
+def test_unordered_results_come_while_one_task_of_their_message_runs(
+    pool, gate: tasks.Gate
+) -> None:
+    calls = [(os.devnull, i) for i in range(2000)]
+    calls[1000] = (gate.path, 1000)
+    results = pool.starmap(tasks.pass_gate, calls, chunksize=1, ordered=False)
+    got = [next(results) for _ in range(1999)]
+    assert sorted([*got, 1000]) == list(range(2000))
+    gate.open()
+    assert list(results) == [1000]
+
+
+@pytest.mark.parametrize("chunksize", [1, 7])
+def test_unordered_blame_inside_shared_messages(pool, chunksize: int) -> None:
+    """INV-2 and INV-3: what fails or dies costs itself, also among 256 in one message."""
+    results = list(
+        pool.map(
+            tasks.fail_or_die_at,
+            range(5000),
+            chunksize=chunksize,
+            ordered=False,
+            return_exceptions=True,
+        )
+    )
+    assert len(results) == 5000
+    failures = [result for result in results if isinstance(result, Exception)]
+    assert sorted(type(failure).__name__ for failure in failures) == ["ValueError", "WorkerDied"]
+    assert sorted(r for r in results if isinstance(r, int)) == [
+        i for i in range(5000) if i not in (3000, 4000)
+    ]
 
 
 def test_bytes_bound_the_window(pool: fm.ProcessPool, gate: tasks.Gate) -> None:

@@ -580,6 +580,9 @@ struct fm_cursor {
 };
 int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
                   const uint8_t **record, uint64_t *size, uint8_t **owned);
+/* Bytes of whole records that lie right behind the one just read: whoever
+ * walks through them himself moves the cursor (offset and task) along. */
+size_t fm_chunk_ahead(const struct fm_cursor *cursor);
 
 /*
  * Next output of a streaming chunk: 1, with its record in memory of its own

@@ -298,6 +298,12 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
     return 1;
 }
 
+size_t fm_chunk_ahead(const struct fm_cursor *cursor)
+{
+    const struct fm__segment *segment = cursor->segment;
+    return segment && cursor->offset ? segment->size - cursor->offset : 0;
+}
+
 int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
 {
     if (record->lost)

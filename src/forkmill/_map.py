@@ -225,8 +225,15 @@ def _records(iterables: tuple[Iterable[Any], ...], *, star: bool) -> tuple[int, 
     if star:
         return _native.RUN_STAR, map(tuple, iterables[0])
     if len(iterables) == 1:
-        return 0, iter(iterables[0])
+        return 0, _iter(iterables[0])
     return _native.RUN_STAR, zip(*iterables)  # noqa: B905  # shortest, as the built-in map
+
+
+def _iter(iterable: Iterable[Any]) -> Any:
+    if type(iterable) is range:
+        with contextlib.suppress(OverflowError):
+            return _native.Numbers(iterable)
+    return iter(iterable)
 
 
 def _length(iterables: tuple[Any, ...]) -> int:

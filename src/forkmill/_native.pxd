@@ -238,6 +238,7 @@ cdef extern from "forkmill.h" nogil:
         uint32_t task
     int fm_chunk_next(fm_chunk *chunk, fm_cursor *cursor, const uint8_t **record, uint64_t *size,
         uint8_t **owned)
+    size_t fm_chunk_ahead(const fm_cursor *cursor)
     int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline, const uint8_t **record,
         uint64_t *size, uint8_t **owned)
     int fm_stream_close(fm_pool *pool, fm_chunk *chunk)

@@ -96,6 +96,13 @@ class Block:
 
     def __len__(self) -> int: ...
 
+class Numbers:
+    """What iter(range) gives, without making the numbers where an Encoder takes them."""
+
+    def __new__(cls, numbers: range) -> Self: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> int: ...
+
 class Encoder:
     """The body of a chunk under construction. One thread at a time."""
 

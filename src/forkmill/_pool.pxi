@@ -438,6 +438,7 @@ cdef class _Outcomes:
     cdef const uint8_t *_record
     cdef uint64_t _size
     cdef Block _owner  # the record's own memory, if it has any
+    cdef size_t _ahead  # bytes of records right behind this one
 
     cdef bint _peek  # leave a record's memory to the chunk
 
@@ -448,9 +449,25 @@ cdef class _Outcomes:
         self._cursor.offset = 0
         self._cursor.task = 0
         self._owner = None
+        self._ahead = 0
 
-    cdef bint move(self) except -1:
+    cdef inline bint move(self) except -1:
         """To the next record; False at the end, or if the chunk is not done."""
+        cdef const uint8_t *p
+        if self._ahead < 9:
+            return self._seek()
+        p = self._record + self._size
+        if p[0] != FM_TAG_INT and p[0] != FM_TAG_FLOAT:
+            return self._seek()
+        self._record = p
+        self._size = 9
+        self._ahead -= 9
+        self._cursor.offset += 9
+        self._cursor.task += 1
+        return True
+
+    cdef bint _seek(self) except -1:
+        """move() to any record."""
         cdef uint8_t *owned = NULL
         cdef int rc = fm_chunk_next(self._task._c, &self._cursor, &self._record, &self._size,
                                     NULL if self._peek else &owned)
@@ -458,6 +475,7 @@ cdef class _Outcomes:
             return False
         check(rc)
         self._owner = None
+        self._ahead = fm_chunk_ahead(&self._cursor) if rc else 0
         if rc and owned is not NULL:
             self._owner = Block.adopt(owned, <size_t>(self._record - owned) + self._size)
         return rc

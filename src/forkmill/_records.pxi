@@ -40,6 +40,7 @@ cdef extern from "Python.h":
     # Without `except`: it is asked for its overflow flag alone, and an exact int cannot fail.
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) noexcept
     object PyLong_FromLongLong(long long number)
+    long long PyLong_AsLongLong(object number) except? -1
     Py_ssize_t PySet_GET_SIZE(object numbers)
     Py_ssize_t Py_REFCNT(PyObject *obj) noexcept
     bint PyIter_Check(object iterator)
@@ -404,6 +405,34 @@ cdef tuple _dumped(object obj, object dumps):
     return pickle, buffers
 
 
+cdef class Numbers:
+    """What iter(range) gives, without making the numbers where an Encoder takes them.
+
+    Raises:
+        OverflowError: one of them has more than 64 bits.
+    """
+
+    cdef long long _at, _step
+    cdef Py_ssize_t _left
+
+    def __cinit__(self, numbers not None):
+        self._at, self._step, self._left = numbers.start, numbers.step, len(numbers)
+        if self._left:
+            PyLong_AsLongLong(numbers[-1])
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef long long number = self._at
+        if self._left == 0:
+            raise StopIteration
+        self._left -= 1
+        if self._left:
+            self._at += self._step
+        return number
+
+
 cdef class Encoder:
     """The body of a chunk under construction: argument records, one after another.
 
@@ -543,6 +572,8 @@ cdef class Encoder:
         """
         cdef Py_ssize_t done = 0
         cdef PyObject *item
+        if type(iterator) is Numbers:
+            return self._fill_numbers(iterator, n, max_bytes)
         if not PyIter_Check(iterator):
             raise TypeError(f"fill() needs an iterator, not {type(iterator).__name__}")
         while done < n and (done == 0 or self._size < max_bytes):
@@ -558,6 +589,25 @@ cdef class Encoder:
                 self._add_refused(error)
             done += 1
         return done
+
+    cdef Py_ssize_t _fill_numbers(self, Numbers numbers, Py_ssize_t n, size_t max_bytes) except -1:
+        cdef Py_ssize_t done, fit = 1
+        cdef uint8_t *p
+        if self._size < max_bytes:
+            fit = max(1, <Py_ssize_t>((max_bytes - self._size + 8) // 9))
+        fit = min(n, min(fit, numbers._left))
+        self._reserve(9 * <uint64_t>fit)
+        p = self._c + self._size
+        for done in range(fit):
+            _put_word(FM_TAG_INT, &numbers._at, p, 9)
+            p += 9
+            numbers._left -= 1
+            if numbers._left:  # the last step may lead beyond 64 bits
+                numbers._at += numbers._step
+        self._size += 9 * fit
+        self.count += fit
+        self.exhausted = fit < n and numbers._left == 0 and (fit == 0 or self._size < max_bytes)
+        return fit
 
     cdef int _ended(self) except -1:
         if PyErr_Occurred() is NULL:

@@ -175,8 +175,9 @@ def test_a_lone_round_trip_makes_no_futex_call(tmp_path: Path) -> None:
     between = text[text.index('"BEGIN') : text.index('"END')]
     futexes = re.findall(r"futex\(", between)
     assert len(futexes) <= 10, f"{len(futexes)} futex calls in 10^4 round trips"
-    # One write a direction; and a proof that the trace saw what it should.
-    assert 20_000 <= len(re.findall(r"writev?\(", between)) <= 20_000 * 1.02
+    # At most one write a direction: of the result, only if we slept by then. And a proof that the
+    # trace saw what it should.
+    assert 10_000 <= len(re.findall(r"writev?\(", between)) <= 20_000 * 1.02
 
 
 def search_path() -> str:

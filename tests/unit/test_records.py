@@ -378,3 +378,35 @@ def test_fill_lets_ctrl_c_in_an_item_through() -> None:
 def test_fill_refuses_what_is_no_iterator() -> None:
     with pytest.raises(TypeError, match="iterator"):
         _native.Encoder(no_dumps, refuse).fill([1], 1, 1)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        range(0),
+        range(5),
+        range(10, -10, -3),
+        range(2**63 - 3, 2**63),
+        range(2**63 - 9, 2**63 + 90, 100),
+        range(-(2**63), -(2**63) + 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("most", [1, 19, 1 << 20])
+def test_numbers_are_a_range(numbers: range, most: int) -> None:
+    assert list(_native.Numbers(numbers)) == list(numbers)
+    encoder = _native.Encoder(no_dumps)
+    other = _native.Encoder(no_dumps)
+    source, plain = _native.Numbers(numbers), iter(numbers)
+    for n in (0, 2, 1, 2, 9, 9):
+        assert encoder.fill(source, n, most) == other.fill(plain, n, most)
+        assert encoder.exhausted == other.exhausted
+        assert _native.encoded(encoder) == _native.encoded(other)
+        assert (encoder.count, encoder.size) == (other.count, other.size)
+    assert list(source) == list(plain)
+
+
+def test_numbers_of_more_than_64_bits_are_refused() -> None:
+    for numbers in (range(2**63, 2**63 + 1), range(0, 2**65, 2**64), range(-(2**64), 0)):
+        with pytest.raises(OverflowError):
+            _native.Numbers(numbers)

@@ -306,19 +306,19 @@ static void account(fm_port *port)
 
 static int publish(fm_port *port, size_t n, int is_outcome)
 {
+    if (is_outcome && port->number == port->last)
+        account(port);
+    port->end += n;
+    atomic_store_explicit(&port->slot->out_end, port->end,
+                          memory_order_release);
     if (is_outcome) {
         uint64_t done =
             atomic_load_explicit(&port->slot->done, memory_order_relaxed);
         atomic_store_explicit(&port->slot->done, done + 1,
                               memory_order_relaxed);
-        if (port->number == port->last)
-            account(port);
     }
-    port->end += n;
     if (port->prompt)
         return fm_port_tell(port);
-    atomic_store_explicit(&port->slot->out_end, port->end,
-                          memory_order_release);
     uint64_t sent =
         atomic_load_explicit(&port->slot->sent, memory_order_relaxed);
     return port->end - sent >= FM_RING / 2 ? fm_port_flush(port) : 0;

@@ -253,6 +253,8 @@ static bool collect_by_hand(fm_pool *pool)
 static int lead_turn(fm_pool *pool, int64_t deadline)
 {
     struct fm__ready ready[READY];
+    /* First: what falls due depends on it, a look at long queues too. */
+    bool news = fm__events_look(pool);
     int64_t now = fm_now(), next = fm__events_expire(pool, now);
     if (fm__lead_settle(pool))
         next = now; /* deadlines that expire() has not seen */
@@ -264,20 +266,17 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
         next = FM__MIN(next, now + 1000000);
     }
     next = FM__MIN(next, deadline);
-    if (fm__events_look(pool)) {
-        fm__lead_settle(pool);
-        /* Results came without a system call: spare the poll as well, but
-         * let no death wait for long. */
-        if (satisfied(pool, pool->leader) && !pool->writing &&
-            ++pool->spared % POLL_EVERY)
-            return 0;
-    }
+    pool->counts.lead_turns++;
+    pool->counts.pump_turns += pool->leader == &pool->pump_waiter;
+    /* Results came without a system call: spare the poll as well, but let no
+     * death wait for long. */
+    if (news && satisfied(pool, pool->leader) && !pool->writing &&
+        ++pool->spared % POLL_EVERY)
+        return 0;
     if (satisfied(pool, pool->leader) || pool->want)
         next = now;
     if (next > now && fm__events_listen(pool))
         next = now; /* and look at the next turn */
-    pool->counts.lead_turns++;
-    pool->counts.pump_turns += pool->leader == &pool->pump_waiter;
     pool->polling = true;
     fm__pool_unlock(pool);
     int n = fm__poller_wait(pool->poller, ready, READY,

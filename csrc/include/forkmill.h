@@ -14,12 +14,14 @@
  *   frame     one length-prefixed message on a task stream (pool -> worker)
  *   record    one self-delimiting value: an argument or an outcome
  *   slot      shared page of one worker: claims, result ring, crash text
+ *   arena     shared memory that carries large records
+ *   segment   one piece of it, in the hands of one process at a time
  *   port      the worker's own end of its channel and slot
  *   lead      the right, of one thread at a time, to do the pool's I/O
  *
  * Layers, each knowing only those before it:
  *
- *   error, guard <- sys <- frame <- slot <- channel, port <- chunk
+ *   error, guard <- sys <- frame <- slot <- channel, port, arena <- chunk
  *         <- worker, reaper <- dispatcher <- events <- size <- lead <- pool
  *
  * Use of a pool, numbered as the binding does it:
@@ -139,17 +141,22 @@ enum fm_what {
 
 /*
  *  0    1     2        4        8                16
- *  | tag| what| zero   | buffers| length         | body ...
+ *  | tag| what| flags  | buffers| length         | body ...
  *
  * The body of a record with buffers: u64 sizes[buffers], the pickle, then
  * each buffer at the next multiple of FM_ALIGN from the start of the body.
  * The pickle and its padding take what is left: the last
  * buffer ends where the body does.
+ *
+ * FM_LONG_ARENA: the bytes lie in a segment of the arena.  The body is struct
+ * fm_segment, then, with buffers, u64 (offset, size) of each in the segment
+ * and the pickle; without, the segment has all that the body would have.
  */
+#define FM_LONG_ARENA 0x1u
 struct fm_long {
     uint8_t tag;
     uint8_t what;
-    uint16_t zero;
+    uint16_t flags;
     uint32_t buffers;
     uint64_t length;
 };
@@ -204,6 +211,9 @@ enum fm_kind {
 #define FM_RUN_PROMPT 0x20u /* each outcome is wanted at once; the chunk goes to
                                its inbox with the first ones, and again
                                whenever there are more */
+#define FM_RUN_KEEP 0x40u   /* set by fm_chunk_new(): the bytes may be needed
+                               again, accept no segment */
+#define FM_RUN_ARENA 0x80u  /* some records are FM_LONG_ARENA */
 
 /*
  *  0      4     6      8      12     16     20    24        32        40
@@ -405,12 +415,90 @@ int fm_port_tell(fm_port *port);
 int fm_port_flush(fm_port *port);
 /* Say that this worker exits by itself and wants a successor. */
 void fm_port_retire(fm_port *port);
+/* Where a worker's number in the arena is told: for fm_arena_open(). */
+uint32_t *fm_port_owner(fm_port *port);
 /* Publish resident memory, KiB. */
 void fm_port_rss(fm_port *port, uint64_t kb);
 
 /* Memory for bodies: aligned to FM_ALIGN; NULL without memory. */
 uint8_t *fm_body_new(size_t size);
 void fm_body_free(uint8_t *body);
+
+/* ----------------------------------------------------------------- arena */
+
+/*
+ * Shared memory for large records: one copy in, none out.  Made before the
+ * zygote, which hands the descriptor down to every worker.
+ *
+ *   sender    fm_arena_take, copy in, send the segment in a record
+ *   receiver  fm_arena_accept -> writable memory of its own, until
+ *             fm_arena_release (when its last view dies)
+ *
+ * A segment is in the hands of one process at a time; its word says whose,
+ * and changes with each change of hands: a stale reference releases nothing.
+ * Errors of take are a reason to use the pipe: -ENOSPC (full, or at the
+ * limit), -EFBIG, -ENOMEM.  Threads: any.
+ */
+typedef struct fm_arena fm_arena;
+
+#define FM_SEGMENTS 1024u /* the most that there are */
+
+struct fm_segment {
+    uint32_t index;
+    uint32_t zero;
+    uint64_t word;
+    uint64_t size;
+};
+
+/* A close-on-exec descriptor above 2 of an arena without pages, or -errno:
+ * there is no such memory here. */
+int fm_arena_create(void);
+
+/*
+ * Owns:   the descriptor, on error too.  Views hold the arena by references.
+ * owner:  NULL in the pool's process; in a worker fm_port_owner(), which must
+ *         stay valid as long as the arena.
+ * limit:  bytes that may have pages; 0: half of the system's memory.
+ */
+int fm_arena_open(fm_arena **out, int fd, uint32_t *owner, uint64_t limit);
+fm_arena *fm_arena_ref(fm_arena *arena);
+void fm_arena_unref(fm_arena *arena);
+/* Keep no idle memory from now on: the pool is closed. */
+void fm_arena_retire(fm_arena *arena);
+
+/* A segment of at least `size` bytes, with all its pages. */
+int fm_arena_take(fm_arena *arena, uint64_t size, struct fm_segment *out,
+                  uint8_t **base);
+/* Make a segment that was sent our own; FM_ESTATE: it is not there any more.
+ * From here on a forked child gets a private copy of it. */
+int fm_arena_accept(fm_arena *arena, const struct fm_segment *from,
+                    struct fm_segment *out, uint8_t **base);
+/* Copy a segment that was sent, and leave it to its owner. */
+int fm_arena_peek(fm_arena *arena, const struct fm_segment *segment,
+                  uint8_t *out);
+/* Give it back, if it is still ours with that word.  In a forked child:
+ * nothing. */
+void fm_arena_release(fm_arena *arena, const struct fm_segment *segment);
+/* Index of the accepted segment in which n bytes at `at` lie, or -1. */
+int64_t fm_arena_find(fm_arena *arena, const void *at, size_t n);
+/* The last view of an accepted segment has died and it shall be sent on:
+ * 0, or FM_ESTATE: it must stay (a forked child may read it). */
+int fm_arena_part(fm_arena *arena, const struct fm_segment *segment);
+/* Release what the records refer to, as far as it was not accepted. */
+void fm_arena_forget(fm_arena *arena, uint8_t *records, size_t size);
+
+/* Bytes of this process's resident memory that are the arena's. */
+uint64_t fm_arena_mapped(fm_arena *arena);
+
+struct fm_arena_stats {
+    uint32_t used;   /* segments that there are */
+    uint32_t free;   /* of them: nobody's */
+    uint32_t pools;  /* of them: in the hands of the pool's process */
+    uint32_t pinned; /* of them: a forked child may read them */
+    uint64_t resident, idle; /* bytes with pages; of them nobody's */
+    uint64_t limit, keep;    /* the most of each */
+};
+int fm_arena_look(fm_arena *arena, struct fm_arena_stats *out);
 
 /* ---------------------------------------------------------------- system */
 
@@ -458,6 +546,7 @@ struct fm_pool_options {
                                with a backlog; 0: all at once */
     int64_t idle_ns;        /* a worker above `least` that has had nothing to
                                do for so long retires; 0: it stays */
+    fm_arena *arena;        /* whose segments workers may hold; may be NULL */
 };
 
 #define FM_MAX_WORKERS 4096u
@@ -503,6 +592,7 @@ struct fm_chunk_options {
     int32_t priority;      /* higher first */
     int32_t slot;          /* only this worker; -1: any */
     uint32_t credit;       /* STREAM: outputs ahead of the reader */
+    fm_arena *arena;       /* of its records and outcomes; may be NULL */
     fm_inbox *inbox;       /* where it goes when done; may be NULL */
     void *tag;             /* the caller's; given back, never looked at */
 };

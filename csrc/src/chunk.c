@@ -358,6 +358,9 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
         atomic_fetch_add(&options->function->refs, 1);
     if (options->timeout_ns > 0)
         chunk->options.flags |= FM_RUN_TIMED;
+    if (options->retries) /* another try needs the same bytes */
+        chunk->options.flags |= FM_RUN_KEEP;
+    fm_arena_ref(options->arena);
     if (options->flags & FM_RUN_STREAM) /* without any, nothing ever comes */
         chunk->options.credit = FM__MAX(options->credit, 1);
     chunk->pool = fm_pool_ref(pool);
@@ -372,10 +375,12 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
     return 0;
 }
 
-static void free_segments(struct fm__segment *segment)
+static void free_segments(const fm_chunk *chunk, struct fm__segment *segment)
 {
     for (struct fm__segment *next; segment; segment = next) {
         next = segment->next;
+        if (chunk->carried && segment->data)
+            fm_arena_forget(chunk->options.arena, segment->data, segment->size);
         if (segment->room)
             free(segment->data);
         fm_body_free(segment->owned);
@@ -387,14 +392,21 @@ void fm_chunk_unref(fm_chunk *chunk)
 {
     if (!chunk || atomic_fetch_sub(&chunk->refs, 1) != 1)
         return;
-    free_segments(chunk->segments);
-    free_segments(chunk->read);
+    if (chunk->options.flags & FM_RUN_ARENA)
+        fm_arena_forget(chunk->options.arena, chunk->body->data,
+                        chunk->body->size);
+    free_segments(chunk, chunk->segments);
+    free_segments(chunk, chunk->read);
     for (struct fm__output *o = chunk->outputs, *next; o; o = next) {
         next = o->next;
+        if (chunk->carried)
+            fm_arena_forget(chunk->options.arena,
+                            (uint8_t *)(uintptr_t)o->record, o->size);
         fm_body_free(o->owned);
         free(o);
     }
     fm__bytes_unref(chunk->body);
+    fm_arena_unref(chunk->options.arena);
     fm_inbox_unref(chunk->inbox);
     fm_function_unref(chunk->options.function);
     fm_pool *pool = chunk->pool;

@@ -149,9 +149,11 @@ static void bury(fm_pool *pool, struct fm__worker *w, struct fm_death *death)
     struct fm__link again;
     bool broken = pool->state == FM_POOL_BROKEN;
     uint64_t before = pool->tally.retried;
+    uint32_t owner = w->page ? atomic_load(&w->page->owner) : 0;
     fm__list_init(&again);
     forget_polling(pool, w);
     fm__worker_bury(w, death, broken, &again, &pool->tally);
+    fm__arena_bury(pool->options.arena, owner);
     for (struct fm__link *at = again.next; at != &again; at = at->next)
         pool->counts.requeued +=
             pool->state < FM_POOL_STOPPING
@@ -483,8 +485,11 @@ void fm__events_bury_all(fm_pool *pool)
     fm__list_init(&again);
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm_death death = {.status = -1, .cause = FM_CAUSE_STOPPED};
+        const fm_slot *page = pool->workers[i].page;
+        uint32_t owner = page ? atomic_load(&page->owner) : 0;
         fm__worker_bury(&pool->workers[i], &death, what == FM_WHAT_BROKEN,
                         &again, &pool->tally);
+        fm__arena_bury(pool->options.arena, owner);
     }
     fm__events_settle(pool, &again, what);
     fm__events_settle_unstarted(pool, what);

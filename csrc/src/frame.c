@@ -14,11 +14,15 @@ static int64_t long_size(const uint8_t *p, size_t n)
     if (n < sizeof head)
         return 0;
     memcpy(&head, p, sizeof head);
-    if (head.what == 0 || head.what >= FM_WHAT_COUNT || head.zero != 0)
+    if (head.what == 0 || head.what >= FM_WHAT_COUNT ||
+        (head.flags & ~FM_LONG_ARENA))
         return FM_EPROTO;
     if (head.length > FM_MAX_LENGTH)
         return FM_ETOOBIG;
-    if ((uint64_t)head.buffers * sizeof(uint64_t) > head.length)
+    uint64_t table = (uint64_t)head.buffers * sizeof(uint64_t);
+    if (head.flags & FM_LONG_ARENA)
+        table = 2 * table + sizeof(struct fm_segment);
+    if (table > head.length)
         return FM_EPROTO;
     return (int64_t)(sizeof head + head.length);
 }

@@ -7,8 +7,8 @@
  * every handle sees that it is in the wrong process (INV-9).
  *
  * Guarantees: lock-free; the handler calls only close() (async-signal-safe).
- * Threads: any.  This is the only mutable global state of the library: it
- * describes the process, not a pool.
+ * Threads: any.  This and the list of arenas are the only mutable global state
+ * of the library: they describe the process, not a pool.
  */
 #include "internal.h"
 

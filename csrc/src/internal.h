@@ -1,7 +1,7 @@
 /*
  * internal.h - what the layers of the core share with each other.
  *
- * Order: error, guard <- sys <- frame <- slot <- channel, port <- chunk <-
+ * Order: error, guard <- sys <- frame <- slot <- channel, port, arena <- chunk <-
  * worker, reaper <- dispatcher <- events <- lead <- pool.  A layer calls only
  * those before it; what the last three share is in pool.h.
  */
@@ -89,6 +89,29 @@ int fm__sys_shm(size_t size);
 void *fm__sys_map(int fd, size_t size, bool inherit);
 void fm__sys_unmap(void *p, size_t size);
 
+/*
+ * The arena's memory: `count` segments, `stride` bytes apart.  Sparse, zeroed,
+ * without a name, never on a disk.  map_part: shared, kept over a fork;
+ * map_private: the same bytes copy-on-write, in the place of that mapping.
+ * furnish: every page is there and mapped, or -ENOSPC / -ENOMEM; punch: none
+ * is any more.
+ */
+extern const uint64_t fm__sys_arena_stride;
+extern const uint32_t fm__sys_arena_count;
+int fm__sys_arena(uint64_t size);
+void *fm__sys_map_part(int fd, uint64_t offset, size_t size);
+void fm__sys_map_private(void *at, size_t size, int fd, uint64_t offset);
+int fm__sys_furnish(int fd, uint64_t offset, void *at, size_t size);
+void fm__sys_punch(int fd, uint64_t offset, uint64_t size);
+/* Physical memory, bytes. */
+uint64_t fm__sys_memory(void);
+
+/* A page that every forked child goes on holding until it ends or execs, and
+ * the descriptor that tells when nobody does; or -errno, and no page. */
+#define FM__WITNESS 4096u
+int fm__sys_witness(void **page);
+bool fm__sys_witness_alone(int fd);
+
 /* A process may not be forgotten about by its parent: sleep until *word is
  * no longer `old`, the timeout (FM_FOREVER) or a signal (-EINTR). */
 int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns);
@@ -137,6 +160,7 @@ struct fm_slot {
     alignas(64) _Atomic int64_t busy_ns;  /* time in finished frames */
     _Atomic uint64_t rss_kb;
     _Atomic uint32_t retired;
+    _Atomic uint32_t owner; /* the worker's number in the arena, or 0 */
     alignas(64) _Atomic uint64_t sent; /* both: below it, bytes have left */
     _Atomic uint32_t want; /* FM__WANT_ALWAYS: the other side never looks
                               into the ring, FM__WANT_NOTHING: it is awake;
@@ -148,6 +172,7 @@ struct fm_slot {
 
 static_assert(FM_CLAIMS % 4096 == 0 && FM_RING % 4096 == 0, "pages");
 static_assert(sizeof(struct fm_long) == 16, "wire format");
+static_assert(sizeof(struct fm_segment) == 24, "wire format");
 static_assert(sizeof(struct fm_frame) == 40, "wire format");
 static_assert(sizeof(struct fm_message) == 32, "wire format");
 static_assert(sizeof(struct fm_death) == 48, "wire format");
@@ -261,6 +286,14 @@ uint32_t fm__channel_run(struct fm__channel *channel, uint32_t most,
 /* Next whole record: 1, 0 (none yet), FM_EPROTO, FM_ETOOBIG. */
 int fm__channel_next(struct fm__channel *channel, struct fm__record *out);
 
+/* ----------------------------------------------------- arena (arena.c) */
+
+/* A worker's record has come in: what it refers to is the pool's from now on,
+ * and the record says so.  1, 0: it refers to nothing, FM_E* / -errno. */
+int fm__arena_take_in(fm_arena *arena, uint8_t *record, uint64_t size);
+/* A worker is dead and all its records are taken in: free the rest. */
+void fm__arena_bury(fm_arena *arena, uint32_t owner);
+
 /* ------------------------------------------------------------- lists */
 
 /* A ring of links around a head; no memory of its own. */
@@ -366,6 +399,7 @@ struct fm_chunk {
      * time begin, how many outcomes they have in all, and those. */
     struct fm__segment *read, **latest;
     uint32_t shown, fresh;
+    bool carried;                  /* outcomes of it lie in the arena */
     struct fm__output *outputs, **outputs_tail;
     uint64_t consumed, granted;
 };

@@ -532,6 +532,7 @@ void fm_pool_close(fm_pool *pool)
         } /* else a thread that was stopped in it: it is left to it */
     }
     fm__pool_unlock(pool);
+    fm_arena_retire(pool->options.arena);
 }
 
 /* ------------------------------------------------------------ life cycle */
@@ -566,6 +567,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
     atomic_init(&pool->refs, 1);
     pool->generation = fm_fork_generation();
     pool->options = *options;
+    fm_arena_ref(options->arena);
     pool->finished.tail = &pool->finished.head;
     fm__lead_init(pool);
     for (uint32_t i = 0; i < options->workers; i++)
@@ -614,6 +616,7 @@ void fm_pool_unref(fm_pool *pool)
     for (uint32_t i = 0; i < pool->n_causes; i++)
         fm_body_free(pool->causes[i].record);
     fm__dispatcher_fini(&pool->dispatcher);
+    fm_arena_unref(pool->options.arena);
     free(pool->workers);
     free(pool);
 }

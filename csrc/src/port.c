@@ -395,6 +395,11 @@ void fm_port_retire(fm_port *port)
     atomic_store(&port->slot->retired, 1);
 }
 
+uint32_t *fm_port_owner(fm_port *port)
+{
+    return (uint32_t *)&port->slot->owner;
+}
+
 void fm_port_rss(fm_port *port, uint64_t kb)
 {
     atomic_store_explicit(&port->slot->rss_kb, kb, memory_order_relaxed);

@@ -493,6 +493,90 @@ void fm__sys_unmap(void *p, size_t size)
     munmap(p, size);
 }
 
+/* A shared memory object cannot be sparse beyond all bounds here: 64 segments
+ * of 256 MiB; what is larger goes through the pipe. */
+const uint64_t fm__sys_arena_stride = (uint64_t)1 << 28;
+const uint32_t fm__sys_arena_count = 64;
+
+/* shm_open(), and not a file: its pages never reach a disk.  A name of at most
+ * 31 characters, for an instant; ftruncate() works once. */
+int fm__sys_arena(uint64_t size)
+{
+    char name[32];
+    int fd = -1;
+    for (uint32_t i = 0; fd < 0 && i < 100; i++) {
+        snprintf(name, sizeof name, "/forkmill-%x-%x", (unsigned)getpid(),
+                 (unsigned)arc4random());
+        fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+        if (fd < 0 && errno != EEXIST)
+            return -errno;
+    }
+    if (fd < 0)
+        return -EEXIST;
+    shm_unlink(name);
+    fd = lift(fd);
+    if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+void *fm__sys_map_part(int fd, uint64_t offset, size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                   (off_t)offset);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+void fm__sys_map_private(void *at, size_t size, int fd, uint64_t offset)
+{
+    void *p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+                   fd, (off_t)offset);
+    if (p == MAP_FAILED) /* shared is wrong only if somebody writes */
+        mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+             (off_t)offset);
+}
+
+/* The object has its memory since ftruncate(): there is no SIGBUS to fear,
+ * and nothing that could be given back before its end. */
+int fm__sys_furnish(int fd, uint64_t offset, void *at, size_t size)
+{
+    (void)fd;
+    (void)offset;
+    (void)at;
+    (void)size;
+    return 0;
+}
+
+void fm__sys_punch(int fd, uint64_t offset, uint64_t size)
+{
+    (void)fd;
+    (void)offset;
+    (void)size;
+}
+
+uint64_t fm__sys_memory(void)
+{
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) *
+           (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* No file tells who maps it: what a forked child may read waits for the
+ * arena's end. */
+int fm__sys_witness(void **page)
+{
+    (void)page;
+    return -ENOSYS;
+}
+
+bool fm__sys_witness_alone(int fd)
+{
+    (void)fd;
+    return false;
+}
+
 /* ------------------------------------------------------------ park, wake */
 
 /*

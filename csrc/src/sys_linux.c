@@ -20,6 +20,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -30,6 +31,9 @@
 #endif
 #ifndef SYS_close_range
 #define SYS_close_range 436
+#endif
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
 #endif
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U
@@ -400,6 +404,102 @@ void *fm__sys_map(int fd, size_t size, bool inherit)
 void fm__sys_unmap(void *p, size_t size)
 {
     munmap(p, size);
+}
+
+/* So far apart that no segment ever meets the next: 64 GiB, 64 TiB in all. */
+const uint64_t fm__sys_arena_stride = (uint64_t)1 << 36;
+const uint32_t fm__sys_arena_count = FM_SEGMENTS;
+
+int fm__sys_arena(uint64_t size)
+{
+    struct rlimit most;
+    /* Beyond this limit a signal comes, not only an error. */
+    if (getrlimit(RLIMIT_FSIZE, &most) == 0 && most.rlim_cur < size)
+        return -EFBIG;
+    int fd = memfd_create("forkmill-arena", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create("forkmill-arena", MFD_CLOEXEC);
+    if (fd < 0)
+        fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    fd = lift(fd);
+    if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+void *fm__sys_map_part(int fd, uint64_t offset, size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                   (off_t)offset);
+    if (p == MAP_FAILED)
+        return NULL;
+    /* Where shmem_enabled is `advise`; elsewhere it says no. */
+    madvise(p, size, MADV_HUGEPAGE);
+    return p;
+}
+
+void fm__sys_map_private(void *at, size_t size, int fd, uint64_t offset)
+{
+    void *p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
+                   fd, (off_t)offset);
+    if (p == MAP_FAILED) /* shared is wrong only if somebody writes */
+        mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+             (off_t)offset);
+}
+
+int fm__sys_furnish(int fd, uint64_t offset, void *at, size_t size)
+{
+    if (madvise(at, size, MADV_POPULATE_WRITE) == 0)
+        return 0;
+    if (errno != EINVAL) /* EFAULT: where a write would be a SIGBUS */
+        return errno == EFAULT ? -ENOSPC : -errno;
+    /* Before Linux 5.14: the pages at least, mapped at first touch. */
+    return fallocate(fd, 0, (off_t)offset, (off_t)size) < 0 ? -errno : 0;
+}
+
+void fm__sys_punch(int fd, uint64_t offset, uint64_t size)
+{
+    if (size)
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                  (off_t)offset, (off_t)size);
+}
+
+uint64_t fm__sys_memory(void)
+{
+    return (uint64_t)sysconf(_SC_PHYS_PAGES) *
+           (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/*
+ * Who holds a shared page?  A file may be sealed against writing only while
+ * nobody has a writable shared mapping of it.  Descriptors that a child
+ * closes, and pipes that it silences, change nothing; exec and exit do.
+ */
+int fm__sys_witness(void **page)
+{
+    int fd = lift(memfd_create("forkmill-witness",
+                               MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (fd < 0)
+        return fd;
+    void *p = ftruncate(fd, FM__WITNESS) < 0
+                  ? MAP_FAILED
+                  : mmap(NULL, FM__WITNESS, PROT_READ | PROT_WRITE, MAP_SHARED,
+                         fd, 0);
+    if (p == MAP_FAILED) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    *page = p;
+    return fd;
+}
+
+bool fm__sys_witness_alone(int fd)
+{
+    return fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) == 0;
 }
 
 /* ------------------------------------------------------------ park, wake */

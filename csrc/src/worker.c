@@ -295,6 +295,14 @@ static int take_long(struct fm__worker *worker, struct fm__piece *piece,
 {
     struct fm_long head;
     memcpy(&head, record->data, sizeof head);
+    if (!record->lost) {
+        int rc = fm__arena_take_in(piece->chunk->options.arena,
+                                   (uint8_t *)(uintptr_t)record->data,
+                                   record->size);
+        if (rc < 0)
+            return rc;
+        piece->chunk->carried |= rc > 0;
+    }
     if (head.what == FM_WHAT_OUTPUT) {
         if (!(piece->chunk->options.flags & FM_RUN_STREAM))
             return FM_EPROTO;

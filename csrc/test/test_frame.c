@@ -125,7 +125,7 @@ TEST(a_long_record_is_checked_before_anybody_trusts_it)
     CHECK_EQ(size_of_long(long_head(FM_WHAT_PICKLE, UINT32_MAX, 1 << 20)),
              FM_EPROTO);
     struct fm_long head = long_head(FM_WHAT_PICKLE, 0, 1);
-    head.zero = 1;
+    head.flags = 2;
     CHECK_EQ(size_of_long(head), FM_EPROTO);
 }
 

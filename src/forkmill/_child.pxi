@@ -69,6 +69,7 @@ cdef class Port:
     cdef set _closed            # numbers of streams that shall not begin
     cdef uint64_t _number       # of the next task that may come
     cdef object _dumps, _loads, _retry_type
+    cdef Arena _arena
     cdef uint64_t _tasks, _max_tasks, _max_rss_kb
     cdef int64_t _looked        # when resident memory was looked at
 
@@ -102,6 +103,11 @@ cdef class Port:
         """Say that this worker ends by itself: the death will count for nothing."""
         self._opened()
         fm_port_retire(self._c)
+
+    def share(self, int fd):
+        """Use the pool's arena, whose descriptor it takes."""
+        self._opened()
+        self._arena = Arena(fd, 0, self)
 
     def rss(self, uint64_t kb):
         self._opened()
@@ -217,7 +223,10 @@ cdef class Port:
                             if type(function) is self._retry_type:
                                 retry = function.retry_on
                                 function = function.fn
-                        value = decode_record(body + offset, size, block, self._loads)
+                        if is_carried(body + offset):
+                            value = self._fetch(body + offset, size, frame)
+                        else:
+                            value = decode_record(body + offset, size, block, self._loads)
                         if style == 0:
                             result = PyObject_CallOneArg(function, value)
                         elif style == FM_RUN_STAR:
@@ -235,7 +244,9 @@ cdef class Port:
                         value = None
                         if i + 1 == frame.count:
                             self._printed()
-                        put_value(self._c, result, self._dumps)
+                        if put_value(self._c, result, self._dumps, self._arena):
+                            result = None  # all that holds it, unless user code does
+                            self._arena.send_parted(self._c)
                         result = None
                         inside = False
                     offset += size
@@ -275,6 +286,13 @@ cdef class Port:
             raise _malformed("a frame ends inside an argument")
         return size
 
+    cdef object _fetch(self, const uint8_t *p, uint64_t size, fm_frame *frame):
+        """An argument that lies in the arena."""
+        if self._arena is None:
+            raise _malformed("it lies in an arena that this worker does not have")
+        return decode_carried(
+            p, size, self._arena.adopt(p, size, frame.flags & FM_RUN_KEEP), self._loads)
+
     cdef inline bint _refused(self, const uint8_t *p) noexcept:
         return p[0] == FM_TAG_LONG and p[1] == FM_WHAT_REFUSED
 
@@ -308,6 +326,8 @@ cdef class Port:
         if self._max_rss_kb or now - self._looked > _RSS_EVERY:
             self._looked = now
             rss_kb = fm_sys_rss_kb()
+            if self._arena is not None:  # it is the pool's, and no reason to recycle this worker
+                rss_kb -= min(rss_kb, fm_arena_mapped(self._arena._c) >> 10)
             fm_port_rss(self._c, rss_kb)
             full = full or 0 < self._max_rss_kb < rss_kb
         if full:
@@ -353,7 +373,7 @@ cdef class Port:
                     return stop.value
                 if fm_port_forked(self._c):
                     return None  # the caller sees it too
-                put_output(self._c, item, self._dumps)
+                put_output(self._c, item, self._dumps, self._arena)
                 item = None
                 sent += 1
                 with nogil:  # self holds _c open

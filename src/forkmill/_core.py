@@ -467,7 +467,7 @@ class Core:
         return task
 
     def encoder(self) -> _native.Encoder:
-        return _native.Encoder(self.codec.dumps, self.codec.dump_failure)
+        return _native.Encoder(self.codec.dumps, self.codec.dump_failure, self.native.arena)
 
     # ------------------------------------------------------------------ failures
 

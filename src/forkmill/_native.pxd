@@ -44,10 +44,11 @@ cdef extern from "forkmill.h" nogil:
         FM_WHAT_BROKEN
         FM_WHAT_NOMEM
         FM_WHAT_COUNT
+    enum: FM_LONG_ARENA
     struct fm_long:
         uint8_t tag
         uint8_t what
-        uint16_t zero
+        uint16_t flags
         uint32_t buffers
         uint64_t length
     enum: FM_ALIGN
@@ -82,6 +83,8 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_RUN_STREAM
     enum: FM_RUN_TIMED
     enum: FM_RUN_PROMPT
+    enum: FM_RUN_KEEP
+    enum: FM_RUN_ARENA
     struct fm_frame:
         uint32_t magic
         uint16_t kind
@@ -159,9 +162,42 @@ cdef extern from "forkmill.h" nogil:
     int fm_port_tell(fm_port *port)
     int fm_port_flush(fm_port *port)
     void fm_port_retire(fm_port *port)
+    uint32_t *fm_port_owner(fm_port *port)
     void fm_port_rss(fm_port *port, uint64_t kb)
     uint8_t *fm_body_new(size_t size)
     void fm_body_free(uint8_t *body)
+    struct fm_arena:
+        pass
+    enum: FM_SEGMENTS
+    struct fm_segment:
+        uint32_t index
+        uint32_t zero
+        uint64_t word
+        uint64_t size
+    int fm_arena_create()
+    int fm_arena_open(fm_arena **out, int fd, uint32_t *owner, uint64_t limit)
+    fm_arena *fm_arena_ref(fm_arena *arena)
+    void fm_arena_unref(fm_arena *arena)
+    void fm_arena_retire(fm_arena *arena)
+    int fm_arena_take(fm_arena *arena, uint64_t size, fm_segment *out, uint8_t **base)
+    int fm_arena_accept(fm_arena *arena, const fm_segment *source, fm_segment *out,
+        uint8_t **base)
+    int fm_arena_peek(fm_arena *arena, const fm_segment *segment, uint8_t *out)
+    void fm_arena_release(fm_arena *arena, const fm_segment *segment)
+    int64_t fm_arena_find(fm_arena *arena, const void *at, size_t n)
+    int fm_arena_part(fm_arena *arena, const fm_segment *segment)
+    void fm_arena_forget(fm_arena *arena, uint8_t *records, size_t size)
+    uint64_t fm_arena_mapped(fm_arena *arena)
+    struct fm_arena_stats:
+        uint32_t used
+        uint32_t free
+        uint32_t pools
+        uint32_t pinned
+        uint64_t resident
+        uint64_t idle
+        uint64_t limit
+        uint64_t keep
+    int fm_arena_look(fm_arena *arena, fm_arena_stats *out)
     int fm_sys_pipe(int fds[2])
     int fm_sys_socketpair(int fds[2])
     int fm_sys_nonblock(int fd, int on)
@@ -189,6 +225,7 @@ cdef extern from "forkmill.h" nogil:
         int64_t hello_ns
         uint32_t least
         int64_t idle_ns
+        fm_arena *arena
     enum: FM_MAX_WORKERS
     int fm_pool_open(fm_pool **out, const fm_pool_options *options)
     fm_pool *fm_pool_ref(fm_pool *pool)
@@ -209,6 +246,7 @@ cdef extern from "forkmill.h" nogil:
         int32_t priority
         int32_t slot
         uint32_t credit
+        fm_arena *arena
         fm_inbox *inbox
         void *tag
     int fm_chunk_new(fm_pool *pool, const fm_chunk_options *options, fm_chunk **out)

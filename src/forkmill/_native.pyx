@@ -4,6 +4,7 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
 .py file. C never calls Python: the binding pulls outcomes with the GIL released.
 
     _records.pxi   values <-> records, in C for plain ones
+    _arena.pxi     large values through shared memory
     _child.pxi     the worker's loop; what zygote and workers need of the system
     _pool.pxi      the user's process: Pool, Task, Inbox, RecordIterator
     _cow.pxi       one fresh child a task: fork, claims, results by pipe
@@ -12,7 +13,7 @@ Threads: a Port belongs to the worker's one thread; the rest may be called by an
 """
 
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from libc.errno cimport EINTR, ETIMEDOUT, errno
+from libc.errno cimport EINTR, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from forkmill import errors as _errors
@@ -46,6 +47,7 @@ cdef int check(int rc) except -1:
 
 
 include "_records.pxi"
+include "_arena.pxi"
 include "_child.pxi"
 include "_pool.pxi"
 include "_cow.pxi"

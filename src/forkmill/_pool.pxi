@@ -32,6 +32,7 @@ cdef class Pool:
         hello: seconds that an initializer may take; 0: there is none.
         least: workers at first, in the first slots; 0: one a slot, always.
         idle: seconds without work after which a worker above `least` retires; 0: it stays.
+        arena: shared memory for large values; None: they go through the pipes.
 
     Raises:
         OSError, ValueError, MemoryError: it could not be opened.
@@ -40,10 +41,11 @@ cdef class Pool:
     """
 
     cdef fm_pool *_c
+    cdef readonly Arena arena
     cdef object __weakref__
 
     def __cinit__(self, int control_fd, int zygote, uint32_t workers, *, uint32_t max_tasks=0,
-                  double hello=0.0, uint32_t least=0, double idle=0.0):
+                  double hello=0.0, uint32_t least=0, double idle=0.0, Arena arena=None):
         cdef fm_pool_options options
         options.control_fd = control_fd
         options.zygote = zygote
@@ -52,6 +54,8 @@ cdef class Pool:
         options.hello_ns = FM_FOREVER if hello > 9.0e9 else <int64_t>(hello * 1e9)
         options.least = least
         options.idle_ns = <int64_t>(idle * 1e9)
+        options.arena = NULL if arena is None else arena._c
+        self.arena = arena
         check(fm_pool_open(&self._c, &options))
 
     def __dealloc__(self):
@@ -95,8 +99,9 @@ cdef class Pool:
         cdef int rc
         options.function = NULL if function is None else function._c
         options.count = body.count
-        options.size = body.size
-        options.flags = flags
+        options.size = body._size
+        options.flags = flags | (FM_RUN_ARENA if body._carried else 0)
+        options.arena = NULL if self.arena is None else self.arena._c
         options.timeout_ns = <int64_t>(timeout * 1e9)
         options.retries = retries
         options.retry_on = retry_on
@@ -108,6 +113,8 @@ cdef class Pool:
         options.body = body.release()
         rc = fm_chunk_new(self._c, &options, &task._c)
         if rc < 0:
+            if options.flags & FM_RUN_ARENA:
+                self.arena.forget(options.body, options.size)
             fm_body_free(options.body)
             check(rc)
         task._pool = self
@@ -355,6 +362,8 @@ cdef class Task:
             raise outcomes.failure(codec)
         if outcomes._owner is None:
             outcomes._owner = self._block
+            if self._block is None and is_carried(outcomes._record):
+                outcomes._owner = self._pool.arena.adopt(outcomes._record, outcomes._size)
         self._block = outcomes._owner  # for another call
         return outcomes.value(codec.loads)
 
@@ -418,6 +427,9 @@ cdef class Task:
                 rc = fm_stream_next(self._pool._c, self._c, deadline, &record, &size, &owned)
             if rc == 1:
                 block = Block.adopt(owned, <size_t>(record - owned) + size)
+                if is_carried(record):
+                    return decode_carried(
+                        record, size, self._pool.arena.adopt(record, size), codec.loads)
                 return decode_record(record, size, block, codec.loads)
             if rc == 0:
                 raise StopIteration
@@ -486,6 +498,10 @@ cdef class _Outcomes:
 
     cdef inline object value(self, object loads):
         try:
+            if is_carried(self._record):
+                if self._owner is None:
+                    self._owner = self._task._pool.arena.adopt(self._record, self._size)
+                return decode_carried(self._record, self._size, self._owner, loads)
             return decode_record(self._record, self._size, self._owner, loads)
         except (_errors.SerializationError, MemoryError):
             raise

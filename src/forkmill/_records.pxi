@@ -370,7 +370,7 @@ cdef Py_ssize_t encode_scalar(object obj, uint8_t *out, size_t room) except -1:
 cdef inline void _head(fm_long *head, int what, uint64_t buffers, uint64_t length) noexcept:
     head.tag = FM_TAG_LONG
     head.what = <uint8_t>what
-    head.zero = 0
+    head.flags = 0
     head.buffers = <uint32_t>buffers
     head.length = length
 
@@ -438,7 +438,7 @@ cdef class Encoder:
 
     Attributes:
         count: Records in it.
-        size: Bytes in it.
+        size: Bytes in it, those that it leaves in the arena included.
         exhausted: Whether fill() came to the end of its input.
         error: What the input of fill() raised, or None.
     """
@@ -446,13 +446,17 @@ cdef class Encoder:
     cdef uint8_t *_c
     cdef size_t _size, _room
     cdef object dumps, refuse
+    cdef Arena _arena
+    cdef uint64_t _carried  # bytes that lie in the arena
     cdef readonly Py_ssize_t count
     cdef readonly bint exhausted
     cdef readonly object error
 
-    def __cinit__(self, dumps, refuse=None):
+    def __cinit__(self, dumps, refuse=None, Arena arena=None):
         self._c = NULL
         self._size = self._room = 0
+        self._arena = arena
+        self._carried = 0
         self.count = 0
         self.exhausted = False
         self.error = None
@@ -461,11 +465,13 @@ cdef class Encoder:
 
     def __dealloc__(self):
         if self._c is not NULL:
+            if self._carried:
+                self._arena.forget(self._c, self._size)
             fm_body_free(self._c)
 
     @property
     def size(self):
-        return self._size
+        return self._size + self._carried
 
     cdef int _reserve(self, uint64_t n) except -1:
         """Make room for n more bytes, doubling. On error nothing has changed."""
@@ -491,8 +497,26 @@ cdef class Encoder:
         self._room = room
         return 0
 
+    cdef int _add_carried(self, bytes record, uint64_t n) except -1:
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(record)
+        try:
+            self._reserve(size)
+        except BaseException:
+            self._arena.forget(<uint8_t *>PyBytes_AS_STRING(record), size)
+            raise
+        memcpy(self._c + self._size, PyBytes_AS_STRING(record), size)
+        self._size += size
+        self._carried += n
+        self.count += 1
+        return 0
+
     cdef int _add_long(self, int what, const void *base, size_t n) except -1:
         cdef fm_long head
+        cdef bytes record
+        if n >= <size_t>_CARRY and self._arena is not None:
+            record = self._arena.carry_bytes(what, base, n)
+            if record is not None:
+                return self._add_carried(record, n)
         _head(&head, what, 0, n)
         self._reserve(sizeof(head) + <uint64_t>n)
         memcpy(self._c + self._size, &head, sizeof(head))
@@ -507,10 +531,15 @@ cdef class Encoder:
         cdef uint8_t *body
         cdef uint64_t at, size
         cdef Py_ssize_t i
+        cdef bytes record
         if not buffers:
             return self._add_long(
                 FM_WHAT_PICKLE, PyBytes_AS_STRING(pickle), PyBytes_GET_SIZE(pickle))
         views = _Views.hold(pickle, buffers)
+        if self._arena is not None:
+            record = self._arena.carry_views(pickle, views)
+            if record is not None:
+                return self._add_carried(record, views.end)
         _head(&head, FM_WHAT_PICKLE, views.count, views.end)
         self._reserve(sizeof(head) + views.end)
         memcpy(self._c + self._size, &head, sizeof(head))
@@ -576,7 +605,7 @@ cdef class Encoder:
             return self._fill_numbers(iterator, n, max_bytes)
         if not PyIter_Check(iterator):
             raise TypeError(f"fill() needs an iterator, not {type(iterator).__name__}")
-        while done < n and (done == 0 or self._size < max_bytes):
+        while done < n and (done == 0 or self._size + self._carried < max_bytes):
             item = PyIter_Next(iterator)
             if item is NULL:
                 self._ended()
@@ -624,6 +653,7 @@ cdef class Encoder:
         cdef uint8_t *memory = self._c
         self._c = NULL
         self._size = self._room = 0
+        self._carried = 0
         self.count = 0
         self.exhausted = False
         self.error = None
@@ -653,9 +683,9 @@ cdef int put_long(fm_port *port, int what, const void *base, size_t n, int is_ou
     return 0
 
 
-cdef int _put_gathered(fm_port *port, bytes pickle, buffers, int wrap, int is_outcome) except -1:
+cdef int _put_gathered(fm_port *port, bytes pickle, _Views views, int wrap,
+                       int is_outcome) except -1:
     """Publish a pickle and its buffers without copying them; `wrap`: what it is inside of, or 0."""
-    cdef _Views views = _Views.hold(pickle, buffers)
     cdef fm_long outer, head
     cdef fm_part few[_PARTS]
     cdef fm_part *parts = few
@@ -715,23 +745,37 @@ cdef int _put_text_record(fm_port *port, int what, const void *base, size_t n, i
     return 0
 
 
-cdef int _put_any(fm_port *port, object obj, object dumps, int wrap, int is_outcome) except -1:
-    """Publish what is not plain, or too large for the port's room."""
+cdef int _put_any(fm_port *port, object obj, object dumps, int wrap, int is_outcome,
+                  Arena arena) except -1:
+    """Publish what is not plain, or too large for the port's room.
+
+    1: nothing was published; `obj` lies in memory that it was sent in. Drop all references to it
+    and call arena.send_parted().
+    """
+    cdef bytes record = None
     cdef const void *base = NULL
     cdef Py_ssize_t n = 0
     cdef list keep = []
     cdef int what = _text_of(obj, &base, &n, keep)
-    if what:
-        return _put_text_record(port, what, base, n, wrap, is_outcome)
-    pickle, buffers = _dumped(obj, dumps)
-    if buffers:
-        return _put_gathered(port, pickle, buffers, wrap, is_outcome)
-    return _put_text_record(
-        port, FM_WHAT_PICKLE, PyBytes_AS_STRING(pickle), PyBytes_GET_SIZE(pickle), wrap, is_outcome)
+    if not what:
+        pickle, buffers = _dumped(obj, dumps)
+        if buffers:
+            if not wrap and arena is not None and arena.part(pickle, buffers):
+                return 1
+            return _put_buffers(port, pickle, buffers, wrap, is_outcome, arena)
+        what, base, n = FM_WHAT_PICKLE, PyBytes_AS_STRING(pickle), PyBytes_GET_SIZE(pickle)
+    if n >= _CARRY and arena is not None:
+        record = arena.carry_bytes(what, base, n)
+        if record is not None:
+            return _put_record(port, record, wrap, is_outcome)
+    return _put_text_record(port, what, base, n, wrap, is_outcome)
 
 
-cdef int put_value(fm_port *port, object obj, object dumps) except -1:
-    """Publish the result of a task: its outcome. If dumps() raises, nothing was published."""
+cdef int put_value(fm_port *port, object obj, object dumps, Arena arena) except -1:
+    """Publish the result of a task: its outcome. If dumps() raises, nothing was published.
+
+    1: not yet; drop all references to `obj` and call arena.send_parted().
+    """
     cdef int rc = 0
     cdef Py_ssize_t n
     cdef uint8_t *out = fm_port_room(port, FM_RING // 2, &rc)
@@ -742,10 +786,10 @@ cdef int put_value(fm_port *port, object obj, object dumps) except -1:
     if n > 0:
         check(fm_port_commit(port, n, 1))
         return 0
-    return _put_any(port, obj, dumps, 0, 1)
+    return _put_any(port, obj, dumps, 0, 1, arena)
 
 
-cdef int put_output(fm_port *port, object obj, object dumps) except -1:
+cdef int put_output(fm_port *port, object obj, object dumps, Arena arena) except -1:
     """Publish one output of a streaming task (not an outcome): an OUTPUT around its record."""
     cdef int rc = 0
     cdef Py_ssize_t n
@@ -760,7 +804,7 @@ cdef int put_output(fm_port *port, object obj, object dumps) except -1:
         memcpy(out, &head, sizeof(head))
         check(fm_port_commit(port, sizeof(head) + n, 0))
         return 0
-    return _put_any(port, obj, dumps, FM_WHAT_OUTPUT, 0)
+    return _put_any(port, obj, dumps, FM_WHAT_OUTPUT, 0, arena)
 
 
 # ---------------------------------------------------------------- decoding

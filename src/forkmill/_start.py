@@ -160,15 +160,22 @@ def open_core(
         codec=codec,
         threads=max(1, cpus() // workers),
         least=least,
+        arena_fd=_native.arena_create(),
     )
-    control, zygote = start_fork(config) if fork else start_exec(config, method)
+    try:
+        control, zygote = start_fork(config) if fork else start_exec(config, method)
+    except BaseException:
+        if config.arena_fd >= 0:
+            os.close(config.arena_fd)
+        raise
     hello = 0.0
     if initializer is not None:
         hello = _FOREVER_S if init_timeout is None else init_timeout
     try:
+        arena = _native.Arena(config.arena_fd) if config.arena_fd >= 0 else None
         native = _native.Pool(
             control, zygote, workers,
-            max_tasks=max_tasks, hello=hello, least=least, idle=idle_time,
+            max_tasks=max_tasks, hello=hello, least=least, idle=idle_time, arena=arena,
         )  # fmt: skip
     except BaseException:
         os.close(control)  # the zygote ends with it

@@ -267,6 +267,8 @@ def main(config: Config, ends: tuple[int, int, int], parent: int) -> int:
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     IN_WORKER = True
     port = _native.Port(*ends)
+    if config.arena_fd >= 0:
+        port.share(config.arena_fd)
     faulthandler.enable(port.crash_fd, all_threads=True)
     _forget_parent()
     if not gc.isenabled() and config.gc_enabled:

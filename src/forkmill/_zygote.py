@@ -84,11 +84,12 @@ class Config:
         codec: The pool's own; in exec'd modes each worker makes one.
         threads: Cap for the thread pools of BLAS and OpenMP; 0: leave them.
         keep_fds: Pipes and sockets that forked workers keep.
+        arena_fd: The pool's shared memory for large values, or -1.
         method, gc_enabled, has_initializer, payload, argv: Set by start_fork() and start_exec();
             `payload` is inherit and the calls, encoded.
     """
 
-    __slots__ = (*_PLAIN, "argv", "codec", "finalizer", "inherit", "initargs", "initializer",
+    __slots__ = (*_PLAIN, "arena_fd", "argv", "codec", "finalizer", "inherit", "initargs", "initializer",
                  "keep_fds", "payload")  # fmt: skip
 
     def __init__(
@@ -105,6 +106,7 @@ class Config:
         codec: Any = None,
         threads: int = 0,
         keep_fds: tuple[int, ...] = (),
+        arena_fd: int = -1,
         method: str = "fork",
         gc_enabled: bool = True,
         has_initializer: bool = False,
@@ -125,6 +127,7 @@ class Config:
         self.codec = codec
         self.threads = threads
         self.keep_fds = keep_fds
+        self.arena_fd = arena_fd
         self.method = method
         self.gc_enabled = gc_enabled
         self.has_initializer = has_initializer
@@ -414,8 +417,9 @@ class Zygote:
             os._exit(status)
 
     def _spawn(self, ends: tuple[int, int, int]) -> int:
-        numbers = (*ends, self.config_fd)
-        return _launch("worker", self.config_fd, _Boot.offset, numbers, (*ends, self.pid))
+        arena = self.config.arena_fd
+        keep = tuple(fd for fd in (*ends, self.config_fd, arena) if fd >= 0)
+        return _launch("worker", self.config_fd, _Boot.offset, keep, (*ends, self.pid, arena))
 
 
 def _oom_kills() -> int:
@@ -602,10 +606,11 @@ def start_exec(config: Config, method: str) -> tuple[int, int]:
         parent = _own_pidfd()
         if parent >= 0:
             fds.append(parent)
-        numbers = tuple(fd for fd in (config_fd, theirs, parent) if fd >= 0)
+        arena = config.arena_fd
+        numbers = tuple(fd for fd in (config_fd, theirs, parent, arena) if fd >= 0)
         environment = dict(os.environ)
         _cap_threads(environment, config.threads)
-        pid = _launch("zygote", config_fd, offset, numbers, (theirs, parent), environment)
+        pid = _launch("zygote", config_fd, offset, numbers, (theirs, parent, arena), environment)
         fds.remove(ours)
         return ours, pid
     finally:
@@ -749,14 +754,15 @@ def main() -> NoReturn:
 
 
 def _main_zygote(config_fd: int, numbers: list[int]) -> int:
-    control, parent = numbers
+    control, parent, arena = numbers
     _worker.reset_signals()
-    for fd in (config_fd, control, parent):
-        if fd >= 0:
-            os.set_inheritable(fd, False)
-    _native.close_others([fd for fd in (config_fd, control, parent) if fd >= 0])
+    fds = [fd for fd in (config_fd, control, parent, arena) if fd >= 0]
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    _native.close_others(fds)
     _worker.sane_streams()
     config = _read_config(config_fd, _Boot.offset)
+    config.arena_fd = arena
     sys.argv[:] = config.argv
     gc.disable()
     gc.freeze()
@@ -764,12 +770,14 @@ def _main_zygote(config_fd: int, numbers: list[int]) -> int:
 
 
 def _main_worker(config_fd: int, numbers: list[int]) -> int:
-    *ends, zygote = numbers
-    for fd in ends:
+    *ends, zygote, arena = numbers
+    fds = [fd for fd in (*ends, arena) if fd >= 0]
+    for fd in fds:
         os.set_inheritable(fd, False)
     config = _read_config(config_fd, _Boot.offset)
+    config.arena_fd = arena
     os.close(config_fd)
-    _native.close_others(ends)
+    _native.close_others(fds)
     _worker.sane_streams()
     sys.argv[:] = config.argv
     task_fd, result_fd, slot_fd = ends

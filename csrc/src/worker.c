@@ -299,8 +299,9 @@ static int take_long(struct fm__worker *worker, struct fm__piece *piece,
         int rc = fm__arena_take_in(piece->chunk->options.arena,
                                    (uint8_t *)(uintptr_t)record->data,
                                    record->size);
-        if (rc < 0)
+        if (rc < 0 && rc != -ENOMEM)
             return rc;
+        record->lost = rc < 0;
         piece->chunk->carried |= rc > 0;
     }
     if (head.what == FM_WHAT_OUTPUT) {

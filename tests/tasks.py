@@ -528,3 +528,95 @@ def payload(size: int) -> bytearray:
 def exchange(data: bytearray, size: int) -> bytearray:
     assert len(data) == size
     return bytearray(size)
+
+
+# ------------------------------------------------------------------ large values
+
+_KEPT: list[Any] = []
+
+
+def keep(value: Any) -> Any:
+    """Give it back and keep it too."""
+    _KEPT.append(value)
+    return value
+
+
+def kept_sum() -> int:
+    return sum(int(value.sum()) for value in _KEPT)
+
+
+def keep_the_end(array: Any) -> Any:
+    """Give back the first of two halves, keep the other."""
+    _KEPT.append(array[array.size // 2 :])
+    return array[: array.size // 2]
+
+
+def some_of(array: Any, *places: tuple[int, int]) -> list[Any]:
+    """Parts of an array, each an array."""
+    return [array[start:end] for start, end in places]
+
+
+def _first(path: str) -> bool:
+    """True at the first call with this path, in whatever process."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
+    except FileExistsError:
+        return False
+    return True
+
+
+def add_one_then_fail(path: str, array: Any) -> Any:
+    """Change it in place, and fail at the first try."""
+    array += 1
+    if _first(path):
+        raise OSError("try again")
+    return array
+
+
+def add_one_then_die(path: str, array: Any) -> Any:
+    """The same, with the worker's death."""
+    array += 1
+    if _first(path):
+        die("kill")
+    return array
+
+
+def die_holding(array: Any) -> None:
+    array += 1
+    die("kill")
+
+
+def die_while_answering(delay: float, size: int) -> bytes:
+    """A large answer, and a kill that comes about when it is on its way."""
+
+    def kill() -> None:
+        time.sleep(delay)
+        die("kill")
+
+    data = bytes(size)
+    threading.Thread(target=kill, daemon=True).start()
+    return data
+
+
+def arrays_forever(size: int) -> Iterator[Any]:
+    import numpy as np
+
+    for i in range(1_000_000):
+        yield np.full(size, i % 251, np.uint8)
+
+
+def fork_and_write(array: Any) -> tuple[bool, Any]:
+    """Fork while the argument is here: the child's writes must not show, nor ours there."""
+    there, here = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.read(there, 1)
+        same = bool((array == array[0]).all())
+        array[:] = 77
+        os._exit(0 if same else 1)
+    array[1:] = 55
+    os.write(here, b"x")
+    ok = os.waitpid(pid, 0)[1] == 0 and bool((array[1:] == 55).all())
+    os.close(here)
+    os.close(there)
+    return ok, array

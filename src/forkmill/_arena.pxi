@@ -12,7 +12,7 @@
 cdef enum:
     # From here on a value pays for its way through the arena, which costs some 5 us a side in
     # bookkeeping; see "Large values" in docs/mechanics.md for the measurement.
-    _CARRY = 1 << 17
+    _CARRY = 1 << 16
 
 # In a worker: the Segment of each index, for fm_arena_find(). Borrowed: a Segment that dies takes
 # itself off. `_gone`: the one that is parted with has died.
@@ -210,7 +210,7 @@ cdef class Arena:
                 segment = <Segment>_held[found]
                 spans.append((<uint8_t *>view.buf - segment._c, view.len))
             PyBuffer_Release(&view)
-        if segment is None or len(spans) != len(buffers):
+        if segment is None or len(spans) != len(buffers) or not _worth(spans, segment.size):
             return False
         _gone = False
         segment._parting = True
@@ -255,6 +255,17 @@ cdef class Arena:
             return self._sent(FM_WHAT_PICKLE, &self._parted, table, n, pickle)
         finally:
             PyMem_Free(table)
+
+
+cdef bint _worth(list spans, size_t size) except -1:
+    """Whether these parts of a segment may and should be sent by sending all of it."""
+    cdef Py_ssize_t at, n, end = 0, total = 0
+    for at, n in sorted(spans):
+        if at < end:
+            return False  # they overlap: what arrives must not
+        end = at + n
+        total += n
+    return total >= _CARRY and 2 * <size_t>total >= size  # else the rest would be held for nothing
 
 
 cdef int _put_record(fm_port *port, bytes record, int wrap, int is_outcome) except -1:

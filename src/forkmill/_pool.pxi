@@ -497,11 +497,12 @@ cdef class _Outcomes:
             FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES)
 
     cdef inline object value(self, object loads):
+        cdef Block owner = self._owner
         try:
             if is_carried(self._record):
-                if self._owner is None:
-                    self._owner = self._task._pool.arena.adopt(self._record, self._size)
-                return decode_carried(self._record, self._size, self._owner, loads)
+                if owner is None:
+                    owner = self._task._pool.arena.adopt(self._record, self._size)
+                return decode_carried(self._record, self._size, owner, loads)
             return decode_record(self._record, self._size, self._owner, loads)
         except (_errors.SerializationError, MemoryError):
             raise

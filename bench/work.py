@@ -56,6 +56,17 @@ def give_back(array: Any) -> Any:
     return array
 
 
+def nested_arrays(size: int) -> dict[str, Any]:
+    """What a batch of samples looks like: arrays among plain values, `size` bytes in all."""
+    import numpy as np
+
+    return {
+        "name": "batch",
+        "frames": [np.full(size // 8, i, np.uint8) for i in range(8)],
+        "labels": [{"id": i, "at": (i, 0.5)} for i in range(8)],
+    }
+
+
 def make_array(job: tuple[int, int]) -> Any:
     """A fresh array of `size` bytes, filled with `value`; job is (size, value)."""
     import numpy as np

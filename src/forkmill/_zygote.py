@@ -89,8 +89,8 @@ class Config:
             `payload` is inherit and the calls, encoded.
     """
 
-    __slots__ = (*_PLAIN, "arena_fd", "argv", "codec", "finalizer", "inherit", "initargs", "initializer",
-                 "keep_fds", "payload")  # fmt: skip
+    __slots__ = (*_PLAIN, "arena_fd", "argv", "codec", "finalizer", "inherit", "initargs",
+                 "initializer", "keep_fds", "payload")  # fmt: skip
 
     def __init__(
         self,

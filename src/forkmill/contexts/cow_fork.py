@@ -23,8 +23,8 @@ Invariants:
 Threads: `_Forker` says which of its methods belong to the forking thread. Callbacks of futures are
 called there, so a slow one delays the next fork.
 
-There is no arena yet, so nothing that a child inherits is shared but the page of its slot. Arena
-segments (MAP_SHARED) will have to be remapped privately in the child.
+Nothing that a child inherits is shared but the page of its slot: what a pool's arena holds is made
+copy-on-write before any fork, and stays as it is while a child may read it (csrc/src/arena.c).
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ static bool foreign(const fm_arena *arena)
 
 /* ------------------------------------------------------------------ fork */
 
-/* The child may not hold this page any more: then it lets go of nothing. */
+/* Whether the child of that fork, and all that it forked, have let go. */
 static bool gone(const struct witness *w)
 {
     return w->fd >= 0 && fm__sys_witness_alone(w->fd);

@@ -36,10 +36,15 @@ enum op {
     OP_GARBAGE,  /* a record that is none */
     OP_HANG,     /* for ever */
     OP_DIE_ONCE, /* SIGKILL itself at its first run, then echo */
-    OP_QUIET     /* closes its result pipe and hangs */
+    OP_QUIET,    /* closes its result pipe and hangs */
+    OP_CARRY,    /* outcome: BYTES in the arena; value: then it dies */
+    OP_SPILL     /* dies while it fills a segment */
 };
 
 #define IDS 65536u
+
+static int arena_fd = -1; /* the world's shared memory, if it has any */
+static fm_arena *arena;   /* a worker's */
 
 /* Shared by test, zygote and workers. */
 static struct world {
@@ -97,6 +102,27 @@ static void put_big(fm_port *port, uint32_t size)
     free(p);
 }
 
+/* A segment full of a command's id; `whole`: told of. */
+static void put_carried(fm_port *port, uint32_t id, bool whole)
+{
+    struct {
+        struct fm_long head;
+        struct fm_segment segment;
+    } record = {.head = {.tag = FM_TAG_LONG,
+                         .what = FM_WHAT_BYTES,
+                         .flags = FM_LONG_ARENA,
+                         .length = sizeof(struct fm_segment)}};
+    struct fm_part part = {&record, sizeof record};
+    uint8_t *base;
+    if (!arena && fm_arena_open(&arena, arena_fd, fm_port_owner(port), 0) < 0)
+        _exit(95);
+    if (fm_arena_take(arena, 100000, &record.segment, &base) < 0)
+        _exit(96);
+    memset(base, (int)id, 100000);
+    if (whole && fm_port_put(port, &part, 1, 1) < 0)
+        _exit(97);
+}
+
 static void put_garbage(fm_port *port)
 {
     int rc;
@@ -113,6 +139,15 @@ static void run_task(fm_port *port, int64_t c, int result_fd)
     uint32_t id = (uint32_t)(c >> 8) & 0xffffff, value = (uint32_t)(c >> 32);
     uint32_t run = atomic_fetch_add(&world->ran[id % IDS], 1) + 1u;
     switch ((enum op)(c & 0xff)) {
+    case OP_CARRY:
+        put_carried(port, id, true);
+        if (value)
+            raise(SIGKILL); /* the record is in the ring, and nowhere else */
+        return;
+    case OP_SPILL:
+        put_carried(port, id, false);
+        raise(SIGKILL);
+        return;
     case OP_SLEEP:
         sleep_us(value);
         break;
@@ -253,9 +288,9 @@ static void birth(int control, struct charge *charge, uint32_t slot)
     charge->pid = fork();
     if (charge->pid == 0) {
         fm_port *port;
-        int keep[] = {task[0], result[1], slot_fd};
+        int keep[] = {task[0], result[1], slot_fd, arena_fd};
         alarm(0);
-        fm_sys_close_others(keep, 3);
+        fm_sys_close_others(keep, arena_fd < 0 ? 3 : 4);
         if (fm_sys_die_with_parent(parent) < 0 ||
             fm_port_open(&port, task[0], result[1], slot_fd) < 0)
             _exit(81);
@@ -2191,4 +2226,60 @@ TEST(bad_options_are_refused)
     CHECK_EQ(fm_pool_submit(rig.pool, chunk), FM_ESTATE);
     finish_one(&rig, chunk);
     rig_close(&rig);
+}
+
+/* ------------------------------------------------------------------ arena */
+
+static struct fm_arena_stats look(fm_arena *pools)
+{
+    struct fm_arena_stats stats;
+    CHECK_EQ(fm_arena_look(pools, &stats), 0);
+    return stats;
+}
+
+/* The one outcome of a chunk: its bytes in the arena, all of them `id`. */
+static void check_carried(fm_arena *pools, fm_chunk *chunk, uint32_t id)
+{
+    struct fm_cursor cursor = {0};
+    struct fm_segment segment;
+    const uint8_t *record;
+    uint8_t *base, *owned;
+    uint64_t size;
+    CHECK_EQ(fm_chunk_next(chunk, &cursor, &record, &size, &owned), 1);
+    CHECK(owned == NULL);
+    CHECK_EQ(record[1], FM_WHAT_BYTES);
+    memcpy(&segment, record + sizeof(struct fm_long), sizeof segment);
+    CHECK_EQ(fm_arena_accept(pools, &segment, &segment, &base), 0);
+    for (uint32_t i = 0; i < 100000; i += 999)
+        CHECK_EQ(base[i], id & 255);
+    fm_arena_release(pools, &segment);
+}
+
+TEST(what_lies_in_the_arena_survives_its_worker_and_its_chunk_ends_it)
+{
+    fm_arena *pools;
+    struct rig rig;
+    arena_fd = fm_arena_create();
+    int copy = fcntl(arena_fd, F_DUPFD_CLOEXEC, 3);
+    CHECK_EQ(rig_start(&rig, 2, 0), 0);
+    CHECK_EQ(fm_arena_open(&pools, copy, NULL, 0), 0);
+    rig.pool->options.arena = fm_arena_ref(pools);
+    struct fm_chunk_options options = {.slot = -1, .arena = pools};
+    for (uint32_t id = 1; id <= 12; id++) {
+        enum op op = id % 4 == 0 ? OP_SPILL : OP_CARRY;
+        int64_t c = command(op, id, id % 4 == 1);
+        fm_chunk *chunk = submit(&rig, &c, 1, &options);
+        wait_done(&rig, chunk);
+        if (op == OP_CARRY && id % 4 != 2) /* 2: nobody reads it */
+            check_carried(pools, chunk, id);
+        fm_chunk_unref(chunk);
+    }
+    struct fm_stats s = check_idle(&rig);
+    CHECK_EQ(s.succeeded, 9);
+    CHECK_EQ(s.died, 3);
+    CHECK_EQ(look(pools).free, look(pools).used);
+    close(arena_fd);
+    arena_fd = -1;
+    rig_close(&rig);
+    fm_arena_unref(pools);
 }

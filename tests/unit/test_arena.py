@@ -203,6 +203,8 @@ def test_a_stream_left_early(one: fm.ProcessPool) -> None:
     outputs.close()  # type: ignore[attr-defined]
     del outputs, array
     gc.collect()
+    # What was still on its way is read by whoever waits next.
+    assert one.submit(tasks.length, b"").result() == 0
     tasks.eventually(lambda: in_hands(one) == 0)
 
 

@@ -1,9 +1,9 @@
 /*
  * internal.h - what the layers of the core share with each other.
  *
- * Order: error, guard <- sys <- frame <- slot <- channel, port, arena <- chunk <-
- * worker, reaper <- dispatcher <- events <- lead <- pool.  A layer calls only
- * those before it; what the last three share is in pool.h.
+ * Order: error, guard <- sys <- frame <- slot <- channel, port, arena <-
+ * chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.  A
+ * layer calls only those before it; what the last three share is in pool.h.
  */
 #ifndef FORKMILL_INTERNAL_H
 #define FORKMILL_INTERNAL_H

@@ -2230,7 +2230,7 @@ TEST(bad_options_are_refused)
 
 /* ------------------------------------------------------------------ arena */
 
-static struct fm_arena_stats look(fm_arena *pools)
+static struct fm_arena_stats look_at(fm_arena *pools)
 {
     struct fm_arena_stats stats;
     CHECK_EQ(fm_arena_look(pools, &stats), 0);
@@ -2277,7 +2277,7 @@ TEST(what_lies_in_the_arena_survives_its_worker_and_its_chunk_ends_it)
     struct fm_stats s = check_idle(&rig);
     CHECK_EQ(s.succeeded, 9);
     CHECK_EQ(s.died, 3);
-    CHECK_EQ(look(pools).free, look(pools).used);
+    CHECK_EQ(look_at(pools).free, look_at(pools).used);
     close(arena_fd);
     arena_fd = -1;
     rig_close(&rig);

@@ -170,11 +170,11 @@ def end_shared_pools() -> None:
     module = sys.modules.get("forkmill.pool")
     if module is None:
         return
-    with module._shared_lock:
-        pools = list(module._shared.values())
-        module._shared.clear()
-    for pool in pools:
-        pool.shutdown()
+    while module._shared:
+        lock, pools = module._shared.popitem()[1]
+        with lock:
+            for pool in pools.values():
+                pool.shutdown()
 
 
 def wait_until_empty(look: Callable[[], str], seconds: float) -> str:

@@ -21,13 +21,14 @@
  *
  * Layers, each knowing only those before it:
  *
- *   error, guard <- sys <- frame <- slot <- channel, port, arena <- chunk
+ *   error, guard <- sys <- frame <- slot <- channel, port, arena, zygote <- chunk
  *         <- worker, reaper <- dispatcher <- events <- size <- lead <- pool
  *
  * Use of a pool, numbered as the binding does it:
  *
- *   1. make a socketpair and start a zygote with one end (sys.fork or exec);
- *   2. fm_pool_open() with the other end;
+ *   1. make a socketpair, fm_pool_open() with one end;
+ *   2. start a zygote with the other end, fm_pool_adopt() it (what is made
+ *      before the fork is not copied by it);
  *   3. fm_function_new(), fm_chunk_new(), fm_pool_submit(), in any thread;
  *   4. fm_pool_wait_chunk() or fm_pool_wait_inbox(), in any thread: whoever
  *      waits does the I/O (the lead); nothing happens behind one's back but
@@ -344,6 +345,59 @@ void fm_slot_unmap(fm_slot *slot);
 /* 1 if the worker said that it exits by itself to be replaced. */
 int fm_slot_retired(const fm_slot *slot);
 
+/* ---------------------------------------------------------------- zygote */
+
+/* What a pool wants of its zygote. */
+struct fm_zygote_options {
+    int control_fd;        /* blocking; the other end is the pool's */
+    int parent_fd;         /* readable once the pool's process is gone, or -1 */
+    uint32_t workers;      /* slots */
+    uint32_t least;        /* workers at first; the pool asks for more (GROW).
+                            * 0: all */
+    uint32_t most_deaths;  /* more abnormal deaths than that ... */
+    int64_t deaths_ns;     /* ... within so long: BROKEN */
+    int refused_status;    /* exit code of a worker that could not be set up:
+                            * its successor comes a little later */
+    char *const *spawn;    /* NULL: workers are forked; else the arguments that
+                            * execute one, the first of them a path; followed
+                            * by the numbers of its descriptors (struct
+                            * fm_birth), the zygote's pid and share_fd */
+    int first[5];          /* the first worker's descriptors, made by the pool
+                            * (fm_pool_adopt): task pipe, result pipe, slot;
+                            * its BORN brings none.  first[0] -1: none */
+    int spawn_fd;          /* with spawn: a descriptor that workers get too;
+                            * forked ones do not.  -1: none */
+    int share_fd;          /* with spawn: another one, the arena's; forked
+                            * workers have it as it is.  -1: none */
+};
+
+/* What a forked worker is given; the descriptors are its own. */
+struct fm_birth {
+    int task_fd, result_fd, slot_fd; /* for fm_port_open() */
+};
+
+/*
+ * After a fork: standard input is /dev/null, and so is what was closed of
+ * output and error; pipes and sockets that are not in keep[n] become
+ * /dev/null too, for they are others'; `variables` ("name=value", NULL at
+ * the end) are added to the environment and stay part of it.  0 or -errno.
+ */
+int fm_zygote_settle(const int *keep, size_t n, char *const *variables);
+
+/*
+ * Be a zygote.  Call it in a process of its own, with one thread: it sets
+ * signal handlers and masks, and waits for all children.  Returns like a
+ * fork:
+ *   1   in each worker that it forks, at any time: *born is there, signals
+ *       are as the zygote needed them, the zygote's descriptors are closed;
+ *       the kernel kills the worker when the zygote ends (Linux);
+ *   0   in the zygote, when the pool is gone and all workers are reaped;
+ *   -errno  in the zygote, before the first birth.
+ * Owns: the zygote's descriptors are open until its process ends.
+ */
+int fm_zygote_run(const struct fm_zygote_options *options,
+                  struct fm_birth *born);
+
 /* ------------------------------------------------------------------ port */
 
 /*
@@ -525,6 +579,9 @@ int fm_sys_silence_others(const int *keep, size_t n);
 int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns);
 /* Resident memory of this process now, KiB. */
 uint64_t fm_sys_rss_kb(void);
+/* How many processes of this one's control group the kernel's OOM killer has
+ * ended; -1: unknown. */
+int64_t fm_sys_oom_kills(void);
 /* Bumped in every forked child: compare to see a fork. */
 uint32_t fm_fork_generation(void);
 
@@ -537,7 +594,8 @@ typedef struct fm_inbox fm_inbox;
 
 struct fm_pool_options {
     int control_fd;         /* our end of the socket to the zygote */
-    pid_t zygote;           /* our child; the pool reaps it */
+    pid_t zygote;           /* our child; the pool reaps it.  0: not started
+                               yet, fm_pool_adopt() follows */
     uint32_t workers;       /* slots; 1 .. FM_MAX_WORKERS */
     uint32_t max_tasks;     /* a worker retires after so many; 0: never */
     int64_t hello_ns;       /* > 0: every worker must say HELLO (it has an
@@ -552,7 +610,7 @@ struct fm_pool_options {
 #define FM_MAX_WORKERS 4096u
 
 /*
- * Open a pool on a started zygote.  Workers may not be there yet.
+ * Open a pool.  Workers may not be there yet.
  *
  * Owns:    control_fd and the zygote's exit status belong to the pool on
  *          success; on error they stay the caller's.
@@ -561,6 +619,21 @@ struct fm_pool_options {
  *          worker with more than one task, a deadline, or a write to finish.
  */
 int fm_pool_open(fm_pool **out, const struct fm_pool_options *options);
+
+/*
+ * The zygote was started: from now on the pool reaps it.  Call it once, before
+ * any other call but fm_function_new() and, if there is no zygote to be had,
+ * fm_pool_close().
+ *
+ * first: NULL, or what a BORN of the first worker would bring, and then does
+ * not: task pipe (read end, write end), result pipe (read end), slot memory.
+ * What is submitted lies in the pipe before the worker is there.  Owns: they
+ * are the pool's.
+ * arena: NULL, or what the options could not name yet: an arena that was opened
+ * before the fork would be the parent's in the zygote.
+ */
+void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
+                   fm_arena *arena);
 
 /* References: a chunk, function or inbox keeps its pool's memory.  Whoever
  * opened the pool calls fm_pool_close() before he gives up his: the last one

@@ -42,8 +42,10 @@ void fm__bytes_unref(struct fm__bytes *bytes)
 int fm__channel_init(struct fm__channel *channel, int task_fd, int hold_fd,
                      int result_fd)
 {
-    *channel = (struct fm__channel){
-        .task_fd = task_fd, .hold_fd = hold_fd, .result_fd = result_fd};
+    memset(channel, 0, offsetof(struct fm__channel, in));
+    channel->task_fd = task_fd;
+    channel->hold_fd = hold_fd;
+    channel->result_fd = result_fd;
     channel->out_tail = &channel->out_head;
     fm__guard_fd(task_fd);
     fm__guard_fd(hold_fd);

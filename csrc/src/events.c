@@ -266,6 +266,23 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     }
 }
 
+void fm__events_first(fm_pool *pool, const int *fds)
+{
+    on_born(pool, &(struct fm_message){.generation = 1}, fds);
+}
+
+/* A BORN without descriptors: the channel was there before.  False: it was
+ * not. */
+static bool on_born_late(fm_pool *pool, const struct fm_message *m)
+{
+    struct fm__worker *w = &pool->workers[m->slot];
+    if (!w->page || w->pid || w->generation != m->generation)
+        return false;
+    w->pid = m->pid;
+    w->born_ns = fm_now();
+    return true;
+}
+
 static void on_died(fm_pool *pool, const struct fm_message *m)
 {
     struct fm__worker *w = &pool->workers[m->slot];
@@ -325,7 +342,9 @@ static void read_reports(fm_pool *pool)
         }
         for (int i = 0; i < nfds; i++)
             fm__sys_close(fds[i]);
-        if (m.kind == FM_REPORT_BORN && known) {
+        if (m.kind == FM_REPORT_BORN && known && on_born_late(pool, &m)) {
+            continue;
+        } else if (m.kind == FM_REPORT_BORN && known) {
             /* Its descriptors were lost on the way: none left here. */
             pool->counts.trouble++;
             fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m.slot,
@@ -602,9 +621,15 @@ int fm__events_watch(fm_pool *pool)
     if (rc == 0)
         rc = fm__poller_add(pool->poller, pool->reaper.control_fd,
                             TOKEN_CONTROL);
-    if (rc == 0 && pool->reaper.pid_fd >= 0)
-        rc = fm__poller_add(pool->poller, pool->reaper.pid_fd, TOKEN_ZYGOTE);
-    return rc;
+    return rc == 0 ? fm__events_watch_zygote(pool) : rc;
+}
+
+int fm__events_watch_zygote(fm_pool *pool)
+{
+    return pool->reaper.pid_fd < 0
+               ? 0
+               : fm__poller_add(pool->poller, pool->reaper.pid_fd,
+                                TOKEN_ZYGOTE);
 }
 
 void fm__events_handle(fm_pool *pool, const struct fm__ready *ready)

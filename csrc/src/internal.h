@@ -1,9 +1,9 @@
 /*
  * internal.h - what the layers of the core share with each other.
  *
- * Order: error, guard <- sys <- frame <- slot <- channel, port, arena <-
- * chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.  A
- * layer calls only those before it; what the last three share is in pool.h.
+ * Order: error, guard <- sys <- frame <- slot <- channel, port, arena, zygote
+ * <- chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.
+ * A layer calls only those before it; what the last three share is in pool.h.
  */
 #ifndef FORKMILL_INTERNAL_H
 #define FORKMILL_INTERNAL_H
@@ -83,6 +83,20 @@ ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds);
 /* 1: reaped, *status is set; 0: alive; -ECHILD: somebody else has it. */
 int fm__sys_reap(pid_t pid, int *status);
 int fm__sys_kill(pid_t pid, int sig);
+
+/* For a zygote, whose children all are ours.  Any child that has ended: its
+ * pid and what became of it; 0: none has; -errno. */
+pid_t fm__sys_reap_any(int *status, uint64_t *rss_kb);
+/* A descriptor, or -errno, that is readable when a child has ended since the
+ * last clear.  SIGCHLD is blocked and has its default action. */
+int fm__sys_watch_children(void);
+void fm__sys_watch_clear(int fd);
+/* The number behind "oom_kill " in a control group's file; -1: none. */
+int64_t fm__sys_read_oom(const char *path);
+/* This process's environment, for posix_spawn(). */
+char **fm__sys_environment(void);
+/* Whether a descriptor that is in flight is lost with its sender's copy. */
+bool fm__sys_holds_sent(void);
 
 /* Shared memory of its own, zeroed, without a name. */
 int fm__sys_shm(size_t size);
@@ -246,7 +260,8 @@ struct fm__channel {
     size_t in_pos, in_end;
     bool in_long;
     struct fm__incoming big;
-    uint8_t in[FM__INPUT];
+    uint8_t in[FM__INPUT]; /* last, and never zeroed: untouched pages of it
+                            * cost nothing */
 };
 
 /* A record that came in.  `owned`: the memory that holds it, now the
@@ -452,7 +467,6 @@ struct fm__worker {
     uint32_t slot, generation, births;
     pid_t pid;
     enum fm_worker_state state;
-    struct fm__channel channel;
     fm_slot *page;
     struct fm__link pieces; /* in the order sent */
     struct fm__link pinned; /* only for this slot, not sent yet */
@@ -472,6 +486,7 @@ struct fm__worker {
     bool wanted; /* the zygote keeps a worker in this slot */
     bool left;   /* the last one here left because it had nothing to do */
     uint64_t known[FM__FUNCTIONS]; /* serial of the function at each index */
+    struct fm__channel channel;    /* last: it ends with its buffer */
 };
 
 /* What came in that is not an outcome. */
@@ -524,7 +539,9 @@ struct fm__reaper {
     int status;
 };
 
+/* zygote 0: fm__reaper_adopt() follows, and until then there is none. */
 void fm__reaper_init(struct fm__reaper *reaper, int control_fd, pid_t zygote);
+void fm__reaper_adopt(struct fm__reaper *reaper, pid_t zygote);
 /* Next report: 1, 0 none now, FM_EEOF, FM_EPROTO.  fds are the caller's. */
 int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
                     int fds[FM_MESSAGE_FDS], int *nfds);

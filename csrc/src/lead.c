@@ -36,7 +36,8 @@ static bool all_alive(const fm_pool *pool)
 {
     for (uint32_t i = 0; i < pool->options.workers; i++)
         if (pool->workers[i].wanted &&
-            pool->workers[i].state != FM_WORKER_READY)
+            (pool->workers[i].state != FM_WORKER_READY ||
+             !pool->workers[i].pid))
             return false;
     return true;
 }

@@ -542,7 +542,7 @@ static int check_options(const struct fm_pool_options *options)
     return options->workers >= 1 && options->workers <= FM_MAX_WORKERS &&
                    options->least <= options->workers &&
                    options->idle_ns >= 0 &&
-                   options->control_fd >= 0 && options->zygote > 0
+                   options->control_fd >= 0 && options->zygote >= 0
                ? 0
                : -EINVAL;
 }
@@ -596,6 +596,22 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
     return 0;
 }
 
+void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
+                   fm_arena *arena)
+{
+    fm__pool_lock(pool);
+    if (arena) {
+        fm_arena_ref(arena);
+        pool->options.arena = arena;
+    }
+    fm__reaper_adopt(&pool->reaper, zygote);
+    /* If it cannot be watched, the end of the socket has to tell. */
+    fm__events_watch_zygote(pool);
+    if (first)
+        fm__events_first(pool, first);
+    fm__pool_unlock(pool);
+}
+
 fm_pool *fm_pool_ref(fm_pool *pool)
 {
     atomic_fetch_add(&pool->refs, 1);
@@ -632,7 +648,7 @@ int fm_pool_stats(fm_pool *pool, struct fm_stats *out)
     out->state = pool->state;
     out->workers = pool->options.workers;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
-        out->alive += pool->workers[i].page != NULL;
+        out->alive += pool->workers[i].pid != 0;
         out->wanted += pool->workers[i].wanted;
         out->in_flight += pool->workers[i].in_flight;
     }
@@ -660,10 +676,14 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
     for (uint32_t i = 0; i < FM__MIN(n, pool->options.workers); i++) {
         struct fm__worker *w = &pool->workers[i];
         struct fm__piece *running = fm__worker_running(w);
+        bool awaited = w->page && !w->pid; /* its channel came first */
         out[i] = (struct fm_worker_info){.slot = w->slot,
-                                         .generation = w->generation,
+                                         .generation = awaited
+                                                           ? 0
+                                                           : w->generation,
                                          .pid = w->pid,
-                                         .state = w->state,
+                                         .state = w->pid ? w->state
+                                                         : FM_WORKER_EMPTY,
                                          .in_flight = w->in_flight,
                                          .tasks = w->done,
                                          .born_ns = w->born_ns};

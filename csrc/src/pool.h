@@ -102,8 +102,11 @@ static inline bool fm__pool_foreign(const fm_pool *pool)
 
 /* --------------------------------------------------- events (events.c) */
 
-/* Watch the control socket and the zygote. 0 or -errno. */
+/* Watch the control socket and the zygote, if it is there. 0 or -errno. */
 int fm__events_watch(fm_pool *pool);
+int fm__events_watch_zygote(fm_pool *pool);
+/* The first worker's channel is there before the worker. */
+void fm__events_first(fm_pool *pool, const int *fds);
 /* Take in what the poller found. */
 void fm__events_handle(fm_pool *pool, const struct fm__ready *ready);
 /* Take in what lies in the workers' rings; they need not write while we are

@@ -32,6 +32,7 @@ struct fm_port {
     uint8_t *long_body;      /* being received, or NULL */
     size_t long_got;
     struct fm_frame long_frame;
+    /* From here on nothing is zeroed: untouched pages cost nothing. */
     alignas(FM_ALIGN) uint8_t in[INPUT];
     bool direct;             /* the room handed out is in the ring itself */
     uint8_t scratch[FM_RING / 2];
@@ -39,8 +40,10 @@ struct fm_port {
 
 int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
 {
-    fm_port *port = fm__calloc(sizeof *port);
+    fm_port *port = fm__malloc(sizeof *port);
     int rc = port ? fm__guard_start() : -ENOMEM;
+    if (port)
+        memset(port, 0, offsetof(struct fm_port, in));
     if (rc == 0)
         rc = fm_slot_map(slot_fd, &port->slot);
     if (rc == 0 && lseek(slot_fd, (off_t)fm_slot_crash_offset(), SEEK_SET) < 0)

@@ -16,10 +16,18 @@
 
 void fm__reaper_init(struct fm__reaper *reaper, int control_fd, pid_t zygote)
 {
-    *reaper = (struct fm__reaper){.control_fd = control_fd,
-                                  .pid_fd = fm_sys_pidfd(zygote),
-                                  .zygote = zygote};
+    *reaper = (struct fm__reaper){
+        .control_fd = control_fd, .pid_fd = -1, .reaped = true};
     fm__guard_fd(control_fd);
+    if (zygote > 0)
+        fm__reaper_adopt(reaper, zygote);
+}
+
+void fm__reaper_adopt(struct fm__reaper *reaper, pid_t zygote)
+{
+    reaper->zygote = zygote;
+    reaper->reaped = false;
+    reaper->pid_fd = fm_sys_pidfd(zygote);
     if (reaper->pid_fd >= 0)
         fm__guard_fd(reaper->pid_fd);
 }

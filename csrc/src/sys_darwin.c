@@ -19,12 +19,14 @@
 #define _DARWIN_C_SOURCE
 #include "internal.h"
 
+#include <crt_externs.h>
 #include <dirent.h>
 #include <fcntl.h>
 #include <mach/mach.h>
 #include <poll.h>
 #include <sys/event.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -436,6 +438,64 @@ int fm__sys_reap(pid_t pid, int *status)
 int fm__sys_kill(pid_t pid, int sig)
 {
     return kill(pid, sig) < 0 ? -errno : 0;
+}
+
+pid_t fm__sys_reap_any(int *status, uint64_t *rss_kb)
+{
+    struct rusage usage;
+    pid_t pid;
+    do
+        pid = wait4(-1, status, WNOHANG, &usage);
+    while (pid < 0 && errno == EINTR);
+    if (pid < 0)
+        return -errno;
+    *rss_kb = pid ? (uint64_t)usage.ru_maxrss / 1024 : 0; /* bytes here */
+    return pid;
+}
+
+/* A kqueue sees signals that are blocked, and is readable when it has. */
+int fm__sys_watch_children(void)
+{
+    struct kevent e;
+    int fd = lift(kqueue());
+    if (fd < 0)
+        return fd;
+    EV_SET(&e, SIGCHLD, EVFILT_SIGNAL, EV_ADD, 0, 0, NULL);
+    if (kevent(fd, &e, 1, NULL, 0, NULL) < 0) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
+    return fd;
+}
+
+void fm__sys_watch_clear(int fd)
+{
+    struct timespec now = {0, 0};
+    struct kevent e;
+    while (kevent(fd, NULL, 0, &e, 1, &now) > 0)
+        ;
+}
+
+char **fm__sys_environment(void)
+{
+    return *_NSGetEnviron(); /* a library has no `environ` here */
+}
+
+bool fm__sys_holds_sent(void)
+{
+    return true;
+}
+
+int64_t fm__sys_read_oom(const char *path)
+{
+    (void)path;
+    return -1; /* nobody tells */
+}
+
+int64_t fm_sys_oom_kills(void)
+{
+    return -1;
 }
 
 uint64_t fm_sys_rss_kb(void)

@@ -21,6 +21,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -336,16 +337,105 @@ int fm__sys_kill(pid_t pid, int sig)
     return kill(pid, sig) < 0 ? -errno : 0;
 }
 
+pid_t fm__sys_reap_any(int *status, uint64_t *rss_kb)
+{
+    struct rusage usage;
+    pid_t pid;
+    do
+        pid = wait4(-1, status, WNOHANG, &usage);
+    while (pid < 0 && errno == EINTR);
+    if (pid < 0)
+        return -errno;
+    *rss_kb = pid ? (uint64_t)usage.ru_maxrss : 0;
+    return pid;
+}
+
+int fm__sys_watch_children(void)
+{
+    sigset_t children;
+    sigemptyset(&children);
+    sigaddset(&children, SIGCHLD);
+    return lift(signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+void fm__sys_watch_clear(int fd)
+{
+    struct signalfd_siginfo info;
+    while (read(fd, &info, sizeof info) > 0)
+        ;
+}
+
+char **fm__sys_environment(void)
+{
+    return environ;
+}
+
+bool fm__sys_holds_sent(void)
+{
+    return false;
+}
+
+/* The beginning of a file as text: its length, or -1. */
+static ssize_t read_text(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
+    fm__sys_close(fd);
+    text[n > 0 ? n : 0] = 0;
+    return n;
+}
+
+int64_t fm__sys_read_oom(const char *path)
+{
+    char text[4096];
+    if (read_text(path, text, sizeof text) <= 0)
+        return -1;
+    for (char *line = text; line; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (strncmp(line, "oom_kill ", 9) == 0)
+            return strtoll(line + 9, NULL, 10);
+    }
+    return -1;
+}
+
+int64_t fm_sys_oom_kills(void)
+{
+    char text[4096], place[4200];
+    int64_t count = -1;
+    if (read_text("/proc/self/cgroup", text, sizeof text) <= 0)
+        return -1;
+    for (char *line = text, *next; count < 0 && line; line = next) {
+        next = strchr(line, '\n');
+        if (next)
+            *next++ = 0;
+        /* "number:controllers:path"; version 2 has no controllers. */
+        char *controllers = strchr(line, ':');
+        char *path = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!path)
+            continue;
+        *path++ = 0;
+        bool unified = !controllers[1];
+        if (!unified && !strstr(controllers, "memory"))
+            continue;
+        const char *root = unified ? "/sys/fs/cgroup"
+                                   : "/sys/fs/cgroup/memory";
+        const char *file = unified ? "memory.events" : "memory.oom_control";
+        snprintf(place, sizeof place, "%s%s/%s", root, path, file);
+        count = fm__sys_read_oom(place);
+        if (count < 0) { /* in a container the path may not exist here */
+            snprintf(place, sizeof place, "%s/%s", root, file);
+            count = fm__sys_read_oom(place);
+        }
+    }
+    return count;
+}
+
 uint64_t fm_sys_rss_kb(void)
 {
     char text[128];
     unsigned long pages = 0;
-    int fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    fm__sys_close(fd);
-    if (n <= 0)
+    if (read_text("/proc/self/statm", text, sizeof text) <= 0)
         return 0;
-    text[n] = 0;
     char *end;
     strtoul(text, &end, 10);
     pages = strtoul(end, NULL, 10);

@@ -78,7 +78,7 @@ const char *fm_worker_state_name(uint32_t state)
 
 void fm__worker_init(struct fm__worker *worker, uint32_t slot)
 {
-    memset(worker, 0, sizeof *worker);
+    memset(worker, 0, offsetof(struct fm__worker, channel.in));
     worker->slot = slot;
     worker->channel.task_fd = worker->channel.hold_fd = -1;
     worker->channel.result_fd = -1;

@@ -482,3 +482,18 @@ TEST(an_allocation_that_fails_opens_no_poller)
     fail_alloc(0);
     CHECK(poller == NULL);
 }
+
+TEST(oom_kills_are_counted_or_unknown)
+{
+    char path[] = "/tmp/test-oom-XXXXXX";
+    int fd = mkstemp(path);
+    const char text[] = "oom 3\noom_kill 2\noom_group_kill 0\n";
+    CHECK_EQ(fm__sys_read_oom(path), -1);
+    CHECK_EQ(write(fd, text, sizeof text - 1), (ssize_t)sizeof text - 1);
+#ifdef __linux__
+    CHECK_EQ(fm__sys_read_oom(path), 2);
+#endif
+    CHECK(fm_sys_oom_kills() >= -1);
+    unlink(path);
+    close(fd);
+}

@@ -22,6 +22,9 @@ cdef extern from "Python.h":
 cdef extern from "<unistd.h>" nogil:
     int c_fork "fork"()
 
+cdef enum:
+    _FAILED = 70  # exit code: a zygote that could not begin
+
 cdef int64_t _RSS_EVERY = 100_000_000  # ns between two looks at our own size
 
 
@@ -450,27 +453,6 @@ cdef object _close_quietly(outputs):
 
 # ------------------------------------------------- for zygote and its starter
 
-cdef class Slot:
-    """A mapping of a worker's slot, for the zygote: did it retire?"""
-
-    cdef fm_slot *_c
-
-    def __cinit__(self, int fd):
-        self._c = NULL
-        check(fm_slot_map(fd, &self._c))
-
-    def __dealloc__(self):
-        fm_slot_unmap(self._c)
-
-    @property
-    def retired(self):
-        return self._c is not NULL and fm_slot_retired(self._c) != 0
-
-    def close(self):
-        fm_slot_unmap(self._c)
-        self._c = NULL
-
-
 cdef class Message:
     """One message between pool and zygote."""
 
@@ -531,22 +513,145 @@ def recv_message(int fd):
     return result
 
 
-def fork():
-    """os.fork() as C extensions must do it: with the interpreter's own hooks, also on failure.
+cdef class Zygote:
+    """A zygote to be, and how its pool wants it. Made before the fork: nothing may fail after it.
 
-    Unlike os.fork() it does not warn about other threads: whether to fork was decided before.
+    Args:
+        control: Our end of the socket to the pool.
+        parent: Readable once the pool's process is gone, or -1.
+        workers: How many.
+        deaths: More abnormal deaths than so many ...
+        seconds: ... within so long break the pool.
+        refused: Exit code of a worker whose initializer failed.
+        least: How many at first; the pool asks for more. 0: all.
+        keep: With start(): descriptors that workers inherit, besides 0 to 2.
+        early: With start(): make the first worker's channel here, for take_first().
+        environment: With start(): what is added to the environment, bytes to bytes.
+        spawn: Arguments (bytes) that execute a worker, less its numbers; empty: they are forked.
+        spawn_fd: A descriptor that spawned workers get, and forked ones do not; -1: none.
+        share_fd: The arena's, for spawned workers; -1: none.
     """
-    cdef int pid, saved
-    PyOS_BeforeFork()
-    pid = c_fork()
-    if pid == 0:
+
+    cdef fm_zygote_options options
+    cdef fm_birth born
+    cdef int *keep
+    cdef size_t kept
+    cdef char **arguments
+    cdef char **variables
+    cdef list strings  # hold what these two point to
+
+    def __cinit__(self, int control, int parent, uint32_t workers, deaths, double seconds,
+                  int refused, *, uint32_t least=0, keep=(), bint early=False, environment=None,
+                  spawn=(), int spawn_fd=-1, int share_fd=-1):
+        self.options.control_fd = control
+        self.options.parent_fd = parent
+        self.options.workers = workers
+        self.options.least = least
+        self.options.most_deaths = min(deaths, 2**32 - 1)
+        self.options.deaths_ns = <int64_t>(min(seconds, 9.0e9) * 1e9)
+        self.options.refused_status = refused
+        self.options.spawn_fd = spawn_fd
+        self.options.share_fd = share_fd
+        self.options.spawn = NULL
+        memset(self.options.first, -1, sizeof(self.options.first))
+        if early:
+            self._make_first()
+        self.kept = len(keep) + 5 * early
+        self.keep = <int *>PyMem_Calloc(self.kept + 1, sizeof(int))
+        self.strings = [*spawn]
+        added = [name + b"=" + value for name, value in (environment or {}).items()]
+        self.arguments = <char **>PyMem_Calloc(len(self.strings) + 1, sizeof(char *))
+        self.variables = <char **>PyMem_Calloc(len(added) + 1, sizeof(char *))
+        if self.keep is NULL or self.arguments is NULL or self.variables is NULL:
+            raise MemoryError()
+        for i, fd in enumerate(keep):
+            self.keep[i] = fd
+        if early:
+            memcpy(self.keep + len(keep), self.options.first, sizeof(self.options.first))
+        for i, word in enumerate(self.strings):
+            self.arguments[i] = PyBytes_AS_STRING(word)
+        for i, variable in enumerate(added):
+            self.variables[i] = PyBytes_AS_STRING(variable)
+        if self.strings:
+            self.options.spawn = self.arguments
+        self.strings += added
+
+    cdef int _make_first(self) except -1:
+        check(fm_sys_pipe(self.options.first))
+        check(fm_sys_pipe(self.options.first + 2))
+        self.options.first[4] = fm_slot_create()
+        return check(min(self.options.first[4], 0))
+
+    def take_first(self):
+        """The pool's part of the first worker's channel, for Pool.adopt(); () if not `early`."""
+        cdef int *first = self.options.first
+        if first[0] < 0:
+            return ()
+        result = first[0], first[1], first[2], first[4]
+        c_close(first[3])  # the worker's alone: its death shall be seen
+        memset(first, -1, sizeof(self.options.first))
+        return result
+
+    def __dealloc__(self):
+        for i in range(5):
+            if self.options.first[i] >= 0:
+                c_close(self.options.first[i])
+        PyMem_Free(self.keep)
+        PyMem_Free(self.arguments)
+        PyMem_Free(self.variables)
+
+    def start(self):
+        """Fork the zygote from this process.
+
+        As C extensions must fork: with the interpreter's own hooks, also on failure. In the child
+        they run in the workers, each as if it had been forked from here; with the collector
+        off, which would write to every object.
+
+        Returns:
+            Its pid; None in a worker: `ends` is there.
+
+        Raises:
+            OSError: No process to be had.
+        """
+        cdef int pid, saved, collects
+        cdef sigset_t every, mask
+        # A signal before the worker resets its handlers would run the user's code there.
+        sigfillset(&every)
+        pthread_sigmask(SIG_SETMASK, &every, &mask)
+        PyOS_BeforeFork()  # from here to the fork no Python may run
+        collects = PyGC_Disable()
+        pid = c_fork()
+        if pid == 0:
+            if fm_zygote_settle(self.keep, self.kept, self.variables) < 0:
+                c_exit(_FAILED)
+            self._run()
+            return None
+        saved = errno
+        if collects:
+            PyGC_Enable()
+        PyOS_AfterFork_Parent()
+        pthread_sigmask(SIG_SETMASK, &mask, NULL)
+        if pid < 0:
+            check(-saved)
+        return pid
+
+    def run(self):
+        """Be the zygote of this process. Returns in workers that it forks, and nowhere else."""
+        PyOS_BeforeFork()
+        PyGC_Disable()
+        self._run()
+
+    cdef int _run(self) except -1:
+        cdef int rc = fm_zygote_run(&self.options, &self.born)
+        if rc != 1:
+            c_exit(_FAILED if rc < 0 else 0)
         PyOS_AfterFork_Child()
         return 0
-    saved = errno
-    PyOS_AfterFork_Parent()
-    if pid < 0:
-        check(-saved)
-    return pid
+
+    @property
+    def ends(self):
+        """In a worker: read end of its task pipe, write end of its result pipe, its slot."""
+        return self.born.task_fd, self.born.result_fd, self.born.slot_fd
 
 
 def pipe():
@@ -561,12 +666,6 @@ def socketpair():
     return fds[0], fds[1]
 
 
-def slot_create():
-    cdef int fd = fm_slot_create()
-    check(fd)
-    return fd
-
-
 def pidfd_open(int pid):
     """A descriptor that is readable once the process is gone; OSError where there is no such."""
     cdef int fd = fm_sys_pidfd(pid)
@@ -579,55 +678,20 @@ def die_with_parent(int parent):
     check(fm_sys_die_with_parent(parent))
 
 
-cdef int _each_other(keep, bint silence) except -1:
-    cdef int fds[64]
-    cdef int i, n = len(keep)
-    cdef int *many = fds
-    cdef void *memory = NULL
-    cdef int rc
-    if n > 64:
-        memory = PyMem_Calloc(n, sizeof(int))
-        if memory is NULL:
-            raise MemoryError()
-        many = <int *>memory
-    try:
-        for i in range(n):
-            many[i] = keep[i]
-        if silence:
-            rc = fm_sys_silence_others(many, n)
-        else:
-            rc = fm_sys_close_others(many, n)
-    finally:
-        PyMem_Free(memory)
-    return check(rc)
-
-
 def close_others(keep):
     """Close every descriptor above 2 that is not in the list `keep`."""
-    _each_other(list(keep), False)
-
-
-def silence_others(keep):
-    """Turn every pipe and socket above 2 that is not in `keep` into /dev/null."""
-    _each_other(list(keep), True)
-
-
-def wait_readable(fds, timeout=None):
-    """Bit i of the result: fds[i] is readable (or at its end). 0: timeout, or a signal came."""
-    cdef int c_fds[30]
-    cdef int i, rc, n = len(fds)
-    cdef int64_t ns = FM_FOREVER if timeout is None else <int64_t>(max(timeout, 0.0) * 1e9)
-    if n > 30:
-        raise ValueError("at most 30 descriptors")
+    cdef int fds[8]
+    cdef int i, n = len(keep)
+    if n > 8:
+        raise ValueError("at most 8 descriptors")
     for i in range(n):
-        c_fds[i] = fds[i]
-    with nogil:  # c_fds are this frame's
-        rc = fm_sys_wait_readable(c_fds, n, ns)
-    if rc == -EINTR:
-        PyErr_CheckSignals()
-        return 0
-    check(rc)
-    return rc
+        fds[i] = keep[i]
+    check(fm_sys_close_others(fds, n))
+
+
+def oom_kills():
+    """How many processes of our control group the kernel's OOM killer has ended; -1: unknown."""
+    return fm_sys_oom_kills()
 
 
 def rss_kb():

@@ -127,6 +127,24 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_MESSAGE_FDS
     int fm_message_send(int fd, const fm_message *message, const int *fds, int nfds)
     int fm_message_recv(int fd, fm_message *message, int *fds, int *nfds)
+    struct fm_zygote_options:
+        int control_fd
+        int parent_fd
+        uint32_t workers
+        uint32_t least
+        uint32_t most_deaths
+        int64_t deaths_ns
+        int refused_status
+        char **spawn
+        int first[5]
+        int spawn_fd
+        int share_fd
+    struct fm_birth:
+        int task_fd
+        int result_fd
+        int slot_fd
+    int fm_zygote_settle(const int *keep, size_t n, char **variables) nogil
+    int fm_zygote_run(const fm_zygote_options *options, fm_birth *born) nogil
     enum: FM_CLAIMS
     enum: FM_RING
     enum: FM_CRASH
@@ -208,6 +226,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_sys_silence_others(const int *keep, size_t n)
     int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
     uint64_t fm_sys_rss_kb()
+    int64_t fm_sys_oom_kills()
     uint32_t fm_fork_generation()
     struct fm_pool:
         pass
@@ -228,6 +247,7 @@ cdef extern from "forkmill.h" nogil:
         fm_arena *arena
     enum: FM_MAX_WORKERS
     int fm_pool_open(fm_pool **out, const fm_pool_options *options)
+    void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first, fm_arena *arena)
     fm_pool *fm_pool_ref(fm_pool *pool)
     void fm_pool_unref(fm_pool *pool)
     int fm_function_new(fm_pool *pool, const void *blob, size_t size, fm_function **out)

@@ -22,17 +22,15 @@ cdef int64_t _deadline(object timeout) except? -1:
 
 
 cdef class Pool:
-    """The pool's C core. Takes over `control_fd` and the zygote, unless it raises.
+    """The pool's C core. Takes over `control_fd`, unless it raises.
 
     Args:
         control_fd: our end of the socket to the zygote.
-        zygote: its pid; it is a child of this process and reaped here.
         workers: how many worker slots it serves.
         max_tasks: a worker is replaced after so many tasks; 0: never.
         hello: seconds that an initializer may take; 0: there is none.
         least: workers at first, in the first slots; 0: one a slot, always.
         idle: seconds without work after which a worker above `least` retires; 0: it stays.
-        arena: shared memory for large values; None: they go through the pipes.
 
     Raises:
         OSError, ValueError, MemoryError: it could not be opened.
@@ -44,18 +42,17 @@ cdef class Pool:
     cdef readonly Arena arena
     cdef object __weakref__
 
-    def __cinit__(self, int control_fd, int zygote, uint32_t workers, *, uint32_t max_tasks=0,
-                  double hello=0.0, uint32_t least=0, double idle=0.0, Arena arena=None):
+    def __cinit__(self, int control_fd, uint32_t workers, *, uint32_t max_tasks=0,
+                  double hello=0.0, uint32_t least=0, double idle=0.0):
         cdef fm_pool_options options
         options.control_fd = control_fd
-        options.zygote = zygote
+        options.zygote = 0
         options.workers = workers
         options.max_tasks = max_tasks
         options.hello_ns = FM_FOREVER if hello > 9.0e9 else <int64_t>(hello * 1e9)
         options.least = least
         options.idle_ns = <int64_t>(idle * 1e9)
-        options.arena = NULL if arena is None else arena._c
-        self.arena = arena
+        options.arena = NULL
         check(fm_pool_open(&self._c, &options))
 
     def __dealloc__(self):
@@ -65,6 +62,18 @@ cdef class Pool:
             with nogil:  # the last reference may kill and reap: at most 1.5 s
                 fm_pool_close(pool)
                 fm_pool_unref(pool)
+
+    def adopt(self, int zygote, first=(), Arena arena=None):
+        """The zygote, a child of this process, was started: it is reaped here. Call it once.
+
+        `first`: what Zygote.take_first() gave, taken over. `arena`: shared memory for large
+        values, opened since; None: they go through the pipes.
+        """
+        cdef int fds[FM_MESSAGE_FDS]
+        for i, fd in enumerate(first):
+            fds[i] = fd
+        self.arena = arena
+        fm_pool_adopt(self._c, zygote, fds if first else NULL, NULL if arena is None else arena._c)
 
     def function(self, bytes blob not None):
         """What workers shall know as one function; sent to each before its first use."""

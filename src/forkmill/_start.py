@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sys
 from _thread import get_ident
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _native
@@ -22,7 +24,7 @@ from ._zygote import Config, start_exec, start_fork
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["HAZARDS", "METHODS", "cpus", "open_core", "pick_method"]
+__all__ = ["HAZARDS", "METHODS", "cpus", "make_core", "pick_method"]
 
 METHODS = ("auto", "fork", "zygote", "spawn")
 
@@ -51,12 +53,8 @@ def cpus() -> int:
 
 def _quotas() -> Iterator[float]:
     """CPU quotas of this process's cgroups and all above them (v2 and v1), in CPUs."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as lines:
-            groups = [line.rstrip("\n").split(":", 2) for line in lines]
-    except OSError:
-        return
-    for number, controllers, path in groups:
+    for line in _read("/proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
         if number == "0":
             for place in _upwards("/sys/fs/cgroup", path):
                 yield from _quota(_read(f"{place}/cpu.max").split())
@@ -74,11 +72,17 @@ def _upwards(root: str, path: str) -> Iterator[str]:
 
 
 def _read(path: str) -> str:
+    # Every new pool looks: a file object would cost ten times as much.
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
-    except (OSError, ValueError):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
         return ""
+    try:
+        return os.fsdecode(os.read(fd, 1 << 16)).strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
 
 
 def _quota(words: list[str]) -> Iterator[float]:
@@ -123,7 +127,7 @@ def _fork_is_safe() -> bool:
     return not getattr(cuda, "_initialized", False)
 
 
-def open_core(
+def make_core(
     *,
     workers: int,
     method: str,
@@ -138,12 +142,18 @@ def open_core(
     name: str,
     least: int,
     idle_time: float,
-) -> Core:
-    """Start the zygote and open the native pool on it.
+) -> tuple[Core, Callable[[], None]]:
+    """All that the user's process needs of a pool, and what starts the zygote.
+
+    In this order: what is made, and written to, before a fork costs no copies of pages.
+
+    Returns:
+        The core, and a function to be called once: it starts the zygote, or closes the core and
+        raises OSError (no process or descriptor to be had) or SerializationError (the
+        initializer, its arguments or `inherit` cannot be sent).
 
     Raises:
-        OSError: No process or descriptor to be had.
-        SerializationError: The initializer, its arguments or `inherit` cannot be sent.
+        OSError: No descriptor to be had.
     """
     fork = method == "fork"
     codec = Codec("fork" if fork else "exec", inherit)
@@ -160,25 +170,40 @@ def open_core(
         codec=codec,
         threads=max(1, cpus() // workers),
         least=least,
-        arena_fd=_native.arena_create(),
     )
-    try:
-        control, zygote = start_fork(config) if fork else start_exec(config, method)
-    except BaseException:
-        if config.arena_fd >= 0:
-            os.close(config.arena_fd)
-        raise
     hello = 0.0
     if initializer is not None:
         hello = _FOREVER_S if init_timeout is None else init_timeout
+    control, theirs = _native.socketpair()
     try:
-        arena = _native.Arena(config.arena_fd) if config.arena_fd >= 0 else None
         native = _native.Pool(
-            control, zygote, workers,
-            max_tasks=max_tasks, hello=hello, least=least, idle=idle_time, arena=arena,
+            control, workers,
+            max_tasks=max_tasks, hello=hello, least=least, idle=idle_time,
         )  # fmt: skip
     except BaseException:
-        os.close(control)  # the zygote ends with it
-        os.waitpid(zygote, 0)
+        os.close(control)
+        os.close(theirs)
         raise
-    return Core(native, codec, workers, name, initializer=initializer is not None)
+    config.arena_fd = _native.arena_create()
+    core = Core(native, codec, workers, name, initializer=initializer is not None)
+    return core, partial(_start_zygote, core, config, method, theirs)
+
+
+def _start_zygote(core: Core, config: Config, method: str, theirs: int) -> None:
+    try:
+        if method == "fork":
+            zygote, first = start_fork(config, theirs, early=True)
+        else:
+            zygote, first = start_exec(config, method, theirs), ()
+    except BaseException:
+        core.life.finish(ladder=_native.LADDER_KILL)
+        if config.arena_fd >= 0:
+            os.close(config.arena_fd)
+        raise
+    finally:
+        os.close(theirs)
+    arena = None
+    with suppress(OSError, MemoryError):  # then large values go through the pipes
+        if config.arena_fd >= 0:
+            arena = _native.Arena(config.arena_fd)
+    core.native.adopt(zygote, first, arena)

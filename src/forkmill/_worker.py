@@ -159,21 +159,17 @@ def reset_signals() -> None:
     """Signals as in a fresh process, but for SIGINT and SIGPIPE, which are ignored.
 
     Ctrl-C reaches the whole group: the user's process decides what becomes of us. Handlers of the
-    parent are Python code that belongs there; its wakeup fd would write into its event loop.
+    parent are Python code that belongs there; its wakeup fd would write into its event loop. Timers
+    need no reset: no child inherits them.
     """
     _signal.set_wakeup_fd(-1)
     for number in range(1, _signal.NSIG):
-        try:
-            if callable(_signal.getsignal(number)):
-                _signal.signal(number, _signal.SIG_DFL)
-        except (OSError, ValueError):  # SIGKILL and those that the C library keeps
-            pass
+        if callable(_signal.getsignal(number)):
+            _signal.signal(number, _signal.SIG_DFL)
     _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
     _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # SIG_IGN is inherited: no exit status then
-    for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
-        _signal.setitimer(timer, 0)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
@@ -198,7 +194,23 @@ def sane_streams() -> None:
     if null > 2:
         os.close(null)
     # The old object may hold what the parent had read ahead.
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
+    sys.stdin = null_input()
+
+
+_null_input: Any = None
+
+
+def null_input() -> Any:
+    """A text stream of descriptor 0, for processes where that is /dev/null; None: it is closed.
+
+    Made once, in the user's process, which never reads from it: in a worker it would cost as much
+    as all the rest of the set-up.
+    """
+    global _null_input
+    if _null_input is None:
+        with suppress(OSError):
+            _null_input = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for life
+    return _null_input
 
 
 def drop_buffered() -> None:
@@ -221,6 +233,14 @@ def drop_buffered() -> None:
             os.dup2(saved, fd, inheritable=inheritable)
             os.close(saved)
     os.close(null)
+
+
+def know_environment(added: dict[bytes, bytes]) -> None:
+    """Have os.environ know what the zygote has added to the environment."""
+    try:
+        os.environ._data.update(added)  # type: ignore[attr-defined]
+    except AttributeError:  # not CPython's any more; adding them once more costs 50 pages
+        os.environb.update(added)
 
 
 def _forget_parent() -> None:
@@ -248,30 +268,21 @@ def _load_payload(config: Config) -> None:
     config.initializer, config.initargs, config.finalizer = config.codec.loads(*calls)
 
 
-def main(config: Config, ends: tuple[int, int, int], parent: int) -> int:
+def main(config: Config, ends: tuple[int, int, int]) -> int:
     """Be a worker. Returns the exit code; the caller leaves by os._exit.
 
     Args:
         config: What the pool wants of its workers.
         ends: Read end of the task pipe, write end of the result pipe, slot memory.
-        parent: Process id of the zygote.
     """
     global IN_WORKER
-    try:
-        _native.die_with_parent(parent)
-    except ProcessLookupError:
-        return 0
-    if config.method == "spawn":
-        reset_signals()
-    else:  # the zygote has done it, and then taken SIGCHLD for itself
-        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     IN_WORKER = True
     port = _native.Port(*ends)
     if config.arena_fd >= 0:
         port.share(config.arena_fd)
     faulthandler.enable(port.crash_fd, all_threads=True)
     _forget_parent()
-    if not gc.isenabled() and config.gc_enabled:
+    if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()
     if not _start(config, port):
         _flush_streams()

@@ -21,7 +21,6 @@ Invariants:
 from __future__ import annotations
 
 import itertools
-import os
 import time
 import weakref
 from concurrent.futures import Executor
@@ -159,6 +158,7 @@ class _Face(Executor):
             # One has died, and the look at it was the first to tell.
             core.native.wait_workers(_BIRTHS_S)
             workers = self.workers()
+        core.check()  # a pool that broke meanwhile may have no worker left to refuse the call
         futures = [
             Future(core, core.submit(fn, args, kwargs, self._options, slot=worker.slot))
             for worker in workers
@@ -553,8 +553,9 @@ class ProcessPool(_Face):
             if initializer is not None:
                 initializer(*initargs)
         else:
-            self._core = _start.open_core(**options)
+            self._core, start = _start.make_core(**options)
             weakref.finalize(self, self._core.life.dropped).atexit = False
+            start()
 
     @property
     def _pool(self) -> ProcessPool:
@@ -667,27 +668,19 @@ class ProcessPool(_Face):
 
 # ---------------------------------------------------------------------- the one-liner
 
-_shared: dict[tuple[int | None, str], ProcessPool] = {}
-_shared_lock = Lock()
-
-
-def _forget_shared() -> None:
-    """In a forked child: the parent's pools, and its lock, are no use here."""
-    global _shared_lock
-    _shared_lock = Lock()
-    _shared.clear()
-
-
-os.register_at_fork(after_in_child=_forget_shared)
+# By the process's fork generation: in a forked child the parent's pools, and its lock, are no
+# use. (A fork hook would cost each of our children some 10 pages.)
+_shared: dict[int, tuple[Lock, dict[tuple[int | None, str], ProcessPool]]] = {}
 
 
 def shared_pool(workers: int | None, start_method: str = "auto") -> ProcessPool:
     """The pool that everybody gets who asks for the same; it ends at exit."""
     key = workers, start_method
-    with _shared_lock:
-        pool = _shared.get(key)
+    lock, pools = _shared.setdefault(_native.fork_generation(), (Lock(), {}))
+    with lock:
+        pool = pools.get(key)
         if pool is None or pool.stats().state not in ("open", "inline"):
-            pool = _shared[key] = ProcessPool(workers, start_method=start_method)
+            pool = pools[key] = ProcessPool(workers, start_method=start_method)
         return pool
 
 

@@ -235,6 +235,7 @@ C_LAYERS = {
     "frame": {"error", "guard", "sys"},
 }
 C_LAYERS["slot"] = {"frame", *C_LAYERS["frame"]}
+C_LAYERS["zygote"] = {"slot", *C_LAYERS["slot"]}
 C_LAYERS["arena"] = C_LAYERS["channel"] = C_LAYERS["port"] = {"slot", *C_LAYERS["slot"]}
 C_LAYERS["chunk"] = {"channel", "port", "arena", *C_LAYERS["channel"]}
 C_LAYERS["worker"] = C_LAYERS["reaper"] = {"chunk", *C_LAYERS["chunk"]}
@@ -244,8 +245,8 @@ C_LAYERS["size"] = {"events", *C_LAYERS["events"]}
 C_LAYERS["lead"] = {"size", *C_LAYERS["size"]}
 C_LAYERS["pool"] = {"lead", *C_LAYERS["lead"]}
 C_RULE = (
-    "error, guard <- sys <- frame <- slot <- channel, port, arena <- chunk <- worker, reaper"
-    " <- dispatcher <- events <- size <- lead <- pool"
+    "error, guard <- sys <- frame <- slot <- channel, port, arena, zygote <- chunk"
+    " <- worker, reaper <- dispatcher <- events <- size <- lead <- pool"
 )
 # Who holds a reference gives it back, and the last one frees: a chunk does so with its pool, its
 # function and its inbox.

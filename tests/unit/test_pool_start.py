@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from pathlib import Path
 from textwrap import dedent
@@ -249,3 +250,59 @@ def test_workers_ignore_ctrl_c_and_flush_their_streams(run_script) -> None:
     )
     assert script.stdout.count("before") == 1
     assert script.stdout.count("from a worker") == 1
+
+
+def test_fork_hooks_run_once_in_each_worker_and_once_in_this_process(run_script) -> None:
+    """A worker is born as if it had been forked from here, its successors too."""
+    run_script("""
+        import os
+        import forkmill as fm
+
+        seen = []
+        os.register_at_fork(
+            before=lambda: seen.append("before"),
+            after_in_parent=lambda: seen.append("parent"),
+            after_in_child=lambda: seen.append("child"),
+        )
+        def look(*_):
+            return os.getpid(), seen
+        with fm.ProcessPool(2, start_method="fork", max_tasks_per_child=1) as pool:
+            assert seen == ["before", "parent"]
+            for pid, there in [pool.submit(look).result() for _ in range(5)]:
+                assert pid != os.getpid() and there == ["before", "child"], there
+        assert seen == ["before", "parent"]
+    """)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_first_call_needs_no_thread_and_no_worker_to_be_sent(run_script) -> None:
+    run_script("""
+        import os
+        import forkmill as fm
+
+        pool = fm.ProcessPool(2, start_method="fork")
+        future = pool.submit(abs, -1)
+        stats = pool.stats()
+        assert stats.backlog == 0 and stats.accepted == 1, stats
+        assert os.listdir("/proc/self/task") == [str(os.getpid())]
+        assert future.result() == 1
+        pool.shutdown()
+    """)
+
+
+def test_workers_see_the_caps_in_os_environ_and_in_the_environment(run_script) -> None:
+    run_script("""
+        import ctypes, os
+        os.environ.pop("OMP_NUM_THREADS", None)
+        import forkmill as fm
+
+        def look():
+            getenv = ctypes.CDLL(None).getenv
+            getenv.restype = ctypes.c_char_p
+            return os.environ.get("OMP_NUM_THREADS"), getenv(b"OMP_NUM_THREADS").decode()
+        with fm.ProcessPool(1, start_method="fork") as pool:
+            known, there = pool.submit(look).result()
+            assert known == there and int(known) >= 1
+        assert "OMP_NUM_THREADS" not in os.environ
+        assert ctypes.CDLL(None).getenv(b"OMP_NUM_THREADS") == 0
+    """)

@@ -375,10 +375,8 @@ class _Forker:
             self._close()
 
     def _prepare(self) -> None:
-        from .. import _zygote
-
         _native.block_signals()
-        self._oom_kills = _zygote._oom_kills()
+        self._oom_kills = _native.oom_kills()
         self.codec = codec = _ForkCodec()
         for number in range(self.width):
             self._slots.append(_native.ForkSlot(number, self.batch))
@@ -636,9 +634,7 @@ class _Forker:
     def _was_oom(self, status: int) -> bool:
         if not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
             return False
-        from .. import _zygote
-
-        before, self._oom_kills = self._oom_kills, _zygote._oom_kills()
+        before, self._oom_kills = self._oom_kills, _native.oom_kills()
         return 0 <= before < self._oom_kills
 
     # Time.

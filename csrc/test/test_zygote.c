@@ -1,0 +1,214 @@
+/* includes: zygote.c */
+/* test_zygote.c - births, deaths and the end, with workers written in C. */
+#include "harness.h"
+
+#include "../src/zygote.c"
+
+struct talk {
+    int control;
+    pid_t zygote;
+    struct fm_message said; /* last */
+    int fds[FM_MESSAGE_FDS], nfds;
+};
+
+/* A worker: the first byte of its task pipe is its exit code. */
+static void work(const struct fm_birth *born)
+{
+    uint8_t code;
+    if (fm__sys_read(born->task_fd, &code, 1) != 1)
+        _exit(0);
+    _exit(code);
+}
+
+static void start(struct talk *talk, struct fm_zygote_options options)
+{
+    int pair[2];
+    CHECK_EQ(fm_sys_socketpair(pair), 0);
+    options.control_fd = pair[1];
+    options.parent_fd = -1;
+    options.spawn_fd = options.share_fd = -1;
+    if (options.workers == 0)
+        options.workers = 1;
+    talk->zygote = fork();
+    CHECK(talk->zygote >= 0);
+    if (talk->zygote == 0) {
+        struct fm_birth born;
+        close(pair[0]);
+        int rc = fm_zygote_run(&options, &born);
+        if (rc == 1)
+            work(&born);
+        _exit(rc == 0 ? 0 : 1);
+    }
+    close(pair[1]);
+    talk->control = pair[0];
+}
+
+static void hear(struct talk *talk, int kind)
+{
+    CHECK_EQ(fm_message_recv(talk->control, &talk->said, talk->fds,
+                             &talk->nfds),
+             1);
+    CHECK_EQ(talk->said.kind, kind);
+}
+
+static void drop_fds(struct talk *talk)
+{
+    while (talk->nfds > 0)
+        close(talk->fds[--talk->nfds]);
+}
+
+static void say(struct talk *talk, struct fm_message message)
+{
+    message.magic = FM_MAGIC;
+    CHECK_EQ(fm_message_send(talk->control, &message, NULL, 0), 0);
+}
+
+static void finish(struct talk *talk)
+{
+    close(talk->control);
+    CHECK_CHILD(talk->zygote);
+}
+
+static const struct fm_zygote_options plain = {
+    .most_deaths = 3, .deaths_ns = FM_FOREVER, .refused_status = 66,
+    .first = {-1, -1, -1, -1, -1}};
+
+TEST(a_dead_worker_is_reported_and_replaced)
+{
+    struct talk talk;
+    start(&talk, plain);
+    hear(&talk, FM_REPORT_BORN);
+    CHECK_EQ(talk.nfds, FM_MESSAGE_FDS);
+    CHECK_EQ(talk.said.generation, 1);
+    int pid = talk.said.pid;
+    CHECK_EQ(write(talk.fds[1], "\7", 1), 1);
+    drop_fds(&talk);
+    hear(&talk, FM_REPORT_DIED);
+    CHECK_EQ(talk.said.pid, pid);
+    CHECK(WIFEXITED(talk.said.status));
+    CHECK_EQ(WEXITSTATUS(talk.said.status), 7);
+    CHECK(talk.said.rss_kb > 0);
+    hear(&talk, FM_REPORT_BORN);
+    CHECK_EQ(talk.said.generation, 2);
+    drop_fds(&talk); /* the end of its task pipe: it leaves by itself */
+    say(&talk, (struct fm_message){.kind = FM_REPORT_STOP,
+                                   .status = FM_LADDER_GENTLE});
+    finish(&talk);
+}
+
+TEST(more_deaths_than_allowed_end_the_replacements)
+{
+    struct talk talk;
+    struct fm_zygote_options options = plain;
+    options.most_deaths = 2;
+    start(&talk, options);
+    for (int i = 0; i < 3; i++) {
+        hear(&talk, FM_REPORT_BORN);
+        CHECK_EQ(write(talk.fds[1], "\1", 1), 1);
+        drop_fds(&talk);
+        hear(&talk, FM_REPORT_DIED);
+    }
+    hear(&talk, FM_REPORT_BROKEN);
+    say(&talk, (struct fm_message){.kind = FM_REPORT_STOP,
+                                   .status = FM_LADDER_KILL});
+    CHECK_EQ(fm_message_recv(talk.control, &talk.said, talk.fds, &talk.nfds),
+             FM_EEOF);
+    finish(&talk);
+}
+
+TEST(a_kill_is_obeyed_and_counts_for_nothing)
+{
+    struct talk talk;
+    struct fm_zygote_options options = plain;
+    options.most_deaths = 0;
+    start(&talk, options);
+    for (uint32_t i = 1; i < 4; i++) {
+        hear(&talk, FM_REPORT_BORN);
+        struct fm_message order = {.kind = FM_REPORT_KILL,
+                                   .generation = i + 1,
+                                   .status = SIGKILL};
+        say(&talk, order); /* another generation: nobody is hurt */
+        order.slot = 77;
+        say(&talk, order);
+        order.slot = 0;
+        order.generation = i;
+        say(&talk, order);
+        drop_fds(&talk);
+        hear(&talk, FM_REPORT_DIED);
+        CHECK(talk.said.flags & FM_DIED_ASKED);
+        CHECK_EQ(talk.said.generation, i);
+    }
+    hear(&talk, FM_REPORT_BORN);
+    drop_fds(&talk);
+    finish(&talk);
+}
+
+TEST(it_ends_with_its_workers_when_the_pools_process_is_gone)
+{
+    struct talk talk;
+    struct fm_zygote_options options = plain;
+    options.workers = 3;
+    start(&talk, options);
+    int results[3], n = 0;
+    while (n < 3) {
+        hear(&talk, FM_REPORT_BORN);
+        results[n++] = dup(talk.fds[2]);
+        drop_fds(&talk);
+    }
+    finish(&talk);
+    for (n = 0; n < 3; n++) { /* the only writers were workers */
+        char byte;
+        CHECK_EQ(read(results[n], &byte, 1), 0);
+        close(results[n]);
+    }
+}
+
+TEST(what_is_written_before_the_first_worker_is_there_reaches_it)
+{
+    struct talk talk;
+    struct fm_zygote_options options = plain;
+    int *first = options.first;
+    CHECK_EQ(fm_sys_pipe(first), 0);
+    CHECK_EQ(fm_sys_pipe(first + 2), 0);
+    first[4] = fm_slot_create();
+    CHECK(first[4] > 2);
+    CHECK_EQ(write(first[1], "\5", 1), 1);
+    start(&talk, options);
+    for (int i = 0; i < 5; i++)
+        if (i != 2)
+            close(first[i]);
+    hear(&talk, FM_REPORT_BORN);
+    CHECK_EQ(talk.nfds, 0);
+    hear(&talk, FM_REPORT_DIED);
+    CHECK_EQ(WEXITSTATUS(talk.said.status), 5);
+    char byte;
+    CHECK_EQ(read(first[2], &byte, 1), 0); /* no copy of its writing end */
+    close(first[2]);
+    hear(&talk, FM_REPORT_BORN);
+    CHECK_EQ(talk.nfds, FM_MESSAGE_FDS); /* its successor's are its own */
+    drop_fds(&talk);
+    finish(&talk);
+}
+
+TEST(others_pipes_are_silenced_and_the_environment_is_added_to)
+{
+    pid_t pid = fork();
+    if (pid > 0) {
+        CHECK_CHILD(pid);
+        return;
+    }
+    char variable[] = "FORKMILL_TEST=yes", *const variables[] = {variable, 0};
+    int theirs[2], kept[2];
+    char byte;
+    CHECK_EQ(fm_sys_pipe(theirs), 0);
+    CHECK_EQ(fm_sys_pipe(kept), 0);
+    close(1);
+    CHECK_EQ(fm_zygote_settle(kept, 2, variables), 0);
+    CHECK_EQ(read(theirs[0], &byte, 1), 0); /* /dev/null; the pipe would block */
+    CHECK_EQ(read(0, &byte, 1), 0);
+    CHECK_EQ(write(1, "x", 1), 1);
+    CHECK_EQ(write(kept[1], "x", 1), 1);
+    CHECK_EQ(read(kept[0], &byte, 1), 1);
+    CHECK_EQ(strcmp(getenv("FORKMILL_TEST"), "yes"), 0);
+    _exit(0);
+}

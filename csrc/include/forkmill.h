@@ -676,11 +676,18 @@ struct fm_chunk_options {
  */
 int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
                  fm_chunk **out);
+/* The same with a body of at most FM_SMALL bytes, which is copied: one
+ * allocation in all.  options->body is not looked at.  Owns: nothing. */
+#define FM_SMALL 512u
+int fm_chunk_new_small(fm_pool *pool, const struct fm_chunk_options *options,
+                       const void *body, fm_chunk **out);
 void fm_chunk_unref(fm_chunk *chunk);
 
 /*
  * Accept a chunk.  Never blocks; writes the frame at once when a worker has
- * credit.  From here on each of its tasks reaches exactly one outcome
+ * credit, but for a few frames of very short tasks for a worker that has some
+ * already: these are gathered, and the next turn of the lead (there is one
+ * coming) writes them.  From here on each of its tasks reaches exactly one outcome
  * (INV-1).  Errors: FM_ECLOSED, FM_EBROKEN, FM_EFORKED, -ENOMEM, -EAGAIN (no
  * thread to be had for the pump, and its inbox needs one): not accepted.
  */

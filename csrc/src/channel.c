@@ -12,8 +12,9 @@
  */
 #include "internal.h"
 
-/* Frames gathered into one write. */
+/* Buffers of frames gathered into one write, and the size of one. */
 #define GATHER 32
+#define OUT_ROOM 4096
 
 struct fm__bytes *fm__bytes_new(uint8_t *data, size_t size)
 {
@@ -68,9 +69,12 @@ static void drop_head(struct fm__channel *channel)
     struct fm__out *out = channel->out_head;
     channel->out_head = out->next;
     if (!channel->out_head)
-        channel->out_tail = &channel->out_head;
+        channel->out_last = NULL;
     fm__bytes_unref(out->body);
-    free(out);
+    if (channel->out_spare)
+        free(out);
+    else
+        channel->out_spare = out;
 }
 
 void fm__channel_fini(struct fm__channel *channel)
@@ -80,6 +84,8 @@ void fm__channel_fini(struct fm__channel *channel)
     close_guarded(&channel->result_fd);
     while (channel->out_head)
         drop_head(channel);
+    free(channel->out_spare);
+    channel->out_spare = NULL;
     fm_body_free(channel->big.block);
     channel->big.block = NULL;
 }
@@ -92,17 +98,56 @@ void fm__channel_shut(struct fm__channel *channel)
 
 /* ------------------------------------------------------------------- out */
 
+/* Where n more bytes may be appended; NULL without memory. */
+static struct fm__out *room_for(struct fm__channel *channel, size_t n)
+{
+    struct fm__out *out = channel->out_last;
+    if (out && !out->body && OUT_ROOM - out->used >= n)
+        return out;
+    out = channel->out_spare;
+    channel->out_spare = NULL;
+    if (!out)
+        out = fm__malloc(sizeof *out + OUT_ROOM);
+    if (!out)
+        return NULL;
+    out->next = NULL;
+    out->body = NULL;
+    out->used = 0;
+    if (channel->out_last)
+        channel->out_last->next = out;
+    else
+        channel->out_head = out;
+    channel->out_last = out;
+    return out;
+}
+
+int fm__channel_put_small(struct fm__channel *channel,
+                          const struct fm_frame *frame, const void *body)
+{
+    size_t size = (size_t)frame->length;
+    assert(size <= FM__COPIED);
+    struct fm__out *out = room_for(channel, sizeof *frame + size);
+    if (!out)
+        return -ENOMEM;
+    memcpy(out->data + out->used, frame, sizeof *frame);
+    if (size)
+        memcpy(out->data + out->used + sizeof *frame, body, size);
+    out->used += sizeof *frame + size;
+    return 0;
+}
+
 int fm__channel_put(struct fm__channel *channel, const struct fm_frame *frame,
                     struct fm__bytes *body)
 {
-    struct fm__out *out = fm__malloc(sizeof *out);
+    if (!body || body->size <= FM__COPIED)
+        return fm__channel_put_small(channel, frame, body ? body->data : NULL);
+    struct fm__out *out = room_for(channel, sizeof *frame);
     if (!out)
         return -ENOMEM;
-    *out = (struct fm__out){.frame = *frame, .body = body};
-    if (body)
-        fm__bytes_ref(body);
-    *channel->out_tail = out;
-    channel->out_tail = &out->next;
+    memcpy(out->data + out->used, frame, sizeof *frame);
+    out->used += sizeof *frame;
+    out->body = body;
+    fm__bytes_ref(body);
     return 0;
 }
 
@@ -112,15 +157,15 @@ bool fm__channel_pending(const struct fm__channel *channel)
 }
 
 /* Gather queued frames, the first from out_sent on. */
-static int gather(const struct fm__channel *channel, struct iovec *iov)
+static int gather(struct fm__channel *channel, struct iovec *iov)
 {
     int n = 0;
     size_t skip = channel->out_sent;
     for (struct fm__out *o = channel->out_head; o && n + 2 <= 2 * GATHER;
          o = o->next) {
-        size_t head = sizeof o->frame;
+        size_t head = o->used;
         if (skip < head)
-            iov[n++] = (struct iovec){(char *)&o->frame + skip, head - skip};
+            iov[n++] = (struct iovec){o->data + skip, head - skip};
         skip = skip > head ? skip - head : 0;
         if (o->body && o->body->size > skip)
             iov[n++] =
@@ -145,7 +190,7 @@ int fm__channel_flush(struct fm__channel *channel)
         channel->out_sent += (size_t)done;
         while (channel->out_head) {
             struct fm__out *o = channel->out_head;
-            size_t size = sizeof o->frame + (o->body ? o->body->size : 0);
+            size_t size = o->used + (o->body ? o->body->size : 0);
             if (channel->out_sent < size)
                 break;
             channel->out_sent -= size;

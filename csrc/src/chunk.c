@@ -23,6 +23,8 @@
 /* A timeout that can be added to any time of this machine. */
 #define LONGEST_NS (FM_FOREVER / 4)
 
+static_assert(FM_SMALL <= FM__COPIED, "a small body is never referred to");
+
 int fm_chunk_done(const fm_chunk *chunk)
 {
     return atomic_load(&chunk->state) == FM_CHUNK_DONE;
@@ -80,11 +82,18 @@ static void enter_segment(fm_chunk *chunk, struct fm__segment *segment)
 
 static struct fm__segment *new_segment(struct fm__piece *piece, size_t room)
 {
-    struct fm__segment *segment = fm__calloc(sizeof *segment);
+    fm_chunk *chunk = piece->chunk;
+    bool only = chunk->options.count == 1;
+    struct fm__segment *segment =
+        only ? &chunk->only : fm__calloc(sizeof *segment);
     if (!segment)
         return NULL;
-    if (room && !(segment->data = fm__malloc(room))) {
-        free(segment);
+    if (only && room && room <= sizeof chunk->outcome) {
+        segment->data = chunk->outcome;
+        room = 0; /* not to be freed, nor to grow */
+    } else if (room && !(segment->data = fm__malloc(room))) {
+        if (!only)
+            free(segment);
         return NULL;
     }
     segment->room = room;
@@ -330,28 +339,25 @@ int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
 
 /* ------------------------------------------------------------- life cycle */
 
-int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
-                 fm_chunk **out)
+/* A chunk without its body, and `extra` bytes for that. */
+static int make_chunk(fm_pool *pool, const struct fm_chunk_options *options,
+                      size_t extra, fm_chunk **out)
 {
     if (options->count == 0 || options->count > FM_CLAIMS / 4 ||
         (options->flags & FM_RUN_PROMPT && !options->inbox) ||
         (!options->function && !(options->flags & FM_RUN_APPLY)))
         return -EINVAL;
-    fm_chunk *chunk = fm__calloc(sizeof *chunk);
+    fm_chunk *chunk = fm__malloc(sizeof *chunk + extra);
     uint32_t *retried = NULL;
     if (chunk && options->retries)
         retried = fm__calloc(options->count * sizeof *retried);
-    struct fm__bytes *body =
-        chunk ? fm__bytes_new(options->body, options->size) : NULL;
-    if (!body || (options->retries && !retried)) {
-        free(retried);
-        free(body);
+    if (!chunk || (options->retries && !retried)) {
         free(chunk);
         return -ENOMEM;
     }
+    memset(chunk, 0, sizeof *chunk);
     chunk->options = *options;
     chunk->options.timeout_ns = FM__MIN(options->timeout_ns, LONGEST_NS);
-    chunk->body = body;
     chunk->retried = retried;
     atomic_init(&chunk->refs, 1);
     if (options->function)
@@ -375,7 +381,33 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
     return 0;
 }
 
-static void free_segments(const fm_chunk *chunk, struct fm__segment *segment)
+int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
+                 fm_chunk **out)
+{
+    fm_chunk *chunk;
+    struct fm__bytes *body = fm__bytes_new(options->body, options->size);
+    int rc = body ? make_chunk(pool, options, 0, &chunk) : -ENOMEM;
+    if (rc < 0) {
+        free(body);
+        return rc;
+    }
+    chunk->body = body;
+    *out = chunk;
+    return 0;
+}
+
+int fm_chunk_new_small(fm_pool *pool, const struct fm_chunk_options *options,
+                       const void *body, fm_chunk **out)
+{
+    if (options->size > FM_SMALL)
+        return -EINVAL;
+    int rc = make_chunk(pool, options, options->size, out);
+    if (rc == 0)
+        memcpy((*out)->record, body, options->size);
+    return rc;
+}
+
+static void free_segments(fm_chunk *chunk, struct fm__segment *segment)
 {
     for (struct fm__segment *next; segment; segment = next) {
         next = segment->next;
@@ -384,7 +416,8 @@ static void free_segments(const fm_chunk *chunk, struct fm__segment *segment)
         if (segment->room)
             free(segment->data);
         fm_body_free(segment->owned);
-        free(segment);
+        if (segment != &chunk->only)
+            free(segment);
     }
 }
 
@@ -393,8 +426,9 @@ void fm_chunk_unref(fm_chunk *chunk)
     if (!chunk || atomic_fetch_sub(&chunk->refs, 1) != 1)
         return;
     if (chunk->options.flags & FM_RUN_ARENA)
-        fm_arena_forget(chunk->options.arena, chunk->body->data,
-                        chunk->body->size);
+        fm_arena_forget(chunk->options.arena,
+                        chunk->body ? chunk->body->data : chunk->record,
+                        (size_t)chunk->options.size);
     free_segments(chunk, chunk->segments);
     free_segments(chunk, chunk->read);
     for (struct fm__output *o = chunk->outputs, *next; o; o = next) {

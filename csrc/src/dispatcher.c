@@ -11,11 +11,16 @@
  * gets nothing behind it.  Whatever turns out to be queued behind a long task
  * is taken back when another worker is idle: fm__dispatcher_steal().
  *
- * Costs do not depend on the length of the backlog; `saturated` spares the
- * look at every worker while none has credit.
+ * Costs do not depend on the length of the backlog, and hardly on the number
+ * of workers: `saturated` spares the look at every worker while none has
+ * credit, `all_busy` the search for an idle one while there is none.  Whatever
+ * gives credit back or makes a worker idle calls fm__dispatcher_look().
  * Threads: the pool's mutex is held around every call.
  */
 #include "internal.h"
+
+/* Tasks so short that a write each would cost as much as they do. */
+#define SHORT_NS 10000
 
 void fm__dispatcher_init(struct fm__dispatcher *d, struct fm__worker *workers,
                          uint32_t n, uint32_t max_tasks)
@@ -84,7 +89,12 @@ void fm__dispatcher_requeue(struct fm__dispatcher *d, struct fm__link *list)
         assert(rc == 0);
         (void)rc;
     }
-    d->saturated = false;
+    fm__dispatcher_look(d);
+}
+
+void fm__dispatcher_look(struct fm__dispatcher *d)
+{
+    d->saturated = d->all_busy = false;
 }
 
 void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__piece *piece)
@@ -154,11 +164,13 @@ static struct fm__worker *choose(struct fm__dispatcher *d,
             continue;
         if (!best || rank(w) > rank(best))
             best = w;
-        if (rank(best) == 3)
+        if (rank(best) == 3 || d->all_busy)
             break;
     }
-    if (best)
+    if (best) {
         d->turn = best->slot + 1;
+        d->all_busy = rank(best) == 1;
+    }
     return best;
 }
 
@@ -184,7 +196,15 @@ static uint32_t send(struct fm__dispatcher *d, struct fm__worker *w,
     }
     d->backlog -= count;
     d->frames++;
-    d->bytes += sizeof(struct fm_frame) + piece->chunk->body->size;
+    d->bytes += sizeof(struct fm_frame) + piece->chunk->options.size;
+    if (!w->dirty) {
+        w->dirty = true;
+        w->next_dirty = d->dirty;
+        d->dirty = w;
+    }
+    /* It answers what it has before it is out of work, and who takes that in
+     * flushes: only then may its frame wait for others. */
+    d->urgent |= w->n_pieces == 1 || !w->task_ns || w->task_ns > SHORT_NS;
     return count;
 }
 

@@ -75,12 +75,13 @@ void fm__events_flush(fm_pool *pool, struct fm__worker *w)
     if (w->dirty && pool->polling && w->page)
         want_news(w); /* the leader sleeps, and must hear of it */
     int rc = fm__channel_flush(&w->channel);
-    w->dirty = false;
     if (rc == 1 && !w->wants_write) {
         if (fm__poller_want_write(pool->poller, w->channel.task_fd,
                                   (uint64_t)w->slot * 2 + 1, true) == 0) {
             w->wants_write = true;
             pool->writing++;
+        } else {
+            pool->stuck = true;
         }
     } else if (rc != 1 && w->wants_write) {
         fm__poller_want_write(pool->poller, w->channel.task_fd,
@@ -259,7 +260,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
         pool->counts.restarts++;
     w->left = false;
     w->wanted = true; /* that is so, even if it was asked to be otherwise */
-    pool->dispatcher.saturated = false;
+    fm__dispatcher_look(&pool->dispatcher);
     if (rc < 0) {
         pool->counts.trouble++; /* it cannot be watched: the same */
         doom(pool, w, FM_CAUSE_PROTOCOL);
@@ -415,6 +416,7 @@ static void take_in(fm_pool *pool, struct fm__worker *w)
     size_t more = rc < 0 ? 0 : fm__channel_peek(&w->channel, w->page);
     if (more)
         rc = parse(pool, w, more, &again);
+    fm__dispatcher_look(&pool->dispatcher);
     put_back(pool, &again);
     if ((rc < 0 || n < 0) && !w->eof_ns)
         end_results(pool, w, rc < 0);
@@ -554,7 +556,7 @@ static int64_t write_due(fm_pool *pool, struct fm__worker *w, int64_t now)
         !fm__channel_pending(&w->channel))
         return FM_FOREVER;
     fm__events_flush(pool, w);
-    return now + 1000000;
+    return pool->stuck ? now + 1000000 : FM_FOREVER;
 }
 
 /* An initializer that does not come to an end breaks the pool. */
@@ -570,13 +572,11 @@ static void hello_missed(fm_pool *pool, struct fm__worker *w)
     break_pool(pool);
 }
 
-/* Act on what is due; returns when to look again. */
-int64_t fm__events_expire(fm_pool *pool, int64_t now)
+/* Timeouts, initializers, ends without a death, writes; when to look again. */
+static int64_t expire_workers(fm_pool *pool, int64_t now)
 {
     int64_t next = FM_FOREVER;
-    bool look = false;
-    if (pool->state == FM_POOL_BROKEN || pool->state == FM_POOL_CLOSED)
-        return next;
+    pool->stuck = false;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         int64_t due = FM_FOREVER;
@@ -597,19 +597,38 @@ int64_t fm__events_expire(fm_pool *pool, int64_t now)
         else if (w->eof_ns)
             next = FM__MIN(next, due);
     }
-    if (pool->state < FM_POOL_STOPPING) {
-        bool insist = pool->steal_at && pool->steal_at <= now;
-        uint32_t n = fm__dispatcher_steal(&pool->dispatcher, insist, &look);
-        pool->counts.recalled += n;
-        if (!look || insist)
-            pool->steal_at = 0;
-        else if (!pool->steal_at)
-            pool->steal_at = now + STEAL_LOOK_NS;
-        if (pool->steal_at)
-            next = FM__MIN(next, pool->steal_at);
-        if (n && pool->dispatcher.vacant)
-            next = now; /* the rest may be worth one more worker */
-    }
+    return next;
+}
+
+/* An idle worker beside one that has a queue; when to look again. */
+static int64_t expire_steal(fm_pool *pool, int64_t now)
+{
+    bool look = false, insist = pool->steal_at && pool->steal_at <= now;
+    if (pool->accepted - pool->tally.outcomes <= 1 && !pool->steal_at &&
+        !pool->options.hello_ns)
+        return FM_FOREVER; /* a lone task runs where it is */
+    uint32_t n = fm__dispatcher_steal(&pool->dispatcher, insist, &look);
+    pool->counts.recalled += n;
+    if (!look || insist)
+        pool->steal_at = 0;
+    else if (!pool->steal_at)
+        pool->steal_at = now + STEAL_LOOK_NS;
+    if (n && pool->dispatcher.vacant)
+        return now; /* the rest may be worth one more worker */
+    return pool->steal_at ? pool->steal_at : FM_FOREVER;
+}
+
+/* Act on what is due; returns when to look again. */
+int64_t fm__events_expire(fm_pool *pool, int64_t now)
+{
+    int64_t next = FM_FOREVER;
+    if (pool->state == FM_POOL_BROKEN || pool->state == FM_POOL_CLOSED)
+        return next;
+    /* With many workers the look at each would cost more than the turn. */
+    if (pool->timed || pool->ended || pool->stuck || pool->options.hello_ns)
+        next = expire_workers(pool, now);
+    if (pool->state < FM_POOL_STOPPING)
+        next = FM__MIN(next, expire_steal(pool, now));
     return next;
 }
 

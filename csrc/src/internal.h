@@ -225,12 +225,15 @@ struct fm__bytes *fm__bytes_new(uint8_t *data, size_t size);
 void fm__bytes_ref(struct fm__bytes *bytes);
 void fm__bytes_unref(struct fm__bytes *bytes);
 
-/* A frame on its way out. */
+/* Frames on their way out: copied, small bodies too; the last one's body may
+ * lie elsewhere.  So a thousand small frames are one buffer and one write. */
 struct fm__out {
     struct fm__out *next;
-    struct fm_frame frame;
-    struct fm__bytes *body; /* may be NULL */
+    struct fm__bytes *body; /* NULL: more frames may be appended */
+    size_t used;
+    uint8_t data[];
 };
+#define FM__COPIED 512u /* the longest body that is copied */
 
 /*
  * Where a long record is being received.
@@ -254,7 +257,8 @@ struct fm__incoming {
  */
 struct fm__channel {
     int task_fd, hold_fd, result_fd; /* -1: closed */
-    struct fm__out *out_head, **out_tail;
+    struct fm__out *out_head, *out_last;
+    struct fm__out *out_spare; /* memory for the next one */
     size_t out_sent; /* bytes of out_head that are written */
     uint64_t received;
     size_t in_pos, in_end;
@@ -281,6 +285,9 @@ void fm__channel_fini(struct fm__channel *channel);
 /* Queue a frame; takes a reference to body on success. */
 int fm__channel_put(struct fm__channel *channel, const struct fm_frame *frame,
                     struct fm__bytes *body);
+/* The same with a body of at most FM__COPIED bytes, which is copied. */
+int fm__channel_put_small(struct fm__channel *channel,
+                          const struct fm_frame *frame, const void *body);
 /* Write what is queued.  0: all written; 1: the pipe is full; -errno. */
 int fm__channel_flush(struct fm__channel *channel);
 bool fm__channel_pending(const struct fm__channel *channel);
@@ -390,6 +397,8 @@ struct fm__finished {
     fm_chunk *head, **tail;
 };
 
+#define FM__OUTCOME 24u
+
 /* All but refs and the constants: under the pool's mutex until DONE. */
 struct fm_chunk {
     _Atomic uint32_t refs;
@@ -397,7 +406,7 @@ struct fm_chunk {
     _Atomic uint32_t outcomes;
     fm_pool *pool; /* a reference */
     struct fm_chunk_options options;
-    struct fm__bytes *body;
+    struct fm__bytes *body; /* NULL: it is in `record` */
     uint32_t *retried; /* tries of each task but the first; may be NULL */
     _Atomic int64_t busy_ns;
     _Atomic uint64_t bytes; /* of outcomes */
@@ -417,6 +426,9 @@ struct fm_chunk {
     bool carried;                  /* outcomes of it lie in the arena */
     struct fm__output *outputs, **outputs_tail;
     uint64_t consumed, granted;
+    struct fm__segment only;       /* of a chunk of one: no memory of its own */
+    uint8_t outcome[FM__OUTCOME];  /* its record, if that is small */
+    uint8_t record[];              /* the body of fm_chunk_new_small() */
 };
 
 uint32_t fm__chunk_tries(const fm_chunk *chunk, uint32_t task);
@@ -485,6 +497,7 @@ struct fm__worker {
     bool dirty; /* frames are queued and not flushed yet */
     bool wanted; /* the zygote keeps a worker in this slot */
     bool left;   /* the last one here left because it had nothing to do */
+    struct fm__worker *next_dirty; /* in the dispatcher's list, while dirty */
     uint64_t known[FM__FUNCTIONS]; /* serial of the function at each index */
     struct fm__channel channel;    /* last: it ends with its buffer */
 };
@@ -573,6 +586,9 @@ struct fm__dispatcher {
     struct fm__level zero;
     uint64_t backlog; /* tasks, pinned ones included */
     bool saturated;   /* no worker had credit when last looked */
+    bool all_busy;    /* no worker was idle when last looked */
+    bool urgent;      /* of the dirty ones, one may have nothing to do */
+    struct fm__worker *dirty; /* those with frames that are not flushed */
     bool starved;     /* no memory, or no claims: nothing else will tell when
                          to look again.  Only with a backlog */
     uint64_t frames, bytes;
@@ -589,6 +605,8 @@ int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__piece *piece,
 void fm__dispatcher_requeue(struct fm__dispatcher *d, struct fm__link *list);
 /* Take a piece out of the backlog. */
 void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__piece *piece);
+/* A worker may have credit, or be idle, that was not: look again. */
+void fm__dispatcher_look(struct fm__dispatcher *d);
 /* Any piece of the backlog, or NULL. */
 struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d);
 /* Send while there is backlog and a worker with credit; marks dirty.

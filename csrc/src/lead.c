@@ -143,6 +143,7 @@ static void finish_chunks(fm_pool *pool)
                 enqueue(chunk->inbox, chunk);
             continue;
         }
+        pool->timed -= chunk->options.timeout_ns > 0;
         atomic_store(&chunk->state, FM_CHUNK_DONE);
         if (chunk->inbox)
             fm__lead_deliver(pool, chunk->inbox, chunk);
@@ -161,7 +162,9 @@ static bool pump_needed(const fm_pool *pool)
         return pool->accepted != pool->tally.outcomes;
     if (d->backlog || pool->writing || pool->ended)
         return true;
-    if (pool->accepted == pool->tally.outcomes && !pool->options.hello_ns)
+    /* One task that no deadline watches: whoever waits for it does it all. */
+    if (pool->accepted - pool->tally.outcomes <= 1 && !pool->timed &&
+        !pool->options.hello_ns)
         return false;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         const struct fm__worker *w = &pool->workers[i];
@@ -198,11 +201,12 @@ int fm__lead_ensure(fm_pool *pool)
 
 void fm__lead_nudge(fm_pool *pool)
 {
-    if (pool->leader || pool->pump_quit || !pump_needed(pool))
+    if (pool->leader || pool->pump_quit ||
+        (pool->pump_started && !pool->pump_parked) || !pump_needed(pool))
         return;
-    if (!pool->pump_started)
+    if (!pool->pump_started) {
         start_pump(pool);
-    else if (pool->pump_parked) {
+    } else {
         pool->pump_parked = false;
         wake(&pool->pump_waiter);
     }
@@ -218,23 +222,48 @@ void fm__lead_rearm(fm_pool *pool)
     }
 }
 
-bool fm__lead_settle(fm_pool *pool)
+/* Write what is queued for workers; true if tasks with a timeout were. */
+static bool flush_dirty(fm_pool *pool)
 {
+    struct fm__dispatcher *d = &pool->dispatcher;
     bool timed = false;
-    if (pool->state < FM_POOL_STOPPING &&
-        fm__dispatcher_run(&pool->dispatcher))
-        for (uint32_t i = 0; i < pool->options.workers; i++)
-            if (pool->workers[i].dirty) {
-                fm__events_flush(pool, &pool->workers[i]);
-                timed |= pool->workers[i].timed > 0;
-            }
-    if (fm__size_grow(pool))
-        fm__lead_rearm(pool);
+    for (struct fm__worker *w; (w = d->dirty);) {
+        d->dirty = w->next_dirty;
+        fm__events_flush(pool, w);
+        w->dirty = false;
+        timed |= w->timed > 0;
+    }
+    d->urgent = false;
     if (timed && pool->polling)
         fm__lead_kick(pool); /* its wait may have to end earlier now */
+    return timed;
+}
+
+/* Give workers what they may have, and have more of them if that helps. */
+static void dispatch(fm_pool *pool)
+{
+    fm__dispatcher_run(&pool->dispatcher);
+    if (fm__size_grow(pool))
+        fm__lead_rearm(pool);
+}
+
+bool fm__lead_settle(fm_pool *pool)
+{
+    if (pool->state < FM_POOL_STOPPING)
+        dispatch(pool);
+    bool timed = flush_dirty(pool);
     finish_chunks(pool);
     fm__lead_wake(pool);
     return timed;
+}
+
+bool fm__lead_send(fm_pool *pool)
+{
+    struct fm__dispatcher *d = &pool->dispatcher;
+    dispatch(pool);
+    if (d->urgent)
+        flush_dirty(pool);
+    return d->dirty != NULL;
 }
 
 /* ------------------------------------------------------------------- lead */
@@ -267,6 +296,7 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
         next = FM__MIN(next, now + 1000000);
     }
     next = FM__MIN(next, deadline);
+    pool->submits = 0;
     pool->counts.lead_turns++;
     pool->counts.pump_turns += pool->leader == &pool->pump_waiter;
     /* Results came without a system call: spare the poll as well, but let no

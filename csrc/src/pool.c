@@ -16,7 +16,8 @@
  */
 #include "pool.h"
 
-#define SUBMIT_TURN 16 /* submits between two turns of theirs */
+#define SUBMIT_TURN 32  /* submits without a turn of the lead, then they ... */
+#define SUBMIT_FLUSH 16 /* ... make one; and without a write */
 #define JOIN_LIMIT_NS 1500000000
 #define KILLED_GRACE_NS 1000000000 /* for the zygote's last status */
 
@@ -79,10 +80,13 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
         }
         atomic_store(&chunk->state, FM_CHUNK_PENDING);
         pool->accepted += chunk->options.count;
-        fm__lead_settle(pool);
+        pool->timed += chunk->options.timeout_ns > 0;
+        bool held = fm__lead_send(pool);
         /* Whoever submits a lot works too: no other thread need be woken. */
-        if (pool->dispatcher.backlog && ++pool->submits % SUBMIT_TURN == 0)
+        if (++pool->submits >= SUBMIT_TURN && !pool->leader)
             fm__lead_turn(pool);
+        else if (held && pool->submits % SUBMIT_FLUSH == 0)
+            fm__lead_settle(pool);
         fm__lead_nudge(pool);
     }
     fm__pool_unlock(pool);
@@ -130,7 +134,7 @@ static uint32_t cancel_locked(fm_pool *pool, fm_chunk *chunk,
     }
     fm__events_settle(pool, &back, what);
     if (n)
-        pool->dispatcher.saturated = false;
+        fm__dispatcher_look(&pool->dispatcher);
     return n;
 }
 
@@ -156,7 +160,7 @@ int fm_pool_cancel_pending(fm_pool *pool)
     uint64_t before = pool->tally.cancelled;
     fm__events_settle_unstarted(pool, FM_WHAT_CANCELLED);
     uint64_t n = pool->tally.cancelled - before;
-    pool->dispatcher.saturated = false;
+    fm__dispatcher_look(&pool->dispatcher);
     fm__lead_settle(pool);
     fm__pool_unlock(pool);
     return (int)FM__MIN(n, INT32_MAX);

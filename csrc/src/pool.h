@@ -68,10 +68,12 @@ struct fm_pool {
     struct fm__waiter pump_waiter;
     bool pump_started, pump_parked, pump_quit;
 
-    uint64_t accepted, submits, spared;
+    uint64_t accepted, submits, spared; /* submits: since the last turn */
+    uint64_t timed; /* accepted chunks with a timeout, not DONE */
     struct fm__tally tally;
     struct fm_stats counts; /* those that are only counted */
     uint32_t writing; /* workers with an unfinished write */
+    bool stuck;       /* one of them could not be watched */
     uint32_t ended;   /* workers whose results have ended, not reported */
     uint64_t flagged; /* chunks under way to an inbox with a descriptor */
     int64_t steal_at; /* 0: no second look is due */
@@ -155,6 +157,9 @@ void fm__lead_init(fm_pool *pool);
 /* Send what can be sent, tell who waits: after every change.  True if tasks
  * with a timeout were sent; a leader in the poller has been told then. */
 bool fm__lead_settle(fm_pool *pool);
+/* The same for a submit: the frame of a very short task may wait for more
+ * of them if its worker has others to do.  True if frames wait. */
+bool fm__lead_send(fm_pool *pool);
 /* Wake those whose wait is over: settle's second half. */
 void fm__lead_wake(fm_pool *pool);
 /* End the leader's wait in the poller: what it waits for has changed. */

@@ -82,7 +82,6 @@ void fm__worker_init(struct fm__worker *worker, uint32_t slot)
     worker->slot = slot;
     worker->channel.task_fd = worker->channel.hold_fd = -1;
     worker->channel.result_fd = -1;
-    worker->channel.out_tail = &worker->channel.out_head;
     fm__list_init(&worker->pieces);
     fm__list_init(&worker->pinned);
 }
@@ -117,7 +116,7 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     worker->born_ns = now;
     worker->eof_ns = 0;
     worker->cause = 0;
-    worker->wants_write = worker->garbled = worker->dirty = false;
+    worker->wants_write = worker->garbled = false;
     memset(worker->known, 0, sizeof worker->known);
     return rc;
 }
@@ -164,12 +163,15 @@ int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
                              .count = piece->count,
                              .credit = chunk->options.credit,
                              .serial = worker->next_number,
-                             .length = chunk->body->size};
+                             .length = chunk->options.size};
     int rc = function ? define(worker, function) : 0;
     if (function)
         frame.index = function->index;
     if (rc == 0)
-        rc = fm__channel_put(&worker->channel, &frame, chunk->body);
+        rc = chunk->body
+                 ? fm__channel_put(&worker->channel, &frame, chunk->body)
+                 : fm__channel_put_small(&worker->channel, &frame,
+                                         chunk->record);
     if (rc < 0)
         return rc;
     fm__slot_offer(worker->page, worker->next_number, piece->count);
@@ -183,7 +185,6 @@ int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
     worker->idle_since = 0;
     worker->streams += chunk->options.flags & FM_RUN_STREAM ? 1 : 0;
     worker->timed += chunk->options.timeout_ns > 0 ? 1 : 0;
-    worker->dirty = true;
     return 0;
 }
 

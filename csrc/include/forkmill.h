@@ -681,6 +681,7 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
 #define FM_SMALL 512u
 int fm_chunk_new_small(fm_pool *pool, const struct fm_chunk_options *options,
                        const void *body, fm_chunk **out);
+fm_chunk *fm_chunk_ref(fm_chunk *chunk);
 void fm_chunk_unref(fm_chunk *chunk);
 
 /*

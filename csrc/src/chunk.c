@@ -421,6 +421,12 @@ static void free_segments(fm_chunk *chunk, struct fm__segment *segment)
     }
 }
 
+fm_chunk *fm_chunk_ref(fm_chunk *chunk)
+{
+    atomic_fetch_add(&chunk->refs, 1);
+    return chunk;
+}
+
 void fm_chunk_unref(fm_chunk *chunk)
 {
     if (!chunk || atomic_fetch_sub(&chunk->refs, 1) != 1)

@@ -738,6 +738,11 @@ class Functions:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def entries(self) -> dict[int, tuple[weakref.ref[Any], Any]]:
+        """id -> (weak reference to the function, what was made of it); only to be looked at."""
+        return self._entries
+
     def get(self, function: Any, make: Callable[[Any], Any]) -> Any:
         """What make(function) gave when it was first asked."""
         key = id(function)

@@ -22,7 +22,7 @@ import os
 import struct
 import sys
 import threading
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, _base
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._aio import LoopPort
-    from ._future import Armed
+    from ._future import Future
     from ._map import Stream
     from ._options import Options
 
@@ -65,21 +65,20 @@ class Collector:
         self._name = name
         self._lock = threading.RLock()  # guards the rest
         self._inbox: _native.Inbox | None = None
-        self._armed = 0
         self._thread: threading.Thread | None = None
 
-    def arm(self, task: _native.Task, tag: Armed) -> None:
-        """Have ``tag.deliver(task)`` called when the task is done."""
+    def arm(self, future: Future) -> None:
+        """Have the future told when its task is done. The next ones come by a shorter way."""
         with self._lock:
             if self._inbox is None:
                 self._inbox = self._native.inbox()
-            task.arm(self._inbox, tag)
-            self._armed += 1
+            self._inbox.arm(future)
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name=f"{self._name}-collector")
                 thread.daemon = True  # the exit hook ends it, in its own time
                 thread.start()
                 self._thread = thread
+                self._inbox.serve()
 
     def here(self) -> bool:
         """Whether this is the collector's thread."""
@@ -107,23 +106,16 @@ class Collector:
     def _turn(self, inbox: _native.Inbox) -> bool:
         """Deliver one batch; False: the thread shall end. Nothing of it is kept while waiting."""
         try:
-            batch = inbox.wait(None if self._armed else _LINGER_S, collector=True)
+            batch = inbox.wait(None if inbox.expected else _LINGER_S, collector=True)
         except errors.PoolError:
             batch = []  # closed under us
         if not batch:
             with self._lock:
-                if inbox.closed or not self._armed:
+                if inbox.retire():
                     self._thread = None
                     return False
             return True
-        with self._lock:
-            self._armed -= len(batch)
-        for task in batch:
-            try:
-                task.tag.deliver(task)
-            except BaseException:
-                # A callback's SystemExit, or a waiter that raises: the others must not suffer.
-                sys.excepthook(*sys.exc_info())
+        _native.deliver(batch, _base._AsCompletedWaiter)
         return True
 
 
@@ -381,9 +373,14 @@ class Core:
         if not options.wrap:
             known = self._functions.get(fn, self._define)
         else:
-            table = self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
-            known = table.get(fn, lambda fn: self.temporary(fn, options))
+            known = self._table(options).get(fn, lambda fn: self.temporary(fn, options))
         return known
+
+    def _table(self, options: Options) -> Functions:
+        """The functions as these options have them sent."""
+        if not options.wrap:
+            return self._functions
+        return self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
 
     def _define(self, fn: Callable[..., Any]) -> tuple[_native.Function, str]:
         return self.native.function(self.codec.dump_function(fn)), name_of(fn)
@@ -408,6 +405,12 @@ class Core:
         return self.function(fn, options) if self.plain(fn) else self.temporary(fn, options)
 
     # ------------------------------------------------------------------ tasks
+
+    def submitter(
+        self, future: type[Future], options: Options
+    ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Future]:
+        """What a pool's or a view's `submit` calls: fn, args, kwargs -> future."""
+        return _native.Submitter(self, future, options, self._table(options).entries).submit
 
     def submit(
         self,

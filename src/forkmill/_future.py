@@ -16,14 +16,15 @@ Invariants:
 Threads: any, for all of it.
 
 The stock Future makes a Condition and two lists at birth, more than the rest of a submit costs
-here. Ours makes them when somebody looks (`_OnDemand`): the first look at `_waiters` with an
-append, or the first callback, asks the pool's collector to fetch the outcome (`_arm`).
+here. Ours has neither: `_condition` and `_waiters` are made for each look (`_Stock` in
+_future.pxi, with all that is hot). The first waiter, or the first callback, asks the pool's
+collector to fetch the outcome (`_arm`).
 """
 
 from __future__ import annotations
 
 import logging
-from _thread import RLock, allocate_lock, get_ident
+from _thread import allocate_lock, get_ident
 from concurrent.futures import CancelledError, InvalidStateError, _base
 from typing import TYPE_CHECKING, Any
 
@@ -42,165 +43,33 @@ RUNNING = _base.RUNNING
 CANCELLED = _base.CANCELLED_AND_NOTIFIED
 FINISHED = _base.FINISHED
 
-_NOT_STARTED = (_native.CHUNK_NEW, _native.CHUNK_PENDING)
 _LOGGER = logging.getLogger("concurrent.futures")
 
 
-class _Condition(RLock):  # type: ignore[misc]  # a class in C, a function in typeshed
-    """What stock code takes for a Condition: a lock that knows what it saw when it was taken.
-
-    `wait` and `as_completed` read `_state` several times while they hold it, and must read the
-    same each time although the task goes on: they are told of the task as it was at `acquire`.
-    """
-
-    __slots__ = ("seen", "task")
-
-    task: _native.Task | None
-    seen: bool
-
-    if TYPE_CHECKING:
-
-        def _is_owned(self) -> bool: ...
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-        taken: bool = RLock.acquire(self, blocking, timeout)
-        if taken and self.task is not None and self.task.done:
-            self.seen = True
-            self.task = None
-        return taken
-
-    def notify_all(self) -> None:
-        """Nobody waits here: whoever waits for a task waits in C."""
-
-
-class _Waiters(list[Any]):
-    """The stock functions' waiters; the first one that comes arms the collector."""
-
-    __slots__ = ("future",)
-
-    future: Future | None
-
-    def append(self, waiter: Any) -> None:
-        list.append(self, waiter)
-        future, self.future = self.future, None  # no cycle from here on
-        if future is not None:
-            future._arm()
-
-
-class Armed:
-    """The tag of an armed task: leads the collector to the future, once.
-
-    Future and task refer to each other only until the outcome is delivered.
-    """
-
-    __slots__ = ("_name", "future")
-
-    def __init__(self, future: Future, name: str) -> None:
-        self.future: Future | None = future
-        self._name = name
-
-    def deliver(self, task: _native.Task) -> None:
-        future, self.future = self.future, None
-        if future is not None:
-            future._deliver(task)
-
-
-class _OnDemand:
-    """An attribute that is made at the first look and then lies in the instance."""
-
-    def __init__(self, make: Callable[[Future], object]) -> None:
-        self.make = make
-        self.name = make.__name__
-
-    def __get__(self, future: Future | None, owner: type) -> Any:
-        if future is None:
-            return self
-        # setdefault is one step for all threads: every one gets the same object.
-        return future.__dict__.setdefault(self.name, self.make(future))
-
-
-class Future(_base.Future):  # type: ignore[type-arg]
+class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc]
     """The outcome of one task; a `concurrent.futures.Future` with `kill()`.
 
     Made by `ProcessPool.submit`, never by hand. All methods may be called from any thread.
     """
 
-    # What every future starts with lies in the class: making one sets two attributes.
-    _core: Core | None
-    _task: _native.Task | None
-    _known: str | None = None
-    _decoded = False
-    _decoder = 0
-    _gate: Any = None
-    _armed = False
-    _result: Any = None
-    _exception: BaseException | None = None
-    _done_callbacks: list[Callable[[Any], object]] = []  # noqa: RUF012  # replaced, never changed
+    __slots__ = ()
 
-    def __init__(self, core: Core | None, task: _native.Task | None) -> None:
-        self._core = core
-        self._task = task
+    def __init__(self) -> None:
+        raise TypeError("futures are made by submit()")
 
     @classmethod
     def finished(cls, result: object, exception: BaseException | None) -> Future:
         """A future that has its outcome already (inline pools)."""
-        future = cls(None, None)
+        future = cls.__new__(cls)
         future._result = result
         future._exception = exception
-        future._decoded = True
-        future._known = FINISHED
+        future._finish()
         return future
 
-    @_OnDemand
-    def _condition(self) -> _Condition:
-        condition = _Condition()
-        condition.task = self._task
-        condition.seen = False
-        return condition
-
-    @_OnDemand
-    def _waiters(self) -> _Waiters:
-        waiters = _Waiters()
-        waiters.future = self
-        return waiters
-
-    # ------------------------------------------------------------------ where it is
-
-    @property
-    def _state(self) -> str:  # type: ignore[override]  # an attribute in the stock class
-        task = self._task
-        if self._known is None and task is not None:
-            condition: _Condition | None = self.__dict__.get("_condition")
-            if condition is not None and condition._is_owned():
-                if condition.seen:
-                    self._settle(task)
-            elif task.done:
-                with self._condition:
-                    self._settle(task)
-        if self._known is not None:
-            return self._known
-        return PENDING if task is None or task.state in _NOT_STARTED else RUNNING
-
-    def done(self) -> bool:
-        """Whether the task has its outcome. Never blocks; makes one turn of the pool's I/O."""
-        if self._known is not None:
-            return True
-        task, core = self._task, self._core
-        if task is None or task.done:
-            return True
-        if core is not None:
-            core.turn()  # else a loop that polls would never end: whoever waits, works
-        return task.done
-
-    def running(self) -> bool:
-        """Whether a worker has started the task and it has no outcome yet."""
-        task = self._task
-        return (
-            self._known is None
-            and task is not None
-            and not task.done
-            and task.state not in _NOT_STARTED
-        )
+    @classmethod
+    def of(cls, core: Core, task: _native.Task) -> Future:
+        """The future of a task that was submitted without one."""
+        return cls.__new__(cls)._adopt(core, task)
 
     def cancelled(self) -> bool:
         """Whether the task was cancelled before a worker started it."""
@@ -217,65 +86,15 @@ class Future(_base.Future):  # type: ignore[type-arg]
 
     # ------------------------------------------------------------------ its outcome
 
-    def result(self, timeout: float | None = None) -> Any:
-        """What the task returned.
+    def _raise_cancelled(self) -> None:
+        raise CancelledError
 
-        Args:
-            timeout: Seconds to wait for it; None waits as long as it takes.
-
-        Raises:
-            TimeoutError: It is not done in time; it goes on.
-            CancelledError: It was cancelled.
-            WorkerDied: Its worker died while it ran.
-            TaskTimeout: It ran longer than its `options(timeout=...)`.
-            SerializationError: Its result could not be sent or rebuilt.
-            PoolClosed: The pool was stopped before it started.
-            PoolBroken: The pool broke.
-            Exception: What the task raised, with the worker's traceback below it.
-        """
-        try:
-            if not self._decoded:
-                self._await_outcome(timeout)
-            if self._exception is not None:
-                raise self._exception
-            if self._known == CANCELLED:
-                raise CancelledError
-            return self._result
-        finally:
-            # Break a cycle: the exception's traceback has this frame.
-            del self
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """What the task raised, or None if it returned.
-
-        Args:
-            timeout: Seconds to wait for it; None waits as long as it takes.
-
-        Raises:
-            TimeoutError: It is not done in time; it goes on.
-            CancelledError: It was cancelled.
-        """
-        if not self._decoded:
-            self._await_outcome(timeout)
-        if self._known == CANCELLED:
-            raise CancelledError
-        return self._exception
-
-    def _await_outcome(self, timeout: float | None) -> None:
-        task = self._task
-        if (
-            task is not None
-            and not task.done
-            and self._known is None
-            and not task.wait(None if timeout is None else max(timeout, 0.0))
-        ):
-            raise TimeoutError
-        del task  # decoding frees it
+    def _decode_any(self) -> None:
+        """Decode the outcome, whatever it is; or wait for the thread that does."""
         while not self._decoded:
             with self._condition:
-                task, self._task = self._task, None
+                task = self._take()
                 if task is not None:
-                    self._settle(task)
                     self._decoder = get_ident()
             if task is not None:
                 self._decode(task)
@@ -296,10 +115,8 @@ class Future(_base.Future):  # type: ignore[type-arg]
                         self._exception = error.with_traceback(None)
             self._decoded = True
             self._core = None
-            condition: _Condition = self._condition
-            condition.task = None
         except BaseException:
-            self._task = task  # Ctrl-C in the middle: the next one tries again
+            self._give_back(task)  # Ctrl-C in the middle: the next one tries again
             raise
         finally:
             # 1. _decoded is set; 2. look for a gate. `_await_decoder` does it the other way round.
@@ -333,7 +150,7 @@ class Future(_base.Future):  # type: ignore[type-arg]
         task = self._task
         if self._known is None and task is not None and task.cancel():
             with self._condition:
-                self._settle(task, CANCELLED)
+                self._settle_cancelled()
             self._run_callbacks()
         return self.cancelled()
 
@@ -365,46 +182,19 @@ class Future(_base.Future):  # type: ignore[type-arg]
         with self._condition:
             task = self._task
             done = self._known is not None or task is None or task.done
-            if self._done_callbacks or not done:
-                self._done_callbacks = [*self._done_callbacks, fn]
+            if self._callbacks or not done:
+                self._callbacks = (*self._callbacks, fn)
                 self._arm()
                 return
         self._call(fn)
 
-    def _arm(self) -> None:
-        """Have the collector fetch the outcome (under `_condition`)."""
-        task, core = self._task, self._core
-        if self._armed or task is None or core is None:
-            return
-        self._armed = True
-        core.collector.arm(task, Armed(self, task.tag))
-
-    def _deliver(self, task: _native.Task) -> None:
-        """The collector has the outcome."""
-        with self._condition:
-            self._settle(task)
-        self._run_callbacks()
-
-    def _settle(self, task: _native.Task, known: str | None = None) -> None:
-        """The task is done: fix the state and tell the waiters (FUT-1, under `_condition`)."""
-        if self._known is not None:
-            return
-        what = _native.WHAT_CANCELLED if known == CANCELLED else task.what
-        self._known = CANCELLED if what == _native.WHAT_CANCELLED else FINISHED
-        for waiter in self.__dict__.get("_waiters", ()):
-            if what == 0:
-                waiter.add_result(self)
-            elif what == _native.WHAT_CANCELLED:
-                waiter.add_cancelled(self)
-            else:
-                waiter.add_exception(self)
-
     def _run_callbacks(self) -> None:
-        while self._done_callbacks:
+        while self._callbacks:
             with self._condition:
-                if not self._done_callbacks:
+                if not self._callbacks:
                     return
-                fn, *self._done_callbacks = self._done_callbacks
+                fn, *left = self._callbacks
+                self._callbacks = tuple(left)
             self._call(fn)
 
     def _call(self, fn: Callable[[Any], object]) -> None:

@@ -270,6 +270,10 @@ cdef extern from "forkmill.h" nogil:
         fm_inbox *inbox
         void *tag
     int fm_chunk_new(fm_pool *pool, const fm_chunk_options *options, fm_chunk **out)
+    enum: FM_SMALL
+    int fm_chunk_new_small(fm_pool *pool, const fm_chunk_options *options, const void *body,
+                           fm_chunk **out)
+    fm_chunk *fm_chunk_ref(fm_chunk *chunk)
     void fm_chunk_unref(fm_chunk *chunk)
     int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
     enum fm_progress:

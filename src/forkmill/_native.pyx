@@ -7,11 +7,13 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
     _arena.pxi     large values through shared memory
     _child.pxi     the worker's loop; what zygote and workers need of the system
     _pool.pxi      the user's process: Pool, Task, Inbox, RecordIterator
+    _future.pxi    the native half of a Future, and the short way into the pool
     _cow.pxi       one fresh child a task: fork, claims, results by pipe
 
 Threads: a Port belongs to the worker's one thread; the rest may be called by any.
 """
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.errno cimport EINTR, ENOMEM, ETIMEDOUT, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -50,6 +52,7 @@ include "_records.pxi"
 include "_arena.pxi"
 include "_child.pxi"
 include "_pool.pxi"
+include "_future.pxi"
 include "_cow.pxi"
 
 # The header's numbers, for Python.

@@ -40,6 +40,7 @@ cdef class Pool:
 
     cdef fm_pool *_c
     cdef readonly Arena arena
+    cdef PyObject *_collecting  # the Inbox that a collector serves, borrowed (INV-g); or NULL
     cdef object __weakref__
 
     def __cinit__(self, int control_fd, uint32_t workers, *, uint32_t max_tasks=0,
@@ -327,21 +328,7 @@ cdef class Task:
 
     def wait(self, timeout=None):
         """Wait until it is done; False: the timeout (seconds) came first."""
-        cdef int64_t deadline
-        cdef int rc
-        if fm_chunk_done(self._c):
-            return True
-        deadline = _deadline(timeout)
-        if timeout is not None and timeout <= 0:
-            self._pool.turn()  # a poll shall see what is there
-        while True:
-            with nogil:  # self holds _c and the pool
-                rc = fm_pool_wait_chunk(self._pool._c, self._c, deadline, FM_RANK_CALLER)
-            if rc == -ETIMEDOUT or rc == FM_ECLOSED:
-                return False
-            if rc == 0:
-                return True
-            check(rc)
+        return fm_chunk_done(self._c) != 0 or _wait_chunk(self._pool, self._c, timeout)
 
     def cancel(self):
         """Take back what has not started; how many tasks."""
@@ -350,16 +337,6 @@ cdef class Task:
     def kill(self):
         """Kill the workers that run a task of it now; how many."""
         return check(fm_chunk_kill(self._pool._c, self._c))
-
-    def arm(self, Inbox inbox not None, object tag):
-        """Send it to an inbox when it is done, at once if it is."""
-        self.tag = tag
-        inbox._tasks.add(self)
-        try:
-            check(fm_chunk_arm(self._pool._c, self._c, inbox._c, <void *>self))
-        except BaseException:
-            inbox._tasks.discard(self)
-            raise
 
     def result(self, codec):
         """The outcome of a task of one, decoded: its value, or its exception raised."""
@@ -527,7 +504,7 @@ cdef class _Outcomes:
 
 
 cdef class Inbox:
-    """A queue of finished tasks; made by Pool.inbox()."""
+    """A queue of finished tasks, or of futures whose tasks are; made by Pool.inbox()."""
 
     cdef fm_inbox *_c
     cdef Pool _pool
@@ -538,7 +515,34 @@ cdef class Inbox:
         self._tasks = set()
 
     def __dealloc__(self):
+        if self._pool is not None and self._pool._collecting is <PyObject *>self:
+            self._pool._collecting = NULL
         fm_inbox_unref(self._c)
+
+    def arm(self, FutureBase future not None):
+        """Have a future come here when its task is done, at once if it is."""
+        self._tasks.add(future)
+        try:
+            check(fm_chunk_arm(self._pool._c, future._c, self._c, <void *>future))
+        except BaseException:
+            self._tasks.discard(future)
+            raise
+
+    @property
+    def expected(self):
+        """How many are on their way here."""
+        return len(self._tasks)
+
+    def serve(self):
+        """A collector's thread waits here from now on: futures that are armed may come."""
+        self._pool._collecting = <PyObject *>self
+
+    def retire(self):
+        """The collector's thread may end: no more are on their way. One step for all threads."""
+        if self._tasks and not self.closed:
+            return False
+        self._pool._collecting = NULL
+        return True
 
     def wait(self, timeout=None, bint collector=False):
         """Finished tasks, at least one unless the timeout (seconds) came or it is closed.
@@ -565,7 +569,7 @@ cdef class Inbox:
             check(rc)
         result = []
         for i in range(rc):
-            task = <Task>fm_chunk_tag(chunks[i])
+            task = <object>fm_chunk_tag(chunks[i])
             if fm_chunk_all_shown(chunks[i]):
                 self._tasks.discard(task)
             fm_chunk_unref(chunks[i])  # the task has a reference of its own

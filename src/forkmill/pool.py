@@ -65,6 +65,7 @@ class _Face(Executor):
 
     _core: Core | None  # None: no workers, calls run where they are made
     _options: Options
+    _accept: Callable[..., Future] | None  # submit() of a pool with workers
 
     @property
     def _pool(self) -> ProcessPool:
@@ -98,10 +99,10 @@ class _Face(Executor):
             PoolBroken: The pool is broken; says why.
             PoolError: The pool belongs to another process (fork).
         """
-        core = self._core
-        if core is None:
+        accept = self._accept
+        if accept is None:
             return self._pool._call(fn, args, kwargs, self._options)
-        return Future(core, core.submit(fn, args, kwargs, self._options))
+        return accept(fn, args, kwargs)
 
     def stream(
         self, fn: Callable[..., Iterable[Any]], /, *args: Any, credit: int = 64, **kwargs: Any
@@ -160,7 +161,7 @@ class _Face(Executor):
             workers = self.workers()
         core.check()  # a pool that broke meanwhile may have no worker left to refuse the call
         futures = [
-            Future(core, core.submit(fn, args, kwargs, self._options, slot=worker.slot))
+            Future.of(core, core.submit(fn, args, kwargs, self._options, slot=worker.slot))
             for worker in workers
             if worker.state != "leaving"
         ]
@@ -438,6 +439,7 @@ class View(_Face):
         self._whole = pool
         self._core = pool._core
         self._options = options
+        self._accept = None if self._core is None else self._core.submitter(Future, options)
 
     @property
     def _pool(self) -> ProcessPool:
@@ -548,7 +550,7 @@ class ProcessPool(_Face):
         self._name: str = options["name"]
         self._closed = False  # of an inline pool
         self._counts = [0, 0]  # of an inline pool: succeeded, failed
-        self._core = None
+        self._core = self._accept = None
         if inline:
             if initializer is not None:
                 initializer(*initargs)
@@ -556,6 +558,7 @@ class ProcessPool(_Face):
             self._core, start = _start.make_core(**options)
             weakref.finalize(self, self._core.life.dropped).atexit = False
             start()
+            self._accept = self._core.submitter(Future, self._options)
 
     @property
     def _pool(self) -> ProcessPool:

@@ -486,8 +486,8 @@ struct fm__worker {
     uint64_t next_number, assigned;
     uint32_t credit;
     int64_t task_ns; /* moving average of a task's time; 0: unknown */
-    int64_t busy_seen;
-    uint32_t settled_since;
+    int64_t busy_seen, spent;
+    uint32_t settled_since; /* since it was learned from, as `spent` */
     int64_t born_ns, eof_ns; /* eof_ns: when its results ended, or 0 */
     int64_t idle_since;      /* seen without work then, and none since; or 0 */
     uint64_t done;

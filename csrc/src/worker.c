@@ -110,7 +110,7 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     worker->state = (enum fm_worker_state)state;
     worker->next_number = worker->assigned = worker->done = 0;
     worker->credit = FIRST_CREDIT;
-    worker->busy_seen = 0;
+    worker->busy_seen = worker->spent = 0;
     worker->settled_since = 0;
     worker->idle_since = 0;
     worker->born_ns = now;
@@ -205,22 +205,35 @@ static void detach(struct fm__piece *piece)
 /* Learn how long tasks take here; a queue of about a millisecond hides the
  * round trip, and no more than that waits behind a long one.  Tasks longer
  * than that get no queue: they start in the order in which they came, so
- * that one may wait for what an earlier one does. */
-static void learn(struct fm__worker *worker, fm_chunk *chunk)
+ * that one may wait for what an earlier one does.
+ *
+ * Once for all that was read together: the worker's clock may be ahead of
+ * its outcomes.  What was slow once (the first call of a function is) is
+ * forgotten sooner than what was quick once. */
+static void learn(struct fm__worker *worker)
+{
+    if (worker->spent <= 0 || worker->settled_since == 0)
+        return;
+    int64_t each = FM__MAX(worker->spent / worker->settled_since, 1);
+    int64_t old = worker->task_ns ? worker->task_ns : each;
+    worker->task_ns = each < old ? (old + 3 * each) / 4 : (3 * old + each) / 4;
+    worker->spent = 0;
+    worker->settled_since = 0;
+    worker->credit = (uint32_t)FM__MAX(
+        1, FM__MIN(64, 1000000 / FM__MAX(worker->task_ns, 1)));
+}
+
+/* Charge a chunk with the time that the worker has spent since the last. */
+static void charge(struct fm__worker *worker, fm_chunk *chunk)
 {
     int64_t busy = atomic_load_explicit(&worker->page->busy_ns,
                                         memory_order_relaxed);
     int64_t spent = busy - worker->busy_seen;
-    if (spent <= 0 || worker->settled_since == 0)
+    if (spent <= 0)
         return;
-    int64_t each = spent / worker->settled_since;
-    worker->task_ns =
-        worker->task_ns ? (3 * worker->task_ns + each) / 4 : FM__MAX(each, 1);
     worker->busy_seen = busy;
-    worker->settled_since = 0;
+    worker->spent += spent;
     atomic_fetch_add(&chunk->busy_ns, spent);
-    worker->credit = (uint32_t)FM__MAX(
-        1, FM__MIN(64, 1000000 / FM__MAX(worker->task_ns, 1)));
 }
 
 static void settled(struct fm__worker *worker, struct fm__piece *piece,
@@ -230,7 +243,7 @@ static void settled(struct fm__worker *worker, struct fm__piece *piece,
     worker->settled_since += n;
     worker->done += n;
     if (piece->got == piece->count) {
-        learn(worker, piece->chunk);
+        charge(worker, piece->chunk);
         detach(piece);
         fm__piece_drop(piece);
     }
@@ -400,8 +413,10 @@ int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
             }
         }
         int rc = fm__channel_next(channel, record);
-        if (rc <= 0)
+        if (rc <= 0) {
+            learn(worker);
             return rc;
+        }
         if (take_news(worker, record, news))
             return 0;
         rc = take_one(worker, record, again, tally);

@@ -73,6 +73,8 @@ cdef class Port:
     cdef uint64_t _number       # of the next task that may come
     cdef object _dumps, _loads, _retry_type
     cdef Arena _arena
+    cdef object _function       # of the last frame, and its index; -1: none
+    cdef int64_t _index
     cdef uint64_t _tasks, _max_tasks, _max_rss_kb
     cdef int64_t _looked        # when resident memory was looked at
 
@@ -81,6 +83,7 @@ cdef class Port:
         self._task_fd = task_fd
         self._kept = []
         self._closed = set()
+        self._index = -1
         check(fm_port_open(&self._c, task_fd, result_fd, slot_fd))
 
     def __dealloc__(self):
@@ -154,6 +157,7 @@ cdef class Port:
                 if frame.kind == FM_KIND_RUN:
                     full = self._run(worker, &frame, body, &owned)
                 elif frame.kind == FM_KIND_DEFINE:
+                    self._index = -1
                     worker.define(frame.index, frame.serial, PyBytes_FromStringAndSize(
                         <const char *>body, <Py_ssize_t>frame.length))
                 elif frame.kind == FM_KIND_CLOSE and frame.serial >= self._number:
@@ -222,7 +226,7 @@ cdef class Port:
                     else:
                         inside = True
                         if function is None and not style & FM_RUN_APPLY:
-                            function = worker.lookup(frame.index, frame.serial)
+                            function = self._lookup(worker, frame)
                             if type(function) is self._retry_type:
                                 retry = function.retry_on
                                 function = function.fn
@@ -268,6 +272,13 @@ cdef class Port:
                 i += 1
         function = retry = None
         return self._finished(full)
+
+    cdef inline object _lookup(self, worker, fm_frame *frame):
+        """The frame's function. Most frames have the one before's."""
+        if self._index != frame.index:
+            self._function = worker.lookup(frame.index, frame.serial)
+            self._index = frame.index
+        return self._function
 
     cdef Block _take(self, fm_frame *frame, const uint8_t **body, uint8_t **owned):
         """The owner of the body, if views of it may outlive the frame."""

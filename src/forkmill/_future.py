@@ -46,7 +46,7 @@ FINISHED = _base.FINISHED
 _LOGGER = logging.getLogger("concurrent.futures")
 
 
-class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc]
+class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,override]
     """The outcome of one task; a `concurrent.futures.Future` with `kill()`.
 
     Made by `ProcessPool.submit`, never by hand. All methods may be called from any thread.

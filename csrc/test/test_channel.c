@@ -141,7 +141,8 @@ static void expect_frame(int fd, uint64_t serial, size_t length)
     free(p);
 }
 
-static const size_t body_sizes[] = {0, 1, 24, 40, 100, 0, 257, 3};
+/* Some are copied beside their frames, some are referred to. */
+static const size_t body_sizes[] = {0, 1, 24, 40, 700, 0, 257, 1500, 3};
 
 static void put_frames(struct rig *rig)
 {
@@ -203,17 +204,46 @@ TEST(frames_survive_a_full_pipe_at_each_write)
 TEST(more_frames_than_one_write_gathers)
 {
     struct rig *rig = rig_new();
-    struct fm__bytes *body = new_body(50);
+    struct fm__bytes *body = new_body(FM__COPIED + 1);
     for (uint64_t i = 0; i < 5 * GATHER + 3; i++) {
-        struct fm_frame frame = run_frame(i, i % 3 ? 50 : 0);
+        struct fm_frame frame = run_frame(i, i % 3 ? body->size : 0);
         CHECK_EQ(fm__channel_put(&rig->channel, &frame, i % 3 ? body : NULL),
                  0);
     }
-    CHECK_EQ(fm__channel_flush(&rig->channel), 0);
+    /* More than the pipe holds: what comes out makes room for the rest. */
+    int rc = fm__channel_flush(&rig->channel);
+    for (uint64_t i = 0; i < 5 * GATHER + 3; i++) {
+        if (rc == 1)
+            rc = fm__channel_flush(&rig->channel);
+        expect_frame(rig->task_read, i, i % 3 ? body->size : 0);
+    }
+    CHECK_EQ(rc, 0);
     CHECK_EQ(atomic_load(&body->refs), 1);
-    for (uint64_t i = 0; i < 5 * GATHER + 3; i++)
-        expect_frame(rig->task_read, i, i % 3 ? 50 : 0);
     fm__bytes_unref(body);
+    rig_free(rig);
+}
+
+TEST(small_frames_share_one_buffer)
+{
+    struct rig *rig = rig_new();
+    for (uint64_t i = 0; i < 60; i++) {
+        struct fm_frame frame = run_frame(i, 9);
+        uint8_t record[9];
+        for (size_t j = 0; j < sizeof record; j++)
+            record[j] = pattern(j);
+        CHECK_EQ(fm__channel_put_small(&rig->channel, &frame, record), 0);
+        memset(record, 0, sizeof record); /* it was copied */
+    }
+    CHECK(rig->channel.out_head == rig->channel.out_last);
+    struct fm__out *buffer = rig->channel.out_head;
+    CHECK_EQ(fm__channel_flush(&rig->channel), 0);
+    CHECK(rig->channel.out_spare == buffer);
+    fail_alloc(1); /* the next ones need no memory */
+    for (uint64_t i = 0; i < 60; i++)
+        expect_frame(rig->task_read, i, 9);
+    struct fm_frame frame = run_frame(60, 0);
+    CHECK_EQ(fm__channel_put(&rig->channel, &frame, NULL), 0);
+    fail_alloc(0);
     rig_free(rig);
 }
 

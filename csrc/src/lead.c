@@ -261,7 +261,8 @@ bool fm__lead_send(fm_pool *pool)
 {
     struct fm__dispatcher *d = &pool->dispatcher;
     dispatch(pool);
-    if (d->urgent)
+    /* Without a pump nobody would be sure to come. */
+    if (d->urgent || !pool->pump_started)
         flush_dirty(pool);
     return d->dirty != NULL;
 }

@@ -84,6 +84,11 @@ static void wake(struct fm__waiter *w)
 
 void fm__lead_kick(fm_pool *pool)
 {
+    /* Once is enough; and a leader that is not in the poller looks at what
+     * has changed before it goes there. */
+    if (!pool->polling || pool->kicked)
+        return;
+    pool->kicked = true;
     pool->counts.kicks++;
     fm__poller_kick(pool->poller);
 }
@@ -315,7 +320,7 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
                             next == FM_FOREVER ? FM_FOREVER
                                                : FM__MAX(next - now, 0));
     fm__pool_lock(pool);
-    pool->polling = false;
+    pool->polling = pool->kicked = false;
     for (int i = 0; i < n; i++)
         fm__events_handle(pool, &ready[i]);
     fm__lead_settle(pool);

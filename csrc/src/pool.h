@@ -61,7 +61,8 @@ struct fm_pool {
     struct fm__waiter *leader;
     struct fm__link parked;
     bool want;    /* a higher rank waits for the lead */
-    bool polling; /* the leader is in the poller, without the mutex */
+    bool polling; /* the leader is in the poller, without the mutex ... */
+    bool kicked;  /* ... and has been told to leave it */
     uint32_t waiting;
 
     pthread_t pump;

@@ -627,8 +627,10 @@ int64_t fm__events_expire(fm_pool *pool, int64_t now)
     /* With many workers the look at each would cost more than the turn. */
     if (pool->timed || pool->ended || pool->stuck || pool->options.hello_ns)
         next = expire_workers(pool, now);
-    if (pool->state < FM_POOL_STOPPING)
-        next = FM__MIN(next, expire_steal(pool, now));
+    if (pool->state < FM_POOL_STOPPING) {
+        int64_t look = expire_steal(pool, now); /* once: FM__MIN is a macro */
+        next = FM__MIN(next, look);
+    }
     return next;
 }
 

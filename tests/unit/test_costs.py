@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 #   path       reads  writes  sleeps  turns of the lead  kicks and parks
 MOST = {
     "lone": (1.1, 1.1, 1.2, 1.1, 0.05),
-    "futures": (0.3, 0.4, 0.4, 0.3, 0.1),
+    "futures": (0.3, 0.4, 0.4, 0.3, 0.3),
     "bulk": (0.01, 0.01, 0.01, 0.01, 0.01),
     "single": (1.2, 1.3, 1.2, 1.2, 0.4),
 }

@@ -47,7 +47,6 @@ int fm__channel_init(struct fm__channel *channel, int task_fd, int hold_fd,
     channel->task_fd = task_fd;
     channel->hold_fd = hold_fd;
     channel->result_fd = result_fd;
-    channel->out_tail = &channel->out_head;
     fm__guard_fd(task_fd);
     fm__guard_fd(hold_fd);
     fm__guard_fd(result_fd);

@@ -25,6 +25,7 @@ struct fm_port {
     fm_slot *slot;
     uint64_t end;
     uint64_t number, last;   /* the task that runs, the frame's last one */
+    bool direct;             /* the room handed out is in the ring itself */
     bool prompt;             /* each outcome of this frame is wanted at once */
     int64_t frame_start;
     size_t pos, filled;      /* unread input is in[pos, filled) */
@@ -34,7 +35,6 @@ struct fm_port {
     struct fm_frame long_frame;
     /* From here on nothing is zeroed: untouched pages cost nothing. */
     alignas(FM_ALIGN) uint8_t in[INPUT];
-    bool direct;             /* the room handed out is in the ring itself */
     uint8_t scratch[FM_RING / 2];
 };
 

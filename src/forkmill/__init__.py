@@ -72,6 +72,27 @@ if TYPE_CHECKING:
     from .contexts import ContextPool, create_context, executor, named_pool
     from .contexts.specs import aio, cow_fork, inline, interpreter, ipc_fork, thread
     from .errors import InitError, PoolBroken
+    from .pipeline import (
+        ExecutionPlan,
+        Failure,
+        Orchestrator,
+        Pipeline,
+        RunResult,
+        after_fork,
+        after_run,
+        after_stage,
+        batch,
+        before_fork,
+        before_run,
+        before_stage,
+        consumer,
+        dead_letter,
+        producer,
+        retry,
+        stage,
+        to,
+        unbatch,
+    )
     from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map
 
 __version__ = "0.1.0"
@@ -79,22 +100,36 @@ __version__ = "0.1.0"
 __all__ = [
     "BuildError",
     "ContextPool",
+    "ExecutionPlan",
+    "Failure",
     "Future",
     "InitError",
+    "Orchestrator",
+    "Pipeline",
     "PoolBroken",
     "PoolClosed",
     "PoolError",
     "PoolStats",
     "ProcessPool",
     "RemoteError",
+    "RunResult",
     "SerializationError",
     "TaskTimeout",
     "WorkerDied",
     "WorkerInfo",
     "__version__",
+    "after_fork",
+    "after_run",
+    "after_stage",
     "aio",
+    "batch",
+    "before_fork",
+    "before_run",
+    "before_stage",
+    "consumer",
     "cow_fork",
     "create_context",
+    "dead_letter",
     "errors",
     "executor",
     "inline",
@@ -102,12 +137,40 @@ __all__ = [
     "ipc_fork",
     "map",
     "named_pool",
+    "producer",
+    "retry",
+    "stage",
     "testing",
     "thread",
+    "to",
+    "unbatch",
 ]
 
 _POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"})
 _CONTEXTS = frozenset({"ContextPool", "create_context", "executor", "named_pool"})
+_PIPELINE = frozenset(
+    {
+        "ExecutionPlan",
+        "Failure",
+        "Orchestrator",
+        "Pipeline",
+        "RunResult",
+        "after_fork",
+        "after_run",
+        "after_stage",
+        "batch",
+        "before_fork",
+        "before_run",
+        "before_stage",
+        "consumer",
+        "dead_letter",
+        "producer",
+        "retry",
+        "stage",
+        "to",
+        "unbatch",
+    }
+)
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
 
@@ -122,6 +185,10 @@ def __getattr__(name: str) -> Any:
         from . import contexts
 
         value = getattr(contexts, name)
+    elif name in _PIPELINE:
+        from . import pipeline
+
+        value = getattr(pipeline, name)
     elif name in _SPECS:
         from .contexts import specs
 

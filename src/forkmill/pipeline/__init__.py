@@ -1,0 +1,68 @@
+"""Pipelines: stages in any context, linked; nothing lost, nothing hanging.
+
+    Pipeline ──build──▶ Graph ──▶ ExecutionPlan ──Orchestrator──▶ Engine ──▶ RunResult
+
+=============  =============================================================================
+declare        decorators, verbs, classes: what a user writes
+options        the options of stages, checked
+graph, routes  names resolved, links made, everything checked
+plan           which stages run together, and where
+engine, cells  one run: a loop over cells, which are stages with their queues and counters
+fuse           neighbouring inline stages as one function
+work           what travels to a context
+stats, events  what a run counts, and tells
+result         what comes out
+=============  =============================================================================
+
+A pipeline knows contexts by their Lanes alone.
+"""
+
+from __future__ import annotations
+
+from .declare import (
+    Pipeline,
+    after_fork,
+    after_run,
+    after_stage,
+    batch,
+    before_fork,
+    before_run,
+    before_stage,
+    consumer,
+    producer,
+    stage,
+    to,
+    unbatch,
+)
+from .options import dead_letter, retry
+from .orchestrator import Orchestrator
+from .plan import ExecutionPlan
+from .result import Failure, Handle, RunResult, Stream
+from .stats import EdgeStats, RunStats, StageStats
+
+__all__ = [
+    "EdgeStats",
+    "ExecutionPlan",
+    "Failure",
+    "Handle",
+    "Orchestrator",
+    "Pipeline",
+    "RunResult",
+    "RunStats",
+    "StageStats",
+    "Stream",
+    "after_fork",
+    "after_run",
+    "after_stage",
+    "batch",
+    "before_fork",
+    "before_run",
+    "before_stage",
+    "consumer",
+    "dead_letter",
+    "producer",
+    "retry",
+    "stage",
+    "to",
+    "unbatch",
+]

@@ -1,0 +1,553 @@
+"""The engine: carries a graph out, once. One thread has everything: that of whoever runs it.
+
+    round:  every cell has a turn, sinks first, producers last
+            what can end ends
+            nothing happened: sleep until the bell rings or a timer is due
+
+Guarantees:
+    * End of stream is by quiescence. A stage ends when nothing is in flight to it, everything that
+      static links lead from to it has ended, and everything that could still send to it by fm.to
+      has ended or, where it is part of a loop, is quiet. What comes later all the same opens
+      the stage again.
+    * Whatever happens, `finish` releases every lane, thread and generator, runs the hooks that
+      are due, and the edges add up.
+
+Invariants:
+    * ENG-1  Only the bell is touched by other threads. It is rung after what it tells of.
+    * ENG-2  Before it sleeps, the engine has looked at everything since it last cleared the bell.
+    * ENG-3  On every edge emitted = delivered + failed + dropped, when the run is over.
+
+Threads: `run`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import signal
+import threading
+import time
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PoolError
+from .cells import Abort, Cell, Edge, LaneCell, Outlet, Source, resolve, tap, width_of
+from .declare import hooks_of
+from .events import Events
+from .result import Failure, RunResult
+from .stats import EdgeStats, RunStats, StageStats
+from .work import run_hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import FrameType
+
+    from .graph import Graph
+
+__all__ = ["Engine"]
+
+_NEVER = float("inf")
+_PROGRESS = 0.1  # seconds between two events of that kind
+
+
+class Bell:
+    """Wakes the engine. `ring` may be called anywhere, also in a signal handler."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._rung = self._asleep = False
+
+    def ring(self) -> None:
+        """There is something to look at."""
+        self._rung = True
+        if self._asleep:
+            self._queue.put(None)
+
+    def clear(self) -> None:
+        """Before looking."""
+        self._rung = False
+
+    def wait(self, timeout: float | None) -> None:
+        """Sleep until it rings; not at all if it has since `clear`."""
+        self._asleep = True
+        try:
+            if not self._rung:
+                self._queue.get(timeout=timeout)
+        except queue.Empty:
+            pass
+        finally:
+            self._asleep = False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+
+
+class Interrupts:
+    """Ctrl-C while the engine works: the first one stops the sources, the second one raises.
+
+    Python's own handler would raise anywhere in the engine. Another handler than Python's is the
+    user's, and stays.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._old: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._old = signal.signal(signal.SIGINT, self._handle)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGINT, self._old)
+            self._old = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.engine.interrupted:
+            self.engine.kill()
+            raise KeyboardInterrupt
+        self.engine.interrupted = True
+        self.engine.stop()
+        while frame is not None:
+            if frame.f_code is tap.__code__:
+                raise KeyboardInterrupt  # inside a source: it ends here (see tap)
+            frame = frame.f_back
+
+
+class Killed(BaseException):
+    """kill() was called."""
+
+
+class Engine:
+    """One run of a graph.
+
+    Args:
+        graph: What to run.
+        sinks: Who gets the events.
+        stream: Outputs are taken one by one: no more is computed than the queues hold.
+        feed: Items come by `feed`; the graph is nested in a context.
+    """
+
+    def __init__(
+        self, graph: Graph, sinks: Iterable[Any] = (), *, stream: bool = False, feed: bool = False
+    ) -> None:
+        self.graph = graph
+        self.events = Events(sinks)
+        self.outputs = Outlet(stream)
+        self.failures: list[Failure] = []
+        self.bell = Bell()
+        self.stopping = self.killed = self.interrupted = self.producer_failed = False
+        self._feed = feed
+        self._cut = threading.Event()  # ends pauses
+        self._opened = self._over = False
+        self._sources_stopped = False
+        self._began = self._looked = self._told = monotonic()
+        self._duration = 0.0
+        self._error: BaseException | None = None
+        self.order = [self._cell(stage) for stage in graph.stages]
+        self.cells = {cell.stage: cell for cell in self.order}
+        self._wire()
+        sources = [cell for cell in self.order if cell.kind == "producer"]
+        self._turns = [c for c in reversed(self.order) if c.kind != "producer"] + sources
+        self._dynamic = [c for c in self.order if c.stage.dynamic]
+        self._outlets: dict[Cell, list[Any]] = {}
+        self._names: dict[tuple[Cell, str], list[Cell]] = {}
+        self._feeds: list[Edge] = []
+
+    def _cell(self, stage: Any) -> Cell:
+        if not stage.inline or stage.nested is not None:
+            return LaneCell(self, stage)
+        return Source(self, stage) if stage.kind == "producer" else Cell(self, stage)
+
+    def _wire(self) -> None:
+        for cell in self.order:
+            for target in cell.stage.targets:
+                cell.connect(self.cells[target])
+        for cell in self.order:
+            cell.fused = type(cell) is Cell and cell.can_fuse()
+            cell.before = {b for s in cell.sources for b in (s, *s.before)}
+            cell.wire()
+
+    # ------------------------------------------------------------------ any thread
+
+    def stop(self) -> None:
+        """Sources stop; the rest is finished."""
+        self.stopping = True
+        self.bell.ring()
+
+    def kill(self) -> None:
+        """Everything stops."""
+        self.killed = self.stopping = True
+        self._cut.set()
+        self.bell.ring()
+
+    def snapshot(self) -> RunStats:
+        """The figures so far."""
+        duration = self._duration if self._over else monotonic() - self._began
+        busy = self._busy()
+        stages = {}
+        for cell in self.order:
+            p50, p90, p99 = cell.reservoir.percentiles(0.5, 0.9, 0.99)
+            stages[cell.name] = StageStats(
+                name=cell.name,
+                context=str(cell.stage.spec),
+                workers=width_of(cell.stage),
+                in_=cell.came,
+                out=cell.out,
+                failed=cell.failures,
+                busy=busy[cell],
+                waiting=cell.waited,
+                p50=p50,
+                p90=p90,
+                p99=p99,
+            )
+        edges = {
+            (e.source, cell.name): EdgeStats(e.emitted, e.delivered, e.failed, e.dropped)
+            for cell in self.order
+            for e in tuple(cell.edges_in)
+        }
+        return RunStats(stages, edges, duration, self.events.errors)
+
+    def _busy(self) -> dict[Cell, float]:
+        """Seconds by cell: a group's time is shared out as its measured calls were."""
+        busy = {cell: cell.sampled for cell in self.order}
+        for root in self.order:
+            if root.fused or isinstance(root, LaneCell):
+                continue
+            group = list(_group(root))
+            measured = sum(cell.sampled for cell in group)
+            if measured > 0:
+                factor = sum(cell.wall for cell in group) / measured
+                busy.update((cell, cell.sampled * factor) for cell in group)
+        return busy
+
+    # ------------------------------------------------------------------ what cells ask for
+
+    def outlets_of(self, cell: Cell) -> list[Any]:
+        """The queues that a run of a cell may fill."""
+        found = self._outlets.get(cell)
+        if found is None:
+            found = self._outlets[cell] = cell.outlets()
+        return found
+
+    def resolve(self, cell: Cell, name: str) -> list[Cell]:
+        """The cells that fm.to(name, ...) means in a stage.
+
+        Raises:
+            BuildError: There is no such stage.
+        """
+        found = self._names.get((cell, name))
+        if found is None:
+            found = [self.cells[stage] for stage in resolve(cell, name)]
+            self._names[cell, name] = found
+        return found
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, in the thread of the run; False: the run is killed."""
+        return not self._cut.wait(seconds)
+
+    # ------------------------------------------------------------------ opening
+
+    def open(self) -> None:
+        """Hooks, then contexts: forks first, threads after; then inline stages.
+
+        Raises:
+            BaseException: What a hook or a setup raised; everything is released.
+        """
+        self._began = self._looked = monotonic()
+        self._opened = True
+        self.events.emit("run_started", pipeline=self.graph.pipeline._title())
+        if not self._feed:
+            run_hooks(hooks_of(self.graph.pipeline, "before_run"))
+        for cell in self.order:
+            cell.before_hooks()
+        lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
+        forks = [c for c in lanes if c.stage.spec.type in ("ipc_fork", "cow_fork")]
+        for cell in (*forks, *(c for c in lanes if c not in forks)):
+            cell.open()
+        for cell in self.order:
+            if not isinstance(cell, LaneCell):
+                cell.open()
+        clocked = [cell for cell in self.order if cell.stage.max_wait is not None]
+        for cell in self.order:
+            if isinstance(cell, Source) and any(cell in c.before for c in clocked):
+                cell.thread()
+        if self._feed:
+            for stage in self.graph.entries:
+                entry = self.cells[stage]
+                edge = Edge("", entry, _NEVER)  # type: ignore[arg-type]
+                entry.edges_in.append(edge)
+                entry.live_source = True
+                self._feeds.append(edge)
+
+    # ------------------------------------------------------------------ running
+
+    def run(self) -> RunResult:
+        """Run to the end.
+
+        Raises:
+            BaseException: See `finish`.
+        """
+        with Interrupts(self):
+            self._drive(lambda: self.step())
+            return self.finish()
+
+    def next_output(self) -> tuple[Any] | None:
+        """The next output; None when the run is over."""
+        if not self.outputs:
+            with Interrupts(self):
+                self._drive(lambda: not self.outputs and self.step())
+        return (self.outputs.popleft(),) if self.outputs else None
+
+    def _drive(self, more: Any) -> None:
+        """Work until `more` says no. What ends the run is kept for `finish`."""
+        if self._error is not None:
+            return
+        try:
+            if not self._opened:
+                self.open()
+            while more():
+                pass
+        except Killed:
+            pass
+        except BaseException as error:
+            self._error = error
+            self.killed = True
+
+    def step(self) -> bool:
+        """One round. False: the run is over."""
+        self.bell.clear()
+        if self.killed:
+            raise Killed
+        if self.stopping and not self._sources_stopped:
+            self._stop_sources()
+        progress = self._round()
+        if self._end_some() or progress:
+            return True
+        if all(cell.state == "ended" for cell in self.order):
+            return False
+        return self._sleep()
+
+    def _round(self) -> bool:
+        progress = False
+        for cell in self._turns:
+            if cell.turn():
+                progress = True
+        now = monotonic()
+        for cell in self.order:
+            for edge in cell.edges_in:
+                if edge:
+                    cell.waited += (now - self._looked) * len(edge)
+        self._looked = now
+        if self.events.sinks and now - self._told > _PROGRESS:
+            self._tell(now)
+        return progress
+
+    def _tell(self, now: float) -> None:
+        self._told = now
+        stages = {
+            cell.name: {
+                "in": cell.came,
+                "out": cell.out,
+                "failed": cell.failures,
+                "waiting": sum(map(len, cell.edges_in)),
+            }
+            for cell in self.order
+        }
+        self.events.emit("progress", stages=stages)
+
+    def _stop_sources(self) -> None:
+        self._sources_stopped = True
+        for cell in self.order:
+            if cell.kind == "producer":
+                cell.stop()  # type: ignore[attr-defined]
+
+    def _sleep(self) -> bool:
+        """Nothing can be done now: wait, or break a loop that is full all around."""
+        due = min((cell.due() for cell in self.order), default=_NEVER)
+        if due == _NEVER and not any(self._outside(cell) for cell in self.order):
+            stuck = [c for c in self._turns if c.blocked is not None and self._waits(c)]
+            if not stuck:
+                raise PoolError(f"the run is stuck, a bug of ours: {self._state()}")
+            stuck[0].forced = True
+            return True
+        self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
+        return True
+
+    @staticmethod
+    def _waits(cell: Cell) -> bool:
+        return (
+            cell.run is not None
+            or any(cell.edges_in)
+            or bool(isinstance(cell, LaneCell) and cell.has_pieces)
+        )
+
+    @staticmethod
+    def _outside(cell: Cell) -> bool:
+        """Whether something goes on elsewhere that will ring the bell."""
+        if isinstance(cell, LaneCell):
+            return cell.works_outside
+        feeder = getattr(cell, "feeder", None)
+        return feeder is not None and not feeder.over and cell.live_source
+
+    def _state(self) -> str:
+        return ", ".join(
+            f"{c.name}: {c.state}, {sum(map(len, c.edges_in))} waiting" for c in self.order
+        )
+
+    # ------------------------------------------------------------------ ends
+
+    def _end_some(self) -> bool:
+        """End what can end; whether anything did."""
+        changed = False
+        for cell in self.order:
+            if cell.state == "live" and self._may_end(cell):
+                cell.finish()
+                changed = True
+            if cell.state == "ending" and cell.ended():
+                cell.conclude()
+                changed = True
+                if self._dynamic:
+                    return True  # its last outputs may go anywhere
+        return changed
+
+    def _may_end(self, cell: Cell) -> bool:
+        if cell.live_source or cell.in_flight():
+            return False
+        if any(before.state != "ended" for before in cell.before):
+            return False
+        if not self._dynamic:
+            return True
+        live = [c for c in self._dynamic if c.state != "ended"]
+        reaching = {c for s in live for c in (s, *s.before) if c.state != "ended"}
+        reaching.discard(cell)
+        loops = any(cell is s or cell in s.before for s in live)  # it reaches all of them
+        for other in reaching:
+            quiet = other.state == "live" and not other.live_source and not other.in_flight()
+            if not quiet or not (loops or cell in other.before):
+                return False
+        return True
+
+    # ------------------------------------------------------------------ nested in a context
+
+    def feed(self, item: Any) -> list[Any]:
+        """Work an item off, as far as it does not wait for others; what came out.
+
+        Raises:
+            Exception: That of an item whose stage says "raise".
+        """
+        for edge in self._feeds:
+            edge.append(item)
+            edge.emitted += 1
+        try:
+            while self._round() or any(self._outside(cell) for cell in self.order):
+                if not self._busy_now():
+                    break
+        except Abort as abort:
+            raise abort.failure.error from None
+        outputs = list(self.outputs)
+        self.outputs.clear()
+        return outputs
+
+    def _busy_now(self) -> bool:
+        """Whether to go on; sleeps while only others work."""
+        self.bell.clear()
+        if self._round():
+            return True
+        if any(self._outside(cell) for cell in self.order):
+            self.bell.wait(None)
+            return True
+        return False
+
+    def finish_feed(self) -> None:
+        """No more items: run to the end."""
+        for stage in self.graph.entries:
+            self.cells[stage].live_source = False
+        try:
+            while self.step():
+                pass
+        except Abort as abort:
+            raise abort.failure.error from None
+
+    # ------------------------------------------------------------------ the end
+
+    def abandon(self) -> RunResult:
+        """End now, without a word about what was under way."""
+        self.kill()
+        self._error = None
+        return self._finished("stopped")
+
+    def finish(self) -> RunResult:
+        """Release everything; the result.
+
+        Raises:
+            Exception: The item's own, where the policy is "raise"; what a hook or setup
+                raised. It has the result as `run_result`.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        error = self._error
+        if isinstance(error, Abort):
+            error = error.failure.error
+        if error is None and self.interrupted:
+            error = KeyboardInterrupt()
+        stopped = self.stopping and error is None or isinstance(error, KeyboardInterrupt)
+        failed = error is not None or self.producer_failed
+        status = "stopped" if stopped else "failed" if failed else "completed"
+        try:
+            result = self._finished(status)
+        except BaseException as late:
+            if error is None:
+                raise
+            late.__context__ = None
+            error.add_note(f"and at the end of the run: {type(late).__name__}: {late}")
+            raise error from None
+        if error is None:
+            return result
+        with contextlib.suppress(AttributeError):  # a class with __slots__
+            error.run_result = result  # type: ignore[attr-defined]
+        try:
+            raise error
+        finally:
+            del error, self
+
+    def _finished(self, status: str) -> RunResult:
+        late: list[BaseException] = []
+        for work in ("close", "tear_down", "after_hooks"):
+            for cell in self.order:
+                try:
+                    getattr(cell, work)()
+                except BaseException as error:
+                    late.append(error)
+        self._over = True
+        self._duration = monotonic() - self._began
+        outputs = [] if self.outputs.bounded else list(self.outputs)
+        result = RunResult(status, outputs, self.failures, self.snapshot(), self._duration)
+        self._check_edges()
+        if self.events.sinks:
+            self._tell(time.monotonic())
+        self.events.emit("run_finished", status=status, duration=self._duration)
+        if not self._feed and self._opened:
+            run_hooks(hooks_of(self.graph.pipeline, "after_run"), result)
+        if late:
+            raise late[0]
+        return result
+
+    def _check_edges(self) -> None:
+        """ENG-3."""
+        for cell in self.order:
+            for e in cell.edges_in:
+                if e.emitted != e.delivered + e.failed + e.dropped:
+                    raise PoolError(
+                        f"a bug of ours: {e.source} -> {cell.name}: emitted {e.emitted}, but "
+                        f"delivered {e.delivered}, failed {e.failed}, dropped {e.dropped}"
+                    )
+
+
+def _group(cell: Cell) -> Iterable[Cell]:
+    """A cell and all that is fused behind it."""
+    yield cell
+    for target in cell.targets:
+        if target.fused:
+            yield from _group(target)

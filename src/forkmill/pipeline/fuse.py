@@ -1,0 +1,299 @@
+"""Neighbouring inline stages as one function: calls nested, item by item, no queue in between.
+
+A chain source -> double -> text -> sink becomes (shortened)::
+
+    def run(source):
+        for x0 in source:
+            C0 += 1
+            try: y0 = double(x0)
+            except ERRORS as error: ... the stage's policy; continue
+            if y0.__class__ in SPECIAL: yield from special0(y0, x0); continue
+            try: y1 = text(y0)
+            ...
+
+It is a generator: it yields a queue that is full, and is resumed when that has room again; so a
+stage that emits millions for one item needs no memory for them. A branch is nested in a loop of
+one turn, so that `continue` ends the branch and not the item.
+
+Guarantees:
+    * Item by item: what an item does in all stages of the group is done before the next is pulled.
+    * Counters are locals; they reach the cells when the run ends, also by close() or an error.
+
+Invariants:
+    * FUSE-1  The text of the code has only names made here, never a user's.
+    * FUSE-2  Every use of a user's function stands in a try of its own; what leaves the run is
+      the engine's (Abort), KeyboardInterrupt, GeneratorExit, or a bug.
+
+Threads: a run belongs to the thread of its engine.
+"""
+
+from __future__ import annotations
+
+import functools
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .declare import to
+from .work import LAZY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .cells import Cell
+
+__all__ = ["ERRORS", "GONE", "Outs", "fuse"]
+
+ERRORS = (Exception, SystemExit)  # what a user's function may fail with
+GONE: Any = type("Gone", (), {"__repr__": lambda self: "GONE"})()  # a failed item's output
+_DEEP = 7  # loops inside each other; CPython allows 20 blocks, a loop and its try take two
+
+
+class Outs(list):  # type: ignore[type-arg]
+    """All outputs of an item together."""
+
+
+SPECIAL = frozenset({*LAZY, to, Outs})
+
+
+def clocked(values: Iterable[Any], note: Callable[[float], None]) -> Iterator[Any]:
+    """The elements of an iterable; the time that making them took is noted at its end."""
+    seconds, start = 0.0, perf_counter()
+    for value in values:
+        seconds += perf_counter() - start
+        yield value
+        start = perf_counter()
+    note(seconds + perf_counter() - start)
+
+
+def fuse(cell: Cell, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """The run of a group.
+
+    Args:
+        cell: The stage that the group hangs on.
+        entry: The source has items for the stage; else it has outputs of the stage.
+        timed: Every call is measured.
+
+    Returns:
+        A generator function: run(source) yields queues that are full.
+    """
+    writer = _Writer(timed)
+    writer.group(cell, entry)
+    names = list(writer.names)
+    text = f"def make({', '.join(names)}):\n" + "\n".join(writer.lines) + "\n    return run\n"
+    scope: dict[str, Any] = {}
+    exec(_compiled(text), scope)
+    run: Callable[[Iterable[Any]], Iterator[Any]] = scope["make"](*writer.names.values())
+    return run
+
+
+@functools.lru_cache(256)
+def _compiled(text: str) -> Any:
+    return compile(text, "<fused stages>", "exec")
+
+
+class _Writer:
+    """Writes the code of one group."""
+
+    def __init__(self, timed: bool) -> None:
+        self.timed = timed
+        self.lines: list[str] = []
+        self.names: dict[str, Any] = {
+            "ERRORS": ERRORS,
+            "SPECIAL": SPECIAL,
+            "To": to,
+            "GONE": GONE,
+            "ONCE": (None,),
+            "clock": perf_counter,
+            "clocked": clocked,
+        }
+        self.root: Cell | None = None  # the stage whose items are the source's
+        self.counters: list[str] = []
+        self.flushes: list[str] = []
+
+    def line(self, depth: int, text: str) -> None:
+        self.lines.append("    " * depth + text)
+
+    def name(self, prefix: str, cell: Cell, value: Any) -> str:
+        name = f"{prefix}{cell.index}"
+        self.names[name] = value
+        return name
+
+    def counter(self, prefix: str, cell: Cell) -> str:
+        name = f"{prefix}{cell.index}"
+        self.counters.append(name)
+        return name
+
+    def group(self, cell: Cell, entry: bool) -> None:
+        body, self.lines = self.lines, []
+        count = self.counter("C" if entry else "M", cell)
+        self.line(3, "for x in source:")
+        if entry:
+            self.root = cell
+            self.line(4, f"{count} += 1")
+            self.stage(cell, "x", count, 4, 1)
+        else:
+            self.line(4, "if x.__class__ is To:")
+            self.send(cell, "x", 5)
+            self.line(5, "continue")
+            self.line(4, f"{count} += 1")
+            self.distribute(cell, "x", "x", 4, 1)
+            self.flush(cell, "0", "0", count)
+        inner, self.lines = self.lines, body
+        self.line(1, "def run(source):")
+        self.line(2, " = ".join(self.counters) + " = 0")
+        self.line(2, "try:")
+        self.lines += inner
+        self.line(2, "finally:")
+        for text in self.flushes:
+            self.line(3, text)
+        self.line(2, "return")
+        self.line(2, "yield")  # a generator also where nothing can be full
+
+    def flush(self, cell: Cell, came: str, failed: str, out: str) -> None:
+        method = cell.flush_entry if cell is self.root else cell.flush
+        self.flushes.append(f"{self.name('flush', cell, method)}({came}, {failed}, {out})")
+
+    # ------------------------------------------------------------------ one stage
+
+    def stage(self, cell: Cell, x: str, came: str, depth: int, loops: int) -> None:
+        """An item, in the variable x, arrives at a stage."""
+        lost, failed = self.counter("L", cell), self.counter("F", cell)
+        kind = cell.form
+        if kind == "batch":
+            y = self.batch(cell, x, depth)
+            if cell.fn is None:
+                out = self.counter("M", cell)
+                self.line(depth, f"{out} += 1")
+                self.distribute(cell, y, y, depth, loops)
+                self.flush(cell, came, "0", out)
+                return
+            full = self.counter("B", cell)
+            self.line(depth, f"{full} += 1")
+            out = self.call(cell, y, full, lost, failed, depth)
+            self.distribute(cell, f"y{cell.index}", y, depth, loops)
+            self.flush(cell, came, "0", out)
+        elif kind == "many":
+            self.many(cell, x, failed, depth, loops)
+            self.flush(cell, came, failed, f"M{cell.index}")
+        elif kind == "filter":
+            out = self.call(cell, x, came, lost, failed, depth)
+            self.line(depth, f"if not y{cell.index}:")
+            self.line(depth + 1, f"{lost} += 1")
+            self.line(depth + 1, "continue")
+            self.distribute(cell, x, x, depth, loops)
+            self.flush(cell, came, failed, out)
+        else:
+            out = self.call(cell, x, came, lost, failed, depth)
+            if kind == "consumer":
+                out = "0"
+            else:
+                self.distribute(cell, f"y{cell.index}", x, depth, loops)
+            self.flush(cell, came, failed, out)
+
+    def call(self, cell: Cell, x: str, came: str, lost: str, failed: str, depth: int) -> str:
+        """One call, its value in y; how many outputs it leaves, as an expression."""
+        i = cell.index
+        f, fail = self.name("f", cell, cell.fn), self.name("fail", cell, cell.fail)
+        special = self.name("special", cell, cell.special)
+        self.line(depth, "try:")
+        if self.timed:
+            note = self.name("note", cell, cell.note)
+            self.line(depth + 1, "start = clock()")
+            self.line(depth + 1, f"y{i} = {f}({x})")
+            self.line(depth + 1, f"{note}(clock() - start)")
+        else:
+            self.line(depth + 1, f"y{i} = {f}({x})")
+        self.line(depth, "except ERRORS as error:")
+        self.line(depth + 1, f"{lost} += 1")
+        self.line(depth + 1, f"{failed} += 1")
+        self.line(depth + 1, f"y{i} = {fail}({x}, error)")
+        self.line(depth + 1, f"if y{i} is GONE:")
+        self.line(depth + 2, "continue")
+        self.line(depth + 1, f"{lost} -= 1")
+        self.line(depth + 1, f"{failed} -= 1")
+        self.line(depth, f"if y{i}.__class__ in SPECIAL:")
+        self.line(depth + 1, f"{lost} += 1")
+        self.line(depth + 1, f"if (yield from {special}(y{i}, {x})):")
+        self.line(depth + 2, f"{failed} += 1")
+        self.line(depth + 1, "continue")
+        return f"{came} - {lost}"
+
+    def many(self, cell: Cell, x: str, failed: str, depth: int, loops: int) -> None:
+        """One call of a function that gives an iterable."""
+        i = cell.index
+        f, fail = self.name("f", cell, cell.fn), self.name("fail", cell, cell.fail)
+        out = self.counter("M", cell)
+        values = f"{f}({x})"
+        if self.timed:
+            values = f"clocked({values}, {self.name('note', cell, cell.note)})"
+        self.line(depth, "try:")
+        self.line(depth + 1, f"for y{i} in {values}:")
+        self.line(depth + 2, f"if y{i}.__class__ is To:")
+        self.send(cell, f"y{i}", depth + 3)
+        self.line(depth + 3, "continue")
+        self.line(depth + 2, f"{out} += 1")
+        if cell.kind != "consumer":
+            self.distribute(cell, f"y{i}", x, depth + 2, loops + 1)
+        else:
+            self.line(depth + 2, f"{out} -= 1")
+        self.line(depth, "except ERRORS as error:")
+        self.line(depth + 1, f"{failed} += 1")
+        self.line(depth + 1, f"{fail}({x}, error)")
+
+    def batch(self, cell: Cell, x: str, depth: int) -> str:
+        """An item goes into a batch; beyond this, one is full, in the variable returned."""
+        i = cell.index
+        self.line(depth, f"b{i} = {self.name('hold', cell, cell.hold)}({x})")
+        self.line(depth, f"if b{i} is None:")
+        self.line(depth + 1, "continue")
+        return f"b{i}"
+
+    def send(self, cell: Cell, y: str, depth: int) -> None:
+        self.line(depth, f"full = {self.name('send', cell, cell.send)}({y})")
+        self.line(depth, "if full is not None:")
+        self.line(depth + 1, "yield full")
+
+    # ------------------------------------------------------------------ outputs
+
+    def distribute(self, cell: Cell, y: str, x: str, depth: int, loops: int) -> None:
+        """An output, in the variable y, goes where the stage's outputs go."""
+        targets = cell.targets
+        if cell.kind == "consumer":
+            return
+        if not targets:
+            self.append(self.name("outs", cell, cell.outlet), y, depth, cell.outlet.bounded)
+        elif cell.routed:
+            route = self.name("route", cell, cell.route)
+            self.line(depth, f"full = {route}({y}, {x})")
+            self.line(depth, "if full is not None:")
+            self.line(depth + 1, "yield full")
+        elif loops > _DEEP and any(target.fused for target in targets):
+            # What is poured is counted by the run that it is poured into.
+            once = f"M{cell.index} -= 1" if f"M{cell.index}" in self.counters else None
+            self.line(depth, once or f"L{cell.index} += 1")
+            self.line(depth, f"yield from {self.name('pour', cell, cell.pour)}(({y},))")
+        else:
+            for target in targets:
+                self.branch(cell, target, y, depth, loops, last=target is targets[-1])
+
+    def branch(
+        self, cell: Cell, target: Cell, y: str, depth: int, loops: int, *, last: bool
+    ) -> None:
+        if not target.fused:
+            queue = cell.edge_to(target)
+            self.append(self.name(f"q{cell.index}_", target, queue), y, depth, True)
+            return
+        if not last:
+            self.line(depth, "for _ in ONCE:")
+            depth, loops = depth + 1, loops + 1
+        name = f"x{target.index}"
+        self.line(depth, f"{name} = {y}")
+        came = self.counter("C", target)
+        self.line(depth, f"{came} += 1")
+        self.stage(target, name, came, depth, loops)
+
+    def append(self, queue: str, y: str, depth: int, bounded: bool) -> None:
+        self.line(depth, f"{queue}.append({y})")
+        if bounded:
+            self.line(depth, f"if len({queue}) >= {queue}.room:")
+            self.line(depth + 1, f"yield {queue}")

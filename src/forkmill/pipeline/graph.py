@@ -1,0 +1,633 @@
+"""From declarations to a graph: names resolved, links made, everything checked.
+
+    Pipeline ──▶ Level: nodes in definition order, nested levels inside ──link──▶ Graph: Stages, edges
+
+Guarantees: whatever is wrong raises BuildError here, before anything runs; it names the stage and
+the nearest name.
+
+How links are made, on every level:
+    1. `to` makes links to exactly those, `from_` from exactly those (and whoever names it in `to`).
+    2. A stage without `to` that is in nobody's `from_` feeds the next non-producer that has no
+       `from_`. One that is in a `from_` feeds the very next stage as well, if that has no `from_`
+       and is in nobody's `to`. Consumers feed nobody.
+    3. reroute replaces a stage's links; insert puts a stage into them; skip takes one out, and
+       links those before it to those after it.
+    4. A nested pipeline is entered at its stages that nothing feeds, and left at its terminal ones.
+
+Threads: any; a Graph is not changed after `build`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .. import contexts
+from ..errors import BuildError
+from .declare import STAGE_HOOKS, Declared, Pipeline, class_changes, class_stages, hooks_of
+from .options import QUEUE_SIZE, DeadLetter, OptionError, Retry, nearest, number, policy, resolved
+from .routes import may_route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Graph", "Stage", "build"]
+
+
+@dataclass(eq=False)
+class Stage:
+    """One stage, ready to run: functions bound, options resolved.
+
+    Attributes:
+        name: Qualified: "clean.parse" for the stage parse of the nested pipeline clean.
+        kind: As `Declared.kind`.
+        fn: The bound function; None: a batch without a body, or unbatch.
+        spec: Its context.
+        explicit: Whether the stage names its context itself.
+        targets, sources: The stages it feeds, and those that feed it.
+        dynamic: Whether its code may use fm.to.
+        nested: The graph that its context runs whole, for a pipeline with a context.
+    """
+
+    name: str
+    kind: str
+    fn: Any
+    owner: Pipeline
+    level: Level
+    spec: contexts.Spec
+    explicit: bool
+    routing: str = "broadcast"
+    copy: bool = False
+    ordered: bool = False
+    key: Callable[[Any], Any] | None = None
+    queue_size: int = QUEUE_SIZE
+    on_error: str | Retry | DeadLetter = "raise"
+    timeout: float | None = None
+    size: int | None = None
+    max_wait: float | None = None
+    parts: dict[str, Any] = field(default_factory=dict)  # setup, teardown, on_end, hooks
+    nested: Graph | None = None
+    dynamic: bool = False
+    index: int = -1
+    targets: list[Stage] = field(default_factory=list)
+    sources: list[Stage] = field(default_factory=list)
+
+    @property
+    def inline(self) -> bool:
+        """Whether it runs in the thread of the run."""
+        return self.spec.type == "inline"
+
+    def __repr__(self) -> str:
+        return f"<Stage {self.name!r}>"
+
+
+class Graph:
+    """All stages of a pipeline and of those nested in it.
+
+    Attributes:
+        pipeline: The pipeline.
+        stages: In an order in which every stage comes after those that feed it.
+        entries: Where items enter when the graph itself is nested.
+    """
+
+    def __init__(self, top: Level, stages: list[Stage]) -> None:
+        self.pipeline = top.pipeline
+        self.top = top
+        self.stages = stages
+        self.entries = top.entries()
+        self.by_name = {stage.name: stage for stage in stages}
+        for index, stage in enumerate(stages):
+            stage.index = index
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name, seen from the top.
+
+        Raises:
+            BuildError: There is none, or there are several.
+        """
+        found = find(self.top, name, self.top, "this pipeline")
+        if len(found) != 1:
+            raise BuildError(f"{name!r} is a pipeline of several stages, not a stage")
+        return found[0]
+
+
+class Node:
+    """A name on one level: a stage, or a nested pipeline whose stages are part of the graph."""
+
+    def __init__(self, name: str, declared: Declared) -> None:
+        self.name = name
+        self.declared = declared
+        self.stage: Stage | None = None
+        self.level: Level | None = None
+        self.out: list[Node] = []
+        self.into: list[Node] = []
+        self.moved = False  # reroute or skip took away what fed it
+
+    @property
+    def producer(self) -> bool:
+        if self.level is not None:
+            return not self.level.entries()
+        return self.declared.kind == "producer"
+
+    @property
+    def consumer(self) -> bool:
+        if self.level is not None:
+            return not self.level.exits()
+        return self.declared.kind == "consumer"
+
+    def option(self, name: str) -> Any:
+        return self.declared.options.get(name)
+
+
+class Level:
+    """One pipeline of a graph."""
+
+    def __init__(self, pipeline: Pipeline, prefix: str, outer: tuple[Pipeline, ...]) -> None:
+        self.pipeline = pipeline
+        self.prefix = prefix
+        self.pipelines = (*outer, pipeline)  # outermost first
+        self.nodes: list[Node] = []
+        self.names: dict[str, Node] = {}
+
+    def children(self) -> list[Level]:
+        return [node.level for node in self.nodes if node.level is not None]
+
+    def stages(self) -> list[Stage]:
+        found = []
+        for node in self.nodes:
+            found += node.level.stages() if node.level else [node.stage] if node.stage else []
+        return found
+
+    def entries(self) -> list[Stage]:
+        found: list[Stage] = []
+        for node in self.nodes:
+            if node.level is not None and not node.into:
+                found += node.level.entries()
+            elif (
+                node.stage is not None
+                and node.declared.kind != "producer"
+                and not node.stage.sources
+                and node.option("from_") is None
+                and not node.moved
+            ):
+                found.append(node.stage)
+        return found
+
+    def exits(self) -> list[Stage]:
+        found: list[Stage] = []
+        for node in self.nodes:
+            if node.out:
+                continue
+            if node.level is not None:
+                found += node.level.exits()
+            elif (
+                node.stage is not None and node.stage.kind != "consumer" and not node.stage.targets
+            ):
+                found.append(node.stage)
+        return found
+
+
+def build(pipeline: Pipeline) -> Graph:
+    """The graph of a pipeline, checked.
+
+    Raises:
+        BuildError: Says what is wrong, and where.
+    """
+    top = _level(pipeline, "", "inline", ())
+    for level in _inner_first(top):
+        _link(level, top)
+    stages = _sorted(top.stages())
+    for stage in stages:
+        _check(stage, top)
+    graph = Graph(top, stages)
+    if not stages:
+        raise BuildError(f"{pipeline!r} has no stages")
+    return graph
+
+
+def check_runnable(graph: Graph) -> None:
+    """Refuse a graph that waits for items from outside."""
+    if graph.entries:
+        stage = graph.entries[0]
+        raise BuildError(
+            f"stage {stage.name!r}: nothing feeds it; link it with from_ or to, put a producer "
+            "before it, or write from_=() if only fm.to reaches it"
+        )
+
+
+# ---------------------------------------------------------------------- levels
+
+
+def _level(pipeline: Pipeline, prefix: str, context: Any, outer: tuple[Pipeline, ...]) -> Level:
+    if any(pipeline is other for other in outer):
+        raise BuildError(f"{prefix.rstrip('.')!r}: the pipeline {pipeline!r} contains itself")
+    level = Level(pipeline, prefix, outer)
+    own = pipeline._context if pipeline._context is not None else type(pipeline)._class_context
+    default = own if own is not None else context
+    for declared in _declarations(pipeline):
+        name = declared.name
+        if name in level.names:
+            raise BuildError(f"stage {prefix}{name!r}: two stages have this name")
+        node = level.names[name] = Node(name, declared)
+        level.nodes.append(node)
+        inner = _nested(pipeline, declared)
+        if inner is not None and declared.options.get("context") is None:
+            check = set(declared.options) - {"name", "to", "from_"}
+            if check:
+                raise BuildError(
+                    f"stage {prefix}{name!r}: a nested pipeline without a context of its own takes "
+                    f"name, to and from_, not {sorted(check)[0]!r}"
+                )
+            node.level = _level(inner, f"{prefix}{name}.", default, (*outer, pipeline))
+        else:
+            node.stage = _stage(pipeline, declared, level, default, inner)
+    return level
+
+
+def _declarations(pipeline: Pipeline) -> list[Declared]:
+    table = class_stages(type(pipeline))
+    known = {declared.attribute for declared in table}
+    for attribute, value in vars(pipeline).items():
+        if isinstance(value, Pipeline) and not attribute.startswith("_"):
+            nested = Declared("pipeline", value, {}, attribute)
+            nested.attribute = attribute
+            if attribute in known:
+                table = [nested if d.attribute == attribute else d for d in table]
+            else:
+                table.append(nested)
+    return [*table, *pipeline._chain, *_inserted(pipeline, table)]
+
+
+def _inserted(pipeline: Pipeline, table: list[Declared]) -> list[Declared]:
+    """What `insert` brings that is not a stage of the class already."""
+    found: list[Declared] = []
+    for changes in _changes(pipeline, "insert"):
+        for where, pairs in changes.items():
+            if where not in ("after", "before") or not isinstance(pairs, dict):
+                raise BuildError(f"insert takes 'after' and 'before' with a dict, not {where!r}")
+            for stage in pairs.values():
+                declared = _as_declared(stage)
+                if declared is None or any(d.name == declared.name for d in (*table, *found)):
+                    continue
+                found.append(declared)
+    return found
+
+
+def _as_declared(stage: Any) -> Declared | None:
+    """What `insert` names as a declaration; None: the name of one."""
+    if isinstance(stage, str):
+        return None
+    if isinstance(stage, Declared):
+        return stage
+    if isinstance(stage, Pipeline):
+        return Declared("pipeline", stage, {}, stage._title().lower())
+    if callable(stage):
+        return Declared("stage", stage, {})
+    raise BuildError(f"insert takes a stage, a function or a name, not {stage!r}")
+
+
+def _changes(pipeline: Pipeline, what: str) -> list[Any]:
+    found = list(class_changes(type(pipeline), what))
+    if what in vars(pipeline):
+        found.append(vars(pipeline)[what])
+    return found
+
+
+def _nested(pipeline: Pipeline, declared: Declared) -> Pipeline | None:
+    """The nested pipeline of a declaration; a class is made into an object, once a pipeline."""
+    if declared.kind != "pipeline":
+        return None
+    if isinstance(declared.fn, type):
+        made = vars(pipeline).setdefault("_nested_pipelines", {})
+        if declared.name not in made:
+            made[declared.name] = declared.fn()
+        inner: Pipeline = made[declared.name]
+        return inner
+    nested: Pipeline = declared.fn
+    return nested
+
+
+# ---------------------------------------------------------------------- stages
+
+
+def _stage(
+    pipeline: Pipeline, declared: Declared, level: Level, default: Any, inner: Pipeline | None
+) -> Stage:
+    name = level.prefix + declared.name
+    options = {k: v for k, v in declared.options.items() if v is not None}
+    values = {k: resolved(v, pipeline, k) for k, v in options.items()}
+    explicit = values.get("context") is not None
+    native = declared.fn is None  # batch and unbatch without a body run where the run is
+    spec = _spec(name, "inline" if native else values.get("context", default))
+    parts = {part: _bound(pipeline, declared, fn) for part, fn in declared.parts.items()}
+    for part in ("setup", "teardown"):
+        if part in values:
+            parts[part] = _member(pipeline, values[part])
+    fn = _bound(pipeline, declared, declared.fn) if inner is None else None
+    stage = Stage(
+        name=name,
+        kind=declared.kind,
+        fn=fn,
+        owner=pipeline,
+        level=level,
+        spec=spec,
+        explicit=explicit,
+        routing=values.get("routing", "broadcast"),
+        copy=values.get("copy", False),
+        ordered=values.get("ordered", False),
+        key=_member(pipeline, values.get("key")),
+        queue_size=number(name, "queue_size", values.get("queue_size", QUEUE_SIZE)),
+        on_error=policy(name, values.get("on_error", "raise")),
+        timeout=number(name, "timeout", values.get("timeout")),
+        size=number(name, "size", values.get("size")),
+        max_wait=number(name, "max_wait", values.get("max_wait")),
+        parts=parts,
+        nested=None if inner is None else build(inner),
+    )
+    functions = (fn, parts.get("on_end")) if stage.nested is None else ()
+    stage.dynamic = any(may_route(f) for f in functions if f is not None)
+    if stage.nested is not None:
+        stage.dynamic = any(s.dynamic for s in stage.nested.stages)
+    return stage
+
+
+def _spec(name: str, context: Any) -> contexts.Spec:
+    try:
+        return contexts.spec(context)
+    except TypeError as error:
+        raise OptionError(f"stage {name!r}: context: {error}") from None
+    except ValueError as error:
+        raise BuildError(f"stage {name!r}: context: {error}") from None
+
+
+def _bound(pipeline: Pipeline, declared: Declared, fn: Any) -> Any:
+    """A function of a class gets its self; what a chain was given is called as it is."""
+    if fn is None:
+        return None
+    if declared.attribute and inspect.isroutine(fn) and hasattr(fn, "__get__"):
+        return fn.__get__(pipeline, type(pipeline))
+    if inspect.isfunction(fn) and next(iter(inspect.signature(fn).parameters), "") == "self":
+        return fn.__get__(pipeline, type(pipeline))
+    return fn
+
+
+def _member(pipeline: Pipeline, fn: Any) -> Any:
+    """A function that an option names gets its self if it is one of the class's own."""
+    if inspect.isfunction(fn):
+        for base in type(pipeline).__mro__:
+            if any(fn is value for value in vars(base).values()):
+                return fn.__get__(pipeline, type(pipeline))
+    return fn
+
+
+def _check(stage: Stage, top: Level) -> None:
+    """What can be known of one stage only when the graph is whole."""
+    if stage.key is not None and stage.spec.type == "cow_fork":
+        raise BuildError(
+            f"stage {stage.name!r}: key needs copies of the state that last; in cow_fork every item "
+            "has a new one"
+        )
+    dead = stage.on_error
+    if isinstance(dead, Retry):
+        dead = dead.then
+    if isinstance(dead, DeadLetter):
+        targets = find(stage.level, dead.stage, top, f"stage {stage.name!r}: dead_letter")
+        if stage in targets:
+            raise BuildError(f"stage {stage.name!r}: its dead letters would come back to itself")
+        if any(target.kind == "producer" for target in targets):
+            raise BuildError(f"stage {stage.name!r}: dead letters to a producer")
+
+
+# ---------------------------------------------------------------------- names and links
+
+
+def find(level: Level, name: str, top: Level, who: str) -> list[Stage]:
+    """The stages that a name means, seen from a level: its own, its children's, the top's.
+
+    Raises:
+        BuildError: There is none (names the nearest), or two on one level.
+    """
+    node = _find(level, name, top, who)
+    if node.level is not None:
+        return node.level.entries()
+    assert node.stage is not None
+    return [node.stage]
+
+
+def _find(level: Level, name: str, top: Level, who: str) -> Node:
+    if not isinstance(name, str):
+        raise OptionError(f"{who}: a stage is named by a str, not {name!r}")
+    first, dot, rest = name.partition(".")
+    for start in (level, top):
+        node = start.names.get(name)
+        if node is not None and start is level:
+            return node
+        inner = start.names.get(first)
+        if dot and inner is not None and inner.level is not None:
+            return _find(inner.level, rest, inner.level, who)
+        if start is level:
+            hits = [child.names[name] for child in level.children() if name in child.names]
+            if len(hits) > 1:
+                places = ", ".join(c.prefix + name for c in level.children() if name in c.names)
+                raise BuildError(f"{who}: {name!r} is ambiguous: {places}")
+            if hits:
+                return hits[0]
+        elif node is not None:
+            return node
+    known = [*level.names, *(n for c in level.children() for n in c.names), *top.names]
+    raise BuildError(
+        f"{who}: there is no stage {name!r}{nearest(name, known)}; "
+        f"there are {', '.join(dict.fromkeys(known))}"
+    )
+
+
+def _inner_first(level: Level) -> Iterable[Level]:
+    for child in level.children():
+        yield from _inner_first(child)
+    yield level
+
+
+def _names(value: Any, who: str) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple, set, frozenset)):
+        raise OptionError(f"{who} must be a name or a list of names, not {value!r}")
+    return list(names)
+
+
+def _link(level: Level, top: Level) -> None:
+    """Make the links of one level (the rules at the head of this file)."""
+    links: list[tuple[Node, Node]] = []
+    routes = {k: v for changes in _changes(level.pipeline, "reroute") for k, v in changes.items()}
+    inserts = _insertions(level, top)
+    inserted = {id(node) for _, _, node in inserts}
+    nodes = [node for node in level.nodes if id(node) not in inserted]
+
+    def node_of(name: str, who: str) -> Node:
+        return _find(level, name, top, who)
+
+    for name in routes:
+        node_of(name, "reroute")
+    chosen, claimed = set(), set()  # named in somebody's `to`; in somebody's `from_`
+    for node in nodes:
+        who = f"stage {level.prefix + node.name!r}"
+        to, from_ = node.option("to"), node.option("from_")
+        if node.name in routes:
+            to = routes[node.name]
+        if to is not None:
+            if node.declared.kind == "consumer" and _names(to, who):
+                raise BuildError(f"{who}: a consumer emits nothing, so it has no `to`")
+            for name in _names(to, f"{who}: to"):
+                target = node_of(name, f"{who}: to")
+                links.append((node, target))
+                chosen.add(target)
+        if from_ is not None:
+            if node.declared.kind == "producer":
+                raise BuildError(f"{who}: a producer has no `from_`")
+            for name in _names(from_, f"{who}: from_"):
+                source = node_of(name, f"{who}: from_")
+                if source.declared.kind == "consumer" and source.level is None:
+                    raise BuildError(f"{who}: from_: {name!r} is a consumer and emits nothing")
+                claimed.add(source)
+                if source.name in routes and source in level.nodes:
+                    node.moved = True
+                else:
+                    links.append((source, node))
+    links += _default_links(nodes, routes, chosen, claimed)
+    for source, target in dict.fromkeys(links):
+        who = f"stage {level.prefix + source.name!r}"
+        if source is target:
+            raise BuildError(f"{who}: it feeds itself; feedback goes by fm.to")
+        if target.producer and target.level is None:
+            raise BuildError(f"{who}: {target.name!r} is a producer and takes no items")
+        _connect(source, target)
+    for where, anchor, node in inserts:
+        _insert(where, anchor, node)
+    for names in _changes(level.pipeline, "skip"):
+        for name in _names(names, "skip"):
+            _skip(level, node_of(name, "skip"))
+    for node in level.nodes:
+        for target in node.out:
+            _connect_stages(level, node, target)
+
+
+def _default_links(
+    nodes: list[Node], routes: dict[str, Any], chosen: set[Node], claimed: set[Node]
+) -> list[tuple[Node, Node]]:
+    links = []
+    for i, node in enumerate(nodes):
+        if node.option("to") is not None or node.name in routes or node.consumer:
+            continue
+        after = [other for other in nodes[i + 1 :] if not other.producer]
+        if node in claimed:
+            after = after[:1]
+            if after and after[0] in chosen:
+                continue
+        target = next((other for other in after if other.option("from_") is None), None)
+        if target is not None:
+            links.append((node, target))
+    return links
+
+
+def _connect(source: Node, target: Node) -> None:
+    if target not in source.out:
+        source.out.append(target)
+        target.into.append(source)
+
+
+def _disconnect(source: Node, target: Node) -> None:
+    source.out.remove(target)
+    target.into.remove(source)
+
+
+def _insertions(level: Level, top: Level) -> list[tuple[str, Node, Node]]:
+    found = []
+    for changes in _changes(level.pipeline, "insert"):
+        for where, pairs in changes.items():
+            for name, stage in pairs.items():
+                declared = _as_declared(stage)
+                label = stage if declared is None else declared.name
+                anchor = _find(level, name, top, f"insert {where}")
+                found.append((where, anchor, _find(level, label, top, f"insert {where}")))
+    return found
+
+
+def _insert(where: str, anchor: Node, node: Node) -> None:
+    if where == "after":
+        for target in list(anchor.out):
+            _disconnect(anchor, target)
+            _connect(node, target)
+        _connect(anchor, node)
+    else:
+        for source in list(anchor.into):
+            _disconnect(source, anchor)
+            _connect(source, node)
+        _connect(node, anchor)
+
+
+def _skip(level: Level, node: Node) -> None:
+    sources, targets = list(node.into), list(node.out)
+    for source in sources:
+        _disconnect(source, node)
+        for target in targets:
+            _connect(source, target)
+    for target in targets:
+        _disconnect(node, target)
+        target.moved = True
+    if node in level.nodes:
+        level.nodes.remove(node)
+
+
+def _connect_stages(level: Level, node: Node, target: Node) -> None:
+    sources = node.level.exits() if node.level else [node.stage]
+    targets = target.level.entries() if target.level else [target.stage]
+    who = f"stage {level.prefix + node.name!r}"
+    if not targets:
+        raise BuildError(f"{who}: the pipeline {target.name!r} has no stage that takes items")
+    for source in sources:
+        for stage in targets:
+            assert source is not None and stage is not None
+            if stage not in source.targets:
+                source.targets.append(stage)
+                stage.sources.append(source)
+
+
+def _sorted(stages: list[Stage]) -> list[Stage]:
+    """In topological order, else in definition order.
+
+    Raises:
+        BuildError: There is a cycle; names its stages.
+    """
+    order: list[Stage] = []
+    state: dict[Stage, int] = {}
+
+    def visit(stage: Stage, path: list[Stage]) -> None:
+        if state.get(stage) == 2:
+            return
+        if state.get(stage) == 1:
+            loop = [s.name for s in path[path.index(stage) :]]
+            names = " -> ".join([*loop, stage.name])
+            raise BuildError(
+                f"stage {stage.name!r}: it feeds itself: {names}; feedback goes by fm.to"
+            )
+        state[stage] = 1
+        for target in reversed(stage.targets):
+            visit(target, [*path, stage])
+        state[stage] = 2
+        order.append(stage)
+
+    for stage in reversed(stages):
+        visit(stage, [])
+    order.reverse()
+    return order
+
+
+def stage_hooks(stage: Stage, which: str) -> list[Callable[..., Any]]:
+    """Hooks of one kind for a stage: its pipelines', outermost first, then its own."""
+    assert which in STAGE_HOOKS
+    found: list[Callable[..., Any]] = []
+    for pipeline in stage.level.pipelines:
+        found += hooks_of(pipeline, which)
+    if which in stage.parts:
+        found.append(stage.parts[which])
+    return found

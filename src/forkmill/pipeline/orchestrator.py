@@ -1,0 +1,66 @@
+"""The orchestrator: takes a plan, acquires what it needs, runs it, releases everything.
+
+Guarantees: whatever the outcome (end, failure, Ctrl-C), no context that a run has opened is left.
+Forks come before threads. Reusable: each `execute` is a run of its own.
+
+Threads: any; runs do not know of each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .engine import Engine
+from .graph import Graph, check_runnable
+from .plan import ExecutionPlan
+from .result import Handle, RunResult, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .declare import Pipeline
+
+    Sinks = Iterable[Callable[[dict[str, Any]], object]]
+
+__all__ = ["Orchestrator"]
+
+
+class Orchestrator:
+    """Carries a pipeline's plan out.
+
+    Args:
+        pipeline: The pipeline.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    def plan(self) -> ExecutionPlan:
+        """What would be run, and where.
+
+        Raises:
+            BuildError: The pipeline is wrong.
+        """
+        return ExecutionPlan(self.pipeline).plan()
+
+    def execute(self, plan: ExecutionPlan | None = None, *, sinks: Sinks = ()) -> RunResult:
+        """Run to the end. As `Pipeline.run`.
+
+        Args:
+            plan: One that was made before; None: a new one.
+            sinks: Called with each event.
+        """
+        return Engine(self._graph(plan), sinks).run()
+
+    def stream(self, plan: ExecutionPlan | None = None, *, sinks: Sinks = ()) -> Stream:
+        """The outputs one by one. As `Pipeline.stream`."""
+        return Stream(Engine(self._graph(plan), sinks, stream=True))
+
+    def start(self, plan: ExecutionPlan | None = None, *, sinks: Sinks = ()) -> Handle:
+        """Run in a thread. As `Pipeline.start`."""
+        return Handle(Engine(self._graph(plan), sinks))
+
+    def _graph(self, plan: ExecutionPlan | None) -> Graph:
+        graph = (plan or self.plan()).plan().graph
+        check_runnable(graph)
+        return graph

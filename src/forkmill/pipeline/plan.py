@@ -1,0 +1,149 @@
+"""The plan: which stages run together, and where. Made from a graph; nothing runs.
+
+An inline stage runs together with the one stage that feeds it when that is an inline producer or
+itself runs together with one. It is independent, with a queue of its own, if several feed it, if a
+batch, a pipeline or another context does, if it is a batch with max_wait, or if it names its
+context. Neighbours on the same named pool travel to a worker together.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .graph import Graph, Stage, build, check_runnable
+
+if TYPE_CHECKING:
+    from .declare import Pipeline
+
+__all__ = ["ExecutionPlan"]
+
+
+class ExecutionPlan:
+    """What a run of a pipeline does where.
+
+    Args:
+        pipeline: The pipeline.
+
+    Attributes:
+        graph: Its stages and links; made by `plan`.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._graph: Graph | None = None
+        self._anchors: dict[Stage, Stage] = {}
+
+    def plan(self) -> ExecutionPlan:
+        """Make the plan; once.
+
+        Returns:
+            Itself.
+
+        Raises:
+            BuildError: The pipeline is wrong.
+        """
+        if self._graph is None:
+            graph = build(self.pipeline)
+            check_runnable(graph)
+            for stage in graph.stages:
+                anchor = _anchor(stage, self._anchors)
+                if anchor is not None:
+                    self._anchors[stage] = anchor
+            self._graph = graph
+        return self
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the plan."""
+        self.plan()
+        assert self._graph is not None
+        return self._graph
+
+    def context_for(self, stage: str) -> str:
+        """Where a stage runs: the type of its context.
+
+        Args:
+            stage: Its name.
+
+        Raises:
+            BuildError: There is no such stage.
+        """
+        return self.graph.stage(stage).spec.type
+
+    def affinity_for(self, stage: str) -> str | None:
+        """The stage that a stage runs together with; None if it is independent."""
+        anchor = self._anchors.get(self.graph.stage(stage))
+        return None if anchor is None else anchor.name
+
+    @property
+    def independent_stages(self) -> list[str]:
+        """Those that run with none before them, in order."""
+        return [stage.name for stage in self.graph.stages if stage not in self._anchors]
+
+    @property
+    def colocated_stages(self) -> dict[str, list[str]]:
+        """Anchor -> those that run together with it, in order."""
+        found: dict[str, list[str]] = {}
+        for stage in self.graph.stages:
+            anchor = self._anchors.get(stage)
+            if anchor is not None:
+                found.setdefault(anchor.name, []).append(stage.name)
+        return found
+
+    def describe(self) -> str:
+        """The plan as text, a line a stage."""
+        lines = [f"{self.graph.pipeline._title()}: {len(self.graph.stages)} stages"]
+        width = max(len(stage.name) for stage in self.graph.stages)
+        for stage in self.graph.stages:
+            anchor = self._anchors.get(stage)
+            where = str(stage.spec) + (f" with {anchor.name}" if anchor else "")
+            targets = ", ".join(target.name for target in stage.targets)
+            goes = f" -> {targets}" if targets else ""
+            routing = f" ({stage.routing})" if len(stage.targets) > 1 else ""
+            lines.append(f"  {stage.name:<{width}}  {stage.kind:<8}  {where}{goes}{routing}")
+        return "\n".join(lines)
+
+    def to_mermaid(self) -> str:
+        """The plan as a Mermaid flowchart; stages that run together share a box."""
+        names = {stage: f"s{stage.index}" for stage in self.graph.stages}
+        lines = ["flowchart LR"]
+        groups = {a: [a, *m] for a, m in self.colocated_stages.items()}
+        boxed = {name for members in groups.values() for name in members}
+        for anchor, members in groups.items():
+            lines.append(f'    subgraph g{self.graph.stage(anchor).index}["{anchor}"]')
+            lines += [f"        {_box(self.graph.by_name[member], names)}" for member in members]
+            lines.append("    end")
+        lines += [
+            f"    {_box(stage, names)}" for stage in self.graph.stages if stage.name not in boxed
+        ]
+        for stage in self.graph.stages:
+            lines += [f"    {names[stage]} --> {names[target]}" for target in stage.targets]
+        return "\n".join(lines)
+
+
+def _box(stage: Stage, names: dict[Stage, str]) -> str:
+    label = f"{stage.name}<br/>{stage.spec}".replace('"', "'")
+    return (
+        f'{names[stage]}[["{label}"]]' if stage.kind == "producer" else f'{names[stage]}["{label}"]'
+    )
+
+
+def _anchor(stage: Stage, anchors: dict[Stage, Stage]) -> Stage | None:
+    """The stage that one runs together with, of those before it."""
+    if stage.kind == "producer" or len(stage.sources) != 1 or stage.nested is not None:
+        return None
+    source = stage.sources[0]
+    if source.kind == "batch" or source.nested is not None or source.owner is not stage.owner:
+        return None
+    if not stage.inline:
+        shared = getattr(stage.spec, "pool", None)
+        if shared is not None and getattr(source.spec, "pool", None) is shared:
+            return anchors.get(source, source)
+        return None
+    if stage.explicit or stage.max_wait is not None or not source.inline:
+        return None
+    if source.kind == "producer":
+        return source
+    return anchors.get(source)

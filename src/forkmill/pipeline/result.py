@@ -1,0 +1,224 @@
+"""What comes out of a run: the result, its failures, and the ways to wait for it.
+
+Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback as traceback_module
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .engine import Engine
+    from .stats import RunStats
+
+__all__ = ["Failure", "Handle", "RunResult", "Stream"]
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """One item that failed for good.
+
+    Attributes:
+        stage: The stage's qualified name.
+        item: The item; None for a producer, and for what on_end fails with.
+        error: What was raised.
+        attempts: How many tries there were.
+        traceback: As text, with the frames of the process where it happened.
+        time: When, in seconds since the epoch.
+    """
+
+    stage: str
+    item: Any
+    error: BaseException
+    attempts: int = 1
+    traceback: str = ""
+    time: float = field(default_factory=time.time)
+    _again: Callable[[Any], list[Any]] | None = field(default=None, repr=False)
+
+    def reproduce(self) -> list[Any]:
+        """Call the stage's function with the item again, here and now.
+
+        Returns:
+            What it emits, if it does not fail this time.
+
+        Raises:
+            BaseException: What it raises.
+        """
+        if self._again is None:
+            raise RuntimeError(f"stage {self.stage!r} has no function here to call again")
+        return self._again(self.item)
+
+    def __reduce__(self) -> Any:
+        return Failure, (
+            self.stage,
+            self.item,
+            self.error,
+            self.attempts,
+            self.traceback,
+            self.time,
+        )
+
+
+def traceback_of(error: BaseException) -> str:
+    """An exception's traceback as text; where it has none, its last line."""
+    return "".join(traceback_module.format_exception(error))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        status: "completed" (also with recorded failures), "failed" (a producer failed, or an
+            item where the policy is "raise"), or "stopped" (stop, Ctrl-C, a closed stream).
+        outputs: What terminal stages emitted, in the order of arrival.
+        failures: The items that failed.
+        stats: Figures per stage and edge.
+        duration: Seconds.
+    """
+
+    status: str
+    outputs: list[Any]
+    failures: list[Failure]
+    stats: RunStats
+    duration: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it completed without any failure."""
+        return self.status == "completed" and not self.failures
+
+
+class Handle:
+    """A run in a thread of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._over = threading.Event()
+        self._result: RunResult | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="forkmill-run", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._engine.run()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._over.set()
+
+    def done(self) -> bool:
+        """Whether it is over."""
+        return self._over.is_set()
+
+    def stop(self) -> None:
+        """Sources stop; what is in flight is finished. Does not wait. Idempotent."""
+        self._engine.stop()
+
+    def kill(self) -> None:
+        """Stop everything now; what is in flight is dropped. Does not wait. Idempotent."""
+        self._engine.kill()
+
+    def stats(self) -> RunStats:
+        """The figures so far."""
+        return self._engine.snapshot()
+
+    def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
+        """Have a sink called with every event from now on."""
+        self._engine.events.attach(sink)
+
+    def detach(self, sink: Callable[[dict[str, Any]], object]) -> None:
+        """No longer call a sink."""
+        self._engine.events.detach(sink)
+
+    def result(self, timeout: float | None = None) -> RunResult:
+        """Wait for the end.
+
+        Args:
+            timeout: Seconds; None: as long as it takes.
+
+        Raises:
+            TimeoutError: It is not over; it goes on.
+            Exception: What `run` would have raised.
+            KeyboardInterrupt: Ctrl-C: the run was stopped, and is over; a second one killed it.
+        """
+        interrupt: KeyboardInterrupt | None = None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._over.is_set():
+            try:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not self._over.wait(left) and interrupt is None:
+                    raise TimeoutError("the run is not over within the timeout; it goes on")
+            except KeyboardInterrupt as error:
+                (self.stop if interrupt is None else self.kill)()
+                interrupt, deadline = error, None
+        self._thread.join()
+        if interrupt is not None:
+            raise interrupt
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                del self
+        assert self._result is not None
+        return self._result
+
+
+class Stream:
+    """The outputs of a run, one by one; the run goes on while they are asked for.
+
+    Attributes:
+        result: The run's RunResult, when it is over.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine: Engine | None = engine
+        self._busy = False
+        self.result: RunResult | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._busy:
+            raise ValueError("stream already executing")
+        engine = self._engine
+        if engine is None:
+            raise StopIteration
+        self._busy = True
+        try:
+            found = engine.next_output()
+            if found:
+                return found[0]
+            self._engine = None
+            self.result = engine.finish()
+        except BaseException as error:
+            self._engine = None
+            self.result = self.result or getattr(error, "run_result", None)
+            raise
+        finally:
+            self._busy = False
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the run now. Idempotent."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            self.result = engine.abandon()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None) is not None:
+            self.close()

@@ -1,0 +1,145 @@
+"""What a run counts: per stage, per edge, in bounded memory.
+
+Guarantees: percentiles come from a uniform sample of all observations (a reservoir), whatever
+their number. Snapshots are plain frozen data.
+
+Threads: counters belong to the thread of the run; a snapshot may be taken by another, and is then
+true to within what happens meanwhile.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["EdgeStats", "Reservoir", "RunStats", "StageStats"]
+
+_SIZE = 1024
+
+
+class Reservoir:
+    """A uniform sample of a stream of numbers (Li's algorithm L)."""
+
+    __slots__ = ("_next", "_random", "_w", "count", "sample", "size")
+
+    def __init__(self, size: int = _SIZE, seed: int | None = None) -> None:
+        self.size = size
+        self.count = 0
+        self.sample: list[float] = []
+        self._random = random.Random(seed)
+        self._w = 1.0
+        self._next = size
+        self._skip()
+
+    def _skip(self) -> None:
+        # 1 - random() is never 0, and log(1 - w) needs w < 1.
+        self._w *= math.exp(math.log(1.0 - self._random.random()) / self.size)
+        gap = math.log(1.0 - self._random.random()) / math.log1p(-min(self._w, 1 - 1e-12))
+        self._next += int(gap) + 1
+
+    def add(self, value: float) -> None:
+        """Take one observation in."""
+        self.count += 1
+        if len(self.sample) < self.size:
+            self.sample.append(value)
+        elif self.count >= self._next:
+            self.sample[self._random.randrange(self.size)] = value
+            self._skip()
+
+    def percentiles(self, *parts: float) -> tuple[float | None, ...]:
+        """Those of the sample, each None if there is none."""
+        values = sorted(self.sample)
+        if not values:
+            return (None,) * len(parts)
+        last = len(values) - 1
+        return tuple(values[min(last, int(part * len(values)))] for part in parts)
+
+
+@dataclass(frozen=True)
+class StageStats:
+    """One stage's figures.
+
+    Attributes:
+        name: Its qualified name.
+        context: Where it ran.
+        workers: How many of it run at once, at most.
+        in_: Items that arrived.
+        out: Items that it emitted.
+        failed: Items that failed for good.
+        busy: Seconds spent in its function, over all workers (sampled where calls are short).
+        waiting: Seconds that items waited before it, added up.
+        p50, p90, p99: Seconds a call; None where none was measured.
+    """
+
+    name: str
+    context: str
+    workers: int
+    in_: int
+    out: int
+    failed: int
+    busy: float
+    waiting: float
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+    @property
+    def success(self) -> float:
+        """The part of the items that did not fail, 0 to 1."""
+        return 1.0 if not self.in_ else 1.0 - self.failed / self.in_
+
+
+@dataclass(frozen=True)
+class EdgeStats:
+    """What went from one stage to another; emitted = delivered + failed + dropped.
+
+    Attributes:
+        emitted: Items that the first handed over.
+        delivered: Items that the second has worked on.
+        failed: Items that failed in it.
+        dropped: Items that nobody worked on, because the run was ended.
+    """
+
+    emitted: int
+    delivered: int
+    failed: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """A run's figures.
+
+    Attributes:
+        stages: By qualified name.
+        edges: By the names of both ends; what came from on a `feed` or by fm.to has edges too.
+        duration: Seconds since the run began.
+        sink_errors: How often a sink of events raised.
+    """
+
+    stages: dict[str, StageStats] = field(default_factory=dict)
+    edges: dict[tuple[str, str], EdgeStats] = field(default_factory=dict)
+    duration: float = 0.0
+    sink_errors: int = 0
+
+    def __getitem__(self, name: str) -> StageStats:
+        return self.stages[name]
+
+    @property
+    def bottleneck(self) -> str | None:
+        """The stage with the most busy time per worker; None if there was none."""
+        busy = {name: s.busy / max(1, s.workers) for name, s in self.stages.items()}
+        name = max(busy, key=lambda n: busy[n], default=None)
+        return name if name is not None and busy[name] > 0 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as for JSON."""
+        return {
+            "duration": self.duration,
+            "bottleneck": self.bottleneck,
+            "sink_errors": self.sink_errors,
+            "stages": {n: {**vars(s), "success": s.success} for n, s in self.stages.items()},
+            "edges": [{"from": a, "to": b, **vars(edge)} for (a, b), edge in self.edges.items()],
+        }

@@ -1,0 +1,400 @@
+"""What travels to a context: a stage's function, dressed for where it runs.
+
+    stage.fn ──▶ adapted (flat, filter, consumer, producer, nested) ──▶ clocked ──▶ contexts.Work
+
+Guarantees:
+    * Whatever a stage emits comes back as it is: None, lists, tuples, fm.to.
+    * Nothing here refers to the run, so forked copies and pickles stay small.
+
+Threads: these run in workers, threads and loops; each function says nothing to the others.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from time import perf_counter
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any
+
+from .. import contexts
+from .declare import to
+from .options import Retry, hook_caller
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from .graph import Graph, Stage
+
+__all__ = ["Report", "emitted", "make_work", "run_inline"]
+
+LAZY = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
+_SHORT = 20e-6  # seconds: shorter calls are not all measured
+_EVERY = 64  # one in so many short calls is measured
+
+
+class Report:
+    """An output with the time that calls took, on its way to the run.
+
+    Attributes:
+        value: The output; Report itself: there is none.
+        seconds: Of the call that was measured.
+        calls: For how many calls it stands.
+    """
+
+    __slots__ = ("calls", "seconds", "value")
+
+    def __init__(self, value: Any, seconds: float, calls: int) -> None:
+        self.value = value
+        self.seconds = seconds
+        self.calls = calls
+
+    def __reduce__(self) -> Any:
+        return Report, (self.value, self.seconds, self.calls)
+
+
+# ---------------------------------------------------------------------- values inline
+
+
+def settle(value: Any) -> Any:
+    """A coroutine's result, where no loop runs in this thread; anything else as it is."""
+    if type(value) is CoroutineType:
+        return _in_loop(lambda: value)
+    return value
+
+
+def _in_loop(make: Callable[[], Any]) -> Any:
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    # A loop runs in this very thread (a notebook): it is not ours to stop.
+    box: list[Any] = []
+
+    def other() -> None:
+        try:
+            box.append((asyncio.run(make()), None))
+        except BaseException as error:
+            box.append((None, error))
+
+    thread = threading.Thread(target=other, name="forkmill-await")
+    thread.start()
+    thread.join()
+    value, error = box[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def emitted(value: Any) -> Any:
+    """An iterable of what a call's value emits."""
+    kind = type(value)
+    if kind is GeneratorType:
+        return value
+    if kind is AsyncGeneratorType:
+        return driven(value)
+    if kind is CoroutineType:
+        return emitted(settle(value))
+    return (value,)
+
+
+def driven(values: AsyncIterator[Any]) -> Iterator[Any]:
+    """An async iterator's elements, in a loop of their own."""
+    import asyncio
+
+    end = object()
+    with asyncio.Runner() as runner:
+
+        async def step() -> Any:
+            return await anext(values, end)
+
+        while (value := runner.run(step())) is not end:
+            yield value
+
+
+def iterated(values: Any) -> Any:
+    """An iterable of what a producer gave: an iterable, sync or async."""
+    values = settle(values)
+    if hasattr(values, "__aiter__"):
+        return driven(aiter(values))
+    return iter(values)
+
+
+# ---------------------------------------------------------------------- adapters
+
+
+def _flat(fn: Any, item: Any) -> Iterator[Any]:
+    yield from iterated(fn(item))
+
+
+def _filter(fn: Any, item: Any) -> Iterator[Any]:
+    if settle(fn(item)):
+        yield item
+
+
+async def _async_filter(fn: Any, item: Any) -> AsyncIterator[Any]:
+    if await fn(item):
+        yield item
+
+
+async def _async_flat(fn: Any, item: Any) -> AsyncIterator[Any]:
+    values = fn(item)
+    if inspect.isawaitable(values):
+        values = await values
+    if hasattr(values, "__aiter__"):
+        async for value in values:
+            yield value
+    else:
+        for value in values:
+            yield value
+
+
+def _consume(fn: Any, item: Any) -> Any:
+    value = fn(item)
+    if type(value) is to:
+        return value
+    if type(value) in LAZY:
+        return _async_consumed(value) if type(value) is not GeneratorType else _sent(value)
+    return None
+
+
+def _sent(values: Iterator[Any]) -> Iterator[Any]:
+    return (value for value in values if type(value) is to)
+
+
+async def _async_consumed(value: Any) -> AsyncIterator[Any]:
+    if type(value) is AsyncGeneratorType:
+        async for output in value:
+            if type(output) is to:
+                yield output
+    else:
+        output = await value
+        if type(output) is to:
+            yield output
+
+
+def _produce(fn: Any, item: Any) -> Iterator[Any]:
+    yield from iterated(fn())
+
+
+async def _async_produce(fn: Any, item: Any) -> AsyncIterator[Any]:
+    values = fn()
+    if inspect.isawaitable(values):
+        values = await values
+    if hasattr(values, "__aiter__"):
+        async for value in values:
+            yield value
+    else:
+        for value in values:
+            yield value
+
+
+def _whole(fn: Any, item: Any) -> Any:
+    return fn(item)
+
+
+_ADAPTERS: dict[str, tuple[Any, Any]] = {
+    "flat": (_flat, _async_flat),
+    "filter": (_filter, _async_filter),
+    "consumer": (_consume, _consume),
+    "producer": (_produce, _async_produce),
+}
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling it makes a coroutine or an async generator."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    called = getattr(type(fn), "__call__", None)  # noqa: B004  # not whether, but which
+    return any(
+        inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (fn, called)
+    )
+
+
+def is_generator(fn: Any) -> bool:
+    """Whether calling it makes a generator."""
+    return inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn)
+
+
+def adapted(stage: Stage) -> Any:
+    """A function of one item that emits what the stage does with it."""
+    if stage.kind == "unbatch":
+        return functools.partial(_flat, _same)
+    if stage.kind in _ADAPTERS:
+        plain, awaits = _ADAPTERS[stage.kind]
+        return functools.partial(awaits if is_async(stage.fn) else plain, stage.fn)
+    return stage.fn
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def run_inline(stage: Stage, item: Any) -> list[Any]:
+    """What a stage emits for an item, called here (for `Failure.reproduce`)."""
+    fn = adapted(stage)
+    if stage.nested is not None:
+        nested = Nested(stage.nested)
+        return [*nested.item(item), *nested.finish()]
+    return list(emitted(fn(item)))
+
+
+# ---------------------------------------------------------------------- time
+
+
+class Clocked:
+    """A function that measures its calls; short ones one in many."""
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+        self.left = 1  # calls to the next that is measured
+        self.every = 1
+
+    def __call__(self, item: Any) -> Any:
+        self.left -= 1
+        if self.left > 0:
+            return self.fn(item)
+        start = perf_counter()
+        value = self.fn(item)
+        seconds = perf_counter() - start
+        if type(value) in LAZY:
+            self.left = 1
+            return value
+        calls = self.every
+        self.left = self.every = _EVERY if seconds < _SHORT else 1
+        return Report(value, seconds, calls)
+
+
+def clocked_pieces(fn: Any, item: Any) -> Iterator[Any]:
+    """A generator function's outputs, and last the time that it took."""
+    seconds, start = 0.0, perf_counter()
+    for output in fn(item):
+        seconds += perf_counter() - start
+        yield output
+        start = perf_counter()
+    yield Report(Report, seconds + perf_counter() - start, 1)
+
+
+async def _clocked_call(fn: Any, item: Any) -> Any:
+    start = perf_counter()
+    value = await fn(item)
+    return Report(value, perf_counter() - start, 1)
+
+
+def clocked(fn: Any) -> Any:
+    """fn, with its time reported among its outputs."""
+    if inspect.iscoroutinefunction(fn):
+        return functools.partial(_clocked_call, fn)
+    if is_async(fn):
+        return fn
+    if inspect.isgeneratorfunction(fn):
+        return functools.partial(clocked_pieces, fn)
+    return Clocked(fn)
+
+
+# ---------------------------------------------------------------------- a pipeline as a stage
+
+
+class Nested:
+    """A whole pipeline inside a context: items in, outputs out, one at a time."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._engine: Any = None
+        self._lock = threading.RLock()  # threads share one copy
+
+    def __reduce__(self) -> Any:
+        return Nested, (self.graph,)
+
+    def item(self, item: Any) -> Iterator[Any]:
+        """What comes out for an item, as far as it does not wait for more."""
+        with self._lock:
+            outputs = self._running().feed(item)
+        yield from outputs
+
+    def finish(self) -> Iterator[Any]:
+        """What still comes out at the end."""
+        with self._lock:
+            engine = self._running()
+            engine.finish_feed()
+            outputs = list(engine.outputs)
+        yield from outputs
+
+    def close(self) -> None:
+        """Free what the pipeline holds."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.abandon()
+
+    def _running(self) -> Any:
+        if self._engine is None:
+            from .engine import Engine
+
+            self._engine = Engine(self.graph, feed=True)
+            self._engine.open()
+        return self._engine
+
+
+# ---------------------------------------------------------------------- the work
+
+
+def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Work:
+    """A stage's work for a lane.
+
+    Args:
+        stage: The stage.
+        after_fork: Hooks to be called where a copy of the state is set up.
+    """
+    setup, teardown = stage.parts.get("setup"), stage.parts.get("teardown")
+    on_end = stage.parts.get("on_end")
+    if stage.nested is not None:
+        nested = Nested(stage.nested)
+        fn: Any = nested.item
+        on_end, teardown = nested.finish, nested.close
+    else:
+        fn = adapted(stage)
+    many = is_generator(fn)
+    if stage.kind == "consumer" and on_end is not None:
+        on_end = functools.partial(_consume_end, on_end)
+    if after_fork:
+        setup = functools.partial(_set_up, after_fork, stage.name, setup)
+    return contexts.Work(
+        fn=clocked(fn),
+        setup=setup,
+        teardown=teardown,
+        on_end=on_end,
+        stream=many and not isinstance(stage.on_error, Retry),
+        timeout=stage.timeout,
+    )
+
+
+def _consume_end(on_end: Any) -> Any:
+    return _consume(_ignoring(on_end), None)
+
+
+def _ignoring(fn: Any) -> Any:
+    return lambda item: fn()
+
+
+def _set_up(hooks: list[Callable[..., Any]], name: str, setup: Any) -> Any:
+    run_hooks(hooks, name)
+    return setup() if setup is not None else None
+
+
+def run_hooks(hooks: list[Callable[..., Any]], *args: Any) -> None:
+    """Call hooks, each with as many arguments as it takes."""
+    for hook in hooks:
+        settle(hook_caller(hook)(*args))
+
+
+def initialize(
+    hooks: list[Callable[..., Any]], name: str, initializer: Any, initargs: tuple[Any, ...]
+) -> None:
+    """What a worker does at its birth: the hooks, then its own initializer."""
+    run_hooks(hooks, name)
+    if initializer is not None:
+        initializer(*initargs)

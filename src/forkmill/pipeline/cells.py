@@ -38,8 +38,19 @@ from .graph import find, stage_hooks
 from .options import DeadLetter, Retry
 from .result import Failure, traceback_of
 from .stats import Reservoir
-from .work import Report, adapted, emitted, initialize, is_async, is_generator, iterated
-from .work import make_work, run_hooks, run_inline, settle
+from .work import (
+    Report,
+    adapted,
+    emitted,
+    initialize,
+    is_async,
+    is_generator,
+    iterated,
+    make_work,
+    run_hooks,
+    run_inline,
+    settle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -378,10 +389,9 @@ class Cell:
 
     def _count_out(self, out: int) -> None:
         self.out += out
-        if not self.routed:
-            for target in self.targets:
-                if not target.fused:
-                    self.edges_out[target].emitted += out
+        # Where there are several targets, runs and routes count for each.
+        if len(self.targets) == 1 and not self.targets[0].fused:
+            self.edges_out[self.targets[0]].emitted += out
 
     def note(self, seconds: float) -> None:
         """A call was measured."""
@@ -648,7 +658,7 @@ def _form(stage: Stage) -> tuple[str, Any]:
     elif stage.kind == "flat" and is_async(fn):
         fn = adapted(stage)
         return ("one", functools.partial(_all, fn)) if _whole(stage) else ("one", fn)
-    many = stage.kind in ("flat", "unbatch") or is_generator(fn) and not is_async(fn)
+    many = stage.kind in ("flat", "unbatch") or (is_generator(fn) and not is_async(fn))
     if stage.kind == "filter":
         return "filter", fn
     if _whole(stage) and stage.kind != "producer":

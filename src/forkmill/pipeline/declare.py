@@ -525,9 +525,7 @@ def hooks_of(pipeline: Pipeline, which: str) -> list[Callable[..., Any]]:
     marked: dict[str, Any] = {}
     for base in reversed(type(pipeline).__mro__):
         for attribute, value in vars(base).items():
-            if isinstance(value, _Hook) and value.which == which:
-                marked[attribute] = value
-            elif attribute in marked and callable(value):
+            if (isinstance(value, _Hook) and value.which == which) or (attribute in marked and callable(value)):
                 marked[attribute] = value
     found = [value.__get__(pipeline, type(pipeline)) for value in marked.values()]
     extra = (pipeline._hooks or {}).get(which)

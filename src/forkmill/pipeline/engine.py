@@ -492,7 +492,7 @@ class Engine:
             error = error.failure.error
         if error is None and self.interrupted:
             error = KeyboardInterrupt()
-        stopped = self.stopping and error is None or isinstance(error, KeyboardInterrupt)
+        stopped = (self.stopping and error is None) or isinstance(error, KeyboardInterrupt)
         failed = error is not None or self.producer_failed
         status = "stopped" if stopped else "failed" if failed else "completed"
         try:

@@ -7,7 +7,7 @@ A chain source -> double -> text -> sink becomes (shortened)::
             C0 += 1
             try: y0 = double(x0)
             except ERRORS as error: ... the stage's policy; continue
-            if y0.__class__ in SPECIAL: yield from special0(y0, x0); continue
+            if type(y0) in SPECIAL: yield from special0(y0, x0); continue
             try: y1 = text(y0)
             ...
 
@@ -132,11 +132,11 @@ class _Writer:
             self.line(4, f"{count} += 1")
             self.stage(cell, "x", count, 4, 1)
         else:
-            self.line(4, "if x.__class__ is To:")
+            self.line(4, "if type(x) is To:")
             self.send(cell, "x", 5)
             self.line(5, "continue")
             self.line(4, f"{count} += 1")
-            self.distribute(cell, "x", "x", 4, 1)
+            self.distribute(cell, "x", "x", count, 4, 1)
             self.flush(cell, "0", "0", count)
         inner, self.lines = self.lines, body
         self.line(1, "def run(source):")
@@ -164,13 +164,13 @@ class _Writer:
             if cell.fn is None:
                 out = self.counter("M", cell)
                 self.line(depth, f"{out} += 1")
-                self.distribute(cell, y, y, depth, loops)
+                self.distribute(cell, y, y, out, depth, loops)
                 self.flush(cell, came, "0", out)
                 return
             full = self.counter("B", cell)
             self.line(depth, f"{full} += 1")
             out = self.call(cell, y, full, lost, failed, depth)
-            self.distribute(cell, f"y{cell.index}", y, depth, loops)
+            self.distribute(cell, f"y{cell.index}", y, out, depth, loops)
             self.flush(cell, came, "0", out)
         elif kind == "many":
             self.many(cell, x, failed, depth, loops)
@@ -180,14 +180,14 @@ class _Writer:
             self.line(depth, f"if not y{cell.index}:")
             self.line(depth + 1, f"{lost} += 1")
             self.line(depth + 1, "continue")
-            self.distribute(cell, x, x, depth, loops)
+            self.distribute(cell, x, x, out, depth, loops)
             self.flush(cell, came, failed, out)
         else:
             out = self.call(cell, x, came, lost, failed, depth)
             if kind == "consumer":
                 out = "0"
             else:
-                self.distribute(cell, f"y{cell.index}", x, depth, loops)
+                self.distribute(cell, f"y{cell.index}", x, out, depth, loops)
             self.flush(cell, came, failed, out)
 
     def call(self, cell: Cell, x: str, came: str, lost: str, failed: str, depth: int) -> str:
@@ -211,7 +211,7 @@ class _Writer:
         self.line(depth + 2, "continue")
         self.line(depth + 1, f"{lost} -= 1")
         self.line(depth + 1, f"{failed} -= 1")
-        self.line(depth, f"if y{i}.__class__ in SPECIAL:")
+        self.line(depth, f"if type(y{i}) in SPECIAL:")
         self.line(depth + 1, f"{lost} += 1")
         self.line(depth + 1, f"if (yield from {special}(y{i}, {x})):")
         self.line(depth + 2, f"{failed} += 1")
@@ -228,12 +228,12 @@ class _Writer:
             values = f"clocked({values}, {self.name('note', cell, cell.note)})"
         self.line(depth, "try:")
         self.line(depth + 1, f"for y{i} in {values}:")
-        self.line(depth + 2, f"if y{i}.__class__ is To:")
+        self.line(depth + 2, f"if type(y{i}) is To:")
         self.send(cell, f"y{i}", depth + 3)
         self.line(depth + 3, "continue")
         self.line(depth + 2, f"{out} += 1")
         if cell.kind != "consumer":
-            self.distribute(cell, f"y{i}", x, depth + 2, loops + 1)
+            self.distribute(cell, f"y{i}", x, out, depth + 2, loops + 1)
         else:
             self.line(depth + 2, f"{out} -= 1")
         self.line(depth, "except ERRORS as error:")
@@ -255,7 +255,9 @@ class _Writer:
 
     # ------------------------------------------------------------------ outputs
 
-    def distribute(self, cell: Cell, y: str, x: str, depth: int, loops: int) -> None:
+    def distribute(
+        self, cell: Cell, y: str, x: str, out: str, depth: int, loops: int
+    ) -> None:
         """An output, in the variable y, goes where the stage's outputs go."""
         targets = cell.targets
         if cell.kind == "consumer":
@@ -274,23 +276,26 @@ class _Writer:
             self.line(depth, f"yield from {self.name('pour', cell, cell.pour)}(({y},))")
         else:
             for target in targets:
-                self.branch(cell, target, y, depth, loops, last=target is targets[-1])
+                self.branch(cell, target, y, out, depth, loops)
 
-    def branch(
-        self, cell: Cell, target: Cell, y: str, depth: int, loops: int, *, last: bool
-    ) -> None:
+    def branch(self, cell: Cell, target: Cell, y: str, out: str, depth: int, loops: int) -> None:
+        """An output goes to one of the targets; `out` says how many did, if there is no other."""
+        alone = len(cell.targets) == 1
         if not target.fused:
-            queue = cell.edge_to(target)
-            self.append(self.name(f"q{cell.index}_", target, queue), y, depth, True)
+            queue = self.name(f"q{cell.index}_", target, cell.edge_to(target))
+            if not alone:  # a failure in one branch keeps the item from the next ones
+                count = self.counter(f"E{cell.index}_", target)
+                self.flushes.append(f"{queue}.emitted += {count}")
+                self.line(depth, f"{count} += 1")
+            self.append(queue, y, depth, True)
             return
-        if not last:
+        if target is not cell.targets[-1]:
             self.line(depth, "for _ in ONCE:")
             depth, loops = depth + 1, loops + 1
-        name = f"x{target.index}"
-        self.line(depth, f"{name} = {y}")
-        came = self.counter("C", target)
-        self.line(depth, f"{came} += 1")
-        self.stage(target, name, came, depth, loops)
+        if not alone:
+            out = self.counter("C", target)
+            self.line(depth, f"{out} += 1")
+        self.stage(target, y, out, depth, loops)
 
     def append(self, queue: str, y: str, depth: int, bounded: bool) -> None:
         self.line(depth, f"{queue}.append({y})")

@@ -1107,6 +1107,9 @@ class LaneCell(Cell):
         if record is not None and self.stage.ordered and record.seq != self._next:
             record.outputs += outputs
         else:
+            if record is not None and record.outputs:  # they came before its turn
+                self.deliver(record.outputs)
+                record.outputs = []
             self.deliver(outputs)
         if done:
             self._finished(record, item, failure)
@@ -1124,25 +1127,25 @@ class LaneCell(Cell):
                 self._schedule(record, failure, policy)
                 return
         self.pending -= 1
+        if self.producing:
+            self.live_source = False
         counted = self.kind not in ("batch", "producer") and edge is not None
         if counted:
             assert edge is not None
             edge.delivered += failure is None
             edge.failed += failure is not None
-        try:
-            if failure is not None:
-                if self.producing:
-                    self.engine.producer_failed = True
-                    self.record(None, failure, 1, "skip")
-                else:
-                    then = policy.then if isinstance(policy, Retry) else policy
-                    self.record(item, failure, attempts, then)
-        finally:
-            if record is not None and self.stage.ordered:
-                self._waiting[record.seq] = record
-                while (ready := self._waiting.pop(self._next, None)) is not None:
-                    self._next += 1
-                    self.deliver(ready.outputs)
+        if failure is not None:
+            if self.producing:
+                self.engine.producer_failed = True
+                self.record(None, failure, 1, "skip")
+            else:
+                then = policy.then if isinstance(policy, Retry) else policy
+                self.record(item, failure, attempts, then)
+        if record is not None and self.stage.ordered:
+            self._waiting[record.seq] = record
+            while (ready := self._waiting.pop(self._next, None)) is not None:
+                self._next += 1
+                self.deliver(ready.outputs)
 
     def _schedule(self, record: _Record, failure: BaseException, policy: Retry) -> None:
         pause = policy.pause(record.attempts)

@@ -207,12 +207,11 @@ def build(pipeline: Pipeline) -> Graph:
 
 
 def check_runnable(graph: Graph) -> None:
-    """Refuse a graph that waits for items from outside."""
-    if graph.entries:
-        stage = graph.entries[0]
+    """Refuse a graph that would wait for items from outside."""
+    if not any(stage.kind == "producer" for stage in graph.stages):
+        stage = (graph.entries or graph.stages)[0]
         raise BuildError(
-            f"stage {stage.name!r}: nothing feeds it; link it with from_ or to, put a producer "
-            "before it, or write from_=() if only fm.to reaches it"
+            f"stage {stage.name!r}: nothing feeds it: {graph.pipeline!r} has no producer"
         )
 
 
@@ -387,6 +386,11 @@ def _check(stage: Stage, top: Level) -> None:
         raise BuildError(
             f"stage {stage.name!r}: key needs copies of the state that last; in cow_fork every item "
             "has a new one"
+        )
+    if stage.timeout is not None and stage.spec.type in ("inline", "thread", "interpreter"):
+        raise BuildError(
+            f"stage {stage.name!r}: timeout: {stage.spec.type!r} cannot stop an item that runs; "
+            "use 'ipc_fork', 'cow_fork', or 'async' with coroutines"
         )
     dead = stage.on_error
     if isinstance(dead, Retry):

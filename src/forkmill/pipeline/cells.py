@@ -53,7 +53,7 @@ from .work import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from .engine import Engine
     from .graph import Stage
@@ -86,7 +86,7 @@ class Edge(deque):  # type: ignore[type-arg]
         self.room = room  # it is full with so many
         self.emitted = self.delivered = self.failed = self.dropped = 0
 
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -398,7 +398,7 @@ class Cell:
         self.sampled += seconds
         self.reservoir.add(seconds)
 
-    def special(self, value: Any, item: Any) -> Iterator[Any]:
+    def special(self, value: Any, item: Any) -> Generator[Any, None, bool]:
         """A value that is not one output: fm.to, a generator, a coroutine. Whether it failed."""
         if value.__class__ is to:
             full = self.send(value)
@@ -1008,7 +1008,7 @@ class LaneCell(Cell):
         self.pending += len(items)
         self.lane.put_many(items)
 
-    def _put(self, pairs: list[tuple[Any, Edge | None]]) -> None:
+    def _put(self, pairs: Iterable[tuple[Any, Edge | None]]) -> None:
         """Items one by one: with records, keys, hooks."""
         plain: list[Any] = []
         keyed: dict[int, list[Any]] = {}
@@ -1266,10 +1266,8 @@ def width_of(stage: Stage) -> int:
         return spec.max_workers
     if spec.type == "async":
         return 100
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
+    can_ask = hasattr(os, "sched_getaffinity")
+    cpus = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
     return min(32, cpus + 4) if spec.type == "thread" else cpus
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BuildError
@@ -187,7 +188,7 @@ def batch(size: Any = None, max_wait: Any = None, **options: Any) -> Any:
     Raises:
         BuildError: As `stage`; also if neither size nor max_wait is given.
     """
-    if callable(size) and not options and max_wait is None:
+    if inspect.isfunction(size) and len(inspect.signature(size).parameters) != 1:
         raise OptionError("batch needs a size or a max_wait: @fm.batch(size=...)")
     if size is None and max_wait is None:
         raise OptionError("batch needs a size, a max_wait, or both")
@@ -355,7 +356,7 @@ class Pipeline:
 
         An iterator is used up by the first run; a list, or a function, serves every run.
         """
-        if not callable(items) or isinstance(items, type):
+        if not callable(items) or hasattr(type(items), "__iter__"):
             if not hasattr(items, "__iter__") and not hasattr(items, "__aiter__"):
                 raise OptionError(f"source needs an iterable or a function, not {items!r}")
             items = Source(items)
@@ -525,7 +526,8 @@ def hooks_of(pipeline: Pipeline, which: str) -> list[Callable[..., Any]]:
     marked: dict[str, Any] = {}
     for base in reversed(type(pipeline).__mro__):
         for attribute, value in vars(base).items():
-            if (isinstance(value, _Hook) and value.which == which) or (attribute in marked and callable(value)):
+            hook = isinstance(value, _Hook) and value.which == which
+            if hook or (attribute in marked and callable(value)):
                 marked[attribute] = value
     found = [value.__get__(pipeline, type(pipeline)) for value in marked.values()]
     extra = (pipeline._hooks or {}).get(which)

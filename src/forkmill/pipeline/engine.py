@@ -26,7 +26,6 @@ import contextlib
 import queue
 import signal
 import threading
-import time
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -522,12 +521,12 @@ class Engine:
                     late.append(error)
         self._over = True
         self._duration = monotonic() - self._began
-        outputs = [] if self.outputs.bounded else list(self.outputs)
-        result = RunResult(status, outputs, self.failures, self.snapshot(), self._duration)
         self._check_edges()
         if self.events.sinks:
-            self._tell(time.monotonic())
+            self._tell(monotonic())
         self.events.emit("run_finished", status=status, duration=self._duration)
+        outputs = [] if self.outputs.bounded else list(self.outputs)
+        result = RunResult(status, outputs, self.failures, self.snapshot(), self._duration)
         if not self._feed and self._opened:
             run_hooks(hooks_of(self.graph.pipeline, "after_run"), result)
         if late:

@@ -255,9 +255,7 @@ class _Writer:
 
     # ------------------------------------------------------------------ outputs
 
-    def distribute(
-        self, cell: Cell, y: str, x: str, out: str, depth: int, loops: int
-    ) -> None:
+    def distribute(self, cell: Cell, y: str, x: str, out: str, depth: int, loops: int) -> None:
         """An output, in the variable y, goes where the stage's outputs go."""
         targets = cell.targets
         if cell.kind == "consumer":

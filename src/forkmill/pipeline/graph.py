@@ -1,6 +1,6 @@
 """From declarations to a graph: names resolved, links made, everything checked.
 
-    Pipeline ──▶ Level: nodes in definition order, nested levels inside ──link──▶ Graph: Stages, edges
+    Pipeline ──▶ Level: nodes in definition order, other levels inside ──link──▶ Graph: Stages
 
 Guarantees: whatever is wrong raises BuildError here, before anything runs; it names the stage and
 the nearest name.
@@ -384,8 +384,8 @@ def _check(stage: Stage, top: Level) -> None:
     """What can be known of one stage only when the graph is whole."""
     if stage.key is not None and stage.spec.type == "cow_fork":
         raise BuildError(
-            f"stage {stage.name!r}: key needs copies of the state that last; in cow_fork every item "
-            "has a new one"
+            f"stage {stage.name!r}: key needs copies of the state that last; in cow_fork every "
+            "item has a new one"
         )
     if stage.timeout is not None and stage.spec.type in ("inline", "thread", "interpreter"):
         raise BuildError(

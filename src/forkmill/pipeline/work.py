@@ -192,10 +192,6 @@ async def _async_produce(fn: Any, item: Any) -> AsyncIterator[Any]:
             yield value
 
 
-def _whole(fn: Any, item: Any) -> Any:
-    return fn(item)
-
-
 _ADAPTERS: dict[str, tuple[Any, Any]] = {
     "flat": (_flat, _async_flat),
     "filter": (_filter, _async_filter),

@@ -1,0 +1,235 @@
+"""Pipelines as they are written: links, names, inheritance, options; nothing runs but lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import forkmill as fm
+
+
+def edges(pipeline: fm.Pipeline) -> set[tuple[str, str]]:
+    return {(s.name, t.name) for s in pipeline.build().stages for t in s.targets}
+
+
+class Base(fm.Pipeline):
+    @fm.producer
+    def numbers(self) -> Iterator[int]:
+        yield from range(4)
+
+    @fm.stage
+    def parse(self, x: int) -> int:
+        return x + 1
+
+    @fm.stage
+    def audit(self, x: int) -> int:
+        return x
+
+    @fm.stage
+    def clean(self, x: int) -> int:
+        return -x
+
+
+def test_definition_order_links() -> None:
+    assert edges(Base()) == {("numbers", "parse"), ("parse", "audit"), ("audit", "clean")}
+
+
+def test_a_subclass_adds_at_the_end_and_overrides_by_name() -> None:
+    class Sub(Base):
+        def parse(self, x: int) -> int:
+            return x * 10
+
+        @fm.stage
+        def last(self, x: int) -> str:
+            return str(x)
+
+    assert Sub().run().outputs == ["0", "-10", "-20", "-30"]
+    assert Base().run().outputs == [-1, -2, -3, -4]
+
+
+def test_skip_links_what_was_before_to_what_was_after() -> None:
+    class Sub(Base):
+        skip = ("audit",)
+
+    assert edges(Sub()) == {("numbers", "parse"), ("parse", "clean")}
+
+
+def test_insert_after_and_before() -> None:
+    class Sub(Base):
+        @fm.stage
+        def check(self, x: int) -> int:
+            return x
+
+        @fm.stage
+        def seal(self, x: int) -> int:
+            return x
+
+        insert = {"after": {"parse": check}, "before": {"clean": "seal"}}  # noqa: RUF012
+
+    assert edges(Sub()) == {
+        ("numbers", "parse"),
+        ("parse", "check"),
+        ("check", "audit"),
+        ("audit", "seal"),
+        ("seal", "clean"),
+    }
+
+
+def test_insert_takes_a_plain_function() -> None:
+    def twice(x: int) -> int:
+        return 2 * x
+
+    class Sub(Base):
+        insert = {"after": {"numbers": twice}}  # noqa: RUF012
+
+    assert Sub().run().outputs == [-1, -3, -5, -7]
+
+
+def test_reroute_replaces_links() -> None:
+    class Sub(Base):
+        reroute = {"parse": ("clean",)}  # noqa: RUF012
+
+    assert edges(Sub()) == {("numbers", "parse"), ("parse", "clean"), ("audit", "clean")}
+    assert Sub().run().outputs == [-1, -2, -3, -4]
+
+
+def test_several_producers_feed_the_next_stage() -> None:
+    line = fm.Pipeline().source([1], name="a").source([2], name="b").map(str)
+    assert edges(line) == {("a", "str"), ("b", "str")}
+
+
+def test_names_are_made_unique_in_a_chain() -> None:
+    line = fm.Pipeline().source([3]).map(str).map(str).map(lambda x: x)
+    assert [s.name for s in line.build().stages] == ["source", "str", "str_2", "map"]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: p.map(str, to="lode").sink(print, name="load"), "did you mean 'load'"),
+        (lambda p: p.map(str, name="a", to="a"), "'a': it feeds itself"),
+        (lambda p: p.map(str, name="a", to="b").map(str, name="b", to="a"), "it feeds itself"),
+        (lambda p: p.map(str, name="a").map(str, name="a"), "two stages"),
+        (lambda p: p.map(str, name="a", context="threed"), "did you mean 'thread'"),
+        (lambda p: p.map(str, name="a", on_error="skp"), "did you mean 'skip'"),
+        (lambda p: p.map(str, name="a", on_error=fm.dead_letter("gone")), "no stage 'gone'"),
+        (lambda p: p.map(str, name="a", queue_size=0), "queue_size must be more than 0"),
+        (lambda p: p.map(str, name="a", to="source"), "'source' is a producer"),
+        (lambda p: p.map(str, name="a", key=len, context="cow_fork"), "key needs copies"),
+        (lambda p: p.map(str, name="a", timeout=1), "cannot stop"),
+        (lambda p: p.batch("many", name="a"), "no such attribute"),
+        (lambda p: p.map(str, name="a", contxt="thread"), "did you mean 'context'"),
+        (lambda p: p.map(str, name="a", routing="random"), "unknown routing"),
+        (lambda p: p.sink(print, name="a", to="b").map(str, name="b"), "a consumer emits nothing"),
+    ],
+)
+def test_what_is_wrong_is_a_build_error_that_names_the_stage(make: Any, says: str) -> None:
+    ran: list[int] = []
+
+    def source() -> Iterator[int]:
+        ran.append(1)
+        yield 1
+
+    with pytest.raises(fm.BuildError, match=says):
+        make(fm.Pipeline().source(source, name="source")).run()
+    assert not ran
+
+
+def test_an_unknown_option_is_a_type_error_too() -> None:
+    with pytest.raises(TypeError, match="contxt"):
+        fm.stage(contxt="thread")
+
+
+def test_a_pipeline_that_contains_itself_is_refused() -> None:
+    line = fm.Pipeline().source([1])
+    line.through(line)
+    with pytest.raises(fm.BuildError, match="contains itself"):
+        line.run()
+
+
+class Cleaner(fm.Pipeline):
+    @fm.stage
+    def strip(self, x: str) -> str:
+        return x.strip()
+
+    @fm.stage
+    def lower(self, x: str) -> str:
+        return x.lower()
+
+
+def test_nested_pipelines_are_entered_first_and_left_last() -> None:
+    class Outer(fm.Pipeline):
+        @fm.producer
+        def words(self) -> Iterator[str]:
+            yield from (" A", "B ")
+
+        clean = Cleaner()
+
+        @fm.stage
+        def double(self, x: str) -> str:
+            return x * 2
+
+    assert edges(Outer()) == {
+        ("words", "clean.strip"),
+        ("clean.strip", "clean.lower"),
+        ("clean.lower", "double"),
+    }
+    assert Outer().run().outputs == ["aa", "bb"]
+
+
+def test_sizes_come_from_the_object() -> None:
+    class Sized(fm.Pipeline):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.n = n
+
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield from range(6)
+
+        group = fm.batch(size="n")
+        again = fm.batch(size=lambda self: self.n - 1)
+
+    assert Sized(3).run().outputs == [[[0, 1, 2], [3, 4, 5]]]
+    assert Sized(2).run().outputs == [[[0, 1]], [[2, 3]], [[4, 5]]]
+
+
+def test_the_plan_colocates_inline_neighbours() -> None:
+    line = (
+        fm.Pipeline()
+        .source([1], name="source")
+        .map(str, name="a")
+        .batch(2, name="group")
+        .map(len, name="b")
+        .map(str, name="c", context="thread:2")
+        .sink(print, name="load")
+    )
+    plan = fm.ExecutionPlan(line)
+    assert plan.plan() is plan
+    assert plan.colocated_stages == {"source": ["a", "group"]}
+    assert plan.independent_stages == ["source", "b", "c", "load"]
+    assert plan.affinity_for("group") == "source" and plan.affinity_for("b") is None
+    assert plan.context_for("c") == "thread"
+    assert "thread:2" in plan.describe()
+    assert plan.to_mermaid().startswith("flowchart LR") and "s0 --> s1" in plan.to_mermaid()
+    with pytest.raises(fm.BuildError, match="did you mean 'group'"):
+        plan.affinity_for("groop")
+
+
+def test_may_route_reads_the_code() -> None:
+    from forkmill.pipeline.routes import may_route
+
+    class Deep:
+        def work(self, x: int) -> Any:
+            return self.help(x)
+
+        def help(self, x: int) -> Any:
+            return fm.to("a", x)
+
+        def plain(self, x: int) -> int:
+            return x
+
+    assert may_route(Deep().work) and may_route(lambda x: fm.to("b", x))
+    assert not may_route(Deep().plain) and not may_route(str)

@@ -19,6 +19,7 @@ Threads: everything belongs to the thread of the engine, but `Feeder`.
 
 from __future__ import annotations
 
+import contextlib
 import copy as copy_module
 import functools
 import heapq
@@ -1182,18 +1183,23 @@ class LaneCell(Cell):
 
     def _plain(self, outputs: list[Any]) -> list[Any]:
         """Without what is for us: times, and items by fm.to."""
-        plain = []
-        for output in outputs:
-            if output.__class__ is Report:
-                self.sampled += output.seconds * output.calls
-                self.reservoir.add(output.seconds)
-                output = output.value
-                if output is Report:
-                    continue
-            if output.__class__ is to:
-                self.send(output)
-            else:
-                plain.append(output)
+        kinds = list(map(type, outputs))
+        plain = outputs[:]
+        gone: list[int] = []
+        for i in _places(kinds, Report):
+            report = outputs[i]
+            self.sampled += report.seconds
+            self.reservoir.add(report.call)
+            plain[i] = report.value
+            kinds[i] = type(report.value)
+            if report.value is Report:
+                gone.append(i)
+        for i in _places(kinds, to):
+            self.send(plain[i])
+            gone.append(i)
+        if gone:
+            out = set(gone)
+            plain = [output for i, output in enumerate(plain) if i not in out]
         return plain
 
     # The end.
@@ -1255,6 +1261,15 @@ class LaneCell(Cell):
 
 
 _MARKED = frozenset({Report, to})
+
+
+def _places(kinds: list[type], kind: type) -> Iterator[int]:
+    """Where a type is in a list of types."""
+    place = -1
+    with contextlib.suppress(ValueError):
+        while True:
+            place = kinds.index(kind, place + 1)
+            yield place
 
 
 def width_of(stage: Stage) -> int:

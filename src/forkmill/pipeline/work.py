@@ -32,6 +32,7 @@ __all__ = ["Report", "emitted", "make_work", "run_inline"]
 LAZY = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
 _SHORT = 20e-6  # seconds: shorter calls are not all measured
 _EVERY = 64  # one in so many short calls is measured
+_TELL = 5e-3  # seconds between two reports of one copy
 
 
 class Report:
@@ -39,19 +40,19 @@ class Report:
 
     Attributes:
         value: The output; Report itself: there is none.
-        seconds: Of the call that was measured.
-        calls: For how many calls it stands.
+        call: Seconds of one call.
+        seconds: Of all calls since the last report.
     """
 
-    __slots__ = ("calls", "seconds", "value")
+    __slots__ = ("call", "seconds", "value")
 
-    def __init__(self, value: Any, seconds: float, calls: int) -> None:
+    def __init__(self, value: Any, call: float, seconds: float) -> None:
         self.value = value
+        self.call = call
         self.seconds = seconds
-        self.calls = calls
 
     def __reduce__(self) -> Any:
-        return Report, (self.value, self.seconds, self.calls)
+        return Report, (self.value, self.call, self.seconds)
 
 
 # ---------------------------------------------------------------------- values inline
@@ -242,12 +243,17 @@ def run_inline(stage: Stage, item: Any) -> list[Any]:
 
 
 class Clocked:
-    """A function that measures its calls; short ones one in many."""
+    """A function that measures its calls; where they are short, one in many.
+
+    What was measured goes back with an output now and then: telling costs more than a short call.
+    """
 
     def __init__(self, fn: Any) -> None:
         self.fn = fn
         self.left = 1  # calls to the next that is measured
-        self.every = 1
+        self.every = 1  # how many a measured one stands for
+        self.seconds = 0.0  # not told yet
+        self.told = 0.0
 
     def __call__(self, item: Any) -> Any:
         self.left -= 1
@@ -255,13 +261,16 @@ class Clocked:
             return self.fn(item)
         start = perf_counter()
         value = self.fn(item)
-        seconds = perf_counter() - start
+        end = perf_counter()
         if type(value) in LAZY:
             self.left = 1
             return value
-        calls = self.every
-        self.left = self.every = _EVERY if seconds < _SHORT else 1
-        return Report(value, seconds, calls)
+        self.seconds += (end - start) * self.every
+        self.left = self.every = _EVERY if end - start < _SHORT else 1
+        if end - self.told < _TELL:
+            return value
+        seconds, self.seconds, self.told = self.seconds, 0.0, end
+        return Report(value, end - start, seconds)
 
 
 def clocked_pieces(fn: Any, item: Any) -> Iterator[Any]:
@@ -271,13 +280,15 @@ def clocked_pieces(fn: Any, item: Any) -> Iterator[Any]:
         seconds += perf_counter() - start
         yield output
         start = perf_counter()
-    yield Report(Report, seconds + perf_counter() - start, 1)
+    seconds += perf_counter() - start
+    yield Report(Report, seconds, seconds)
 
 
 async def _clocked_call(fn: Any, item: Any) -> Any:
     start = perf_counter()
     value = await fn(item)
-    return Report(value, perf_counter() - start, 1)
+    seconds = perf_counter() - start
+    return Report(value, seconds, seconds)
 
 
 def clocked(fn: Any) -> Any:

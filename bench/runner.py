@@ -45,6 +45,10 @@ QUESTIONS = (
     "cli_map",
     "cow_fork",
     "contexts",
+    "pipeline_fused",
+    "pipeline_ipc",
+    "pipeline_memory",
+    "etl",
 )
 _LONGEST_S = 1200.0  # a question that has not ended by then never will
 

@@ -244,7 +244,9 @@ def test_a_batch_is_whole_in_every_context(context: str) -> None:
             return items
 
     got = Batches().run().outputs
-    assert sorted(map(len, got)) == [2, 4, 4] and sorted(sum(got, [])) == list(range(10))
+    assert sorted(map(len, got)) == [2, 4, 4] and sorted(x for items in got for x in items) == list(
+        range(10)
+    )
 
 
 def test_batches_by_key() -> None:
@@ -341,8 +343,10 @@ def test_dead_letters(context: str) -> None:
 
 
 def test_an_unknown_name_at_run_time_is_a_failure_of_the_item() -> None:
-    line = fm.Pipeline().source([1, 2]).map(
-        lambda x: fm.to("nowhere", x) if x == 1 else x, on_error="skip"
+    line = (
+        fm.Pipeline()
+        .source([1, 2])
+        .map(lambda x: fm.to("nowhere", x) if x == 1 else x, on_error="skip")
     )
     result = line.run()
     assert result.outputs == [2]
@@ -472,4 +476,4 @@ def test_runs_of_one_object_do_not_meet() -> None:
 def test_a_pipeline_in_a_worker() -> None:
     inner = fm.Pipeline().map(lambda x: x + 1).batch(3)
     line = fm.Pipeline().source(range(7)).through(inner, context="ipc_fork:1")
-    assert sorted(sum(line.run().outputs, [])) == list(range(1, 8))
+    assert sorted(x for items in line.run().outputs for x in items) == list(range(1, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -233,3 +234,28 @@ def test_may_route_reads_the_code() -> None:
 
     assert may_route(Deep().work) and may_route(lambda x: fm.to("b", x))
     assert not may_route(Deep().plain) and not may_route(str)
+
+
+def test_a_pipeline_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forkmill.pipeline import load
+
+    (tmp_path / "flows_to_load.py").write_text(
+        "import forkmill as fm\n"
+        "class Count(fm.Pipeline):\n"
+        "    def __init__(self, n=2):\n"
+        "        super().__init__()\n"
+        "        self.n, self.step = n, 1\n"
+        "    @fm.producer\n"
+        "    def numbers(self): yield from range(0, self.n, self.step)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load("flows_to_load").run().outputs == [0, 1]
+    line = load("flows_to_load:Count", {"n": "6", "step": "2"})
+    assert line.run().outputs == [0, 2, 4]
+    for text, settings, says in [
+        ("flows_to_lode", {}, "no module"),
+        ("flows_to_load:Cuont", {}, "did you mean 'Count'"),
+        ("flows_to_load:Count", {"stp": "1"}, "did you mean 'step'"),
+    ]:
+        with pytest.raises(fm.BuildError, match=says):
+            load(text, settings)

@@ -12,6 +12,7 @@ fuse           neighbouring inline stages as one function
 work           what travels to a context
 stats, events  what a run counts, and tells
 result         what comes out
+load           a pipeline by its name, for command lines
 =============  =============================================================================
 
 A pipeline knows contexts by their Lanes alone.
@@ -34,6 +35,7 @@ from .declare import (
     to,
     unbatch,
 )
+from .load import load
 from .options import dead_letter, retry
 from .orchestrator import Orchestrator
 from .plan import ExecutionPlan
@@ -60,6 +62,7 @@ __all__ = [
     "before_stage",
     "consumer",
     "dead_letter",
+    "load",
     "producer",
     "retry",
     "stage",

@@ -342,6 +342,24 @@ def test_dead_letters(context: str) -> None:
         result.failures[0].reproduce()
 
 
+@in_contexts
+def test_what_a_generator_gave_before_it_failed_is_not_lost(context: str) -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise OSError("dry")
+
+    def parts(x: int) -> Iterator[int]:
+        yield x
+        raise OSError("torn")
+
+    result = fm.Pipeline().source(numbers, context=context).source([2], name="whole").run()
+    assert sorted(result.outputs) == [1, 2] and result.status == "failed"
+    line = fm.Pipeline().source([1, 2]).map(parts, context=context, on_error="skip")
+    result = line.run()
+    assert sorted(result.outputs) == [1, 2] and len(result.failures) == 2
+    check_edges(result)
+
+
 def test_an_unknown_name_at_run_time_is_a_failure_of_the_item() -> None:
     line = (
         fm.Pipeline()

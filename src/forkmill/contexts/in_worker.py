@@ -57,13 +57,28 @@ class State(Copy):
         """All outputs, or the first ones of very many."""
         first: list[Any] = []
         end = monotonic() + PARK_AFTER_S
-        for output in outputs:
-            first.append(output)
-            if len(first) == PARK_AFTER or monotonic() >= end:
-                number = next(self.numbers)
-                self.parked[number] = outputs
-                return Parked(os.getpid(), number, first)
+        try:
+            for output in outputs:
+                first.append(output)
+                if len(first) == PARK_AFTER or monotonic() >= end:
+                    return self.park(outputs, first)
+        except Exception as error:
+            if not first:
+                raise
+            return self.park(failing(error), first)  # what came before it is not lost
         return first
+
+    def park(self, outputs: Iterator[Any], first: list[Any]) -> Parked:
+        """Let a generator wait for `resume`."""
+        number = next(self.numbers)
+        self.parked[number] = outputs
+        return Parked(os.getpid(), number, first)
+
+
+def failing(error: Exception) -> Iterator[Any]:
+    """A generator that has nothing more but this."""
+    raise error
+    yield
 
 
 class Parked:

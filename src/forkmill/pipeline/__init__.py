@@ -7,7 +7,8 @@ declare        decorators, verbs, classes: what a user writes
 options        the options of stages, checked
 graph, routes  names resolved, links made, everything checked
 plan           which stages run together, and where
-engine, cells  one run: a loop over cells, which are stages with their queues and counters
+engine         one run: a loop over cells
+cells          stages while they run, with their queues and counters; also sources, lanes
 fuse           neighbouring inline stages as one function
 work           what travels to a context
 stats, events  what a run counts, and tells

@@ -1,8 +1,8 @@
 """A stage while it runs: its queues, its counters, its policy. One class a way of running.
 
     Edge ──▶ Cell (inline) ──▶ Edge         items wait in the target's edges, one queue each
-    tap  ──▶ Source        ──▶ Edge         pulled while there is room
-    Edge ──▶ LaneCell ──put_many──▶ Lane ──take_many──▶ Edge
+    tap  ──▶ Source        ──▶ Edge         pulled while there is room: sources.py
+    Edge ──▶ LaneCell      ──▶ Edge         through a context's Lane: lanes.py
 
 Guarantees:
     * Each item that reaches a cell is counted once on its edge: delivered, failed or dropped.
@@ -19,18 +19,13 @@ Threads: everything belongs to the thread of the engine, but `Feeder`.
 
 from __future__ import annotations
 
-import contextlib
 import copy as copy_module
 import functools
-import heapq
 import os
-import threading
 from collections import deque
-from itertools import islice
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .. import contexts
 from ..errors import BuildError, WorkerDied
 from .declare import to
 from .events import short
@@ -40,14 +35,11 @@ from .options import DeadLetter, Retry
 from .result import Failure, traceback_of
 from .stats import Reservoir
 from .work import (
-    Report,
     adapted,
     emitted,
-    initialize,
     is_async,
     is_generator,
     iterated,
-    make_work,
     run_hooks,
     run_inline,
     settle,
@@ -59,12 +51,12 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .graph import Stage
 
-__all__ = ["Abort", "Cell", "Edge", "LaneCell", "Outlet", "Source"]
+__all__ = ["Abort", "Cell", "Edge", "Outlet"]
 
 _MOST = 4096  # items a slice
 _QUICK, _SLOW = 0.5e-3, 2e-3  # seconds: a slice that takes less grows, one that takes more shrinks
-_TIMED = 4  # items of a slice whose calls are all measured
-_NEVER = float("inf")
+TIMED = 4  # items of a slice whose calls are all measured
+NEVER = float("inf")
 
 
 class Abort(BaseException):
@@ -101,7 +93,7 @@ class Outlet(deque):  # type: ignore[type-arg]
     def __init__(self, bounded: bool) -> None:
         super().__init__()
         self.bounded = bounded
-        self.room = 1 if bounded else _NEVER
+        self.room = 1 if bounded else NEVER
 
 
 class Cell:
@@ -268,7 +260,7 @@ class Cell:
 
     def due(self) -> float:
         """When a batch has waited long enough."""
-        return min(self._deadlines.values(), default=_NEVER)
+        return min(self._deadlines.values(), default=NEVER)
 
     def turn(self) -> bool:
         """Do some of what there is to do; whether there was anything."""
@@ -299,7 +291,7 @@ class Cell:
         if self.state == "ended":
             self._reopen()
         timed = self._timed()
-        n = _TIMED if timed and self._slice > 4 * _TIMED else self._slice
+        n = TIMED if timed and self._slice > 4 * TIMED else self._slice
         if n >= len(edge):
             items = list(edge)
             edge.clear()
@@ -319,7 +311,7 @@ class Cell:
 
     def _timed(self) -> bool:
         self._measure = not self._measure
-        return self._measure or self._slice <= 4 * _TIMED
+        return self._measure or self._slice <= 4 * TIMED
 
     def run_of(self, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
         """The compiled run that hangs on this cell."""
@@ -692,586 +684,6 @@ def _all_of(fn: Any, item: Any) -> Any:
     return Outs(iterated(fn(item)))
 
 
-# ---------------------------------------------------------------------- producers
-
-
-class Source(Cell):
-    """An inline producer: pulled in slices, while there is room behind it."""
-
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
-        self.live_source = True
-        self.feeder: Feeder | None = None
-        self._tap: Iterator[Any] | None = None
-        self._waiting_for_thread = False
-
-    def open(self) -> None:
-        super().open()
-        if not self._ready:
-            self.live_source = False
-            return
-        self._tap = tap(self)
-
-    def thread(self) -> None:
-        """Give it a thread: the clock must go on while it blocks."""
-        if self.live_source and self.feeder is None:
-            self.feeder = Feeder(self)
-
-    def in_flight(self) -> bool:
-        return self.run is not None or bool(self.feeder and self.feeder.items)
-
-    def turn(self) -> bool:
-        if self.run is not None:
-            return self.resume()
-        if not self.live_source and not (self.feeder and self.feeder.items):
-            return False
-        if self.engine.stopping and self.feeder is None:
-            self.stop()
-            return True
-        if not self._has_room():
-            return False
-        timed = self._timed()
-        n = _TIMED if timed and self._slice > 4 * _TIMED else self._slice
-        source: Any
-        if self.feeder is not None:
-            source = self.feeder.take(n)
-            if not source:
-                return False
-        else:
-            source = islice(self._tap, n)  # type: ignore[arg-type]
-        if timed:
-            source = self._clocked(source)
-        self.begin(self.run_of(False, timed)(source))
-        return True
-
-    def _clocked(self, source: Iterable[Any]) -> Iterator[Any]:
-        start = perf_counter()
-        for item in source:
-            self.note(perf_counter() - start)
-            yield item
-            start = perf_counter()
-
-    def stop(self) -> None:
-        """Pull no more."""
-        self.live_source = False
-        if self.feeder is not None:
-            self.feeder.stopped = True
-            self.feeder.free.set()
-        elif self._tap is not None and self.run is None:
-            self._tap.close()  # type: ignore[attr-defined]
-
-    def failed(self, error: BaseException) -> None:
-        """The producer raised: it ends, and only it."""
-        self.engine.producer_failed = True
-        self.record(None, error, 1, "skip")
-
-    def fail_once(self, item: Any, error: BaseException) -> None:
-        self.engine.producer_failed = True
-        self.record(item, error, 1, "skip")
-
-    def close(self) -> None:
-        super().close()
-        self.stop()
-        if self.feeder is not None:
-            self.feeder.join()
-
-    def load(self) -> float:
-        return 0.0
-
-
-def tap(cell: Source) -> Iterator[Any]:
-    """A producer's items, as long as it may be pulled.
-
-    Ctrl-C raises KeyboardInterrupt inside the user's code if this frame is on the stack (see
-    engine.Interrupts). Between two items it never does: there is nothing here that could be lost.
-    """
-    engine = cell.engine
-    try:
-        for item in iterated(cell.fn()):
-            yield item
-            if engine.stopping:
-                break
-    except ERRORS as error:
-        cell.failed(error)
-    except KeyboardInterrupt:
-        engine.interrupted = True
-        engine.stop()
-    cell.live_source = False
-
-
-class Feeder:
-    """The thread of a producer that shares a run with a clock (a batch with max_wait)."""
-
-    def __init__(self, cell: Source) -> None:
-        self.cell = cell
-        self.items: deque[Any] = deque()
-        self.error: BaseException | None = None
-        self.stopped = self.over = False
-        self.free = threading.Event()
-        self._limit = cell.stage.queue_size
-        self._thread = threading.Thread(target=self._run, name=f"forkmill-{cell.name}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        items, ring = self.items, self.cell.engine.bell.ring
-        try:
-            for item in iterated(self.cell.fn()):
-                while len(items) >= self._limit and not self.stopped:
-                    self.free.clear()
-                    if len(items) >= self._limit and not self.stopped:
-                        self.free.wait()
-                if self.stopped:
-                    break
-                items.append(item)
-                ring()
-        except ERRORS as error:
-            self.error = error
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.over = True
-            ring()
-
-    def take(self, number: int) -> list[Any]:
-        """Some of what has come; the producer's end is noticed here."""
-        over = self.over
-        found = [self.items.popleft() for _ in range(min(number, len(self.items)))]
-        self.free.set()
-        if over and not self.items:
-            self.cell.live_source = False
-            error, self.error = self.error, None
-            if error is not None:
-                self.cell.failed(error)
-        return found
-
-    def join(self) -> None:
-        """Wait for the thread, if it is not stuck in the user's code."""
-        self.stopped = True
-        self.free.set()
-        self._thread.join(0.5)
-
-
-# ---------------------------------------------------------------------- other contexts
-
-
-class _Record:
-    """What is to be remembered of an item in a lane."""
-
-    __slots__ = ("attempts", "edge", "item", "outputs", "seq")
-
-    def __init__(self, item: Any, edge: Edge | None, seq: int) -> None:
-        self.item = item
-        self.edge = edge
-        self.seq = seq
-        self.attempts = 1
-        self.outputs: list[Any] = []
-
-
-class LaneCell(Cell):
-    """A stage that runs in a context, behind its Lane."""
-
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
-        self.lane: Any = None
-        self.width = width_of(stage)
-        self.pending = 0  # CELL-2
-        self.producing = stage.kind == "producer"
-        self.live_source = self.producing
-        self._most = stage.queue_size + self.width
-        self._ready_pieces: deque[Any] = deque()
-        self._retries: list[tuple[float, int, _Record]] = []
-        self._records: dict[int, deque[_Record]] = {}
-        self._remember = stage.ordered or isinstance(stage.on_error, Retry)
-        self._seq = self._next = 0
-        self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
-        self._ending = 0  # 1: leftovers are on their way, 2: the lane ends
-        self._forks = stage_hooks(stage, "before_fork")
-        self.call_hooks = bool(self._forks) and stage.spec.type == "cow_fork"
-
-    def wire(self) -> None:
-        super().wire()
-        self._remember = self._remember or len(self.edges_in) > 1
-        self.rooms()
-
-    def rooms(self) -> None:
-        """queue_size counts what waits here and in the lane."""
-        free = self._most - self.pending - len(self._waiting)
-        if len(self.edges_in) > 1:
-            self._remember = True
-            free -= sum(map(len, self.edges_in))
-            share = max(0, free) // len(self.edges_in) + (1 if free > 0 else 0)
-            for edge in self.edges_in:
-                edge.room = len(edge) + share
-        elif self.edges_in:
-            self.edges_in[0].room = min(max(0, free), self.stage.queue_size)
-
-    # Opening.
-
-    def open(self) -> None:
-        """Make the lane, with the hooks of forks where there are some."""
-        self.state = "live"
-        stage, spec = self.stage, self.stage.spec
-        hooks = stage_hooks(stage, "after_fork")
-        isolated = spec.type in ("ipc_fork", "cow_fork")
-        shared = type(spec) is not contexts.Spec  # a named pool: its workers are there already
-        born = spec.type == "ipc_fork" and not shared
-        if born and (hooks or self._forks):
-            for _ in range(self.width):
-                run_hooks(self._forks, self.name)
-            spec = _with_hooks(spec, hooks, self.name)
-        work = make_work(stage, hooks if isolated and not born else [])
-        self.lane = spec.lane(work, self.engine.bell.ring)
-        if self.producing:
-            self.pending = 1
-            if self.call_hooks:
-                run_hooks(self._forks, self.name)
-            self.lane.put_many([None])
-
-    def _reopen(self) -> None:
-        self._ending = 0
-        self.before_hooks()
-        self.open()
-
-    # Turns.
-
-    def in_flight(self) -> bool:
-        return bool(self.pending or self._ready_pieces or self._waiting or any(self.edges_in))
-
-    def due(self) -> float:
-        again = self._retries[0][0] if self._retries else _NEVER
-        return min(again, super().due())
-
-    def load(self) -> float:
-        return (sum(map(len, self.edges_in)) + self.pending) / self.width
-
-    def turn(self) -> bool:
-        progress = False
-        if self.lane is not None:
-            progress = self._take()
-        if any(self.edges_in):
-            if self.lane is None or self.state == "ended":
-                self._reopen()
-            progress = self._feed() or progress
-        if self._retries and self._retries[0][0] <= monotonic():
-            progress = self._try_again() or progress
-        if self._deadlines and self.due() <= monotonic():
-            now = monotonic()
-            late = [key for key, due in self._deadlines.items() if due <= now]
-            self._put([(self._released(key), None) for key in late])
-            progress = True
-        return progress
-
-    @property
-    def has_pieces(self) -> bool:
-        """Whether something came out that has not been handed on."""
-        return bool(self._ready_pieces)
-
-    @property
-    def works_outside(self) -> bool:
-        """Whether the lane will ring: it works, or comes to its end."""
-        if self.lane is None or self.state == "ended":
-            return False
-        if self._ready_pieces:  # a stream waits for us; anything else is done
-            return False
-        return bool(self.lane.pending) or (self._ending == 2 and not self.lane.ended)
-
-    def _feed(self) -> bool:
-        free = self._most - self.pending - len(self._waiting)
-        if self._ending or free <= 0:
-            return False
-        taken = False
-        for edge in self.edges_in:
-            n = min(free, len(edge))
-            if not n:
-                continue
-            if n == len(edge):
-                items = list(edge)
-                edge.clear()
-            else:
-                items = [edge.popleft() for _ in range(n)]
-            free -= n
-            taken = True
-            self.came += n
-            if self.kind == "batch":
-                edge.delivered += n
-                full = [(b, None) for b in map(self.hold, items) if b is not None]
-                if full:
-                    self._put(full)
-            else:
-                self._put_items(items, edge)
-        self.rooms()
-        return taken
-
-    def _put_items(self, items: list[Any], edge: Edge) -> None:
-        if self._remember or self.stage.key is not None or self.call_hooks:
-            self._put([(item, edge) for item in items])
-            return
-        self.pending += len(items)
-        self.lane.put_many(items)
-
-    def _put(self, pairs: Iterable[tuple[Any, Edge | None]]) -> None:
-        """Items one by one: with records, keys, hooks."""
-        plain: list[Any] = []
-        keyed: dict[int, list[Any]] = {}
-        for item, edge in pairs:
-            self.pending += 1
-            if self._remember:
-                record = _Record(item, edge, self._seq)
-                self._seq += 1
-                self._records.setdefault(id(item), deque()).append(record)
-            if self.call_hooks:
-                run_hooks(self._forks, self.name)
-            key = self.stage.key if self.kind != "batch" else None
-            if key is None:
-                plain.append(item)
-                continue
-            try:
-                keyed.setdefault(hash(key(item)) % max(1, self.lane.copies), []).append(item)
-            except ERRORS as error:
-                self._finished(self._recall(item), item, error, final=True)
-        if plain:
-            self.lane.put_many(plain)
-        for copy, items in keyed.items():
-            self.lane.put_many(items, copy)
-
-    def _recall(self, item: Any) -> _Record | None:
-        """The record of an item that came back; equal objects are as good as each other."""
-        records = self._records.get(id(item))
-        if not records:
-            return None
-        record = records.popleft()
-        if not records:
-            del self._records[id(item)]
-        return record
-
-    def _try_again(self) -> bool:
-        progress = False
-        while self._retries and self._retries[0][0] <= monotonic():
-            record = heapq.heappop(self._retries)[2]
-            self._records.setdefault(id(record.item), deque()).append(record)
-            if self.call_hooks:
-                run_hooks(self._forks, self.name)
-            self.lane.put_many([record.item])
-            progress = True
-        return progress
-
-    # What comes out.
-
-    def _take(self) -> bool:
-        pieces = self._ready_pieces
-        if not pieces:
-            pieces.extend(self.lane.take_many(0))
-        progress = False
-        while pieces and self._has_room():
-            piece = pieces.popleft()
-            progress = True
-            if piece.__class__ is contexts.Batch:
-                self._batch(piece)
-            else:
-                self._taken(piece)
-        self.forced = False
-        if progress:
-            self.rooms()
-        return progress
-
-    def _batch(self, piece: Any) -> None:
-        """Items that came out together: the fast way, if nothing has to be known of each."""
-        if self._remember:
-            for one in piece.split():
-                self._taken(one)
-            return
-        n = len(piece.items)
-        outputs = piece.outputs
-        if piece.many:
-            outputs = [output for several in outputs for output in several]
-        self.deliver(outputs)
-        self.pending -= n
-        if self.kind != "batch" and self.edges_in:
-            self.edges_in[0].delivered += n
-
-    def _taken(self, taken: Any) -> None:
-        item, outputs, failure, done = taken
-        if item is contexts.END:
-            self.deliver(outputs)
-            if failure is not None:
-                self.fail_once(None, failure)
-            return
-        if not self._remember:
-            self.deliver(outputs)
-            if done:
-                self._finished(None, item, failure)
-            return
-        known = self._records.get(id(item))
-        record = known[0] if known else None  # None: put before there was a second edge
-        if done:
-            self._recall(item)
-        if record is not None and self.stage.ordered and record.seq != self._next:
-            record.outputs += outputs
-        else:
-            if record is not None and record.outputs:  # they came before its turn
-                self.deliver(record.outputs)
-                record.outputs = []
-            self.deliver(outputs)
-        if done:
-            self._finished(record, item, failure)
-
-    def _finished(
-        self, record: _Record | None, item: Any, failure: BaseException | None, final: bool = False
-    ) -> None:
-        """An item is through, or is to be tried again."""
-        edge = record.edge if record is not None else self.edges_in[0] if self.edges_in else None
-        policy = self.stage.on_error
-        attempts = record.attempts if record is not None else 1
-        if failure is not None and not final and record is not None and isinstance(policy, Retry):
-            again = attempts < policy.attempts and isinstance(failure, policy.on)
-            if again and not self.engine.killed:
-                self._schedule(record, failure, policy)
-                return
-        self.pending -= 1
-        if self.producing:
-            self.live_source = False
-        counted = self.kind not in ("batch", "producer") and edge is not None
-        if counted:
-            assert edge is not None
-            edge.delivered += failure is None
-            edge.failed += failure is not None
-        if failure is not None:
-            if self.producing:
-                self.engine.producer_failed = True
-                self.record(None, failure, 1, "skip")
-            else:
-                then = policy.then if isinstance(policy, Retry) else policy
-                self.record(item, failure, attempts, then)
-        if record is not None and self.stage.ordered:
-            self._waiting[record.seq] = record
-            while (ready := self._waiting.pop(self._next, None)) is not None:
-                self._next += 1
-                self.deliver(ready.outputs)
-
-    def _schedule(self, record: _Record, failure: BaseException, policy: Retry) -> None:
-        pause = policy.pause(record.attempts)
-        self.engine.events.emit(
-            "retry",
-            self.name,
-            item=short(record.item),
-            error=short(failure),
-            attempts=record.attempts,
-            pause=pause,
-        )
-        record.attempts += 1
-        heapq.heappush(self._retries, (monotonic() + pause, record.seq, record))
-
-    def deliver(self, outputs: list[Any]) -> None:
-        """Outputs go on: to queues, to the run's outputs."""
-        if not outputs:
-            return
-        if not _MARKED.isdisjoint(map(type, outputs)):
-            outputs = self._plain(outputs)
-        if self.kind == "consumer" or not outputs:
-            return
-        self.out += len(outputs)
-        if not self.targets:
-            self.outlet.extend(outputs)
-        elif self.routed:
-            for output in outputs:
-                self.route(output, None)
-        else:
-            for target in self.targets:
-                edge = self.edges_out[target]
-                edge.extend(outputs)
-                edge.emitted += len(outputs)
-
-    def _plain(self, outputs: list[Any]) -> list[Any]:
-        """Without what is for us: times, and items by fm.to."""
-        kinds = list(map(type, outputs))
-        plain = outputs[:]
-        gone: list[int] = []
-        for i in _places(kinds, Report):
-            report = outputs[i]
-            self.sampled += report.seconds
-            self.reservoir.add(report.call)
-            plain[i] = report.value
-            kinds[i] = type(report.value)
-            if report.value is Report:
-                gone.append(i)
-        for i in _places(kinds, to):
-            self.send(plain[i])
-            gone.append(i)
-        if gone:
-            out = set(gone)
-            plain = [output for i, output in enumerate(plain) if i not in out]
-        return plain
-
-    # The end.
-
-    def finish(self) -> None:
-        self.state = "ending"
-        held = [(self._released(key), None) for key in list(self.held)]
-        if held and self.lane is not None:
-            self._ending = 1
-            self._put(held)
-        else:
-            self._end_lane()
-
-    def _end_lane(self) -> None:
-        self._ending = 2
-        if self.lane is not None:
-            self.lane.end()
-
-    def ended(self) -> bool:
-        if self._ending == 1 and not self.pending:
-            self._end_lane()
-        if self._ending != 2 or self.pending or self._ready_pieces:
-            return False
-        return self.lane is None or bool(self.lane.ended)
-
-    def conclude(self) -> None:
-        if self.lane is not None:
-            self.lane.close()
-            self.lane = None
-        self.state = "ended"
-        self.after_hooks()
-
-    def stop(self) -> None:
-        """A producer in a context stops with it."""
-        if self.producing and self.lane is not None and self.pending:
-            for piece in self.lane.take_many(0):
-                self._ready_pieces.append(piece)
-            self.lane.close()
-            self.pending = 0
-            self._ending = 2
-        self.live_source = False
-
-    def close(self) -> None:
-        lane, self.lane = self.lane, None
-        if lane is not None:
-            lane.close()
-        if self.kind not in ("batch", "producer"):
-            again = [record for _, _, record in self._retries]
-            for record in [r for several in self._records.values() for r in several] + again:
-                self.pending -= 1
-                if record.edge is not None:
-                    record.edge.dropped += 1
-            if self.edges_in:
-                self.edges_in[0].dropped += self.pending
-        self._records.clear()
-        self._ready_pieces.clear()
-        self.pending = 0
-        super().close()
-
-
-_MARKED = frozenset({Report, to})
-
-
-def _places(kinds: list[type], kind: type) -> Iterator[int]:
-    """Where a type is in a list of types."""
-    place = -1
-    with contextlib.suppress(ValueError):
-        while True:
-            place = kinds.index(kind, place + 1)
-            yield place
-
-
 def width_of(stage: Stage) -> int:
     """How many calls of a stage run at once, at most."""
     spec = stage.spec
@@ -1284,18 +696,6 @@ def width_of(stage: Stage) -> int:
     can_ask = hasattr(os, "sched_getaffinity")
     cpus = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
     return min(32, cpus + 4) if spec.type == "thread" else cpus
-
-
-def _with_hooks(spec: contexts.Spec, hooks: list[Any], name: str) -> contexts.Spec:
-    options = dict(spec.options)
-    options["initargs"] = (
-        hooks,
-        name,
-        options.get("initializer"),
-        options.get("initargs", ()),
-    )
-    options["initializer"] = initialize
-    return contexts.Spec(spec.type, spec.max_workers, options)
 
 
 def resolve(cell: Cell, name: str) -> list[Stage]:

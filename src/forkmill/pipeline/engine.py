@@ -30,10 +30,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PoolError
-from .cells import Abort, Cell, Edge, LaneCell, Outlet, Source, resolve, tap, width_of
+from .cells import Abort, Cell, Edge, Outlet, resolve, width_of
 from .declare import hooks_of
 from .events import Events
+from .lanes import LaneCell
 from .result import Failure, RunResult
+from .sources import Source, tap
 from .stats import EdgeStats, RunStats, StageStats
 from .work import run_hooks
 

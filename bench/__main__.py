@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.list:
         for name in QUESTIONS:
-            print(f"{name:14}{first_line(name)}")
+            print(f"{name:16}{first_line(name)}")
         return 0
     if importlib.util.find_spec("forkmill") is None:
         parser.error("forkmill is not installed for this interpreter: pip install '.[bench]'")

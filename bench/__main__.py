@@ -23,8 +23,13 @@ command line."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["soak"]:
+        from . import soak
+
+        return soak.main(given[1:])
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     if options.list:
         for name in QUESTIONS:
             print(f"{name:16}{first_line(name)}")
@@ -46,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"cannot write into {options.out}: {error.strerror}")
     load = _load()
     answers = _ask_all(options.questions or list(QUESTIONS), settings)
-    _finish(options, answers, load, sys.argv[1:] if arguments is None else arguments)
+    _finish(options, answers, load, given)
     return 1 if any(answer.ours_failed for answer in answers) else 0
 
 

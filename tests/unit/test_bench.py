@@ -116,3 +116,12 @@ def test_ratios_are_taken_within_a_round(harness):
     target = harness.Target("what", "key", 1.0, "peer", at_most=True)
     assert measured.reached(target) == [1 / 3, 1 / 2]
     assert harness.spread([1.0, 2.0, 3.0]) == (1.5, 2.0, 2.5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the soak looks into /proc")
+def test_a_moment_of_the_soak_finds_nothing():
+    ran = run_bench("soak", "--minutes", 0.03)
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(ran.stdout)
+    assert report["calls"] == report["outcomes"] > 0
+    assert report["findings"] == []

@@ -137,8 +137,8 @@ def test_54_hooks_of_one_stage() -> None:
 def test_55_fork_hooks(kind: str, forks: int, tmp_path: Path) -> None:
     before, after = tasks.Log(tmp_path), tasks.Log(tmp_path)
     line = fm.Pipeline(
-        before_fork=lambda: tasks.note(before.path, os.getpid()),
-        after_fork=lambda: tasks.note(after.path, os.getpid()),
+        before_fork=lambda: tasks.note_here(before.path, os.getpid()),
+        after_fork=lambda: tasks.note_here(after.path, os.getpid()),
     )
     got = outputs(
         line.source(range(6)).map(lambda x: (time.sleep(0.02), os.getpid()), context=of(kind))
@@ -169,12 +169,12 @@ def test_setup_and_teardown_once_per_copy_of_the_state(
 
         @work.setup
         def begin(self) -> None:
-            tasks.note(up.path, os.getpid())
+            tasks.note_here(up.path, os.getpid())
             self.base = 100
 
         @work.teardown
         def end(self) -> None:
-            tasks.note(down.path, os.getpid())
+            tasks.note_here(down.path, os.getpid())
 
     got = outputs(Stateful())
     assert multiset(x for x, _ in got) == multiset(range(100, 106))
@@ -478,7 +478,9 @@ def test_stop_drains(kind: str) -> None:
         got.append(x)
         going.set()
 
-    line = fm.Pipeline().source(itertools.count).map(double, context=of(kind), ordered=True)
+    line = (
+        fm.Pipeline().source(lambda: itertools.count()).map(double, context=of(kind), ordered=True)
+    )
     handle = line.sink(keep).start()
     assert going.wait(20) and not handle.done()
     with pytest.raises(TimeoutError):

@@ -60,7 +60,7 @@ def test_30_two_workers_share_the_items(tmp_path: Path) -> None:
     log = tasks.Log(tmp_path)
 
     def begin() -> None:
-        tasks.note(log.path, os.getpid())
+        tasks.note_here(log.path, os.getpid())
 
     line = fm.Pipeline().source(range(8)).map(timed(0.05), context="ipc_fork:2", setup=begin)
     got = outputs(line)
@@ -98,7 +98,7 @@ def test_31_what_the_parent_has_is_neither_pickled_nor_copied(tmp_path: Path) ->
         def __init__(self) -> None:
             super().__init__()
             self.lock = threading.Lock()  # no pickle takes it
-            self.file = (tmp_path / "file").open("w+")
+            self.file = (tmp_path / "file").open("w+")  # nor this
             self.data = bytearray(b"x") * 256_000_000
 
         @fm.producer
@@ -109,7 +109,7 @@ def test_31_what_the_parent_has_is_neither_pickled_nor_copied(tmp_path: Path) ->
         @fm.stage(context="cow_fork:2")
         def look(self, item: Any) -> tuple[int, int, float]:
             i, get = item
-            with get(), self.lock:
+            with get():
                 return i, self.data[i * 1_000_000] + self.file.tell(), private_mb()
 
     index = Index()
@@ -311,7 +311,7 @@ class Sized(fm.Pipeline):
     def work(self, x: int) -> tuple[int, int, int, float, float]:
         return timed(0.02)(x)
 
-    group = fm.batch(size=lambda self: self.n)
+    group = fm.batch(size="n")
 
 
 def test_38_sizes_from_the_instance() -> None:

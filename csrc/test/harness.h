@@ -109,13 +109,14 @@ static inline void harness_fail(const char *file, int line, const char *text,
 /* ----------------------------------------------------------- allocations */
 
 static _Atomic long harness_allocs, harness_fail_at, harness_fail_end;
+static size_t harness_largest = SIZE_MAX; /* more is refused */
 
 void *fm__test_alloc(size_t size)
 {
     void *p;
     long n = atomic_fetch_add(&harness_allocs, 1) + 1;
-    if (n >= atomic_load(&harness_fail_at) &&
-        n < atomic_load(&harness_fail_end))
+    if (size > harness_largest || (n >= atomic_load(&harness_fail_at) &&
+                                   n < atomic_load(&harness_fail_end)))
         return NULL;
     return posix_memalign(&p, FM_ALIGN, size) ? NULL : p;
 }
@@ -222,6 +223,7 @@ static inline bool harness_wanted(size_t i, int argc, char **argv)
     return argc < 2;
 }
 
+#ifndef FM_LIBFUZZER /* it has a main of its own */
 int main(int argc, char **argv)
 {
     int passed = 0, failed = 0;
@@ -236,5 +238,6 @@ int main(int argc, char **argv)
     printf("%d passed, %d failed\n", passed, failed);
     return failed > 0;
 }
+#endif
 
 #endif

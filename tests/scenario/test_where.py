@@ -186,7 +186,7 @@ def test_35_a_body_runs_a_pipeline_of_its_own(outer: str, inner: str) -> None:
         line = fm.Pipeline().source(items).map(double, context=of(inner), ordered=True)
         return line.run().outputs
 
-    line = fm.Pipeline().source(range(12)).batch(3).map(body, context=of(outer)).unbatch()
+    line = fm.Pipeline().source(range(12)).batch(6).map(body, context=of(outer)).unbatch()
     assert multiset(outputs(line)) == multiset(range(0, 24, 2))
 
 
@@ -265,14 +265,17 @@ def test_36_nested_in_class_form() -> None:
 
 
 def test_37_a_named_pool_is_shared_by_its_stages() -> None:
-    fm.named_pool("scenario-37", fm.thread(3))
+    pool = fm.named_pool("scenario-37", fm.thread(3))
     line = (
         fm.Pipeline()
         .source(range(9), to=["a", "b"])
         .map(timed(0.02), name="a", context="scenario-37", to=())
         .map(timed(0.02), name="b", context="scenario-37", to=())
     )
-    got = outputs(line)
+    try:
+        got = outputs(line)
+    finally:
+        pool.shutdown()
     assert len(got) == 18
     assert 1 < at_once(got) <= 3
 

@@ -478,9 +478,8 @@ def test_stop_drains(kind: str) -> None:
         got.append(x)
         going.set()
 
-    line = (
-        fm.Pipeline().source(lambda: itertools.count()).map(double, context=of(kind), ordered=True)
-    )
+    line = fm.Pipeline().source(lambda: itertools.count())
+    line = line.map(double, context=of(kind), ordered=True, queue_size=20)
     handle = line.sink(keep).start()
     assert going.wait(20) and not handle.done()
     with pytest.raises(TimeoutError):

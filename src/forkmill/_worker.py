@@ -20,7 +20,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _native
+from . import _native, _stacks
 from .errors import SerializationError
 
 if TYPE_CHECKING:
@@ -281,6 +281,7 @@ def main(config: Config, ends: tuple[int, int, int]) -> int:
     if config.arena_fd >= 0:
         port.share(config.arena_fd)
     faulthandler.enable(port.crash_fd, all_threads=True)
+    _stacks.offer()
     _forget_parent()
     if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()

@@ -27,7 +27,7 @@ from concurrent.futures import Executor
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from . import _native, _worker, errors
+from . import _native, _stacks, _worker, errors
 from ._core import Core
 from ._figures import PoolStats, WorkerInfo, pool_stats, worker_info
 from ._future import Future
@@ -430,6 +430,32 @@ class _Face(Executor):
             infos = core.native.workers()
         now = time.monotonic_ns()
         return tuple(worker_info(info, now) for info in infos if info["pid"])
+
+    def dump(self, timeout: float = 1.0) -> dict[int, str]:
+        """What the workers are doing: the stacks of all their threads, while they go on.
+
+        For a task that seems stuck, also in C code that holds the GIL. The text is faulthandler's:
+        innermost call first.
+
+        Args:
+            timeout: Seconds to wait for each worker that does not answer (stopped, or in an
+                uninterruptible call).
+
+        Returns:
+            Text by process id, of the workers that answered; idle ones wait in our loop.
+
+        Raises:
+            TypeError, ValueError: A wrong timeout.
+            PoolError: This system does not let us look (it takes Linux 5.4).
+        """
+        limit = seconds("timeout", timeout)
+        if self._core is None:
+            return {}
+        if not _stacks.supported():
+            raise errors.PoolError("dump() needs Linux; elsewhere point py-spy at the worker's pid")
+        zygote, _ = self._core.native.zygote()
+        texts = {worker.pid: _stacks.read(worker.pid, zygote, limit) for worker in self.workers()}
+        return {pid: text for pid, text in texts.items() if text}
 
 
 class View(_Face):

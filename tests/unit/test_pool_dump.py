@@ -1,0 +1,68 @@
+"""dump(): the stacks of what runs, which runs on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import forkmill as fm
+import tasks
+from forkmill import _stacks
+
+pytestmark = pytest.mark.skipif(not _stacks.supported(), reason="needs pidfd")
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_the_stack_of_a_waiting_task(method: str, tmp_path: Path) -> None:
+    log = tasks.Log(tmp_path)
+    with tasks.Gate(tmp_path) as gate, fm.ProcessPool(2, start_method=method) as pool:
+        future = pool.submit(noted_gate, log.path, gate.path)
+        tasks.eventually(log.entries)
+        (pid,) = log.entries()
+        for _ in range(2):  # as often as one likes
+            texts = pool.dump(timeout=10)
+            assert pid in texts
+            assert "pass_gate" in texts[pid] and "noted_gate" in texts[pid]
+            assert texts[pid].count("most recent call first") == 1
+        gate.open()
+        assert future.result() == 7
+        assert pool.stats().deaths == 0
+
+
+def noted_gate(log: str, gate: str) -> int:
+    tasks.note(log, os.getpid())
+    tasks.pass_gate(gate)
+    return 7
+
+
+def test_a_task_that_holds_the_gil_in_c() -> None:
+    with fm.ProcessPool(1) as pool:
+        future = pool.submit(tasks.spin)
+        tasks.eventually(future.running)
+        tasks.eventually(lambda: any("spin" in text for text in pool.dump(timeout=10).values()))
+        assert future.kill()
+        assert isinstance(future.exception(), fm.WorkerDied)
+
+
+def test_who_cannot_answer_is_left_out() -> None:
+    with fm.ProcessPool(2, start_method="fork") as pool:
+        pids = set(pool.each(os.getpid))
+        stopped = min(pids)
+        os.kill(stopped, signal.SIGSTOP)
+        assert set(pool.dump(timeout=0.2)) == pids - {stopped}
+        os.kill(stopped, signal.SIGCONT)
+        assert set(pool.each(os.getpid)) == pids
+
+
+def test_a_stranger_is_not_signalled() -> None:
+    assert _stacks.read(os.getpid(), os.getppid() + 1, 0.1) == ""
+    assert _stacks.read(1, 0, 0.1) == ""  # no handler: the signal would end it
+
+
+def test_after_shutdown_there_is_nobody() -> None:
+    pool = fm.ProcessPool(1)
+    pool.shutdown()
+    assert pool.dump() == {}

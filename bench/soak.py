@@ -223,19 +223,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = start + options.minutes * 60
     tally = Tally()
     settled: dict[str, int] = {}
+    resident: list[int] = []
     while time.monotonic() < end:
         until = min(end, time.monotonic() + _ERA_S)
         era(tally, until, options.workers, options.threads, options.kills)
         now = balance()
+        resident.append(now["rss_kb"])
         # Once every way has been gone, arenas and tables have their size.
         if not settled and time.monotonic() - start > min(60.0, options.minutes * 20):
             settled = now
         if settled:
             for what, number in now.items():
-                if number > settled[what] + (_MORE_KB if what == "rss_kb" else 0):
+                if what != "rss_kb" and number > settled[what]:
                     tally.found(f"{what} grew from {settled[what]} to {number}")
         minutes = (time.monotonic() - start) / 60
         print(f"{minutes:.1f} min {dict(tally.counts)} {now}", file=sys.stderr, flush=True)
+    # The C library gives memory back when it likes, so one figure says nothing: a leak shows in
+    # the least of the last ones.
+    third = max(1, len(resident) // 3)
+    first, last = max(resident[:third]), min(resident[-third:])
+    if last > first + _MORE_KB:
+        tally.found(f"resident memory grew from {first} to {last} KiB")
     counts = tally.counts
     if counts["calls"] != counts["outcomes"]:
         tally.found(f"{counts['calls']} calls, {counts['outcomes']} outcomes")

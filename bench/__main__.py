@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(given)
     if options.list:
-        for name in QUESTIONS:
+        for name in (*QUESTIONS, "soak"):
             print(f"{name:16}{first_line(name)}")
         return 0
     if importlib.util.find_spec("forkmill") is None:

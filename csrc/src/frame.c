@@ -107,9 +107,8 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
         int more = 0, extra[FM_MESSAGE_FDS];
         ssize_t n = fm__sys_recv_fds(fd, p + got, sizeof *message - got,
                                      got ? extra : fds, got ? &more : nfds);
-        if (n == -ENOMEM || n == -ENOBUFS)
-            n = -EAGAIN; /* the kernel was short of memory: it is still there */
-        if (n == -EAGAIN && got == 0)
+        /* Without memory in the kernel the message is still there. */
+        if (got == 0 && (n == -EAGAIN || n == -ENOMEM || n == -ENOBUFS))
             return 0;
         if (n == -EAGAIN && fm_sys_wait_readable(&fd, 1, 1000000000) > 0)
             continue;

@@ -1,4 +1,4 @@
-"""The command line: ``forkmill map | demo | doctor | completion``, also ``python -m forkmill``.
+"""The command line: ``forkmill map | run | demo | doctor | completion``; ``python -m forkmill``.
 
 Guarantees:
     * Exit status: 0 all well, 1 something failed, 2 misuse, 130 stopped by Ctrl-C.
@@ -85,9 +85,10 @@ def nobody_reads() -> None:
 class _Target(ParamType):
     """MODULE:NAME; the value is the object."""
 
-    def __init__(self, name: str, example: str) -> None:
+    def __init__(self, name: str, example: str, *, called: bool = True) -> None:
         self.name = name
         self._example = example
+        self._called = called
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -96,7 +97,7 @@ class _Target(ParamType):
             found = load(value, example=self._example)
         except TargetError as error:
             self.fail(str(error), param, ctx)
-        if not callable(found):
+        if self._called and not callable(found):
             self.fail(f"{value} is a {type(found).__name__}, and cannot be called", param, ctx)
         return found
 
@@ -314,6 +315,115 @@ def show_while(run: Filter, paths: list[str], progress: bool) -> None:
     with Bar("map", total if known else None, in_bytes=True) as bar:
         run.on_progress = show
         run.run()
+
+
+# ------------------------------------------------------------------------------ run
+
+
+@app.command("run")
+@click.argument(
+    "pipeline",
+    metavar="MODULE:PIPELINE",
+    type=_Target("pipeline", "mymodule:WordCount", called=False),
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="An argument of the pipeline's class or function, or an attribute. JSON, or else text.",
+)
+@workers_option
+@progress_option
+@click.option("--plan", "plan_only", is_flag=True, help="Print what would run where, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of outputs.")
+def run_(
+    pipeline: Any,
+    settings: tuple[str, ...],
+    workers: int | None,
+    progress: bool,
+    plan_only: bool,
+    as_json: bool,
+) -> int:
+    """Run a pipeline: an fm.Pipeline, a subclass of it, or a function that returns one.
+
+    What its last stages emit is printed, a line each, as by `forkmill map`; the table of its stages
+    comes on stderr at the end. -j is for the stages whose context has no number of workers.
+
+    \b
+    forkmill run mymodule:WordCount --set path=book.txt --progress
+    """
+    from ._cli import pipelines as parts
+    from ._cli.filter import Output
+    from ._cli.screen import Board, table
+
+    try:
+        given = dict(map(parts.parse_setting, settings))
+    except TargetError as error:
+        raise click.BadParameter(str(error), param_hint="'--set'") from None
+    try:
+        plan = parts.sized(parts.make(pipeline, given), workers)
+    except (TargetError, errors.BuildError) as error:
+        raise click.BadParameter(str(error), param_hint="'MODULE:PIPELINE'") from None
+    if plan_only:
+        click.echo(plan_text(plan, as_json))
+        return 0
+    busy_screen = not as_json and sys.stdout.isatty()
+    with Board(("stage", ">in", ">out", ">failed"), wanted=progress and not busy_screen) as board:
+
+        def show(event: dict[str, Any]) -> None:
+            if event["kind"] == "progress":
+                stages = event["stages"].items()
+                board.show((name, s["in"], s["out"], s["failed"]) for name, s in stages)
+
+        result, count, end = parts.run(
+            plan, None if as_json else Output(1), [show] if board.on else []
+        )
+    if isinstance(end, BrokenPipeError):
+        nobody_reads()
+        return 0
+    if result is not None and as_json:
+        click.echo(json.dumps(parts.facts(result, count)))
+    elif result is not None:
+        title = f"{result.status} in {result.duration:.2f} s, {count:,} outputs"
+        if result.stats.bottleneck:
+            title += f"; bottleneck: {result.stats.bottleneck}"
+        table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
+    return run_status(result, end)
+
+
+def plan_text(plan: Any, as_json: bool) -> str:
+    """A plan for people, or for scripts."""
+    if not as_json:
+        return str(plan.describe())
+    stages = {
+        stage.name: {
+            "context": plan.context_for(stage.name),
+            "with": plan.affinity_for(stage.name),
+            "to": [target.name for target in stage.targets],
+        }
+        for stage in plan.graph.stages
+    }
+    return json.dumps({"stages": stages, "mermaid": plan.to_mermaid()}, indent=2)
+
+
+def run_status(result: Any, error: BaseException | None) -> int:
+    """Tell what failed in a run; the exit status."""
+    from ._cli.pipelines import told
+
+    failures = [] if result is None else result.failures
+    for failure in failures[:_MOST_TOLD]:
+        tell(f"stage {failure.stage}: {told(failure)}")
+    if len(failures) > _MOST_TOLD:
+        tell(f"and {len(failures) - _MOST_TOLD:,} failures more")
+    if isinstance(error, KeyboardInterrupt):
+        tell("stopped")
+        return INTERRUPTED
+    if error is not None and not isinstance(error, Exception):
+        raise error
+    if error is not None and not failures:
+        tell(f"{type(error).__name__}: {error}")
+    return FAILED if error is not None or failures or result.status != "completed" else 0
 
 
 # ----------------------------------------------------------------------------- demo

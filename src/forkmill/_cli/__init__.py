@@ -5,6 +5,7 @@ target     MODULE:NAME on a command line -> the object
 inputs     files and standard input -> blocks of whole records
 records    what runs in the workers: a block of records -> its results as text
 filter     `forkmill map`: blocks to workers, results to the output, in constant memory
+pipelines  `forkmill run`: a pipeline by its name
 doctor     what this machine allows
 demo       a job that every machine has the data for
 screen     progress bars and tables on a terminal

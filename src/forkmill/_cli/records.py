@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
-__all__ = ["MAX_RECORD", "Failure", "Kind", "Result", "kind", "run_block", "setup"]
+__all__ = ["MAX_RECORD", "Failure", "Kind", "Result", "kind", "run_block", "setup", "to_line"]
 
 MAX_RECORD = 64 << 20  # bytes; a longer one is taken for a mistake
 _MOST_TEXT = 10_000  # characters of a failure's record, message and traceback
@@ -250,6 +250,11 @@ def _output(lines: list[str]) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # surrogates that no decoding made
         return text.encode("utf-8", "backslashreplace")
+
+
+def to_line(value: Any) -> bytes:
+    """A single result as a line of output."""
+    return _output([_show(value)])
 
 
 def _failure(offset: int, record: Any, error: BaseException) -> Failure:

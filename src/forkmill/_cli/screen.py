@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -26,7 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["Bar", "table"]
+__all__ = ["Bar", "Board", "table"]
 
 _PAUSE_S = 0.1
 
@@ -81,11 +82,54 @@ class Bar:
             self._progress.update(self._task, completed=done, note=note, refresh=True)
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+class Board:
+    """A table on stderr that is drawn again and again; does nothing if that is not a terminal.
+
+    Args:
+        columns: As for `table`.
+        wanted: False: show nothing, terminal or not.
+    """
+
+    def __init__(self, columns: Sequence[str], *, wanted: bool = True) -> None:
+        self.on = wanted and sys.stderr.isatty()
+        self._columns = columns
+        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Board:
+        if self.on:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        if self.on:
+            self._live.stop()
+
+    def show(self, rows: Iterable[Iterable[object]]) -> None:
+        """Draw it."""
+        if self.on:
+            self._live.update(_table("", self._columns, rows), refresh=True)
+
+
+def table(
+    title: str,
+    columns: Iterable[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    on_stderr: bool = False,
+) -> None:
     """Print a table; columns whose name starts with ">" are numbers."""
+    Console(stderr=on_stderr).print(_table(title, columns, rows))
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     shown = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
         shown.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
     for row in rows:
         shown.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    Console().print(shown)
+    return shown

@@ -1,0 +1,187 @@
+"""`forkmill run`: a pipeline by its name, its settings, its outputs and its figures.
+
+    MODULE:PIPELINE ──make──▶ Pipeline ──sized──▶ ExecutionPlan ──▶ Stream ──▶ stdout
+                                                     events ──▶ board on stderr
+
+Guarantees: outputs are written as they come, so memory does not depend on their number.
+
+Threads: one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..pipeline import ExecutionPlan, Failure, Orchestrator, Pipeline, RunResult
+from .filter import Output
+from .records import to_line
+from .target import TargetError
+
+__all__ = ["facts", "make", "parse_setting", "rows", "run", "sized"]
+
+COLUMNS = ("stage", "context", ">in", ">out", ">failed", ">busy s", ">p50 ms", ">p99 ms")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value is JSON if it can be, else text.
+
+    Raises:
+        TargetError: It is not of that form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise TargetError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def make(thing: Any, settings: dict[str, Any]) -> Pipeline:
+    """The pipeline that a name stands for: itself, or what a class or function makes.
+
+    Args:
+        thing: A Pipeline, a subclass, or a function that returns one.
+        settings: Arguments for the class or function; what it has no parameter for must be an
+            attribute of the pipeline, and is set.
+
+    Raises:
+        TargetError: It makes no pipeline, or there is no such setting.
+    """
+    arguments: dict[str, Any] = {}
+    names: list[str] = []
+    if not isinstance(thing, Pipeline):
+        if not callable(thing):
+            raise TargetError(f"is a {type(thing).__name__}, not a Pipeline, nor what makes one")
+        try:
+            parameters = inspect.signature(thing).parameters
+        except ValueError:  # some builtins have none
+            raise TargetError("is neither a Pipeline nor what makes one") from None
+        names = [p.name for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, _EITHER)]
+        arguments = {name: settings[name] for name in names if name in settings}
+        missing = [n for n in names if parameters[n].default is _NONE and n not in arguments]
+        if missing:
+            raise TargetError(f"needs --set {missing[0]}=VALUE")
+        try:
+            thing = thing(**arguments)
+        except Exception as error:  # the user's code, and settings that it refuses
+            raise TargetError(f"cannot be made: {type(error).__name__}: {error}") from error
+        if not isinstance(thing, Pipeline):
+            raise TargetError(f"makes a {type(thing).__name__}, not a Pipeline")
+    names += [name for name in vars(thing) if not name.startswith("_")]
+    for name, value in settings.items():
+        if name in arguments:
+            continue
+        if name not in names and not _is_data(thing, name):
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TargetError(f"has no setting {name!r}{hint}")
+        setattr(thing, name, value)
+    return thing
+
+
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_NONE = inspect.Parameter.empty
+
+
+def _is_data(pipeline: Pipeline, name: str) -> bool:
+    """Whether a class gives a default under that name, and no stage or method."""
+    value = inspect.getattr_static(pipeline, name, _NONE)
+    return value is not _NONE and not callable(value) and not hasattr(value, "__get__")
+
+
+def sized(pipeline: Pipeline, workers: int | None) -> ExecutionPlan:
+    """Its plan, with so many workers wherever the pipeline does not say how many.
+
+    Raises:
+        BuildError: The pipeline is wrong.
+    """
+    plan = ExecutionPlan(pipeline).plan()
+    if workers is not None:
+        for stage in plan.graph.stages:
+            spec = stage.spec
+            if type(spec).__name__ == "Spec" and spec.max_workers is None and not stage.inline:
+                stage.spec = dataclasses.replace(spec, max_workers=workers)
+    return plan
+
+
+def run(
+    plan: ExecutionPlan,
+    output: Output | None,
+    sinks: Iterable[Callable[[dict[str, Any]], object]],
+) -> tuple[RunResult | None, int, BaseException | None]:
+    """Run it, and write its outputs, a line each.
+
+    Args:
+        plan: What to run.
+        output: Where to; None: they are only counted.
+        sinks: Called with each event.
+
+    Returns:
+        The result (None: it did not come so far), how many outputs there were, and what ended it
+        if it did not end by itself.
+    """
+    count = 0
+    stream = Orchestrator(plan.pipeline).stream(plan, sinks=sinks)
+    try:
+        for value in stream:
+            count += 1
+            if output is not None:
+                output.write(to_line(value))
+    except BaseException as error:
+        stream.close()
+        return stream.result or getattr(error, "run_result", None), count, error
+    return stream.result, count, None
+
+
+# ------------------------------------------------------------------------- figures
+
+
+def rows(result: RunResult) -> Iterable[tuple[object, ...]]:
+    """The table's rows, in COLUMNS."""
+    for stage in result.stats.stages.values():
+        times = (stage.p50, stage.p99)
+        yield (
+            stage.name,
+            stage.context,
+            stage.in_,
+            stage.out,
+            stage.failed,
+            f"{stage.busy:.2f}",
+            *("" if time is None else f"{time * 1e3:.3g}" for time in times),
+        )
+
+
+def facts(result: RunResult, outputs: int) -> dict[str, Any]:
+    """The result for --json."""
+    return {
+        "status": result.status,
+        "duration": result.duration,
+        "outputs": outputs,
+        "bottleneck": result.stats.bottleneck,
+        "stages": {name: _plain(stage) for name, stage in result.stats.stages.items()},
+        "failures": [
+            {
+                "stage": failure.stage,
+                "item": to_line(failure.item).decode("utf-8", "replace").rstrip("\n"),
+                "error": told(failure),
+                "attempts": failure.attempts,
+            }
+            for failure in result.failures
+        ],
+    }
+
+
+def _plain(stage: Any) -> dict[str, Any]:
+    """A stage's figures by name; `in_` is "in"."""
+    return {name.rstrip("_"): value for name, value in dataclasses.asdict(stage).items()}
+
+
+def told(failure: Failure) -> str:
+    """A failure's error in a line."""
+    return f"{type(failure.error).__name__}: {failure.error}"

@@ -1,0 +1,199 @@
+"""`forkmill run`: a pipeline from the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import forkmill.cli
+from conftest import StartScript
+
+PIPELINES = """
+import time
+from collections import Counter
+import forkmill as fm
+
+class Count(fm.Pipeline):
+    least = 1
+
+    def __init__(self, path, *, top=2):
+        super().__init__()
+        self.path, self.top, self.total = path, top, Counter()
+
+    @fm.producer
+    def lines(self):
+        yield from open(self.path)
+
+    @fm.stage(context="ipc_fork", ordered=True)
+    def words(self, line):
+        yield from line.split()
+
+    @fm.stage
+    def count(self, word):
+        self.total[word] += 1
+        yield from ()
+
+    @count.on_end
+    def finish(self):
+        yield from (pair for pair in self.total.most_common(self.top) if pair[1] >= self.least)
+
+def fail_at_3(n):
+    if n == 3:
+        raise ValueError("no 3")
+    return n
+
+def stops(count=5):
+    return fm.Pipeline().source(range(count)).map(fail_at_3)
+
+def skips():
+    return fm.Pipeline().source(range(5)).map(fail_at_3, on_error="skip")
+
+def breaks():
+    raise OSError("no such thing")
+
+def endless():
+    def numbers():
+        n = 0
+        while True:
+            yield n
+            n += 1
+    return fm.Pipeline().source(numbers).map(fail_at_3, on_error="skip")
+
+def slow():
+    def nap(n):
+        time.sleep(0.15)
+        return n
+    return fm.Pipeline().source(range(5)).map(nap)
+
+ready = fm.Pipeline().source(["a", {"b": 1}, "c\\nd"]).map(lambda item: item)
+unlinked = fm.Pipeline().map(str)
+number = 7
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "pipelines.py").write_text(PIPELINES)
+    (tmp_path / "words").write_text("a b a\nc a b\n" * 100)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "forkmill", "run", *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert "Traceback" not in ran.stderr
+    return ran.returncode, ran.stdout, ran.stderr
+
+
+def test_outputs_go_to_stdout_and_the_table_to_stderr(here: Path) -> None:
+    code, out, err = run("pipelines:Count", "--set", "path=words", "-j", 2)
+    assert (code, out) == (0, '["a", 300]\n["b", 200]\n')
+    assert "completed in" in err and "ipc_fork:2" in err and "600" in err
+
+
+def test_settings_are_arguments_or_attributes_json_or_text(here: Path) -> None:
+    settings = ["--set", "path=words", "--set", "top=3", "--set", "least=150"]
+    assert run("pipelines:Count", *settings)[1] == '["a", 300]\n["b", 200]\n'
+    assert run("pipelines:stops", "--set", "count=2")[:2] == (0, "0\n1\n")
+    assert run("pipelines:ready")[:2] == (0, 'a\n{"b": 1}\nc\\nd\n')
+
+
+def test_the_plan_is_printed_and_nothing_runs(here: Path) -> None:
+    code, out, _ = run("pipelines:Count", "--set", "path=missing", "-j", 3, "--plan")
+    assert code == 0
+    assert "words" in out and "ipc_fork:3" in out and "-> count" in out
+    code, out, _ = run("pipelines:ready", "--plan", "--json")
+    stages = json.loads(out)["stages"]
+    assert code == 0
+    assert stages["source"]["to"] == [name for name in stages if name != "source"]
+
+
+def test_failures_are_told_by_their_stage_and_by_the_status(here: Path) -> None:
+    code, out, err = run("pipelines:stops")
+    assert (code, out) == (1, "0\n1\n2\n")
+    assert "stage fail_at_3: ValueError: no 3" in err
+    code, out, err = run("pipelines:skips")
+    assert (code, out) == (1, "0\n1\n2\n4\n")
+    code, out, _ = run("pipelines:skips", "--json")
+    facts = json.loads(out)
+    assert (code, facts["status"], facts["outputs"]) == (1, "completed", 4)
+    assert facts["stages"]["fail_at_3"]["in"] == 5
+    assert facts["failures"] == [
+        {"stage": "fail_at_3", "item": "3", "error": "ValueError: no 3", "attempts": 1}
+    ]
+    code, _, err = run("pipelines:Count", "--set", "path=missing")
+    assert (code, "stage lines: FileNotFoundError" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pipelines:Count"], "needs --set path=VALUE"),
+        (["pipelines:Count", "--set", "pth=x", "--set", "path=x"], "did you mean 'path'?"),
+        (["pipelines:Count", "--set", "count=1", "--set", "path=x"], "has no setting 'count'"),
+        (["pipelines:Count", "--set", "path"], "'path' is not NAME=VALUE"),
+        (["pipelines:Cuont"], "did you mean 'Count'?"),
+        (["pipelines:number"], "is a int, not a Pipeline"),
+        (["builtins:dict"], "is neither a Pipeline nor what makes one"),
+        (["time:localtime"], "is neither"),
+        (["os:getcwd"], "makes a str, not a Pipeline"),
+        (["pipelines:breaks"], "cannot be made: OSError: no such thing"),
+        (["pipelines:unlinked"], "nothing feeds it"),
+    ],
+)
+def test_misuse_says_what_is_right(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    sys.modules.pop("pipelines", None)
+    assert forkmill.cli.main(["run", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_reader_that_has_enough_ends_an_endless_run(here: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "forkmill", "run", "pipelines:endless"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"0\n"
+        process.stdout.close()
+        assert process.wait(20) == 0
+        assert process.stderr.read() == b""
+
+
+def test_ctrl_c_drains_and_leaves_nothing(here: Path, start_script: StartScript) -> None:
+    script = start_script(
+        f"import os, sys\nos.chdir({str(here)!r})\nfrom forkmill.cli import main\n"
+        "sys.exit(main(['run', 'pipelines:endless']))",
+        flags=(),
+    )
+    script.wait_for("1000\n")
+    script.process.send_signal(signal.SIGINT)
+    assert script.wait() == 130
+    assert "forkmill: stopped" in script.stderr
+    assert "Traceback" not in script.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+def test_progress_is_shown_on_a_terminal(here: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "forkmill", "run", "pipelines:slow", "--progress"]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's answer when the other end is closed
+            while piece := os.read(ours, 4096):
+                shown += piece
+        assert process.wait(20) == 0
+    os.close(ours)
+    assert shown.count(b"nap") > 2, "the table at the end has it too"

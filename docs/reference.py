@@ -102,7 +102,7 @@ def methods(cls: type) -> Iterator[tuple[str, Any]]:
             if name.startswith("_") or name in seen or not getattr(raw, "__doc__", None):
                 continue
             seen.add(name)
-            if inspect.isfunction(raw) or isinstance(raw, property | classmethod | staticmethod):
+            if inspect.isroutine(raw) or isinstance(raw, property | classmethod | staticmethod):
                 yield name, raw
 
 

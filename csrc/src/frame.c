@@ -92,6 +92,8 @@ static int drop_message(int rc, const int *fds, int *nfds)
     return rc;
 }
 
+#define PATIENCE_NS 1000000000 /* with a message that has begun */
+
 /*
  * The socket is a stream, but both ends send whole messages of one small
  * size, so a short read means that the rest is on its way: it is waited for,
@@ -102,15 +104,20 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
 {
     uint8_t *p = (uint8_t *)message;
     size_t got = 0;
+    int64_t until = 0;
     *nfds = 0;
     while (got < sizeof *message) {
         int more = 0, extra[FM_MESSAGE_FDS];
         ssize_t n = fm__sys_recv_fds(fd, p + got, sizeof *message - got,
                                      got ? extra : fds, got ? &more : nfds);
         /* Without memory in the kernel the message is still there. */
-        if (got == 0 && (n == -EAGAIN || n == -ENOMEM || n == -ENOBUFS))
+        bool later = n == -EAGAIN || n == -ENOMEM || n == -ENOBUFS;
+        if (later && got == 0)
             return 0;
-        if (n == -EAGAIN && fm_sys_wait_readable(&fd, 1, 1000000000) > 0)
+        if (later && until == 0)
+            until = fm_now() + PATIENCE_NS;
+        if (later && fm_now() < until &&
+            fm_sys_wait_readable(&fd, 1, PATIENCE_NS) > 0)
             continue;
         if (n <= 0)
             return drop_message(n == 0         ? FM_EEOF

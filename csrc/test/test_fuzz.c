@@ -59,7 +59,6 @@ static struct digest decode_records(const uint8_t *data, size_t n, size_t step)
     CHECK(channel && fm_sys_pipe(fds) == 0);
     *channel = (struct fm__channel){
         .task_fd = -1, .hold_fd = -1, .result_fd = fds[0]};
-    channel->out_tail = &channel->out_head;
     CHECK_EQ(fm_sys_nonblock(fds[0], 1), 0);
     for (size_t sent = 0; sent < n && d.end == 0;) {
         size_t part = step ? FM__MIN(step, n - sent) : n;

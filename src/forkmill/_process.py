@@ -1,4 +1,4 @@
-"""What is known of this process: which threads are ours, and how it ends.
+"""What is known of this process: its CPUs, which threads are ours, and how it ends.
 
 Threads: any.
 """
@@ -6,6 +6,7 @@ Threads: any.
 from __future__ import annotations
 
 import _thread
+import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DAEMON", "OUR_THREADS", "exit_failed", "our_thread"]
+__all__ = ["DAEMON", "OUR_THREADS", "cpus", "exit_failed", "our_thread"]
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()
@@ -41,3 +42,52 @@ def exit_failed() -> bool:
     """
     failed = hasattr(sys, "last_exc") or getattr(sys, "last_type", None) is not None
     return failed and not hasattr(sys, "ps1") and not sys.flags.interactive
+
+
+def cpus() -> int:
+    """How many CPUs this process may use: affinity, clipped by the cgroup's quota."""
+    try:
+        n = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS
+        n = os.cpu_count() or 1
+    quota = min(_quotas(), default=float(n))
+    return max(1, min(n, int(quota + 0.999)))
+
+
+def _quotas() -> Iterator[float]:
+    """CPU quotas of this process's cgroups and all above them (v2 and v1), in CPUs."""
+    for line in _read("/proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            for place in _upwards("/sys/fs/cgroup", path):
+                yield from _quota(_read(f"{place}/cpu.max").split())
+        elif "cpu" in controllers.split(","):
+            for place in _upwards("/sys/fs/cgroup/cpu", path):
+                quota = _read(f"{place}/cpu.cfs_quota_us")
+                yield from _quota([quota, _read(f"{place}/cpu.cfs_period_us")])
+
+
+def _upwards(root: str, path: str) -> Iterator[str]:
+    """A cgroup's directory and all above it. In a container the path may not exist here."""
+    parts = [part for part in path.split("/") if part]
+    for n in range(len(parts), -1, -1):
+        yield "/".join([root, *parts[:n]])
+
+
+def _read(path: str) -> str:
+    # Every new pool looks: a file object would cost ten times as much.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.fsdecode(os.read(fd, 1 << 16)).strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def _quota(words: list[str]) -> Iterator[float]:
+    if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
+        yield int(words[0]) / int(words[1])  # "max" and -1: no quota

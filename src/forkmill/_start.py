@@ -1,4 +1,4 @@
-"""How a pool starts: how many workers, by which method, and the first process.
+"""How a pool starts: by which method, and the first process.
 
 Guarantees:
     * Nothing of the interpreter's or multiprocessing's global settings is read or changed.
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._codec import Codec
 from ._core import OUR_THREADS, Core
+from ._process import cpus
 from ._zygote import Config, start_exec, start_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["HAZARDS", "METHODS", "cpus", "make_core", "pick_method"]
+__all__ = ["HAZARDS", "METHODS", "make_core", "pick_method"]
 
 METHODS = ("auto", "fork", "zygote", "spawn")
 
@@ -39,55 +40,6 @@ HAZARDS = (
 )  # fmt: skip
 
 _FOREVER_S = 1e9  # init_timeout=None
-
-
-def cpus() -> int:
-    """How many CPUs this process may use: affinity, clipped by the cgroup's quota."""
-    try:
-        n = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS
-        n = os.cpu_count() or 1
-    quota = min(_quotas(), default=float(n))
-    return max(1, min(n, int(quota + 0.999)))
-
-
-def _quotas() -> Iterator[float]:
-    """CPU quotas of this process's cgroups and all above them (v2 and v1), in CPUs."""
-    for line in _read("/proc/self/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            for place in _upwards("/sys/fs/cgroup", path):
-                yield from _quota(_read(f"{place}/cpu.max").split())
-        elif "cpu" in controllers.split(","):
-            for place in _upwards("/sys/fs/cgroup/cpu", path):
-                quota = _read(f"{place}/cpu.cfs_quota_us")
-                yield from _quota([quota, _read(f"{place}/cpu.cfs_period_us")])
-
-
-def _upwards(root: str, path: str) -> Iterator[str]:
-    """A cgroup's directory and all above it. In a container the path may not exist here."""
-    parts = [part for part in path.split("/") if part]
-    for n in range(len(parts), -1, -1):
-        yield "/".join([root, *parts[:n]])
-
-
-def _read(path: str) -> str:
-    # Every new pool looks: a file object would cost ten times as much.
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return os.fsdecode(os.read(fd, 1 << 16)).strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
-
-
-def _quota(words: list[str]) -> Iterator[float]:
-    if len(words) == 2 and all(word.isdigit() for word in words) and int(words[1]):
-        yield int(words[0]) / int(words[1])  # "max" and -1: no quota
 
 
 def pick_method(start_method: str, mp_context: Any) -> str:

@@ -46,6 +46,7 @@ from ._options import (
     objects,
     seconds,
 )
+from ._process import cpus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -546,7 +547,7 @@ class ProcessPool(_Face):
         from . import _start
 
         inline = max_workers is None and _worker.IN_WORKER
-        workers = check_workers(max_workers) or _start.cpus()
+        workers = check_workers(max_workers) or cpus()
         must_be_callable("initializer", initializer, optional=True)
         must_be_callable("finalizer", finalizer, optional=True)
         if not isinstance(initargs, tuple):

@@ -85,7 +85,7 @@ JOBLIB = """
     import os, time
     import joblib
     from joblib import Parallel, delayed, parallel_config
-    from forkmill._start import cpus
+    from forkmill._process import cpus
     from forkmill.integrations import register_joblib
 
     register_joblib()

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import __version__, errors
-from .._start import HAZARDS, cpus, pick_method
+from .._process import cpus
+from .._start import HAZARDS, pick_method
 from ..pool import ProcessPool
 
 __all__ = ["GOOD", "WRONG", "Finding", "examine"]

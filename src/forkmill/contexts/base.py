@@ -29,6 +29,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import errors
+from .._process import cpus
 from .lazy import QUICK, Results
 
 if TYPE_CHECKING:
@@ -593,13 +594,6 @@ def foreign_error() -> errors.PoolError:
         "this executor belongs to the process that made it; after a fork the child needs one of "
         "its own"
     )
-
-
-def cpus() -> int:
-    """How many CPUs this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_workers(value: Any) -> int:

@@ -16,7 +16,8 @@ from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
 from .. import _codec, errors
-from .base import Call, check_initializer, cpus
+from .._process import cpus
+from .base import Call, check_initializer
 from .thread import Thread
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from joblib._parallel_backends import (
     SequentialBackend,
 )
 
-from .._start import cpus
+from .._process import cpus
 from .._worker import IN_WORKER
 from ..pool import shared_pool
 

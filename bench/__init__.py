@@ -1,6 +1,6 @@
 """Benchmarks: one file, one question; peers and a C reference beside us in one run.
 
-    python -m bench                 everything, about ten minutes
+    python -m bench                 everything but the longest, about ten minutes
     python -m bench roundtrip       one question
     python -m bench --list          the questions
 

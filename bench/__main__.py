@@ -7,18 +7,19 @@ import difflib
 import importlib.util
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from .peers import BY_NAME, OURS
-from .runner import QUESTIONS, Answer, Settings, ask, first_line
+from .runner import LONG, QUESTIONS, Answer, Settings, Stopped, ask, first_line, load, stop
 
 _EPILOG = """\
-Writes results.md, results.json (every sample) and, if matplotlib is installed, a plot of each
-question (SVG and PNG) into the folder. Peers that are not installed are left out: they come with
-pip install '.[bench]'. Exit code: 0; 1 if a question, or forkmill in one, failed; 2 for a wrong
-command line."""
+Writes results.md, results.json (every sample) and, if matplotlib is installed, plots (SVG and PNG)
+into the folder: the targets, and each family of questions. Peers that are not installed are left
+out: they come with pip install '.[bench]'. Exit code: 0; 1 if a question, or forkmill in one,
+failed; 2 for a wrong command line; 128 and its number if a signal ended it, with all it started."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,14 +45,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rounds=options.rounds,
         seconds=options.seconds,
         peers=options.peers,
+        only_rows=options.only_rows,
     )
+    questions = options.questions or [name for name in QUESTIONS if name not in LONG]
+    if options.only_rows:
+        questions = [name for name in questions if load(name).TARGETS]
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"cannot write into {options.out}: {error.strerror}")
-    load = _load()
-    answers = _ask_all(options.questions or list(QUESTIONS), settings)
-    _finish(options, answers, load, given)
+    busy = _load()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's SIGHUP
+            signal.signal(number, stop)
+    try:
+        answers = _ask_all(questions, settings)
+    except Stopped as stopped:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 128 + int(stopped.args[0])
+    _finish(options, answers, busy, given)
     return 1 if any(answer.ours_failed for answer in answers) else 0
 
 
@@ -71,20 +83,22 @@ def _load() -> str:
 
 
 def _finish(
-    options: argparse.Namespace, answers: list[Answer], load: str, given: Sequence[str]
+    options: argparse.Namespace, answers: list[Answer], busy: str, given: Sequence[str]
 ) -> None:
     from . import machine, report
 
     facts = machine.describe()
-    facts["load"] = f"{load} before, {_load()} after (1, 5, 15 minutes)"
+    facts["load"] = f"{busy} before, {_load()} after (1, 5, 15 minutes)"
     facts["workers"] = str(options.workers)
     command = shlex.join(["python", "-m", "bench", *given])
     text = report.markdown(answers, facts, command, options.quick)
     print(text)
-    for path in report.write(options.out, answers, facts, text):
+    for path in report.write(options.out, answers, facts, text, quick=options.quick):
         print(f"wrote {path}", file=sys.stderr)
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"no plots: {report.NO_PLOTS}", file=sys.stderr)
     if options.update_readme:
-        report.update_readme(answers)
+        report.update_readme(answers, facts, command)
         print(f"updated {report.README.name}", file=sys.stderr)
 
 
@@ -103,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=_question,
         metavar="QUESTION",
-        help="what to ask, see --list (default: everything, in about ten minutes)",
+        help=f"what to ask, see --list (default: all but {', '.join(LONG)}, in ten minutes)",
     )
     parser.add_argument("--list", action="store_true", help="list the questions and stop")
     parser.add_argument(
@@ -137,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=Settings.seconds,
         metavar="S",
-        help="after so long a case gets no round beyond the third (default: %(default)s)",
+        help="a case's time: after it no round beyond the third, and who has used up its share "
+        "sits out (default: %(default)s)",
     )
     parser.add_argument(
         "--peers",
@@ -145,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Settings.peers,
         metavar="NAME,...",
         help=f"whom to compare with (default: all that are installed of {', '.join(BY_NAME)})",
+    )
+    parser.add_argument(
+        "--only-rows",
+        action="store_true",
+        help="only what the table of targets has a row for",
     )
     parser.add_argument(
         "--update-readme",

@@ -30,6 +30,12 @@ _FOR_ALL = 8 << 20
 _SAMPLE = 64 << 20  # bytes a sample, if that is some arrays
 _AT_ONCE = 8
 
+_SERIES = {
+    "send": "arrays sent, by size in MB",
+    "return": "arrays sent and given back, by size in MB",
+    "make": "arrays made in the worker, by size in MB",
+}
+
 Take = Callable[[Peer, int, int], float]
 
 
@@ -61,8 +67,18 @@ def _ask(bench: Bench, key: str, text: str, take: Take, size: int, count: int) -
     }
     if reference := bench.reference:
         samples[MEMCPY] = _memcpy(reference, size, bench)
-    rounds = 5 if size <= _FOR_ALL else 3
-    bench.measure(Case(f"{key}-{size >> 10}K", text, "GB/s", MORE, samples, most_rounds=rounds))
+    bench.measure(
+        Case(
+            f"{key}-{size >> 10}K",
+            text,
+            "GB/s",
+            MORE,
+            samples,
+            most_rounds=5 if size <= _FOR_ALL else 3,
+            series=_SERIES.get(key, ""),
+            at=size / 2**20,
+        )
+    )
 
 
 def _bound(take: Take, size: int, count: int) -> Callable[[Peer], float]:

@@ -82,6 +82,9 @@ class Case:
         better: LESS or MORE.
         samples: Contender's name -> function that takes one sample.
         most_rounds: So many rounds are enough; None: as the harness thinks.
+        series: Cases that differ in one number only are drawn as one: what they are, together.
+        at: That number.
+        limit: Seconds after which a sample has hung; None: as the harness thinks.
     """
 
     key: str
@@ -90,6 +93,9 @@ class Case:
     better: str
     samples: dict[str, Sample]
     most_rounds: int | None = None
+    series: str = ""
+    at: float = 0
+    limit: float | None = None
 
 
 @dataclass
@@ -103,6 +109,8 @@ class Measured:
     better: str
     values: dict[str, list[float | None]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    series: str = ""
+    at: float = 0
 
     def figures(self, name: str) -> list[float]:
         """A contender's samples, without the holes."""
@@ -157,9 +165,11 @@ class Bench:
         workers: int = 2,
         quick: bool = False,
         rounds: int = 9,
-        seconds: float = 20.0,
-        limit: float = 120.0,
+        seconds: float = 6.0,
+        limit: float = 60.0,
         reference: Reference | None = None,
+        targets: Iterable[Target] = (),
+        only_rows: bool = False,
     ) -> None:
         self.question = question
         self.peers = tuple(peers)
@@ -171,6 +181,9 @@ class Bench:
         self._rounds = 1 if quick else rounds
         self._seconds = seconds
         self._limit = limit
+        targets = tuple(targets)
+        self._needed = {OURS, *(target.against for target in targets)}
+        self._rows = {target.case for target in targets} if only_rows else None
 
     def size(self, full: int, quick: int) -> int:
         """How many items: the real number, or the tiny one."""
@@ -185,7 +198,12 @@ class Bench:
     # ------------------------------------------------------------------ samples of pools
 
     def with_pool(
-        self, peer: type[Peer], take: Callable[[Peer], float], *, bulk: bool = False
+        self,
+        peer: type[Peer],
+        take: Callable[[Peer], float],
+        *,
+        bulk: bool = False,
+        workers: int = 0,
     ) -> Sample:
         """A sample taken with a warm pool that is opened before and closed after it.
 
@@ -196,11 +214,13 @@ class Bench:
             take: Takes the sample.
             bulk: It will use `map` or `unordered`, so these warm it up. (mpire 2.10 fails at
                 times when its `map` follows an `apply`.)
+            workers: So many instead of as many as everyone gets.
         """
+        workers = workers or self.workers
 
         def sample() -> float:
-            items = range(8 * self.workers)
-            with peer(self.workers) as pool:
+            items = range(8 * workers)
+            with peer(workers) as pool:
                 warm = pool.map if bulk else pool.calls
                 check(warm(work.increment, items), [i + 1 for i in items])
                 return take(pool)
@@ -214,30 +234,46 @@ class Bench:
     # ------------------------------------------------------------------ measuring
 
     def measure(self, case: Case) -> Measured:
-        """Take samples, round by round, until there are enough or the time is over."""
+        """Take samples, round by round, until there are enough or the time is over.
+
+        Who has used up its share of the case's time sits the later rounds out, so that one slow
+        peer does not take the others' rounds; whom a target needs has at least three.
+        """
         rounds = min(self._rounds, case.most_rounds or self._rounds)
         least = min(3, rounds)
-        measured = Measured(self.question, case.key, case.title, case.unit, case.better)
+        measured = Measured(
+            self.question, case.key, case.title, case.unit, case.better,
+            series=case.series, at=case.at,
+        )  # fmt: skip
+        if self._rows is not None and case.key not in self._rows:
+            return measured
         self.results.append(measured)
         names = list(case.samples)
         measured.values = {name: [] for name in names}
+        spent = dict.fromkeys(names, 0.0)
         end = time.monotonic() + self._seconds
         for number in range(rounds):
             if number >= least and time.monotonic() > end:
                 break
             first = number % len(names)
             for name in names[first:] + names[:first]:
-                measured.values[name].append(self._sample(measured, name, case.samples[name]))
+                kept = name in self._needed and number < least
+                if spent[name] > self._seconds / len(names) and not kept:
+                    measured.values[name].append(None)
+                    continue
+                start = time.monotonic()
+                measured.values[name].append(self._sample(measured, name, case))
+                spent[name] += time.monotonic() - start
         self._tell(measured)
         return measured
 
-    def _sample(self, measured: Measured, name: str, sample: Sample) -> float | None:
+    def _sample(self, measured: Measured, name: str, case: Case) -> float | None:
         if name in measured.failures:
             return None
         gc.collect()
         try:
-            with time_limit(self._limit):
-                return sample()
+            with time_limit(case.limit or self._limit):
+                return case.samples[name]()
         except Exception as error:  # a peer may fail in its own ways: the others go on
             measured.failures[name] = f"{type(error).__name__}: {error}"
             print(f"  {name} failed:", file=sys.stderr)

@@ -1,12 +1,12 @@
-"""Tables, raw data and plots of what was measured."""
+"""Tables and raw data of what was measured; the plots are `plots`' part."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from .harness import LESS, Measured, Target, spread
 from .peers import OURS
@@ -14,6 +14,7 @@ from .runner import QUESTIONS, Answer, first_line, load, to_json
 
 README = Path(__file__).with_name("README.md")
 _TABLE = re.compile(r"(?<=<!-- targets -->\n).*?(?=<!-- /targets -->)", re.DOTALL)
+NO_PLOTS = "matplotlib is not installed; pip install '.[bench]' brings it."
 
 
 def number(value: float) -> str:
@@ -88,99 +89,76 @@ def _cell(text: str) -> str:
 # ---------------------------------------------------------------------- targets
 
 
-def targets_table(answers: Iterable[Answer] = ()) -> list[str]:
-    """The rows to reach, with what was measured; a dash where nothing was."""
-    measured = {
+def rows(answers: Iterable[Answer] = ()) -> Iterator[tuple[str, Target, list[float]]]:
+    """Each row to reach: its text, its target and the figures that tell, if it was measured."""
+    results = {
         (result.question, result.case): result for answer in answers for result in answer.results
     }
-    lines = ["| what | reach | measured | |", "|---|---|---|---|"]
     for question in QUESTIONS:
         for target in load(question).TARGETS:
-            result = measured.get((question, target.case))
+            result = results.get((question, target.case))
             what = f"{target.what}: {target.label}" if target.label else target.what
-            figures = result.reached(target) if result is not None else []
-            lines.append(f"| {what} | {_bound(target)} | {_verdict(target, figures)} |")
+            yield what, target, result.reached(target) if result is not None else []
+
+
+def targets_table(answers: Iterable[Answer] = ()) -> list[str]:
+    """The rows to reach, with what was measured; a dash where nothing was."""
+    lines = ["| what | reach | measured | |", "|---|---|---|---|"]
+    for what, target, figures in rows(answers):
+        verdict = "— | "
+        if figures:
+            low, _, high = spread(figures)
+            text = f"{measured(target, figures)} ({number(low)} - {number(high)})"
+            verdict = f"{text} | {'reached' if reached(target, figures) else 'not yet'}"
+        lines.append(f"| {what} | {bound(target)} | {verdict} |")
     return lines
 
 
-def _bound(target: Target) -> str:
+def bound(target: Target) -> str:
+    """What is to be reached."""
     sign = "<=" if target.at_most else ">="
     if target.against is None:
         return f"{sign} {target.bound:g}"
     return f"{sign} {target.bound:g}x {target.against}"
 
 
-def _verdict(target: Target, figures: list[float]) -> str:
-    if not figures:
-        return "— | "
-    low, middle, high = spread(figures)
-    reached = middle <= target.bound if target.at_most else middle >= target.bound
-    times = "" if target.against is None else "x"
-    text = f"{number(middle)}{times} ({number(low)} - {number(high)})"
-    return f"{text} | {'reached' if reached else 'not yet'}"
+def measured(target: Target, figures: list[float]) -> str:
+    """What was."""
+    return number(spread(figures)[1]) + ("" if target.against is None else "x")
 
 
-def update_readme(answers: Iterable[Answer], path: Path = README) -> None:
-    """Put the run's targets table between README.md's markers."""
-    table = "\n".join(targets_table(answers)) + "\n"
+def reached(target: Target, figures: list[float]) -> bool:
+    """Whether the median is on the right side of the bound."""
+    middle = spread(figures)[1]
+    return middle <= target.bound if target.at_most else middle >= target.bound
+
+
+def update_readme(
+    answers: Iterable[Answer], facts: dict[str, str], command: str, path: Path = README
+) -> None:
+    """Put the run's targets table, and what made it, between README.md's markers."""
+    made = f"Made by `{command}`: {facts['CPU']}; Python {facts['Python'].split()[-1]}."
+    table = "\n".join([*targets_table(answers), "", made]) + "\n"
     path.write_text(_TABLE.sub(lambda _: table, path.read_text()))
 
 
 # ---------------------------------------------------------------------- files
 
 
-def write(folder: Path, answers: list[Answer], facts: dict[str, str], text: str) -> list[Path]:
-    """results.md, results.json and, with matplotlib, a plot of each question; the paths."""
+def write(
+    folder: Path, answers: list[Answer], facts: dict[str, str], text: str, *, quick: bool = False
+) -> list[Path]:
+    """results.md, results.json and, with matplotlib, the plots; the paths."""
+    plots: list[Path] = []
+    if importlib.util.find_spec("matplotlib") is not None:
+        from . import plots as charts
+
+        plots = charts.write(folder, answers, quick=quick)
+        text += "".join(f"![{p.stem}]({p.name})\n" for p in plots if p.suffix == ".svg")
+    else:
+        text += f"No plots: {NO_PLOTS}\n"
     paths = [folder / "results.md", folder / "results.json"]
     paths[0].write_text(text)
     raw = {"machine": facts, "answers": [to_json(answer) for answer in answers]}
     paths[1].write_text(json.dumps(raw, indent=1) + "\n")
-    return paths + _plots(folder, answers)
-
-
-def _plots(folder: Path, answers: list[Answer]) -> list[Path]:
-    try:
-        import matplotlib
-    except ImportError:
-        return []
-    matplotlib.use("agg")
-    # The same run gives the same file: no time, no random names.
-    matplotlib.rcParams["svg.hashsalt"] = "forkmill"
-    paths = []
-    for answer in answers:
-        if results := [r for r in answer.results if any(map(r.figures, r.values))]:
-            paths += _plot(folder / answer.question, results, first_line(answer.question))
-    return paths
-
-
-def _plot(stem: Path, results: list[Measured], question: str) -> list[Path]:
-    from matplotlib.figure import Figure
-
-    height = sum(1.0 + 0.28 * len(result.values) for result in results)
-    figure = Figure(figsize=(9, 0.6 + height), layout="constrained")
-    ratios = [1.0 + 0.28 * len(result.values) for result in results]
-    axes = figure.subplots(len(results), 1, squeeze=False, height_ratios=ratios)
-    for axis, result in zip(axes[:, 0], results, strict=True):
-        _bars(axis, result)
-    figure.suptitle(question)
-    paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=110)
-    return paths
-
-
-def _bars(axis: Any, result: Measured) -> None:
-    names = [name for name in result.values if result.figures(name)]
-    spreads = [spread(result.figures(name)) for name in names]
-    middles = [middle for _, middle, _ in spreads]
-    errors = [[m - low for low, m, _ in spreads], [high - m for _, m, high in spreads]]
-    colours = ["tab:red" if name == OURS else "tab:gray" for name in names]
-    bars = axis.barh(names, middles, xerr=errors, color=colours, ecolor="black", capsize=2)
-    axis.bar_label(bars, [number(middle) for middle in middles], padding=6, fontsize=8)
-    if min(middles) > 0 and max(middles) > 20 * min(middles):
-        axis.set_xscale("log")
-    axis.invert_yaxis()
-    axis.margins(x=0.15)
-    axis.tick_params(labelsize=8)
-    better = "less" if result.better == LESS else "more"
-    axis.set_title(f"{result.title} [{result.unit}, {better} is better]", fontsize=9, loc="left")
+    return paths + plots

@@ -1,7 +1,8 @@
 """Runs questions: each in an interpreter of its own, in a session of its own.
 
 So no question sees what another left loaded or running, a crash costs one question, and what a hung
-peer leaves behind is killed with its session.
+peer leaves behind is killed with its session. So is everything when this program is told to stop:
+`stop` is for signal handlers, and raises nothing, so that no moment is a bad one for it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ QUESTIONS = (
     "unordered",
     "arrays",
     "startup",
+    "shutdown",
+    "recycling",
     "efficiency",
+    "scaling",
     "skew",
     "wakeups",
     "latency",
@@ -42,6 +46,7 @@ QUESTIONS = (
     "load",
     "memory",
     "stdlib_parse",
+    "real_jobs",
     "cli_map",
     "cow_fork",
     "contexts",
@@ -50,6 +55,18 @@ QUESTIONS = (
     "pipeline_memory",
     "etl",
 )
+LONG = ("etl",)  # asked by name only: minutes
+# What a chart shows together; every question is in one.
+FAMILIES = {
+    "calls": ("roundtrip", "futures", "latency", "wakeups", "parent_cpu", "load"),
+    "maps": ("map_default", "map_dicts", "unordered", "memory"),
+    "arrays": ("arrays",),
+    "lives": ("startup", "shutdown", "recycling", "cow_fork"),
+    "efficiency": ("efficiency", "scaling", "skew"),
+    "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
+    "pipelines": ("pipeline_fused", "pipeline_ipc", "pipeline_memory"),
+    "contexts": ("contexts",),
+}
 _LONGEST_S = 1200.0  # a question that has not ended by then never will
 
 
@@ -63,13 +80,15 @@ class Settings:
         rounds: The most rounds a case gets.
         seconds: After so long a case gets no more rounds (but three).
         peers: Whom to compare, by name.
+        only_rows: Only the cases that the table of targets has a row for.
     """
 
     workers: int = 2
     quick: bool = False
     rounds: int = 9
-    seconds: float = 12.0
+    seconds: float = 6.0
     peers: tuple[str, ...] = tuple(peer.name for peer in ALL)
+    only_rows: bool = False
 
 
 @dataclass
@@ -98,8 +117,35 @@ def first_line(question: str) -> str:
     return (load(question).__doc__ or question).strip().splitlines()[0]
 
 
+class Stopped(Exception):
+    """A signal said so; its number is the argument."""
+
+
+class _State:
+    """The one child there may be, and the signal that said stop: what `stop` looks at."""
+
+    child: int | None = None
+    signal: int = 0
+
+
+def stop(number: int, frame: object = None) -> None:
+    """End what runs, with everything that it started, and have `ask` raise Stopped."""
+    _State.signal = number
+    if _State.child is not None:
+        _kill_group(_State.child)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def ask(question: str, settings: Settings) -> Answer:
-    """Ask one question in a fresh interpreter."""
+    """Ask one question in a fresh interpreter.
+
+    Raises:
+        Stopped: `stop` was called; nothing of the question runs any more.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="forkmill-bench-") as folder:
         path = Path(folder, "answer.json")
@@ -109,6 +155,9 @@ def ask(question: str, settings: Settings) -> Answer:
             cwd=Path(__file__).parents[1],
             start_new_session=True,
         )
+        _State.child = child.pid
+        if _State.signal:  # it came while the child was made
+            _kill_group(child.pid)
         try:
             code = child.wait(_LONGEST_S)
             failure = "" if code == 0 else f"its interpreter ended with exit code {code}"
@@ -116,9 +165,11 @@ def ask(question: str, settings: Settings) -> Answer:
             failure = f"no end after {_LONGEST_S:g} s"
         finally:
             # Nobody else is in this group: who is left is a peer that did not end.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _State.child = None
+            _kill_group(child.pid)
             child.wait()
+        if _State.signal:
+            raise Stopped(_State.signal)
         answer = Answer(question, failure=failure)
         if path.exists():
             answer = _from_json(json.loads(path.read_text()))
@@ -162,6 +213,8 @@ def _main(order: str) -> None:
             rounds=settings.rounds,
             seconds=settings.seconds,
             reference=reference,
+            targets=load(question).TARGETS,
+            only_rows=settings.only_rows,
         )
         try:
             load(question).run(bench)
@@ -169,8 +222,11 @@ def _main(order: str) -> None:
             bench.note(f"skipped: {why}")
         answer.results = bench.results
         answer.notes += bench.notes
-    # Written before the interpreter ends: some peer's threads may keep it from that.
     path.write_text(json.dumps(to_json(answer)))
+    if any(result.failures for result in answer.results):
+        os._exit(
+            0
+        )  # a peer that failed may have left threads that keep an interpreter from its end
 
 
 if __name__ == "__main__":

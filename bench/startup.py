@@ -1,4 +1,4 @@
-"""How long until a new pool has its first result, and how long does it take to close?
+"""How long until a new pool has its first result?
 
 By fork, once from a small process and once from one with a lot of memory, whose page tables fork
 has to copy. The C reference does one fork, a byte through a pipe, exit and wait. Who forks nothing
@@ -13,8 +13,7 @@ import mmap
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from . import work
 from .harness import LESS, Bench, Case, Sample, Target, check, elapsed, spread
@@ -47,23 +46,19 @@ def run(bench: Bench) -> None:
     megabytes = bench.size(1024, 32)
     for key, ballast in (("small", 0), ("large", megabytes)):
         with _resident(ballast):
-            for suffix, title, take in (
-                ("", "a new pool's first result", _open),
-                ("-close", "close a used pool", _close),
-            ):
-                samples = {p.name: _median(bench, p, take) for p in peers}
-                if bench.reference and not suffix:
-                    samples[C_FORK] = _reference(bench, ballast)
-                text = f"{title}, {_rss_megabytes():.0f} MB resident"
-                bench.measure(Case(key + suffix, text, "ms", LESS, samples, most_rounds=7))
+            samples = {p.name: _median(bench, p) for p in peers}
+            if bench.reference:
+                samples[C_FORK] = _reference(bench, ballast)
+            text = f"a new pool's first result, {_rss_megabytes():.0f} MB resident"
+            bench.measure(Case(key, text, "ms", LESS, samples, most_rounds=7))
 
 
-def _median(bench: Bench, peer: type[Peer], take: Callable[[Any, int], float]) -> Sample:
+def _median(bench: Bench, peer: type[Peer]) -> Sample:
     def sample() -> float:
         end = time.monotonic() + bench.size(1, 0) / 2
-        figures = [take(peer, bench.workers) * 1e3]
+        figures = [_open(peer, bench.workers) * 1e3]
         while len(figures) < _REPEATS and time.monotonic() < end:
-            figures.append(take(peer, bench.workers) * 1e3)
+            figures.append(_open(peer, bench.workers) * 1e3)
         return spread(figures)[1]
 
     return sample
@@ -84,12 +79,6 @@ def _open(peer: type[Peer], workers: int) -> float:
     seconds, pool = elapsed(first)
     pool.close()
     return seconds
-
-
-def _close(peer: type[Peer], workers: int) -> float:
-    pool = peer(workers)
-    check(pool.calls(work.increment, range(8)), list(range(1, 9)))
-    return elapsed(pool.close)[0]
 
 
 @contextlib.contextmanager

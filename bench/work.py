@@ -6,6 +6,7 @@ Peers find functions by module and name, some of them in a fresh interpreter: so
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -13,6 +14,11 @@ from typing import Any
 def increment(x: int) -> int:
     """The trivial task: so little that only the way there and back counts."""
     return x + 1
+
+
+def increment_where(x: int) -> tuple[int, int]:
+    """The trivial task, and the worker that did it."""
+    return x + 1, os.getpid()
 
 
 def nested_item(i: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def bound(target: Target) -> str:
     """What is to be reached."""
     sign = "<=" if target.at_most else ">="
     if target.against is None:
-        return f"{sign} {target.bound:g}"
+        return f"{sign} {target.bound:g}" if target.bound < 1e6 else f"{sign} {target.bound:,.0f}"
     return f"{sign} {target.bound:g}x {target.against}"
 
 

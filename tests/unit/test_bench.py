@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +40,7 @@ def run_bench(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("question", ["roundtrip", "map_default", "skew"])
+@pytest.mark.parametrize("question", ["roundtrip", "map_default", "shutdown", "real_jobs"])
 def test_a_quick_run_answers_and_writes_its_files(question, tmp_path):
     """Each once, us and the standard library's pools; the results are checked inside."""
     peers = "multiprocessing.Pool,ProcessPoolExecutor"
@@ -58,7 +60,7 @@ def test_every_question_is_listed_with_its_text():
     ran = run_bench("--list")
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    helpers = {"harness", "machine", "peers", "reference", "report", "runner", "work"}
+    helpers = {"harness", "machine", "peers", "reference", "report", "runner", "work", "plots"}
     files = {path.stem for path in (ROOT / "bench").glob("[!_]*.py")} - helpers
     assert {line.split()[0] for line in lines} == files
     assert all(line.endswith("?") for line in lines)
@@ -77,6 +79,104 @@ def test_a_wrong_command_line_says_what_is_right(arguments, message):
     ran = run_bench(*arguments)
     assert ran.returncode == 2
     assert message in ran.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_everything_that_was_started(number, tmp_path):
+    mark = f"FM_TEST_BENCH={tmp_path}"
+    peers = "multiprocessing.Pool,ProcessPoolExecutor"
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", "skew", "--peers", peers, "--out", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, **dict([mark.split("=", 1)])},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        while len(marked(mark)) < 4:  # it, its runner and two workers
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(number)
+        _, told = run.communicate(timeout=20)
+    assert run.returncode == 128 + number, told
+    end = time.monotonic() + 10
+    while marked(mark) and time.monotonic() < end:  # killed, but not yet gone
+        time.sleep(0.01)
+    assert marked(mark) == []
+    assert not (tmp_path / "results.md").exists()
+
+
+def marked(mark: str) -> list[int]:
+    """The processes that have this in their environment."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found
+
+
+def test_every_question_is_in_one_chart(harness):
+    from bench import runner
+
+    charted = [name for names in runner.FAMILIES.values() for name in names]
+    assert sorted(charted) == sorted(runner.QUESTIONS)
+    assert set(runner.LONG) <= set(runner.QUESTIONS)
+
+
+PLOTS = """
+import sys
+from pathlib import Path
+from bench import harness, plots, runner
+
+values = {"forkmill": [1.0, 1.1], "C pipe ping-pong": [1.0, 1.0], "loky": [9.0, None]}
+results = [
+    harness.Measured("roundtrip", "pinned", "title", "us", harness.LESS, values),
+    harness.Measured("roundtrip", "free", "title", "us", harness.LESS, {"forkmill": [1.0]}),
+]
+sizes = [
+    harness.Measured("arrays", f"send-{at}", "title", "GB/s", harness.MORE, values, {}, "series", at)
+    for at in (1, 2)
+]
+answers = [runner.Answer("roundtrip", results=results), runner.Answer("arrays", results=sizes)]
+plots.write(Path(sys.argv[1]), answers, quick=False)
+"""
+
+
+def test_the_plots_are_made_and_the_same_run_gives_the_same(tmp_path):
+    """In interpreters of their own: matplotlib keeps its fonts open."""
+    pytest.importorskip("matplotlib")
+    made = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        subprocess.run([sys.executable, "-c", PLOTS, str(folder)], cwd=ROOT, check=True, timeout=60)
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    charts = ("targets", "calls", "arrays")
+    assert made[0].keys() == {f"{c}{kind}" for c in charts for kind in (".svg", ".png")}
+    assert made[0] == made[1]
+
+
+def test_a_slow_peer_sits_out_and_whom_a_target_needs_does_not(harness):
+    target = harness.Target("what", "key", 1.0, "needed")
+    bench = harness.Bench("test", (), rounds=5, seconds=0.3, targets=[target])
+
+    def slow() -> float:
+        time.sleep(0.11)
+        return 1.0
+
+    samples = {"forkmill": lambda: 1.0, "needed": slow, "slow": slow}
+    measured = bench.measure(harness.Case("key", "title", "s", harness.LESS, samples))
+    assert measured.values["slow"][:3] == [1.0, None, None]
+    assert measured.figures("needed")[:3] == [1.0] * 3
+
+
+def test_only_rows_measures_what_a_target_looks_at(harness):
+    target = harness.Target("what", "key", 1.0)
+    bench = harness.Bench("test", (), rounds=1, targets=[target], only_rows=True)
+    for key in ("key", "other"):
+        bench.measure(harness.Case(key, "title", "s", harness.LESS, {"forkmill": lambda: 1.0}))
+    assert [result.case for result in bench.results] == ["key"]
 
 
 def test_readme_has_every_target(harness):

@@ -37,7 +37,7 @@ _COLOURS = {
 }  # fmt: skip
 _COLUMNS = 3
 _QUICK = "  (a quick run: the figures mean nothing)"
-_FARTHEST = 100.0  # of the chart of targets, either way
+_FARTHEST = 30.0  # the chart of targets goes no farther, either way
 
 
 def write(folder: Path, answers: list[Answer], *, quick: bool) -> list[Path]:
@@ -84,7 +84,9 @@ def _targets(stem: Path, answers: list[Answer], quick: bool) -> list[Path]:
     axis.set_yticks(range(len(rows)), [what.replace("`", "") for what, _, _ in rows], fontsize=8)
     axis.invert_yaxis()
     axis.margins(y=0.02)
-    axis.set_xlim(right=axis.get_xlim()[1] * 12)  # room for the text
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right * (right / left) ** 0.6)  # room for the text
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("times better than what is to be reached (1)")
     missed = sum(1 for _, target, figures in rows if not report.reached(target, figures))
     patches = [
@@ -164,11 +166,20 @@ def _lines(axis: Any, cases: list[Measured]) -> None:
     axis.set_xscale("log")
     axis.set_xticks([case.at for case in cases], [f"{case.at:g}" for case in cases], minor=False)
     axis.minorticks_off()
-    axis.set_yscale("log")
+    middles = [spread(figures)[1] for case in cases for figures in _all_figures(case)]
+    if min(middles) > 0 and max(middles) > 5 * min(middles):
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _: report.number(value))
     axis.grid(alpha=0.3)
     axis.tick_params(labelsize=7)
     axis.legend(fontsize=6)
     _title(axis, cases[0].series, cases[0])
+
+
+def _all_figures(case: Measured) -> list[list[float]]:
+    return [figures for name in case.values if (figures := case.figures(name))]
 
 
 def _title(axis: Any, text: str, result: Measured) -> None:

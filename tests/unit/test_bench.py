@@ -135,7 +135,7 @@ results = [
     harness.Measured("roundtrip", "free", "title", "us", harness.LESS, {"forkmill": [1.0]}),
 ]
 sizes = [
-    harness.Measured("arrays", f"send-{at}", "title", "GB/s", harness.MORE, values, {}, "series", at)
+    harness.Measured("arrays", f"send-{at}", "title", "GB/s", harness.MORE, values, {}, "all", at)
     for at in (1, 2)
 ]
 answers = [runner.Answer("roundtrip", results=results), runner.Answer("arrays", results=sizes)]

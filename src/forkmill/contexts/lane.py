@@ -38,12 +38,12 @@ from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import errors
+from .. import _codec, errors
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
-__all__ = ["END", "Batch", "InlineLane", "Lane", "SharedLane", "Taken", "Work"]
+__all__ = ["END", "Batch", "InlineLane", "Lane", "Raised", "SharedLane", "Taken", "Work"]
 
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 CREDIT = 256  # outputs of a lane's streams that may wait to be taken
@@ -106,6 +106,22 @@ class Batch(NamedTuple):
         """The same, item by item."""
         for item, output in zip(self.items, self.outputs, strict=True):
             yield Taken(item, output if self.many else [output])
+
+
+class Raised:
+    """An exception as an output: it travels as failures do, with its traceback."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _raised, (_codec.dump_failure(self.error),)
+
+
+def _raised(data: bytes) -> Raised:
+    return Raised(_codec.load_failure(memoryview(data)))
 
 
 class Lane(ABC):

@@ -11,6 +11,7 @@ engine         one run: a loop over cells
 cells          stages while they run, with their queues and counters; also sources, lanes
 fuse           neighbouring inline stages as one function
 work           what travels to a context
+groups         neighbours on a named pool as one call in the worker
 stats, events  what a run counts, and tells
 result         what comes out
 load           a pipeline by its name, for command lines

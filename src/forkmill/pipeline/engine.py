@@ -33,6 +33,7 @@ from ..errors import PoolError
 from .cells import Abort, Cell, Edge, Outlet, resolve, width_of
 from .declare import hooks_of
 from .events import Events
+from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
 from .result import Failure, RunResult
 from .sources import Source, tap
@@ -147,6 +148,7 @@ class Engine:
         self._began = self._looked = self._told = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
+        self._riders = {stage for stage in graph.stages if rides(stage, graph)}
         self.order = [self._cell(stage) for stage in graph.stages]
         self.cells = {cell.stage: cell for cell in self.order}
         self._wire()
@@ -158,6 +160,10 @@ class Engine:
         self._feeds: list[Edge] = []
 
     def _cell(self, stage: Any) -> Cell:
+        if stage in self._riders:
+            return Rider(self, stage)
+        if not self._riders.isdisjoint(stage.targets):
+            return Carrier(self, stage)
         if not stage.inline or stage.nested is not None:
             return LaneCell(self, stage)
         return Source(self, stage) if stage.kind == "producer" else Cell(self, stage)

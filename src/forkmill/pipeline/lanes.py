@@ -29,7 +29,7 @@ from .options import Retry
 from .work import Report, initialize, make_work, run_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from .engine import Engine
     from .graph import Stage
@@ -102,13 +102,17 @@ class LaneCell(Cell):
             for _ in range(self.width):
                 run_hooks(self._forks, self.name)
             spec = _with_hooks(spec, hooks, self.name)
-        work = make_work(stage, hooks if isolated and not born else [])
+        work = self.make_work(hooks if isolated and not born else [])
         self.lane = spec.lane(work, self.engine.bell.ring)
         if self.producing:
             self.pending = 1
             if self.call_hooks:
                 run_hooks(self._forks, self.name)
             self.lane.put_many([None])
+
+    def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
+        """What the lane does; the hooks are called where a copy of the state is set up."""
+        return make_work(self.stage, after_fork)
 
     def _reopen(self) -> None:
         self._ending = 0

@@ -3,7 +3,8 @@
 An inline stage runs together with the one stage that feeds it when that is an inline producer or
 itself runs together with one. It is independent, with a queue of its own, if several feed it, if a
 batch, a pipeline or another context does, if it is a batch with max_wait, or if it names its
-context. Neighbours on the same named pool travel to a worker together.
+context. Neighbours on the same named pool run in one call, if nothing about one of them has to be
+seen from outside (see groups).
 
 Threads: any.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .graph import Graph, Stage, build, check_runnable
+from .groups import rides
 
 if TYPE_CHECKING:
     from .declare import Pipeline
@@ -48,7 +50,7 @@ class ExecutionPlan:
             graph = build(self.pipeline)
             check_runnable(graph)
             for stage in graph.stages:
-                anchor = _anchor(stage, self._anchors)
+                anchor = _anchor(stage, graph, self._anchors)
                 if anchor is not None:
                     self._anchors[stage] = anchor
             self._graph = graph
@@ -130,7 +132,7 @@ def _box(stage: Stage, names: dict[Stage, str]) -> str:
     )
 
 
-def _anchor(stage: Stage, anchors: dict[Stage, Stage]) -> Stage | None:
+def _anchor(stage: Stage, graph: Graph, anchors: dict[Stage, Stage]) -> Stage | None:
     """The stage that one runs together with, of those before it."""
     if stage.kind == "producer" or len(stage.sources) != 1 or stage.nested is not None:
         return None
@@ -138,10 +140,7 @@ def _anchor(stage: Stage, anchors: dict[Stage, Stage]) -> Stage | None:
     if source.kind == "batch" or source.nested is not None or source.owner is not stage.owner:
         return None
     if not stage.inline:
-        shared = getattr(stage.spec, "pool", None)
-        if shared is not None and getattr(source.spec, "pool", None) is shared:
-            return anchors.get(source, source)
-        return None
+        return anchors.get(source, source) if rides(stage, graph) else None
     if stage.explicit or stage.max_wait is not None or not source.inline:
         return None
     if source.kind == "producer":

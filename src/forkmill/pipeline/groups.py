@@ -1,0 +1,405 @@
+"""Neighbours on one named pool: one call in the worker does an item's way through all of them.
+
+    edges ──▶ Carrier: the first stage's lane ──▶ Group in the worker: a, b, c ──▶ outputs of c
+                                                   └─▶ Aside, Lost, Passed: what a and b tell
+    fm.to ──▶ Rider b: only what was sent to it straight goes through a lane of its own
+
+Guarantees:
+    * Counters, edges, failures and what is sent by fm.to are those of the stage that they belong
+      to, as if each had had its own lane.
+    * setup, on_end and teardown run in the order of the stages; what an earlier one emits at its
+      end goes through the later ones before their end.
+
+What joins (`rides`): nothing that needs the single stage to be seen from here: no order, key,
+batch, timeout, async function or fork hook, and no retry but the first stage's in threads. Where a
+worker can die, the stages have one policy, for a death is told of the first one's item.
+
+Invariants:
+    * GRP-1  A plain value that a group of plain functions returns stands for one output of each
+      stage; anything else is told by Passed at the end of the call.
+    * GRP-2  Passed counts what a rider worked on without failing; Lost counts itself. So the edges
+      add up at any moment at which a run may be ended.
+
+Threads: Group and its functions run in workers and threads; the cells in the engine's.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+from .. import contexts
+from ..contexts.lane import Raised
+from .declare import to
+from .fuse import ERRORS
+from .graph import stage_hooks
+from .lanes import LaneCell
+from .options import DeadLetter, Retry
+from .work import LAZY, Report, adapted, clocked, emitted, is_async, is_generator, settle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .cells import Cell
+    from .engine import Engine
+    from .graph import Graph, Stage
+
+__all__ = ["Carrier", "Rider", "rides"]
+
+_KINDS = ("stage", "flat", "filter")
+_PARTS = ("setup", "on_end", "teardown")
+
+
+def rides(stage: Stage, graph: Graph) -> bool:
+    """Whether a stage runs in the same call as the one before it."""
+    if len(stage.sources) != 1 or stage.kind not in (*_KINDS, "consumer"):
+        return False
+    source = stage.sources[0]
+    pool = getattr(stage.spec, "pool", None)
+    if pool is None or getattr(source.spec, "pool", None) is not pool:
+        return False
+    if stage.spec.type not in ("ipc_fork", "cow_fork", "thread"):
+        return False
+    if source.kind not in _KINDS or len(source.targets) != 1 or source.owner is not stage.owner:
+        return False
+    if isinstance(stage.on_error, Retry):
+        return False
+    if any(stage.parts.get(part) for part in _PARTS) and _may_jump(graph):
+        return False  # what is sent to it straight would meet another copy of its state
+    if stage.spec.type != "thread" and stage.on_error != source.on_error:
+        return False
+    return all(map(_joins, (source, stage)))
+
+
+def _may_jump(graph: Graph) -> bool:
+    """Whether items may come to a stage otherwise than by its links."""
+    return any(stage.dynamic or _dead_letters(stage.on_error) for stage in graph.stages)
+
+
+def _dead_letters(policy: Any) -> bool:
+    return isinstance(policy.then if isinstance(policy, Retry) else policy, DeadLetter)
+
+
+def _joins(stage: Stage) -> bool:
+    alone = (
+        stage.nested is not None
+        or stage.ordered
+        or stage.key is not None
+        or stage.timeout is not None
+        or is_async(stage.fn)
+        or any(stage_hooks(stage, hook) for hook in ("before_fork", "after_fork"))
+    )
+    return not alone
+
+
+# ---------------------------------------------------------------------- in the worker
+
+
+class Aside:
+    """Something that a stage of a group says beside the outputs: a Report, an item by fm.to."""
+
+    __slots__ = ("stage", "value")
+
+    def __init__(self, stage: int, value: Any) -> None:
+        self.stage = stage
+        self.value = value
+
+    def __reduce__(self) -> Any:
+        return Aside, (self.stage, self.value)
+
+
+class Lost:
+    """An item that failed in a rider; or a stage's end that failed, if `counted` is not true."""
+
+    __slots__ = ("counted", "item", "raised", "stage")
+
+    def __init__(self, stage: int, item: Any, raised: Raised, counted: bool = True) -> None:
+        self.stage = stage
+        self.item = item
+        self.raised = raised
+        self.counted = counted
+
+    def __reduce__(self) -> Any:
+        item = self.item
+        try:
+            pickle.dumps(item)
+        except Exception:  # it was never meant to travel
+            item = repr(item)
+        return Lost, (self.stage, item, self.raised, self.counted)
+
+
+class Passed:
+    """The end of a call: how many items each stage but the first has worked on."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
+
+    def __reduce__(self) -> Any:
+        return Passed, (self.counts,)
+
+
+_TOLD = frozenset({Aside, Lost, Passed})
+_UNUSUAL = frozenset({*LAZY, Report, to})
+
+
+class Group:
+    """The functions of the stages, one after the other.
+
+    Attributes:
+        many: Whether a call's outputs come from a generator.
+        whole: Whether all that the first stage emits for an item must be there before it goes on.
+    """
+
+    def __init__(self, stages: list[Stage]) -> None:
+        fns = [adapted(stage) for stage in stages]
+        self.many = any(map(is_generator, fns))
+        self.whole = not self.many or isinstance(stages[0].on_error, Retry)
+        self.fns = [clocked(fn) for fn in fns]
+        self.parts = [{part: stage.parts.get(part) for part in _PARTS} for stage in stages]
+        self.silent = stages[-1].kind == "consumer"
+        self.last = len(stages) - 1
+        self.ready = [False] * len(stages)
+
+    def work(self) -> contexts.Work:
+        """The work of the lane."""
+        return contexts.Work(
+            fn=self.pieces if self.many else self.one,
+            setup=self.setup,
+            teardown=self.teardown,
+            on_end=self.on_end,
+            stream=self.many and not self.whole,
+        )
+
+    def one(self, item: Any) -> Any:
+        """An item's way where every stage emits one output; a generator if it turns out else."""
+        value = item
+        for k, fn in enumerate(self.fns):
+            came = value
+            try:
+                value = fn(came)
+            except ERRORS as error:
+                if k == 0:
+                    raise
+                return self._rest(k, came, _failing(error))
+            if type(value) in _UNUSUAL:
+                return self._rest(k, came, value)
+        return value
+
+    def pieces(self, item: Any) -> Iterator[Any]:
+        """An item's way, its outputs one by one."""
+        counts = [0] * len(self.fns)
+        try:
+            yield from self._arrive(0, item, counts)
+        except ERRORS:
+            yield Passed(counts)
+            raise
+        yield Passed(counts)
+
+    def _rest(self, k: int, came: Any, value: Any) -> Iterator[Any]:
+        """From stage k on, which has given a value that is not one output."""
+        counts = [0] + [1] * (k - 1) + [0] * (len(self.fns) - max(k, 1))
+        yield from self._outputs(k, came, value, counts)
+        yield Passed(counts)
+
+    def _arrive(self, k: int, item: Any, counts: list[int]) -> Iterator[Any]:
+        try:
+            value = self.fns[k](item)
+        except ERRORS as error:
+            if k == 0:
+                raise
+            yield Lost(k, item, Raised(error))
+            return
+        yield from self._outputs(k, item, value, counts)
+
+    def _outputs(self, k: int, item: Any, value: Any, counts: list[int]) -> Iterator[Any]:
+        """What a stage's call gave goes on. The first stage's failure is that of the call."""
+        try:
+            values = emitted(value)
+            if k == 0 and self.whole:
+                values = list(values)
+            yield from self._emit(k, values, counts)
+        except ERRORS as error:
+            if k == 0:
+                raise
+            yield Lost(k, item, Raised(error))
+            return
+        counts[k] += 1
+
+    def _emit(self, k: int, values: Iterable[Any], counts: list[int]) -> Iterator[Any]:
+        for value in values:
+            output = value
+            if type(output) is Report:
+                yield Aside(k, Report(Report, output.call, output.seconds))
+                output = output.value
+                if output is Report:
+                    continue
+            if type(output) is to:
+                yield Aside(k, output)
+            elif k < self.last:
+                yield from self._arrive(k + 1, output, counts)
+            elif not self.silent:
+                yield output
+
+    # The life of a copy of the state.
+
+    def setup(self) -> None:
+        """All setups; one that fails is every item's failure, in its stage."""
+        for k, parts in enumerate(self.parts):
+            try:
+                if parts["setup"] is not None:
+                    settle(parts["setup"]())
+            except ERRORS as error:
+                if k == 0:
+                    raise
+                self.fns[k] = _Failing(error)
+            else:
+                self.ready[k] = True
+
+    def on_end(self) -> Iterator[Any]:
+        """The stages' ends, in their order."""
+        counts = [0] * len(self.fns)
+        for k, parts in enumerate(self.parts):
+            if parts["on_end"] is None or not self.ready[k]:
+                continue
+            try:
+                yield from self._emit(k, emitted(parts["on_end"]()), counts)
+            except ERRORS as error:
+                yield Lost(k, None, Raised(error), False)
+        yield Passed(counts)
+
+    def teardown(self) -> None:
+        """All teardowns; the first failure is raised when all have run."""
+        failure: BaseException | None = None
+        for k, parts in enumerate(self.parts):
+            ready, self.ready[k] = self.ready[k], False
+            try:
+                if ready and parts["teardown"] is not None:
+                    settle(parts["teardown"]())
+            except ERRORS as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+
+class _Failing:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, item: Any) -> Any:
+        raise self.error
+
+
+def _failing(error: BaseException) -> Iterator[Any]:
+    raise error
+    yield
+
+
+# ---------------------------------------------------------------------- in the run
+
+
+class Rider(LaneCell):
+    """A stage that runs in the calls of the one before it."""
+
+    def __init__(self, engine: Engine, stage: Stage) -> None:
+        super().__init__(engine, stage)
+        self.fused = True
+
+    def open(self) -> None:
+        self.state = "live"
+
+    def _reopen(self) -> None:
+        """Something came by fm.to."""
+        if self.state == "ended":
+            self._ending = 0
+            self.before_hooks()
+        super().open()
+
+    def passed(self, number: int) -> None:
+        """So many items went through without a failure."""
+        edge = self.edges_in[0]
+        self.sources[0].out += number
+        self.came += number
+        edge.emitted += number
+        edge.delivered += number
+
+    def lost(self, failed: Lost) -> None:
+        """An item failed here, or the stage's end did."""
+        if failed.counted:
+            edge = self.edges_in[0]
+            self.sources[0].out += 1
+            self.came += 1
+            edge.emitted += 1
+            edge.failed += 1
+        self.record(failed.item, failed.raised.error, 1, self.stage.on_error)
+
+
+class Carrier(LaneCell):
+    """The first stage of several that run in one call."""
+
+    def __init__(self, engine: Engine, stage: Stage) -> None:
+        super().__init__(engine, stage)
+        self._riders: list[Rider] = []
+        self._group: Group | None = None
+        self._losses: list[Lost] = []
+
+    def wire(self) -> None:
+        super().wire()
+        last: Cell = self
+        while last.targets and isinstance(last.targets[0], Rider):
+            last = last.targets[0]
+            self._riders.append(last)
+
+    def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
+        self._group = Group([self.stage, *(rider.stage for rider in self._riders)])
+        return self._group.work()
+
+    def _batch(self, piece: Any) -> None:
+        super()._batch(piece)
+        self._record_losses()
+
+    def _taken(self, taken: Any) -> None:
+        super()._taken(taken)
+        self._record_losses()
+
+    def deliver(self, outputs: list[Any]) -> None:
+        """Outputs of the last stage go on; what the others told is theirs."""
+        if not outputs:
+            return
+        assert self._group is not None
+        if not self._group.many and type(outputs[-1]) is not Passed:
+            for rider in self._riders:
+                rider.passed(len(outputs))
+        elif not _TOLD.isdisjoint(map(type, outputs)):
+            outputs = [output for output in outputs if not self._told(output)]
+        self._riders[-1].deliver(outputs)
+
+    def _told(self, output: Any) -> bool:
+        kind = type(output)
+        if kind is Passed:
+            for rider, number in zip(self._riders, output.counts[1:], strict=True):
+                rider.passed(number)
+        elif kind is Lost:
+            self._losses.append(output)
+        elif kind is Aside:
+            cell = self._riders[output.stage - 1] if output.stage else self
+            if type(output.value) is to:
+                cell.send(output.value)
+            else:
+                cell.sampled += output.value.seconds
+                cell.reservoir.add(output.value.call)
+        return kind in _TOLD
+
+    def _record_losses(self) -> None:
+        """When the item itself is accounted for: the policy may end the run."""
+        while self._losses:
+            failed = self._losses.pop(0)
+            if failed.stage:
+                self._riders[failed.stage - 1].lost(failed)
+            else:
+                self.fail_once(failed.item, failed.raised.error)
+
+    def close(self) -> None:
+        self._losses.clear()
+        super().close()

@@ -259,3 +259,64 @@ def test_a_pipeline_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Mon
     ]:
         with pytest.raises(fm.BuildError, match=says):
             load(text, settings)
+
+
+# ------------------------------------------------------------------ context blocks
+
+
+def where(pipeline: fm.Pipeline) -> dict[str, str]:
+    return {stage.name: str(stage.spec) for stage in pipeline.build().stages}
+
+
+def test_the_inner_block_wins_and_the_outer_one_comes_back() -> None:
+    inner = fm.Pipeline(context="cow_fork:1").map(abs, name="its_own")
+    plain = fm.Pipeline().map(abs, name="blocks")
+    line = fm.Pipeline(context="thread:1").source([1], name="s", context="inline")
+    with line.context("thread:2") as same:
+        assert same is line
+        line.map(abs, name="outer")
+        with line.context(fm.ipc_fork(1)):
+            line.map(abs, name="inner").batch(1, name="native")
+            line.through(inner, name="a").through(plain, name="b")
+            line.stage(fm.stage(abs, name="declared")).map(abs, name="own", context="inline")
+        with pytest.raises(KeyError), line.context("async"):
+            raise KeyError
+        line.map(abs, name="again")
+    line.map(abs, name="default")
+    assert where(line) == {
+        "s": "inline",
+        "outer": "thread:2",
+        "inner": "ipc_fork:1",
+        "native": "inline",
+        "a.its_own": "cow_fork:1",
+        "b.blocks": "ipc_fork:1",
+        "declared": "ipc_fork:1",
+        "own": "inline",
+        "again": "thread:2",
+        "default": "thread:1",
+    }
+
+
+def test_the_contexts_of_blocks_and_classes_may_be_sized_by_the_object() -> None:
+    class Sized(fm.Pipeline, context="thread:width"):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 3
+
+        def more(self) -> int:
+            return self.width + 1
+
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield 1
+
+    line: Any = Sized()
+    with line.context("thread:more"):
+        line.map(abs, name="a")
+    with line.context(lambda self: fm.ipc_fork(self.width)):
+        line.map(abs, name="b")
+    assert where(line) == {"numbers": "thread:3", "a": "thread:4", "b": "ipc_fork:3"}
+    with line.context("thraed"):
+        line.map(abs, name="wrong")
+    with pytest.raises(fm.BuildError, match=r"'wrong'.*thread"):
+        line.build()

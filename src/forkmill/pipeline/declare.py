@@ -17,6 +17,7 @@ Threads: a pipeline object may be run from several threads at once; do not decla
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -56,7 +57,10 @@ class Declared:
         fn: What it calls; None: nothing (a batch without a body). A pipeline, for a nested one.
         options: As they were given.
         name: What it is called; "" until it is known.
+        default: The context of the block that it was declared in; None: the pipeline's.
     """
+
+    default: Any = None
 
     def __init__(self, kind: str, fn: Any, options: dict[str, Any], name: str = "") -> None:
         self.kind = kind
@@ -303,6 +307,7 @@ class Pipeline:
     _chain: tuple[Declared, ...] = ()
     _name: str | None = None
     _context: Any = None
+    _block: Any = None  # the context of the `with` block that is open
     _hooks: dict[str, Any] | None = None
 
     def __init__(self, name: str | None = None, context: Any = None, **hooks: Any) -> None:
@@ -339,6 +344,7 @@ class Pipeline:
         if not str(name).isidentifier() or isinstance(fn, Pipeline):
             name = default
         declared = Declared(kind, fn, options, name)
+        declared.default = self._block
         if not options.get("name"):
             declared.name = self._unique(name)
         self._chain = (*self._chain, declared)
@@ -350,6 +356,30 @@ class Pipeline:
         while unique in taken:
             unique, number = f"{name}_{number}", number + 1
         return unique
+
+    @contextlib.contextmanager
+    def context(self, context: Any) -> Iterator[Pipeline]:
+        """The context of the stages that verbs add inside a `with` block and that name none.
+
+        Blocks nest: the inner one wins, and after it the outer one is back. What a stage names
+        itself, or a nested pipeline for its stages, wins over both.
+
+        ::
+
+            with line.context("thread:4"):
+                line.map(fetch).map(parse, context="ipc_fork:2")
+
+        Args:
+            context: As the option of a stage.
+
+        Returns:
+            A context manager; it gives the pipeline.
+        """
+        outer, self._block = self._block, context
+        try:
+            yield self
+        finally:
+            self._block = outer
 
     def source(self, items: Any, **options: Any) -> Pipeline:
         """A producer: an iterable, or a function that yields the items.
@@ -378,6 +408,7 @@ class Pipeline:
         """A stage: a function, or what `fm.stage`, `fm.batch`, `fm.producer` have made."""
         if isinstance(fn, Declared):
             declared = copy.copy(fn)
+            declared.default = self._block
             declared.options = {**fn.options, **options}
             check_options(fn.kind, fn.name or fn.kind, declared.options)
             declared.name = self._unique(declared.options.get("name") or fn.name or fn.kind)

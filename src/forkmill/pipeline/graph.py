@@ -223,7 +223,7 @@ def _level(pipeline: Pipeline, prefix: str, context: Any, outer: tuple[Pipeline,
         raise BuildError(f"{prefix.rstrip('.')!r}: the pipeline {pipeline!r} contains itself")
     level = Level(pipeline, prefix, outer)
     own = pipeline._context if pipeline._context is not None else type(pipeline)._class_context
-    default = own if own is not None else context
+    default = context if own is None else resolved(own, pipeline, "context")
     for declared in _declarations(pipeline):
         name = declared.name
         if name in level.names:
@@ -231,6 +231,8 @@ def _level(pipeline: Pipeline, prefix: str, context: Any, outer: tuple[Pipeline,
         node = level.names[name] = Node(name, declared)
         level.nodes.append(node)
         inner = _nested(pipeline, declared)
+        block = declared.default
+        here = default if block is None else resolved(block, pipeline, "context")
         if inner is not None and declared.options.get("context") is None:
             check = set(declared.options) - {"name", "to", "from_"}
             if check:
@@ -238,9 +240,9 @@ def _level(pipeline: Pipeline, prefix: str, context: Any, outer: tuple[Pipeline,
                     f"stage {prefix}{name!r}: a nested pipeline without a context of its own takes "
                     f"name, to and from_, not {sorted(check)[0]!r}"
                 )
-            node.level = _level(inner, f"{prefix}{name}.", default, (*outer, pipeline))
+            node.level = _level(inner, f"{prefix}{name}.", here, (*outer, pipeline))
         else:
-            node.stage = _stage(pipeline, declared, level, default, inner)
+            node.stage = _stage(pipeline, declared, level, here, inner)
     return level
 
 

@@ -320,3 +320,46 @@ def test_the_contexts_of_blocks_and_classes_may_be_sized_by_the_object() -> None
         line.map(abs, name="wrong")
     with pytest.raises(fm.BuildError, match=r"'wrong'.*thread"):
         line.build()
+
+
+# ------------------------------------------------------------------ functions and classes
+
+
+def test_a_batch_may_be_sized_by_a_function_where_it_is_declared() -> None:
+    class Sized(fm.Pipeline):
+        n = 2
+
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield from range(3)
+
+        group = fm.batch(size=lambda self: self.n)
+
+        @fm.batch(size=lambda self, more=1: self.n - more)
+        def body(self, items: list[Any]) -> list[Any]:
+            return items
+
+    assert Sized().run().outputs == [[[0, 1]], [[2]]]
+    with pytest.raises(fm.BuildError, match="needs a size"):
+
+        @fm.batch
+        def forgotten(self: Any, items: list[Any]) -> None: ...
+
+
+def test_a_class_is_called_for_the_items_unless_it_is_iterable_itself() -> None:
+    import enum
+    import itertools
+
+    class Letters(enum.Enum):
+        A = 1
+        B = 2
+
+    class Two:
+        def __iter__(self) -> Iterator[int]:
+            return iter((1, 2))
+
+    with fm.Pipeline().source(itertools.count).stream() as numbers:
+        assert [next(numbers) for _ in range(3)] == [0, 1, 2]
+    for items in (Two, Two()):
+        assert fm.Pipeline().source(items).run().outputs == [1, 2]
+    assert fm.Pipeline().source(Letters).run().outputs == [Letters.A, Letters.B]

@@ -192,13 +192,22 @@ def batch(size: Any = None, max_wait: Any = None, **options: Any) -> Any:
     Raises:
         BuildError: As `stage`; also if neither size nor max_wait is given.
     """
-    if inspect.isfunction(size) and len(inspect.signature(size).parameters) != 1:
+    if inspect.isfunction(size) and not _takes_one(size):  # @fm.batch without a call
         raise OptionError("batch needs a size or a max_wait: @fm.batch(size=...)")
     if size is None and max_wait is None:
         raise OptionError("batch needs a size, a max_wait, or both")
     options = {"size": size, "max_wait": max_wait, **options}
     check_options("batch", str(options.get("name") or "batch"), options)
     return Declared("batch", None, options)
+
+
+def _takes_one(fn: Any) -> bool:
+    """Whether a function can be called with a pipeline alone."""
+    try:
+        inspect.signature(fn).bind(None)
+    except TypeError:
+        return False
+    return True
 
 
 def unbatch(**options: Any) -> Any:

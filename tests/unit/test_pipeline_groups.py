@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -328,7 +329,7 @@ def options(**second: Any) -> Any:
     ],
 )
 def test_what_does_not_join_stays_alone(pool: str, first: Any, second: Any) -> None:
-    hooks = {"before_fork": lambda: None} if first.pop("before_fork", None) else {}
+    hooks: Any = {"before_fork": lambda: None} if first.pop("before_fork", None) else {}
     line = fm.Pipeline(context=pool, **hooks).source(range(3), context="inline")
     line = line.map(int, **first).map(double, to=(), **second).map(int, name="more", from_=["int"])
     assert "double" in fm.ExecutionPlan(line).plan().independent_stages
@@ -352,3 +353,57 @@ def test_a_stage_that_emits_without_end_is_not_collected(pool: str) -> None:
     line = fm.Pipeline(context=pool).source([1], context="inline").map(int).map(endless).map(double)
     with line.stream() as got:
         assert [next(got) for _ in range(3000)] == [2] * 3000
+
+
+def body(kind: int, seed: int) -> Any:
+    def some(x: int) -> Iterator[int]:
+        for i in range((x * seed) % 3):
+            yield x + i
+
+    def fails(x: int) -> int:
+        if x % 5 == seed % 5:
+            raise ValueError(x)
+        return x
+
+    def sends(x: int) -> Any:
+        return fm.to("side", x) if x % 7 == seed % 7 else x
+
+    def fails_late(x: int) -> Iterator[int]:
+        yield x
+        if x % 4 == 1:
+            raise ValueError(x)
+
+    def either(x: int) -> Any:
+        return (y for y in (x, x)) if x % 2 else x
+
+    return (double, some, fails, sends, fails_late, either)[kind]
+
+
+def any_line(seed: int, context: str) -> fm.Pipeline:
+    chance = random.Random(seed)
+    line = fm.Pipeline(context=context).source(range(40), name="s", context="inline")
+    if chance.random() < 0.3:
+        line = line.source(range(20), name="s2", context="inline")
+    last = chance.randint(1, 3)
+    for i in range(last + 1):
+        fn, size = body(chance.randint(0, 5), seed + i), chance.choice([1, 5, 1000])
+        to: Any = () if i == last else None
+        line = line.map(fn, name=f"m{i}", on_error="skip", queue_size=size, to=to)
+    return line.map(lambda x: ("side", x), name="side", from_=(), to=())
+
+
+def facts(result: fm.RunResult) -> Any:
+    failures = sorted((f.stage, f.item) for f in result.failures)
+    edges = {pair: edge for pair, edge in result.stats.edges.items() if edge.emitted}
+    return sorted(map(str, result.outputs)), failures, books(result), edges
+
+
+@pytest.mark.parametrize("pool", KINDS[:2], indirect=True)
+def test_whatever_stages_do_it_is_as_if_they_were_inline(pool: str) -> None:
+    for seed in range(25):
+        expected = facts(any_line(seed, "inline").run())
+        assert facts(any_line(seed, pool).run()) == expected, seed
+        if seed % 5 == 0:
+            handle = any_line(seed, pool).start()
+            (handle.kill if seed % 2 else handle.stop)()
+            books(handle.result(20))

@@ -145,7 +145,9 @@ def test_55_fork_hooks(kind: str, forks: int, tmp_path: Path) -> None:
     )
     pids = {pid for _, pid in got}
     assert set(before.counts()) == {MASTER}
-    assert after.counts() == dict.fromkeys(pids, 1) and len(pids) == forks
+    counts = after.counts()
+    # On a busy machine one worker may have done it all before the other one was there.
+    assert len(counts) == forks and set(counts.values()) == {1} and pids <= set(counts)
 
 
 # ------------------------------------------------------------------ setup, state, on_end

@@ -31,17 +31,17 @@ pytestmark = pytest.mark.skipif(
 MOST = {
     "lone": (1.1, 1.1, 1.2, 1.1, 0.05),
     "futures": (0.3, 0.4, 0.4, 0.3, 0.3),
-    "bulk": (0.01, 0.01, 0.01, 0.01, 0.01),
+    "bulk": (0.01, 0.01, 0.01, 0.1, 0.01),  # a look at the rings is a turn, and no system call
     "single": (1.2, 1.3, 1.2, 1.2, 0.4),
 }
 
 # System calls a task, all processes together: a lone call takes the least that pipes can do, three
 # here (write, wait, read) and two there (read, write).
-MOST_CALLS = {"lone": 5.5, "futures": 3.0, "bulk": 0.1, "single": 5.5}
+MOST_CALLS = {"lone": 5.5, "futures": 3.0, "bulk": 0.5, "single": 5.5}
 
 # Instructions a task in the user's process, in units of what it takes to make, finish and read one
 # stock Future: so it hardly matters how the interpreter was built.
-INSTRUCTIONS = {"lone": 0.27, "futures": 0.70, "bulk": 0.07, "single": 1.15}
+INSTRUCTIONS = {"lone": 0.27, "futures": 0.70, "bulk": 0.19, "single": 1.88}
 TOLERANCE = 1.35
 
 

@@ -37,7 +37,7 @@ MOST = {
 
 # System calls a task, all processes together: a lone call takes the least that pipes can do, three
 # here (write, wait, read) and two there (read, write).
-MOST_CALLS = {"lone": 5.5, "futures": 3.0, "bulk": 0.5, "single": 5.5}
+MOST_CALLS = {"lone": 5.5, "futures": 3.0, "bulk": 0.1, "single": 5.5}
 
 # Instructions a task in the user's process, in units of what it takes to make, finish and read one
 # stock Future: so it hardly matters how the interpreter was built.
@@ -105,7 +105,8 @@ def strace() -> None:
 @pytest.mark.usefixtures("strace")
 @pytest.mark.parametrize("path", MOST_CALLS)
 def test_system_calls_a_task(path: str, tmp_path: Path) -> None:
-    few, many = 100, 2100
+    # Of the bulk call so many that its chunks have grown: a tracer slows their tuning down.
+    few, many = (2100, 42_100) if path == "bulk" else (100, 2100)
     more = strace_calls(path, many, tmp_path / "many") - strace_calls(path, few, tmp_path / "few")
     assert more / (many - few) <= MOST_CALLS[path]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import _thread
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,19 @@ def our_thread() -> Iterator[None]:
         yield
     finally:
         OUR_THREADS.discard(_thread.get_ident())
+        _forget_dummy()
+
+
+def _forget_dummy() -> None:
+    """Take a bare thread that ends out of `threading.enumerate()`.
+
+    Whatever asks for `current_thread()` in one (`Thread.join`, a logger, a finalizer of the user)
+    makes an entry for it, which before CPython 3.13 would stay for ever.
+    """
+    ident = _thread.get_ident()
+    if isinstance(threading._active.get(ident), threading._DummyThread):  # type: ignore[attr-defined]
+        with threading._active_limbo_lock:  # type: ignore[attr-defined]
+            threading._active.pop(ident, None)  # type: ignore[attr-defined]
 
 
 def exit_failed() -> bool:

@@ -338,6 +338,26 @@ def test_shutdown_from_a_callback_and_twice(run_script) -> None:
     )
 
 
+def test_a_pool_that_ends_by_itself_leaves_no_thread_entry(run_script) -> None:
+    """The thread that ends it waits for the collector's: `threading` then knows it by a dummy."""
+    run_script(
+        """
+        import threading, time, tasks, forkmill as fm
+        before = threading.enumerate()
+        pool = fm.ProcessPool(1)
+        told = threading.Event()
+        def callback(future):
+            told.set()
+            time.sleep(1)  # the collector's thread is still there when all else has ended
+        pool.submit(pow, 2, 3).add_done_callback(callback)
+        assert told.wait(10)
+        pool.shutdown(wait=False)
+        time.sleep(0.5)
+        tasks.eventually(lambda: threading.enumerate() == before, 10)
+        """
+    )
+
+
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_ladder_is_bounded(run_script, method: str) -> None:
     """A worker in a C loop that ignores SIGTERM: kill() ends it all the same."""

@@ -175,6 +175,7 @@ struct fm_slot {
     _Atomic uint64_t rss_kb;
     _Atomic uint32_t retired;
     _Atomic uint32_t owner; /* the worker's number in the arena, or 0 */
+    _Atomic int32_t pid;    /* its own: there before its first outcome */
     alignas(64) _Atomic uint64_t sent; /* both: below it, bytes have left */
     _Atomic uint32_t want; /* FM__WANT_ALWAYS: the other side never looks
                               into the ring, FM__WANT_NOTHING: it is awake;

@@ -680,14 +680,14 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
     for (uint32_t i = 0; i < FM__MIN(n, pool->options.workers); i++) {
         struct fm__worker *w = &pool->workers[i];
         struct fm__piece *running = fm__worker_running(w);
-        bool awaited = w->page && !w->pid; /* its channel came first */
+        /* The first worker's channel came before it.  Its outcomes may be here
+         * sooner than the zygote's word of its birth: it says its pid too. */
+        pid_t pid = w->page && !w->pid ? atomic_load(&w->page->pid) : w->pid;
         out[i] = (struct fm_worker_info){.slot = w->slot,
-                                         .generation = awaited
-                                                           ? 0
-                                                           : w->generation,
-                                         .pid = w->pid,
-                                         .state = w->pid ? w->state
-                                                         : FM_WORKER_EMPTY,
+                                         .generation = pid ? w->generation : 0,
+                                         .pid = pid,
+                                         .state = pid ? w->state
+                                                      : FM_WORKER_EMPTY,
                                          .in_flight = w->in_flight,
                                          .tasks = w->done,
                                          .born_ns = w->born_ns};

@@ -64,6 +64,7 @@ int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
     fm__guard_fd(task_fd);
     fm__guard_fd(result_fd);
     port->generation = fm_fork_generation();
+    atomic_store_explicit(&port->slot->pid, getpid(), memory_order_release);
     port->last = UINT64_MAX - 1; /* until fm_port_begin() */
     *out = port;
     return 0;

@@ -2230,6 +2230,50 @@ TEST(bad_options_are_refused)
     rig_close(&rig);
 }
 
+/* ------------------------------------------------------- the first worker */
+
+/* What lies in a worker is found by its pid, so that has to be known as soon
+ * as an outcome of it is, though the zygote tells of births in its own time. */
+TEST(a_worker_is_known_before_its_birth_is_told)
+{
+    int s[2], task[2], result[2], slot_fd = fm_slot_create();
+    struct rig rig;
+    make_world();
+    CHECK(slot_fd >= 0);
+    CHECK_EQ(fm_sys_socketpair(s), 0);
+    CHECK_EQ(fm_sys_pipe(task), 0);
+    CHECK_EQ(fm_sys_pipe(result), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        fm_port *port;
+        int keep[] = {task[0], result[1], slot_fd};
+        fm_sys_close_others(keep, 3);
+        if (fm_port_open(&port, task[0], result[1], slot_fd) < 0)
+            _exit(81);
+        work(port, result[1]);
+    }
+    rig.zygote = fork();
+    if (rig.zygote == 0) {
+        int keep[] = {s[1]};
+        fm_sys_close_others(keep, 1);
+        zygote_main(s[1], 0); /* it tells of nobody */
+    }
+    close(s[1]);
+    close(result[1]);
+    struct fm_pool_options options = {.control_fd = s[0], .workers = 1};
+    CHECK_EQ(fm_pool_open(&rig.pool, &options), 0);
+    fm_pool_adopt(rig.pool, rig.zygote,
+                  (int[]){task[0], task[1], result[0], slot_fd}, NULL);
+    finish_one(&rig, submit_one(&rig, command(OP_ECHO, 1, 1)));
+    struct fm_worker_info info;
+    CHECK_EQ(fm_pool_workers(rig.pool, &info, 1), 1);
+    CHECK_EQ(info.pid, child);
+    CHECK_EQ(info.tasks, 1);
+    fm_pool_close(rig.pool);
+    fm_pool_unref(rig.pool);
+    CHECK_EQ(waitpid(child, NULL, 0), child); /* its channel has ended */
+}
+
 /* ------------------------------------------------------------------ arena */
 
 static struct fm_arena_stats look_at(fm_arena *pools)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import importlib.util
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from .peers import BY_NAME, OURS
-from .runner import LONG, QUESTIONS, Answer, Settings, Stopped, ask, first_line, load, stop
+from .runner import QUESTIONS, Answer, Budget, Settings, Stopped, ask, first_line, load, stop
 
 _EPILOG = """\
 Writes results.md, results.json (every sample) and, if matplotlib is installed, plots (SVG and PNG)
 into the folder: the targets, and each family of questions. Peers that are not installed are left
-out: they come with pip install '.[bench]'. Exit code: 0; 1 if a question, or forkmill in one,
-failed; 2 for a wrong command line; 128 and its number if a signal ended it, with all it started."""
+out: they come with pip install '.[bench]'. What fails ends nothing but itself, and is told at the
+end. Exit code: 0; 1 if a question, or forkmill in one, failed; 3 if only others did, whose figures
+are then missing; 2 for a wrong command line; 128 and its number if a signal ended it, with all it
+started."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,11 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         workers=options.workers,
         quick=options.quick,
         rounds=options.rounds,
-        seconds=options.seconds,
         peers=options.peers,
         only_rows=options.only_rows,
     )
-    questions = options.questions or [name for name in QUESTIONS if name not in LONG]
+    questions = options.questions or list(QUESTIONS)
     if options.only_rows:
         questions = [name for name in questions if load(name).TARGETS]
     try:
@@ -59,23 +62,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's SIGHUP
             signal.signal(number, stop)
     try:
-        answers = _ask_all(questions, settings)
+        answers = _ask_all(questions, settings, Budget(questions, options.minutes))
     except Stopped as stopped:
         print("stopped; nothing was written", file=sys.stderr)
         return 128 + int(stopped.args[0])
     _finish(options, answers, busy, given)
-    return 1 if any(answer.ours_failed for answer in answers) else 0
+    return _verdict(answers)
 
 
-def _ask_all(questions: list[str], settings: Settings) -> list[Answer]:
+def _ask_all(questions: list[str], settings: Settings, budget: Budget) -> list[Answer]:
     answers = []
+    start = time.monotonic()
     for number, question in enumerate(questions, start=1):
-        print(f"[{number}/{len(questions)}] {question}: {first_line(question)}", file=sys.stderr)
-        answer = ask(question, settings)
+        gone = time.monotonic() - start
+        left = "" if settings.quick else f", about {_clock(budget.seconds - gone)} left"
+        print(
+            f"[{number}/{len(questions)}, {_clock(gone)} gone{left}] "
+            f"{question}: {first_line(question)}",
+            file=sys.stderr,
+        )
+        seconds = budget.take(gone)
+        answer = ask(question, dataclasses.replace(settings, seconds=seconds))
         failed = f", FAILED: {answer.failure}" if answer.failure else ""
-        print(f"  {answer.seconds:.1f} s{failed}", file=sys.stderr)
+        print(f"  {answer.seconds:.1f} s of {seconds:.1f}{failed}", file=sys.stderr)
         answers.append(answer)
     return answers
+
+
+def _clock(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02}"
+
+
+def _verdict(answers: list[Answer]) -> int:
+    """Tell who failed; the exit code."""
+    for answer in answers:
+        for name in (*([answer.failure] if answer.failure else ()), *answer.failed):
+            print(f"failed: {answer.question}: {name}", file=sys.stderr)
+    if any(answer.ours_failed for answer in answers):
+        return 1
+    return 3 if any(answer.failed for answer in answers) else 0
 
 
 def _load() -> str:
@@ -117,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="*",
         type=_question,
         metavar="QUESTION",
-        help=f"what to ask, see --list (default: all but {', '.join(LONG)}, in ten minutes)",
+        help="what to ask, see --list (default: all)",
     )
     parser.add_argument("--list", action="store_true", help="list the questions and stop")
     parser.add_argument(
@@ -147,12 +173,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the most rounds of a case (default: %(default)s)",
     )
     parser.add_argument(
-        "--seconds",
+        "--minutes",
         type=float,
-        default=Settings.seconds,
-        metavar="S",
-        help="a case's time: after it no round beyond the third, and who has used up its share "
-        "sits out (default: %(default)s)",
+        default=10.0,
+        metavar="M",
+        help="the time of a run that asks all; one that asks some gets its part of it (default: "
+        "%(default)s). With less there are fewer rounds, of us and whom a target needs three at "
+        "least",
     )
     parser.add_argument(
         "--peers",

@@ -42,6 +42,7 @@ _ROOT = Path(__file__).parents[1]
 def run(bench: Bench) -> None:
     """Ask."""
     count = bench.size(1_000_000, 2000)
+    bench.plan(len(FUNCTIONS))
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder, "lines")
         _write(lines, count)

@@ -28,7 +28,9 @@ _REPEATS = 9  # creations in a sample, which is their median
 
 def run(bench: Bench) -> None:
     """Ask."""
-    for kind, (name, make) in _beside().items():
+    beside = _beside()
+    bench.plan(2 * len(beside))
+    for kind, (name, make) in beside.items():
         fn = _increment_async if kind == "async" else work.increment
         samples: dict[str, Sample] = {
             OURS: _created(bench, lambda kind=kind: _ours(kind), fn),  # type: ignore[misc]

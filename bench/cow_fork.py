@@ -36,6 +36,7 @@ def run(bench: Bench) -> None:
     """Ask."""
     if not hasattr(os, "fork"):
         raise Skip("this platform has no fork")
+    bench.plan(2)
     for key, megabytes in (("small", 64), ("large", bench.size(1024, 80))):
         with _resident(megabytes):
             items = bench.size(max(10, 6400 // megabytes), 2)

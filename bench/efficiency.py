@@ -15,7 +15,7 @@ from .peers import Peer
 
 TARGETS = (Target("100 us tasks, efficiency against ideal", "100us", 0.95),)
 LENGTHS_US = (1, 10, 100, 1000, 10_000, 100_000)
-_SAMPLE_S = 0.5  # CPU seconds of tasks a worker and sample
+_SAMPLE_S = 0.4  # CPU seconds of tasks a worker and sample
 
 
 def run(bench: Bench) -> None:
@@ -24,6 +24,7 @@ def run(bench: Bench) -> None:
     able = min(bench.workers, cpus or 1)
     if able < bench.workers:
         bench.note(f"{bench.workers} workers on {able} CPUs: the ideal counts {able}")
+    bench.plan(len(LENGTHS_US))
     for length_us in LENGTHS_US:
         seconds = length_us * 1e-6
         count = bench.size(int(_SAMPLE_S * able / seconds), 8)
@@ -40,7 +41,7 @@ def run(bench: Bench) -> None:
 
         title = f"{count:,} tasks of {length_us:,} us, map with defaults"
         case = Case(
-            f"{length_us}us", title, "of ideal", MORE, bench.pools(take, bulk=True),
+            f"{length_us}us", title, "of ideal", MORE, bench.pools(take, way="map"),
             most_rounds=5, series="efficiency, by task length in us", at=length_us,
         )  # fmt: skip
         bench.measure(case)

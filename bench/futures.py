@@ -15,6 +15,7 @@ TARGETS = (Target("submit all + as_completed, trivial", "many", 20.0, StdlibExec
 
 def run(bench: Bench) -> None:
     """Ask."""
+    bench.plan(2)
     for key, count in (("few", bench.size(500, 10)), ("many", bench.size(10_000, 50))):
         expected = list(range(1, count + 1))
 

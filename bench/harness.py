@@ -6,6 +6,9 @@ each round every contender once, the first one a different one each time. What a
 or a warming CPU does then falls on all of them, and ratios are taken within a round before their
 median is.
 
+A question has so many seconds, which its cases share: each gets an equal part of what is left when
+its turn comes, so that one that took longer is paid for by those after it, and none goes without.
+
 Guarantees:
     * A contender whose results are wrong, that raises or that hangs gets no figure, but a note.
     * Nothing is measured that was not checked.
@@ -68,7 +71,7 @@ class Target:
     label: str = ""
 
 
-Sample = Callable[[], float]
+Sample = Callable[[], float | None]  # None: there is no figure, and nothing is wrong
 
 
 @dataclass
@@ -155,6 +158,16 @@ class Bench:
         reference: The C program, or None.
         results: What was measured so far.
         notes: Remarks for the reader of the results.
+        planned: How many cases there are to be.
+
+    Args:
+        rounds: The most rounds of a case.
+        seconds: The question's time. No case starts a round after its part of it, but for three
+            rounds of those whom a target needs.
+        limit: Seconds after which a sample has hung.
+        targets: The question's rows.
+        only_rows: Only the cases that a row needs.
+        save: Called after each case, with what was measured up to then.
     """
 
     def __init__(
@@ -170,6 +183,7 @@ class Bench:
         reference: Reference | None = None,
         targets: Iterable[Target] = (),
         only_rows: bool = False,
+        save: Callable[[Bench], None] | None = None,
     ) -> None:
         self.question = question
         self.peers = tuple(peers)
@@ -178,9 +192,11 @@ class Bench:
         self.reference = reference
         self.results: list[Measured] = []
         self.notes: list[str] = []
+        self.planned = 1
         self._rounds = 1 if quick else rounds
-        self._seconds = seconds
+        self._end = time.monotonic() + seconds
         self._limit = limit
+        self._save = save
         targets = tuple(targets)
         self._needed = {OURS, *(target.against for target in targets)}
         self._rows = {target.case for target in targets} if only_rows else None
@@ -188,6 +204,10 @@ class Bench:
     def size(self, full: int, quick: int) -> int:
         """How many items: the real number, or the tiny one."""
         return quick if self.quick else full
+
+    def plan(self, cases: int) -> None:
+        """So many cases there will be; for the question to say before its first, if not one."""
+        self.planned = cases if self._rows is None else len(self._rows)
 
     def note(self, text: str) -> None:
         """Tell the reader."""
@@ -202,7 +222,7 @@ class Bench:
         peer: type[Peer],
         take: Callable[[Peer], float],
         *,
-        bulk: bool = False,
+        way: str = "calls",
         workers: int = 0,
     ) -> Sample:
         """A sample taken with a warm pool that is opened before and closed after it.
@@ -212,8 +232,8 @@ class Bench:
         Args:
             peer: Whose pool.
             take: Takes the sample.
-            bulk: It will use `map` or `unordered`, so these warm it up. (mpire 2.10 fails at
-                times when its `map` follows an `apply`.)
+            way: Which of the peer's ways warms it up: the one that is measured. (mpire 2.10
+                fails at times when one follows another.)
             workers: So many instead of as many as everyone gets.
         """
         workers = workers or self.workers
@@ -221,23 +241,24 @@ class Bench:
         def sample() -> float:
             items = range(8 * workers)
             with peer(workers) as pool:
-                warm = pool.map if bulk else pool.calls
-                check(warm(work.increment, items), [i + 1 for i in items])
+                warm = getattr(pool, way)(work.increment, items)
+                check(sorted(warm), [i + 1 for i in items])
                 return take(pool)
 
         return sample
 
-    def pools(self, take: Callable[[Peer], float], *, bulk: bool = False) -> dict[str, Sample]:
+    def pools(self, take: Callable[[Peer], float], *, way: str = "calls") -> dict[str, Sample]:
         """with_pool for every peer."""
-        return {peer.name: self.with_pool(peer, take, bulk=bulk) for peer in self.peers}
+        return {peer.name: self.with_pool(peer, take, way=way) for peer in self.peers}
 
     # ------------------------------------------------------------------ measuring
 
     def measure(self, case: Case) -> Measured:
         """Take samples, round by round, until there are enough or the time is over.
 
-        Who has used up its share of the case's time sits the later rounds out, so that one slow
-        peer does not take the others' rounds; whom a target needs has at least three.
+        The case's time is an equal part of what is left of the question's. Who has used up its
+        share of it sits the later rounds out, so that one slow peer does not take the others'
+        rounds; whom a target needs has at least three.
         """
         rounds = min(self._rounds, case.most_rounds or self._rounds)
         least = min(3, rounds)
@@ -247,24 +268,27 @@ class Bench:
         )  # fmt: skip
         if self._rows is not None and case.key not in self._rows:
             return measured
+        now = time.monotonic()
+        seconds = max(0.0, self._end - now) / max(1, self.planned - len(self.results))
         self.results.append(measured)
         names = list(case.samples)
         measured.values = {name: [] for name in names}
         spent = dict.fromkeys(names, 0.0)
-        end = time.monotonic() + self._seconds
         for number in range(rounds):
-            if number >= least and time.monotonic() > end:
+            if number >= least and time.monotonic() > now + seconds:
                 break
             first = number % len(names)
             for name in names[first:] + names[:first]:
                 kept = name in self._needed and number < least
-                if spent[name] > self._seconds / len(names) and not kept:
+                if spent[name] > seconds / len(names) and not kept:
                     measured.values[name].append(None)
                     continue
                 start = time.monotonic()
                 measured.values[name].append(self._sample(measured, name, case))
                 spent[name] += time.monotonic() - start
         self._tell(measured)
+        if self._save is not None:
+            self._save(self)
         return measured
 
     def _sample(self, measured: Measured, name: str, case: Case) -> float | None:

@@ -27,6 +27,7 @@ TOTAL = 50_000  # tasks of a sample, if not more are pending at once
 
 def run(bench: Bench) -> None:
     """Ask."""
+    bench.plan(3)
     million = bench.size(1_000_000, 100)
     bench.measure(
         Case(

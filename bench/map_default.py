@@ -26,4 +26,4 @@ def run(bench: Bench) -> None:
         return count / seconds
 
     title = f"map over {full:,} integers, defaults"
-    bench.measure(Case("million", title, "items/s", MORE, bench.pools(take, bulk=True)))
+    bench.measure(Case("million", title, "items/s", MORE, bench.pools(take, way="map")))

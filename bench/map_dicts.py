@@ -18,6 +18,7 @@ TARGETS = (Target("same, items that need pickle (small dicts)", "nested", 1.2, S
 def run(bench: Bench) -> None:
     """Ask."""
     full = bench.size(100_000, 1000)
+    bench.plan(2)
     kinds: tuple[tuple[str, Callable[[int], dict[str, Any]]], ...] = (
         ("nested", work.nested_item),
         ("flat", work.flat_item),
@@ -34,4 +35,4 @@ def run(bench: Bench) -> None:
             return count / seconds
 
         title = f"map over {full:,} small {key} dicts, defaults"
-        bench.measure(Case(key, title, "items/s", MORE, bench.pools(take, bulk=True)))
+        bench.measure(Case(key, title, "items/s", MORE, bench.pools(take, way="map")))

@@ -26,6 +26,7 @@ def run(bench: Bench) -> None:
         ("map", "map with defaults", bench.size(200_000, 20), _map),
         ("unordered", "one message an item, unordered", bench.size(20_000, 20), _unordered),
     )
+    bench.plan(len(ways))
     for key, what, full, way in ways:
 
         def take(
@@ -42,7 +43,7 @@ def run(bench: Bench) -> None:
             return spent / count * 1e6
 
         title = f"{what}: the parent's CPU time a task"
-        samples = bench.pools(take, bulk=key in ("map", "unordered"))
+        samples = bench.pools(take, way=key if key in ("map", "unordered") else "calls")
         bench.measure(Case(key, title, "us", LESS, samples, most_rounds=5))
 
 

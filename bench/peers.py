@@ -1,8 +1,9 @@
-"""Us and our peers behind one face: the same five ways to have a function called.
+"""Us and our peers behind one face: the same six ways to have a function called.
 
 Each way is the peer's own, used as its documentation says, so that nobody is slowed down by an
 adapter: `call` is one round trip, `calls` and `completed` one task an item, `map` the bulk call
-with all its defaults, `unordered` one message an item and results as they come.
+with all its defaults, `ordered` and `unordered` one message an item and results one by one, in
+order or as they come.
 
 Everyone gets the start method "fork" where it has one and the platform offers it; loky and joblib
 have their own.
@@ -67,6 +68,10 @@ class Peer:
         """The bulk call, defaults everywhere; the results in order."""
         raise NotImplementedError
 
+    def ordered(self, fn: Function, items: Any) -> Iterable[Any]:
+        """Each item a message of its own; the results in order, one by one."""
+        raise NotImplementedError
+
     def unordered(self, fn: Function, items: Any) -> Iterable[Any]:
         """Each item a message of its own; the results as they complete."""
         raise NotImplementedError
@@ -93,6 +98,9 @@ class ExecutorPeer(Peer):
 
     def map(self, fn: Function, items: Any) -> list[Any]:
         return list(self.pool.map(fn, items))
+
+    def ordered(self, fn: Function, items: Any) -> Iterable[Any]:
+        return self.pool.map(fn, items, chunksize=1)
 
     def unordered(self, fn: Function, items: Any) -> Iterable[Any]:
         return self.completed(fn, items)
@@ -155,6 +163,9 @@ class StdlibPool(Peer):
     def map(self, fn: Function, items: Any) -> list[Any]:
         return self.pool.map(fn, items)
 
+    def ordered(self, fn: Function, items: Any) -> Iterable[Any]:
+        return self.pool.imap(fn, items)
+
     def unordered(self, fn: Function, items: Any) -> Iterable[Any]:
         return self.pool.imap_unordered(fn, items)
 
@@ -205,6 +216,9 @@ class Mpire(Peer):
     def map(self, fn: Function, items: Any) -> list[Any]:
         return self.pool.map(fn, self._single(items), concatenate_numpy_output=False)
 
+    def ordered(self, fn: Function, items: Any) -> Iterable[Any]:
+        return self.pool.imap(fn, self._single(items), chunk_size=1)
+
     def unordered(self, fn: Function, items: Any) -> Iterable[Any]:
         return self.pool.imap_unordered(fn, self._single(items), chunk_size=1)
 
@@ -236,6 +250,9 @@ class Pebble(Peer):
 
     def map(self, fn: Function, items: Any) -> list[Any]:
         return list(self.pool.map(fn, items).result())
+
+    def ordered(self, fn: Function, items: Any) -> Iterable[Any]:
+        return self.pool.map(fn, items, chunksize=1).result()
 
     def unordered(self, fn: Function, items: Any) -> Iterable[Any]:
         return self.completed(fn, items)
@@ -273,6 +290,9 @@ class Joblib(Peer):
 
     def map(self, fn: Function, items: Any) -> list[Any]:
         return self._parallel(fn, items)
+
+    def ordered(self, fn: Function, items: Any) -> Iterable[Any]:
+        return self._parallel(fn, items, batch_size=1, return_as="generator")
 
     def unordered(self, fn: Function, items: Any) -> Iterable[Any]:
         return self._parallel(fn, items, batch_size=1, return_as="generator_unordered")

@@ -42,6 +42,7 @@ def decompress(member: bytes) -> list[int]:
 
 def run(bench: Bench) -> None:
     """Ask."""
+    bench.plan(2)
     blocks = [_block(i) for i in range(bench.size(300, 4))]
     _ask(bench, "json", f"{len(blocks) * _LINES:,} JSON lines", add_up, blocks, _total)
     members = [_member(i) for i in range(bench.size(100, 4))]
@@ -66,7 +67,7 @@ def _ask(
     def take(pool: Peer) -> float:
         return rate(pool.map)
 
-    samples: dict[str, Sample] = bench.pools(take, bulk=True)
+    samples: dict[str, Sample] = bench.pools(take, way="map")
     samples[PLAIN_LOOP] = lambda: rate(map)
     title = f"{what}, map with defaults"
     bench.measure(Case(key, title, "jobs/s", MORE, samples, most_rounds=5))

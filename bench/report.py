@@ -149,6 +149,9 @@ def write(
     folder: Path, answers: list[Answer], facts: dict[str, str], text: str, *, quick: bool = False
 ) -> list[Path]:
     """results.md, results.json and, with matplotlib, the plots; the paths."""
+    raw = {"machine": facts, "answers": [to_json(answer) for answer in answers]}
+    paths = [folder / "results.md", folder / "results.json"]
+    paths[1].write_text(json.dumps(raw, indent=1) + "\n")  # first: it cannot be made again
     plots: list[Path] = []
     if importlib.util.find_spec("matplotlib") is not None:
         from . import plots as charts
@@ -157,8 +160,5 @@ def write(
         text += "".join(f"![{p.stem}]({p.name})\n" for p in plots if p.suffix == ".svg")
     else:
         text += f"No plots: {NO_PLOTS}\n"
-    paths = [folder / "results.md", folder / "results.json"]
     paths[0].write_text(text)
-    raw = {"machine": facts, "answers": [to_json(answer) for answer in answers]}
-    paths[1].write_text(json.dumps(raw, indent=1) + "\n")
     return paths + plots

@@ -21,6 +21,7 @@ TARGETS = (
 def run(bench: Bench) -> None:
     """Ask."""
     full = bench.size(3000, 100)
+    bench.plan(2)
 
     def take(pool: Peer) -> float:
         count = full // pool.per_call

@@ -1,8 +1,12 @@
 """Runs questions: each in an interpreter of its own, in a session of its own.
 
-So no question sees what another left loaded or running, a crash costs one question, and what a hung
-peer leaves behind is killed with its session. So is everything when this program is told to stop:
-`stop` is for signal handlers, and raises nothing, so that no moment is a bad one for it.
+So no question sees what another left loaded or running, a crash costs what a question has not told
+yet, and what a hung peer leaves behind is killed with its session. So is everything when this
+program is told to stop: `stop` is for signal handlers, and raises nothing, so that no moment is a
+bad one for it.
+
+A run has so many minutes, which its questions share by weight. What a question gets is reckoned
+when its turn comes, from what is left: one that overran is paid for by all after it.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -27,35 +32,36 @@ from .harness import Bench, Measured, Skip
 from .peers import ALL, BY_NAME, OURS
 from .reference import NoReference, Reference
 
-QUESTIONS = (
-    "roundtrip",
-    "futures",
-    "map_default",
-    "map_dicts",
-    "unordered",
-    "arrays",
-    "startup",
-    "shutdown",
-    "recycling",
-    "efficiency",
-    "scaling",
-    "skew",
-    "wakeups",
-    "latency",
-    "parent_cpu",
-    "load",
-    "memory",
-    "stdlib_parse",
-    "real_jobs",
-    "cli_map",
-    "cow_fork",
-    "contexts",
-    "pipeline_fused",
-    "pipeline_ipc",
-    "pipeline_memory",
-    "etl",
-)
-LONG = ("etl",)  # asked by name only: minutes
+# Each with its weight: how much of a run's time it gets, in proportion. About the seconds in which
+# it has five rounds or more of everybody on two cores.
+QUESTIONS = {
+    "roundtrip": 20,
+    "futures": 20,
+    "map_default": 20,
+    "map_dicts": 24,
+    "unordered": 24,
+    "arrays": 90,
+    "startup": 24,
+    "shutdown": 14,
+    "recycling": 10,
+    "efficiency": 44,
+    "scaling": 40,
+    "skew": 22,
+    "wakeups": 30,
+    "latency": 20,
+    "parent_cpu": 20,
+    "load": 30,
+    "memory": 30,
+    "stdlib_parse": 20,
+    "real_jobs": 14,
+    "cli_map": 18,
+    "cow_fork": 14,
+    "contexts": 10,
+    "pipeline_fused": 8,
+    "pipeline_ipc": 12,
+    "pipeline_memory": 22,
+    "etl": 20,
+}
 # What a chart shows together; every question is in one.
 FAMILIES = {
     "calls": ("roundtrip", "futures", "latency", "wakeups", "parent_cpu", "load"),
@@ -67,7 +73,8 @@ FAMILIES = {
     "pipelines": ("pipeline_fused", "pipeline_ipc", "pipeline_memory"),
     "contexts": ("contexts",),
 }
-_LONGEST_S = 1200.0  # a question that has not ended by then never will
+_PATIENCE = 5.0  # a question that takes so many times what it got, and _SLACK_S, never ends
+_SLACK_S = 180.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Settings:
         workers: Workers of each pool.
         quick: Each once, with tiny sizes: figures mean nothing.
         rounds: The most rounds a case gets.
-        seconds: After so long a case gets no more rounds (but three).
+        seconds: The question's time; see Bench.
         peers: Whom to compare, by name.
         only_rows: Only the cases that the table of targets has a row for.
     """
@@ -86,7 +93,7 @@ class Settings:
     workers: int = 2
     quick: bool = False
     rounds: int = 9
-    seconds: float = 6.0
+    seconds: float = 20.0
     peers: tuple[str, ...] = tuple(peer.name for peer in ALL)
     only_rows: bool = False
 
@@ -100,11 +107,44 @@ class Answer:
     results: list[Measured] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failure: str = ""
+    planned: int = 0
 
     @property
     def ours_failed(self) -> bool:
         """Whether it is for us to worry: the question itself or our part of it failed."""
         return bool(self.failure) or any(OURS in result.failures for result in self.results)
+
+    @property
+    def failed(self) -> list[str]:
+        """Who failed in it, by name."""
+        return sorted({name for result in self.results for name in result.failures})
+
+
+class Budget:
+    """Shares a run's time among its questions.
+
+    Args:
+        questions: Those to ask, in order.
+        minutes: What all questions together would get; fewer get their part of it.
+    """
+
+    def __init__(self, questions: Sequence[str], minutes: float) -> None:
+        self._left = list(questions)
+        self._scale = minutes * 60 / sum(QUESTIONS.values())
+        self.seconds = self._scale * self._weight()
+
+    def _weight(self) -> float:
+        return sum(QUESTIONS[name] for name in self._left)
+
+    def take(self, elapsed: float) -> float:
+        """The seconds of the next question, so long after the start of the first.
+
+        By its weight, from what is left; within a quarter and twice of what it would get in a run
+        that goes as planned.
+        """
+        scale = (self.seconds - elapsed) / self._weight()
+        scale = min(max(scale, self._scale / 4), self._scale * 2)
+        return QUESTIONS[self._left.pop(0)] * scale
 
 
 def load(question: str) -> ModuleType:
@@ -147,6 +187,7 @@ def ask(question: str, settings: Settings) -> Answer:
         Stopped: `stop` was called; nothing of the question runs any more.
     """
     start = time.monotonic()
+    longest = _PATIENCE * settings.seconds + _SLACK_S
     with tempfile.TemporaryDirectory(prefix="forkmill-bench-") as folder:
         path = Path(folder, "answer.json")
         order = json.dumps({"question": question, "path": str(path), **vars(settings)})
@@ -159,10 +200,10 @@ def ask(question: str, settings: Settings) -> Answer:
         if _State.signal:  # it came while the child was made
             _kill_group(child.pid)
         try:
-            code = child.wait(_LONGEST_S)
+            code = child.wait(longest)
             failure = "" if code == 0 else f"its interpreter ended with exit code {code}"
         except subprocess.TimeoutExpired:
-            failure = f"no end after {_LONGEST_S:g} s"
+            failure = f"no end after {longest:.0f} s"
         finally:
             # Nobody else is in this group: who is left is a peer that did not end.
             _State.child = None
@@ -215,18 +256,25 @@ def _main(order: str) -> None:
             reference=reference,
             targets=load(question).TARGETS,
             only_rows=settings.only_rows,
+            save=lambda bench: _save(answer, bench, path),
         )
         try:
             load(question).run(bench)
         except Skip as why:
             bench.note(f"skipped: {why}")
-        answer.results = bench.results
-        answer.notes += bench.notes
-    path.write_text(json.dumps(to_json(answer)))
-    if any(result.failures for result in answer.results):
-        os._exit(
-            0
-        )  # a peer that failed may have left threads that keep an interpreter from its end
+        _save(answer, bench, path)
+    if any(result.failures for result in bench.results):
+        os._exit(0)  # who failed may have left threads that keep an interpreter from its end
+
+
+def _save(answer: Answer, bench: Bench, path: Path) -> None:
+    """What is known by now, all of it or nothing: we may be killed at any moment."""
+    known = dataclasses.replace(
+        answer, results=bench.results, notes=answer.notes + bench.notes, planned=bench.planned
+    )
+    whole = path.with_suffix(".new")
+    whole.write_text(json.dumps(to_json(known)))
+    whole.replace(path)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,13 @@ def run(bench: Bench) -> None:
         ("trivial", "trivial items", work.increment, list(range(full)), list(range(1, full + 1))),
         ("100us", "tasks of 100 us", work.spin, *[[TASK_S] * bench.size(4000, 20)] * 2),
     )
+    widths = QUICK_WORKERS if bench.quick else WORKERS
+    bench.plan(len(kinds) * len(widths))
     for key, what, fn, items, expected in kinds:
-        for workers in QUICK_WORKERS if bench.quick else WORKERS:
+        for workers in widths:
             take = partial(_rate, fn, items, expected)
             samples = {
-                peer.name: bench.with_pool(peer, take, bulk=True, workers=workers) for peer in peers
+                peer.name: bench.with_pool(peer, take, way="map", workers=workers) for peer in peers
             }
             title = f"{len(items):,} {what}, map with defaults, {workers} workers"
             series = f"{what}, by workers"

@@ -19,7 +19,9 @@ _REPEATS = 5  # a sample is the median of so many, or of as many as half a secon
 def run(bench: Bench) -> None:
     """Ask."""
     peers = [peer for peer in bench.peers if peer is not Joblib]
-    for workers in dict.fromkeys((bench.workers, bench.size(16, 3))):
+    sizes = tuple(dict.fromkeys((bench.workers, bench.size(16, 3))))
+    bench.plan(len(sizes))
+    for workers in sizes:
         samples = {peer.name: _median(bench, peer, workers) for peer in peers}
         title = f"close a used pool of {workers} workers"
         bench.measure(Case(f"close-{workers}", title, "ms", LESS, samples, most_rounds=7))

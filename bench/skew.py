@@ -22,6 +22,7 @@ TARGETS = (
 
 def run(bench: Bench) -> None:
     """Ask."""
+    bench.plan(2)
     naps = [0.0, bench.size(100, 10) / 1000] * 10
 
     def take(pool: Peer, bulk: bool) -> float:
@@ -32,6 +33,6 @@ def run(bench: Bench) -> None:
         return seconds
 
     for key, bulk in (("map", True), ("submit", False)):
-        samples = bench.pools(partial(take, bulk=bulk), bulk=bulk)
+        samples = bench.pools(partial(take, bulk=bulk), way=key if bulk else "calls")
         title = f"20 tasks of 0 and {naps[1] * 1000:g} ms by turns, {key}"
         bench.measure(Case(key, title, "s", LESS, samples, most_rounds=5))

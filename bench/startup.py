@@ -44,6 +44,7 @@ def run(bench: Bench) -> None:
     for peer in peers:
         importlib.import_module(peer.module)  # that is not the question
     megabytes = bench.size(1024, 32)
+    bench.plan(2)
     for key, ballast in (("small", 0), ("large", megabytes)):
         with _resident(ballast):
             samples = {p.name: _median(bench, p) for p in peers}

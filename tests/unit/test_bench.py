@@ -28,14 +28,14 @@ def harness(monkeypatch):
     return harness
 
 
-def run_bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_bench(*arguments: object, timeout: int = 100) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bench", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=timeout,
     )
 
 
@@ -50,10 +50,24 @@ def test_a_quick_run_answers_and_writes_its_files(question, tmp_path):
     raw = json.loads((tmp_path / "results.json").read_text())
     [answer] = raw["answers"]
     assert answer["question"] == question
-    assert answer["results"]
+    assert len(answer["results"]) == answer["planned"]
     for case in answer["results"]:
         assert not case["failures"]
         assert {"forkmill", *peers.split(",")} <= case["values"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_question_has_the_cases_that_it_plans(tmp_path, harness):
+    from bench import runner
+
+    ran = run_bench("--quick", "--peers", "forkmill", "--out", tmp_path, timeout=800)
+    assert ran.returncode == 0, ran.stderr
+    answers = json.loads((tmp_path / "results.json").read_text())["answers"]
+    assert [answer["question"] for answer in answers] == list(runner.QUESTIONS)
+    for answer in answers:
+        skipped = any(note.startswith("skipped: ") for note in answer["notes"])
+        assert skipped or len(answer["results"]) == answer["planned"], answer["question"]
 
 
 def test_every_question_is_listed_with_its_text():
@@ -121,7 +135,6 @@ def test_every_question_is_in_one_chart(harness):
 
     charted = [name for names in runner.FAMILIES.values() for name in names]
     assert sorted(charted) == sorted(runner.QUESTIONS)
-    assert set(runner.LONG) <= set(runner.QUESTIONS)
 
 
 PLOTS = """
@@ -169,6 +182,67 @@ def test_a_slow_peer_sits_out_and_whom_a_target_needs_does_not(harness):
     measured = bench.measure(harness.Case("key", "title", "s", harness.LESS, samples))
     assert measured.values["slow"][:3] == [1.0, None, None]
     assert measured.figures("needed")[:3] == [1.0] * 3
+
+
+def test_a_questions_cases_share_its_time(harness, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(harness.time, "monotonic", lambda: clock[0])
+    saved = []
+    bench = harness.Bench(
+        "test", (), rounds=9, seconds=8.0, save=lambda bench: saved.append(len(bench.results))
+    )
+    bench.plan(2)
+
+    def a_second() -> float:
+        clock[0] += 1.0
+        return 1.0
+
+    rounds = [
+        len(measured.figures("forkmill"))
+        for key in ("one", "two")
+        for measured in [
+            bench.measure(harness.Case(key, "title", "s", harness.LESS, {"forkmill": a_second}))
+        ]
+    ]
+    assert rounds == [5, 4]  # the one that begins at the end of its time is the last
+    assert saved == [1, 2]
+
+
+def test_a_runs_questions_share_its_time(harness):
+    from bench import runner
+
+    names = list(runner.QUESTIONS)
+    budget = runner.Budget(names, 10.0)
+    gone = 0.0
+    for _ in names:
+        gone += budget.take(gone)
+    assert gone == pytest.approx(600.0) == budget.seconds
+    budget = runner.Budget(names, 10.0)
+    gone = 3 * budget.take(0.0)  # the first overruns: the others pay for it
+    for _ in names[1:]:
+        gone += budget.take(gone)
+    assert gone == pytest.approx(600.0)
+    budget = runner.Budget(names, 10.0)
+    planned = [budget.take(600.0 * 9) for _ in names]  # long over: none goes without
+    assert sum(planned) == pytest.approx(150.0)
+    some = runner.Budget(names[:2], 10.0)
+    assert 0 < some.seconds < 60
+
+
+def test_who_fails_ends_nothing_and_the_exit_code_tells(harness, capsys):
+    from bench import __main__ as command
+    from bench import runner
+
+    def answer(*failed: str, failure: str = "") -> object:
+        measured = harness.Measured("name", "key", "title", "s", harness.LESS)
+        measured.failures = dict.fromkeys(failed, "why")
+        return runner.Answer("name", results=[measured], failure=failure)
+
+    assert command._verdict([answer(), answer()]) == 0
+    assert command._verdict([answer("loky"), answer()]) == 3
+    assert command._verdict([answer("loky"), answer("forkmill")]) == 1
+    assert command._verdict([answer(failure="no end after 9 s"), answer()]) == 1
+    assert "failed: name: loky\n" in capsys.readouterr().err
 
 
 def test_only_rows_measures_what_a_target_looks_at(harness):

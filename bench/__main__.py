@@ -210,7 +210,7 @@ def _nearest(text: str, known: Sequence[str], kind: str) -> str:
 
 
 def _question(text: str) -> str:
-    return _nearest(text.removesuffix(".py"), QUESTIONS, "question")
+    return _nearest(text.removesuffix(".py"), list(QUESTIONS), "question")
 
 
 def _peers(text: str) -> tuple[str, ...]:

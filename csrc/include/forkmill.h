@@ -449,6 +449,8 @@ uint8_t *fm_port_room(fm_port *port, size_t n, int *rc);
 /* Publish the record of n bytes written at fm_port_room(): from here on the
  * task is done. */
 int fm_port_commit(fm_port *port, size_t n, int is_outcome);
+/* Publish an outcome that is an INT or a FLOAT: 8 bytes at `number`. */
+int fm_port_put_number(fm_port *port, uint8_t tag, const void *number);
 
 /* One part of a record, to be gathered. */
 struct fm_part {

@@ -335,6 +335,17 @@ int fm_port_commit(fm_port *port, size_t n, int is_outcome)
     return publish(port, n, is_outcome);
 }
 
+int fm_port_put_number(fm_port *port, uint8_t tag, const void *number)
+{
+    int rc;
+    uint8_t *p = fm_port_room(port, 9, &rc);
+    if (!p)
+        return rc;
+    p[0] = tag;
+    memcpy(p + 1, number, 8);
+    return fm_port_commit(port, 9, 1);
+}
+
 /* Write parts straight to the pipe. */
 static int write_parts(fm_port *port, const struct fm_part *parts, size_t n)
 {

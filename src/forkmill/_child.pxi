@@ -14,10 +14,41 @@ from libc.errno cimport EINTR, errno
 
 cdef extern from "Python.h":
     object PyObject_CallOneArg(object function, object argument)
+    ctypedef object (*vectorcallfunc)(object function, PyObject **arguments, size_t n, PyObject *)
+    vectorcallfunc PyVectorcall_Function(object function) noexcept
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     PyObject *PySys_GetObject(const char *name) noexcept
     void PyOS_BeforeFork()
     void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
+
+cdef extern from *:
+    """
+    /* The int `number`: `old` with another value if only the caller has that, as zip() does with
+     * its tuple; allocating an int and freeing it is a sixth of what a trivial task costs. Only
+     * among ints of one digit that are not shared by all (257 and more). */
+    static inline PyObject *fm_int_again(PyObject *old, long long number)
+    {
+    #if PY_VERSION_HEX < 0x030f0000 && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION)
+        if (Py_REFCNT(old) == 1 && PyLong_CheckExact(old) && 256 < number && number <= PyLong_MASK) {
+            PyLongObject *it = (PyLongObject *)old;
+    #if PY_VERSION_HEX >= 0x030c0000
+            int fits = it->long_value.lv_tag == 1 << 3;
+            digit *digits = it->long_value.ob_digit;
+    #else
+            int fits = Py_SIZE(it) == 1;
+            digit *digits = it->ob_digit;
+    #endif
+            if (fits) {
+                digits[0] = (digit)number;
+                return Py_NewRef(old);
+            }
+        }
+    #endif
+        return PyLong_FromLongLong(number);
+    }
+    """
+    object fm_int_again(object old, long long number)
 
 cdef extern from "<unistd.h>" nogil:
     int c_fork "fork"()
@@ -39,6 +70,17 @@ cdef class _Kept:
 
     def __dealloc__(self):
         fm_body_free(self.body)
+
+
+cdef struct _Place:
+    # Where in a RUN frame the worker is.
+    fm_frame *frame
+    const uint8_t *p     # the argument of task `i` of `frame`
+    const uint8_t *end   # of the frame's body
+    int64_t size         # of the argument
+    unsigned int style   # RUN_*: how to call
+    uint32_t i
+    bint inside          # the task has begun: an exception is its own
 
 
 cdef object _signals():
@@ -76,6 +118,9 @@ cdef class Port:
     cdef object _function       # of the last frame, and its index; -1: none
     cdef int64_t _index
     cdef uint64_t _tasks, _max_tasks, _max_rss_kb
+    cdef object _current        # what the frame's tasks call; None: not looked up yet
+    cdef object _retry          # exceptions that ask for another try
+    cdef bint _full             # a limit was reached
     cdef int64_t _looked        # when resident memory was looked at
 
     def __cinit__(self, int task_fd, int result_fd, int slot_fd):
@@ -194,84 +239,133 @@ cdef class Port:
 
     cdef int _run(self, worker, fm_frame *frame, const uint8_t *body, uint8_t **owned) except -1:
         """Run the tasks of a frame. 1: a limit was reached, end now."""
-        cdef uint64_t offset = 0
-        cdef int64_t size = 0
-        cdef uint32_t i = 0
-        cdef bint inside = False  # an exception is the task's own
-        cdef bint full = False
-        cdef int timed = frame.flags & FM_RUN_TIMED
-        cdef unsigned int style = frame.flags & (
-            FM_RUN_STAR | FM_RUN_CALL | FM_RUN_APPLY | FM_RUN_STREAM)
+        cdef _Place at
         cdef Block block = self._take(frame, &body, owned)
-        cdef object function = None, value = None, result = None, retry = ()
+        cdef uint32_t i
+        at.frame = frame
+        at.p = body
+        at.end = body + frame.length
+        at.style = frame.flags & (FM_RUN_STAR | FM_RUN_CALL | FM_RUN_APPLY | FM_RUN_STREAM)
         for i in range(frame.first):
-            offset += self._size(body + offset, frame.length - offset)
+            at.p += self._size(&at)
+        at.i = 0
+        at.inside = False
         self._number = frame.serial + frame.count
+        self._full = False
+        self._current = None
         fm_port_begin(self._c, frame)
-        i = 0
-        while i < frame.count and not full:
+        while at.i < frame.count and not self._full:
             try:
-                # One `try` around the loop, not one a task: it is entered again after a failure.
-                while i < frame.count and not full:
-                    size = self._size(body + offset, frame.length - offset)
-                    if not fm_port_start(self._c, frame.serial + i, timed):
-                        offset += size
-                        i += 1
-                        continue
-                    self._tasks += 1
-                    full = self._tasks == self._max_tasks
-                    if self._refused(body + offset):
-                        put_long(self._c, FM_WHAT_ERROR, body + offset + sizeof(fm_long),
-                                 size - sizeof(fm_long), 1)
-                    else:
-                        inside = True
-                        if function is None and not style & FM_RUN_APPLY:
-                            function = self._lookup(worker, frame)
-                            if type(function) is self._retry_type:
-                                retry = function.retry_on
-                                function = function.fn
-                        if is_carried(body + offset):
-                            value = self._fetch(body + offset, size, frame)
-                        else:
-                            value = decode_record(body + offset, size, block, self._loads)
-                        if style == 0:
-                            result = PyObject_CallOneArg(function, value)
-                        elif style == FM_RUN_STAR:
-                            result = PyObject_CallObject(function, value)
-                        else:
-                            if style & FM_RUN_APPLY:
-                                function, retry = self._applied(value[0])
-                                value = value[1:]
-                            result = self._call(function, value, style)
-                            if style & FM_RUN_STREAM:
-                                value = None
-                                result = self._stream(result, frame, frame.serial + i)
-                        if fm_port_forked(self._c):
-                            worker.stray(None)
-                        value = None
-                        if i + 1 == frame.count:
-                            self._printed()
-                        if put_value(self._c, result, self._dumps, self._arena):
-                            result = None  # all that holds it, unless user code does
-                            self._arena.send_parted(self._c)
-                        result = None
-                        inside = False
-                    offset += size
-                    i += 1
+                # One `try` around the loops, not one a task: it is entered again after a failure.
+                while at.i < frame.count and not self._full:
+                    if self._current is None or at.style:
+                        self._task(worker, &at, block)
+                    elif not self._numbers(worker, &at):
+                        self._task(worker, &at, block)
             except BaseException as error:
                 if fm_port_forked(self._c):
                     worker.stray(error)
-                if not inside:
+                if not at.inside:
                     raise
-                inside = False
-                value = result = None
-                if i + 1 == frame.count:
-                    self._printed()
-                self._failed(worker, error, retry)
-                offset += size
-                i += 1
-        function = retry = None
-        return self._finished(full)
+                at.inside = False
+                self._printed_if_last(&at)
+                self._failed(worker, error, self._retry)
+                at.p += at.size
+                at.i += 1
+        self._current = self._retry = None
+        return self._finished(self._full)
+
+    cdef inline bint _claim(self, _Place *at) noexcept:
+        """Claim the task at `at`; False if it was recalled."""
+        if not fm_port_start(self._c, at.frame.serial + at.i, at.frame.flags & FM_RUN_TIMED):
+            at.p += at.size
+            at.i += 1
+            return False
+        self._tasks += 1
+        self._full = self._tasks == self._max_tasks
+        return True
+
+    cdef int _task(self, worker, _Place *at, Block block) except -1:
+        """Run one task of any kind."""
+        cdef object value, result
+        at.size = self._size(at)
+        if not self._claim(at):
+            return 0
+        if self._refused(at.p):
+            put_long(self._c, FM_WHAT_ERROR, at.p + sizeof(fm_long), at.size - sizeof(fm_long), 1)
+        else:
+            at.inside = True
+            if self._current is None and not at.style & FM_RUN_APPLY:
+                self._use(self._lookup(worker, at.frame))
+            if is_carried(at.p):
+                value = self._fetch(at.p, at.size, at.frame)
+            else:
+                value = decode_record(at.p, at.size, block, self._loads)
+            if at.style & FM_RUN_APPLY:
+                self._use(value[0])
+                value = value[1:]
+            result = self._call(self._current, value, at.style)
+            if at.style & FM_RUN_STREAM:
+                value = None
+                result = self._stream(result, at.frame, at.frame.serial + at.i)
+            if fm_port_forked(self._c):
+                worker.stray(None)
+            value = None
+            self._printed_if_last(at)
+            if put_value(self._c, result, self._dumps, self._arena):
+                result = None  # all that holds it, unless user code does
+                self._arena.send_parted(self._c)
+            result = None
+            at.inside = False
+        at.p += at.size
+        at.i += 1
+        return 0
+
+    cdef bint _numbers(self, worker, _Place *at) except -1:
+        """Run tasks whose argument is a number; False if the next one's is not, or was not run."""
+        cdef PyObject *room[2]  # the callee may use the first
+        cdef vectorcallfunc call = PyVectorcall_Function(self._current)
+        cdef int64_t number
+        cdef double real
+        cdef object value = None, result
+        while at.i < at.frame.count and not self._full:
+            if at.end - at.p < 9 or not FM_TAG_INT <= at.p[0] <= FM_TAG_FLOAT or call is NULL:
+                return False
+            at.size = 9
+            if not self._claim(at):
+                continue
+            at.inside = True
+            if at.p[0] == FM_TAG_INT:
+                memcpy(&number, at.p + 1, 8)
+                value = fm_int_again(value, number)
+            else:
+                memcpy(&real, at.p + 1, 8)
+                value = PyFloat_FromDouble(real)
+            room[1] = <PyObject *>value
+            result = call(self._current, room + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+            if fm_port_forked(self._c):
+                worker.stray(None)
+            self._printed_if_last(at)
+            if not put_number(self._c, result):
+                if put_value(self._c, result, self._dumps, self._arena):
+                    result = None  # all that holds it, unless user code does
+                    self._arena.send_parted(self._c)
+                result = None
+            at.inside = False
+            at.p += 9
+            at.i += 1
+        return True
+
+    cdef inline int _use(self, function) except -1:
+        """Call `function`, or the one inside of it, from now on."""
+        self._retry = ()
+        self._current = function
+        if type(function) is self._retry_type:
+            self._current, self._retry = function.fn, function.retry_on
+        return 0
+
+    cdef inline int _printed_if_last(self, _Place *at) except -1:
+        return self._printed() if at.i + 1 == at.frame.count else 0
 
     cdef inline object _lookup(self, worker, fm_frame *frame):
         """The frame's function. Most frames have the one before's."""
@@ -294,8 +388,9 @@ cdef class Port:
             body[0] = block._c
         return block
 
-    cdef inline int64_t _size(self, const uint8_t *p, uint64_t left) except -1:
-        cdef int64_t size = fm_record_size(p, left)
+    cdef inline int64_t _size(self, _Place *at) except -1:
+        cdef uint64_t left = at.end - at.p
+        cdef int64_t size = fm_record_size(at.p, left)
         if size <= 0 or <uint64_t>size > left:
             raise _malformed("a frame ends inside an argument")
         return size
@@ -309,11 +404,6 @@ cdef class Port:
 
     cdef inline bint _refused(self, const uint8_t *p) noexcept:
         return p[0] == FM_TAG_LONG and p[1] == FM_WHAT_REFUSED
-
-    cdef tuple _applied(self, function):
-        if type(function) is self._retry_type:
-            return function.fn, function.retry_on
-        return function, ()
 
     cdef object _call(self, function, value, unsigned int style):
         if style & (FM_RUN_CALL | FM_RUN_APPLY):

@@ -172,6 +172,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_port_forked(const fm_port *port)
     uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
     int fm_port_commit(fm_port *port, size_t n, int is_outcome)
+    int fm_port_put_number(fm_port *port, uint8_t tag, const void *number)
     struct fm_part:
         const void *base
         size_t size

@@ -771,6 +771,24 @@ cdef int _put_any(fm_port *port, object obj, object dumps, int wrap, int is_outc
     return _put_text_record(port, what, base, n, wrap, is_outcome)
 
 
+cdef inline bint put_number(fm_port *port, object obj) except -1:
+    """put_value() for an int of 64 bits or a float; False for anything else."""
+    cdef long long number
+    cdef double real
+    cdef int overflow = 0
+    if PyLong_CheckExact(obj):
+        number = PyLong_AsLongLongAndOverflow(obj, &overflow)
+        if overflow:
+            return False
+        check(fm_port_put_number(port, FM_TAG_INT, &number))
+    elif PyFloat_CheckExact(obj):
+        real = PyFloat_AS_DOUBLE(obj)
+        check(fm_port_put_number(port, FM_TAG_FLOAT, &real))
+    else:
+        return False
+    return True
+
+
 cdef int put_value(fm_port *port, object obj, object dumps, Arena arena) except -1:
     """Publish the result of a task: its outcome. If dumps() raises, nothing was published.
 

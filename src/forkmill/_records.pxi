@@ -610,12 +610,12 @@ cdef class Encoder:
             if item is NULL:
                 self._ended()
                 break
-            obj = <object>item
-            Py_DECREF(obj)  # `obj` has its own reference; this was PyIter_Next()'s
             try:
-                self._add(obj)
+                self._add(<object>item)
             except Exception as error:
                 self._add_refused(error)
+            finally:
+                Py_DECREF(<object>item)
             done += 1
         return done
 

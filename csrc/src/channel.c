@@ -347,6 +347,10 @@ uint32_t fm__channel_run(struct fm__channel *channel, uint32_t most,
     uint32_t n = 0;
     if (channel->in_long)
         return 0;
+    while (n < most && end - p >= 9 && *p == FM_TAG_INT) { /* long runs */
+        p += 9;
+        n++;
+    }
     while (n < most && p < end && *p < FM_TAG_LONG && sizes[*p]) {
         size_t left = (size_t)(end - p), length = sizes[*p];
         if (left < length)

@@ -174,6 +174,28 @@ def identity(value: Any) -> Any:
     return value
 
 
+_kept: dict[int, int] = {}
+
+
+def keep_every_other(number: int) -> None:
+    if number % 2:
+        _kept[int(str(number))] = number
+
+
+def kept() -> dict[int, int]:
+    return _kept
+
+
+class Adder:
+    """A callable whose class has no vectorcall."""
+
+    def __init__(self, more: int) -> None:
+        self.more = more
+
+    def __call__(self, number: float) -> float:
+        return number + self.more
+
+
 def negative(number: int) -> int:
     return -number
 

@@ -496,6 +496,28 @@ TEST(a_record_is_published_before_it_is_sent)
     rig_close(&rig);
 }
 
+TEST(a_number_is_an_outcome_wherever_the_ring_ends)
+{
+    struct rig rig;
+    uint8_t out[FM_RING];
+    int64_t number = 0, got;
+    rig_open(&rig);
+    open_port(&rig);
+    while (rig.slot->out_end < 2 * FM_RING) { /* 9 does not divide it */
+        uint64_t from = rig.slot->out_end;
+        number++;
+        CHECK_EQ(fm_port_put_number(rig.port, FM_TAG_INT, &number), 0);
+        CHECK_EQ(rig.slot->done, (uint64_t)number);
+        CHECK_EQ(fm__slot_rescue(rig.slot, from, out), 9);
+        CHECK_EQ(out[0], FM_TAG_INT);
+        memcpy(&got, out + 1, sizeof got);
+        CHECK_EQ(got, number);
+        uint64_t sent = rig.slot->out_end; /* the pool has taken it */
+        atomic_store(&rig.slot->sent, sent);
+    }
+    rig_close(&rig);
+}
+
 TEST(an_output_is_no_outcome)
 {
     struct rig rig;

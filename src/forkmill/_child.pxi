@@ -263,9 +263,7 @@ cdef class Port:
             try:
                 # One `try` around the loops, not one a task: it is entered again after a failure.
                 while at.i < frame.count and not self._full:
-                    if self._current is None or at.style:
-                        self._task(worker, &at, block)
-                    elif not self._numbers(worker, &at):
+                    if not self._simple(&at) or not self._numbers(worker, &at):
                         self._task(worker, &at, block)
             except BaseException as error:
                 if fm_port_forked(self._c):
@@ -281,6 +279,11 @@ cdef class Port:
         Py_CLEAR(at.number)
         self._current = self._retry = None
         return self._finished(self._full)
+
+    cdef inline bint _simple(self, _Place *at) noexcept:
+        """Whether _numbers() may run the next task. The frame's first is left to _task()."""
+        return self._current is not None and at.style == 0 and at.end - at.p >= 9 and (
+            FM_TAG_INT <= at.p[0] <= FM_TAG_FLOAT)
 
     cdef inline bint _claim(self, _Place *at) noexcept:
         """Claim the task at `at`; False if it was recalled."""
@@ -302,7 +305,9 @@ cdef class Port:
             put_long(self._c, FM_WHAT_ERROR, at.p + sizeof(fm_long), at.size - sizeof(fm_long), 1)
         else:
             at.inside = True
-            if self._current is None and not at.style & FM_RUN_APPLY:
+            if at.style & FM_RUN_APPLY:
+                self._retry = ()
+            elif self._current is None:
                 self._use(self._lookup(worker, at.frame))
             if is_carried(at.p):
                 value = self._fetch(at.p, at.size, at.frame)
@@ -311,7 +316,10 @@ cdef class Port:
             if at.style & FM_RUN_APPLY:
                 self._use(value[0])
                 value = value[1:]
-            result = self._call(self._current, value, at.style)
+            if at.style == 0:
+                result = PyObject_CallOneArg(self._current, value)
+            else:
+                result = self._call(self._current, value, at.style)
             if at.style & FM_RUN_STREAM:
                 value = None
                 result = self._stream(result, at.frame, at.frame.serial + at.i)
@@ -329,15 +337,15 @@ cdef class Port:
         return 0
 
     cdef bint _numbers(self, worker, _Place *at) except -1:
-        """Run tasks whose argument is a number; False if the next one's is not, or was not run."""
+        """Run tasks as long as they are _simple(); False if what they call has no vectorcall."""
         cdef PyObject *room[2]  # the callee may use the first
         cdef vectorcallfunc call = PyVectorcall_Function(self._current)
         cdef int64_t number
         cdef double real
         cdef object value, result
-        while at.i < at.frame.count and not self._full:
-            if at.end - at.p < 9 or not FM_TAG_INT <= at.p[0] <= FM_TAG_FLOAT or call is NULL:
-                return False
+        if call is NULL:
+            return False
+        while at.i < at.frame.count and not self._full and self._simple(at):
             at.size = 9
             if not self._claim(at):
                 continue
@@ -423,7 +431,7 @@ cdef class Port:
             return PyObject_CallObject(function, args)
         if style & FM_RUN_STAR:
             return PyObject_CallObject(function, value)
-        return PyObject_CallOneArg(function, value)
+        return PyObject_CallOneArg(function, value)  # a stream's
 
     cdef int _failed(self, worker, error, retry) except -1:
         cdef bytes body

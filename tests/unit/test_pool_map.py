@@ -55,6 +55,42 @@ def test_same_as_the_builtin(pool, make, chunksize, ordered) -> None:
     assert (results if ordered else sorted(results, reverse=True)) == expected
 
 
+def test_an_argument_that_is_kept_does_not_change(pool: fm.ProcessPool) -> None:
+    """A worker uses the int of an argument again, but only if the task has let go of it."""
+    numbers = [*range(-300, 3000), *range(2**30 - 9, 2**30 + 9), *range(2**62, 2**62 + 9)]
+    list(pool.map(tasks.keep_every_other, numbers))
+    for kept in pool.each(tasks.kept):
+        assert all(index == number for index, number in kept.items())
+        assert set(kept) <= set(numbers)
+
+
+def _mixed(item: object) -> object:
+    if item in (7, 11.5):
+        raise ValueError(item)
+    return (item,) if isinstance(item, int) and item % 5 == 0 else item
+
+
+def test_numbers_among_others_come_back_in_their_order(pool: fm.ProcessPool) -> None:
+    """Tasks with numbers run in a loop of their own; others and failures end and resume it."""
+    kinds = (*range(400, 420), 2**80, 0.5, -1, None, "text", True, 7, 1000, 11.5, -(2**63), b"x")
+    items = list(itertools.islice(itertools.cycle(kinds), 5000))
+    results = pool.map(_mixed, items, return_exceptions=True)
+    for item, result in zip(items, results, strict=True):
+        if item in (7, 11.5):
+            assert isinstance(result, ValueError)
+            assert result.args == (item,)
+        else:
+            assert (type(result), result) == (type(_mixed(item)), _mixed(item))
+
+
+def test_builtins_and_classes_get_numbers(pool: fm.ProcessPool) -> None:
+    numbers = [-5, 0, 5, 1000, 0.25] * 100
+    assert list(pool.map(abs, numbers)) == list(map(abs, numbers))
+    assert list(pool.map(complex, numbers)) == list(map(complex, numbers))
+    assert list(pool.map(partial(pow, 2), [3, 4] * 100)) == [8, 16] * 100
+    assert list(pool.map(tasks.Adder(1), numbers)) == [number + 1 for number in numbers]
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 def test_short_inputs(pool: fm.ProcessPool, n: int) -> None:
     for kwargs in ({}, {"ordered": False}, {"chunksize": 100}, {"buffersize": 1}):

@@ -32,7 +32,8 @@ cdef extern from *:
     static inline PyObject *fm_int_again(PyObject *old, long long number)
     {
     #if PY_VERSION_HEX < 0x030f0000 && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION)
-        if (old && Py_REFCNT(old) == 1 && PyLong_CheckExact(old) && 256 < number && number <= PyLong_MASK) {
+        if (old && Py_REFCNT(old) == 1 && PyLong_CheckExact(old) && 256 < number &&
+            number <= PyLong_MASK) {
             PyLongObject *it = (PyLongObject *)old;
     #if PY_VERSION_HEX >= 0x030c0000
             int fits = it->long_value.lv_tag == 1 << 3;

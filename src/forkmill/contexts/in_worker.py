@@ -18,11 +18,11 @@ import inspect
 import itertools
 import os
 from time import monotonic
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import WorkerDied
-from .lane import Copy, Outputs, iterated, settle
+from .lane import UNUSUAL, Copy, Measured, Outputs, iterated, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,23 +35,26 @@ PARK_AFTER = 1024  # outputs
 PARK_AFTER_S = 0.05
 
 _NONE: Any = object()
-_UNUSUAL = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
 _states: dict[str, State] = {}  # by the lane's token
 
 
 class State(Copy):
     """This worker's copy of a lane's state."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, token: str, work: Work) -> None:
         super().__init__(work)
+        self.token = token
         self.parked: dict[int, Iterator[Any]] = {}
         self.numbers = itertools.count()
 
-    def emitted(self, value: Any) -> Any:
+    def outputs(self, value: Any) -> Any:
         """What an unusual value stands for: a generator's outputs, a coroutine's result."""
         if type(value) is CoroutineType:
             return settle(value)
-        return Outputs(iterated(value))
+        if not self.work.stream:
+            return Outputs(iterated(value))
+        first = self.begun(iterated(value))
+        return Outputs(first) if isinstance(first, list) else first
 
     def begun(self, outputs: Iterator[Any]) -> list[Any] | Parked:
         """All outputs, or the first ones of very many."""
@@ -137,8 +140,10 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     """The lane's `run` in this worker."""
     state = _states.get(token)
     if state is None:
-        state = _states[token] = State(work)
+        state = _states[token] = State(token, work)
     one = _lister(state) if is_generator(work) else _caller(state)
+    if type(work.fn) is Measured:
+        return _between(work.fn, state, one)
 
     def run(item: Any = _NONE) -> Any:
         if item is _NONE:
@@ -150,22 +155,40 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     return run
 
 
+def _between(clock: Measured, state: State, one: Callable[[Any], Any]) -> Callable[..., Any]:
+    """`run`, where most calls are not measured: those cost one call more than the function's."""
+    fn, unusual, token = clock.fn, UNUSUAL, state.token
+    left = 0
+
+    def run(item: Any = _NONE) -> Any:
+        nonlocal left
+        if left > 0 and item is not _NONE:
+            left -= 1
+            value = fn(item)
+            return value if type(value) not in unusual else state.outputs(value)
+        if item is _NONE:
+            return _end(token)
+        if not state.ready:
+            state.prepare()
+        clock.left = 1  # this call is measured
+        value = one(item)
+        left = clock.left - 1
+        return value
+
+    return run
+
+
 def _end(token: str) -> Any:
     state = _states.pop(token, None)
     return Outputs() if state is None else state.finish()
 
 
 def _caller(state: State) -> Callable[[Any], Any]:
-    fn, stream = state.work.fn, state.work.stream
+    fn, unusual = state.work.fn, UNUSUAL
 
     def one(item: Any) -> Any:
         value = fn(item)
-        if type(value) not in _UNUSUAL:
-            return value
-        if not stream or type(value) is CoroutineType:
-            return state.emitted(value)
-        first = state.begun(iterated(value))
-        return Outputs(first) if isinstance(first, list) else first
+        return value if type(value) not in unusual else state.outputs(value)
 
     return one
 

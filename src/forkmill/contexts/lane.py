@@ -34,20 +34,35 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, perf_counter
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import _codec, errors
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
-__all__ = ["END", "Batch", "InlineLane", "Lane", "Raised", "SharedLane", "Taken", "Work"]
+__all__ = [
+    "END",
+    "Batch",
+    "InlineLane",
+    "Lane",
+    "Measured",
+    "Raised",
+    "Report",
+    "SharedLane",
+    "Taken",
+    "Work",
+]
 
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 CREDIT = 256  # outputs of a lane's streams that may wait to be taken
 MANY = 4096  # more than there can be streams: credit for all of them, at the end
+UNUSUAL = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
+_SHORT = 20e-6  # seconds: shorter calls are not all measured
+_EVERY = 64  # one in so many short calls is measured
+_TELL = 5e-3  # seconds between two reports of one copy
 
 
 @dataclass(frozen=True)
@@ -96,16 +111,73 @@ class Batch(NamedTuple):
         items: The items, in the order in which they were put.
         outputs: outputs[i] is what items[i] emitted: its one output, or, if `many`, their list.
         many: Whether each of `outputs` is a list of outputs.
+        plain: `outputs` are numbers, strs, bytes, None, or builtin containers of these: nobody
+            needs to look for one that means something else.
+        reports: Reports that came with outputs, which are in `outputs` without them.
     """
 
     items: list[Any]
     outputs: list[Any]
     many: bool = False
+    plain: bool = False
+    reports: Sequence[Report] = ()
 
     def split(self) -> Iterator[Taken]:
         """The same, item by item."""
         for item, output in zip(self.items, self.outputs, strict=True):
             yield Taken(item, output if self.many else [output])
+
+
+class Report:
+    """An output with the time that calls took, on its way to whoever counts.
+
+    Attributes:
+        value: The output; Report itself: there is none.
+        call: Seconds of one call.
+        seconds: Of all calls since the last report.
+    """
+
+    __slots__ = ("call", "seconds", "value")
+
+    def __init__(self, value: Any, call: float, seconds: float) -> None:
+        self.value = value
+        self.call = call
+        self.seconds = seconds
+
+    def __reduce__(self) -> Any:
+        return Report, (self.value, self.call, self.seconds)
+
+
+class Measured:
+    """A function that measures its calls; where they are short, one in many.
+
+    What was measured goes back with an output now and then, as a Report: telling costs more than a
+    short call. A lane may make the calls that are not measured itself (see `in_worker`).
+    """
+
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+        self.left = 1  # calls to the next that is measured
+        self.every = 1  # how many a measured one stands for
+        self.seconds = 0.0  # not told yet
+        self.told = 0.0
+
+    def __call__(self, item: Any) -> Any:
+        self.left -= 1
+        if self.left > 0:
+            return self.fn(item)
+        start = perf_counter()
+        value = self.fn(item)
+        end = perf_counter()
+        if type(value) in UNUSUAL:
+            self.left = 1
+            return value
+        self.seconds += (end - start) * self.every
+        self.left = self.every = _EVERY if end - start < _SHORT else 1
+        if end - self.told < _TELL:
+            return value
+        seconds, self.seconds, self.told = self.seconds, 0.0, end
+        return Report(value, end - start, seconds)
 
 
 class Raised:

@@ -16,7 +16,7 @@ import queue
 from typing import TYPE_CHECKING, Any
 
 from .in_worker import Drop, Function, Parked, Resume, is_generator
-from .lane import END, MANY, Batch, Outputs, SharedLane, Taken, as_outputs
+from .lane import END, MANY, Batch, Outputs, Report, SharedLane, Taken, as_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +28,29 @@ __all__ = ["WorkerLane"]
 _STREAM_CHUNK = 64  # items: each may be parked, with its first outputs
 
 _SPECIAL = frozenset({Outputs, Parked})
+_SCALARS = frozenset({int, float, str, bytes, bool, type(None)})
 _numbers = itertools.count(1)
+
+
+class _Reader:
+    """Decodes a chunk's outputs. Only what is not plain comes by `loads`, so nobody has to go
+    through all outputs to find the few that mean something else."""
+
+    def __init__(self, core: Any) -> None:
+        self.failure = core.failure
+        self.plain = True
+        self.reports: list[Report] = []
+        self._loads = core.loads
+
+    def loads(self, data: Any, buffers: Any = ()) -> Any:
+        """A value that was pickled; a Report is put aside."""
+        value = self._loads(data, buffers)
+        if type(value) is Report and value.value is not Report:
+            self.reports.append(value)
+            value = value.value
+        if type(value) not in _SCALARS:
+            self.plain = False
+        return value
 
 
 class WorkerLane(SharedLane):
@@ -88,12 +110,18 @@ class WorkerLane(SharedLane):
             if error is None:
                 return super()._opened(raw)
             return [Taken(item, [], error) for item in raw.items or (END,)]
-        values, failures = raw.read(self._batches.core)
+        reader = _Reader(self._batches.core)
+        values, failures = raw.read(reader)
         if not portion.items:
             return self._last(values[0], failures.get(0))
-        if self.work.stream or failures or not _SPECIAL.isdisjoint(map(type, values)):
-            return self._one_by_one(portion.items, values, failures)
-        return (Batch(portion.items, values, self._many),)
+        special = not reader.plain and not _SPECIAL.isdisjoint(map(type, values))
+        pieces: list[Taken | Batch]
+        if self.work.stream or failures or special:
+            pieces = self._one_by_one(portion.items, values, failures)
+            if reader.reports:  # beside the items, as they have nothing to do with each
+                pieces.append(Batch([], [], False, True, reader.reports))
+            return pieces
+        return (Batch(portion.items, values, self._many, reader.plain, reader.reports),)
 
     def _one_by_one(
         self, items: list[Any], values: list[Any], failures: dict[int, BaseException]

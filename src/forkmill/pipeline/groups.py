@@ -29,13 +29,13 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from ..contexts.lane import Raised
+from ..contexts.lane import Raised, Report
 from .declare import to
 from .fuse import ERRORS
 from .graph import stage_hooks
 from .lanes import LaneCell
 from .options import DeadLetter, Retry
-from .work import LAZY, Report, adapted, clocked, emitted, is_async, is_generator, settle
+from .work import LAZY, adapted, clocked, emitted, is_async, is_generator, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -363,7 +363,7 @@ class Carrier(LaneCell):
         super()._taken(taken)
         self._record_losses()
 
-    def deliver(self, outputs: list[Any]) -> None:
+    def deliver(self, outputs: list[Any], plain: bool = False) -> None:
         """Outputs of the last stage go on; what the others told is theirs."""
         if not outputs:
             return
@@ -371,9 +371,9 @@ class Carrier(LaneCell):
         if not self._group.many and type(outputs[-1]) is not Passed:
             for rider in self._riders:
                 rider.passed(len(outputs))
-        elif not _TOLD.isdisjoint(map(type, outputs)):
+        elif not plain and not _TOLD.isdisjoint(map(type, outputs)):
             outputs = [output for output in outputs if not self._told(output)]
-        self._riders[-1].deliver(outputs)
+        self._riders[-1].deliver(outputs, plain)
 
     def _told(self, output: Any) -> bool:
         kind = type(output)

@@ -20,13 +20,14 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
+from ..contexts.lane import Report
 from .cells import NEVER, Cell, Edge, width_of
 from .declare import to
 from .events import short
 from .fuse import ERRORS
 from .graph import stage_hooks
 from .options import Retry
-from .work import Report, initialize, make_work, run_hooks
+from .work import initialize, make_work, run_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -263,6 +264,9 @@ class LaneCell(Cell):
 
     def _batch(self, piece: Any) -> None:
         """Items that came out together: the fast way, if nothing has to be known of each."""
+        for report in piece.reports:
+            self.sampled += report.seconds
+            self.reservoir.add(report.call)
         if self._remember:
             for one in piece.split():
                 self._taken(one)
@@ -271,7 +275,7 @@ class LaneCell(Cell):
         outputs = piece.outputs
         if piece.many:
             outputs = [output for several in outputs for output in several]
-        self.deliver(outputs)
+        self.deliver(outputs, piece.plain)
         self.pending -= n
         if self.kind != "batch" and self.edges_in:
             self.edges_in[0].delivered += n
@@ -348,11 +352,11 @@ class LaneCell(Cell):
         record.attempts += 1
         heapq.heappush(self._retries, (monotonic() + pause, record.seq, record))
 
-    def deliver(self, outputs: list[Any]) -> None:
-        """Outputs go on: to queues, to the run's outputs."""
+    def deliver(self, outputs: list[Any], plain: bool = False) -> None:
+        """Outputs go on: to queues, to the run's outputs. `plain`: none of them is for us."""
         if not outputs:
             return
-        if not _MARKED.isdisjoint(map(type, outputs)):
+        if not plain and not _MARKED.isdisjoint(map(type, outputs)):
             outputs = self._plain(outputs)
         if self.kind == "consumer" or not outputs:
             return

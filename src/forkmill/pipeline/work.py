@@ -19,6 +19,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
+from ..contexts.lane import Measured, Report
 from .declare import to
 from .options import Retry, hook_caller
 
@@ -27,32 +28,9 @@ if TYPE_CHECKING:
 
     from .graph import Graph, Stage
 
-__all__ = ["Report", "emitted", "make_work", "run_inline"]
+__all__ = ["emitted", "make_work", "run_inline"]
 
 LAZY = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
-_SHORT = 20e-6  # seconds: shorter calls are not all measured
-_EVERY = 64  # one in so many short calls is measured
-_TELL = 5e-3  # seconds between two reports of one copy
-
-
-class Report:
-    """An output with the time that calls took, on its way to the run.
-
-    Attributes:
-        value: The output; Report itself: there is none.
-        call: Seconds of one call.
-        seconds: Of all calls since the last report.
-    """
-
-    __slots__ = ("call", "seconds", "value")
-
-    def __init__(self, value: Any, call: float, seconds: float) -> None:
-        self.value = value
-        self.call = call
-        self.seconds = seconds
-
-    def __reduce__(self) -> Any:
-        return Report, (self.value, self.call, self.seconds)
 
 
 # ---------------------------------------------------------------------- values inline
@@ -242,37 +220,6 @@ def run_inline(stage: Stage, item: Any) -> list[Any]:
 # ---------------------------------------------------------------------- time
 
 
-class Clocked:
-    """A function that measures its calls; where they are short, one in many.
-
-    What was measured goes back with an output now and then: telling costs more than a short call.
-    """
-
-    def __init__(self, fn: Any) -> None:
-        self.fn = fn
-        self.left = 1  # calls to the next that is measured
-        self.every = 1  # how many a measured one stands for
-        self.seconds = 0.0  # not told yet
-        self.told = 0.0
-
-    def __call__(self, item: Any) -> Any:
-        self.left -= 1
-        if self.left > 0:
-            return self.fn(item)
-        start = perf_counter()
-        value = self.fn(item)
-        end = perf_counter()
-        if type(value) in LAZY:
-            self.left = 1
-            return value
-        self.seconds += (end - start) * self.every
-        self.left = self.every = _EVERY if end - start < _SHORT else 1
-        if end - self.told < _TELL:
-            return value
-        seconds, self.seconds, self.told = self.seconds, 0.0, end
-        return Report(value, end - start, seconds)
-
-
 def clocked_pieces(fn: Any, item: Any) -> Iterator[Any]:
     """A generator function's outputs, and last the time that it took."""
     seconds, start = 0.0, perf_counter()
@@ -299,7 +246,7 @@ def clocked(fn: Any) -> Any:
         return fn
     if inspect.isgeneratorfunction(fn):
         return functools.partial(clocked_pieces, fn)
-    return Clocked(fn)
+    return Measured(fn)
 
 
 # ---------------------------------------------------------------------- a pipeline as a stage

@@ -23,6 +23,7 @@ import copy as copy_module
 import functools
 import os
 from collections import deque
+from itertools import repeat, starmap
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,14 @@ class Edge(deque):  # type: ignore[type-arg]
         self.target = target
         self.room = room  # it is full with so many
         self.emitted = self.delivered = self.failed = self.dropped = 0
+
+    def take(self, n: int) -> list[Any]:
+        """The first n items, or as many as there are."""
+        if n >= len(self):
+            items = list(self)
+            self.clear()
+            return items
+        return list(starmap(self.popleft, repeat((), n)))
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -292,11 +301,7 @@ class Cell:
             self._reopen()
         timed = self._timed()
         n = TIMED if timed and self._slice > 4 * TIMED else self._slice
-        if n >= len(edge):
-            items = list(edge)
-            edge.clear()
-        else:
-            items = [edge.popleft() for _ in range(n)]
+        items = edge.take(n)
         self._edge, self._chunk, self._came_before = edge, len(items), self.came
         if len(self.edges_in) == 1:
             edge.room = max(1, self.stage.queue_size - len(items))

@@ -225,10 +225,12 @@ class to:
     """
 
     __slots__ = ("item", "name")
+    _made = False  # whether there ever was one in this process; if not, nobody looks for them
 
     def __init__(self, name: str, item: Any) -> None:
         if not isinstance(name, str):
             raise TypeError(f"fm.to takes the name of a stage first, not {name!r}")
+        to._made = True
         self.name = name
         self.item = item
 

@@ -36,7 +36,7 @@ from .events import Events
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
 from .result import Failure, RunResult
-from .sources import Source, tap
+from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
 from .work import run_hooks
 
@@ -113,7 +113,7 @@ class Interrupts:
         self.engine.interrupted = True
         self.engine.stop()
         while frame is not None:
-            if frame.f_code is tap.__code__:
+            if frame.f_code in INTERRUPTED:
                 raise KeyboardInterrupt  # inside a source: it ends here (see tap)
             frame = frame.f_back
 

@@ -4,7 +4,6 @@ A chain source -> double -> text -> sink becomes (shortened)::
 
     def run(source):
         for x0 in source:
-            C0 += 1
             try: y0 = double(x0)
             except ERRORS as error: ... the stage's policy; continue
             if type(y0) in SPECIAL: yield from special0(y0, x0); continue
@@ -70,7 +69,7 @@ def fuse(cell: Cell, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iter
 
     Args:
         cell: The stage that the group hangs on.
-        entry: The source has items for the stage; else it has outputs of the stage.
+        entry: The source is a list of items for the stage; else it has outputs of the stage.
         timed: Every call is measured.
 
     Returns:
@@ -126,10 +125,9 @@ class _Writer:
     def group(self, cell: Cell, entry: bool) -> None:
         body, self.lines = self.lines, []
         count = self.counter("C" if entry else "M", cell)
-        self.line(3, "for x in source:")
+        self.line(3, "for x in items:")
         if entry:
             self.root = cell
-            self.line(4, f"{count} += 1")
             self.stage(cell, "x", count, 4, 1)
         else:
             self.line(4, "if type(x) is To:")
@@ -141,9 +139,12 @@ class _Writer:
         inner, self.lines = self.lines, body
         self.line(1, "def run(source):")
         self.line(2, " = ".join(self.counters) + " = 0")
+        self.line(2, "items = iter(source)")
         self.line(2, "try:")
         self.lines += inner
         self.line(2, "finally:")
+        if entry:  # the list's iterator counts, and does so for nothing
+            self.line(3, f"{count} = len(source) - items.__length_hint__()")
         for text in self.flushes:
             self.line(3, text)
         self.line(2, "return")
@@ -211,7 +212,8 @@ class _Writer:
         self.line(depth + 2, "continue")
         self.line(depth + 1, f"{lost} -= 1")
         self.line(depth + 1, f"{failed} -= 1")
-        self.line(depth, f"if type(y{i}) in SPECIAL:")
+        unless = f"y{i} is not None and " if cell.kind == "consumer" else ""  # most give None
+        self.line(depth, f"if {unless}type(y{i}) in SPECIAL:")
         self.line(depth + 1, f"{lost} += 1")
         self.line(depth + 1, f"if (yield from {special}(y{i}, {x})):")
         self.line(depth + 2, f"{failed} += 1")

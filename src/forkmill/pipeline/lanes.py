@@ -172,11 +172,7 @@ class LaneCell(Cell):
             n = min(free, len(edge))
             if not n:
                 continue
-            if n == len(edge):
-                items = list(edge)
-                edge.clear()
-            else:
-                items = [edge.popleft() for _ in range(n)]
+            items = edge.take(n)
             free -= n
             taken = True
             self.came += n

@@ -1,6 +1,7 @@
 """Inline producers while they run: pulled in slices, or fed by a thread of their own.
 
     user's iterator ──▶ tap ──islice──▶ the run that hangs on the producer
+    user's iterator ──▶ filled ──▶ the queue of the one stage behind it, if that is not inline
     user's iterator ──▶ Feeder (thread) ──▶ a queue ──▶ the same, beside a clock
 
 Guarantees: a producer that raises ends itself and nothing else; what it gave before is worked on.
@@ -16,7 +17,8 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .cells import TIMED, Cell
+from .cells import TIMED, Cell, Edge
+from .declare import to
 from .fuse import ERRORS
 from .work import iterated
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .graph import Stage
 
-__all__ = ["Source", "tap"]
+__all__ = ["INTERRUPTED", "Source", "tap"]
+
+_HANDFUL = 128  # items that a producer gives between two looks at whether it is to stop
 
 
 class Source(Cell):
@@ -36,7 +40,9 @@ class Source(Cell):
         super().__init__(engine, stage)
         self.live_source = True
         self.feeder: Feeder | None = None
+        self.values: Iterator[Any] | None = None  # the user's, where they go straight to a queue
         self._tap: Iterator[Any] | None = None
+        self._straight: Edge | None = None
         self._waiting_for_thread = False
 
     def open(self) -> None:
@@ -45,6 +51,8 @@ class Source(Cell):
             self.live_source = False
             return
         self._tap = tap(self)
+        if len(self.targets) == 1 and not self.targets[0].fused:
+            self._straight = self.edges_out[self.targets[0]]
 
     def thread(self) -> None:
         """Give it a thread: the clock must go on while it blocks."""
@@ -66,6 +74,9 @@ class Source(Cell):
             return False
         timed = self._timed()
         n = TIMED if timed and self._slice > 4 * TIMED else self._slice
+        if self._straight is not None and self.feeder is None:
+            self._fill(self._straight, n, timed)
+            return True
         source: Any
         if self.feeder is not None:
             source = self.feeder.take(n)
@@ -77,6 +88,46 @@ class Source(Cell):
             source = self._clocked(source)
         self.begin(self.run_of(False, timed)(source))
         return True
+
+    def _fill(self, edge: Edge, n: int, timed: bool) -> None:
+        """Have so many items in the queue of the stage behind this one, or as many as it holds."""
+        before = len(edge)
+        n = n if self.forced else min(n, edge.room - before)
+        self.forced = False
+        start = perf_counter()
+        for few in _handfuls(n):
+            was = len(edge)
+            self._pull(edge, few, timed)
+            if len(edge) - was < few or self.engine.stopping:
+                break
+        seconds = perf_counter() - start
+        self.wall += seconds
+        self._tune(seconds, False)
+        got = len(edge) - before
+        if to._made:
+            items = [edge.pop() for _ in range(got)]
+            items.reverse()
+            if to in map(type, items):
+                self.begin(self.run_of(False, False)(items))
+                return
+            edge.extend(items)
+        self._count_out(got)
+
+    def _pull(self, edge: Edge, n: int, timed: bool) -> None:
+        try:
+            if self.values is None:
+                begun(self)
+            values = self.values
+            was = len(edge)
+            filled(edge, self._clocked(values) if timed else values, n)  # type: ignore[arg-type]
+            if len(edge) - was == n:
+                return
+        except ERRORS as error:
+            self.failed(error)
+        except KeyboardInterrupt:
+            self.engine.interrupted = True
+            self.engine.stop()
+        self.live_source = False
 
     def _clocked(self, source: Iterable[Any]) -> Iterator[Any]:
         start = perf_counter()
@@ -93,6 +144,7 @@ class Source(Cell):
             self.feeder.free.set()
         elif self._tap is not None and self.run is None:
             self._tap.close()  # type: ignore[attr-defined]
+            self.values = None  # a generator is closed by that
 
     def failed(self, error: BaseException) -> None:
         """The producer raised: it ends, and only it."""
@@ -113,6 +165,26 @@ class Source(Cell):
         return 0.0
 
 
+def _handfuls(n: int) -> Iterator[int]:
+    """n in parts: between them it is seen that the run is to stop. The first are small, for items
+    that have become slow."""
+    few = 1
+    while n > 0:
+        yield min(few, n)
+        n -= few
+        few = min(2 * few, _HANDFUL)
+
+
+def begun(cell: Source) -> None:
+    """Call a producer. KeyboardInterrupt as in `tap`."""
+    cell.values = iterated(cell.fn())
+
+
+def filled(edge: Edge, values: Iterable[Any], n: int) -> None:
+    """Items go to a queue; what came before an error stays there. KeyboardInterrupt as in `tap`."""
+    edge.extend(islice(values, n))
+
+
 def tap(cell: Source) -> Iterator[Any]:
     """A producer's items, as long as it may be pulled.
 
@@ -131,6 +203,10 @@ def tap(cell: Source) -> Iterator[Any]:
         engine.interrupted = True
         engine.stop()
     cell.live_source = False
+
+
+# In these Ctrl-C raises, inside the user's code.
+INTERRUPTED = frozenset({tap.__code__, begun.__code__, filled.__code__})
 
 
 class Feeder:

@@ -1,13 +1,14 @@
 """How many items a second go through workers and come back: producer -> ipc_fork -> sink?
 
-The whole pipeline, its workers' birth and end included; beside pypeln, where it is installed, and
-chains of generators over the standard library's pool.
+The whole pipeline, its workers' birth and end included; beside pypeln and pyper, where they are
+installed, the standard library's pool, and the loop that does the same without workers.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
 
 import forkmill as fm
 
@@ -18,67 +19,85 @@ from .peers import OURS
 IMAP = "multiprocessing.Pool.imap"
 TARGETS = (Target("pipeline producer -> ipc_fork -> sink, trivial", "items", 3e6),)
 _WIDE = 50_000  # items that may wait: what a pipeline for throughput would ask for
+_CHUNK = 1000  # items of a chunk for the pool that is told to make chunks
 
 
 def run(bench: Bench) -> None:
     """Ask."""
-    count, few = bench.size(2_000_000, 2000), bench.size(5000, 500)
+    count, few = bench.size(4_000_000, 2000), bench.size(5000, 500)
+    some = bench.size(500_000, 1000)
     context = f"ipc_fork:{bench.workers}"
 
-    def total(stages: Callable[[Callable[[int], None]], fm.Pipeline], number: int) -> Sample:
+    def ours(queue_size: int | None) -> Sample:
+        wide = {} if queue_size is None else {"queue_size": queue_size}
+
         def sample() -> float:
-            seen = [0, 0]
+            number = total = 0
 
             def add(item: int) -> None:
-                seen[0] += 1
-                seen[1] += item
+                nonlocal number, total
+                number += 1
+                total += item
 
-            seconds, _ = elapsed(stages(add).run)
-            check(seen, [number, number * (number + 1) // 2])
-            return number / seconds
+            line = fm.Pipeline().source(range(count))
+            line = line.map(work.increment, context=context, **wide).sink(add, **wide)
+            seconds, _ = elapsed(line.run)
+            check((number, total), (count, count * (count + 1) // 2))
+            return count / seconds
 
         return sample
 
-    def source() -> Iterator[int]:
-        yield from range(count)
+    def imap(number: int, chunksize: int) -> Sample:
+        def chain() -> int:
+            with multiprocessing.get_context("fork").Pool(bench.workers) as pool:
+                return sum(pool.imap(work.increment, range(number), chunksize))
 
-    def ours(add: Callable[[int], None]) -> fm.Pipeline:
-        line = fm.Pipeline().source(source)
-        return line.map(work.increment, context=context).sink(add)
-
-    def wide(add: Callable[[int], None]) -> fm.Pipeline:
-        line = fm.Pipeline().source(source)
-        line = line.map(work.increment, context=context, queue_size=_WIDE)
-        return line.sink(add, queue_size=_WIDE)
-
-    def imap() -> float:
-        with multiprocessing.get_context("fork").Pool(bench.workers) as pool:
-            seconds, result = elapsed(lambda: sum(pool.imap(work.increment, range(few))))
-        check(result, few * (few + 1) // 2)
-        return few / seconds
+        return _summed(chain, number)
 
     samples: dict[str, Sample] = {
-        OURS: total(wide, count),
-        "forkmill, default queues": total(ours, count),
-        IMAP: imap,
+        OURS: ours(_WIDE),
+        "forkmill, default queues": ours(None),
+        IMAP: imap(few, 1),
+        f"{IMAP}, chunksize={_CHUNK}": imap(some, _CHUNK),
+        "plain loop, no workers": _summed(lambda: sum(map(work.increment, range(count))), count),
     }
-    peer = _pypeln(few, bench.workers)
-    if peer is not None:
-        samples["pypeln"] = peer
-    title = f"{count:,} integers ({few:,} for the others) through {bench.workers} workers"
+    for name, peer in {"pypeln": _pypeln, "pyper": _pyper}.items():
+        sample = peer(few, bench.workers)
+        if sample is not None:
+            samples[name] = sample
+    title = f"{count:,} integers through {bench.workers} workers"
+    title += f" ({few:,} for pools and pipelines that send each alone, {some:,} for chunks)"
     bench.measure(Case("items", title, "items/s", MORE, samples, most_rounds=5))
+
+
+def _summed(chain: Callable[[], int], number: int) -> Sample:
+    """A chain whose last step adds everything up."""
+
+    def sample() -> float:
+        seconds, result = elapsed(chain)
+        check(result, number * (number + 1) // 2)
+        return number / seconds
+
+    return sample
 
 
 def _pypeln(count: int, workers: int) -> Sample | None:
     try:
-        import pypeln
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it is built on still uses pkg_resources
+            import pypeln
     except ImportError:
         return None
+    stage = pypeln.process.map
+    return _summed(
+        lambda: sum(stage(work.increment, range(count), workers=workers, maxsize=1000)), count
+    )
 
-    def sample() -> float:
-        stage = pypeln.process.map(work.increment, range(count), workers=workers, maxsize=1000)
-        seconds, result = elapsed(lambda: sum(stage))
-        check(result, count * (count + 1) // 2)
-        return count / seconds
 
-    return sample
+def _pyper(count: int, workers: int) -> Sample | None:
+    try:
+        from pyper import task
+    except ImportError:
+        return None
+    line = task(range, branch=True) | task(work.increment, workers=workers, multiprocess=True)
+    return _summed(lambda: sum(line(count)), count)

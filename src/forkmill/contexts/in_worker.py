@@ -141,21 +141,39 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     state = _states.get(token)
     if state is None:
         state = _states[token] = State(token, work)
-    one = _lister(state) if is_generator(work) else _caller(state)
+    if is_generator(work):
+        return _listing(state)
     if type(work.fn) is Measured:
-        return _between(work.fn, state, one)
+        return _between(work.fn, state)
+    fn, unusual = work.fn, UNUSUAL
 
     def run(item: Any = _NONE) -> Any:
         if item is _NONE:
             return _end(token)
         if not state.ready:
             state.prepare()
-        return one(item)
+        value = fn(item)
+        return value if type(value) not in unusual else state.outputs(value)
 
     return run
 
 
-def _between(clock: Measured, state: State, one: Callable[[Any], Any]) -> Callable[..., Any]:
+def _listing(state: State) -> Callable[..., Any]:
+    """`run` of a generator function."""
+    fn, stream = state.work.fn, state.work.stream
+
+    def run(item: Any = _NONE) -> Any:
+        if item is _NONE:
+            return _end(state.token)
+        if not state.ready:
+            state.prepare()
+        values = iterated(fn(item))
+        return state.begun(values) if stream else list(values)
+
+    return run
+
+
+def _between(clock: Measured, state: State) -> Callable[..., Any]:
     """`run`, where most calls are not measured: those cost one call more than the function's."""
     fn, unusual, token = clock.fn, UNUSUAL, state.token
     left = 0
@@ -171,9 +189,9 @@ def _between(clock: Measured, state: State, one: Callable[[Any], Any]) -> Callab
         if not state.ready:
             state.prepare()
         clock.left = 1  # this call is measured
-        value = one(item)
+        value = clock(item)
         left = clock.left - 1
-        return value
+        return value if type(value) not in unusual else state.outputs(value)
 
     return run
 
@@ -181,23 +199,6 @@ def _between(clock: Measured, state: State, one: Callable[[Any], Any]) -> Callab
 def _end(token: str) -> Any:
     state = _states.pop(token, None)
     return Outputs() if state is None else state.finish()
-
-
-def _caller(state: State) -> Callable[[Any], Any]:
-    fn, unusual = state.work.fn, UNUSUAL
-
-    def one(item: Any) -> Any:
-        value = fn(item)
-        return value if type(value) not in unusual else state.outputs(value)
-
-    return one
-
-
-def _lister(state: State) -> Callable[[Any], Any]:
-    fn = state.work.fn
-    if state.work.stream:
-        return lambda item: state.begun(iterated(fn(item)))
-    return lambda item: list(iterated(fn(item)))
 
 
 def resuming(token: str) -> Callable[[int], Iterator[Any]]:

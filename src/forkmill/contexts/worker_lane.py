@@ -32,6 +32,22 @@ _SCALARS = frozenset({int, float, str, bytes, bool, type(None)})
 _numbers = itertools.count(1)
 
 
+def _places(values: list[Any]) -> set[int]:
+    """Where there are outputs of generators that nobody took for one."""
+    kinds = list(map(type, values))
+    found: set[int] = set()
+    for kind in _SPECIAL.intersection(kinds):
+        at = -1
+        for _ in range(kinds.count(kind)):
+            at = kinds.index(kind, at + 1)
+            found.add(at)
+    return found
+
+
+def _done(piece: Taken | Batch) -> int:
+    return len(piece.items) if isinstance(piece, Batch) else piece.done
+
+
 class _Reader:
     """Decodes a chunk's outputs. Only what is not plain comes by `loads`, so nobody has to go
     through all outputs to find the few that mean something else."""
@@ -114,36 +130,43 @@ class WorkerLane(SharedLane):
         values, failures = raw.read(reader)
         if not portion.items:
             return self._last(values[0], failures.get(0))
-        special = not reader.plain and not _SPECIAL.isdisjoint(map(type, values))
-        pieces: list[Taken | Batch]
-        if self.work.stream or failures or special:
-            pieces = self._one_by_one(portion.items, values, failures)
-            if reader.reports:  # beside the items, as they have nothing to do with each
-                pieces.append(Batch([], [], False, True, reader.reports))
-            return pieces
-        return (Batch(portion.items, values, self._many, reader.plain, reader.reports),)
-
-    def _one_by_one(
-        self, items: list[Any], values: list[Any], failures: dict[int, BaseException]
-    ) -> list[Taken | Batch]:
-        pieces: list[Taken | Batch] = []
-        done = 0
-        for i, item in enumerate(items):
-            value = values[i]
-            if i in failures:
-                pieces.append(Taken(item, [], failures[i]))
-            elif type(value) is Parked:
-                pieces.append(Taken(item, value.outputs, None, False))
-                self._read_on(item, value)
-                continue
-            elif self._many or type(value) is Outputs:
-                pieces.append(Taken(item, value))
-            else:
-                pieces.append(Taken(item, [value]))
-            done += 1
+        places = set(failures)
+        if not reader.plain:
+            places |= _places(values)
+        pieces = self._in_runs(portion.items, values, failures, places, reader)
         if self.work.stream:
-            self._settled(done)
+            self._settled(sum(_done(piece) for piece in pieces))
         return pieces
+
+    def _in_runs(
+        self,
+        items: list[Any],
+        values: list[Any],
+        failures: dict[int, BaseException],
+        places: set[int],
+        reader: _Reader,
+    ) -> list[Taken | Batch]:
+        """Items in the order of the chunk: those at `places` alone, and those between together."""
+        pieces: list[Taken | Batch] = []
+        at = 0
+        for i in (*sorted(places), len(items)):
+            if i > at:
+                run = (items, values) if i - at == len(items) else (items[at:i], values[at:i])
+                pieces.append(Batch(*run, self._many, reader.plain))
+            if i < len(items):
+                pieces.append(self._alone(items[i], values[i], failures.get(i)))
+            at = i + 1
+        if reader.reports:  # beside the items: a report tells of those before it, too
+            pieces.append(Batch([], [], False, True, reader.reports))
+        return pieces
+
+    def _alone(self, item: Any, value: Any, failure: BaseException | None) -> Taken:
+        if failure is not None:
+            return Taken(item, [], failure)
+        if type(value) is Parked:
+            self._read_on(item, value)
+            return Taken(item, value.outputs, None, False)
+        return Taken(item, value)
 
     # The rest of an item that was parked.
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Abort", "Cell", "Edge", "Outlet"]
 
-_MOST = 4096  # items a slice
+_MOST = 16384  # items a slice: what the chunks of a few workers bring at once
 _QUICK, _SLOW = 0.5e-3, 2e-3  # seconds: a slice that takes less grows, one that takes more shrinks
 TIMED = 4  # items of a slice whose calls are all measured
 NEVER = float("inf")

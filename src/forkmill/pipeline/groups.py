@@ -29,7 +29,7 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from ..contexts.lane import Raised, Report
+from ..contexts.lane import Measured, Raised, Report
 from .declare import to
 from .fuse import ERRORS
 from .graph import stage_hooks
@@ -161,6 +161,8 @@ class Group:
         self.silent = stages[-1].kind == "consumer"
         self.last = len(stages) - 1
         self.ready = [False] * len(stages)
+        self.unmeasured = list(fns)
+        self.left = self.skipped = 0  # calls that no stage measures: still, and in all
 
     def work(self) -> contexts.Work:
         """The work of the lane."""
@@ -174,18 +176,39 @@ class Group:
 
     def one(self, item: Any) -> Any:
         """An item's way where every stage emits one output; a generator if it turns out else."""
-        value = item
-        for k, fn in enumerate(self.fns):
-            came = value
-            try:
+        value = came = item
+        k = 0
+        if self.left > 0:
+            self.left -= 1
+            fns = self.unmeasured
+        else:
+            fns = self._due()
+        try:
+            for fn in fns:
+                came = value
                 value = fn(came)
-            except ERRORS as error:
-                if k == 0:
-                    raise
-                return self._rest(k, came, _failing(error))
-            if type(value) in _UNUSUAL:
-                return self._rest(k, came, value)
+                if type(value) in _UNUSUAL:
+                    return self._rest(k, came, value)
+                k += 1
+        except ERRORS as error:
+            if k == 0:
+                raise
+            return self._rest(k, came, _failing(error))
+        finally:
+            if fns is self.fns:
+                self._next_due()
         return value
+
+    def _due(self) -> list[Any]:
+        """The functions with their clocks, one of which is to measure this call."""
+        for fn in self.fns:
+            if type(fn) is Measured:
+                fn.left -= self.skipped
+        return self.fns
+
+    def _next_due(self) -> None:
+        clocks = [fn.left for fn in self.fns if type(fn) is Measured]
+        self.left = self.skipped = max(0, min(clocks, default=1) - 1)
 
     def pieces(self, item: Any) -> Iterator[Any]:
         """An item's way, its outputs one by one."""
@@ -253,7 +276,7 @@ class Group:
             except ERRORS as error:
                 if k == 0:
                     raise
-                self.fns[k] = _Failing(error)
+                self.fns[k] = self.unmeasured[k] = _Failing(error)
             else:
                 self.ready[k] = True
 

@@ -19,10 +19,12 @@ from pathlib import Path
 import forkmill as fm
 
 from .harness import MORE, Bench, Case, Sample, Target, check, elapsed
+from .memory import _rss
 from .peers import OURS
 from .stdlib_parse import sources
 
 PLAIN_LOOP = "plain loop"
+_LEAST_RATE = 20  # files/s: slower than that is hung
 TARGETS = (Target("sources of all packages into SQLite", "files", 1.8, PLAIN_LOOP),)
 Row = tuple[str, str, str, int]
 
@@ -62,9 +64,14 @@ class Table:
 
 
 def corpus() -> list[str]:
-    """Every .py file of the standard library and of what is installed."""
+    """Every .py file of the standard library and of what is installed, the longest first.
+
+    So the last ones are short, and no worker is left alone with a long one. The order is the plain
+    loop's too.
+    """
     packages = Path(sysconfig.get_path("purelib"))
-    return sources() + sorted(str(path) for path in packages.rglob("*.py"))
+    paths = sources() + sorted(str(path) for path in packages.rglob("*.py"))
+    return sorted(paths, key=os.path.getsize, reverse=True)
 
 
 def plain(paths: list[str]) -> list[Row]:
@@ -94,6 +101,21 @@ def piped(paths: list[str], workers: int) -> list[Row]:
     return table.content()
 
 
+def flat(paths: list[str], workers: int) -> float:
+    """MB that the parent grows by while all files go through; from the first tenth of them on.
+
+    The rows are counted and dropped: a table in memory would be all that is seen.
+    """
+    sizes: list[int] = []
+
+    def look(rows: list[Row]) -> None:
+        sizes.append(_rss())
+
+    line = fm.Pipeline().source(paths).map(rows_of, context=f"ipc_fork:{workers}")
+    line.unbatch().batch(100).sink(look).run()
+    return (max(sizes) - sizes[len(sizes) // 10]) / 1e6
+
+
 def run(bench: Bench) -> None:
     """Ask."""
     paths = corpus()
@@ -114,4 +136,8 @@ def run(bench: Bench) -> None:
 
     samples: dict[str, Sample] = {OURS: take, PLAIN_LOOP: take_plain}
     title = f"{len(paths)} files parsed and loaded"
-    bench.measure(Case("files", title, "files/s", MORE, samples, most_rounds=2))
+    limit = max(60.0, len(paths) / _LEAST_RATE)
+    bench.measure(Case("files", title, "files/s", MORE, samples, most_rounds=2, limit=limit))
+    if os.path.exists("/proc/self/statm"):
+        grown = flat(paths[:: bench.size(4, 1)], bench.workers)
+        bench.note(f"the parent's memory grows by {grown:.1f} MB while the files go through")

@@ -17,7 +17,7 @@ import forkmill as fm
 
 from . import work
 from .harness import LESS, Bench, Case, Sample, Skip, Target, WrongResult, check
-from .memory import _rss
+from .memory import _LEAST_RATE, _rss
 from .peers import OURS
 
 TARGETS = (Target("parent memory over generated items, pipeline", "growth", 10.0, at_most=True),)
@@ -34,7 +34,8 @@ def run(bench: Bench) -> None:
         "forkmill, all inline": partial(_growth, "inline", count),
     }
     title = f"growth over a generator of {count:,} items"
-    bench.measure(Case("growth", title, "MB", LESS, samples, most_rounds=2))
+    limit = max(60.0, count / _LEAST_RATE)
+    bench.measure(Case("growth", title, "MB", LESS, samples, most_rounds=2, limit=limit))
 
 
 def _growth(context: str, count: int) -> float:

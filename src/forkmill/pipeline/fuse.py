@@ -244,7 +244,13 @@ class _Writer:
 
     def batch(self, cell: Cell, x: str, depth: int) -> str:
         """An item goes into a batch; beyond this, one is full, in the variable returned."""
-        i = cell.index
+        i, stage = cell.index, cell.stage
+        if stage.key is None and stage.size is not None:  # most items only join the others
+            held, most = self.name("held", cell, cell.held), self.name("most", cell, stage.size - 1)
+            self.line(depth, f"b{i} = {held}.get(None)")
+            self.line(depth, f"if b{i} is not None and len(b{i}) < {most}:")
+            self.line(depth + 1, f"b{i}.append({x})")
+            self.line(depth + 1, "continue")
         self.line(depth, f"b{i} = {self.name('hold', cell, cell.hold)}({x})")
         self.line(depth, f"if b{i} is None:")
         self.line(depth + 1, "continue")

@@ -263,7 +263,7 @@ class LaneCell(Cell):
         for report in piece.reports:
             self.sampled += report.seconds
             self.reservoir.add(report.call)
-        if self._remember:
+        if self._remember or self.producing:
             for one in piece.split():
                 self._taken(one)
             return

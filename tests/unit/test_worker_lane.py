@@ -1,0 +1,153 @@
+"""A lane over workers: chunks come out as they went in, but for what has to be seen alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import forkmill as fm
+from forkmill import contexts
+from forkmill.contexts import Batch, Lane, Taken, Work
+from forkmill.contexts.lane import Measured
+
+COUNT = 3000
+
+
+def same(x: int) -> int:
+    return x
+
+
+def odd_one(x: int) -> int:
+    if x == COUNT - 7:
+        raise ValueError(x)
+    return x
+
+
+def few_generators(x: int) -> Any:
+    return iter_of(x) if x == COUNT - 7 else x
+
+
+def iter_of(x: int) -> Iterator[int]:
+    yield x
+    yield -x
+
+
+@pytest.fixture
+def lane_of() -> Iterator[Callable[..., Lane]]:
+    lanes: list[Lane] = []
+
+    def make(fn: Any) -> Lane:
+        lanes.append(contexts.spec("ipc_fork", 1).lane(Work(fn)))
+        return lanes[-1]
+
+    yield make
+    for lane in lanes:
+        lane.close()
+
+
+def pieces(lane: Lane) -> list[Taken | Batch]:
+    """All pieces of COUNT items."""
+    lane.put_many(range(COUNT))
+    lane.end()
+    found: list[Taken | Batch] = []
+    while not lane.ended:
+        found += lane.take_many(20)
+    return found
+
+
+def flat(found: list[Taken | Batch]) -> list[Taken]:
+    return [one for p in found for one in (p.split() if isinstance(p, Batch) else (p,))]
+
+
+@pytest.mark.parametrize("fn", [odd_one, few_generators])
+def test_one_odd_item_does_not_break_up_its_chunk(
+    lane_of: Callable[..., Lane], fn: Callable[[int], Any]
+) -> None:
+    found = pieces(lane_of(fn))
+    assert [taken.item for taken in flat(found)] == list(range(COUNT))
+    alone = [piece for piece in found if isinstance(piece, Taken)]
+    assert [taken.item for taken in alone] == [COUNT - 7]
+    if fn is odd_one:
+        assert type(alone[0].failure) is ValueError
+    else:
+        assert alone[0].outputs == [COUNT - 7, 7 - COUNT]
+
+
+def test_reports_come_beside_outputs(lane_of: Callable[..., Lane]) -> None:
+    found = pieces(lane_of(Measured(same)))
+    batches = [piece for piece in found if isinstance(piece, Batch)]
+    assert len(batches) == len(found)
+    assert [output for batch in batches for output in batch.outputs] == list(range(COUNT))
+    assert all(batch.plain for batch in batches)
+    reports = [report for batch in batches for report in batch.reports]
+    assert reports and all(0 < report.call <= report.seconds for report in reports)
+
+
+def test_a_batch_of_objects_is_not_plain(lane_of: Callable[..., Lane]) -> None:
+    batches = [piece for piece in pieces(lane_of(complex)) if isinstance(piece, Batch)]
+    assert not any(batch.plain for batch in batches)
+
+
+# ------------------------------------------------- a producer right before a stage in a context
+
+
+def test_what_a_producer_gave_before_it_failed_is_worked_on() -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(10)
+        raise OSError("gone")
+
+    result = fm.Pipeline().source(numbers).map(same, context="thread:1").run()
+    assert sorted(result.outputs) == list(range(10))
+    assert result.status == "failed"
+    assert [failure.stage for failure in result.failures] == ["numbers"]
+
+
+def test_a_producer_right_before_a_context_sends_items_by_name() -> None:
+    def numbers() -> Iterator[Any]:
+        for i in range(200):
+            yield fm.to("other", i) if i % 50 == 0 else i
+
+    line = fm.Pipeline().source(numbers).map(same, context="thread:1", to=())
+    result = line.map(lambda x: -1 - x, name="other", from_=()).run()
+    assert sorted(result.outputs) == sorted(
+        [-1 - i for i in range(0, 200, 50)] + [i for i in range(200) if i % 50]
+    )
+
+
+def test_a_stopped_producer_right_before_a_context_gives_no_more_than_a_handful() -> None:
+    given: list[int] = []
+    ready = threading.Event()
+
+    def numbers() -> Iterator[int]:
+        ready.wait(20)
+        for i in range(10**9):
+            given.append(i)
+            if i == 5000:
+                handle.stop()
+            yield i
+
+    line = fm.Pipeline().source(numbers).map(same, context="thread:1", queue_size=10**6)
+    handle = line.start()
+    ready.set()
+    result = handle.result(30)
+    assert result.status == "stopped"
+    assert 5000 < len(given) <= 5200
+    assert sorted(result.outputs) == given
+
+
+def test_stages_on_one_pool_keep_their_figures() -> None:
+    """Most calls are not measured; those that are must stand for them."""
+    pool = fm.named_pool("figures", "ipc_fork:1")
+    try:
+        line = fm.Pipeline(context="figures").source(range(20_000), context="inline")
+        line = line.map(same, name="a").map(same, name="b").map(same, name="c")
+        stats = line.run().stats
+        for name in "abc":
+            assert stats[name].in_ == stats[name].out == 20_000
+            assert 0 < stats[name].busy < stats.duration
+            assert stats[name].p50 is not None
+    finally:
+        pool.shutdown()

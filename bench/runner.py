@@ -71,7 +71,7 @@ FAMILIES = {
     "lives": ("startup", "shutdown", "recycling", "cow_fork"),
     "efficiency": ("efficiency", "scaling", "skew"),
     "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
-    "pipelines": ("pipeline_fused", "pipeline_colocation", "pipeline_ipc", "pipeline_memory"),
+    "pipelines": ("pipeline_fused", "colocation", "pipeline_ipc", "pipeline_memory"),
     "contexts": ("contexts",),
 }
 _PATIENCE = 5.0  # a question that takes so many times what it got, and _SLACK_S, never ends

@@ -555,6 +555,8 @@ struct fm_arena_stats {
     uint64_t limit, keep;    /* the most of each */
 };
 int fm_arena_look(fm_arena *arena, struct fm_arena_stats *out);
+/* How often there was no room for a segment, in any process. */
+uint32_t fm_arena_refused(fm_arena *arena);
 
 /* ---------------------------------------------------------------- system */
 
@@ -863,6 +865,48 @@ struct fm_stats {
     uint64_t lead_turns, pump_turns, kicks, parks;
 };
 int fm_pool_stats(fm_pool *pool, struct fm_stats *out);
+
+/* How often workers died of one thing. */
+struct fm_toll {
+    uint32_t cause; /* enum fm_cause */
+    int32_t status; /* CAUSE_EXIT: as waitpid() gives it, else 0 */
+    uint32_t oom;
+    uint32_t deaths;
+};
+#define FM_TOLLS 32 /* the last one takes all that came too late for its own */
+/* `deaths` of fm_stats by cause, most recent kind last; how many kinds. */
+int fm_pool_tolls(fm_pool *pool, struct fm_toll out[FM_TOLLS]);
+
+/*
+ * What happened to workers, for those who keep a log: FM_EVENTS at the most
+ * are kept, the oldest are forgotten first.
+ */
+enum fm_event_kind {
+    FM_EVENT_DIED,     /* cause, status, oom, requeued */
+    FM_EVENT_RECYCLED, /* it left, to be replaced: max_tasks, max_rss */
+    FM_EVENT_RETIRED,  /* it left: it had nothing to do */
+    FM_EVENT_REPLACED, /* a worker was born in a dead one's place */
+    FM_EVENT_TROUBLE,  /* status: errno of a birth that failed, tried again */
+    FM_EVENT_LIMIT,    /* the pool broke: more deaths than it allows */
+    FM_EVENT_INIT,     /* ... an initializer failed */
+    FM_EVENT_ZYGOTE    /* ... the zygote is gone */
+};
+struct fm_event {
+    int64_t at_ns; /* fm_now() */
+    uint32_t kind; /* enum fm_event_kind */
+    uint32_t slot;
+    int32_t pid;
+    int32_t status;
+    uint32_t cause; /* enum fm_cause */
+    uint32_t oom;
+    uint64_t requeued; /* tasks that it had not started: they are sent again */
+};
+#define FM_EVENTS 64
+/* Whether there are any.  No lock: one load.  Threads: any. */
+int fm_pool_has_events(const fm_pool *pool);
+/* Take them, oldest first; how many.  *lost: so many more were forgotten. */
+int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
+                        uint64_t *lost);
 
 struct fm_worker_info {
     uint32_t slot, generation;

@@ -69,6 +69,7 @@ struct entry {
 struct table {
     _Atomic uint32_t workers; /* numbers given out to workers */
     _Atomic uint32_t high;    /* segments that were ever used */
+    _Atomic uint32_t refused; /* values that there was no room for */
     alignas(64) struct entry entries[FM_SEGMENTS];
 };
 
@@ -599,6 +600,8 @@ int fm_arena_take(fm_arena *arena, uint64_t size, struct fm_segment *out,
     if (rc == 0) {
         *base = arena->places[i].base;
         *out = taken;
+    } else {
+        atomic_fetch_add(&arena->table->refused, 1);
     }
     leave(arena);
     return rc;
@@ -866,4 +869,14 @@ int fm_arena_look(fm_arena *arena, struct fm_arena_stats *out)
     *out = stats;
     leave(arena);
     return 0;
+}
+
+uint32_t fm_arena_refused(fm_arena *arena)
+{
+    uint32_t n = 0;
+    if (enter(arena) == 0) {
+        n = atomic_load(&arena->table->refused);
+        leave(arena);
+    }
+    return n;
 }

@@ -101,6 +101,34 @@ void fm__events_shut(fm_pool *pool, struct fm__worker *w)
     fm__channel_shut(&w->channel);
 }
 
+/* ------------------------------------------------- what is told of trouble */
+
+static void tell(fm_pool *pool, struct fm_event event)
+{
+    event.at_ns = fm_now();
+    pool->events[pool->events_told % FM_EVENTS] = event;
+    pool->events_told++;
+}
+
+/* Count a death with those of its kind. */
+static void add_toll(fm_pool *pool, const struct fm_death *death)
+{
+    struct fm_toll toll = {.cause = death->cause, .oom = death->oom};
+    uint32_t i = 0;
+    if (death->cause == FM_CAUSE_EXIT && !death->oom)
+        toll.status = death->status;
+    while (i < pool->n_tolls &&
+           (pool->tolls[i].cause != toll.cause ||
+            pool->tolls[i].status != toll.status ||
+            pool->tolls[i].oom != toll.oom))
+        i++;
+    if (i == FM_TOLLS) /* so many kinds: the last one is "of anything else" */
+        pool->tolls[--i].cause = 0;
+    else if (i == pool->n_tolls)
+        pool->tolls[pool->n_tolls++] = toll;
+    pool->tolls[i].deaths++;
+}
+
 /* ------------------------------------------------------ death of workers */
 
 static void add_cause(fm_pool *pool, const uint8_t *record, uint64_t size)
@@ -145,24 +173,27 @@ static void forget_polling(fm_pool *pool, struct fm__worker *w)
         pool->ended--;
 }
 
-static void bury(fm_pool *pool, struct fm__worker *w, struct fm_death *death)
+/* Give what it had its outcome, or to another worker; how many tasks that had
+ * not started are sent again. */
+static uint64_t bury(fm_pool *pool, struct fm__worker *w,
+                     struct fm_death *death)
 {
     struct fm__link again;
     bool broken = pool->state == FM_POOL_BROKEN;
-    uint64_t before = pool->tally.retried;
+    uint64_t before = pool->tally.retried, requeued = 0;
     uint32_t owner = w->page ? atomic_load(&w->page->owner) : 0;
     fm__list_init(&again);
     forget_polling(pool, w);
     fm__worker_bury(w, death, broken, &again, &pool->tally);
     fm__arena_bury(pool->options.arena, owner);
-    for (struct fm__link *at = again.next; at != &again; at = at->next)
-        pool->counts.requeued +=
-            pool->state < FM_POOL_STOPPING
-                ? FM__OF(at, struct fm__piece, queue)->count
-                : 0;
-    if (pool->state < FM_POOL_STOPPING)
-        pool->counts.requeued -= pool->tally.retried - before;
+    if (pool->state < FM_POOL_STOPPING) {
+        for (struct fm__link *at = again.next; at != &again; at = at->next)
+            requeued += FM__OF(at, struct fm__piece, queue)->count;
+        requeued -= pool->tally.retried - before;
+        pool->counts.requeued += requeued;
+    }
     put_back(pool, &again);
+    return requeued;
 }
 
 /* Take back all that the worker has not started; false: it is none that
@@ -229,16 +260,26 @@ void fm__events_settle_unstarted(fm_pool *pool, enum fm_what what)
     }
 }
 
-static void break_pool(fm_pool *pool)
+static void break_pool(fm_pool *pool, enum fm_event_kind why)
 {
     if (pool->state >= FM_POOL_STOPPING)
         return;
     pool->state = FM_POOL_BROKEN;
+    tell(pool, (struct fm_event){.kind = why});
     fm__events_settle_unstarted(pool, FM_WHAT_BROKEN);
     fm__reaper_ask(&pool->reaper, FM_REPORT_STOP, 0, 0, FM_LADDER_KILL);
 }
 
 /* --------------------------------------------------------------- reports */
+
+/* A worker could not be started: the zygote tries again. */
+static void count_trouble(fm_pool *pool, uint32_t slot, int error)
+{
+    pool->counts.trouble++;
+    tell(pool, (struct fm_event){.kind = FM_EVENT_TROUBLE,
+                                 .slot = slot,
+                                 .status = error});
+}
 
 static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
 {
@@ -246,7 +287,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     bool hello = pool->options.hello_ns > 0;
     int rc = fm__worker_born(w, m->generation, m->pid, fds, hello, fm_now());
     if (!w->page || w->generation != m->generation) {
-        pool->counts.trouble++;
+        count_trouble(pool, m->slot, ENOMEM);
         fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m->slot,
                        m->generation, SIGKILL);
         return; /* no memory to map its slot: another will be tried */
@@ -256,13 +297,17 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
                             (uint64_t)w->slot * 2);
     if (pool->state >= FM_POOL_STOPPING)
         fm__channel_shut(&w->channel); /* born too late: it may go at once */
-    if (w->births > 1 && !w->left)
+    if (w->births > 1 && !w->left) {
         pool->counts.restarts++;
+        tell(pool, (struct fm_event){.kind = FM_EVENT_REPLACED,
+                                     .slot = m->slot,
+                                     .pid = m->pid});
+    }
     w->left = false;
     w->wanted = true; /* that is so, even if it was asked to be otherwise */
     fm__dispatcher_look(&pool->dispatcher);
     if (rc < 0) {
-        pool->counts.trouble++; /* it cannot be watched: the same */
+        count_trouble(pool, m->slot, -rc); /* it cannot be watched: the same */
         doom(pool, w, FM_CAUSE_PROTOCOL);
     }
 }
@@ -282,6 +327,24 @@ static bool on_born_late(fm_pool *pool, const struct fm_message *m)
     w->pid = m->pid;
     w->born_ns = fm_now();
     return true;
+}
+
+/* A worker of a pool that goes on has ended. */
+static void note_end(fm_pool *pool, const struct fm_death *death,
+                     enum fm_event_kind kind, uint64_t requeued)
+{
+    pool->counts.retired += kind == FM_EVENT_RETIRED;
+    pool->counts.recycled += kind == FM_EVENT_RECYCLED;
+    pool->counts.deaths += kind == FM_EVENT_DIED;
+    if (kind == FM_EVENT_DIED)
+        add_toll(pool, death);
+    tell(pool, (struct fm_event){.kind = kind,
+                                 .slot = death->slot,
+                                 .pid = death->pid,
+                                 .status = death->status,
+                                 .cause = death->cause,
+                                 .oom = death->oom,
+                                 .requeued = requeued});
 }
 
 static void on_died(fm_pool *pool, const struct fm_message *m)
@@ -307,21 +370,21 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
                  : stopping ? FM_CAUSE_STOPPED
                             : FM_CAUSE_EXIT};
     w->left = left;
-    if (left)
-        pool->counts.retired += !stopping;
-    else if (retired)
-        pool->counts.recycled += !stopping;
-    else
-        pool->counts.deaths += !stopping;
     if (!retired && !stopping && !(m->flags & FM_DIED_ASKED))
         add_death_cause(pool, &death, w->page->crash,
                         strnlen(w->page->crash, FM_CRASH));
-    bury(pool, w, &death);
+    uint64_t requeued = bury(pool, w, &death);
+    if (!stopping)
+        note_end(pool, &death,
+                 left      ? FM_EVENT_RETIRED
+                 : retired ? FM_EVENT_RECYCLED
+                           : FM_EVENT_DIED,
+                 requeued);
     /* An initializer that ends its process does so again: only a kill from
      * outside is worth another try. */
     if (starting && !stopping && !retired && !w->cause &&
         !(m->status == SIGKILL))
-        break_pool(pool);
+        break_pool(pool, FM_EVENT_INIT);
 }
 
 static void zygote_gone(fm_pool *pool, int why);
@@ -347,15 +410,15 @@ static void read_reports(fm_pool *pool)
             continue;
         } else if (m.kind == FM_REPORT_BORN && known) {
             /* Its descriptors were lost on the way: none left here. */
-            pool->counts.trouble++;
+            count_trouble(pool, m.slot, EMFILE);
             fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m.slot,
                            m.generation, SIGKILL);
         } else if (m.kind == FM_REPORT_DIED && known) {
             on_died(pool, &m);
         } else if (m.kind == FM_REPORT_TROUBLE) {
-            pool->counts.trouble++;
+            count_trouble(pool, m.slot, m.status);
         } else if (m.kind == FM_REPORT_BROKEN) {
-            break_pool(pool);
+            break_pool(pool, FM_EVENT_LIMIT);
         }
     }
 }
@@ -373,7 +436,7 @@ static int parse(fm_pool *pool, struct fm__worker *w, size_t n,
         if (news == FM__NEWS_REFUSAL) {
             if (!record.lost)
                 add_cause(pool, record.data, record.size);
-            break_pool(pool);
+            break_pool(pool, FM_EVENT_INIT);
         }
         if (news != FM__NEWS_NONE)
             fm_body_free(record.owned);
@@ -483,8 +546,14 @@ static void zygote_gone(fm_pool *pool, int why)
         fm__reaper_collect(&pool->reaper);
     else
         fm__reaper_kill(&pool->reaper); /* it cannot be heard any more */
-    if (pool->state < FM_POOL_STOPPING)
+    if (pool->state < FM_POOL_STOPPING) {
         pool->state = FM_POOL_BROKEN;
+        tell(pool, (struct fm_event){.kind = FM_EVENT_ZYGOTE,
+                                     .pid = pool->reaper.zygote,
+                                     .status = pool->reaper.reaped
+                                                   ? pool->reaper.status
+                                                   : -1});
+    }
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         struct fm_death death = {.pid = w->pid,
@@ -569,7 +638,7 @@ static void hello_missed(fm_pool *pool, struct fm__worker *w)
                              .task = UINT64_MAX,
                              .timeout_ns = -1};
     add_death_cause(pool, &death, NULL, 0);
-    break_pool(pool);
+    break_pool(pool, FM_EVENT_INIT);
 }
 
 /* Timeouts, initializers, ends without a death, writes; when to look again. */

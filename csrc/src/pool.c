@@ -672,6 +672,39 @@ int fm_pool_stats(fm_pool *pool, struct fm_stats *out)
     return 0;
 }
 
+int fm_pool_tolls(fm_pool *pool, struct fm_toll out[FM_TOLLS])
+{
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
+    fm__pool_lock(pool);
+    memcpy(out, pool->tolls, pool->n_tolls * sizeof *out);
+    int n = (int)pool->n_tolls;
+    fm__pool_unlock(pool);
+    return n;
+}
+
+int fm_pool_has_events(const fm_pool *pool)
+{
+    return atomic_load_explicit(&pool->events_told, memory_order_relaxed) !=
+           atomic_load_explicit(&pool->events_taken, memory_order_relaxed);
+}
+
+int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
+                        uint64_t *lost)
+{
+    int n = 0;
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
+    fm__pool_lock(pool);
+    uint64_t told = pool->events_told, at = pool->events_taken;
+    *lost = told - at > FM_EVENTS ? told - at - FM_EVENTS : 0;
+    for (at += *lost; at < told; at++)
+        out[n++] = pool->events[at % FM_EVENTS];
+    pool->events_taken = told;
+    fm__pool_unlock(pool);
+    return n;
+}
+
 int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
 {
     if (fm__pool_foreign(pool))

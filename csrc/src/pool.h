@@ -81,6 +81,11 @@ struct fm_pool {
     int64_t holds;    /* no worker retires while there are any */
     struct fm__cause causes[FM__CAUSES];
     uint32_t n_causes;
+    struct fm_toll tolls[FM_TOLLS];
+    uint32_t n_tolls;
+    struct fm_event events[FM_EVENTS]; /* a ring; event i is at i % FM_EVENTS */
+    /* Written under the lock; fm_pool_has_events() reads them without. */
+    _Atomic uint64_t events_told, events_taken;
 
     pthread_mutex_t functions_lock; /* guards the two below */
     fm_function *functions[FM__FUNCTIONS];

@@ -99,6 +99,11 @@ cdef class Arena:
         check(fm_arena_look(self._c, &stats))
         return stats
 
+    @property
+    def refused(self):
+        """How many values it had no room for, in any process of the pool."""
+        return fm_arena_refused(self._c)
+
     # ------------------------------------------------------------------ sending
 
     cdef bytes carry_bytes(self, int what, const void *base, size_t n):

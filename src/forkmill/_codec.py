@@ -203,6 +203,7 @@ class Codec:
         self.inherit = tuple(inherit)
         self.snapshot = Snapshot() if snapshot is None else snapshot
         self._forks = mode == "fork"
+        self.by_value = 0  # times that cloudpickle had to do it
         self._pid = os.getpid()
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
         self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
@@ -275,6 +276,7 @@ class Codec:
             refusal = None  # type: ignore[assignment]
 
     def _by_value(self, obj: Any) -> tuple[bytes, Buffers]:
+        self.by_value += 1
         plain, inheriting = _by_value()
         buffers: list[pickle.PickleBuffer] = []
         pickler = inheriting if self._inherit_ids else plain

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import logging
 import os
 import struct
 import sys
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ._aio import LoopPort
+    from ._events import EventLog
     from ._future import Future
     from ._map import Stream
     from ._options import Options
@@ -126,11 +128,12 @@ _ALIVE: set[Life] = set()
 class Life:
     """How a pool ends: once, whoever asks, however many ask."""
 
-    def __init__(self, native: _native.Pool, name: str) -> None:
+    def __init__(self, native: _native.Pool, log: EventLog) -> None:
         self.native = native
-        self.name = name
+        self.log = log
+        self.name = log.name
         self.pid = os.getpid()
-        self.collector = Collector(native, name)
+        self.collector = Collector(native, log.name)
         self.ports: WeakSet[LoopPort] = WeakSet()  # one an event loop
         self.streams: WeakSet[Stream] = WeakSet()
         self.iterators = 0  # lazy calls with input left
@@ -189,6 +192,7 @@ class Life:
         finally:
             self._finisher = 0
             self._lock.release()
+        self.log(self.native)
         if interrupt is not None:
             raise interrupt
 
@@ -324,13 +328,14 @@ class Core:
     """
 
     def __init__(
-        self, native: _native.Pool, codec: Codec, workers: int, name: str, *, initializer: bool
+        self, native: _native.Pool, codec: Codec, workers: int, log: EventLog, *, initializer: bool
     ) -> None:
         self.native = native
+        self.log = native.log = log
         self.codec = codec
         self.loads = codec.loads
         self.workers = workers
-        self.life = Life(native, name)
+        self.life = Life(native, log)
         self.collector = self.life.collector
         self.loops: dict[int, LoopPort] = {}
         self.initializes = initializer  # whether workers have an initializer to run
@@ -365,6 +370,11 @@ class Core:
         with contextlib.suppress(errors.PoolError):
             self.native.turn()
 
+    def look(self) -> None:
+        """As turn(), and log what has happened. Not under a lock of ours."""
+        self.turn()
+        self.log(self.native)
+
     # ------------------------------------------------------------------ functions
 
     def function(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
@@ -383,7 +393,11 @@ class Core:
         return self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
 
     def _define(self, fn: Callable[..., Any]) -> tuple[_native.Function, str]:
-        return self.native.function(self.codec.dump_function(fn)), name_of(fn)
+        before = self.codec.by_value
+        function, name = self.native.function(self.codec.dump_function(fn)), name_of(fn)
+        if self.codec.by_value != before:
+            self.log.note(logging.DEBUG, "function %s goes by value, with cloudpickle", name)
+        return function, name
 
     def temporary(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
         """As `function`, for one call only: the pool does not remember it."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from . import _native
+from . import _native, errors
+
+if TYPE_CHECKING:
+    from ._core import Core
 
 __all__ = ["PoolStats", "WorkerInfo", "pool_stats", "worker_info"]
 
@@ -55,6 +58,16 @@ class PoolStats:
         pump_turns: Rounds of I/O by the pool's own C thread.
         kicks: Times one thread had to wake another for the I/O.
         parks: Times a thread waited while another did the I/O.
+        deaths_by_cause: How workers ended, by cause: "SIGSEGV" or another signal's name, "exit 3",
+            "oom_kill" (by the kernel, for lack of memory), "timeout", "killed" (`Future.kill()`),
+            "protocol" (it sent malformed bytes), "unknown" (somebody else took its status), and
+            beside the deaths "recycled" and "retired". Only what there was; the sum is `deaths`
+            + `recycled` + `retired`. After 31 different causes the rest is "other".
+        fallbacks: How often a better way was not to be had, by what was missing: "arena" (no
+            shared memory: large values go through pipes), "room" (the arena was full: so many
+            values went through a pipe), "pickle" (plain pickle could not send it: so many values
+            and functions went by value, with cloudpickle), "fork" ("auto" took another start
+            method, because of threads or modules), "pidfd" (a system without). Empty: all is well.
     """
 
     state: str
@@ -88,10 +101,12 @@ class PoolStats:
     pump_turns: int = 0
     kicks: int = 0
     parks: int = 0
+    deaths_by_cause: dict[str, int] = field(default_factory=dict, hash=False)
+    fallbacks: dict[str, int] = field(default_factory=dict, hash=False)
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_COUNTERS = tuple(field.name for field in fields(PoolStats) if field.name != "state")
+_COUNTERS = tuple(field.name for field in fields(PoolStats) if field.type == "int")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +139,38 @@ class WorkerInfo:
     running: float
 
 
-def pool_stats(stats: dict[str, int]) -> PoolStats:
+def pool_stats(core: Core) -> PoolStats:
     """The native pool's counters, `state` as a word."""
+    stats = core.native.stats()
     counters = {name: stats[name] for name in _COUNTERS}
-    return PoolStats(state=_STATES.get(stats["state"], "unknown"), **counters)
+    return PoolStats(
+        state=_STATES.get(stats["state"], "unknown"),
+        deaths_by_cause=_by_cause(core, stats),
+        fallbacks=_fallbacks(core),
+        **counters,
+    )
+
+
+def _by_cause(core: Core, stats: dict[str, int]) -> dict[str, int]:
+    causes: dict[str, int] = {}
+    if stats["deaths"]:
+        for toll in core.native.tolls():
+            name = errors.cause_name(toll["cause"], toll["status"], toll["oom"])
+            causes[name] = causes.get(name, 0) + toll["deaths"]
+    for name in ("recycled", "retired"):
+        if stats[name]:
+            causes[name] = stats[name]
+    return causes
+
+
+def _fallbacks(core: Core) -> dict[str, int]:
+    found = dict(core.log.fallbacks)
+    arena = core.native.arena
+    refused = 0 if arena is None else arena.refused
+    for name, times in (("room", refused), ("pickle", core.codec.by_value)):
+        if times:
+            found[name] = times
+    return found
 
 
 def _resident(pid: int) -> int:

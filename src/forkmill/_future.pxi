@@ -383,6 +383,7 @@ cdef bint _wait_chunk(Pool pool, fm_chunk *chunk, object timeout) except -1:
     while True:
         with nogil:  # the caller holds the chunk and the pool
             rc = fm_pool_wait_chunk(pool._c, chunk, deadline, FM_RANK_CALLER)
+        _tell(pool)
         if rc == -ETIMEDOUT or rc == FM_ECLOSED:
             return False
         if rc == 0:

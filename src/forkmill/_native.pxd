@@ -217,6 +217,7 @@ cdef extern from "forkmill.h" nogil:
         uint64_t limit
         uint64_t keep
     int fm_arena_look(fm_arena *arena, fm_arena_stats *out)
+    uint32_t fm_arena_refused(fm_arena *arena)
     int fm_sys_pipe(int fds[2])
     int fm_sys_socketpair(int fds[2])
     int fm_sys_nonblock(int fd, int on)
@@ -364,6 +365,34 @@ cdef extern from "forkmill.h" nogil:
         uint64_t kicks
         uint64_t parks
     int fm_pool_stats(fm_pool *pool, fm_stats *out)
+    struct fm_toll:
+        uint32_t cause
+        int32_t status
+        uint32_t oom
+        uint32_t deaths
+    enum: FM_TOLLS
+    int fm_pool_tolls(fm_pool *pool, fm_toll *out)
+    enum fm_event_kind:
+        FM_EVENT_DIED
+        FM_EVENT_RECYCLED
+        FM_EVENT_RETIRED
+        FM_EVENT_REPLACED
+        FM_EVENT_TROUBLE
+        FM_EVENT_LIMIT
+        FM_EVENT_INIT
+        FM_EVENT_ZYGOTE
+    struct fm_event:
+        int64_t at_ns
+        uint32_t kind
+        uint32_t slot
+        int32_t pid
+        int32_t status
+        uint32_t cause
+        uint32_t oom
+        uint64_t requeued
+    enum: FM_EVENTS
+    int fm_pool_has_events(const fm_pool *pool)
+    int fm_pool_take_events(fm_pool *pool, fm_event *out, uint64_t *lost)
     struct fm_worker_info:
         uint32_t slot
         uint32_t generation

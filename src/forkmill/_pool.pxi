@@ -21,6 +21,13 @@ cdef int64_t _deadline(object timeout) except? -1:
     return fm_now() + <int64_t>(max(seconds, 0.0) * 1e9)
 
 
+cdef inline bint _tell(Pool pool) except -1:
+    """Pool.tell(), for whoever holds nothing that a raise could lose."""
+    if fm_pool_has_events(pool._c) and pool.log is not None:
+        pool.log(pool)
+    return True
+
+
 cdef class Pool:
     """The pool's C core. Takes over `control_fd`, unless it raises.
 
@@ -40,6 +47,7 @@ cdef class Pool:
 
     cdef fm_pool *_c
     cdef readonly Arena arena
+    cdef public object log  # called with the pool when something has happened to it; or None
     cdef PyObject *_collecting  # the Inbox that a collector serves, borrowed (INV-g); or NULL
     cdef object __weakref__
 
@@ -222,6 +230,24 @@ cdef class Pool:
         cdef fm_stats s
         check(fm_pool_stats(self._c, &s))
         return s
+
+    def tolls(self):
+        """`deaths` of stats() by cause: fields of struct fm_toll, one dict a kind."""
+        cdef fm_toll tolls[FM_TOLLS]
+        cdef int i, n = check(fm_pool_tolls(self._c, tolls))
+        return [tolls[i] for i in range(n)]
+
+    def take_events(self):
+        """What happened since the last call: (fields of struct fm_event, one dict each, oldest
+        first; how many older ones were forgotten)."""
+        cdef fm_event events[FM_EVENTS]
+        cdef uint64_t lost = 0
+        cdef int i, n = check(fm_pool_take_events(self._c, events, &lost))
+        return [events[i] for i in range(n)], lost
+
+    def tell(self):
+        """Call `log` if something has happened. Not under a lock of ours: it is user code."""
+        _tell(self)
 
     def workers(self):
         """The fields of struct fm_worker_info, one dict a slot; `state` is its name."""
@@ -408,6 +434,7 @@ cdef class Task:
         cdef uint8_t *owned
         cdef uint64_t size
         cdef int rc
+        _tell(self._pool)
         while True:
             with nogil:  # self holds _c and the pool
                 rc = fm_stream_next(self._pool._c, self._c, deadline, &record, &size, &owned)
@@ -560,6 +587,7 @@ cdef class Inbox:
         cdef fm_rank rank = FM_RANK_COLLECTOR if collector else FM_RANK_CALLER
         cdef int rc
         cdef Py_ssize_t i
+        _tell(self._pool)
         while True:
             with nogil:  # self holds _c and the pool; chunks is this frame's
                 rc = fm_pool_wait_inbox(self._pool._c, self._c, chunks, 256, deadline, rank)

@@ -9,6 +9,7 @@ Threads: any; called once for each pool, in its creator's thread.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from _thread import get_ident
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from . import _native
 from ._codec import Codec
 from ._core import OUR_THREADS, Core
+from ._events import EventLog
 from ._process import cpus
 from ._zygote import Config, start_exec, start_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HAZARDS", "METHODS", "make_core", "pick_method"]
+__all__ = ["HAZARDS", "METHODS", "choose_method", "make_core", "pick_method"]
 
 METHODS = ("auto", "fork", "zygote", "spawn")
 
@@ -43,7 +45,12 @@ _FOREVER_S = 1e9  # init_timeout=None
 
 
 def pick_method(start_method: str, mp_context: Any) -> str:
-    """The start method to use: "fork", "zygote" or "spawn".
+    """The start method to use: "fork", "zygote" or "spawn"; see `choose_method`."""
+    return choose_method(start_method, mp_context)[0]
+
+
+def choose_method(start_method: str, mp_context: Any) -> tuple[str, str]:
+    """The start method to use, and why it is not "fork" where "auto" would rather fork.
 
     Raises:
         TypeError: mp_context is no multiprocessing context.
@@ -62,21 +69,25 @@ def pick_method(start_method: str, mp_context: Any) -> str:
             name = named()
             if name not in _CONTEXTS:
                 raise ValueError(f"mp_context has the unknown start method {name!r}")
-            return _CONTEXTS[name]
+            return _CONTEXTS[name], ""
     if start_method != "auto":
-        return start_method
+        return start_method, ""
     if sys.platform == "darwin":
-        return "spawn"
-    return "fork" if _fork_is_safe() else "zygote"
+        return "spawn", ""
+    why = _against_fork()
+    return "zygote" if why else "fork", why
 
 
-def _fork_is_safe() -> bool:
-    """Whether a fork takes no other Python thread's locks, and no library's threads, along."""
+def _against_fork() -> str:
+    """Why a fork would take other Python threads' locks, or a library's threads, along; or ""."""
     strangers = sys._current_frames().keys() - OUR_THREADS - {get_ident()}
-    if strangers or any(name in sys.modules for name in HAZARDS):
-        return False
+    if strangers:
+        return f"{len(strangers)} other threads"
+    for name in HAZARDS:
+        if name in sys.modules:
+            return f"module {name}"
     cuda = sys.modules.get("torch.cuda")  # there as soon as torch is, used or not
-    return not getattr(cuda, "_initialized", False)
+    return "module torch.cuda" if getattr(cuda, "_initialized", False) else ""
 
 
 def make_core(
@@ -94,6 +105,7 @@ def make_core(
     name: str,
     least: int,
     idle_time: float,
+    no_fork: str,
 ) -> tuple[Core, Callable[[], None]]:
     """All that the user's process needs of a pool, and what starts the zygote.
 
@@ -137,11 +149,12 @@ def make_core(
         os.close(theirs)
         raise
     config.arena_fd = _native.arena_create()
-    core = Core(native, codec, workers, name, initializer=initializer is not None)
-    return core, partial(_start_zygote, core, config, method, theirs)
+    log = EventLog(name, restarts)
+    core = Core(native, codec, workers, log, initializer=initializer is not None)
+    return core, partial(_start_zygote, core, config, method, theirs, no_fork)
 
 
-def _start_zygote(core: Core, config: Config, method: str, theirs: int) -> None:
+def _start_zygote(core: Core, config: Config, method: str, theirs: int, no_fork: str) -> None:
     try:
         if method == "fork":
             zygote, first = start_fork(config, theirs, early=True)
@@ -159,3 +172,12 @@ def _start_zygote(core: Core, config: Config, method: str, theirs: int) -> None:
         if config.arena_fd >= 0:
             arena = _native.Arena(config.arena_fd)
     core.native.adopt(zygote, first, arena)
+    if no_fork:
+        text = "start method %r instead of 'fork', because of %s"
+        core.log.fell_back("fork", logging.INFO, text, method, no_fork)
+    if arena is None:
+        text = "no shared memory to be had: large values go through pipes"
+        core.log.fell_back("arena", logging.WARNING, text)
+    if not config.pidfd:
+        text = "no pidfd to be had: the zygote notices our end by its socket alone"
+        core.log.fell_back("pidfd", logging.INFO, text)

@@ -77,10 +77,11 @@ class Config:
             `payload` is inherit and the calls, encoded.
         flushed, stdin, caps: Set by start_fork(): nothing that was printed is inherited; what
             becomes sys.stdin of workers, if it could be made; what their environment lacks.
+        pidfd: Set by both: whether the zygote can watch this process.
     """
 
     __slots__ = (*_PLAIN, "arena_fd", "argv", "caps", "codec", "finalizer", "flushed", "inherit",
-                 "initargs", "initializer", "keep_fds", "payload", "stdin")  # fmt: skip
+                 "initargs", "initializer", "keep_fds", "payload", "pidfd", "stdin")  # fmt: skip
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class Config:
         self.flushed = flushed
         self.stdin = stdin
         self.caps = caps
+        self.pidfd = True
 
 
 # ------------------------------------------------------------------- forked from the user's process
@@ -159,6 +161,7 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     # look for a copy of it.
     config.flushed = _flush_all() and len(sys._current_frames()) == 1
     parent = _own_pidfd()
+    config.pidfd = parent >= 0
     keep = [control, parent, config.arena_fd, *config.keep_fds, *_filenos(config)]
     try:
         zygote = _zygote(config, control, parent, keep=keep, early=early, environment=config.caps)
@@ -290,6 +293,7 @@ def start_exec(config: Config, method: str, control: int) -> int:
         config_fd, offset = _write_config(config)
         fds.append(config_fd)
         parent = _own_pidfd()
+        config.pidfd = parent >= 0
         if parent >= 0:
             fds.append(parent)
         environment = {**os.environ, **_caps(os.environ, config.threads)}

@@ -149,8 +149,9 @@ class WorkerDied(PoolError):
         task: Which task: its position in the call that sent it.
         rss_kb: The most resident memory the worker ever had, KiB.
         oom: Whether the kernel's out-of-memory killer did it.
-        cause: ``"exit"`` (by itself, or by somebody's signal), ``"killed"`` (``Future.kill()``),
-            ``"stopped"`` (the pool's shutdown), ``"protocol"`` (it sent malformed bytes).
+        cause: ``"exit"`` (by itself, or by somebody's signal), ``"oom_kill"`` (the kernel, for
+            lack of memory), ``"killed"`` (``Future.kill()``), ``"stopped"`` (the pool's shutdown),
+            ``"protocol"`` (it sent malformed bytes).
         crash: What faulthandler wrote in the worker, or ``""``.
         attempts: How often the task was started.
         slot: The worker's place in the pool.
@@ -272,6 +273,7 @@ def signal_name(number: int) -> str:
 
 # enum fm_cause of forkmill.h. This module is row 0: it may not ask _native for the numbers.
 _TIMEOUT = 2
+_OOM = "oom_kill"
 _CAUSES = {1: "exit", 2: "timeout", 3: "killed", 4: "protocol", 5: "stopped"}
 
 _CRASHES = frozenset({"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"})
@@ -302,13 +304,26 @@ def death(info: Mapping[str, int], crash: str = "") -> WorkerDied | TaskTimeout:
         exitcode=exitcode,
         rss_kb=info["rss_kb"],
         oom=oom,
-        cause=cause,
+        cause=_OOM if oom and cause == "exit" else cause,
         crash=crash,
         **where,
     )
     if crash:
         error.add_note(f"What faulthandler wrote in the worker:\n{crash.rstrip()}")
     return error
+
+
+def cause_name(cause: int, status: int, oom: int = 0) -> str:
+    """What a worker died of, in a word or two: "SIGSEGV", "exit 3", "oom_kill", "timeout", ..."""
+    word = _CAUSES.get(cause, "other")
+    if word != "exit":
+        return word
+    if oom:
+        return _OOM
+    signal, exitcode = _decode(status)
+    if signal is not None:
+        return signal_name(signal)
+    return "unknown" if exitcode is None else f"exit {exitcode}"
 
 
 def _decode(status: int) -> tuple[int | None, int | None]:

@@ -410,8 +410,8 @@ class _Face(Executor):
         """
         if self._core is None:
             return self._pool._inline_stats()
-        self._core.turn()
-        return pool_stats(self._core.native.stats())
+        self._core.look()
+        return pool_stats(self._core)
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The workers that are alive now, by slot. Empty for an inline pool and after shutdown.
@@ -421,7 +421,7 @@ class _Face(Executor):
         core = self._core
         if core is None:
             return ()
-        core.turn()
+        core.look()
         infos = core.native.workers()
         stats = core.native.stats()
         born = sum(info["generation"] > 0 for info in infos)
@@ -526,6 +526,8 @@ class ProcessPool(_Face):
         SerializationError: The initializer or `inherit` cannot be sent (not with "fork").
     """
 
+    _tells = True  # what its start has to log
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -558,9 +560,11 @@ class ProcessPool(_Face):
             raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
         if init_timeout is not None:
             init_timeout = seconds("init_timeout", init_timeout)
+        method, no_fork = _start.choose_method(start_method, mp_context)
         options: dict[str, Any] = {
             "workers": workers,
-            "method": _start.pick_method(start_method, mp_context),
+            "method": method,
+            "no_fork": no_fork,
             "initializer": initializer,
             "initargs": initargs,
             "finalizer": finalizer,
@@ -586,13 +590,16 @@ class ProcessPool(_Face):
             weakref.finalize(self, self._core.life.dropped).atexit = False
             start()
             self._accept = self._core.submitter(Future, self._options)
+            if self._tells:
+                self._core.log.flush()
 
     @property
     def _pool(self) -> ProcessPool:
         return self  # not an attribute: that were a cycle, and drop nothing (POOL-1)
 
     def __repr__(self) -> str:
-        stats = self.stats()
+        # Not stats(), which logs: a message may show this pool.
+        stats = self._inline_stats() if self._core is None else pool_stats(self._core)
         return f"<ProcessPool {self._name!r}: {stats.state}, {stats.workers} workers>"
 
     def __reduce__(self) -> Any:
@@ -653,6 +660,12 @@ class ProcessPool(_Face):
 
     # ------------------------------------------------------------------ without workers
 
+    def _is_open(self) -> bool:
+        if self._core is None:
+            return not self._closed
+        self._core.turn()
+        return self._core.native.state == _native.POOL_OPEN
+
     def _check_inline(self) -> None:
         if self._closed:
             raise errors.PoolClosed("cannot schedule new futures after shutdown")
@@ -709,9 +722,17 @@ def shared_pool(workers: int | None, start_method: str = "auto") -> ProcessPool:
     lock, pools = _shared.setdefault(_native.fork_generation(), (Lock(), {}))
     with lock:
         pool = pools.get(key)
-        if pool is None or pool.stats().state not in ("open", "inline"):
-            pool = pools[key] = ProcessPool(workers, start_method=start_method)
-        return pool
+        if pool is None or not pool._is_open():
+            pool = pools[key] = _SharedPool(workers, start_method=start_method)
+    if pool._core is not None:
+        pool._core.log.flush()
+    return pool
+
+
+class _SharedPool(ProcessPool):
+    """Made under a lock, where nothing may be logged: that comes afterwards."""
+
+    _tells = False
 
 
 def map(

@@ -108,7 +108,7 @@ def test_death_by_signal_has_its_name_and_the_crash_text() -> None:
 @pytest.mark.parametrize(
     ("changes", "cause", "text"),
     [
-        ({"status": 9, "oom": 1}, "exit", "lack of memory"),
+        ({"status": 9, "oom": 1}, "oom_kill", "lack of memory"),
         ({"status": 9}, "exit", "kill -9"),
         ({"status": 15}, "exit", "SIGTERM"),
         ({"status": 9, "cause": 3}, "killed", "Future.kill()"),

@@ -22,9 +22,13 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 # A module imports only from rows above its own; within a row nobody knows the others, but for
 # the helpers of a module, which are named after "|".
 ROWS = [
-    ["errors", "_process", "_stacks"],
+    ["errors", "_log", "_process", "_stacks"],
     ["_native", "_codec"],
-    ["_worker", "_zygote", "pool | _aio _batches _core _figures _future _map _options _start"],
+    [
+        "_worker",
+        "_zygote",
+        "pool | _aio _batches _core _events _figures _future _map _options _start",
+    ],
     ["contexts"],
     ["pipeline"],
     ["cli | _cli", "integrations", "testing", "__init__", "__main__"],

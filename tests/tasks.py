@@ -511,6 +511,26 @@ def print_noise() -> None:
     print("noise on stderr", file=sys.stderr)
 
 
+def print_lines(item: int) -> None:
+    print(f"one {item}\ntwo {item}")
+    print("three ", end="")
+    print(item)
+    print(f"bad {item}", file=sys.stderr)
+
+
+def print_and_die() -> None:
+    print("last words")
+    die("kill")
+
+
+def print_in_two_pools() -> None:
+    import forkmill as fm
+
+    with fm.ProcessPool(1, start_method="fork", tag_output=True, name="inner") as pool:
+        pool.submit(print, "below").result()
+    print("above")
+
+
 def install_handlers() -> str:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, lambda *_: None)

@@ -106,6 +106,7 @@ def make_core(
     least: int,
     idle_time: float,
     no_fork: str,
+    tag_output: bool,
 ) -> tuple[Core, Callable[[], None]]:
     """All that the user's process needs of a pool, and what starts the zygote.
 
@@ -134,6 +135,7 @@ def make_core(
         codec=codec,
         threads=max(1, cpus() // workers),
         least=least,
+        tag_output=tag_output,
     )
     hello = 0.0
     if initializer is not None:

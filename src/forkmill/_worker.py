@@ -283,6 +283,10 @@ def main(config: Config, ends: tuple[int, int, int]) -> int:
     faulthandler.enable(port.crash_fd, all_threads=True)
     _stacks.offer()
     _forget_parent()
+    if config.tag_output:
+        from . import _output
+
+        _output.tag(config.name)
     if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()
     if not _start(config, port):

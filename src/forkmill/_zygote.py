@@ -51,6 +51,7 @@ _PLAIN = (
     "method",
     "gc_enabled",
     "has_initializer",
+    "tag_output",
 )
 
 
@@ -69,6 +70,7 @@ class Config:
         max_tasks: A worker retires after so many tasks; 0: never.
         max_rss_kb: ... or when it has more resident memory, KiB; 0: never.
         name: The pool's.
+        tag_output: What workers print has the name and their pid before each line.
         codec: The pool's own; in exec'd modes each worker makes one.
         threads: Cap for the thread pools of BLAS and OpenMP; 0: leave them.
         keep_fds: Pipes and sockets that forked workers keep.
@@ -107,6 +109,7 @@ class Config:
         flushed: bool = True,
         stdin: Any = None,
         caps: Any = None,
+        tag_output: bool = False,
     ) -> None:
         self.workers = workers
         self.least = least or workers
@@ -131,6 +134,7 @@ class Config:
         self.stdin = stdin
         self.caps = caps
         self.pidfd = True
+        self.tag_output = tag_output
 
 
 # ------------------------------------------------------------------- forked from the user's process

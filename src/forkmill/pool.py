@@ -518,6 +518,9 @@ class ProcessPool(_Face):
         restarts: (n, seconds): more than n abnormal deaths of workers within so many seconds
             break the pool. None: (max(3, 2 * workers), 10).
         init_timeout: Seconds the initializer may take; None: as long as it likes.
+        tag_output: What workers print has ``[name pid 123]`` before each line, and lines of
+            several workers do not mix. By sys.stdout and sys.stderr, that is: what C code or
+            programs that a task runs write by themselves is as it is.
         name: What threads and processes are called; None: "pool-1", "pool-2", ...
 
     Raises:
@@ -544,6 +547,7 @@ class ProcessPool(_Face):
         init_timeout: float | None = 60,
         min_workers: int | None = None,
         idle_time: float | None = None,
+        tag_output: bool = False,
         name: str | None = None,
     ) -> None:
         from . import _start
@@ -558,6 +562,8 @@ class ProcessPool(_Face):
             raise ValueError("initargs were given, but no initializer")
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
+        if not isinstance(tag_output, bool):
+            raise TypeError(f"tag_output must be a bool, not {type(tag_output).__name__!r}")
         if init_timeout is not None:
             init_timeout = seconds("init_timeout", init_timeout)
         method, no_fork = _start.choose_method(start_method, mp_context)
@@ -575,6 +581,7 @@ class ProcessPool(_Face):
             "init_timeout": init_timeout,
             "least": check_least(min_workers, idle_time, workers),
             "idle_time": 0.0 if idle_time is None else seconds("idle_time", idle_time),
+            "tag_output": tag_output,
             "name": name or f"pool-{next(_names)}",
         }
         self._options = Options(flags=_native.RETRY_DEATH)

@@ -52,6 +52,7 @@ class IpcFork(ProcessPool):
         init_timeout: float | None = 60,
         min_workers: int | None = None,
         idle_time: float | None = None,
+        tag_output: bool = False,
         name: str | None = None,
     ) -> None:
         if pin:
@@ -69,6 +70,7 @@ class IpcFork(ProcessPool):
             init_timeout=init_timeout,
             min_workers=min_workers,
             idle_time=idle_time,
+            tag_output=tag_output,
             name=name,
         )
         self.name = self._name

@@ -38,11 +38,14 @@ def noted_gate(log: str, gate: str) -> int:
     return 7
 
 
-def test_a_task_that_holds_the_gil_in_c() -> None:
-    with fm.ProcessPool(1) as pool:
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_a_task_that_holds_the_gil_in_c(method: str) -> None:
+    with fm.ProcessPool(1, start_method=method) as pool:
         future = pool.submit(tasks.spin)
         tasks.eventually(future.running)
-        tasks.eventually(lambda: any("spin" in text for text in pool.dump(timeout=10).values()))
+        for _ in range(2):
+            tasks.eventually(lambda: any("spin" in text for text in pool.dump(timeout=10).values()))
+        assert future.running() and pool.stats().deaths == 0  # it was not disturbed
         assert future.kill()
         assert isinstance(future.exception(), fm.WorkerDied)
 

@@ -874,7 +874,7 @@ struct fm_toll {
     uint32_t deaths;
 };
 #define FM_TOLLS 32 /* the last one takes all that came too late for its own */
-/* `deaths` of fm_stats by cause, most recent kind last; how many kinds. */
+/* `deaths` of fm_stats by cause, oldest kind first; how many kinds. */
 int fm_pool_tolls(fm_pool *pool, struct fm_toll out[FM_TOLLS]);
 
 /*

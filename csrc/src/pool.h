@@ -83,7 +83,7 @@ struct fm_pool {
     uint32_t n_causes;
     struct fm_toll tolls[FM_TOLLS];
     uint32_t n_tolls;
-    struct fm_event events[FM_EVENTS]; /* a ring; event i is at i % FM_EVENTS */
+    struct fm_event events[FM_EVENTS]; /* a ring: event i at i % FM_EVENTS */
     /* Written under the lock; fm_pool_has_events() reads them without. */
     _Atomic uint64_t events_told, events_taken;
 

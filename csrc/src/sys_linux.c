@@ -12,7 +12,6 @@
 #define _GNU_SOURCE /* pipe2, ppoll, dup3, memfd_create */
 #include "internal.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <poll.h>
@@ -238,12 +237,48 @@ static bool listed(int fd, const int *keep, size_t n)
     return false;
 }
 
+/* A directory that is read without malloc, which in a forked process copies
+ * the pages of many chunks. */
+struct entries {
+    int fd;
+    long pos, filled;
+    alignas(8) char buffer[1024];
+};
+
+/* What getdents64() fills in. */
+struct entry {
+    uint64_t inode;
+    int64_t next;
+    uint16_t size;
+    uint8_t type;
+    char name[];
+};
+
+/* NULL: that was the last one, or it cannot be read. */
+static const char *next_entry(struct entries *e)
+{
+    if (e->pos == e->filled) {
+        e->pos = 0;
+        e->filled = syscall(SYS_getdents64, e->fd, e->buffer,
+                            sizeof e->buffer);
+        if (e->filled <= 0) {
+            e->filled = 0;
+            return NULL;
+        }
+    }
+    const struct entry *entry = (const struct entry *)(e->buffer + e->pos);
+    e->pos += entry->size;
+    return entry->name;
+}
+
 /* Call act(fd) for every open descriptor above 2 that is not kept. */
 static int each_other(const int *keep, size_t n, void (*act)(int, void *),
                       void *arg)
 {
-    DIR *dir = opendir("/proc/self/fd");
-    if (!dir) {
+    struct entries entries;
+    entries.pos = entries.filled = 0;
+    entries.fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (entries.fd < 0) {
         /* No /proc: try every number. */
         long most = sysconf(_SC_OPEN_MAX);
         for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
@@ -251,12 +286,12 @@ static int each_other(const int *keep, size_t n, void (*act)(int, void *),
                 act(fd, arg);
         return 0;
     }
-    for (struct dirent *e; (e = readdir(dir));) {
-        int fd = atoi(e->d_name);
-        if (fd > 2 && fd != dirfd(dir) && !listed(fd, keep, n))
+    for (const char *name; (name = next_entry(&entries));) {
+        int fd = atoi(name);
+        if (fd > 2 && fd != entries.fd && !listed(fd, keep, n))
             act(fd, arg);
     }
-    closedir(dir);
+    close(entries.fd);
     return 0;
 }
 

@@ -35,6 +35,8 @@
 #define GRACE_NS 500000000         /* between the rungs of the ladder */
 #define REFUSED_PAUSE_NS 250000000 /* the pool breaks meanwhile: the
                                     * initializer is not run in a loop */
+#define ALONE_NS 1000000           /* the first worker of a pool has the CPUs
+                                    * to itself: its caller may be waiting */
 #define NUMBER 12                  /* characters of an int, and its end */
 
 /* To the next try of a birth that failed. */
@@ -546,9 +548,10 @@ static int open_zygote(struct zygote *z)
         return -ENOMEM;
     uint32_t least = z->options->least ? z->options->least
                                        : z->options->workers;
+    int64_t others = z->first[0] >= 0 ? fm_now() + ALONE_NS : 0;
     for (uint32_t i = 0; i < z->options->workers; i++) {
         memset(z->children[i].held, -1, sizeof z->children[i].held);
-        z->children[i].due = i < least ? 0 : FM_FOREVER;
+        z->children[i].due = i >= least ? FM_FOREVER : i ? others : 0;
     }
     return 0;
 }

@@ -163,15 +163,20 @@ TEST(it_ends_with_its_workers_when_the_pools_process_is_gone)
     }
 }
 
+static void make_first(int first[5])
+{
+    CHECK_EQ(fm_sys_pipe(first), 0);
+    CHECK_EQ(fm_sys_pipe(first + 2), 0);
+    first[4] = fm_slot_create();
+    CHECK(first[4] > 2);
+}
+
 TEST(what_is_written_before_the_first_worker_is_there_reaches_it)
 {
     struct talk talk;
     struct fm_zygote_options options = plain;
     int *first = options.first;
-    CHECK_EQ(fm_sys_pipe(first), 0);
-    CHECK_EQ(fm_sys_pipe(first + 2), 0);
-    first[4] = fm_slot_create();
-    CHECK(first[4] > 2);
+    make_first(first);
     CHECK_EQ(write(first[1], "\5", 1), 1);
     start(&talk, options);
     for (int i = 0; i < 5; i++)
@@ -190,6 +195,32 @@ TEST(what_is_written_before_the_first_worker_is_there_reaches_it)
     finish(&talk);
 }
 
+TEST(the_others_are_born_a_moment_after_a_first_worker_with_a_channel)
+{
+    struct talk talk;
+    struct fm_zygote_options options = plain;
+    int64_t before = fm_now();
+    options.workers = 2;
+    make_first(options.first);
+    start(&talk, options);
+    for (int i = 0; i < 5; i++)
+        close(options.first[i]);
+    hear(&talk, FM_REPORT_BORN);
+    CHECK_EQ(talk.said.slot, 0);
+    do { /* the first may have ended: nobody holds its task pipe */
+        drop_fds(&talk);
+        CHECK_EQ(fm_message_recv(talk.control, &talk.said, talk.fds,
+                                 &talk.nfds),
+                 1);
+    } while (talk.said.slot == 0);
+    CHECK_EQ(talk.said.kind, FM_REPORT_BORN);
+    CHECK(fm_now() - before >= 1000000);
+    drop_fds(&talk);
+    finish(&talk);
+}
+
+#define MANY 100 /* more than one read of /proc/self/fd tells */
+
 TEST(others_pipes_are_silenced_and_the_environment_is_added_to)
 {
     pid_t pid = fork();
@@ -198,13 +229,17 @@ TEST(others_pipes_are_silenced_and_the_environment_is_added_to)
         return;
     }
     char variable[] = "FORKMILL_TEST=yes", *const variables[] = {variable, 0};
-    int theirs[2], kept[2];
+    int theirs[2], kept[2], more[MANY][2];
     char byte;
     CHECK_EQ(fm_sys_pipe(theirs), 0);
+    for (int i = 0; i < MANY; i++)
+        CHECK_EQ(fm_sys_pipe(more[i]), 0);
     CHECK_EQ(fm_sys_pipe(kept), 0);
     close(1);
     CHECK_EQ(fm_zygote_settle(kept, 2, variables), 0);
     CHECK_EQ(read(theirs[0], &byte, 1), 0); /* /dev/null; the pipe would block */
+    for (int i = 0; i < MANY; i++)
+        CHECK_EQ(read(more[i][0], &byte, 1), 0);
     CHECK_EQ(read(0, &byte, 1), 0);
     CHECK_EQ(write(1, "x", 1), 1);
     CHECK_EQ(write(kept[1], "x", 1), 1);

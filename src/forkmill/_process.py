@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DAEMON", "OUR_THREADS", "cpus", "exit_failed", "our_thread"]
+__all__ = ["DAEMON", "OUR_THREADS", "cpus", "cpus_each", "exit_failed", "our_thread"]
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()
@@ -60,12 +60,23 @@ def exit_failed() -> bool:
 
 def cpus() -> int:
     """How many CPUs this process may use: affinity, clipped by the cgroup's quota."""
-    try:
-        n = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # macOS
-        n = os.cpu_count() or 1
+    n = _affinity()
     quota = min(_quotas(), default=float(n))
     return max(1, min(n, int(quota + 0.999)))
+
+
+def cpus_each(workers: int) -> int:
+    """How many CPUs there are for each of so many workers, one at the least."""
+    if _affinity() < 2 * workers:
+        return 1  # whatever the quota: reading it takes a fifth of the way to a pool's fork
+    return max(1, cpus() // workers)
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS
+        return os.cpu_count() or 1
 
 
 def _quotas() -> Iterator[float]:

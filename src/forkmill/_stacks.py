@@ -31,17 +31,23 @@ _LOOKS = 3  # the handler says no end: so often nothing new came
 _PAUSE = 0.004  # seconds between two looks
 
 
+_SUPPORTED = hasattr(os, "memfd_create") and hasattr(_signal, "pidfd_send_signal")
+
+
 def supported() -> bool:
     """Whether this system lets us look: Linux."""
-    return hasattr(os, "memfd_create") and hasattr(_signal, "pidfd_send_signal")
+    return _SUPPORTED
 
 
 def offer() -> None:
     """In a worker: from now on it can be asked."""
-    if supported():
-        with suppress(OSError, RuntimeError):  # no descriptor left: then nobody can look
-            fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)  # for life
-            faulthandler.register(_NUMBER, fd, all_threads=True)
+    if not supported():
+        return
+    try:  # not suppress(): its calls would cost a new worker a dozen pages
+        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)  # for life
+        faulthandler.register(_NUMBER, fd, all_threads=True)
+    except (OSError, RuntimeError):
+        pass  # no descriptor left: then nobody can look
 
 
 def read(pid: int, parent: int, timeout: float) -> str:

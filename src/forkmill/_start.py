@@ -21,7 +21,7 @@ from . import _native
 from ._codec import Codec
 from ._core import OUR_THREADS, Core
 from ._events import EventLog
-from ._process import cpus
+from ._process import cpus_each
 from ._zygote import Config, start_exec, start_fork
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def make_core(
         max_rss_kb=0 if max_rss == 0 else max(1, max_rss >> 10),
         name=name,
         codec=codec,
-        threads=max(1, cpus() // workers),
+        threads=cpus_each(workers),
         least=least,
         tag_output=tag_output,
     )

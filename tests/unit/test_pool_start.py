@@ -306,3 +306,25 @@ def test_workers_see_the_caps_in_os_environ_and_in_the_environment(run_script) -
         assert "OMP_NUM_THREADS" not in os.environ
         assert ctypes.CDLL(None).getenv(b"OMP_NUM_THREADS") == 0
     """)
+
+
+@pytest.mark.parametrize(
+    ("usable", "quota", "workers", "expected"),
+    [(2, 2, 2, 1), (2, 2, 1, 2), (16, 16, 4, 4), (16, 4, 4, 1), (16, 8, 3, 2), (1, 1, 8, 1)],
+)
+def test_each_worker_has_its_share_of_the_cpus(
+    monkeypatch: pytest.MonkeyPatch, usable: int, quota: int, workers: int, expected: int
+) -> None:
+    from forkmill import _process
+
+    monkeypatch.setattr(_process, "_affinity", lambda: usable)
+    monkeypatch.setattr(_process, "_quotas", lambda: iter([float(quota)]))
+    assert _process.cpus_each(workers) == expected == max(1, _process.cpus() // workers)
+
+
+def test_the_quota_is_not_read_if_it_cannot_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from forkmill import _process
+
+    monkeypatch.setattr(_process, "_affinity", lambda: 4)
+    monkeypatch.setattr(_process, "_quotas", lambda: pytest.fail("the quota was read"))
+    assert _process.cpus_each(3) == 1

@@ -1,25 +1,32 @@
 """How long until a new pool has its first result?
 
 By fork, once from a small process and once from one with a lot of memory, whose page tables fork
-has to copy. The C reference does one fork, a byte through a pipe, exit and wait. Who forks nothing
-(loky) is shown beside; joblib is not, because it keeps its workers for the next call.
+has to copy. The C reference does one fork, a byte through a pipe, exit and wait. Two floors are
+this process's own: an os.fork and a byte; and the same from a process that was forked in C, which
+is the least that a pool with a zygote can do. Who forks nothing (loky) is shown beside; joblib is
+not, because it keeps its workers for the next call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import mmap
+import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from . import work
 from .harness import LESS, Bench, Case, Sample, Target, check, elapsed, spread
 from .peers import START_METHOD, Forkmill, Joblib, Peer, StdlibExecutor
 
 C_FORK = "C fork+pipe+exit+wait"
+ONE_FORK = "os.fork+byte"
+TWO_FORKS = "C fork, os.fork+byte"
 _WHAT = "create pool, first result, fork"
 TARGETS = (
     Target(_WHAT, "small", 0.4, StdlibExecutor.name, at_most=True, label="RSS < 100 MB"),
@@ -47,19 +54,22 @@ def run(bench: Bench) -> None:
     bench.plan(2)
     for key, ballast in (("small", 0), ("large", megabytes)):
         with _resident(ballast):
-            samples = {p.name: _median(bench, p) for p in peers}
+            samples = {p.name: _median(bench, partial(_open, p, bench.workers)) for p in peers}
+            if hasattr(os, "fork"):
+                samples[ONE_FORK] = _median(bench, _fork)
+                samples[TWO_FORKS] = _median(bench, partial(_fork, between=True))
             if bench.reference:
                 samples[C_FORK] = _reference(bench, ballast)
             text = f"a new pool's first result, {_rss_megabytes():.0f} MB resident"
             bench.measure(Case(key, text, "ms", LESS, samples, most_rounds=7))
 
 
-def _median(bench: Bench, peer: type[Peer]) -> Sample:
+def _median(bench: Bench, once: Callable[[], float]) -> Sample:
     def sample() -> float:
         end = time.monotonic() + bench.size(1, 0) / 2
-        figures = [_open(peer, bench.workers) * 1e3]
+        figures = [once() * 1e3]
         while len(figures) < _REPEATS and time.monotonic() < end:
-            figures.append(_open(peer, bench.workers) * 1e3)
+            figures.append(once() * 1e3)
         return spread(figures)[1]
 
     return sample
@@ -79,6 +89,25 @@ def _open(peer: type[Peer], workers: int) -> float:
 
     seconds, pool = elapsed(first)
     pool.close()
+    return seconds
+
+
+def _fork(between: bool = False) -> float:
+    """Seconds to the first byte of a forked interpreter; with a process in C in between."""
+    reading, writing = os.pipe()
+    start = time.monotonic()
+    pid = ctypes.PyDLL(None).fork() if between else os.fork()
+    if pid == 0:
+        if not between or (pid := os.fork()) == 0:
+            os.write(writing, b"x")
+        else:
+            os.waitpid(pid, 0)
+        os._exit(0)
+    check(os.read(reading, 1), b"x")
+    seconds = time.monotonic() - start
+    os.waitpid(pid, 0)
+    os.close(reading)
+    os.close(writing)
     return seconds
 
 

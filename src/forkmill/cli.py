@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -369,12 +369,11 @@ def run_(
         click.echo(plan_text(plan, as_json))
         return 0
     busy_screen = not as_json and sys.stdout.isatty()
-    with Board(("stage", ">in", ">out", ">failed"), wanted=progress and not busy_screen) as board:
+    with Board(STAGE_COLUMNS, wanted=progress and not busy_screen) as board:
 
         def show(event: dict[str, Any]) -> None:
             if event["kind"] == "progress":
-                stages = event["stages"].items()
-                board.show((name, s["in"], s["out"], s["failed"]) for name, s in stages)
+                board.show(stage_rows(event))
 
         result, count, end = parts.run(
             plan, None if as_json else Output(1), [show] if board.on else []
@@ -392,10 +391,23 @@ def run_(
     return run_status(result, end)
 
 
+STAGE_COLUMNS = ("stage", ">in", ">out", ">failed")
+
+
+def stage_rows(event: dict[str, Any]) -> Iterable[tuple[object, ...]]:
+    """A progress event's rows, in STAGE_COLUMNS."""
+    return [(name, s["in"], s["out"], s["failed"]) for name, s in event["stages"].items()]
+
+
 def plan_text(plan: Any, as_json: bool) -> str:
     """A plan for people, or for scripts."""
     if not as_json:
         return str(plan.describe())
+    return json.dumps(plan_facts(plan), indent=2)
+
+
+def plan_facts(plan: Any) -> dict[str, Any]:
+    """A plan as plain data."""
     stages = {
         stage.name: {
             "context": plan.context_for(stage.name),
@@ -404,7 +416,7 @@ def plan_text(plan: Any, as_json: bool) -> str:
         }
         for stage in plan.graph.stages
     }
-    return json.dumps({"stages": stages, "mermaid": plan.to_mermaid()}, indent=2)
+    return {"stages": stages, "mermaid": plan.to_mermaid()}
 
 
 def run_status(result: Any, error: BaseException | None) -> int:
@@ -448,23 +460,32 @@ def demo(
 ) -> int:
     """Count what is in the standard library's sources, on all CPUs, into an SQLite file.
 
-    Each .py file of this interpreter's standard library is parsed and tokenized in a worker; its
-    identifiers, imports and definitions are counted and loaded. A sample of the files is then done
-    by a plain loop and by concurrent.futures too, for comparison.
+    A pipeline: each .py file of this interpreter's standard library is parsed and tokenized in a
+    worker; its identifiers, imports and definitions are counted, and loaded in batches. A sample of
+    the files is then done by a plain loop and by concurrent.futures too, for comparison.
     """
     from ._cli import demo as parts
-    from ._cli.screen import Bar, table
+    from ._cli import pipelines
+    from ._cli.screen import Board, table
 
     paths = spread(parts.sources(), limit)
     if not paths:
         fail("this interpreter's standard library has no .py files")
     try:
-        job = parts.Demo(output, workers)
+        job = parts.Demo(output, paths, workers)
     except parts.DemoError as error:
         raise click.BadParameter(str(error), param_hint="'--output'") from None
+    if not as_json:
+        click.echo(job.plan.describe() + "\n")
     try:
-        with Bar("parsing", len(paths)) as bar:
-            job.run(paths, lambda n: bar.show(n, f"{job.lines:,} lines"))
+        with Board(STAGE_COLUMNS, len(paths)) as board:
+
+            def show(event: dict[str, Any]) -> None:
+                if event["kind"] == "progress":
+                    done = event["stages"]["parse"]["out"]
+                    board.show(stage_rows(event), done, f"{job.lines:,} lines loaded")
+
+            job.run(show)
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:
         tell(f"stopped after {job.files:,} of {len(paths):,} files; nothing was written")
@@ -473,6 +494,7 @@ def demo(
         fail(str(error))
     except (errors.PoolError, OSError) as error:
         fail(f"the workers cannot run: {error}")
+    assert job.result is not None
     rank = parts.ranking(output, 10)
     rates = {name: count / seconds for name, seconds, count in rows}
     if as_json:
@@ -481,7 +503,10 @@ def demo(
             for name in ("files", "size", "lines", "tokens", "broken", "workers", "seconds")
         }
         click.echo(json.dumps(
-            {**facts, "database": str(output), "ranking": rank, "files_per_second": rates}
+            {
+                **facts, "database": str(output), "ranking": rank, "files_per_second": rates,
+                "plan": plan_facts(job.plan), "stages": pipelines.stages(job.result),
+            }
         ))  # fmt: skip
         return 0
     places = range(max(len(rows) for rows in rank.values()))
@@ -496,6 +521,8 @@ def demo(
         f"{job.files / job.seconds:,.0f} files/s, {job.lines / job.seconds:,.0f} lines/s; "
         f"{job.broken} files do not parse (test data)\n"
     )
+    title = f"The pipeline's stages; bottleneck: {job.result.stats.bottleneck}"
+    table(title, pipelines.COLUMNS, pipelines.rows(job.result))
     if rows:
         plain = rates["a plain loop"]
         table(

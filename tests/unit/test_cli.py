@@ -112,6 +112,10 @@ def test_demo_counts_what_a_plain_loop_counts(tmp_path: Path) -> None:
     assert sorted(rows) == sorted((f.path, f.size, f.functions, f.classes) for f in expected)
     assert names == (sum(sum(found.identifiers.values()) for found in expected),)
     assert [path.name for path in tmp_path.iterdir()] == ["forkmill-demo.sqlite"]
+    assert facts["plan"]["stages"]["parse"]["context"] == "ipc_fork"
+    assert {name: (s["in"], s["out"]) for name, s in facts["stages"].items()} == {
+        "paths": (0, 30), "parse": (30, 30), "batch": (30, 2), "load": (2, 0)
+    }  # fmt: skip
 
 
 def test_demo_prints_a_ranking_and_replaces_only_its_own_file(tmp_path: Path) -> None:
@@ -119,6 +123,8 @@ def test_demo_prints_a_ranking_and_replaces_only_its_own_file(tmp_path: Path) ->
         ran = run("demo", "--no-compare", "--limit", 10, cwd=tmp_path)
         assert ran.returncode == 0, ran.stderr
         assert "self" in ran.stdout and "files/s" in ran.stdout
+        assert ran.stdout.index("ipc_fork") < ran.stdout.index("self")  # the plan, first
+        assert "bottleneck: parse" in ran.stdout
     (tmp_path / "mine").write_text("precious")
     ran = run("demo", "-o", "mine", cwd=tmp_path)
     assert (ran.returncode, (tmp_path / "mine").read_text()) == (2, "precious")

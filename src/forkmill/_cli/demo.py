@@ -1,13 +1,13 @@
 """`forkmill demo`: the sources of the running interpreter's standard library, counted.
 
-    paths ──▶ workers: parse, tokenize, count ──▶ SQLite ──▶ ranking
+    paths ──▶ parse: ipc_fork workers ──▶ batch ──▶ load: SQLite ──▶ ranking
     a sample of them: a plain loop, concurrent.futures and us, one after the other
 
 Guarantees:
     * The database is written beside its place and moved there when it is whole.
     * On the sample, all three get the same counts, or the demo fails.
 
-Threads: one.
+Threads: the pipeline's; SQLite is spoken to in the one that runs it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..pool import ProcessPool
+from ..contexts.specs import ipc_fork
+from ..pipeline import ExecutionPlan, Orchestrator, Pipeline, RunResult
 
 __all__ = ["Analysis", "Demo", "DemoError", "analyse", "compare", "sources"]
 
 _OURS = 0x666D696C  # PRAGMA application_id: "fmil"
 _SAMPLE = 15  # of so many files one
+_BATCH = 25  # files: some thousand rows
+_AHEAD = 32  # files that wait for a worker: what Ctrl-C has to wait for
 _KEYWORDS = frozenset(keyword.kwlist)
 _SCHEMA = """
 CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT, bytes INTEGER, lines INTEGER,
@@ -55,7 +58,7 @@ class Analysis(NamedTuple):
         size: In bytes.
         lines, tokens, functions, classes: How many there are.
         identifiers, imports: How often each name, and each module.
-        error: What kept it from being parsed (test data that is broken on purpose), or "".
+        error: What kept it from being read or parsed (test data is broken on purpose), or "".
     """
 
     path: str
@@ -81,12 +84,13 @@ def sources() -> list[str]:
 
 def analyse(path: str) -> Analysis:
     """Parse and tokenize one file, and count (in a worker)."""
-    source = Path(path).read_bytes()
+    source = b""
     names: Counter[str] = Counter()
     imports: Counter[str] = Counter()
     tokens = functions = classes = 0
     error = ""
     try:
+        source = Path(path).read_bytes()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escapes in test data
             tree = ast.parse(source)
@@ -103,7 +107,7 @@ def analyse(path: str) -> Analysis:
             tokens += 1
             if token.type == tokenize.NAME:
                 names[token.string] += 1
-    except (SyntaxError, ValueError, RecursionError, tokenize.TokenError) as broken:
+    except (OSError, SyntaxError, ValueError, RecursionError, tokenize.TokenError) as broken:
         error = type(broken).__name__
     found = {name: count for name, count in names.items() if name not in _KEYWORDS}
     lines = source.count(b"\n")
@@ -116,31 +120,46 @@ def analyse(path: str) -> Analysis:
 
 
 class Demo:
-    """The job: analyse all files in workers, load an SQLite file.
+    """The job: a pipeline that analyses files in workers and loads an SQLite file.
 
     Args:
         path: Of the SQLite file.
+        paths: The files.
         workers: How many; None: the CPUs this process may use.
 
     Attributes:
-        files, size, lines, tokens: Totals so far.
+        plan: What runs where.
+        files, size, lines, tokens: Totals of what is loaded so far.
         broken: How many files did not parse.
         seconds: How long it took.
-        workers: How many there were.
+        result: The run's, when it is over.
 
     Raises:
         DemoError: There is something else at `path`.
     """
 
-    def __init__(self, path: Path, workers: int | None) -> None:
+    def __init__(self, path: Path, paths: Sequence[str], workers: int | None) -> None:
         _check_place(path)
         self._path = path
-        self._workers = workers
-        self.files = self.size = self.lines = self.tokens = self.broken = self.workers = 0
+        self._database: sqlite3.Connection
+        self.files = self.size = self.lines = self.tokens = self.broken = 0
         self.seconds = 0.0
+        self.result: RunResult | None = None
+        self.plan = ExecutionPlan(
+            Pipeline("demo")
+            .source(paths, name="paths")
+            .map(analyse, name="parse", context=ipc_fork(workers), queue_size=_AHEAD)
+            .batch(_BATCH, name="batch")
+            .sink(self._load, name="load")
+        ).plan()
 
-    def run(self, paths: Sequence[str], show: Callable[[int], None]) -> None:
-        """Do it; `show` is called with the number of files after each of them.
+    @property
+    def workers(self) -> int:
+        """How many there were, when it is over."""
+        return self.result.stats["parse"].workers if self.result is not None else 0
+
+    def run(self, show: Callable[[dict[str, Any]], object]) -> None:
+        """Do it; `show` is called with each event of the run.
 
         Raises:
             DemoError: The database cannot be written.
@@ -150,10 +169,10 @@ class Demo:
         unfinished = self._path.with_name(self._path.name + ".unfinished")
         try:
             unfinished.unlink(missing_ok=True)
-            with contextlib.closing(sqlite3.connect(unfinished)) as database:
-                database.executescript(f"PRAGMA application_id = {_OURS}; {_SCHEMA}")
-                self._load(database, paths, show)
-                database.commit()
+            with contextlib.closing(sqlite3.connect(unfinished)) as self._database:
+                self._database.executescript(f"PRAGMA application_id = {_OURS}; {_SCHEMA}")
+                self.result = Orchestrator(self.plan.pipeline).execute(self.plan, sinks=[show])
+                self._database.commit()
             unfinished.replace(self._path)
         except (sqlite3.Error, OSError) as error:
             raise DemoError(f"{self._path} cannot be written: {error}") from error
@@ -162,29 +181,24 @@ class Demo:
                 unfinished.unlink(missing_ok=True)
         self.seconds = time.perf_counter() - started
 
-    def _load(
-        self, database: sqlite3.Connection, paths: Sequence[str], show: Callable[[int], None]
-    ) -> None:
-        with ProcessPool(self._workers, name="demo") as pool:
-            self.workers = pool.stats().workers
-            # Files differ a hundredfold in size: one at a time, whoever is free.
-            for found in pool.map(analyse, paths, chunksize=1, ordered=False):
-                self.files += 1
-                self.size += found.size
-                self.lines += found.lines
-                self.tokens += found.tokens
-                self.broken += bool(found.error)
-                self._insert(database, found)
-                show(self.files)
+    def _load(self, batch: list[Analysis]) -> None:
+        for found in batch:
+            self.files += 1
+            self.size += found.size
+            self.lines += found.lines
+            self.tokens += found.tokens
+            self.broken += bool(found.error)
+            self._insert(found)
 
-    def _insert(self, database: sqlite3.Connection, found: Analysis) -> None:
+    def _insert(self, found: Analysis) -> None:
         number = self.files
-        database.execute(
+        self._database.execute(
             "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (number, *found[:6], found.error or None),
         )
         for table, counts in (("identifiers", found.identifiers), ("imports", found.imports)):
-            database.executemany(f"INSERT INTO {table} VALUES ({number}, ?, ?)", counts.items())
+            rows = counts.items()
+            self._database.executemany(f"INSERT INTO {table} VALUES ({number}, ?, ?)", rows)
 
 
 def _check_place(path: Path) -> None:
@@ -255,5 +269,6 @@ def _stdlib(paths: list[str], workers: int) -> Iterator[Analysis]:
 
 
 def _ours(paths: list[str], workers: int) -> Iterator[Analysis]:
-    with ProcessPool(workers) as pool:
-        yield from pool.map(analyse, paths)
+    yield from (
+        Pipeline().source(paths).map(analyse, context=ipc_fork(workers), ordered=True).stream()
+    )

@@ -22,7 +22,7 @@ from .filter import Output
 from .records import to_line
 from .target import TargetError
 
-__all__ = ["facts", "make", "parse_setting", "rows", "run", "sized"]
+__all__ = ["facts", "make", "parse_setting", "rows", "run", "sized", "stages"]
 
 COLUMNS = ("stage", "context", ">in", ">out", ">failed", ">busy s", ">p50 ms", ">p99 ms")
 
@@ -164,7 +164,7 @@ def facts(result: RunResult, outputs: int) -> dict[str, Any]:
         "duration": result.duration,
         "outputs": outputs,
         "bottleneck": result.stats.bottleneck,
-        "stages": {name: _plain(stage) for name, stage in result.stats.stages.items()},
+        "stages": stages(result),
         "failures": [
             {
                 "stage": failure.stage,
@@ -175,6 +175,11 @@ def facts(result: RunResult, outputs: int) -> dict[str, Any]:
             for failure in result.failures
         ],
     }
+
+
+def stages(result: RunResult) -> dict[str, dict[str, Any]]:
+    """All stages' figures, as plain data."""
+    return {name: _plain(stage) for name, stage in result.stats.stages.items()}
 
 
 def _plain(stage: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -49,15 +49,7 @@ class Bar:
         self._next = 0.0
         if not self.on:
             return
-        columns: list[ProgressColumn] = [
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
-            DownloadColumn() if in_bytes else TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-            *([TransferSpeedColumn()] if in_bytes else []),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-        ]  # fmt: skip
-        self._progress = Progress(
-            *columns, console=Console(stderr=True), auto_refresh=False, transient=True
-        )
+        self._progress = _progress(in_bytes=in_bytes, console=Console(stderr=True))
         self._task = self._progress.add_task(title, total=total, note="")
 
     def __enter__(self) -> Bar:
@@ -87,13 +79,19 @@ class Board:
 
     Args:
         columns: As for `table`.
+        total: There is a bar above it, which so much makes full; None: no bar.
         wanted: False: show nothing, terminal or not.
     """
 
-    def __init__(self, columns: Sequence[str], *, wanted: bool = True) -> None:
+    def __init__(
+        self, columns: Sequence[str], total: float | None = None, *, wanted: bool = True
+    ) -> None:
         self.on = wanted and sys.stderr.isatty()
         self._columns = columns
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+        self._bar = None if total is None else _progress()
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total, note="")
 
     def __enter__(self) -> Board:
         if self.on:
@@ -109,10 +107,26 @@ class Board:
         if self.on:
             self._live.stop()
 
-    def show(self, rows: Iterable[Iterable[object]]) -> None:
-        """Draw it."""
-        if self.on:
-            self._live.update(_table("", self._columns, rows), refresh=True)
+    def show(self, rows: Iterable[Iterable[object]], done: float = 0, note: str = "") -> None:
+        """Draw it; `done` and `note` are the bar's."""
+        if not self.on:
+            return
+        shown = _table("", self._columns, rows)
+        if self._bar is None:
+            self._live.update(shown, refresh=True)
+        else:
+            self._bar.update(self._task, completed=done, note=note)
+            self._live.update(Group(self._bar.get_renderable(), shown), refresh=True)
+
+
+def _progress(*, in_bytes: bool = False, console: Console | None = None) -> Progress:
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+        DownloadColumn() if in_bytes else TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        *([TransferSpeedColumn()] if in_bytes else []),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    ]  # fmt: skip
+    return Progress(*columns, console=console, auto_refresh=False, transient=True)
 
 
 def table(

@@ -189,6 +189,7 @@ struct fm_death {
     uint64_t rss_kb;  /* high-water mark of resident memory, KiB */
     uint64_t task;    /* position of the task in its chunk */
     int64_t timeout_ns;
+    uint64_t mark;    /* what the worker had left at fm_port_mark() */
 };
 
 /* ---------------------------------------------------------------- frames */
@@ -319,6 +320,8 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds);
  *   want    set by a pool that goes to sleep: the next outcome is then
  *           written to the pipe.  While it is awake it looks into the rings,
  *           and results cost no system call.
+ *   mark    a number that the worker's code leaves there, to say how far it
+ *           has come; its death tells it.
  *   crash   what faulthandler wrote through the slot's descriptor.
  */
 #define FM_CLAIMS 16384u
@@ -419,6 +422,10 @@ void fm_port_close(fm_port *port);
 /* Descriptor of the slot's memory, its offset at the crash text: for
  * faulthandler.  Stays the port's. */
 int fm_port_crash_fd(const fm_port *port);
+
+/* Where the worker's code may leave a number at any time (see the slot's
+ * mark).  Stays the port's; only its process writes there. */
+uint32_t *fm_port_mark(fm_port *port);
 
 /*
  * Next frame.  `body` is frame->length contiguous bytes: in the port's

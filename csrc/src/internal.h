@@ -176,6 +176,7 @@ struct fm_slot {
     _Atomic uint32_t retired;
     _Atomic uint32_t owner; /* the worker's number in the arena, or 0 */
     _Atomic int32_t pid;    /* its own: there before its first outcome */
+    uint32_t mark;          /* read when the worker is dead */
     alignas(64) _Atomic uint64_t sent; /* both: below it, bytes have left */
     _Atomic uint32_t want; /* FM__WANT_ALWAYS: the other side never looks
                               into the ring, FM__WANT_NOTHING: it is awake;
@@ -190,7 +191,7 @@ static_assert(sizeof(struct fm_long) == 16, "wire format");
 static_assert(sizeof(struct fm_segment) == 24, "wire format");
 static_assert(sizeof(struct fm_frame) == 40, "wire format");
 static_assert(sizeof(struct fm_message) == 32, "wire format");
-static_assert(sizeof(struct fm_death) == 48, "wire format");
+static_assert(sizeof(struct fm_death) == 56, "wire format");
 
 /* Pool's side: mark numbers [from, from + n) as sent, before sending. */
 void fm__slot_offer(fm_slot *slot, uint64_t from, uint32_t n);

@@ -95,6 +95,11 @@ int fm_port_crash_fd(const fm_port *port)
     return port->slot_fd;
 }
 
+uint32_t *fm_port_mark(fm_port *port)
+{
+    return &port->slot->mark;
+}
+
 int fm_port_forked(const fm_port *port)
 {
     return port->generation != fm_fork_generation();

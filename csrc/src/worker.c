@@ -551,6 +551,7 @@ static void settle_victim(struct fm__worker *worker, struct fm__piece *piece,
     death->task = piece->first + piece->got;
     death->attempts = fm__chunk_tries(piece->chunk, (uint32_t)death->task);
     death->timeout_ns = options->timeout_ns;
+    death->mark = worker->page->mark;
     if (another && may_retry(piece) && pull_out(piece, again)) {
         tally->retried++;
         return;

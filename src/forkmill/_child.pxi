@@ -110,6 +110,19 @@ cdef int _flush_stream(const char *name) except -1:
     return 0
 
 
+# Where `mark` leaves its number: in shared memory, if this process is a worker.
+cdef uint32_t _nowhere
+cdef uint32_t *_mark_at = &_nowhere
+
+
+def mark(uint32_t number):
+    """Say how far the task has come: should this worker die, `WorkerDied.mark` is that number.
+
+    It is not taken back when the task is over.
+    """
+    _mark_at[0] = number
+
+
 cdef class Port:
     """The worker's end of its channel. Owns the three descriptors."""
 
@@ -135,8 +148,16 @@ cdef class Port:
         self._closed = set()
         self._index = -1
         check(fm_port_open(&self._c, task_fd, result_fd, slot_fd))
+        global _mark_at
+        _mark_at = fm_port_mark(self._c)
 
     def __dealloc__(self):
+        self._end()
+
+    cdef void _end(self) noexcept:
+        global _mark_at
+        if self._c is not NULL and _mark_at is fm_port_mark(self._c):
+            _mark_at = &_nowhere
         fm_port_close(self._c)
 
     cdef int _opened(self) except -1:
@@ -183,7 +204,7 @@ cdef class Port:
         self.flush()
 
     def close(self):
-        fm_port_close(self._c)
+        self._end()
         self._c = NULL
 
     # ------------------------------------------------------------- the loop

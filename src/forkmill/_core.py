@@ -50,9 +50,10 @@ _FOREIGN = (
     "this pool belongs to the process that made it; after a fork the child needs one of its own"
 )
 
-_DEATH = struct.Struct("<iiIIIIQQq")  # struct fm_death
+_DEATH = struct.Struct("<iiIIIIQQqQ")  # struct fm_death
 _DEATH_FIELDS = (
     "pid", "status", "slot", "cause", "oom", "attempts", "rss_kb", "task", "timeout_ns",
+    "mark",
 )  # fmt: skip
 
 

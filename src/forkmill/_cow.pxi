@@ -75,7 +75,8 @@ cdef extern from *:
 
 cdef enum:
     _ROOM = _FLAT + 64     # the longest plain record, and some
-    _PAGE_HEAD = 64        # bytes of a page before its claims
+    _PAGE_HEAD = 64        # bytes of a page before its claims: the last start, the mark
+    _MARK = 8              # where in it the mark is
     _MOST_PARTS = 1024     # that one writev() takes (IOV_MAX)
     _LARGE = 1 << 18       # a record this long is worth a larger pipe
     _PIPE = 1 << 20        # ... of this size, if the system lets us
@@ -359,6 +360,10 @@ cdef class ForkSlot:
         """When the last item started, seconds of time.monotonic()."""
         return (<int64_t *>self._page)[0] / 1e9
 
+    def mark(self):
+        """What the child that died had left by `mark`."""
+        return (<uint32_t *>(self._page + _MARK))[0]
+
     # ---------------------------------------------------------------- birth and death
 
     def fork(self, ForkKit kit, list calls):
@@ -561,6 +566,8 @@ cdef class ForkSlot:
         cdef bint inside
         cdef _Record record
         cdef uint8_t *claims = self._page + _PAGE_HEAD
+        global _mark_at
+        _mark_at = <uint32_t *>(self._page + _MARK)
         for i in range(len(calls)):
             (<int64_t *>self._page)[0] = fm_now()
             if not __sync_bool_compare_and_swap(&claims[i], FM_CLAIM_SENT, FM_CLAIM_STARTED):

@@ -70,6 +70,7 @@ cdef extern from "forkmill.h" nogil:
         uint64_t rss_kb
         uint64_t task
         int64_t timeout_ns
+        uint64_t mark
     enum fm_kind:
         FM_KIND_DEFINE
         FM_KIND_RUN
@@ -165,6 +166,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
     void fm_port_close(fm_port *port)
     int fm_port_crash_fd(const fm_port *port)
+    uint32_t *fm_port_mark(fm_port *port)
     int fm_port_next(fm_port *port, fm_frame *frame, const uint8_t **body, uint8_t **owned)
     int fm_port_buffered(const fm_port *port)
     void fm_port_begin(fm_port *port, const fm_frame *frame)

@@ -155,6 +155,8 @@ class WorkerDied(PoolError):
         crash: What faulthandler wrote in the worker, or ``""``.
         attempts: How often the task was started.
         slot: The worker's place in the pool.
+        mark: How far the task had come, where its code leaves numbers that say so (in a pipeline:
+            which of several stages that run in one call); else 0.
     """
 
     def __init__(
@@ -171,6 +173,7 @@ class WorkerDied(PoolError):
         crash: str = "",
         attempts: int = 1,
         slot: int = 0,
+        mark: int = 0,
     ) -> None:
         super().__init__(message)
         self.pid = pid
@@ -184,6 +187,7 @@ class WorkerDied(PoolError):
         self.crash = crash
         self.attempts = attempts
         self.slot = slot
+        self.mark = mark
 
 
 class TaskTimeout(PoolError, TimeoutError):
@@ -283,7 +287,8 @@ def death(info: Mapping[str, int], crash: str = "") -> WorkerDied | TaskTimeout:
     """The exception for a death record (``struct fm_death``).
 
     Args:
-        info: Its fields: pid, status, slot, cause, oom, attempts, rss_kb, task, timeout_ns.
+        info: Its fields: pid, status, slot, cause, oom, attempts, rss_kb, task, timeout_ns,
+            mark.
         crash: What faulthandler wrote.
     """
     where = {key: info[key] for key in ("pid", "task", "attempts", "slot")}
@@ -306,6 +311,7 @@ def death(info: Mapping[str, int], crash: str = "") -> WorkerDied | TaskTimeout:
         oom=oom,
         cause=_OOM if oom and cause == "exit" else cause,
         crash=crash,
+        mark=info["mark"],
         **where,
     )
     if crash:

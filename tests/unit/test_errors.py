@@ -22,6 +22,7 @@ DEATH = {
     "rss_kb": 2048,
     "task": 5,
     "timeout_ns": 1_500_000_000,
+    "mark": 2,
 }
 
 

@@ -45,7 +45,7 @@ PUBLIC_CONTEXTS = {"contexts", "contexts.lane"}
 FORBIDDEN = {
     "contexts": {
         "pool": {"contexts.ipc_fork"},
-        "_native": {"contexts.ipc_fork", "contexts.cow_fork"},
+        "_native": {"contexts.ipc_fork", "contexts.cow_fork", "contexts.in_worker"},
     },
     "pipeline": {
         "pool": set(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,6 +170,89 @@ def test_a_death_costs_the_one_item(pool: str) -> None:
     (failure,) = result.failures
     assert isinstance(failure.error, fm.WorkerDied) and failure.item == 4
     books(result)
+
+
+def spread(x: int) -> Iterator[int]:
+    yield from (x, x + 100)
+
+
+def deadly_later(x: int) -> Iterator[int]:
+    yield x
+    deadly(x)
+
+
+PLACES = {
+    "first": ([deadly, double, double], 0),
+    "second": ([int, deadly, double], 1),
+    "third": ([int, int, deadly], 2),
+    "behind a generator": ([spread, deadly, double], 1),
+    "in a generator": ([int, deadly_later, double], 1),
+    "first, resumed": ([deadly_later, double, double], 0),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+@pytest.mark.parametrize("pool", KINDS[1:], indirect=True)
+def test_a_death_is_that_of_the_stage_that_ran(pool: str, case: str) -> None:
+    fns, place = PLACES[case]
+    line = fm.Pipeline(context=pool).source(range(9), context="inline")
+    names = ["a", "b", "c"]
+    for name, fn in zip(names, fns, strict=True):
+        line = line.map(fn, name=name, on_error="skip")
+    result = line.run()
+    (failure,) = result.failures
+    assert (failure.stage, failure.item) == (names[place], 4)
+    assert isinstance(failure.error, fm.WorkerDied) and failure.error.mark == place
+    got = books(result)
+    assert [got[name][2] for name in names] == [int(name == failure.stage) for name in names]
+    others = fm.Pipeline().source(x for x in range(9) if x != 4)
+    for fn in fns:
+        others = others.map(fn)
+    assert not Counter(others.run().outputs) - Counter(result.outputs)
+
+
+@pytest.mark.parametrize("pool", KINDS[1:], indirect=True)
+def test_a_death_at_the_end_is_that_of_the_stage_that_ended(pool: str) -> None:
+    class Line(fm.Pipeline, context=pool):
+        @fm.producer(context="inline")
+        def numbers(self) -> Iterator[int]:
+            yield 1
+
+        @fm.stage(on_error="skip")
+        def a(self, x: int) -> int:
+            return x
+
+        @fm.stage(on_error="skip")
+        def b(self, x: int) -> int:
+            return x
+
+        @b.on_end
+        def last(self) -> Iterator[int]:
+            os._exit(3)
+            yield 1
+
+    result = Line().run()
+    (failure,) = result.failures
+    assert failure.stage == "b" and isinstance(failure.error, fm.WorkerDied)
+    books(result)
+
+
+def test_a_death_can_be_called_again() -> None:
+    with fm.named_pool("groups", "ipc_fork:1"):
+        line = fm.Pipeline(context="groups").source([4], context="inline")
+        line = line.map(double, name="a", on_error="skip").map(refuse_in_workers, on_error="skip")
+        (failure,) = line.run().failures
+    assert (failure.stage, failure.item) == ("refuse_in_workers", 4)
+    assert failure.reproduce() == [8]
+
+
+HERE = os.getpid()
+
+
+def refuse_in_workers(x: int) -> int:
+    if os.getpid() != HERE:
+        os._exit(3)
+    return x
 
 
 @in_pools

@@ -20,7 +20,7 @@ The functions that make specs (``fm.thread(8)``) live in `specs`: here the modul
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .base import Executor, Metrics
 from .context import Context
@@ -28,6 +28,9 @@ from .context_pool import ContextPool, make
 from .lane import END, Batch, Lane, Taken, Work
 from .named import NamedPool, named_pool
 from .specs import ALIASES, TYPES, Spec, register, spec, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "ALIASES",
@@ -45,6 +48,7 @@ __all__ = [
     "Work",
     "create_context",
     "executor",
+    "marker",
     "named_pool",
     "register",
     "spec",
@@ -86,3 +90,22 @@ def executor(type: str | Spec, max_workers: int | None = None, **options: Any) -
         TypeError: An unknown option.
     """
     return spec(type, max_workers, **options).open()
+
+
+def marker(kind: str) -> Callable[[int], object]:
+    """What a call in a type of context says with how far it has come.
+
+    Should its process die, the number that was said last is the `mark` of the WorkerDied.
+
+    Args:
+        kind: The type. Where calls have no process of their own, it does nothing.
+    """
+    if kind not in ("ipc_fork", "cow_fork"):
+        return _say_nothing
+    from .in_worker import mark
+
+    return mark
+
+
+def _say_nothing(number: int) -> None:
+    """There is nobody who could die alone."""

@@ -600,7 +600,7 @@ class _Forker:
         cause = child.cause or _native.CAUSE_EXIT
         error = self._death(
             guilty, pid=slot.pid, status=status, cause=cause, slot=slot.number,
-            rss_kb=rss_kb, crash=slot.crash(), seconds=child.seconds,
+            rss_kb=rss_kb, crash=slot.crash(), seconds=child.seconds, mark=slot.mark(),
         )  # fmt: skip
         ours = (_native.CAUSE_KILLED, _native.CAUSE_STOPPED)
         if cause not in ours and guilty.again(error) and not self._stopping:
@@ -612,7 +612,7 @@ class _Forker:
 
     def _death(
         self, call: Call, pid: int, status: int, cause: int, slot: int,
-        rss_kb: int = 0, crash: str = "", seconds: float = 0.0,
+        rss_kb: int = 0, crash: str = "", seconds: float = 0.0, mark: int = 0,
     ) -> BaseException:  # fmt: skip
         info = {
             "pid": pid,
@@ -624,6 +624,7 @@ class _Forker:
             "rss_kb": rss_kb,
             "task": 0,
             "timeout_ns": int(seconds * 1e9),
+            "mark": mark,
         }
         error = errors.death(info, crash)
         name = getattr(getattr(call.fn, "func", call.fn), "__qualname__", None)

@@ -21,6 +21,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from .._native import mark
 from ..errors import WorkerDied
 from .lane import UNUSUAL, Copy, Measured, Outputs, iterated, settle
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from .lane import Work
 
-__all__ = ["Drop", "Function", "Parked", "Resume", "is_generator"]
+__all__ = ["Drop", "Function", "Parked", "Resume", "is_generator", "mark"]
 
 PARK_AFTER = 1024  # outputs
 PARK_AFTER_S = 0.05

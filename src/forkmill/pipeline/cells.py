@@ -560,20 +560,36 @@ class Cell:
         policy = self.stage.on_error
         self.record(item, error, 1, policy.then if isinstance(policy, Retry) else policy)
 
-    def record(self, item: Any, error: BaseException, attempts: int, policy: Any) -> None:
+    def record(
+        self,
+        item: Any,
+        error: BaseException,
+        attempts: int,
+        policy: Any,
+        again: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
         """An item failed for good.
+
+        Args:
+            item: The item.
+            error: What it failed with.
+            attempts: How many tries there were.
+            policy: "raise", "skip" or a DeadLetter.
+            again: Does with the item what failed; None: as the stage's function does.
 
         Raises:
             Abort: The policy is "raise".
         """
         self.failures += 1
+        if again is None and self.stage.fn:
+            again = functools.partial(run_inline, self.stage)
         failure = Failure(
             self.name,
             item,
             error,
             attempts,
             traceback_of(error),
-            _again=functools.partial(run_inline, self.stage) if self.stage.fn else None,
+            _again=again,
         )
         self.engine.failures.append(failure)
         events = self.engine.events

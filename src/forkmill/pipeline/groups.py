@@ -9,10 +9,12 @@ Guarantees:
       to, as if each had had its own lane.
     * setup, on_end and teardown run in the order of the stages; what an earlier one emits at its
       end goes through the later ones before their end.
+    * The death of a worker is that of the stage whose function was running, and of the item that
+      was put: what the stage had made of it is lost. Counted is the way to where it died.
 
 What joins (`rides`): nothing that needs the single stage to be seen from here: no order, key,
 batch, timeout, async function or fork hook, and no retry but the first stage's in threads. Where a
-worker can die, the stages have one policy, for a death is told of the first one's item.
+worker can die, the stages have one policy, for its item is the first one's.
 
 Invariants:
     * GRP-1  A plain value that a group of plain functions returns stands for one output of each
@@ -25,17 +27,19 @@ Threads: Group and its functions run in workers and threads; the cells in the en
 
 from __future__ import annotations
 
+import functools
 import pickle
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
 from ..contexts.lane import Measured, Raised, Report
+from ..errors import WorkerDied
 from .declare import to
 from .fuse import ERRORS
 from .graph import stage_hooks
 from .lanes import LaneCell
 from .options import DeadLetter, Retry
-from .work import LAZY, adapted, clocked, emitted, is_async, is_generator, settle
+from .work import LAZY, adapted, clocked, emitted, is_async, is_generator, run_inline, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -150,6 +154,7 @@ class Group:
     Attributes:
         many: Whether a call's outputs come from a generator.
         whole: Whether all that the first stage emits for an item must be there before it goes on.
+        mark: Says which stage's function is about to run; 0 between calls.
     """
 
     def __init__(self, stages: list[Stage]) -> None:
@@ -163,6 +168,7 @@ class Group:
         self.ready = [False] * len(stages)
         self.unmeasured = list(fns)
         self.left = self.skipped = 0  # calls that no stage measures: still, and in all
+        self.mark = contexts.marker(stages[0].spec.type)
 
     def work(self) -> contexts.Work:
         """The work of the lane."""
@@ -177,7 +183,7 @@ class Group:
     def one(self, item: Any) -> Any:
         """An item's way where every stage emits one output; a generator if it turns out else."""
         value = came = item
-        k = 0
+        k, mark = 0, self.mark
         if self.left > 0:
             self.left -= 1
             fns = self.unmeasured
@@ -186,6 +192,7 @@ class Group:
         try:
             for fn in fns:
                 came = value
+                mark(k)
                 value = fn(came)
                 if type(value) in _UNUSUAL:
                     return self._rest(k, came, value)
@@ -197,6 +204,7 @@ class Group:
         finally:
             if fns is self.fns:
                 self._next_due()
+        mark(0)
         return value
 
     def _due(self) -> list[Any]:
@@ -216,17 +224,21 @@ class Group:
         try:
             yield from self._arrive(0, item, counts)
         except ERRORS:
+            self.mark(0)
             yield Passed(counts)
             raise
+        self.mark(0)
         yield Passed(counts)
 
     def _rest(self, k: int, came: Any, value: Any) -> Iterator[Any]:
         """From stage k on, which has given a value that is not one output."""
         counts = [0] + [1] * (k - 1) + [0] * (len(self.fns) - max(k, 1))
         yield from self._outputs(k, came, value, counts)
+        self.mark(0)
         yield Passed(counts)
 
     def _arrive(self, k: int, item: Any, counts: list[int]) -> Iterator[Any]:
+        self.mark(k)
         try:
             value = self.fns[k](item)
         except ERRORS as error:
@@ -264,12 +276,14 @@ class Group:
                 yield from self._arrive(k + 1, output, counts)
             elif not self.silent:
                 yield output
+            self.mark(k)  # its generator goes on; others have run meanwhile
 
     # The life of a copy of the state.
 
     def setup(self) -> None:
         """All setups; one that fails is every item's failure, in its stage."""
         for k, parts in enumerate(self.parts):
+            self.mark(k)
             try:
                 if parts["setup"] is not None:
                     settle(parts["setup"]())
@@ -286,6 +300,7 @@ class Group:
         for k, parts in enumerate(self.parts):
             if parts["on_end"] is None or not self.ready[k]:
                 continue
+            self.mark(k)
             try:
                 yield from self._emit(k, emitted(parts["on_end"]()), counts)
             except ERRORS as error:
@@ -297,6 +312,7 @@ class Group:
         failure: BaseException | None = None
         for k, parts in enumerate(self.parts):
             ready, self.ready[k] = self.ready[k], False
+            self.mark(k)
             try:
                 if ready and parts["teardown"] is not None:
                     settle(parts["teardown"]())
@@ -350,12 +366,29 @@ class Rider(LaneCell):
     def lost(self, failed: Lost) -> None:
         """An item failed here, or the stage's end did."""
         if failed.counted:
-            edge = self.edges_in[0]
-            self.sources[0].out += 1
-            self.came += 1
-            edge.emitted += 1
-            edge.failed += 1
+            self._count_loss()
         self.record(failed.item, failed.raised.error, 1, self.stage.on_error)
+
+    def died(self, item: Any, error: BaseException, before: list[Stage]) -> None:
+        """A worker died here, of what the stages before had made of an item."""
+        self._count_loss()
+        again = functools.partial(_run_through, [*before, self.stage])
+        self.record(item, error, 1, self.stage.on_error, again)
+
+    def _count_loss(self) -> None:
+        edge = self.edges_in[0]
+        self.sources[0].out += 1
+        self.came += 1
+        edge.emitted += 1
+        edge.failed += 1
+
+
+def _run_through(stages: list[Stage], item: Any) -> list[Any]:
+    """What comes out of the last stage for an item of the first one's (for `Failure.reproduce`)."""
+    items = [item]
+    for stage in stages:
+        items = [output for item in items for output in run_inline(stage, item)]
+    return items
 
 
 class Carrier(LaneCell):
@@ -385,6 +418,32 @@ class Carrier(LaneCell):
     def _taken(self, taken: Any) -> None:
         super()._taken(taken)
         self._record_losses()
+
+    def _finished(
+        self, record: Any, item: Any, failure: BaseException | None, final: bool = False
+    ) -> None:
+        place = self._place(failure)
+        if not place:
+            super()._finished(record, item, failure, final)
+            return
+        assert failure is not None
+        super()._finished(record, item, None)
+        before, here = self._riders[: place - 1], self._riders[place - 1]
+        for rider in before:
+            rider.passed(1)
+        here.died(item, failure, [cell.stage for cell in (self, *before)])
+
+    def fail_once(self, item: Any, error: BaseException) -> None:
+        place = self._place(error)
+        if place:
+            self._riders[place - 1].fail_once(item, error)
+        else:
+            super().fail_once(item, error)
+
+    def _place(self, failure: BaseException | None) -> int:
+        """Which stage of the group a worker died in; 0: the first one, or nobody died."""
+        place = failure.mark if isinstance(failure, WorkerDied) else 0
+        return place if place <= len(self._riders) else 0
 
     def deliver(self, outputs: list[Any], plain: bool = False) -> None:
         """Outputs of the last stage go on; what the others told is theirs."""

@@ -1,10 +1,16 @@
-"""The contract of contexts, for anyone's own: `check_context(make)`.
+"""For tests: the contract of contexts, `check_context(make)`, and runs without order, `shuffled()`.
 
     fm.testing.check_context(lambda: MyExecutor(2))
 
 Each check is a function of `make`, which gives a fresh context: an Executor with `map` and
 `options`, a Context (`fm.create_context`), or a spec (`fm.thread(2)`), of which both are checked.
 A check raises AssertionError that says what is wrong.
+
+    with fm.testing.shuffled():
+        Mine().run()
+
+mixes what stages that are not `ordered` emit: a pipeline that relies on an order that nobody
+promised fails now, and not on a busy machine.
 """
 
 from __future__ import annotations
@@ -14,13 +20,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from .pipeline.shuffle import shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Check = Callable[[Callable[[], Any]], None]
 
-__all__ = ["CONTEXT_CHECKS", "EXECUTOR_CHECKS", "Odd", "check_context"]
+__all__ = ["CONTEXT_CHECKS", "EXECUTOR_CHECKS", "Odd", "check_context", "shuffled"]
 
 
 class Odd(ValueError):

@@ -20,6 +20,7 @@ from flows import (
     PROCESSES,
     THREAD,
     WORKERS,
+    balanced,
     double,
     in_contexts,
     most_at_once,
@@ -34,6 +35,7 @@ from flows import (
 
 import forkmill as fm
 import tasks
+from forkmill.testing import shuffled
 
 
 def at_once(got: list[Any]) -> int:
@@ -366,6 +368,67 @@ def test_43_order_is_kept_if_asked(kind: str) -> None:
     assert outputs(line) == [*range(60)]
     line = fm.Pipeline().source(range(60)).map(wobble, context=of(kind, 4))
     assert multiset(outputs(line)) == multiset(range(60))
+
+
+@in_contexts(*PARALLEL)
+@pytest.mark.parametrize("width", [1, 4])
+def test_43_a_test_mode_shuffles_what_has_no_order(kind: str, width: int) -> None:
+    line = fm.Pipeline().source(range(60)).map(same, context=of(kind, width), queue_size=20)
+    with shuffled():
+        got = outputs(line)
+        assert multiset(got) == multiset(range(60))
+        assert got != [*range(60)]
+        ordered = fm.Pipeline().source(range(60)).map(same, context=of(kind, width), ordered=True)
+        assert outputs(ordered) == [*range(60)]
+    if width == 1:
+        assert outputs(line) == [*range(60)]
+
+
+@in_contexts(*PARALLEL)
+def test_43_the_test_mode_keeps_what_is_promised(kind: str) -> None:
+    class Line(fm.Pipeline):
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield from range(40)
+
+        @fm.stage(context=of(kind), on_error="skip")
+        def spread(self, x: int) -> Iterator[Any]:
+            for i in range(x % 4):
+                yield x, i
+            if x == 7:
+                raise ValueError(x)
+
+        @spread.on_end
+        def finish(self) -> Iterator[Any]:
+            yield "end", 0
+
+    with shuffled(7) as seed:
+        assert seed == 7
+        result = Line().run()
+    balanced(result)
+    got = result.outputs
+    pairs = [pair for pair in got if pair[0] != "end"]
+    ends = len(got) - len(pairs)
+    assert ends in {THREAD: (1,), WORKERS: (1, 2), FORK: (40,)}[kind]
+    for x in {*range(40)} - {7}:
+        assert [i for y, i in pairs if y == x] == [*range(x % 4)]
+    if kind == THREAD:
+        assert got[-1] == ("end", 0)
+    assert [failure.item for failure in result.failures] == [7]
+
+
+@in_contexts(*PARALLEL)
+def test_43_the_test_mode_waits_for_nobody(kind: str, tmp_path: Path) -> None:
+    with tasks.Gate(tmp_path) as gate, shuffled():
+
+        def work(x: int) -> int:
+            return tasks.pass_gate(gate.path, x) if x == 0 else x
+
+        line = fm.Pipeline().source(range(10)).map(work, context=of(kind, 2), queue_size=1)
+        stream = line.stream()
+        assert 0 not in [next(stream) for _ in range(3)]
+        gate.open()
+        assert sum(1 for _ in stream) == 7
 
 
 @in_contexts(*PARALLEL)

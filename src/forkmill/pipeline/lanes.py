@@ -7,6 +7,7 @@ Guarantees:
       a reorder buffer. So `pending` counts from put until the outputs are handed on (CELL-2).
     * Where order, retries or several edges do not ask for it, nothing is remembered of an item:
       chunks go through as they are.
+    * Where no order is promised there may be none: in tests, `shuffle` sees to it.
 
 Threads: everything belongs to the thread of the engine; the lane rings the engine's bell.
 """
@@ -27,6 +28,7 @@ from .events import short
 from .fuse import ERRORS
 from .graph import stage_hooks
 from .options import Retry
+from .shuffle import mixer
 from .work import initialize, make_work, run_hooks
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class LaneCell(Cell):
         self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
         self._ending = 0  # 1: leftovers are on their way, 2: the lane ends
         self._forks = stage_hooks(stage, "before_fork")
+        self._mixer = None if stage.ordered or stage.inline or self.producing else mixer()
         self.call_hooks = bool(self._forks) and stage.spec.type == "cow_fork"
 
     def wire(self) -> None:
@@ -127,6 +130,8 @@ class LaneCell(Cell):
 
     def due(self) -> float:
         again = self._retries[0][0] if self._retries else NEVER
+        if self._mixer is not None and not self._ready_pieces:
+            again = min(again, self._mixer.due)
         return min(again, super().due())
 
     def load(self) -> float:
@@ -244,7 +249,7 @@ class LaneCell(Cell):
     def _take(self) -> bool:
         pieces = self._ready_pieces
         if not pieces:
-            pieces.extend(self.lane.take_many(0))
+            pieces.extend(self._come_out())
         progress = False
         while pieces and self._has_room():
             piece = pieces.popleft()
@@ -258,11 +263,19 @@ class LaneCell(Cell):
             self.rooms()
         return progress
 
+    def _come_out(self) -> list[Any]:
+        """What has come out of the lane, in the order in which it goes on."""
+        pieces: list[Any] = self.lane.take_many(0)
+        if self._mixer is None:
+            return pieces
+        for piece in pieces:
+            if piece.__class__ is contexts.Batch:
+                self._measured(piece.reports)  # which it loses when it is split
+        return self._mixer.mix(pieces, bool(self.lane.pending))
+
     def _batch(self, piece: Any) -> None:
         """Items that came out together: the fast way, if nothing has to be known of each."""
-        for report in piece.reports:
-            self.sampled += report.seconds
-            self.reservoir.add(report.call)
+        self._measured(piece.reports)
         if self._remember or self.producing:
             for one in piece.split():
                 self._taken(one)
@@ -275,6 +288,11 @@ class LaneCell(Cell):
         self.pending -= n
         if self.kind != "batch" and self.edges_in:
             self.edges_in[0].delivered += n
+
+    def _measured(self, reports: Iterable[Report]) -> None:
+        for report in reports:
+            self.sampled += report.seconds
+            self.reservoir.add(report.call)
 
     def _taken(self, taken: Any) -> None:
         item, outputs, failure, done = taken
@@ -443,6 +461,8 @@ class LaneCell(Cell):
                 self.edges_in[0].dropped += self.pending
         self._records.clear()
         self._ready_pieces.clear()
+        if self._mixer is not None:
+            self._mixer.clear()
         self.pending = 0
         super().close()
 

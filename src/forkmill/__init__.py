@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from .pipeline import (
         ExecutionPlan,
         Failure,
+        Monitor,
         Orchestrator,
         Pipeline,
         RunResult,
@@ -104,6 +105,7 @@ __all__ = [
     "Failure",
     "Future",
     "InitError",
+    "Monitor",
     "Orchestrator",
     "Pipeline",
     "PoolBroken",
@@ -152,6 +154,7 @@ _PIPELINE = frozenset(
     {
         "ExecutionPlan",
         "Failure",
+        "Monitor",
         "Orchestrator",
         "Pipeline",
         "RunResult",

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from flows import (
 
 import forkmill as fm
 import tasks
+from forkmill.pipeline.stats import Reservoir
 
 # ------------------------------------------------------------------ 54, 55: hooks
 
@@ -426,18 +427,109 @@ def test_60_a_watcher_changes_nothing() -> None:
     assert events
 
 
+@in_contexts(*CONTEXTS)
+def test_60_a_monitor_comes_and_goes_and_changes_nothing(kind: str) -> None:
+    stop = threading.Event()
+
+    def rows() -> Iterator[int]:
+        for i in itertools.count():
+            if stop.is_set():
+                return
+            yield i
+
+    line = fm.Pipeline().source(rows, name="rows", queue_size=20)
+    line = line.map(double, context=of(kind), ordered=True, queue_size=20)
+    line = line.filter(lambda x: True, name="last")
+    handle = line.start()
+    monitor = fm.Monitor(keep=3)
+    try:
+        for _ in range(2):
+            monitor.attach(handle)
+            assert monitor.attached
+            wait_until(lambda: monitor.stages)  # it told
+            monitor.pause()
+            seen, missed = monitor.seen, monitor.missed
+            wait_until(lambda missed=missed: monitor.missed > missed)
+            assert monitor.seen == seen
+            monitor.resume()
+            wait_until(lambda seen=seen: monitor.seen > seen)
+            monitor.detach()
+            assert not monitor.attached
+            seen, known = monitor.seen, monitor.stages["last"]["in"]
+            wait_until(lambda known=known: handle.stats()["last"].in_ > known)
+            assert (monitor.seen, monitor.stages["last"]["in"]) == (seen, known)
+    finally:
+        stop.set()
+    monitor.attach(handle)
+    result = ok(handle.result(timeout=30))
+    assert result.outputs == [*range(0, 2 * len(result.outputs), 2)]
+    assert result.stats["last"].in_ == len(result.outputs) and result.stats.sink_errors == 0
+    assert len(monitor.events) == 3 and monitor.events[-1]["kind"] == "run_finished"
+    assert monitor.stages["last"]["in"] == len(result.outputs)
+    assert sum(monitor.kinds.values()) == monitor.seen
+    monitor.detach()
+    monitor.attach(handle)  # over: nothing comes, nothing breaks
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_60_a_method_can_be_detached_as_any_other_sink() -> None:
+    class Sink:
+        def take(self, event: Any) -> None:
+            raise AssertionError("it was detached")
+
+    sink = Sink()
+    gate = threading.Event()
+    handle = fm.Pipeline().source(range(3)).map(lambda x: gate.wait(20) and x).start()
+    handle.attach(sink.take)
+    handle.detach(sink.take)
+    gate.set()
+    assert ok(handle.result(timeout=20)).stats.sink_errors == 0
+
+
 def test_60_figures_are_bounded_however_many_items() -> None:
     def run(number: int) -> int:
         tracemalloc.start()
         try:
-            result = ok(fm.Pipeline().source(range(number)).map(double).sink(same).run())
+            handle = fm.Pipeline().source(range(number)).map(double).sink(same).start()
+            monitor = fm.Monitor(handle, keep=10)
+            result = ok(handle.result(timeout=55))
+            monitor.detach()
             assert result.stats.stages["double"].in_ == number
+            assert len(monitor.events) <= 10
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
     run(100)
-    assert run(100_000) < run(20_000) + 500_000
+    assert run(1_000_000) < run(20_000) + 500_000
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+def test_60_percentiles_of_a_million_are_unbiased(order: str) -> None:
+    number = 1_000_000
+    values = [*range(number)]
+    if order == "falling":
+        values.reverse()
+    elif order == "mixed":
+        values = [i * 611_953 % number for i in values]
+    sums = [0.0, 0.0, 0.0]
+    runs = 3
+    for seed in range(runs):
+        reservoir = Reservoir(seed=seed)
+        for value in values:
+            reservoir.add(value)
+        assert len(reservoir.sample) == reservoir.size == 1024 and reservoir.count == number
+        found = reservoir.percentiles(0.5, 0.9, 0.99)
+        sums = [a + (b or 0) / number for a, b in zip(sums, found, strict=True)]
+    for total, part in zip(sums, (0.5, 0.9, 0.99), strict=True):
+        error = (part * (1 - part) / 1024 / runs) ** 0.5  # of a mean of quantiles of samples
+        assert abs(total / runs - part) < 4 * error
 
 
 # ------------------------------------------------------------------ stream, start, stop

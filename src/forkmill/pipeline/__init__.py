@@ -12,8 +12,10 @@ cells          stages while they run, with their queues and counters; also sourc
 fuse           neighbouring inline stages as one function
 work           what travels to a context
 groups         neighbours on a named pool as one call in the worker
+shuffle        a test mode: no order where none is promised
 stats, events  what a run counts, and tells
 result         what comes out
+monitor        what somebody beside the run sees of it
 load           a pipeline by its name, for command lines
 =============  =============================================================================
 
@@ -38,6 +40,7 @@ from .declare import (
     unbatch,
 )
 from .load import load
+from .monitor import Monitor
 from .options import dead_letter, retry
 from .orchestrator import Orchestrator
 from .plan import ExecutionPlan
@@ -49,6 +52,7 @@ __all__ = [
     "ExecutionPlan",
     "Failure",
     "Handle",
+    "Monitor",
     "Orchestrator",
     "Pipeline",
     "RunResult",

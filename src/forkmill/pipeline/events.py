@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Events:
         self.run = f"{os.getpid()}-{next(_runs)}"
         self.errors = 0
         self._number = 0
+        self._lock = threading.Lock()  # for changes of `sinks`
 
     def emit(self, kind: str, stage: str | None = None, **data: Any) -> None:
         """Tell everybody."""
@@ -62,11 +64,13 @@ class Events:
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called from the next event on."""
-        self.sinks = (*self.sinks, sink)
+        with self._lock:
+            self.sinks = (*self.sinks, sink)
 
     def detach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """No longer call it; nothing if it is not attached."""
-        self.sinks = tuple(s for s in self.sinks if s is not sink)
+        with self._lock:  # a bound method is another object each time, but equal
+            self.sinks = tuple(s for s in self.sinks if s != sink)
 
 
 def short(value: Any) -> str:

@@ -152,6 +152,40 @@ def test_55_fork_hooks(kind: str, forks: int, tmp_path: Path) -> None:
     assert kind != FORK or len(pids) == forks
 
 
+@in_contexts(*PROCESSES)
+def test_55_hooks_of_the_pipeline_come_before_the_stage_s_own(kind: str, tmp_path: Path) -> None:
+    before, after = tasks.Log(tmp_path), tasks.Log(tmp_path)
+
+    class Forks(fm.Pipeline):
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield 1
+
+        @fm.stage(context=of(kind, 1))
+        def work(self, x: int) -> int:
+            return x
+
+        @work.before_fork
+        def own_before(self) -> None:
+            tasks.note_here(before.path, 2)
+
+        @fm.before_fork
+        def whole_before(self) -> None:
+            tasks.note_here(before.path, 1)
+
+        @work.after_fork
+        def own_after(self) -> None:
+            tasks.note_here(after.path, 2)
+
+        @fm.after_fork
+        def whole_after(self) -> None:
+            tasks.note_here(after.path, 1)
+
+    assert outputs(Forks()) == [1]
+    for log in before, after:
+        assert log.entries() == [1, 2]  # the pipeline's, the stage's
+
+
 # ------------------------------------------------------------------ setup, state, on_end
 
 
@@ -282,6 +316,33 @@ def test_56_two_runs_at_once(kind: str) -> None:
     for handle in handles:
         assert multiset(ok(handle.result(timeout=30)).outputs) == multiset(range(0, 100, 2))
         assert handle.done()
+
+
+@in_contexts(*CONTEXTS)
+def test_56_two_instances_at_once_are_independent(kind: str) -> None:
+    class Adds(fm.Pipeline):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.n = n
+            self.got: list[int] = []
+
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield from range(30)
+
+        @fm.stage(context=of(kind))
+        def add(self, x: int) -> int:
+            return x + self.n
+
+        @fm.consumer
+        def keep(self, x: int) -> None:
+            self.got.append(x)
+
+    both = Adds(100), Adds(1000)
+    handles = [one.start() for one in both]
+    for one, handle in zip(both, handles, strict=True):
+        ok(handle.result(timeout=30))
+        assert sorted(one.got) == [*range(one.n, one.n + 30)]
 
 
 # ------------------------------------------------------------------ 58: subclasses

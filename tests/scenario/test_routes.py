@@ -205,7 +205,7 @@ def test_8_round_robin() -> None:
 @in_contexts(THREAD, FORK, WORKERS)
 def test_9_balanced_goes_to_the_idlest(kind: str) -> None:
     def slow(x: int) -> tuple[str, int]:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return "slow", x
 
     def quick(x: int) -> tuple[str, int]:

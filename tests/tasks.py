@@ -150,6 +150,26 @@ class Noted:
         return -item
 
 
+class Spun(Noted):
+    """A task of some 20 us."""
+
+    def __call__(self, item: int) -> int:
+        for _ in range(200):
+            pass
+        return super().__call__(item)
+
+
+class Sized(Noted):
+    """Its results have a size."""
+
+    def __init__(self, log: Log, deadly: dict[int, str], size: int) -> None:
+        super().__init__(log, deadly)
+        self.size = size
+
+    def __call__(self, item: int) -> object:
+        return -super().__call__(item), b"x" * self.size
+
+
 _plan: dict[str, Any] = {}
 
 

@@ -372,6 +372,8 @@ struct fm_zygote_options {
                             * forked ones do not.  -1: none */
     int share_fd;          /* with spawn: another one, the arena's; forked
                             * workers have it as it is.  -1: none */
+    int hint_fd;           /* readable when the caller has something to do in
+                            * the zygote; closed in workers.  -1: none */
 };
 
 /* What a forked worker is given; the descriptors are its own. */
@@ -387,19 +389,30 @@ struct fm_birth {
  */
 int fm_zygote_settle(const int *keep, size_t n, char *const *variables);
 
+typedef struct fm_zygote fm_zygote;
+
 /*
- * Be a zygote.  Call it in a process of its own, with one thread: it sets
- * signal handlers and masks, and waits for all children.  Returns like a
- * fork:
- *   1   in each worker that it forks, at any time: *born is there, signals
- *       are as the zygote needed them, the zygote's descriptors are closed;
- *       the kernel kills the worker when the zygote ends (Linux);
- *   0   in the zygote, when the pool is gone and all workers are reaped;
- *   -errno  in the zygote, before the first birth.
- * Owns: the zygote's descriptors are open until its process ends.
+ * Be a zygote, in a process of its own with one thread: sets signal handlers
+ * and masks; no worker is born yet.  0 or -errno.
+ * Owns: the options are read until the process ends, and the descriptors that
+ * they name stay open as long.
  */
-int fm_zygote_run(const struct fm_zygote_options *options,
-                  struct fm_birth *born);
+int fm_zygote_open(fm_zygote **out, const struct fm_zygote_options *options);
+
+/*
+ * Bear workers and collect their dead.  Waits for all children.  Returns like
+ * a fork:
+ *   1   in each worker that it forks, at any time: *born is there, signals
+ *       are as the zygote needed them, the zygote's descriptors are closed
+ *       and so is the handle; the kernel kills the worker when the zygote
+ *       ends (Linux);
+ *   0   in the zygote, when the pool is gone and all workers are reaped;
+ *   FM_ZYGOTE_HINT  in the zygote, when hint_fd is readable and nothing else
+ *       was to do: read it and call again soon, for meanwhile nobody is
+ *       replaced.
+ */
+enum { FM_ZYGOTE_HINT = 2 };
+int fm_zygote_run(fm_zygote *zygote, struct fm_birth *born);
 
 /* ------------------------------------------------------------------ port */
 

@@ -8,7 +8,8 @@
  *
  * It is C from end to end, although a fork of an interpreter: what it does
  * not touch is never copied, and a worker that it forks finds the interpreter
- * as the pool's process left it, as if forked from there.
+ * as the pool's process left it, as if forked from there.  (One that was
+ * exec'd returns to its interpreter for hints, see fm_zygote_run().)
  *
  * Guarantees
  *   - A worker that dies is reported and replaced at once, with nobody awake
@@ -55,7 +56,7 @@ struct child {
     int64_t due;              /* FM_FOREVER: no birth is due */
 };
 
-struct zygote {
+struct fm_zygote {
     const struct fm_zygote_options *options;
     pid_t pid;
     int control, parent; /* -1: gone */
@@ -68,7 +69,7 @@ struct zygote {
     int64_t *deaths;     /* abnormal ones within deaths_ns, oldest first */
     size_t n_deaths, room;
     int64_t oom_kills;
-    bool stopping, broken;
+    bool begun, stopping, broken;
     int64_t term_at, kill_at;
 };
 
@@ -77,7 +78,7 @@ static int64_t backoff(uint32_t failures)
     return backoff_ns[FM__MIN(failures, ARRAY_LEN(backoff_ns) - 1)];
 }
 
-static void no_births(struct zygote *z)
+static void no_births(fm_zygote *z)
 {
     for (uint32_t i = 0; i < z->options->workers; i++)
         z->children[i].due = FM_FOREVER;
@@ -85,14 +86,14 @@ static void no_births(struct zygote *z)
 
 /* ---------------------------------------------------------------- ladder */
 
-static void kill_all(struct zygote *z, int sig)
+static void kill_all(fm_zygote *z, int sig)
 {
     for (uint32_t i = 0; i < z->options->workers; i++)
         if (z->children[i].pid)
             fm__sys_kill(z->children[i].pid, sig);
 }
 
-static void climb(struct zygote *z)
+static void climb(fm_zygote *z)
 {
     int64_t now = fm_now();
     if (now >= z->kill_at) {
@@ -104,7 +105,7 @@ static void climb(struct zygote *z)
     }
 }
 
-static void stop(struct zygote *z, int ladder)
+static void stop(fm_zygote *z, int ladder)
 {
     int64_t now = fm_now(), term = FM_FOREVER, end = now;
     if (ladder == FM_LADDER_GENTLE) {
@@ -122,7 +123,7 @@ static void stop(struct zygote *z, int ladder)
 }
 
 /* The pool's process is gone: nobody will read anything any more. */
-static void orphaned(struct zygote *z)
+static void orphaned(fm_zygote *z)
 {
     stop(z, FM_LADDER_KILL);
     fm__sys_close(z->control);
@@ -130,7 +131,7 @@ static void orphaned(struct zygote *z)
     z->control = z->parent = -1;
 }
 
-static void tell(struct zygote *z, struct fm_message message, const int *fds,
+static void tell(fm_zygote *z, struct fm_message message, const int *fds,
                  int nfds)
 {
     message.magic = FM_MAGIC;
@@ -141,7 +142,7 @@ static void tell(struct zygote *z, struct fm_message message, const int *fds,
 
 /* ---------------------------------------------------------------- deaths */
 
-static uint16_t oom_flag(struct zygote *z)
+static uint16_t oom_flag(fm_zygote *z)
 {
     int64_t before = z->oom_kills;
     z->oom_kills = fm_sys_oom_kills();
@@ -149,7 +150,7 @@ static uint16_t oom_flag(struct zygote *z)
 }
 
 /* How long the successor of a dead worker has to wait. */
-static int64_t pause_after(struct zygote *z, const struct child *child,
+static int64_t pause_after(fm_zygote *z, const struct child *child,
                            int status)
 {
     if (child->rejected)
@@ -161,7 +162,7 @@ static int64_t pause_after(struct zygote *z, const struct child *child,
 }
 
 /* False: there is no memory to remember it. */
-static bool remember_death(struct zygote *z, int64_t now)
+static bool remember_death(fm_zygote *z, int64_t now)
 {
     if (z->n_deaths == z->room) {
         size_t room = z->room ? 2 * z->room : 16;
@@ -178,7 +179,7 @@ static bool remember_death(struct zygote *z, int64_t now)
     return true;
 }
 
-static void count_death(struct zygote *z, int64_t now)
+static void count_death(fm_zygote *z, int64_t now)
 {
     size_t old = 0;
     while (old < z->n_deaths && now - z->deaths[old] > z->options->deaths_ns)
@@ -204,7 +205,7 @@ static void let_go(struct child *child)
     child->pid = 0;
 }
 
-static void bury(struct zygote *z, uint32_t slot, pid_t pid, int status,
+static void bury(fm_zygote *z, uint32_t slot, pid_t pid, int status,
                  uint64_t rss_kb)
 {
     struct child *child = &z->children[slot];
@@ -234,7 +235,7 @@ static void bury(struct zygote *z, uint32_t slot, pid_t pid, int status,
 
 /* ---------------------------------------------------------------- orders */
 
-static void kill_one(struct zygote *z, const struct fm_message *order)
+static void kill_one(fm_zygote *z, const struct fm_message *order)
 {
     struct child *child = &z->children[order->slot];
     if (!child->pid || child->generation != order->generation)
@@ -245,7 +246,7 @@ static void kill_one(struct zygote *z, const struct fm_message *order)
 }
 
 /* There shall be a worker in the slot, from now on. */
-static void grow(struct zygote *z, struct child *child)
+static void grow(fm_zygote *z, struct child *child)
 {
     if (!z->broken && !z->stopping && !child->pid &&
         child->due == FM_FOREVER)
@@ -260,7 +261,7 @@ static void retire(struct child *child, uint32_t generation)
     child->due = FM_FOREVER; /* it may have died by itself */
 }
 
-static void obey(struct zygote *z)
+static void obey(fm_zygote *z)
 {
     struct fm_message order;
     int fds[FM_MESSAGE_FDS], nfds;
@@ -286,7 +287,7 @@ static void obey(struct zygote *z)
     }
 }
 
-static void reap(struct zygote *z)
+static void reap(fm_zygote *z)
 {
     pid_t pid;
     int status;
@@ -310,7 +311,7 @@ static void reap(struct zygote *z)
 
 /* An interpreter of its own: argv ends with its descriptors, our pid and the
  * shared memory. */
-static int spawn_worker(const struct zygote *z, const int ends[3], pid_t *pid)
+static int spawn_worker(const fm_zygote *z, const int ends[3], pid_t *pid)
 {
     const int values[5] = {ends[0], ends[1], ends[2], z->pid,
                            z->options->share_fd};
@@ -354,7 +355,7 @@ static int spawn_worker(const struct zygote *z, const int ends[3], pid_t *pid)
 }
 
 /* In the forked child: let go of all that is the zygote's. */
-static void become_worker(struct zygote *z, const int ends[3],
+static void become_worker(fm_zygote *z, const int ends[3],
                           struct fm_birth *born)
 {
     if (fm_sys_die_with_parent(z->pid) < 0)
@@ -367,8 +368,10 @@ static void become_worker(struct zygote *z, const int ends[3],
     fm__sys_close(z->options->spawn_fd);
     for (int i = 0; i < 5; i++)
         fm__sys_close(z->first[i]);
+    fm__sys_close(z->options->hint_fd);
     free(z->children);
     free(z->deaths);
+    free(z);
     *born = (struct fm_birth){ends[0], ends[1], ends[2]};
 }
 
@@ -385,13 +388,13 @@ static int make_channel(int made[5])
     return FM__MIN(made[4], 0);
 }
 
-static void forget_first(struct zygote *z)
+static void forget_first(fm_zygote *z)
 {
     memset(z->first, -1, sizeof z->first);
 }
 
 /* Start one worker and send the pool its ends.  1: this is the worker. */
-static int bear(struct zygote *z, uint32_t slot, struct fm_birth *born)
+static int bear(fm_zygote *z, uint32_t slot, struct fm_birth *born)
 {
     int made[5] = {-1, -1, -1, -1, -1}; /* task, result, slot */
     bool early = slot == 0 && z->first[0] >= 0;
@@ -448,7 +451,7 @@ static int bear(struct zygote *z, uint32_t slot, struct fm_birth *born)
 }
 
 /* Start the workers that are due.  1: this is one of them. */
-static int give_birth(struct zygote *z, struct fm_birth *born)
+static int give_birth(fm_zygote *z, struct fm_birth *born)
 {
     int64_t now = fm_now();
     for (uint32_t i = 0; i < z->options->workers; i++) {
@@ -475,10 +478,11 @@ static int give_birth(struct zygote *z, struct fm_birth *born)
 
 /* ------------------------------------------------------------------ loop */
 
-static void wait_news(struct zygote *z)
+/* True: there is a hint. */
+static bool wait_news(fm_zygote *z)
 {
     int64_t until = FM__MIN(z->term_at, z->kill_at);
-    int fds[3] = {z->watch}, n = 1, parent_at = -1;
+    int fds[4] = {z->watch}, n = 1, parent_at = -1, hint_at = -1;
     for (uint32_t i = 0; i < z->options->workers; i++)
         until = FM__MIN(until, z->children[i].due);
     if (until != FM_FOREVER)
@@ -487,11 +491,14 @@ static void wait_news(struct zygote *z)
         fds[n++] = z->control;
     if (z->parent >= 0)
         fds[parent_at = n++] = z->parent;
+    if (z->options->hint_fd >= 0 && !z->stopping)
+        fds[hint_at = n++] = z->options->hint_fd;
     int ready = fm_sys_wait_readable(fds, n, until);
     if (ready > 0 && ready & 1)
         fm__sys_watch_clear(z->watch);
     if (ready > 0 && parent_at > 0 && ready >> parent_at & 1)
         orphaned(z);
+    return ready > 0 && hint_at > 0 && ready >> hint_at & 1;
 }
 
 /*
@@ -536,52 +543,56 @@ int fm_zygote_settle(const int *keep, size_t n, char *const *variables)
     return fm_sys_silence_others(keep, n);
 }
 
-static int open_zygote(struct zygote *z)
+int fm_zygote_open(fm_zygote **out, const struct fm_zygote_options *options)
 {
-    size_t size = z->options->workers * sizeof *z->children;
+    fm_zygote *z = fm__malloc(sizeof *z);
+    struct child *children = fm__calloc(options->workers * sizeof *children);
     calm_signals();
-    z->watch = fm__sys_watch_children();
-    if (z->watch < 0)
-        return z->watch;
-    z->children = fm__calloc(size);
-    if (!z->children)
-        return -ENOMEM;
-    uint32_t least = z->options->least ? z->options->least
-                                       : z->options->workers;
-    int64_t others = z->first[0] >= 0 ? fm_now() + ALONE_NS : 0;
-    for (uint32_t i = 0; i < z->options->workers; i++) {
-        memset(z->children[i].held, -1, sizeof z->children[i].held);
-        z->children[i].due = i >= least ? FM_FOREVER : i ? others : 0;
+    int watch = z && children ? fm__sys_watch_children() : -ENOMEM;
+    if (watch < 0) {
+        free(children);
+        free(z);
+        return watch;
     }
+    *z = (fm_zygote){.options = options,
+                     .pid = getpid(),
+                     .control = options->control_fd,
+                     .parent = options->parent_fd,
+                     .watch = watch,
+                     .children = children,
+                     .oom_kills = -1,
+                     .term_at = FM_FOREVER,
+                     .kill_at = FM_FOREVER};
+    memcpy(z->first, options->first, sizeof z->first);
+    uint32_t least = options->least ? options->least : options->workers;
+    int64_t others = options->first[0] >= 0 ? fm_now() + ALONE_NS : 0;
+    for (uint32_t i = 0; i < options->workers; i++) {
+        memset(children[i].held, -1, sizeof children[i].held);
+        children[i].due = i >= least ? FM_FOREVER : i ? others : 0;
+    }
+    *out = z;
     return 0;
 }
 
-int fm_zygote_run(const struct fm_zygote_options *options,
-                  struct fm_birth *born)
+int fm_zygote_run(fm_zygote *z, struct fm_birth *born)
 {
-    struct zygote z = {.options = options,
-                       .pid = getpid(),
-                       .control = options->control_fd,
-                       .parent = options->parent_fd,
-                       .oom_kills = -1,
-                       .term_at = FM_FOREVER,
-                       .kill_at = FM_FOREVER};
-    memcpy(z.first, options->first, sizeof z.first);
-    int rc = open_zygote(&z);
-    if (rc < 0)
-        return rc;
-    if (give_birth(&z, born))
-        return 1;
-    z.oom_kills = fm_sys_oom_kills();
-    while (z.living > 0 || !z.stopping) {
-        wait_news(&z);
+    if (!z->begun) {
+        z->begun = true;
+        if (give_birth(z, born))
+            return 1;
+        z->oom_kills = fm_sys_oom_kills();
+    }
+    while (z->living > 0 || !z->stopping) {
+        bool hint = wait_news(z);
         /* Orders before deaths: what dies because of a STOP is not
          * replaced. */
-        obey(&z);
-        reap(&z);
-        climb(&z);
-        if (!z.stopping && give_birth(&z, born))
+        obey(z);
+        reap(z);
+        climb(z);
+        if (!z->stopping && give_birth(z, born))
             return 1;
+        if (hint && !z->stopping)
+            return FM_ZYGOTE_HINT; /* whoever died has its successor */
     }
     return 0; /* what is left ends with the process */
 }

@@ -9,6 +9,7 @@ struct talk {
     pid_t zygote;
     struct fm_message said; /* last */
     int fds[FM_MESSAGE_FDS], nfds;
+    const int *hints; /* a pipe, or NULL: the zygote is given none */
 };
 
 /* A worker: the first byte of its task pipe is its exit code. */
@@ -27,6 +28,7 @@ static void start(struct talk *talk, struct fm_zygote_options options)
     options.control_fd = pair[1];
     options.parent_fd = -1;
     options.spawn_fd = options.share_fd = -1;
+    options.hint_fd = talk->hints ? talk->hints[0] : -1;
     if (options.workers == 0)
         options.workers = 1;
     talk->zygote = fork();
@@ -34,9 +36,18 @@ static void start(struct talk *talk, struct fm_zygote_options options)
     if (talk->zygote == 0) {
         struct fm_birth born;
         close(pair[0]);
-        int rc = fm_zygote_run(&options, &born);
-        if (rc == 1)
+        fm_zygote *zygote;
+        int rc = fm_zygote_open(&zygote, &options);
+        CHECK_EQ(rc, 0);
+        /* A hint's answer: the byte goes back over the other pipe. */
+        for (uint8_t byte; (rc = fm_zygote_run(zygote, &born)) ==
+                           FM_ZYGOTE_HINT;)
+            CHECK(read(talk->hints[0], &byte, 1) == 1 &&
+                  write(talk->hints[3], &byte, 1) == 1);
+        if (rc == 1) {
+            CHECK(!talk->hints || !is_open(talk->hints[0]));
             work(&born);
+        }
         _exit(rc == 0 ? 0 : 1);
     }
     close(pair[1]);
@@ -75,7 +86,7 @@ static const struct fm_zygote_options plain = {
 
 TEST(a_dead_worker_is_reported_and_replaced)
 {
-    struct talk talk;
+    struct talk talk = {0};
     start(&talk, plain);
     hear(&talk, FM_REPORT_BORN);
     CHECK_EQ(talk.nfds, FM_MESSAGE_FDS);
@@ -98,7 +109,7 @@ TEST(a_dead_worker_is_reported_and_replaced)
 
 TEST(more_deaths_than_allowed_end_the_replacements)
 {
-    struct talk talk;
+    struct talk talk = {0};
     struct fm_zygote_options options = plain;
     options.most_deaths = 2;
     start(&talk, options);
@@ -118,7 +129,7 @@ TEST(more_deaths_than_allowed_end_the_replacements)
 
 TEST(a_kill_is_obeyed_and_counts_for_nothing)
 {
-    struct talk talk;
+    struct talk talk = {0};
     struct fm_zygote_options options = plain;
     options.most_deaths = 0;
     start(&talk, options);
@@ -145,7 +156,7 @@ TEST(a_kill_is_obeyed_and_counts_for_nothing)
 
 TEST(it_ends_with_its_workers_when_the_pools_process_is_gone)
 {
-    struct talk talk;
+    struct talk talk = {0};
     struct fm_zygote_options options = plain;
     options.workers = 3;
     start(&talk, options);
@@ -173,7 +184,7 @@ static void make_first(int first[5])
 
 TEST(what_is_written_before_the_first_worker_is_there_reaches_it)
 {
-    struct talk talk;
+    struct talk talk = {0};
     struct fm_zygote_options options = plain;
     int *first = options.first;
     make_first(first);
@@ -246,4 +257,31 @@ TEST(others_pipes_are_silenced_and_the_environment_is_added_to)
     CHECK_EQ(read(kept[0], &byte, 1), 1);
     CHECK_EQ(strcmp(getenv("FORKMILL_TEST"), "yes"), 0);
     _exit(0);
+}
+
+TEST(a_hint_comes_back_to_the_caller_and_nothing_is_lost)
+{
+    int pipes[4];
+    uint8_t byte;
+    struct talk talk = {.hints = pipes};
+    CHECK(fm_sys_pipe(pipes) == 0 && fm_sys_pipe(pipes + 2) == 0);
+    start(&talk, plain);
+    hear(&talk, FM_REPORT_BORN);
+    for (int i = 1; i <= 3; i++) {
+        CHECK_EQ(write(pipes[1], "ab", 2), 2);
+        CHECK_EQ(write(talk.fds[1], "\1", 1), 1); /* and a death meanwhile */
+        drop_fds(&talk);
+        CHECK(read(pipes[2], &byte, 1) == 1 && byte == 'a');
+        CHECK(read(pipes[2], &byte, 1) == 1 && byte == 'b');
+        hear(&talk, FM_REPORT_DIED);
+        hear(&talk, FM_REPORT_BORN);
+        CHECK_EQ(talk.said.generation, i + 1);
+    }
+    CHECK_EQ(write(pipes[1], "late", 4), 4); /* the end goes first */
+    drop_fds(&talk);
+    say(&talk, (struct fm_message){.kind = FM_REPORT_STOP,
+                                   .status = FM_LADDER_KILL});
+    finish(&talk);
+    for (int i = 0; i < 4; i++)
+        close(pipes[i]);
 }

@@ -671,8 +671,10 @@ cdef class Zygote:
         spawn: Arguments (bytes) that execute a worker, less its numbers; empty: they are forked.
         spawn_fd: A descriptor that spawned workers get, and forked ones do not; -1: none.
         share_fd: The arena's, for spawned workers; -1: none.
+        hint_fd: With run(): what it returns for; closed in workers. -1: none.
     """
 
+    cdef fm_zygote *state  # NULL: not begun, or this is a worker
     cdef fm_zygote_options options
     cdef fm_birth born
     cdef int *keep
@@ -683,7 +685,8 @@ cdef class Zygote:
 
     def __cinit__(self, int control, int parent, uint32_t workers, deaths, double seconds,
                   int refused, *, uint32_t least=0, keep=(), bint early=False, environment=None,
-                  spawn=(), int spawn_fd=-1, int share_fd=-1):
+                  spawn=(), int spawn_fd=-1, int share_fd=-1, int hint_fd=-1):
+        self.state = NULL
         self.options.control_fd = control
         self.options.parent_fd = parent
         self.options.workers = workers
@@ -693,6 +696,7 @@ cdef class Zygote:
         self.options.refused_status = refused
         self.options.spawn_fd = spawn_fd
         self.options.share_fd = share_fd
+        self.options.hint_fd = hint_fd
         self.options.spawn = NULL
         memset(self.options.first, -1, sizeof(self.options.first))
         if early:
@@ -777,17 +781,28 @@ cdef class Zygote:
         return pid
 
     def run(self):
-        """Be the zygote of this process. Returns in workers that it forks, and nowhere else."""
+        """Be the zygote of this process: True in workers that it forks; else there is a hint.
+
+        Then read hint_fd and call again: until that no worker is replaced.
+        """
         PyOS_BeforeFork()
         PyGC_Disable()
-        self._run()
+        return self._run()
 
-    cdef int _run(self) except -1:
-        cdef int rc = fm_zygote_run(&self.options, &self.born)
+    cdef bint _run(self) except -1:
+        cdef int rc = 0
+        if self.state is NULL:
+            rc = fm_zygote_open(&self.state, &self.options)
+        if rc == 0:
+            rc = fm_zygote_run(self.state, &self.born)
+        if rc == FM_ZYGOTE_HINT:
+            PyOS_AfterFork_Parent()
+            return False
         if rc != 1:
             c_exit(_FAILED if rc < 0 else 0)
+        self.state = NULL
         PyOS_AfterFork_Child()
-        return 0
+        return True
 
     @property
     def ends(self):

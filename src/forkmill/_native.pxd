@@ -140,12 +140,17 @@ cdef extern from "forkmill.h" nogil:
         int first[5]
         int spawn_fd
         int share_fd
+        int hint_fd
     struct fm_birth:
         int task_fd
         int result_fd
         int slot_fd
     int fm_zygote_settle(const int *keep, size_t n, char **variables) nogil
-    int fm_zygote_run(const fm_zygote_options *options, fm_birth *born) nogil
+    ctypedef struct fm_zygote:
+        pass
+    int fm_zygote_open(fm_zygote **out, const fm_zygote_options *options) nogil
+    enum: FM_ZYGOTE_HINT
+    int fm_zygote_run(fm_zygote *zygote, fm_birth *born) nogil
     enum: FM_CLAIMS
     enum: FM_RING
     enum: FM_CRASH

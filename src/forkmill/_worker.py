@@ -20,7 +20,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _native, _stacks
+from . import _imports, _native, _stacks
 from .errors import SerializationError
 
 if TYPE_CHECKING:
@@ -71,12 +71,13 @@ class Worker:
 
     retry_type = _RetryCall
 
-    def __init__(self, codec: Any, max_tasks: int, max_rss_kb: int) -> None:
+    def __init__(self, codec: Any, max_tasks: int, max_rss_kb: int, imports_fd: int = -1) -> None:
         self.codec = codec
         self.dumps = codec.dumps_result
         self.loads = codec.loads
         self.max_tasks = max_tasks
         self.max_rss_kb = max_rss_kb
+        self._imports = _imports.Reporter(imports_fd)
         self._functions: dict[int, tuple[int, Any, BaseException | None]] = {}
         self._blobs: dict[int, tuple[int, bytes]] = {}
 
@@ -96,7 +97,8 @@ class Worker:
         if index in self._blobs:
             serial, blob = self._blobs.pop(index)
             try:
-                self._functions[index] = (serial, self.codec.load_function(blob), None)
+                with self._imports:
+                    self._functions[index] = (serial, self.codec.load_function(blob), None)
             except Exception as error:
                 self._functions[index] = (serial, None, error)
         if index not in self._functions:
@@ -293,7 +295,7 @@ def main(config: Config, ends: tuple[int, int, int]) -> int:
         _flush_streams()
         return EXIT_REFUSED
     try:
-        port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb))
+        port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb, config.imports_fd))
     except BrokenPipeError:
         return EXIT_FAILED  # nobody reads: the pool is gone
     port.retire()  # whoever ends in order is no casualty
@@ -304,7 +306,8 @@ def main(config: Config, ends: tuple[int, int, int]) -> int:
 def _start(config: Config, port: Any) -> bool:
     """Run the initializer; False if it failed, which the pool has been told then."""
     try:
-        _load_payload(config)
+        with _imports.Reporter(config.imports_fd):
+            _load_payload(config)
         if config.initializer is not None:
             config.initializer(*config.initargs)
             if port.forked:

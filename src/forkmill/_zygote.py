@@ -25,7 +25,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _codec, _native, _worker
+from . import _codec, _imports, _native, _worker
 from ._worker import EXIT_FAILED, EXIT_REFUSED
 
 if TYPE_CHECKING:
@@ -79,11 +79,13 @@ class Config:
             `payload` is inherit and the calls, encoded.
         flushed, stdin, caps: Set by start_fork(): nothing that was printed is inherited; what
             becomes sys.stdin of workers, if it could be made; what their environment lacks.
+        imports_fd: Set in an exec'd zygote: where its workers report what they had to import; -1.
         pidfd: Set by both: whether the zygote can watch this process.
     """
 
-    __slots__ = (*_PLAIN, "arena_fd", "argv", "caps", "codec", "finalizer", "flushed", "inherit",
-                 "initargs", "initializer", "keep_fds", "payload", "pidfd", "stdin")  # fmt: skip
+    __slots__ = (*_PLAIN, "arena_fd", "argv", "caps", "codec", "finalizer", "flushed", "imports_fd",
+                 "inherit", "initargs", "initializer", "keep_fds", "payload", "pidfd",
+                 "stdin")  # fmt: skip
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class Config:
         stdin: Any = None,
         caps: Any = None,
         tag_output: bool = False,
+        imports_fd: int = -1,
     ) -> None:
         self.workers = workers
         self.least = least or workers
@@ -135,6 +138,7 @@ class Config:
         self.caps = caps
         self.pidfd = True
         self.tag_output = tag_output
+        self.imports_fd = imports_fd
 
 
 # ------------------------------------------------------------------- forked from the user's process
@@ -449,7 +453,12 @@ def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
     config = _read_config(config_fd, _Boot.offset)
     config.arena_fd = arena
     sys.argv[:] = config.argv
-    spawn = _arguments("worker", config_fd, _Boot.offset) if config.method == "spawn" else ()
+    spawn: Sequence[str] = ()
+    hints = -1
+    if config.method == "spawn":
+        spawn = _arguments("worker", config_fd, _Boot.offset)
+    else:
+        hints, config.imports_fd = _imports.open_pipe()
     zygote = _zygote(
         config,
         control,
@@ -457,8 +466,10 @@ def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
         spawn=[os.fsencode(word) for word in spawn],
         spawn_fd=config_fd,
         share_fd=arena,
+        hint_fd=hints,
     )
-    zygote.run()
+    while not zygote.run():
+        _imports.take(hints)
     _run_forked(config, zygote)
 
 

@@ -121,23 +121,12 @@ def test_deaths_among_results_of_any_size(size: int, tmp_path: Path) -> None:
     n = 40 if size >= 100_000 else 400
     deadly = {n // 3: "kill", n // 2: "exit0", n - 1: "kill"}
     with fm.ProcessPool(2, start_method="fork", restarts=PLENTY) as pool:
-        task = Sized(log, deadly, size)
+        task = tasks.Sized(log, deadly, size)
         results = list(pool.map(task, range(n), return_exceptions=True, chunksize=13))
     assert [i for i, r in enumerate(results) if isinstance(r, fm.WorkerDied)] == sorted(deadly)
     assert all(r == (i, b"x" * size) for i, r in enumerate(results) if i not in deadly)
     assert set(log.counts().values()) == {1}
     assert len(log.counts()) == n
-
-
-class Sized(tasks.Noted):
-    """Its results have a size."""
-
-    def __init__(self, log: tasks.Log, deadly: dict[int, str], size: int) -> None:
-        super().__init__(log, deadly)
-        self.size = size
-
-    def __call__(self, item: int) -> object:
-        return -super().__call__(item), b"x" * self.size
 
 
 @pytest.mark.parametrize("method", FAST)
@@ -150,9 +139,9 @@ def test_workers_killed_from_outside_at_random_times(
     n = 30_000
     with (
         fm.ProcessPool(3, start_method=method, restarts=PLENTY) as pool,
-        killer(pool, method) as kills,
+        killer(pool) as kills,
     ):
-        results = list(pool.map(Spun(log), iter(range(n)), return_exceptions=True))
+        results = list(pool.map(tasks.Spun(log), iter(range(n)), return_exceptions=True))
     counts = log.counts()
     assert len(results) == n
     assert max(counts.values()) == 1, "an item ran twice"
@@ -169,29 +158,15 @@ def test_workers_killed_from_outside_at_random_times(
     assert stats.died == len(died)
 
 
-class Spun(tasks.Noted):
-    """A task of some 20 us."""
-
-    def __call__(self, item: int) -> int:
-        for _ in range(200):
-            pass
-        return super().__call__(item)
-
-
 @contextlib.contextmanager
-def killer(pool: fm.ProcessPool, method: str):
-    """Kill random workers, some 50 a second, until the end of the block.
-
-    Under zygote, 100 at most: there each worker first imports what its function needs, which can
-    take as long as it lives here, and then nothing gets done.
-    """
-    most = 100 if method == "zygote" else 10_000
+def killer(pool: fm.ProcessPool):
+    """Kill random workers, some 50 a second, until the end of the block."""
     kills: list[int] = []
     stop = threading.Event()
 
     def run() -> None:
         dice = random.Random()
-        while len(kills) < most and not stop.wait(dice.random() * 0.04):
+        while not stop.wait(dice.random() * 0.04):
             workers = [w for w in pool.workers() if w.pid]
             if workers:
                 victim = dice.choice(workers)
@@ -224,7 +199,7 @@ def test_submits_while_workers_are_killed(method: str, tmp_path: Path) -> None:
         except BaseException as error:
             errors.append(error)
 
-    with fm.ProcessPool(3, start_method=method, restarts=PLENTY) as pool, killer(pool, method):
+    with fm.ProcessPool(3, start_method=method, restarts=PLENTY) as pool, killer(pool):
         crew = [threading.Thread(target=work, args=(i,)) for i in range(threads)]
         for thread in crew:
             thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -328,3 +329,62 @@ def test_the_quota_is_not_read_if_it_cannot_matter(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_process, "_affinity", lambda: 4)
     monkeypatch.setattr(_process, "_quotas", lambda: pytest.fail("the quota was read"))
     assert _process.cpus_each(3) == 1
+
+
+def loaded(pool: fm.ProcessPool, *names: str) -> set[str]:
+    """Which of these modules a worker has; asked by builtins, which import none."""
+    code = f"[n for n in {names!r} if n in __import__('sys').modules]"
+    return set(pool.submit(eval, code).result())
+
+
+def replace(pool: fm.ProcessPool) -> None:
+    """The only worker is another one from here on."""
+    old = pool.submit(os.getpid).result()
+    os.kill(old, signal.SIGKILL)
+    tasks.eventually(lambda: pool.workers() and pool.workers()[0].pid not in (0, old))
+
+
+def test_a_zygote_imports_what_its_workers_had_to() -> None:
+    """A replaced worker would import it all again; but what is the user's, it does."""
+    with fm.ProcessPool(1, start_method="zygote", restarts=(10_000, 10)) as pool:
+        assert loaded(pool, "asyncio", "tasks") == set()
+        pool.submit(tasks.pid).result()
+        assert loaded(pool, "asyncio", "tasks") == {"asyncio", "tasks"}
+
+        def known() -> set[str]:
+            replace(pool)
+            return loaded(pool, "asyncio", "tasks")
+
+        tasks.eventually(lambda: known() == {"asyncio"})
+        assert pool.submit(tasks.negative, 1).result() == -1
+
+
+def test_an_import_ahead_that_goes_wrong_harms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that raises, exits or is not there; in the worker it was fine."""
+    monkeypatch.syspath_prepend(tmp_path)
+    hook = """
+        import sys
+        class Hook:
+            def find_spec(self, name, path=None, target=None):
+                if name in ("wave", "colorsys") and "hooked" not in sys.modules:
+                    raise SystemExit(name) if name == "wave" else RuntimeError(name)
+        sys.meta_path.insert(0, Hook())
+    """
+    (tmp_path / "sitecustomize.py").write_text(dedent(hook))
+    (tmp_path / "hooked.py").write_text("import wave, colorsys, plistlib\nclass C: pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    import hooked
+
+    with fm.ProcessPool(1, start_method="zygote", restarts=(10_000, 10)) as pool:
+        names = "hooked", "wave", "colorsys", "plistlib"
+        assert type(pool.submit(hooked.C).result()).__name__ == "C"
+        assert loaded(pool, *names) == set(names)
+
+        def known() -> set[str]:
+            replace(pool)
+            return loaded(pool, *names)
+
+        tasks.eventually(lambda: known() == {"plistlib"})
+        assert type(pool.submit(hooked.C).result()).__name__ == "C"

@@ -1,0 +1,144 @@
+"""What a worker reports of its imports, and what a zygote makes of any report."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from forkmill import _imports
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = _imports.open_pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+def reported(fd: int) -> list[str]:
+    names = []
+    try:
+        while record := os.read(fd, _imports._SIZE):
+            names.append(record.rstrip(b"\0").decode())
+    except BlockingIOError:
+        pass
+    return names
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_the_new_ones_of_the_standard_library_are_reported(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(monkeypatch, "colorsys", "wave")
+    with _imports.Reporter(pipe[1]):
+        import colorsys  # noqa: F401
+        import wave  # noqa: F401
+
+        monkeypatch.setitem(sys.modules, "users_own", ModuleType("users_own"))
+    names = reported(pipe[0])
+    assert {"colorsys", "wave"} <= set(names)
+    assert "users_own" not in names
+
+
+def test_a_users_module_by_the_name_of_a_standard_one_is_not(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+) -> None:
+    forget(monkeypatch, "colorsys")
+    with open(os.path.join(tmp_path, "colorsys.py"), "w") as file:
+        file.write("MINE = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with _imports.Reporter(pipe[1]):
+        import colorsys
+
+        assert colorsys.MINE
+    assert "colorsys" not in reported(pipe[0])
+    del sys.modules["colorsys"]
+
+
+def test_nothing_is_reported_beside_a_thread(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(monkeypatch, "colorsys")
+    go = threading.Event()
+    thread = threading.Thread(target=go.wait)
+    thread.start()
+    with _imports.Reporter(pipe[1]):
+        try:
+            import colorsys  # noqa: F401
+
+            with contextlib.suppress(ImportError):
+                import users_own  # noqa: F401
+            assert reported(pipe[0]) == []
+        finally:
+            go.set()
+            thread.join()
+    assert reported(pipe[0]) == []
+
+
+def test_what_has_ended_is_reported_when_the_next_begins(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]
+) -> None:
+    """A worker may be killed at any moment of an import that takes long."""
+    forget(monkeypatch, "colorsys", "wave")
+    source = f"import colorsys, wave, os; at_once = os.read({pipe[0]}, 64).rstrip(bytes(1))"
+    with open(os.path.join(tmp_path, "users_own.py"), "w") as file:
+        file.write(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    finders = list(sys.meta_path)
+    with _imports.Reporter(pipe[1]):
+        import users_own
+
+    assert users_own.at_once == b"colorsys"
+    assert "users_own" not in reported(pipe[0])
+    assert sys.meta_path == finders
+    del sys.modules["users_own"]
+
+
+def test_a_full_or_closed_pipe_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_fd, write_fd = _imports.open_pipe()
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(write_fd, bytes(4096))
+    forget(monkeypatch, "colorsys")
+    with _imports.Reporter(write_fd):
+        import colorsys  # noqa: F401
+    os.close(write_fd)
+    forget(monkeypatch, "colorsys")
+    with _imports.Reporter(write_fd):
+        import colorsys  # noqa: F401, F811
+    os.close(read_fd)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"\0" * 64, b"\xff" * 64, b"x", b"..", b"os.path." * 8, b"forkmill..x", b"users_own"],
+)
+def test_garbage_is_passed_over(
+    pipe: tuple[int, int], garbage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the bytes: nothing but a module of the standard library is imported by them."""
+    forget(monkeypatch, "colorsys")
+    os.write(pipe[1], garbage.ljust(64, b"\0") + b"colorsys".ljust(64, b"\0"))
+    _imports.take(pipe[0])
+    assert "colorsys" in sys.modules
+    assert "users_own" not in sys.modules
+
+
+def test_one_import_at_a_time(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch, "colorsys", "this")
+    os.write(pipe[1], b"".join(n.ljust(64, b"\0") for n in (b"os", b"colorsys", b"sndhdr", b"os")))
+    _imports.take(pipe[0])
+    assert "colorsys" in sys.modules
+    assert reported(pipe[0]) == ["sndhdr", "os"]
+    _imports.take(pipe[0])  # nothing there

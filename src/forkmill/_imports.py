@@ -5,8 +5,8 @@
     worker: Reporter, while it loads a function ──names, one a record──▶ pipe ──▶ zygote: take()
 
 A worker of an exec'd zygote begins with next to nothing imported. Its function's module pulls in
-what it needs, and most of that is the standard library: of 60 ms for a module that uses asyncio, 50.
-A worker that replaces a dead one would pay that again before it can do anything.
+what it needs, and most of that is often the standard library: 50 ms for asyncio. A worker that
+replaces a dead one would pay that again before it can do anything.
 
 Guarantees:
     * Only modules of the standard library and of this package are imported ahead, where the worker
@@ -14,8 +14,8 @@ Guarantees:
       The user's modules and those of other packages are imported by each worker itself: what they
       set up then (generators, connections, pools of threads; in an environment that an initializer
       has changed) is its own.
-    * Best effort: nothing waits for it and nothing fails by it. A report that finds the pipe full is
-      lost, an import that raises is passed over.
+    * Best effort: nothing waits for it and nothing fails by it. A report that finds the pipe full
+      is lost, an import that raises is passed over.
     * One import a turn of the zygote's loop: deaths and orders wait for one at the most.
 
 Threads: one, the worker's or the zygote's first.
@@ -61,7 +61,7 @@ class Reporter:
     def __enter__(self) -> None:
         if self._fd >= 0:
             self._known = len(sys.modules)
-            sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+            sys.meta_path.insert(0, self)
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:

@@ -112,11 +112,11 @@ def test_a_full_or_closed_pipe_is_no_trouble(monkeypatch: pytest.MonkeyPatch) ->
             os.write(write_fd, bytes(4096))
     forget(monkeypatch, "colorsys")
     with _imports.Reporter(write_fd):
-        import colorsys  # noqa: F401
+        import colorsys
     os.close(write_fd)
     forget(monkeypatch, "colorsys")
     with _imports.Reporter(write_fd):
-        import colorsys  # noqa: F401, F811
+        import colorsys  # noqa: F401
     os.close(read_fd)
 
 

@@ -329,6 +329,9 @@ void fm_arena_unref(fm_arena *arena)
         return;
     if (foreign(arena)) { /* all but the views' memory is gone already */
         unmap_places(arena);
+        free(arena->fresh); /* of the fork that made this process */
+        for (struct witness *w; (w = arena->witnesses); free(w))
+            arena->witnesses = w->next;
     } else {
         pthread_mutex_lock(&lock);
         for (fm_arena **at = &arenas; *at; at = &(*at)->next)
@@ -751,8 +754,13 @@ static uint8_t *reference(uint8_t *p, uint64_t size)
     if (size < sizeof head || p[0] != FM_TAG_LONG)
         return NULL;
     memcpy(&head, p, sizeof head);
-    if (head.what == FM_WHAT_OUTPUT)
-        return reference(p + sizeof head, size - sizeof head);
+    if (head.what == FM_WHAT_OUTPUT) {
+        p += sizeof head;
+        size -= sizeof head;
+        if (size < sizeof head || p[0] != FM_TAG_LONG)
+            return NULL;
+        memcpy(&head, p, sizeof head);
+    }
     if (!(head.flags & FM_LONG_ARENA) ||
         size < sizeof head + sizeof(struct fm_segment))
         return NULL;
@@ -769,7 +777,9 @@ int fm__arena_take_in(fm_arena *arena, uint8_t *record, uint64_t size)
     if (rc < 0)
         return rc;
     memcpy(&segment, at, sizeof segment);
-    rc = hand_over(arena, &segment);
+    /* What the pool has may have views: no worker can give it away. */
+    rc = owner_of(segment.word) < FIRST_WORKER ? FM_EPROTO
+                                               : hand_over(arena, &segment);
     memcpy(at, &segment, sizeof segment);
     leave(arena);
     return rc < 0 ? rc : 1;

@@ -705,6 +705,12 @@ int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
     return n;
 }
 
+static int64_t running_ns(const fm_slot *page)
+{
+    int64_t now = fm_now(), start = atomic_load(&page->t_start);
+    return start > 0 && start < now ? now - start : 0;
+}
+
 int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
 {
     if (fm__pool_foreign(pool))
@@ -729,7 +735,7 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
         out[i].rss_kb = atomic_load(&w->page->rss_kb);
         out[i].busy_ns = atomic_load(&w->page->busy_ns);
         if (running && running->chunk->options.timeout_ns > 0)
-            out[i].running_ns = fm_now() - atomic_load(&w->page->t_start);
+            out[i].running_ns = running_ns(w->page);
     }
     fm__pool_unlock(pool);
     return (int)pool->options.workers;

@@ -96,7 +96,9 @@ enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number)
 bool fm__slot_ahead(const fm_slot *slot, uint64_t from)
 {
     uint64_t sent = atomic_load(&slot->sent);
-    return sent == from && atomic_load(&slot->out_end) > from;
+    uint64_t end = atomic_load(&slot->out_end);
+    /* No more than can be taken, or a page that lies keeps the pool awake. */
+    return sent == from && end > from && end - from <= FM_RING;
 }
 
 size_t fm__slot_take(fm_slot *slot, uint64_t from, uint8_t *out, size_t room)

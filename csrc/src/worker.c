@@ -128,6 +128,8 @@ bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n)
     /* Not what it still owes: recalled tasks are off the list, but their
      * frames lie in the pipe until the worker has looked at their claims. */
     uint64_t oldest = atomic_load(&worker->page->seen);
+    if (worker->next_number - oldest > FM_CLAIMS)
+        oldest = worker->next_number; /* never so: somebody wrote to it */
     if (!fm__list_empty(&worker->pieces)) {
         const struct fm__piece *p =
             FM__OF(worker->pieces.next, struct fm__piece, queue);
@@ -215,6 +217,7 @@ static void learn(struct fm__worker *worker)
     if (worker->spent <= 0 || worker->settled_since == 0)
         return;
     int64_t each = FM__MAX(worker->spent / worker->settled_since, 1);
+    each = FM__MIN(each, INT64_MAX / 4); /* it is only what the page says */
     int64_t old = worker->task_ns ? worker->task_ns : each;
     worker->task_ns = each < old ? (old + 3 * each) / 4 : (3 * old + each) / 4;
     worker->spent = 0;
@@ -228,9 +231,9 @@ static void charge(struct fm__worker *worker, fm_chunk *chunk)
 {
     int64_t busy = atomic_load_explicit(&worker->page->busy_ns,
                                         memory_order_relaxed);
-    int64_t spent = busy - worker->busy_seen;
-    if (spent <= 0)
+    if (busy <= worker->busy_seen) /* negative, too: what is seen never is */
         return;
+    int64_t spent = busy - worker->busy_seen;
     worker->busy_seen = busy;
     worker->spent += spent;
     atomic_fetch_add(&chunk->busy_ns, spent);

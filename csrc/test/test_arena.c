@@ -162,8 +162,15 @@ TEST(a_record_carries_its_segment_into_the_pool)
         CHECK_EQ(look(pair.pool).pools, 1);
         fm_arena_forget(pair.pool, p, size);
         CHECK_EQ(look(pair.pool).free, 1);
+        record.segment.word = word; /* of a change of hands that was */
         CHECK_EQ(fm__arena_take_in(pair.pool, p, size), FM_ESTATE);
     }
+    /* What the pool has is not a worker's to give. */
+    record.segment = fill(pair.pool, MB, 4);
+    CHECK_EQ(fm__arena_take_in(pair.pool, inner, sizeof record - 16),
+             FM_EPROTO);
+    fm_arena_release(pair.pool, &record.segment);
+    CHECK_EQ(look(pair.pool).free, 1);
     CHECK_EQ(fm__arena_take_in(NULL, inner, sizeof record - 16), FM_EPROTO);
     record.head.flags = 0;
     CHECK_EQ(fm__arena_take_in(pair.pool, inner, sizeof record - 16), 0);

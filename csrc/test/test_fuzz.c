@@ -1,6 +1,7 @@
 /*
  * test_fuzz.c - hostile bytes into everything that reads bytes of another
- * process: records and frames, the pool's channel, a worker's port.
+ * process: records and frames, the pool's channel, a worker's port, and what
+ * the pool makes of a worker: its results, its slot's page, the arena's table.
  *
  *   make check-fuzz     the corpus, and noise grown from it
  *   make fuzz           for as long as you like (clang's libFuzzer):
@@ -11,14 +12,26 @@
  *   - a record's size depends on its bytes alone, not on how many came;
  *   - a channel gives the same records however the bytes were split, and
  *     then stops for good or waits for more;
- *   - each byte of a record that was given out can be read (ASan looks).
+ *   - each byte of a record that was given out can be read (ASan looks);
+ *   - a task has one outcome or comes back, whatever lies in shared memory.
  *
  * The first byte of an input says how it is split; files of test/corpus are
  * such inputs, named for what they are.
  */
 #include "harness.h"
 
+#include "pool.h"
+
 #define LARGEST 4096u /* of an input: it fits a pipe */
+
+/* One of the usual lies about a length or a count. */
+static uint64_t lie(uint64_t *state)
+{
+    static const uint64_t lies[] = {
+        0, 1, 15, 16, 17, 255, 65535, 65536, 1u << 31, UINT32_MAX,
+        FM_MAX_LENGTH, FM_MAX_LENGTH + 1, INT64_MAX, UINT64_MAX};
+    return lies[noise(state) % ARRAY_LEN(lies)];
+}
 
 struct digest {
     uint64_t records, bytes, sum;
@@ -119,6 +132,193 @@ static struct digest decode_frames(const uint8_t *data, size_t n)
     return d;
 }
 
+/* ----------------------------------------------------- a hostile worker */
+
+#define CHUNKS 4
+
+/* The pool's view of one worker, and what that worker can write to. */
+struct victim {
+    struct fm__worker worker;
+    fm_chunk *chunks[CHUNKS];
+    uint32_t tasks;           /* in all */
+    struct fm__finished finished;
+    struct fm__link again;
+    struct fm__tally tally;
+    fm_arena *arena;
+    fm_slot *page;            /* as the worker sees it */
+    _Atomic uint64_t *table;  /* of the arena */
+    int result_fd;
+};
+
+static fm_pool nobody; /* that chunks refer to and no call here looks at */
+
+static void give_work(struct victim *v)
+{
+    static const struct fm_chunk_options kinds[CHUNKS] = {
+        {.count = 7},
+        {.count = 3, .retries = 2, .retry_on = FM_RETRY_DEATH},
+        {.count = 1, .flags = FM_RUN_STREAM, .credit = 4},
+        {.count = 40, .timeout_ns = 1000}};
+    for (size_t i = 0; i < CHUNKS; i++) {
+        struct fm_chunk_options options = kinds[i];
+        options.flags |= FM_RUN_APPLY;
+        options.slot = -1;
+        options.size = options.count;
+        options.arena = v->arena;
+        static const uint8_t nones[FM_SMALL];
+        CHECK_EQ(fm_chunk_new_small(&nobody, &options, nones, &v->chunks[i]),
+                 0);
+        v->chunks[i]->finished = &v->finished;
+        v->tasks += options.count;
+        CHECK_EQ(fm__worker_send(&v->worker, &v->chunks[i]->whole), 0);
+    }
+}
+
+static void set_up(struct victim *v)
+{
+    int task[2], result[2], slot_fd = fm_slot_create();
+    int arena_fd = fm_arena_create();
+    CHECK(fm_sys_pipe(task) == 0 && fm_sys_pipe(result) == 0);
+    CHECK_EQ(fm_slot_map(slot_fd, &v->page), 0);
+    v->table = fm__sys_map(arena_fd, 65536, true);
+    CHECK(v->table);
+    CHECK_EQ(fm_arena_open(&v->arena, arena_fd, NULL, 0), 0);
+    v->result_fd = result[1];
+    v->finished.tail = &v->finished.head;
+    fm__list_init(&v->again);
+    atomic_store(&nobody.refs, 1u << 30);
+    fm__worker_init(&v->worker, 0);
+    int fds[FM_MESSAGE_FDS] = {task[0], task[1], result[0], slot_fd};
+    CHECK_EQ(fm__worker_born(&v->worker, 1, 4711, fds, true, 0), 0);
+    give_work(v);
+}
+
+/* Some word of the memory that both share gets another value. */
+static void scribble(struct victim *v, uint64_t *state)
+{
+    fm_slot *page = v->page;
+    _Atomic uint64_t *const words[] = {
+        &page->out_end, &page->started, &page->seen,
+        (_Atomic uint64_t *)&page->t_start, &page->done,
+        (_Atomic uint64_t *)&page->busy_ns, &page->rss_kb, &page->sent,
+        v->table, v->table + noise(state) % 8192};
+    uint64_t kind = noise(state) % (ARRAY_LEN(words) + 3);
+    uint64_t base = noise(state) % 2 ? v->worker.channel.received : 0;
+    if (kind < ARRAY_LEN(words))
+        atomic_store(words[kind], base + lie(state));
+    else if (kind == ARRAY_LEN(words))
+        atomic_store(&page->owner, (uint32_t)lie(state));
+    else if (kind == ARRAY_LEN(words) + 1)
+        atomic_store(&page->claims[noise(state) % 64], (uint8_t)noise(state));
+    else
+        memset(page->crash, 'x', FM_CRASH);
+}
+
+/* What the pool does with a worker from time to time; < 0: no more. */
+static int attend(struct victim *v, uint64_t *state)
+{
+    struct fm__worker *w = &v->worker;
+    struct fm__record record;
+    enum fm__news news = FM__NEWS_NONE;
+    int rc = fm__worker_take(w, &v->again, &v->tally, &news, &record);
+    if (news != FM__NEWS_NONE)
+        fm_body_free(record.owned);
+    if (rc < 0)
+        return rc;
+    fm__slot_want(w->page, (uint32_t)noise(state));
+    if (noise(state) % 4 == 0)
+        fm__worker_recall(w, noise(state) % 8, true, &v->again);
+    fm__worker_running(w);
+    if (!fm__list_empty(&v->again) && fm__worker_has_claims(w, 64)) {
+        struct fm__piece *piece =
+            FM__OF(v->again.next, struct fm__piece, queue);
+        fm__list_remove(&piece->queue);
+        CHECK_EQ(fm__worker_send(w, piece), 0);
+    }
+    if (fm__channel_fill(&w->channel) <= 0)
+        fm__channel_peek(&w->channel, w->page);
+    /* Nothing lies ahead that could not be taken: the pool would not sleep. */
+    if (!w->channel.in_long &&
+        fm__slot_ahead(w->page, w->channel.received) &&
+        w->channel.in_end - w->channel.in_pos < FM__INPUT)
+        CHECK(fm__channel_peek(&w->channel, w->page) > 0);
+    return 0;
+}
+
+/* Every task that has no outcome came back, once. */
+static void check_all_there(struct victim *v)
+{
+    uint32_t left = 0;
+    while (!fm__list_empty(&v->again)) {
+        struct fm__piece *piece =
+            FM__OF(v->again.next, struct fm__piece, queue);
+        left += piece->count - piece->got;
+        fm__piece_drop(piece);
+    }
+    CHECK_EQ(v->tally.outcomes + left, v->tasks);
+    CHECK_EQ(v->worker.n_pieces, 0);
+    for (size_t i = 0; i < CHUNKS; i++) {
+        struct fm_cursor cursor = {0};
+        const uint8_t *record;
+        uint64_t size;
+        uint8_t *owned;
+        struct digest d = {0};
+        atomic_store(&v->chunks[i]->state, FM_CHUNK_DONE);
+        int rc;
+        while ((rc = fm_chunk_next(v->chunks[i], &cursor, &record, &size,
+                                   &owned)) > 0) {
+            take(&d, record, size);
+            fm_body_free(owned);
+        }
+        CHECK_EQ(rc, 0);
+        fm_chunk_unref(v->chunks[i]);
+    }
+}
+
+/* The worker is dead. */
+static void tear_down(struct victim *v)
+{
+    struct fm_death death = {.cause = FM_CAUSE_EXIT};
+    uint32_t owner = atomic_load(&v->worker.page->owner);
+    fm__worker_bury(&v->worker, &death, false, &v->again, &v->tally);
+    fm__arena_bury(v->arena, owner);
+    check_all_there(v);
+    close(v->result_fd);
+    fm_slot_unmap(v->page);
+    fm__sys_unmap((void *)v->table, 65536);
+    fm_arena_retire(v->arena);
+    fm_arena_unref(v->arena);
+}
+
+static void endure_worker(const uint8_t *data, size_t n)
+{
+    static struct victim v;
+    uint64_t state = n;
+    memset(&v, 0, offsetof(struct victim, worker.channel.in));
+    memset(v.chunks, 0, sizeof v - offsetof(struct victim, chunks));
+    for (size_t i = 0; i < n; i++)
+        state = state * 31 + data[i];
+    set_up(&v);
+    for (size_t at = 0, part; at < n; at += part) {
+        part = FM__MIN(1 + noise(&state) % 64, n - at);
+        if (noise(&state) % 3) {
+            CHECK_EQ(write(v.result_fd, data + at, part), part);
+        } else { /* by the ring, where it must look as if it were true */
+            uint64_t end = v.worker.channel.received;
+            fm__slot_store(v.page, end, data + at, part);
+            atomic_store(&v.page->sent, end);
+            atomic_store(&v.page->out_end, end + part);
+        }
+        if (noise(&state) % 4 == 0)
+            scribble(&v, &state);
+        if (attend(&v, &state) < 0)
+            break;
+    }
+    for (int i = 0; i < 4; i++)
+        scribble(&v, &state);
+    tear_down(&v);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
@@ -135,6 +335,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     CHECK_EQ(whole.sum, split.sum);
     CHECK_EQ(whole.end, split.end);
     decode_frames(data, n);
+    endure_worker(data, n);
     return 0;
 }
 
@@ -192,15 +393,6 @@ static void load_corpus(void)
     add_folder("csrc/test/corpus");
 }
 
-/* One of the usual lies about a length or a count. */
-static uint64_t lie(uint64_t *state)
-{
-    static const uint64_t lies[] = {
-        0, 1, 15, 16, 17, 255, 65535, 65536, 1u << 31, UINT32_MAX,
-        FM_MAX_LENGTH, FM_MAX_LENGTH + 1, INT64_MAX, UINT64_MAX};
-    return lies[noise(state) % ARRAY_LEN(lies)];
-}
-
 static size_t mutate(uint8_t *p, size_t n, uint64_t *state)
 {
     for (uint64_t k = noise(state) % 6; k-- > 0 && n > 2;) {
@@ -237,6 +429,54 @@ TEST(the_corpus_is_survived)
     load_corpus();
     for (size_t i = 0; i < inputs; i++)
         LLVMFuzzerTestOneInput(corpus[i], sizes[i]);
+}
+
+TEST(a_page_that_lies_starves_nobody)
+{
+    static struct victim v;
+    set_up(&v);
+    fm__worker_recall(&v.worker, UINT32_MAX, true, &v.again);
+    CHECK(fm__list_empty(&v.worker.pieces));
+    for (size_t i = 0; i < 3; i++) {
+        static const uint64_t lies[] = {1000, INT64_MAX, UINT64_MAX};
+        atomic_store(&v.page->seen, lies[i]);
+        CHECK(fm__worker_has_claims(&v.worker, 64));
+        atomic_store(&v.page->out_end, FM__MAX(lies[i], FM_RING + 1));
+        CHECK(!fm__slot_ahead(v.worker.page, 0));
+    }
+    tear_down(&v);
+}
+
+TEST(clocks_that_lie_do_not_overflow)
+{
+    static struct victim v;
+    static const int64_t times[] = {INT64_MIN, -1, 5, INT64_MAX - 1,
+                                    INT64_MIN, INT64_MAX};
+    uint64_t state = 1;
+    set_up(&v);
+    for (size_t i = 0; i < ARRAY_LEN(times); i++) {
+        static const uint8_t outcome = FM_TAG_NONE;
+        atomic_store(&v.page->busy_ns, times[i]);
+        for (int k = 0; k < 7; k++)
+            CHECK_EQ(write(v.result_fd, &outcome, 1), 1);
+        CHECK(attend(&v, &state) == 0 && attend(&v, &state) == 0);
+        CHECK(v.worker.credit >= 1 && v.worker.task_ns >= 0);
+    }
+    tear_down(&v);
+}
+
+TEST(heads_within_heads_take_no_stack)
+{
+    size_t n = (size_t)4 << 20;
+    uint8_t *record = malloc(n);
+    for (size_t at = 0; at < n; at += sizeof(struct fm_long)) {
+        struct fm_long head = {.tag = FM_TAG_LONG,
+                               .what = FM_WHAT_OUTPUT,
+                               .length = n - at - sizeof head};
+        memcpy(record + at, &head, sizeof head);
+    }
+    CHECK_EQ(fm__arena_take_in(NULL, record, n), 0);
+    free(record);
 }
 
 TEST(what_grows_from_the_corpus_is_survived)

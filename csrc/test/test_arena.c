@@ -292,7 +292,7 @@ TEST(without_memory_to_map_nothing_is_taken_or_lost)
     struct rlimit old, tight;
     struct fm_segment segment;
     uint8_t *base;
-    if (UNDER_TSAN || UNDER_ASAN)
+    if (SLOWED || UNDER_ASAN)
         return; /* they have mapped most of the address space */
     open_pair(&pair, 0);
     look(pair.pool);
@@ -553,7 +553,7 @@ TEST(what_an_orphan_of_a_dead_worker_may_read_is_never_taken_again)
 
 /* --------------------------------------------------------------- threads */
 
-#define ROUNDS (UNDER_TSAN ? 300 : 2000)
+#define ROUNDS (SLOWED ? 300 : 2000)
 
 struct mail {
     struct pair pair;

@@ -487,7 +487,7 @@ static void sweep(enum call call)
 {
     world = shared(sizeof *world);
     for (int w = 0; w < WAYS && kinds[call].ways[w]; w++) {
-        long most = UNDER_TSAN ? 10 : 60;
+        long most = SLOWED ? 10 : 60;
         for (long nth = 1; nth <= most; nth++) {
             arm(call, kinds[call].ways[w], nth);
             run_once(!kinds[call].fatal);
@@ -528,7 +528,7 @@ TEST(calls_fail_at_random)
     world = shared(sizeof *world);
     for (int call = 1; call < CALL_COUNT; call++)
         harmless |= (uint32_t)!kinds[call].fatal << call;
-    for (uint64_t seed = 1; seed <= (UNDER_TSAN ? 8 : 60); seed++) {
+    for (uint64_t seed = 1; seed <= (SLOWED ? 8 : 60); seed++) {
         arm_at_random(harmless, 3 + (uint32_t)seed % 9, seed);
         CHECK(run_once(true));
     }
@@ -538,7 +538,7 @@ TEST(workers_calls_fail_at_random)
 {
     world = shared(sizeof *world);
     world->faulty_workers = true;
-    for (world->seed = 1; world->seed <= (UNDER_TSAN ? 8u : 60u);
+    for (world->seed = 1; world->seed <= (SLOWED ? 8u : 60u);
          world->seed++) {
         arm(CALL_NONE, 0, 0);
         CHECK(run_once(true));

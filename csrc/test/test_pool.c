@@ -709,7 +709,7 @@ TEST(many_threads_wait_each_for_its_own)
 {
     struct rig rig = rig_open(2);
     struct client clients[8];
-    uint32_t n = UNDER_TSAN ? 300 : 1500;
+    uint32_t n = SLOWED ? 300 : 1500;
     run_clients(&rig, clients, 8, n, ping);
     join_clients(clients, 8);
     for (uint32_t i = 0; i < 8 * n; i++)
@@ -752,7 +752,7 @@ TEST(a_collector_takes_what_is_done_beside_callers)
     struct client clients[3];
     struct collector c = {.rig = &rig};
     pthread_t thread;
-    uint32_t n = UNDER_TSAN ? 200 : 2000;
+    uint32_t n = SLOWED ? 200 : 2000;
     int64_t sum = 0;
     CHECK_EQ(fm_inbox_new(rig.pool, 0, &c.inbox), 0);
     CHECK_EQ(fm_inbox_fd(c.inbox), FM_ESTATE);
@@ -1015,9 +1015,9 @@ TEST(workers_killed_at_random_cost_one_task_each)
     struct client clients[4];
     uint64_t state = 31337, kills = 0, deaths = 0;
     struct fm_worker_info info[3];
-    for (int round = 0; round < (UNDER_TSAN ? 2 : 6); round++) {
+    for (int round = 0; round < (SLOWED ? 2 : 6); round++) {
         memset(world->ran, 0, sizeof world->ran);
-        run_clients(&rig, clients, 4, UNDER_TSAN ? 4000 : 14000,
+        run_clients(&rig, clients, 4, SLOWED ? 4000 : 14000,
                     work_through);
         for (int i = 0; i < 25; i++) {
             sleep_us((int64_t)(noise(&state) % 4000));
@@ -1130,7 +1130,7 @@ TEST(timeouts_hit_nobody_who_is_in_time)
             CHECK(world->ran[i] <= 1);
             if (i % 3 != 2 && out.what == FM_WHAT_DEATH)
                 dprintf(2, "task %u charged, ran %u\n", i, world->ran[i]);
-            CHECK(i % 3 == 2 || out.what == 0 || UNDER_TSAN);
+            CHECK(i % 3 == 2 || out.what == 0 || SLOWED);
         }
         fm_chunk_unref(chunk);
     }
@@ -1262,7 +1262,7 @@ TEST(an_idle_worker_takes_over_half_of_a_queue)
     int64_t start = fm_now();
     fm_chunk *chunk = submit(&rig, commands, 60, NULL);
     wait_done(&rig, chunk);
-    CHECK(fm_now() - start < 60 * 5000000ll * 4 / 5 || UNDER_TSAN);
+    CHECK(fm_now() - start < 60 * 5000000ll * 4 / 5 || SLOWED);
     for (uint32_t i = 0; i < 60; i++) {
         CHECK_EQ(world->ran[i], 1);
         CHECK_EQ(outcome_of(chunk, i).value, commands[i]);
@@ -1758,7 +1758,7 @@ static void check_inv1(struct rig *rig)
 TEST(a_storm_leaves_every_task_with_one_outcome)
 {
     uint64_t seed = 2026;
-    for (int round = 0; round < (UNDER_TSAN ? 3 : 8); round++) {
+    for (int round = 0; round < (SLOWED ? 3 : 8); round++) {
         struct rig rig = rig_open(3);
         struct storm storms[4];
         struct collector c = {.rig = &rig};

@@ -770,7 +770,7 @@ TEST(nothing_published_is_lost_when_the_worker_is_killed)
 {
     killed = shared(sizeof *killed);
     uint64_t state = 4711, torn = 0, rescued = 0;
-    const int least = UNDER_TSAN ? 150 : 400;
+    const int least = SLOWED ? 150 : 400;
     /* Chance decides when a worker dies: until it has died often enough at
      * the moments that matter, or it never will. */
     for (int round = 0;

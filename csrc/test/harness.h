@@ -77,6 +77,14 @@
     }                                                                         \
     static void name(void)
 
+/* Somebody keeps a record of every byte that is allocated. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||          \
+    defined(FM_UNDER_VALGRIND)
+#define MARKED 1
+#else
+#define MARKED 0
+#endif
+
 /* Everything takes many times as long: fewer rounds, no look at the clock. */
 #if defined(__SANITIZE_THREAD__) || defined(FM_UNDER_VALGRIND)
 #define SLOWED 1

@@ -736,3 +736,58 @@ TEST(a_whole_ring_can_be_fed)
     free(ring);
     rig_free(rig);
 }
+
+/* ------------------------------------------------------- mocked lengths */
+
+/* Around 2 and 4 GiB, and above: none of it is ever there. */
+static const uint64_t huge[] = {INT32_MAX, (uint64_t)INT32_MAX + 1,
+                                (uint64_t)INT32_MAX + 2, UINT32_MAX,
+                                (uint64_t)UINT32_MAX + 1,
+                                ((uint64_t)3 << 30) + 1, (uint64_t)5 << 40};
+
+/* A record of so many bytes comes, all but its middle; then another one. */
+static void receive_huge(struct rig *rig, uint64_t length, bool lost)
+{
+    struct fm__channel *c = &rig->channel;
+    struct fm_long head = {
+        .tag = FM_TAG_LONG, .what = FM_WHAT_BYTES, .length = length};
+    struct fm__record record;
+    uint64_t before = c->received;
+    CHECK_EQ(write(rig->result_write, &head, sizeof head), sizeof head);
+    CHECK_EQ(fm__channel_fill(c), sizeof head);
+    CHECK_EQ(fm__channel_next(c, &record), 0);
+    CHECK_EQ(c->big.size, length + sizeof head);
+    CHECK_EQ(c->big.block == NULL, lost);
+    uint64_t skipped = c->big.size - sizeof head - 3;
+    c->big.got += skipped;
+    c->received += skipped;
+    CHECK_EQ(write(rig->result_write, (uint8_t[]){'e', 'n', 'd', FM_TAG_NONE},
+                   4),
+             4);
+    CHECK_EQ(fm__channel_fill(c), 3); /* not a byte of the next one */
+    CHECK_EQ(c->received - before, length + sizeof head);
+    CHECK_EQ(fm__channel_next(c, &record), 1);
+    CHECK_EQ(record.lost, lost);
+    CHECK_EQ(record.size, lost ? sizeof head : length + sizeof head);
+    if (!lost)
+        CHECK_EQ(memcmp(record.data + record.size - 3, "end", 3), 0);
+    fm_body_free(record.owned);
+    CHECK_EQ(fm__channel_fill(c), 1);
+    CHECK_EQ(fm__channel_next(c, &record), 1);
+    CHECK_EQ(record.data[0], FM_TAG_NONE);
+}
+
+TEST(lengths_of_many_gigabytes_are_counted_right)
+{
+    struct rig *rig = rig_new();
+    for (size_t i = 0; i < ARRAY_LEN(huge); i++) {
+        /* Without memory it is read and thrown away. */
+        harness_largest = 1 << 20;
+        receive_huge(rig, huge[i], true);
+        /* Address space alone costs nothing, where nobody marks it. */
+        harness_largest = SIZE_MAX;
+        if (huge[i] < (uint64_t)4 << 30 && !MARKED)
+            receive_huge(rig, huge[i], false);
+    }
+    rig_free(rig);
+}

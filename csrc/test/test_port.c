@@ -813,3 +813,37 @@ TEST(nothing_published_is_lost_when_the_worker_is_killed)
     /* The test tests something. */
     CHECK(torn > 10 && rescued > 10);
 }
+
+TEST(a_frame_of_many_gigabytes_is_counted_right)
+{
+    /* Around 2 and 4 GiB; its middle is never sent, nor touched. */
+    static const uint64_t huge[] = {
+        INT32_MAX, (uint64_t)INT32_MAX + 1, (uint64_t)INT32_MAX + 2,
+        UINT32_MAX, (uint64_t)UINT32_MAX + 1, ((uint64_t)3 << 30) + 1};
+    for (size_t i = 0; i < ARRAY_LEN(huge); i++) {
+        struct rig rig;
+        const uint8_t *body;
+        uint8_t *owned;
+        struct fm_frame got, frame = {.magic = FM_MAGIC,
+                                      .kind = FM_KIND_RUN,
+                                      .count = 1,
+                                      .length = huge[i]};
+        rig_open(&rig);
+        open_port(&rig);
+        harness_largest = MARKED ? 1 << 20 : SIZE_MAX;
+        CHECK_EQ(write(rig.task_write, &frame, sizeof frame), sizeof frame);
+        CHECK_EQ(read_more(rig.port, sizeof frame), 0);
+        int rc = begin_long(rig.port, &frame);
+        if (rc == 0) { /* else: so much address space is not to be had */
+            rig.port->long_got = huge[i] - 3;
+            CHECK_EQ(write(rig.task_write, "end?", 4), 4);
+            CHECK_EQ(fm_port_next(rig.port, &got, &body, &owned), 0);
+            CHECK_EQ(got.length, huge[i]);
+            CHECK_EQ(memcmp(body + huge[i] - 3, "end", 3), 0);
+            fm_body_free(owned);
+            CHECK_EQ(read_more(rig.port, 1), 0); /* the next one's is left */
+        }
+        CHECK(rc == 0 || rc == -ENOMEM);
+        rig_close(&rig);
+    }
+}

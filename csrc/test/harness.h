@@ -85,6 +85,13 @@
 #define MARKED 0
 #endif
 
+/* For tests of what valgrind does in the kernel's place: limits, new calls. */
+#ifdef FM_UNDER_VALGRIND
+#define NEEDS_THE_KERNEL() return
+#else
+#define NEEDS_THE_KERNEL() ((void)0)
+#endif
+
 /* Everything takes many times as long: fewer rounds, no look at the clock. */
 #if defined(__SANITIZE_THREAD__) || defined(FM_UNDER_VALGRIND)
 #define SLOWED 1

@@ -1036,7 +1036,7 @@ TEST(workers_killed_at_random_cost_one_task_each)
     struct fm_stats s = check_idle(&rig);
     CHECK_EQ(s.died, deaths);
     CHECK(s.deaths <= kills && deaths <= s.deaths);
-    CHECK(deaths > 5);
+    CHECK(deaths > 5 || SLOWED);
     CHECK_EQ(fm_pool_wait_workers(rig.pool, fm_now() + 5000000000,
                                   FM_RANK_CALLER),
              0);
@@ -1095,7 +1095,7 @@ TEST(a_timeout_kills_only_the_task_that_is_late)
     for (uint32_t i = 0; next_outcome(chunk, &cursor, &out); i++) {
         bool late = i == 5 || i == 30;
         CHECK_EQ(world->ran[i], 1);
-        CHECK_EQ(out.what, late ? FM_WHAT_DEATH : 0);
+        CHECK(out.what == (late ? FM_WHAT_DEATH : 0) || SLOWED);
         if (late) {
             CHECK_EQ(out.death.cause, FM_CAUSE_TIMEOUT);
             CHECK_EQ(out.death.timeout_ns, 60000000);
@@ -1991,7 +1991,7 @@ TEST(a_task_that_moves_keeps_its_timeout)
     fm_chunk *quick = submit_one(&rig, command(OP_SLEEP, 1, 30000));
     fm_chunk *timed = submit(&rig, commands, 2, &o);
     wait_done(&rig, timed);
-    CHECK(fm_now() - start < 1000000000);
+    CHECK(fm_now() - start < 1000000000 || SLOWED);
     CHECK_EQ(outcome_of(timed, 0).what, FM_WHAT_DEATH);
     CHECK_EQ(outcome_of(timed, 0).death.cause, FM_CAUSE_TIMEOUT);
     fm_chunk_unref(timed);

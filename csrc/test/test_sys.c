@@ -17,6 +17,7 @@ static void check_born(int fd)
 
 TEST(descriptors_stay_above_the_standard_streams)
 {
+    NEEDS_THE_KERNEL();
     pid_t pid = fork();
     if (pid > 0) {
         CHECK_CHILD(pid);
@@ -50,6 +51,7 @@ TEST(descriptors_stay_above_the_standard_streams)
 
 TEST(running_out_of_descriptors_leaks_none)
 {
+    NEEDS_THE_KERNEL();
     struct rlimit limit, tight;
     CHECK_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
     tight = limit;
@@ -166,6 +168,7 @@ TEST(wait_readable_says_which)
 
 TEST(a_pidfd_is_readable_when_the_process_is_gone)
 {
+    NEEDS_THE_KERNEL();
     int gate[2];
     CHECK_EQ(fm_sys_pipe(gate), 0);
     pid_t pid = fork();

@@ -591,6 +591,7 @@ TEST(threads_of_two_processes_never_share_a_segment)
         pthread_join(threads[i], NULL);
     CHECK_EQ(mail.wrong, 0);
     CHECK_EQ(look(mail.pair.pool).free, look(mail.pair.pool).used);
-    CHECK(look(mail.pair.pool).used <= 8);
+    /* One in each hand; a few more while others are being trimmed. */
+    CHECK(look(mail.pair.pool).used <= 16);
     close_pair(&mail.pair);
 }

@@ -12,7 +12,8 @@
  * Guarantees (INV-2): a death costs exactly the task that was running: first
  * what is in the pipe is taken, then what is finished in the slot's ring,
  * then the first task without an outcome is the victim if its claim says
- * STARTED; all later ones were not started and go back to the backlog.
+ * STARTED; all later ones were not started and go back to the backlog.  Only
+ * malformed bytes cost more: the outcomes behind them.
  * Invariants: `pieces` is in the order of task numbers; the worker starts
  * tasks in that order; in_flight is the number of tasks of `pieces` without
  * an outcome.
@@ -578,12 +579,15 @@ void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
 {
     if (worker->page)
         drain(worker, again, tally);
-    if (worker->page && !fm__list_empty(&worker->pieces)) {
+    /* One at most, unless the stream was garbled: then those that finished
+     * behind the garbage have no outcome either, and must not run twice. */
+    while (worker->page && !fm__list_empty(&worker->pieces)) {
         struct fm__piece *piece =
             FM__OF(worker->pieces.next, struct fm__piece, queue);
-        if (fm__slot_claim(worker->page, piece->number + piece->got) ==
+        if (fm__slot_claim(worker->page, piece->number + piece->got) !=
             FM_CLAIM_STARTED)
-            settle_victim(worker, piece, death, broken, again, tally);
+            break;
+        settle_victim(worker, piece, death, broken, again, tally);
     }
     /* The rest never started.  A piece with some outcomes keeps them: its
      * unstarted end becomes a piece of its own. */

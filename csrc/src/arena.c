@@ -259,8 +259,8 @@ static void register_handlers(void)
 
 int fm_arena_create(void)
 {
-    return fm__sys_arena(TABLE_SIZE +
-                         fm__sys_arena_stride * fm__sys_arena_count);
+    return fm__sys_arena(
+        TABLE_SIZE + fm__sys_arena_stride * fm__sys_arena_count, TABLE_SIZE);
 }
 
 int fm_arena_open(fm_arena **out, int fd, uint32_t *owner, uint64_t limit)

@@ -108,11 +108,11 @@ void fm__sys_unmap(void *p, size_t size);
  * without a name, never on a disk.  map_part: shared, kept over a fork;
  * map_private: the same bytes copy-on-write, in the place of that mapping.
  * furnish: every page is there and mapped, or -ENOSPC / -ENOMEM; punch: none
- * is any more.
+ * is any more.  The first `head` bytes can be written to from the start.
  */
 extern const uint64_t fm__sys_arena_stride;
 extern const uint32_t fm__sys_arena_count;
-int fm__sys_arena(uint64_t size);
+int fm__sys_arena(uint64_t size, size_t head);
 void *fm__sys_map_part(int fd, uint64_t offset, size_t size);
 void fm__sys_map_private(void *at, size_t size, int fd, uint64_t offset);
 int fm__sys_furnish(int fd, uint64_t offset, void *at, size_t size);

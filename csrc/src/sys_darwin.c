@@ -560,8 +560,9 @@ const uint32_t fm__sys_arena_count = 64;
 
 /* shm_open(), and not a file: its pages never reach a disk.  A name of at most
  * 31 characters, for an instant; ftruncate() works once. */
-int fm__sys_arena(uint64_t size)
+int fm__sys_arena(uint64_t size, size_t head)
 {
+    (void)head; /* nobody bounds shared memory there */
     char name[32];
     int fd = -1;
     for (uint32_t i = 0; fd < 0 && i < 100; i++) {

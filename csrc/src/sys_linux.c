@@ -479,8 +479,19 @@ uint64_t fm_sys_rss_kb(void)
 
 /* ----------------------------------------------------------------- memory */
 
+/* Make a file so long that each of its pages can be written to: a write to
+ * one for which a full /dev/shm has no room is a SIGBUS, in whoever writes. */
+static int reserve(int fd, size_t size)
+{
+    if (ftruncate(fd, (off_t)size) < 0)
+        return -errno;
+    if (fallocate(fd, 0, 0, (off_t)size) < 0 && errno != EOPNOTSUPP)
+        return -errno;
+    return 0;
+}
+
 /* Without memfd: a file without a name, first in memory, then on disk. */
-static int unnamed_file(void)
+static int unnamed_file(size_t size)
 {
     static const char *const dirs[] = {"/dev/shm", "/tmp", "/var/tmp"};
     int rc = -ENOENT;
@@ -493,9 +504,11 @@ static int unnamed_file(void)
             if (fd >= 0)
                 unlink(path);
         }
-        rc = lift(fd);
-        if (rc >= 0)
-            break;
+        fd = lift(fd);
+        rc = fd < 0 ? fd : reserve(fd, size);
+        if (rc == 0)
+            return fd;
+        fm__sys_close(fd);
     }
     return rc;
 }
@@ -507,7 +520,7 @@ int fm__sys_shm(size_t size)
         fd = memfd_create("forkmill", MFD_CLOEXEC);
     fd = lift(fd);
     if (fd == -ENOSYS || fd == -EPERM || fd == -EACCES)
-        fd = unnamed_file();
+        return unnamed_file(size);
     if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
         int rc = -errno;
         close(fd);
@@ -535,7 +548,7 @@ void fm__sys_unmap(void *p, size_t size)
 const uint64_t fm__sys_arena_stride = (uint64_t)1 << 36;
 const uint32_t fm__sys_arena_count = FM_SEGMENTS;
 
-int fm__sys_arena(uint64_t size)
+int fm__sys_arena(uint64_t size, size_t head)
 {
     struct rlimit most;
     /* Beyond this limit a signal comes, not only an error. */
@@ -544,15 +557,17 @@ int fm__sys_arena(uint64_t size)
     int fd = memfd_create("forkmill-arena", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
     if (fd < 0 && errno == EINVAL)
         fd = memfd_create("forkmill-arena", MFD_CLOEXEC);
+    bool memory = fd >= 0;
     if (fd < 0)
         fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     fd = lift(fd);
-    if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
-        int rc = -errno;
-        close(fd);
-        return rc;
-    }
-    return fd;
+    int rc = fd < 0 || memory ? 0 : reserve(fd, head);
+    if (fd >= 0 && rc == 0 && ftruncate(fd, (off_t)size) < 0)
+        rc = -errno;
+    if (rc == 0)
+        return fd;
+    close(fd);
+    return rc;
 }
 
 void *fm__sys_map_part(int fd, uint64_t offset, size_t size)

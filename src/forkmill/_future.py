@@ -189,13 +189,19 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
         self._call(fn)
 
     def _run_callbacks(self) -> None:
+        failure = None
         while self._callbacks:
             with self._condition:
                 if not self._callbacks:
-                    return
+                    break
                 fn, *left = self._callbacks
                 self._callbacks = tuple(left)
-            self._call(fn)
+            try:
+                self._call(fn)
+            except BaseException as error:  # sys.exit(), Ctrl-C: the others are called all the same
+                failure = error
+        if failure is not None:
+            raise failure
 
     def _call(self, fn: Callable[[Any], object]) -> None:
         try:

@@ -123,6 +123,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[fm.ProcessPool]:
         yield pool
 
 
+@pytest.mark.scenario(26)
 def test_a_full_arena_means_the_pipe(small: fm.ProcessPool) -> None:
     arrays = [np.full(3 * MB, i, np.uint8) for i in range(12)]
     results = [f.result() for f in [small.submit(tasks.double, array) for array in arrays]]
@@ -145,6 +146,7 @@ def test_more_results_are_kept_than_there_are_segments() -> None:
         assert stats(pool)["free"] == 0  # the rest came by the pipe
 
 
+@pytest.mark.scenario(26)
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_without_an_arena(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     class Native:
@@ -159,6 +161,7 @@ def test_without_an_arena(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
             assert (result == 2 * i).all()
 
 
+@pytest.mark.scenario(26)
 def test_under_a_limit_on_file_sizes(run_script: Any) -> None:
     run_script(
         """

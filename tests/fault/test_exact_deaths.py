@@ -56,6 +56,7 @@ def check_failure(failure: fm.WorkerDied, how: str) -> None:
     assert not failure.oom
 
 
+@pytest.mark.scenario(1, 4, 5)
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 @pytest.mark.parametrize("how", tasks.DEATHS)
 @pytest.mark.parametrize("method", FAST)
@@ -80,6 +81,7 @@ def test_one_death_in_a_hundred_thousand(
         assert (stats.accepted, stats.outcomes, stats.died) == (ITEMS, ITEMS, 1)
 
 
+@pytest.mark.scenario(1)
 @pytest.mark.parametrize("method", FAST)
 @pytest.mark.parametrize("turn", range(5))
 def test_several_deaths_at_random_places(method: str, turn: int, tmp_path: Path) -> None:
@@ -129,6 +131,7 @@ def test_deaths_among_results_of_any_size(size: int, tmp_path: Path) -> None:
     assert len(log.counts()) == n
 
 
+@pytest.mark.scenario(1, 3)
 @pytest.mark.parametrize("method", FAST)
 @pytest.mark.parametrize("turn", range(5))
 def test_workers_killed_from_outside_at_random_times(
@@ -232,6 +235,7 @@ def test_retries_run_again_and_nothing_else_does(tmp_path: Path) -> None:
             assert result == -i
 
 
+@pytest.mark.scenario(29)
 @pytest.mark.parametrize("method", FAST)
 def test_recycling_storm_strands_nothing(method: str, tmp_path: Path) -> None:
     """A worker that leaves after one task, and tasks that were on their way to it."""
@@ -246,6 +250,7 @@ def test_recycling_storm_strands_nothing(method: str, tmp_path: Path) -> None:
     assert set(log.counts().values()) == {1}
 
 
+@pytest.mark.scenario(13)
 def test_a_poisonous_argument_blames_one_item(tmp_path: Path) -> None:
     """Its decoding kills the worker: that item, and no neighbour, dies."""
     items: list[object] = list(range(2000))

@@ -46,6 +46,7 @@ WHERE = {
 }
 
 
+@pytest.mark.scenario(21)
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("method", tasks.METHODS)
@@ -58,6 +59,7 @@ def test_kill_9_of_the_user_leaves_nothing(start_script, method, load, where) ->
     assert script.wait(10, left_after=2.0) == -signal.SIGKILL
 
 
+@pytest.mark.scenario(21)
 @pytest.mark.parametrize("method", tasks.METHODS)
 @pytest.mark.parametrize("delay", [0, 0.002, 0.005, 0.01, 0.02, 0.05])
 def test_kill_9_during_the_start(start_script, method: str, delay: float) -> None:
@@ -75,6 +77,7 @@ def test_kill_9_during_the_start(start_script, method: str, delay: float) -> Non
     script.wait(10, left_after=2.0)
 
 
+@pytest.mark.scenario(21)
 @pytest.mark.parametrize("method", ["fork", "zygote"])
 def test_a_foreign_childs_copies_do_not_keep_workers_alive(start_script, method: str) -> None:
     """L2: somebody else's child holds copies of our descriptors when the user is killed."""
@@ -114,6 +117,7 @@ INTERRUPTED = {
 }
 
 
+@pytest.mark.scenario(23)
 @pytest.mark.parametrize("method", ["fork", "zygote"])
 @pytest.mark.parametrize("at", INTERRUPTED)
 def test_ctrl_c(start_script, method: str, at: str) -> None:
@@ -145,6 +149,7 @@ def test_ctrl_c(start_script, method: str, at: str) -> None:
     assert script.stderr == ""
 
 
+@pytest.mark.scenario(23)
 def test_ctrl_c_unhandled(start_script) -> None:
     script = start_script(
         """
@@ -165,6 +170,7 @@ def test_ctrl_c_unhandled(start_script) -> None:
     assert "KeyboardInterrupt" in script.stderr
 
 
+@pytest.mark.scenario(23)
 def test_ctrl_c_during_the_wait_at_exit(start_script) -> None:
     script = start_script(
         """
@@ -182,6 +188,7 @@ def test_ctrl_c_during_the_wait_at_exit(start_script) -> None:
     assert time.monotonic() - start < 2.5
 
 
+@pytest.mark.scenario(23)
 def test_second_ctrl_c_skips_the_grace(start_script) -> None:
     """Workers that ignore SIGTERM have half a second; the second Ctrl-C takes it from them."""
     script = start_script(
@@ -215,6 +222,7 @@ def test_second_ctrl_c_skips_the_grace(start_script) -> None:
 # ------------------------------------------------------------------ other ends
 
 
+@pytest.mark.scenario(24)
 def test_sigterm_of_the_user(start_script) -> None:
     """FAULTS 24: by default it dies, and all goes with it."""
     script = start_script(
@@ -291,6 +299,7 @@ DROPS = {
 }
 
 
+@pytest.mark.scenario(29)
 @pytest.mark.parametrize("how", DROPS)
 def test_dropped_pools_end_by_themselves(run_script, how: str) -> None:
     """Without close, in a living process: workers, threads and descriptors go."""
@@ -321,6 +330,7 @@ def test_dropped_pools_end_by_themselves(run_script, how: str) -> None:
     )
 
 
+@pytest.mark.scenario(29)
 def test_shutdown_from_a_callback_and_twice(run_script) -> None:
     run_script(
         """
@@ -358,6 +368,7 @@ def test_a_pool_that_ends_by_itself_leaves_no_thread_entry(run_script) -> None:
     )
 
 
+@pytest.mark.scenario(27)
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_ladder_is_bounded(run_script, method: str) -> None:
     """A worker in a C loop that ignores SIGTERM: kill() ends it all the same."""

@@ -14,6 +14,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.scenario(30)
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("method, cycles", [("fork", 1000), ("zygote", 30), ("spawn", 15)])
@@ -184,36 +185,7 @@ def search_path() -> str:
     return os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 
 
-@pytest.mark.parametrize("call", ["pidfd_open", "memfd_create"])
-@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("strace"), reason="needs strace")
-def test_without_a_system_call(call: str, tmp_path: Path) -> None:
-    """FAULTS 26: an old seccomp profile denies it; the fallback gives the same results."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import tasks, forkmill as fm\n"
-        "for method in tasks.METHODS:\n"
-        "    with fm.ProcessPool(2, start_method=method) as pool:\n"
-        "        assert list(pool.map(tasks.negative, range(3000))) == [-i for i in range(3000)]\n"
-        "        error = pool.submit(tasks.die, 'kill').exception()\n"
-        "        assert isinstance(error, fm.WorkerDied), error\n"
-        "        assert pool.submit(pow, 2, 3).result() == 8\n"
-        "print('fine')\n"
-    )
-    done = subprocess.run(
-        [
-            "strace", "-f", "-qq", "-o", "/dev/null", f"--trace={call}",
-            f"--inject={call}:error=EPERM", sys.executable, str(script),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=55,
-        env={**os.environ, "PYTHONPATH": search_path()},
-    )  # fmt: skip
-    if "not permitted" in done.stderr and not done.stdout:
-        pytest.skip("ptrace is not permitted here")
-    assert (done.stdout.strip(), done.stderr) == ("fine", "")
-
-
+@pytest.mark.scenario(30)
 @pytest.mark.slow
 def test_a_second_of_everything(run_script) -> None:
     """A short soak: eight threads submit while workers die, time out and are recycled."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import resource
 import signal
 import sys
 import threading
@@ -49,6 +47,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.scenario(1, 4, 5, 10, 11, 13, 24, 27)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_fault_among_a_thousand_tasks(pool: fm.ProcessPool, fault: str) -> None:
     """Everybody else is served, and the pool is as good as new."""
@@ -68,6 +67,7 @@ def test_one_fault_among_a_thousand_tasks(pool: fm.ProcessPool, fault: str) -> N
     assert len(set(pool.each(tasks.pid))) == 4
 
 
+@pytest.mark.scenario(3, 24)
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
 def test_an_idle_worker_is_killed(pool: fm.ProcessPool, name: str) -> None:
     """FAULTS 3: no task is harmed, a successor is there at once, it is counted."""
@@ -88,6 +88,7 @@ def alive(pid: int) -> bool:
     return False
 
 
+@pytest.mark.scenario(1)
 def test_replacement_is_quick(pool: fm.ProcessPool) -> None:
     """Within 100 ms: the median of several, since the machine may be busy."""
     times = []
@@ -102,6 +103,7 @@ def test_replacement_is_quick(pool: fm.ProcessPool) -> None:
     assert sorted(times)[4] < 0.1 * 4, times
 
 
+@pytest.mark.scenario(7)
 @pytest.mark.parametrize("method", FAST)
 @pytest.mark.parametrize("how", ["kill", "exit0"])
 def test_poison_flood_breaks_the_pool_in_bounded_time(method: str, how: str) -> None:
@@ -129,11 +131,16 @@ def test_poison_flood_breaks_the_pool_in_bounded_time(method: str, how: str) -> 
     assert time.monotonic() - start < 10
 
 
-def test_poison_flood_in_map_ends_in_pool_broken() -> None:
-    with fm.ProcessPool(2, start_method="fork", restarts=(2, 10.0)) as pool:
+@pytest.mark.scenario(7)
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_poison_flood_in_map_ends_in_pool_broken(method: str, ordered: bool) -> None:
+    with fm.ProcessPool(2, start_method=method, restarts=(2, 10.0)) as pool:
         seen: list[BaseException] = []
         with pytest.raises(fm.PoolBroken):
-            for error in pool.map(tasks.die, ["kill"] * 100_000, return_exceptions=True):
+            for error in pool.map(
+                tasks.die, ["kill"] * 100_000, ordered=ordered, return_exceptions=True
+            ):
                 seen.append(error)
         assert all(isinstance(error, fm.WorkerDied | fm.PoolBroken) for error in seen)
 
@@ -163,6 +170,7 @@ def running(pid: int) -> bool:
     return False
 
 
+@pytest.mark.scenario(17, 19)
 def test_tasks_that_meddle_with_their_process(pool: fm.ProcessPool) -> None:
     """FAULTS 17, 19: standard descriptors, handlers, working directory, children."""
     assert pool.submit(tasks.run_child, 7).result() == 7
@@ -174,6 +182,7 @@ def test_tasks_that_meddle_with_their_process(pool: fm.ProcessPool) -> None:
     assert list(pool.map(tasks.negative, range(2000))) == [-i for i in range(2000)]
 
 
+@pytest.mark.scenario(19)
 def test_the_users_children_are_never_stolen(pool: fm.ProcessPool) -> None:
     """P1: exit statuses of subprocess and os.fork stay the user's, whatever dies of ours."""
     import subprocess
@@ -199,6 +208,7 @@ def test_sigchld_ignored_by_the_user(run_script) -> None:
     )
 
 
+@pytest.mark.scenario(17)
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_started_without_standard_streams(method: str, run_script) -> None:
     """S7: 0-2 are closed, so our pipes would get their numbers."""
@@ -221,35 +231,7 @@ def test_started_without_standard_streams(method: str, run_script) -> None:
     )
 
 
-@pytest.mark.parametrize("method", FAST)
-def test_no_descriptors_at_the_start(method: str) -> None:
-    """FAULTS 26, EMFILE: a clean error, nothing left (the autouse fixture looks)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    top = max(map(int, os.listdir("/proc/self/fd")))
-    gaps = [os.open(os.devnull, os.O_RDONLY)]
-    while gaps[-1] < top:
-        gaps.append(os.dup(gaps[0]))
-    failed = 0
-    try:
-        for spare in range(24):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (gaps[-1] + 1 + spare, hard))
-            try:
-                pool = fm.ProcessPool(1, start_method=method)
-            except OSError as error:
-                assert error.errno == errno.EMFILE
-                failed += 1
-            else:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-                pool.shutdown()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in gaps:
-            os.close(fd)
-    assert failed
-    with fm.ProcessPool(1, start_method=method) as pool:
-        assert pool.submit(pow, 2, 3).result() == 8
-
-
+@pytest.mark.scenario(24)
 def test_stopped_worker_and_a_timeout(pool: fm.ProcessPool, tmp_path: Path) -> None:
     """FAULTS 24: SIGSTOP; the timeout ends it."""
     with tasks.Gate(tmp_path) as gate:
@@ -261,6 +243,7 @@ def test_stopped_worker_and_a_timeout(pool: fm.ProcessPool, tmp_path: Path) -> N
         assert len(set(pool.each(tasks.pid))) == 4
 
 
+@pytest.mark.scenario(15)
 def test_large_exchange_with_a_slow_consumer(pool: fm.ProcessPool) -> None:
     """FAULTS 15: 16 MB both ways from several threads, nobody reads for a while."""
     size = 16 << 20
@@ -278,6 +261,7 @@ def test_large_exchange_with_a_slow_consumer(pool: fm.ProcessPool) -> None:
     assert lengths == [size] * 6
 
 
+@pytest.mark.scenario(1)
 def test_a_worker_dies_in_the_middle_of_a_large_result(pool: fm.ProcessPool) -> None:
     """The frame is cut off: that task died, and no byte of it reaches anybody else."""
     futures = [pool.submit(tasks.payload, 64 << 20) for _ in range(4)]
@@ -292,28 +276,3 @@ def test_a_worker_dies_in_the_middle_of_a_large_result(pool: fm.ProcessPool) -> 
         if error is None:
             assert len(future.result()) == 64 << 20
     assert list(pool.map(tasks.negative, range(1000))) == [-i for i in range(1000)]
-
-
-@pytest.mark.parametrize("method", ["fork", "zygote"])
-def test_no_descriptors_at_a_refill(run_script, method: str) -> None:
-    """FAULTS 26: the pool goes on with fewer workers, tries again with pauses, and recovers."""
-    run_script(
-        f"""
-        import os, resource, signal
-        import forkmill as fm, tasks
-
-        with fm.ProcessPool(2, start_method={method!r}) as pool:
-            pool.each(tasks.pid)
-            victim = pool.workers()[0].pid
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # no new one from here on
-            os.kill(victim, signal.SIGKILL)
-            futures = [pool.submit(tasks.nap, 0.01, i) for i in range(60)]
-            assert [future.result() for future in futures] == list(range(60))
-            stats = pool.stats()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert (stats.alive, stats.died, stats.deaths) == (1, 0, 1), stats
-            assert 1 <= stats.trouble <= 6, stats  # pauses: no busy loop of births
-            tasks.eventually(lambda: pool.submit(int).result() == 0 and pool.stats().alive == 2)
-        """
-    )

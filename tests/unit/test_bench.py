@@ -292,6 +292,7 @@ def test_ratios_are_taken_within_a_round(harness):
     assert harness.spread([1.0, 2.0, 3.0]) == (1.5, 2.0, 2.5)
 
 
+@pytest.mark.scenario(30)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the soak looks into /proc")
 def test_a_moment_of_the_soak_finds_nothing():
     ran = run_bench("soak", "--minutes", 0.03)

@@ -43,6 +43,16 @@ def test_the_reference_is_what_the_docstrings_say() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def test_the_table_of_faults_is_what_the_tests_say() -> None:
+    script = ROOT / "docs" / "faults.py"
+    if not script.exists():
+        pytest.skip("the docs are not here")
+    ran = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=50
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
 @pytest.mark.parametrize(("mark", "last"), [("demo", "forkmill demo"), ("test", "pytest")])
 def test_the_readme_has_the_commands_that_ci_runs(mark: str, last: str) -> None:
     readme, script = ROOT / "README.md", ROOT / ".ci" / "run"

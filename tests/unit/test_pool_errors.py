@@ -61,6 +61,7 @@ def test_an_exception_that_round_trips_keeps_type_and_attributes(pool: fm.Proces
     assert (error.args, error.extra) == ((1, 2), 3)
 
 
+@pytest.mark.scenario(11)
 @pytest.mark.parametrize("kind", ["needs", "liar", "stubborn", "lock inside"])
 def test_others_arrive_as_remote_error(pool: fm.ProcessPool, kind: str) -> None:
     error = pool.submit(tasks.raise_kind, kind).exception()

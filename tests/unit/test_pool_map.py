@@ -142,6 +142,7 @@ def test_window_is_filled_at_the_call(pool: fm.ProcessPool) -> None:
     results.close()
 
 
+@pytest.mark.scenario(28)
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("chunksize", [1, 5, None])
 def test_never_pulls_more_than_the_buffersize_ahead(pool, chunksize, ordered) -> None:
@@ -243,6 +244,7 @@ def test_bytes_bound_the_window(pool: fm.ProcessPool, gate: tasks.Gate) -> None:
     assert list(results) == [4 << 20] * 100
 
 
+@pytest.mark.scenario(28)
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_ten_million_items_keep_memory_flat(pool: fm.ProcessPool) -> None:
@@ -288,6 +290,7 @@ def test_close_frees_and_ends(pool: fm.ProcessPool, gate: tasks.Gate) -> None:
     assert pool.stats().cancelled >= 90
 
 
+@pytest.mark.scenario(28)
 def test_leaving_the_loop_cancels(pool: fm.ProcessPool, tmp_path: Path) -> None:
     log = tasks.Log(tmp_path)
     for result in pool.map(partial(tasks.note, log.path), itertools.count(), buffersize=100):
@@ -373,6 +376,7 @@ def test_an_input_that_raises_at_once(pool: fm.ProcessPool) -> None:
         next(results)
 
 
+@pytest.mark.scenario(9)
 def test_an_argument_that_does_not_travel_is_its_own_item(pool: fm.ProcessPool) -> None:
     items = [0, 1, tasks.Unpicklable(), 3, threading.Lock(), 5]
     results = list(pool.map(tasks.identity, items, return_exceptions=True))

@@ -18,6 +18,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[fm.ProcessPool]:
         yield made
 
 
+@pytest.mark.scenario(9)
 def test_a_bad_argument_raises_in_submit_and_names_the_path(pool: fm.ProcessPool) -> None:
     with socket.socket() as sock:
         bad = [1, {"conn": tasks.Holder(sock)}]
@@ -32,6 +33,7 @@ def test_a_bad_argument_raises_in_submit_and_names_the_path(pool: fm.ProcessPool
     assert pool.submit(pow, 2, 3).result() == 8
 
 
+@pytest.mark.scenario(10)
 def test_a_bad_result_fails_its_task_and_names_the_path(pool: fm.ProcessPool) -> None:
     pid = pool.submit(tasks.pid).result()
     for kind in ("lock", "nested", "object"):

@@ -135,6 +135,7 @@ def test_thread_caps_unless_the_user_set_them(method: str, run_script) -> None:
     assert int(script.stdout.split()[0]) >= 1
 
 
+@pytest.mark.scenario(8)
 @pytest.mark.parametrize(
     "initializer, words",
     [

@@ -81,9 +81,8 @@ PROMISES = {
         "TaskTimeout once the task's `timeout` is over, for this task alone",
         "test_one_item_of_a_map",
     ),
-    "protocol": (
-        "WorkerDied, cause `protocol`, also for what the worker had finished behind it; "
-        "nothing runs twice",
+    "torn": (
+        "WorkerDied, also for what the worker had finished and nobody had read; nothing runs twice",
         "test_one_item_of_a_map",
     ),
     "either": (
@@ -97,6 +96,7 @@ PROMISES = {
     "right": (
         "nothing: all results are right",
         "test_what_costs_nothing test_what_costs_nothing_on_the_way "
+        "test_large_values_without_room "
         "test_a_pool_in_poor_surroundings",
     ),
     "sent again": (
@@ -163,8 +163,7 @@ def _table() -> Iterator[Cell]:
     yield from cells(("run",), ("closed descriptors",), "either")
     yield from cells(("send result",), _DEADLY, "either")
     yield from cells(("send result",), ("SIGSTOP",), "late")
-    yield from cells(("send result",), ("half a frame",), "died")
-    yield from cells(("send result",), ("garbage frame",), "protocol")
+    yield from cells(("send result",), ("half a frame", "garbage frame"), "torn")
     yield from cells(("send result",), ("EMFILE", "full /dev/shm", "small pipes"), "right")
     yield from cells(("decode result",), ("raise", "EMFILE"), "unreadable")
     yield from cells(("decode result",), ("sys.exit",), "at the caller")

@@ -62,7 +62,7 @@ ordered = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "uno
 methods = pytest.mark.parametrize("method", tasks.METHODS)
 IN_A_MAP = (
     "its error", "refused", "unsendable", "unreadable", "no memory", "died", "timeout", "torn",
-    "either", "late",
+    "either", "unplugged", "late",
 )  # fmt: skip
 OF_A_TASK = ("send", "decode", "run", "encode result", "send result")
 
@@ -135,6 +135,11 @@ def is_refusal(outcome: object, cell: Cell) -> bool:
     return isinstance(outcome, fm.SerializationError)
 
 
+def is_unplugged(outcome: object, cell: Cell) -> bool:
+    closed = isinstance(outcome, OSError) and outcome.errno == errno.EBADF
+    return closed or is_death(outcome, cell)
+
+
 def is_timeout(outcome: object, cell: Cell) -> bool:
     return isinstance(outcome, fm.TaskTimeout)
 
@@ -156,6 +161,7 @@ OUTCOMES = {
     "timeout": (is_timeout, False),
     "torn": (is_torn, True),
     "either": (is_death, True),
+    "unplugged": (is_unplugged, True),
     "late": (is_timeout, True),
     "right": (lambda outcome, cell: False, True),
 }
@@ -200,7 +206,7 @@ def strike_a_map(
 
 def await_strike(pool: fm.ProcessPool, cell: Cell, before: fm.PoolStats) -> None:
     """What strikes beside the task may come after the map: nobody else shall meet it."""
-    if cell.promise in ("torn", "either", "died"):
+    if cell.promise in ("torn", "either", "unplugged", "died"):
         tasks.eventually(lambda: pool.stats().deaths > before.deaths)
     elif cell.promise == "late":
 

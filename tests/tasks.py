@@ -5,7 +5,6 @@ Workers import this module by name, so everything here works under every start m
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import contextlib
 import ctypes
@@ -316,6 +315,8 @@ def count_noting(path: str, n: int) -> Iterator[int]:
 
 
 async def coroutine() -> int:
+    import asyncio  # not above: each spawned worker would wait for it
+
     await asyncio.sleep(0)
     return 1
 

@@ -12,6 +12,7 @@ but its own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -29,6 +30,11 @@ import pytest
 with contextlib.suppress(ImportError):
     # OpenBLAS starts its threads at the first import: let that not be inside a test.
     import numpy  # noqa: F401
+
+if hasattr(ctypes.CDLL(None), "mallopt"):
+    # M_MMAP_THRESHOLD: without it glibc keeps what once was large, and each of the thousands of
+    # forks to come copies the page tables of some 500 MB.
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
 TESTS = Path(__file__).resolve().parent
 LINUX = sys.platform == "linux"

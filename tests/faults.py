@@ -294,8 +294,10 @@ def channel() -> tuple[list[int], list[int]]:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own is gone
             if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
-                mode = fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_ACCMODE
-                (writes if mode == os.O_WRONLY else reads).append(int(name))
+                mode = fcntl.fcntl(int(name), fcntl.F_GETFL)
+                if not mode & os.O_NONBLOCK:  # that one goes to the zygote
+                    writing = mode & os.O_ACCMODE == os.O_WRONLY
+                    (writes if writing else reads).append(int(name))
     return reads, writes
 
 

@@ -667,9 +667,11 @@ def test_a_thread_that_prints_does_not_freeze_children(run_script: RunScript) ->
 # ------------------------------------------------------------------ many, and the end
 
 
-def test_at_most_width_children_run_at_once(ex: CowFork) -> None:
-    def span(_: int) -> tuple[float, float]:
+def test_at_most_width_children_run_at_once(ex: CowFork, log: tasks.Log) -> None:
+    def span(item: int) -> tuple[float, float]:
         begin = time.monotonic()
+        tasks.note(log.path, item)
+        tasks.eventually(lambda: len(log.counts()) >= 2)  # the first waits for the second
         time.sleep(0.02)
         return begin, time.monotonic()
 

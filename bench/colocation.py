@@ -23,6 +23,7 @@ _numbers = itertools.count(1)
 
 def run(bench: Bench) -> None:
     """Ask."""
+    bench.plan(2)
     count, few = bench.size(1_000_000, 2000), bench.size(30_000, 500)
     half = max(1, bench.workers // 2)
     workers = {OURS: _pools(count, bench.workers), "queued, two pools": _pools(count, half, half)}

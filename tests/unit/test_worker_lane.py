@@ -1,4 +1,4 @@
-"""A lane over workers: chunks come out as they went in, but for what has to be seen alone."""
+"""A lane over workers: a chunk comes out as it went in, but for what has to be seen alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,11 @@ def test_one_odd_item_does_not_break_up_its_chunk(
     lane_of: Callable[..., Lane], fn: Callable[[int], Any]
 ) -> None:
     found = pieces(lane_of(fn))
-    assert [taken.item for taken in flat(found)] == list(range(COUNT))
+    # Chunks may overtake each other: the taker and the pool's thread both deliver them.
+    assert sorted(taken.item for taken in flat(found)) == list(range(COUNT))
+    for piece in found:
+        if isinstance(piece, Batch):
+            assert piece.items == list(range(piece.items[0], piece.items[-1] + 1))
     alone = [piece for piece in found if isinstance(piece, Taken)]
     assert [taken.item for taken in alone] == [COUNT - 7]
     if fn is odd_one:

@@ -14,7 +14,8 @@
  * Invariants: pool->writing counts the workers that the poller watches for
  * room, pool->ended those whose results ended before their death was told.
  * Threads: the mutex is held around every call; only zygote_gone() waits, half
- * a second at the most, for the results of workers that are being killed.
+ * a second at the most, for the results of workers that are being killed and
+ * for the zygote's own end.
  */
 #include "pool.h"
 
@@ -546,14 +547,9 @@ static void zygote_gone(fm_pool *pool, int why)
         fm__reaper_collect(&pool->reaper);
     else
         fm__reaper_kill(&pool->reaper); /* it cannot be heard any more */
-    if (pool->state < FM_POOL_STOPPING) {
+    bool broke = pool->state < FM_POOL_STOPPING;
+    if (broke)
         pool->state = FM_POOL_BROKEN;
-        tell(pool, (struct fm_event){.kind = FM_EVENT_ZYGOTE,
-                                     .pid = pool->reaper.zygote,
-                                     .status = pool->reaper.reaped
-                                                   ? pool->reaper.status
-                                                   : -1});
-    }
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         struct fm_death death = {.pid = w->pid,
@@ -565,6 +561,11 @@ static void zygote_gone(fm_pool *pool, int why)
         await_end(pool, w, until);
         bury(pool, w, &death);
     }
+    if (broke) /* its last descriptor closes before it can be reaped */
+        tell(pool, (struct fm_event){.kind = FM_EVENT_ZYGOTE,
+                                     .pid = pool->reaper.zygote,
+                                     .status = fm__reaper_await(
+                                         &pool->reaper, until)});
     fm__events_settle_unstarted(pool, fm__events_end_what(pool));
 }
 

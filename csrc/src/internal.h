@@ -565,6 +565,9 @@ int fm__reaper_ask(struct fm__reaper *reaper, enum fm_report kind,
                    uint32_t slot, uint32_t generation, int status);
 /* True once the zygote's exit status is collected.  Never blocks. */
 bool fm__reaper_collect(struct fm__reaper *reaper);
+/* The same for one that is ending: its status, as waitpid() gives it; -1: it
+ * is not known by then, or there is no pidfd to wait with. */
+int fm__reaper_await(struct fm__reaper *reaper, int64_t until);
 /* Kill the zygote; its workers die with it. */
 void fm__reaper_kill(struct fm__reaper *reaper);
 void fm__reaper_fini(struct fm__reaper *reaper);

@@ -4,10 +4,11 @@
  * The zygote forks, reaps and signals workers; this side reads its reports,
  * asks it to kill, and collects the zygote's own exit status.
  *
- * Guarantees: never blocks on a process; waits for exactly one pid, the
- * zygote's, and never for any child (P1 of the rules: a library must not
- * steal another's statuses); touches no signal handler.  ECHILD (somebody
- * ignores SIGCHLD) means "gone, status unknown" (-1).
+ * Guarantees: never blocks on a process but in fm__reaper_await(), which has
+ * a deadline; waits for exactly one pid, the zygote's, and never for any child
+ * (P1 of the rules: a library must not steal another's statuses); touches no
+ * signal handler.  ECHILD (somebody ignores SIGCHLD) means "gone, status
+ * unknown" (-1).
  * Threads: the pool's mutex is held around every call.
  */
 #include "internal.h"
@@ -83,6 +84,14 @@ bool fm__reaper_collect(struct fm__reaper *reaper)
         reaper->reaped = rc != 0;
     }
     return reaper->reaped;
+}
+
+int fm__reaper_await(struct fm__reaper *reaper, int64_t until)
+{
+    int64_t now = fm_now();
+    if (!fm__reaper_collect(reaper) && reaper->pid_fd >= 0 && now < until)
+        fm_sys_wait_readable(&reaper->pid_fd, 1, until - now);
+    return fm__reaper_collect(reaper) ? reaper->status : -1;
 }
 
 void fm__reaper_kill(struct fm__reaper *reaper)

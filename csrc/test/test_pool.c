@@ -1216,6 +1216,97 @@ TEST(a_worker_that_talks_nonsense_is_replaced)
     rig_close(&rig);
 }
 
+/* Events behind each other, until so many of a kind are there: how many. */
+static int await_events(struct rig *rig, enum fm_event_kind kind, int n,
+                        struct fm_event out[2 * FM_EVENTS])
+{
+    int64_t until = fm_now() + 10000000000;
+    int have = 0, of_kind = 0;
+    uint64_t lost;
+    while (of_kind < n && have <= FM_EVENTS && fm_now() < until) {
+        CHECK(fm_pool_turn(rig->pool) >= 0);
+        if (!fm_pool_has_events(rig->pool))
+            continue;
+        int rc = fm_pool_take_events(rig->pool, out + have, &lost);
+        CHECK(rc > 0);
+        CHECK_EQ(lost, 0);
+        CHECK(!fm_pool_has_events(rig->pool));
+        for (int i = have; i < have + rc; i++)
+            of_kind += out[i].kind == kind;
+        have += rc;
+    }
+    CHECK_EQ(of_kind, n);
+    return have;
+}
+
+TEST(a_death_is_told_once_and_so_is_the_worker_that_follows)
+{
+    struct rig rig = rig_open(1);
+    struct fm_event e[2 * FM_EVENTS];
+    struct fm_toll tolls[FM_TOLLS];
+    int64_t commands[5], before = fm_now();
+    check_alive(&rig);
+    CHECK(!fm_pool_has_events(rig.pool));
+    fill(commands, OP_ECHO, 0, 5, 1);
+    commands[1] = command(OP_EXIT, 1, 3);
+    fm_chunk *chunk = submit(&rig, commands, 5, NULL);
+    wait_done(&rig, chunk);
+    struct fm_death death = outcome_of(chunk, 1).death;
+    fm_chunk_unref(chunk);
+    CHECK_EQ(await_events(&rig, FM_EVENT_REPLACED, 1, e), 2);
+    CHECK_EQ(e[0].kind, FM_EVENT_DIED);
+    CHECK_EQ(e[0].slot, 0);
+    CHECK_EQ(e[0].pid, death.pid);
+    CHECK_EQ(e[0].cause, FM_CAUSE_EXIT);
+    CHECK_EQ(e[0].status, 3 << 8);
+    CHECK_EQ(e[0].oom, 0);
+    CHECK_EQ(e[0].requeued, 3); /* those behind it in the chunk */
+    CHECK_EQ(e[1].slot, 0);
+    CHECK(e[1].pid > 0 && e[1].pid != death.pid);
+    CHECK(before <= e[0].at_ns && e[0].at_ns <= e[1].at_ns &&
+          e[1].at_ns <= fm_now());
+    CHECK_EQ(fm_pool_tolls(rig.pool, tolls), 1);
+    CHECK_EQ(tolls[0].cause, FM_CAUSE_EXIT);
+    CHECK_EQ(tolls[0].status, 3 << 8);
+    CHECK_EQ(tolls[0].deaths, 1);
+    CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_GENTLE), 0);
+    CHECK_EQ(fm_pool_join(rig.pool, fm_now() + 5000000000), 0);
+    CHECK(!fm_pool_has_events(rig.pool)); /* an end in good order is no event */
+    rig_close(&rig);
+}
+
+/* The ring keeps the newest; the table of causes has a last line for all. */
+TEST(more_deaths_than_are_kept_leave_the_newest_and_a_right_sum)
+{
+    enum { DEATHS = 80 };
+    struct rig rig = rig_open(1);
+    struct fm_event e[FM_EVENTS];
+    struct fm_toll tolls[FM_TOLLS];
+    uint64_t lost, sum = 0;
+    for (uint32_t i = 1; i <= DEATHS; i++)
+        finish_one(&rig, submit_one(&rig, command(OP_EXIT, i, i)));
+    check_alive(&rig); /* the last one is replaced, too */
+    CHECK_EQ(fm_pool_take_events(rig.pool, e, &lost), FM_EVENTS);
+    CHECK_EQ(lost, 2 * DEATHS - FM_EVENTS);
+    for (int i = 0; i < FM_EVENTS; i++) {
+        CHECK_EQ(e[i].kind, i % 2 ? FM_EVENT_REPLACED : FM_EVENT_DIED);
+        if (i % 2 == 0)
+            CHECK_EQ(e[i].status, (DEATHS - FM_EVENTS / 2 + 1 + i / 2) << 8);
+        CHECK(i == 0 || e[i - 1].at_ns <= e[i].at_ns);
+    }
+    CHECK_EQ(fm_pool_take_events(rig.pool, e, &lost), 0);
+    CHECK_EQ(lost, 0);
+    CHECK_EQ(fm_pool_tolls(rig.pool, tolls), FM_TOLLS);
+    for (uint32_t i = 0; i < FM_TOLLS; i++) {
+        bool own = i < FM_TOLLS - 1;
+        CHECK_EQ(tolls[i].cause, own ? FM_CAUSE_EXIT : 0);
+        CHECK_EQ(tolls[i].deaths, own ? 1 : DEATHS - i);
+        sum += tolls[i].deaths;
+    }
+    CHECK_EQ(sum, check_idle(&rig).deaths);
+    rig_close(&rig);
+}
+
 /* -------------------------------------------------------- cancel, recall */
 
 TEST(a_cancelled_task_never_runs)
@@ -1450,6 +1541,8 @@ TEST(an_initializer_that_exits_or_hangs_breaks_the_pool)
         struct fm_stats s;
         CHECK_EQ(fm_pool_stats(rig.pool, &s), 0);
         CHECK_EQ(s.state, FM_POOL_BROKEN);
+        struct fm_event e[2 * FM_EVENTS];
+        await_events(&rig, FM_EVENT_INIT, 1, e);
         uint8_t *cause;
         uint64_t size;
         CHECK_EQ(fm_pool_cause(rig.pool, 0, &cause, &size), 1);
@@ -1588,6 +1681,10 @@ TEST(the_zygotes_death_breaks_the_pool)
             fm_chunk_unref(chunks[i]);
         }
         CHECK(done < 2000);
+        struct fm_event e[2 * FM_EVENTS];
+        int n = await_events(&rig, FM_EVENT_ZYGOTE, 1, e);
+        CHECK_EQ(e[n - 1].pid, rig.zygote);
+        CHECK_EQ(e[n - 1].status, SIGKILL);
         CHECK_EQ(try_chunk(&rig, commands, 1, NULL, &late), 0);
         CHECK_EQ(fm_pool_submit(rig.pool, late), FM_EBROKEN);
         fm_chunk_unref(late);

@@ -94,7 +94,7 @@ def test_a_foreign_childs_copies_do_not_keep_workers_alive(start_script, method:
         time.sleep(60)
         """
     )
-    script.wait_for("ready")
+    script.wait_for("\n")  # all of the line
     child = int(script.stdout.split()[1])
     script.process.kill()
     script.process.wait()

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 with contextlib.suppress(ImportError):
@@ -35,6 +36,19 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
     # M_MMAP_THRESHOLD: without it glibc keeps what once was large, and each of the thousands of
     # forks to come copies the page tables of some 500 MB.
     ctypes.CDLL(None).mallopt(-3, 1 << 20)
+
+# The gate asks the same each time, and takes any time that a busy machine takes. Another search:
+# pytest tests/property --hypothesis-profile=search --timeout=0
+hypothesis.settings.register_profile(
+    "gate",
+    max_examples=125,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile("search", max_examples=2500, deadline=None)
+hypothesis.settings.load_profile("gate")
 
 TESTS = Path(__file__).resolve().parent
 LINUX = sys.platform == "linux"

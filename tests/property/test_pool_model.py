@@ -235,8 +235,7 @@ class PoolModel(RuleBasedStateMachine):
 
 TestPoolModel = PoolModel.TestCase
 TestPoolModel.settings = settings(
-    max_examples=25,
+    max_examples=settings.default.max_examples // 5,  # each makes a pool
     stateful_step_count=15,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
 )

@@ -6,7 +6,7 @@ import math
 import pickle
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from forkmill import _native, errors
@@ -101,7 +101,6 @@ def shape(value: Any) -> list[Any]:
     return way
 
 
-@settings(max_examples=300)
 @given(graphs())
 def test_what_is_shared_comes_back_as_from_pickle(value: Any) -> None:
     expected = shape(pickle.loads(pickle.dumps(value, 5)))
@@ -113,7 +112,6 @@ def give_up(data: Any, buffers: Any) -> Any:
     return bytes(data), [bytes(view) for view in buffers]
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> None:
     try:
@@ -122,7 +120,6 @@ def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> N
         assert "malformed" in str(error)
 
 
-@settings(max_examples=300)
 @given(values, st.data(), st.booleans())
 def test_a_damaged_record_decodes_or_is_called_malformed(
     value: Any, draw: st.DataObject, owned: bool

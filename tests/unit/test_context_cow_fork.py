@@ -501,6 +501,55 @@ def test_a_child_that_freezes_in_its_set_up_is_replaced_uncharged(run_script: Ru
     """)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_child_that_is_slow_to_begin_costs_nobody_a_call(
+    run_script: RunScript, log: tasks.Log, batch: int
+) -> None:
+    """It may begin just when it is given up: then it is not, and nothing runs twice."""
+    run_script(f"""
+        import os, random, time, tasks
+        from forkmill.contexts import cow_fork
+        cow_fork._SET_UP = 0.05
+        end = cow_fork._Forker._end_child
+        def end_late(*args):  # what a scheduler may do there
+            time.sleep(0.03)
+            end(*args)
+        cow_fork._Forker._end_child = end_late
+        def lag():
+            random.seed()
+            time.sleep(random.uniform(0.03, 0.07))
+        os.register_at_fork(after_in_child=lag)
+        ex = cow_fork.CowFork(2, batch={batch})
+        def work(i):
+            tasks.note({log.path!r}, i)
+            time.sleep(0.04)
+        futures = [ex.submit(work, i) for i in range(60)]
+        errors = [future.exception(30) for future in futures]
+        assert errors == [None] * 60, errors
+        metrics = ex.metrics()
+        assert metrics.failed == 0 and metrics.created > 60 / {batch}, metrics
+        ex.shutdown()
+    """)
+    assert log.counts() == dict.fromkeys(range(60), 1)
+
+
+def test_children_that_freeze_for_ever_end_as_a_death_that_says_so(run_script: RunScript) -> None:
+    run_script("""
+        import os, time
+        from forkmill import WorkerDied
+        from forkmill.contexts import cow_fork
+        cow_fork._SET_UP = 0.05
+        os.register_at_fork(after_in_child=lambda: time.sleep(60))
+        ex = cow_fork.CowFork(1, batch=2)
+        first, second = ex.submit(abs, -1), ex.submit(abs, -2)
+        for future in (first, second):
+            error = future.exception(20)
+            assert type(error) is WorkerDied and error.attempts == 1, error
+            assert "had not begun" in error.__notes__[-1], error.__notes__
+        ex.shutdown()
+    """)
+
+
 def test_children_that_never_start_end_as_a_death(run_script: RunScript) -> None:
     run_script("""
         import os

@@ -55,8 +55,8 @@ __all__ = ["CowFork"]
 
 _BACKOFF = (0.05, 0.2, 0.8, 2.0)  # seconds to the next try of a fork that failed
 _GRACE = 0.5  # seconds between SIGTERM and SIGKILL
-_SET_UP = 2.0  # seconds that a child may take to its first call; a frozen one is replaced
-_STILLBORN = 3  # so many children in a row that never got to a call are no accident
+_SET_UP = 2.0  # seconds that a child may take to its first call, the next one twice that
+_STILLBORN = 4  # so many children in a row that never got to a call are no accident
 _UNWATCHED = 0.02  # seconds between two looks at children that no pidfd tells of
 _MAX_BATCH = 4096
 _NEVER = float("inf")
@@ -673,7 +673,7 @@ class _Forker:
             late = child.born + _SET_UP * 2**self._stillborn if child.next == 0 else _NEVER
             child.due = min(late, _NEVER if limit is None else now + limit)
             if now >= late:
-                self._end_child(slot, child, _native.CAUSE_EXIT)
+                self._replace(slot, child)
         elif limit is None:
             child.due = _NEVER
         elif now < slot.since() + limit:
@@ -681,6 +681,34 @@ class _Forker:
         else:
             child.seconds = limit
             self._end_child(slot, child, _native.CAUSE_TIMEOUT)
+
+    def _replace(self, slot: _native.ForkSlot, child: _Child) -> None:
+        """A child has not come to its first call for long: a lock that another thread held at the
+        fork, or a busy machine. What it has not started runs in another one, uncharged."""
+        with self._lock:
+            back = [i for i in range(len(child.calls)) if child.calls[i] and slot.recall(i)]
+            calls = [call for call in map(child.settle, back) if call is not None]
+        frozen = not child.missing
+        self._reused -= len(calls) - frozen
+        if frozen:
+            self._stillborn += 1
+            self._end_child(slot, child, _native.CAUSE_EXIT)
+            if self._stillborn >= _STILLBORN:
+                self._fail(calls[0], self._never_began(calls.pop(0), slot, child))
+        for call in reversed(calls):
+            call.attempts -= 1
+            self._again.appendleft(call)
+        if self._stopping:
+            self._refuse_waiting()
+
+    def _never_began(self, call: Call, slot: _native.ForkSlot, child: _Child) -> BaseException:
+        error = self._death(call, slot.pid, signal.SIGKILL, _native.CAUSE_EXIT, slot.number)
+        error.add_note(
+            f"It had not begun with the task {monotonic() - child.born:.1f} s after its fork, as "
+            f"{_STILLBORN - 1} others before it, and was ended by us: another thread may have held "
+            f"a lock at the fork that a library needs in the child, or the machine is too busy."
+        )
+        return error
 
     # The end.
 

@@ -27,7 +27,6 @@ __all__ = ["offer", "read", "supported"]
 _NAME = "forkmill-stacks"
 # A signal that nobody else uses: no program means anything by it, no shell sends it.
 _NUMBER: int = getattr(_signal, "SIGRTMAX", 64) - 7
-_LOOKS = 3  # the handler says no end: so often nothing new came
 _PAUSE = 0.004  # seconds between two looks
 
 
@@ -60,9 +59,16 @@ def read(pid: int, parent: int, timeout: float) -> str:
         if not _is_ours(pid, parent):
             return ""
         path = _file_of(pid)
-        before = os.stat(path).st_size
+        before, deaf = os.stat(path).st_size, _blocking(pid)
         _signal.pidfd_send_signal(pidfd, _NUMBER)
-        return _grown(path, before, time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+            if _blocking(pid) <= deaf and os.stat(path).st_size > before:
+                break
+        with open(path, "rb") as file:
+            file.seek(before)
+            return file.read().decode(errors="replace")
     except OSError:  # it went away meanwhile
         return ""
     finally:
@@ -71,10 +77,30 @@ def read(pid: int, parent: int, timeout: float) -> str:
 
 def _is_ours(pid: int, parent: int) -> bool:
     """A child of our zygote that has its handler: the signal's default would end it."""
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as lines:
-        status = dict(line.split(":", 1) for line in lines if ":" in line)
-    caught = int(status["SigCgt"], 16)
-    return int(status["PPid"]) == parent and bool(caught >> (_NUMBER - 1) & 1)
+    status = _status(f"/proc/{pid}")
+    return int(status["PPid"]) == parent and _has(status, "SigCgt")
+
+
+def _blocking(pid: int) -> set[str]:
+    """Its threads that have not answered a signal: it waits for them, or they are at it. The kernel
+    blocks a signal while its handler runs, sigaction(2)."""
+    folder = f"/proc/{pid}/task"
+    threads: set[str] = set()
+    for name in os.listdir(folder):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end at any time
+            status = _status(f"{folder}/{name}")
+            if any(_has(status, mask) for mask in ("ShdPnd", "SigPnd", "SigBlk")):
+                threads.add(name)
+    return threads
+
+
+def _status(folder: str) -> dict[str, str]:
+    with open(f"{folder}/status", encoding="ascii", errors="replace") as lines:
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
+def _has(status: dict[str, str], mask: str) -> bool:
+    return bool(int(status[mask], 16) >> (_NUMBER - 1) & 1)
 
 
 def _file_of(pid: int) -> str:
@@ -84,15 +110,3 @@ def _file_of(pid: int) -> str:
             if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{_NAME}"):
                 return f"{folder}/{name}"
     raise FileNotFoundError(folder)
-
-
-def _grown(path: str, before: int, deadline: float) -> str:
-    """What was written after `before`, once nothing more comes."""
-    size, quiet = before, 0
-    while (quiet < _LOOKS or size == before) and time.monotonic() < deadline:
-        time.sleep(_PAUSE)
-        now = os.stat(path).st_size
-        size, quiet = now, quiet + 1 if now == size else 0
-    with open(path, "rb") as file:
-        file.seek(before)
-        return file.read().decode(errors="replace")

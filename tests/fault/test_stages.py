@@ -300,24 +300,26 @@ def test_a_callback(
     pool: fm.ProcessPool,
     cell: Cell,
     ordered: bool,
+    tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shown: list[object] = []
     called: list[int] = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: shown.append(error))
-    futures = [pool.submit(tasks.nap, 0.001, i) for i in range(20)]
-    for i, future in enumerate(futures):
-        future.add_done_callback(lambda _, i=i: called.append(i))
-        if i in (3, 4, 11):
-            future.add_done_callback(lambda _: faults.strike(cell.failure))
-        future.add_done_callback(lambda _, i=i: called.append(i))
+    with tasks.Gate(tmp_path) as gate:
+        # A future that is done is called back here, at once: its SystemExit would be this thread's.
+        futures = [pool.submit(tasks.pass_gate, gate.path, i) for i in range(20)]
+        for i, future in enumerate(futures):
+            future.add_done_callback(lambda _, i=i: called.append(i))
+            if i in (3, 4, 11):
+                future.add_done_callback(lambda _: faults.strike(cell.failure))
+            future.add_done_callback(lambda _, i=i: called.append(i))
     results = pool.map(tasks.negative, range(100), ordered=ordered)
     assert sorted(results) == sorted(-i for i in range(100))
     tasks.eventually(lambda: len(called) == 40)
     assert sorted(called) == sorted(list(range(20)) * 2)
     assert [future.result(20) for future in futures] == list(range(20))
-    # A future that was done before is called back here, at once: its SystemExit is this thread's.
     tasks.eventually(lambda: len(caplog.records) + len(shown) == 3)
 
 

@@ -112,12 +112,17 @@ static inline void harness_add(const char *name, void (*run)(void))
     harness_tests[harness_count++].run = run;
 }
 
+/* What a test is at, told by a check that fails. */
+static char harness_round[80];
+
 static inline void harness_fail(const char *file, int line, const char *text,
                                 long long a, long long b)
 {
     dprintf(2, "%s:%d: not true: %s", file, line, text);
     if (a || b)
         dprintf(2, "   (%lld, %lld)", a, b);
+    if (harness_round[0])
+        dprintf(2, "   [%s]", harness_round);
     dprintf(2, "   [errno %d, pid %d]\n", errno, (int)getpid());
     _exit(1);
 }

@@ -290,7 +290,8 @@ struct fm_message {
 #define FM_MESSAGE_FDS 4
 
 /* Send one message with nfds descriptors (<= FM_MESSAGE_FDS) on a stream
- * socket.  Blocks if the socket does.  The caller keeps the descriptors. */
+ * socket.  Blocks if the socket does.  The caller keeps the descriptors.
+ * -EAGAIN, -ENOBUFS, -ENOMEM, -ETOOMANYREFS: nothing was sent, try again. */
 int fm_message_send(int fd, const struct fm_message *message, const int *fds,
                     int nfds);
 

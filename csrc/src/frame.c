@@ -66,15 +66,28 @@ int fm_frame_check(const struct fm_frame *frame)
     return 0;
 }
 
+#define BEGUN_NS 100000000 /* to send the rest of a message */
+
 int fm_message_send(int fd, const struct fm_message *message, const int *fds,
                     int nfds)
 {
+    const struct timespec pause = {0, 1000000};
     const uint8_t *p = (const uint8_t *)message;
     size_t left = sizeof *message;
+    int64_t until = 0;
     if (nfds < 0 || nfds > FM_MESSAGE_FDS)
         return -EINVAL;
     while (left > 0) {
         ssize_t n = fm__sys_send_fds(fd, p, left, fds, nfds);
+        if (n < 0 && left < sizeof *message && fm__sys_passes(n)) {
+            /* What has begun must not begin again. */
+            if (until == 0)
+                until = fm_now() + BEGUN_NS;
+            if (fm_now() >= until)
+                return FM_EEOF; /* the stream is of no use any more */
+            nanosleep(&pause, NULL);
+            continue;
+        }
         if (n < 0)
             return (int)n;
         p += n;
@@ -111,14 +124,16 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
         ssize_t n = fm__sys_recv_fds(fd, p + got, sizeof *message - got,
                                      got ? extra : fds, got ? &more : nfds);
         /* Without memory in the kernel the message is still there. */
-        bool later = n == -EAGAIN || n == -ENOMEM || n == -ENOBUFS;
+        bool later = fm__sys_passes(n);
         if (later && got == 0)
             return 0;
         if (later && until == 0)
             until = fm_now() + PATIENCE_NS;
-        if (later && fm_now() < until &&
-            fm_sys_wait_readable(&fd, 1, PATIENCE_NS) > 0)
+        int64_t rest = later ? until - fm_now() : 0;
+        if (rest > 0) {
+            fm_sys_wait_readable(&fd, 1, rest); /* or a signal: look again */
             continue;
+        }
         if (n <= 0)
             return drop_message(n == 0         ? FM_EEOF
                                 : n == -EAGAIN ? FM_EPROTO

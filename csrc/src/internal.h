@@ -79,6 +79,13 @@ void fm__sys_close(int fd);
 ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,
                          int nfds);
 ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds);
+/* Why nothing was sent, or received, passes by itself: a full socket, no
+ * memory in the kernel, too many descriptors in flight until they are read. */
+static inline bool fm__sys_passes(int64_t rc)
+{
+    return rc == -EAGAIN || rc == -ENOBUFS || rc == -ENOMEM ||
+           rc == -ETOOMANYREFS;
+}
 
 /* 1: reaped, *status is set; 0: alive; -ECHILD: somebody else has it. */
 int fm__sys_reap(pid_t pid, int *status);

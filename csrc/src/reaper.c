@@ -44,13 +44,6 @@ int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
     return rc;
 }
 
-/* The socket's buffer is full, or the kernel has no memory for a message:
- * either passes. */
-static bool passes(int rc)
-{
-    return rc == -EAGAIN || rc == -ENOBUFS || rc == -ENOMEM;
-}
-
 int fm__reaper_ask(struct fm__reaper *reaper, enum fm_report kind,
                    uint32_t slot, uint32_t generation, int status)
 {
@@ -62,12 +55,12 @@ int fm__reaper_ask(struct fm__reaper *reaper, enum fm_report kind,
     if (reaper->ended)
         return FM_EEOF;
     int rc = fm_message_send(reaper->control_fd, &message, NULL, 0);
-    if (passes(rc)) {
+    if (fm__sys_passes(rc)) {
         /* The zygote reads at once unless it is stopped; give it a moment
          * rather than lose the request. */
         int64_t until = fm_now() + ASK_WAIT_NS;
         struct timespec pause = {0, 1000000};
-        while (passes(rc) && fm_now() < until) {
+        while (fm__sys_passes(rc) && fm_now() < until) {
             nanosleep(&pause, NULL);
             rc = fm_message_send(reaper->control_fd, &message, NULL, 0);
         }

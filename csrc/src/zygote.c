@@ -38,6 +38,7 @@
                                     * initializer is not run in a loop */
 #define ALONE_NS 1000000           /* the first worker of a pool has the CPUs
                                     * to itself: its caller may be waiting */
+#define TELL_PAUSE_NS 5000000      /* to the next try of a message */
 #define NUMBER 12                  /* characters of an int, and its end */
 
 /* To the next try of a birth that failed. */
@@ -131,13 +132,21 @@ static void orphaned(fm_zygote *z)
     z->control = z->parent = -1;
 }
 
+/* Waits for as long as it takes: a pool that does not read now will, or its
+ * end of the socket closes. */
 static void tell(fm_zygote *z, struct fm_message message, const int *fds,
                  int nfds)
 {
+    const struct timespec pause = {0, TELL_PAUSE_NS};
+    int rc = 0;
     message.magic = FM_MAGIC;
-    if (z->control >= 0 &&
-        fm_message_send(z->control, &message, fds, nfds) < 0)
-        orphaned(z);
+    while (z->control >= 0 && (rc = fm_message_send(z->control, &message, fds,
+                                                    nfds)) < 0) {
+        if (fm__sys_passes(rc))
+            nanosleep(&pause, NULL);
+        else
+            orphaned(z);
+    }
 }
 
 /* ---------------------------------------------------------------- deaths */

@@ -234,6 +234,8 @@ SWEEP(spawn, CALL_SPAWN, FIRST | SPAWN, TOLD)
 SWEEP(wait4, CALL_WAIT4, FIRST, NOTHING)
 SWEEP(poll, CALL_POLL, FIRST, NOTHING)
 SWEEP(recvmsg, CALL_RECVMSG, KILL, NOTHING)
+SWEEP(sendmsg, CALL_SENDMSG, 0, NOTHING)
+SWEEP(sendfds, CALL_SENDFDS, 0, NOTHING)
 SWEEP(kill, CALL_KILL, FIRST | KILL, LATE)
 SWEEP(the_pools_mmap, CALL_MMAP, POOL_SIDE, ANYTHING)
 SWEEP(the_pools_flags, CALL_FLAGS, POOL_SIDE | FIRST, ANYTHING)
@@ -259,3 +261,30 @@ TEST(without_memfd_files_fail_in_turn)
     close_world();
 }
 #endif
+
+static void run_at_random(uint64_t mask, uint32_t one_in, uint64_t seeds)
+{
+    open_world(0, ANYTHING);
+    for (uint64_t seed = 1; seed <= seeds; seed++) {
+        arm_at_random(mask, one_in + (uint32_t)seed % 10, seed);
+        run((seed & 1 ? FIRST : 0) | (seed % 3 ? 0 : SPAWN), ANYTHING);
+    }
+    close_world();
+}
+
+TEST(births_fail_at_random)
+{
+    uint64_t mask = 1u << CALL_MMAP; /* in the zygote it costs a birth */
+    for (int call = 1; call < CALL_COUNT; call++)
+        mask |= (uint64_t)!kinds[call].fatal << call;
+    run_at_random(mask, 30, SLOWED ? 3 : 5);
+}
+
+TEST(what_costs_no_birth_fails_at_random)
+{
+    run_at_random(1u << CALL_DENIED | 1u << CALL_READ | 1u << CALL_SENDMSG |
+                      1u << CALL_SENDFDS | 1u << CALL_RECVMSG |
+                      1u << CALL_WAIT4 | 1u << CALL_PRCTL |
+                      (uint64_t)1 << CALL_POLL,
+                  3, SLOWED ? 8 : 60);
+}

@@ -564,6 +564,8 @@ struct fm__reaper {
 /* zygote 0: fm__reaper_adopt() follows, and until then there is none. */
 void fm__reaper_init(struct fm__reaper *reaper, int control_fd, pid_t zygote);
 void fm__reaper_adopt(struct fm__reaper *reaper, pid_t zygote);
+/* As if there were no pidfd: nobody will tell that it is readable. */
+void fm__reaper_unwatch(struct fm__reaper *reaper);
 /* Next report: 1, 0 none now, FM_EEOF, FM_EPROTO.  fds are the caller's. */
 int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
                     int fds[FM_MESSAGE_FDS], int *nfds);

@@ -610,7 +610,8 @@ void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
     }
     fm__reaper_adopt(&pool->reaper, zygote);
     /* If it cannot be watched, the end of the socket has to tell. */
-    fm__events_watch_zygote(pool);
+    if (fm__events_watch_zygote(pool) < 0)
+        fm__reaper_unwatch(&pool->reaper);
     if (first)
         fm__events_first(pool, first);
     fm__pool_unlock(pool);

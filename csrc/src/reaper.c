@@ -33,6 +33,15 @@ void fm__reaper_adopt(struct fm__reaper *reaper, pid_t zygote)
         fm__guard_fd(reaper->pid_fd);
 }
 
+void fm__reaper_unwatch(struct fm__reaper *reaper)
+{
+    if (reaper->pid_fd >= 0) {
+        fm__unguard_fd(reaper->pid_fd);
+        fm__sys_close(reaper->pid_fd);
+    }
+    reaper->pid_fd = -1;
+}
+
 int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
                     int fds[FM_MESSAGE_FDS], int *nfds)
 {
@@ -100,10 +109,7 @@ void fm__reaper_fini(struct fm__reaper *reaper)
         fm__unguard_fd(reaper->control_fd);
         fm__sys_close(reaper->control_fd);
     }
-    if (reaper->pid_fd >= 0) {
-        fm__unguard_fd(reaper->pid_fd);
-        fm__sys_close(reaper->pid_fd);
-    }
-    reaper->control_fd = reaper->pid_fd = -1;
+    fm__reaper_unwatch(reaper);
+    reaper->control_fd = -1;
     reaper->ended = true;
 }

@@ -249,6 +249,7 @@ SWEEP(denied_memfd, CALL_DENIED, 0, NOTHING)
 SWEEP(open, CALL_OPEN, 0, NOTHING)
 SWEEP(read, CALL_READ, FIRST, NOTHING)
 SWEEP(prctl, CALL_PRCTL, FIRST, NOTHING)
+SWEEP(the_pools_poller_add, CALL_POLLER_ADD, POOL_SIDE, ANYTHING)
 
 TEST(without_memfd_files_fail_in_turn)
 {

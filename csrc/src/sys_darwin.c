@@ -343,9 +343,14 @@ int fm_sys_close_others(const int *keep, size_t n)
 static void silence_one(int fd, void *arg)
 {
     struct stat st;
-    if (fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
-        if (dup2(*(int *)arg, fd) == fd)
-            fcntl(fd, F_SETFD, FD_CLOEXEC);
+    int rc;
+    if (fstat(fd, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
+        return;
+    do
+        rc = dup2(*(int *)arg, fd);
+    while (rc < 0 && errno == EINTR);
+    if (rc == fd)
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
 }
 
 int fm_sys_silence_others(const int *keep, size_t n)

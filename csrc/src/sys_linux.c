@@ -241,6 +241,7 @@ static bool listed(int fd, const int *keep, size_t n)
  * the pages of many chunks. */
 struct entries {
     int fd;
+    bool failed; /* there may be more than was told */
     long pos, filled;
     alignas(8) char buffer[1024];
 };
@@ -262,6 +263,7 @@ static const char *next_entry(struct entries *e)
         e->filled = syscall(SYS_getdents64, e->fd, e->buffer,
                             sizeof e->buffer);
         if (e->filled <= 0) {
+            e->failed = e->filled < 0;
             e->filled = 0;
             return NULL;
         }
@@ -277,21 +279,22 @@ static int each_other(const int *keep, size_t n, void (*act)(int, void *),
 {
     struct entries entries;
     entries.pos = entries.filled = 0;
+    entries.failed = false;
     entries.fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (entries.fd < 0) {
-        /* No /proc: try every number. */
-        long most = sysconf(_SC_OPEN_MAX);
-        for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
-            if (!listed(fd, keep, n))
-                act(fd, arg);
-        return 0;
-    }
-    for (const char *name; (name = next_entry(&entries));) {
+    for (const char *name;
+         entries.fd >= 0 && (name = next_entry(&entries));) {
         int fd = atoi(name);
         if (fd > 2 && fd != entries.fd && !listed(fd, keep, n))
             act(fd, arg);
     }
-    close(entries.fd);
+    fm__sys_close(entries.fd);
+    if (entries.fd >= 0 && !entries.failed)
+        return 0;
+    /* No /proc, or it cannot be read: try every number. */
+    long most = sysconf(_SC_OPEN_MAX);
+    for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
+        if (!listed(fd, keep, n))
+            act(fd, arg);
     return 0;
 }
 
@@ -323,8 +326,11 @@ int fm_sys_close_others(const int *keep, size_t n)
 static void silence_one(int fd, void *arg)
 {
     struct stat st;
+    int rc = 0;
     if (fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
-        dup3(*(int *)arg, fd, O_CLOEXEC);
+        do
+            rc = dup3(*(int *)arg, fd, O_CLOEXEC);
+        while (rc < 0 && errno == EINTR);
 }
 
 int fm_sys_silence_others(const int *keep, size_t n)
@@ -414,7 +420,7 @@ bool fm__sys_holds_sent(void)
 static ssize_t read_text(const char *path, char *text, size_t size)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, size - 1);
+    ssize_t n = fd < 0 ? -1 : fm__sys_read(fd, text, size - 1);
     fm__sys_close(fd);
     text[n > 0 ? n : 0] = 0;
     return n;

@@ -536,20 +536,20 @@ static void calm_signals(void)
 
 int fm_zygote_settle(const int *keep, size_t n, char *const *variables)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC), rc = 0;
     if (null < 0)
         return -errno;
-    for (int fd = 0; fd <= 2; fd++)
+    for (int fd = 0; rc == 0 && fd <= 2; fd++)
         if (fd == null ? fm_sys_cloexec(fd, 0) < 0
             : fd == 0 || fcntl(fd, F_GETFD) < 0 ? dup2(null, fd) < 0
                                                 : false)
-            return -errno;
+            rc = -errno;
     if (null > 2)
         close(null);
-    for (; *variables; variables++)
+    for (; rc == 0 && *variables; variables++)
         if (putenv(*variables) != 0)
-            return -errno;
-    return fm_sys_silence_others(keep, n);
+            rc = -errno;
+    return rc < 0 ? rc : fm_sys_silence_others(keep, n);
 }
 
 int fm_zygote_open(fm_zygote **out, const struct fm_zygote_options *options)

@@ -107,6 +107,15 @@ static int drop_message(int rc, const int *fds, int *nfds)
 
 #define PATIENCE_NS 1000000000 /* with a message that has begun */
 
+/* Whatever interrupts: it is readable, or the time is over. */
+static bool wait_more(int fd, int64_t until)
+{
+    int ready = 0;
+    for (int64_t rest; ready <= 0 && (rest = until - fm_now()) > 0;)
+        ready = fm_sys_wait_readable(&fd, 1, rest);
+    return ready > 0;
+}
+
 /*
  * The socket is a stream, but both ends send whole messages of one small
  * size, so a short read means that the rest is on its way: it is waited for,
@@ -129,11 +138,8 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
             return 0;
         if (later && until == 0)
             until = fm_now() + PATIENCE_NS;
-        int64_t rest = later ? until - fm_now() : 0;
-        if (rest > 0) {
-            fm_sys_wait_readable(&fd, 1, rest); /* or a signal: look again */
+        if (later && wait_more(fd, until))
             continue;
-        }
         if (n <= 0)
             return drop_message(n == 0         ? FM_EEOF
                                 : n == -EAGAIN ? FM_EPROTO

@@ -40,7 +40,7 @@ def in_threads(number: int, job: Callable[[int], None]) -> None:
 def test_no_more_than_its_size_are_out_under_stress(kind: str) -> None:
     rounds = {"ipc_fork": 2, "cow_fork": 4}.get(kind, 30)
     out, most = set(), 0
-    lock = threading.Lock()
+    lock, full = threading.Lock(), threading.Event()
     with fm.ContextPool(kind, max_size=3) as pool:
 
         def borrow(number: int) -> None:
@@ -53,8 +53,9 @@ def test_no_more_than_its_size_are_out_under_stress(kind: str) -> None:
                     out.add(id(context))
                     most = max(most, len(out))
                     assert len(out) <= 3
-                if n == 0:
-                    tasks.eventually(lambda: most == 3)  # the first ones wait for each other
+                    if len(out) == 3:
+                        full.set()
+                assert full.wait(20)  # the first three wait for each other
                 assert context.name == f"{number}-{n}"
                 try:
                     assert context.execute(testing.square, number).join(30) == number**2

@@ -81,14 +81,13 @@ def test_wait_for_cancels(pool: fm.ProcessPool, tmp_path: Path) -> None:
 
     async def main() -> None:
         with tasks.Gate(tmp_path) as gate:
-            busy = [pool.run(tasks.pass_gate, gate.path) for _ in range(2)]
-            while pool.stats().in_flight < 2:
+            busy = [pool.submit(tasks.pass_gate, gate.path) for _ in range(2)]
+            while not all(future.running() for future in busy):
                 await asyncio.sleep(0.001)
-            await asyncio.sleep(0.05)  # both have started
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(pool.run(tasks.note, log.path, 1), 0.05)
             gate.open()
-            await asyncio.gather(*busy)
+            await asyncio.gather(*map(asyncio.wrap_future, busy))
 
     asyncio.run(main())
     pool.shutdown()

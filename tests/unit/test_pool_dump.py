@@ -55,7 +55,13 @@ def test_who_cannot_answer_is_left_out() -> None:
         pids = set(pool.each(os.getpid))
         stopped = min(pids)
         os.kill(stopped, signal.SIGSTOP)
-        assert set(pool.dump(timeout=2)) == pids - {stopped}
+
+        def the_other_is_there() -> bool:
+            told = set(pool.dump(timeout=1))
+            assert stopped not in told
+            return told == pids - {stopped}
+
+        tasks.eventually(the_other_is_there)  # it may be slow to answer, on a busy machine
         os.kill(stopped, signal.SIGCONT)
         assert set(pool.each(os.getpid)) == pids
 

@@ -20,6 +20,12 @@ def pids(pool: Any) -> set[int]:
     return {worker.pid for worker in pool.workers()}
 
 
+def all_have_left(pool: Any) -> bool:
+    """Whether it grew, and each that was started for it is gone again."""
+    stats = pool.stats()
+    return bool(stats.retired == stats.grown > 0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_it_starts_small_and_grows_with_what_waits(method: str, tmp_path: Any) -> None:
     with (
@@ -44,8 +50,8 @@ def test_who_has_nothing_to_do_leaves(method: str) -> None:
         for _ in range(2):
             list(pool.map(time.sleep, [0.05] * 9, chunksize=1))
             tasks.eventually(lambda: len(pool.workers()) == 1)
+        tasks.eventually(lambda: all_have_left(pool))  # also one that was born late
         stats = pool.stats()
-        assert stats.retired == stats.grown > 0
         assert (stats.deaths, stats.restarts, stats.recycled) == (0, 0, 0)
         assert pool.submit(abs, -3).result() == 3
 
@@ -53,29 +59,29 @@ def test_who_has_nothing_to_do_leaves(method: str) -> None:
 def test_the_work_goes_to_few_so_that_the_others_can_leave() -> None:
     with fm.ProcessPool(2, min_workers=1, idle_time=0.2) as pool:
         list(pool.map(time.sleep, [0.05] * 6, chunksize=1))
-        assert len(pool.workers()) == 2
+        assert pool.stats().grown > 0
         end = time.monotonic() + 20
-        while len(pool.workers()) == 2 and time.monotonic() < end:
+        while not all_have_left(pool) and time.monotonic() < end:
             pool.submit(abs, 1).result()
             time.sleep(0.02)
         assert len(pool.workers()) == 1
 
 
 def test_the_finalizer_runs_in_a_worker_that_leaves(tmp_path: Any) -> None:
-    log = tmp_path / "log"
-
-    def note() -> None:
-        with log.open("a") as file:
-            file.write(f"{os.getpid()}\n")
-
+    born, gone = tasks.Log(tmp_path), tasks.Log(tmp_path)
     with fm.ProcessPool(
-        2, min_workers=1, idle_time=0.05, finalizer=note, start_method="fork"
+        2,
+        min_workers=1,
+        idle_time=0.05,
+        start_method="fork",
+        initializer=tasks.initialize,
+        initargs=(born.path, None),
+        finalizer=tasks.Finalize(gone.path),
     ) as pool:
         list(pool.map(time.sleep, [0.05] * 6, chunksize=1))
-        all_pids = pids(pool)
-        tasks.eventually(lambda: len(pool.workers()) == 1)
-        gone = all_pids - pids(pool)
-        assert {int(line) for line in log.read_text().split()} == gone
+        tasks.eventually(lambda: all_have_left(pool))
+        (stays,) = pids(pool)
+        assert sorted(gone.entries()) == sorted(-pid for pid in born.entries() if pid != stays)
 
 
 def test_a_death_is_replaced_and_a_leaver_is_not() -> None:
@@ -97,14 +103,16 @@ def test_each_means_those_that_are_alive() -> None:
         assert set(pool.each(os.getpid)) == here and len(here) == 4
 
 
-def test_a_lane_keeps_the_workers_that_have_its_state() -> None:
+def test_a_lane_keeps_the_workers_that_have_its_state(tmp_path: Any) -> None:
     seen: list[int] = []
+    log = tasks.Log(tmp_path)
 
     def end() -> Any:
         yield os.getpid(), len(seen)
 
     def work(item: int) -> None:
-        time.sleep(0.01)
+        tasks.note(log.path, os.getpid())
+        tasks.eventually(lambda: len(log.counts()) == 2)  # the first waits for the second
         seen.append(item)
 
     with fm.executor("ipc_fork", 2, min_workers=1, idle_time=0.02) as pool:

@@ -264,15 +264,20 @@ def test_readme_has_every_target(harness):
 
 
 def test_a_contender_that_fails_or_hangs_gets_a_note_and_no_figure(harness, capsys):
-    bench = harness.Bench("test", (), rounds=3, limit=0.2)
+    bench = harness.Bench("test", (), rounds=3, seconds=60.0, limit=30.0)
 
     def wrong():
         harness.check([1, 2], [1, 3])
 
+    def hung():
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0  # its time is limited,
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # and over now, but for this one only
+        time.sleep(60)
+
     samples = {
         "forkmill": lambda: 2.0,
         "wrong": wrong,
-        "hung": lambda: time.sleep(60),
+        "hung": hung,
         "slow": lambda: 6.0,
     }
     measured = bench.measure(harness.Case("key", "title", "s", harness.LESS, samples))
@@ -280,7 +285,7 @@ def test_a_contender_that_fails_or_hangs_gets_a_note_and_no_figure(harness, caps
     assert measured.speedups("slow") == [3.0] * 3
     assert measured.speedups("wrong") == []
     assert measured.failures["wrong"].startswith("WrongResult: expected list of 2: [1, 3]")
-    assert measured.failures["hung"] == "Hung: no end after 0.2 s"
+    assert measured.failures["hung"] == "Hung: no end after 30 s"
 
 
 def test_ratios_are_taken_within_a_round(harness):

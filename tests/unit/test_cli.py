@@ -133,14 +133,19 @@ def test_demo_prints_a_ranking_and_replaces_only_its_own_file(tmp_path: Path) ->
 
 def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path, start_script: StartScript) -> None:
     script = start_script(
-        f"import os, sys\nos.chdir({str(tmp_path)!r})\nfrom forkmill._cli import demo\n"
-        "load = demo.Demo._insert\n"
-        "demo.Demo._insert = lambda *a: (load(*a), print('loading', flush=True))\n"
+        f"import os, sys, tasks\nos.chdir({str(tmp_path)!r})\nfrom forkmill._cli import demo\n"
+        "load, stopped = demo.Demo._insert, lambda: os.path.exists('stopped')\n"
+        "def insert(*a):\n"
+        "    load(*a)\n"
+        "    print('loading', flush=True)\n"
+        "    tasks.eventually(stopped)  # else it may come to its end before\n"
+        "demo.Demo._insert = insert\n"
         "from forkmill.cli import main\n"
         "sys.exit(main(['demo', '-o', 'out']))"
     )
     script.wait_for("loading")
     script.process.send_signal(signal.SIGINT)
+    (tmp_path / "stopped").touch()
     assert script.wait() == 130
     assert "nothing was written" in script.stderr and "Traceback" not in script.stderr
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("out")]

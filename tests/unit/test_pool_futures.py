@@ -259,7 +259,7 @@ def test_future_and_result_are_freed_without_the_gc(pool: fm.ProcessPool) -> Non
         reference = weakref.ref(failed)
         caught.value.__traceback__ = None
         del failed, caught
-        tasks.eventually(lambda: reference() is None, 2)
+        tasks.eventually(lambda: reference() is None)
     finally:
         gc.enable()
 

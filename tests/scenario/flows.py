@@ -11,11 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import forkmill as fm
+import tasks
 
 INLINE, THREAD, FORK, WORKERS = "inline", "thread", "cow_fork", "ipc_fork"
 CONTEXTS = (INLINE, THREAD, FORK, WORKERS)
@@ -66,15 +68,32 @@ def balanced(result: fm.RunResult) -> None:
         assert edge.emitted == edge.delivered + edge.failed + edge.dropped, (name, edge)
 
 
-def timed(seconds: float) -> Callable[[Any], tuple[Any, int, int, float, float]]:
-    """A stage: (item, pid, thread, start, end), after so many seconds."""
+def timed(
+    seconds: float, meet: Callable[[], None] = lambda: None
+) -> Callable[[Any], tuple[Any, int, int, float, float]]:
+    """A stage: (item, pid, thread, start, end), after a meeting and so many seconds."""
 
     def work(item: Any) -> tuple[Any, int, int, float, float]:
         start = time.monotonic()
+        meet()
         time.sleep(seconds)
         return item, os.getpid(), threading.get_ident(), start, time.monotonic()
 
     return work
+
+
+def meeting(folder: Path, number: int) -> Callable[[], None]:
+    """Call it in so many places, processes or threads: nobody goes on before all are there.
+
+    What it is for: on a busy machine one worker can have done all before the other one is born.
+    """
+    log = tasks.Log(folder)
+
+    def meet() -> None:
+        tasks.note_here(log.path, threading.get_native_id())
+        tasks.eventually(lambda: len(log.counts()) >= number)
+
+    return meet
 
 
 def most_at_once(spans: list[tuple[float, float]]) -> int:

@@ -24,6 +24,7 @@ from flows import (
     balanced,
     double,
     in_contexts,
+    meeting,
     multiset,
     of,
     ok,
@@ -141,13 +142,15 @@ def test_55_fork_hooks(kind: str, forks: int, tmp_path: Path) -> None:
         before_fork=lambda: tasks.note_here(before.path, os.getpid()),
         after_fork=lambda: tasks.note_here(after.path, os.getpid()),
     )
-    got = outputs(
-        line.source(range(6)).map(lambda x: (time.sleep(0.02), os.getpid()), context=of(kind))
-    )
-    pids = {pid for _, pid in got}
+
+    def work(_: int) -> int:
+        if kind == WORKERS:  # both of them are there before anything is done
+            tasks.eventually(lambda: len(after.counts()) == forks)
+        return os.getpid()
+
+    pids = set(outputs(line.source(range(6)).map(work, context=of(kind))))
     assert set(before.counts()) == {MASTER}
     counts = after.counts()
-    # On a busy machine one worker may have done it all before the other one was there.
     assert len(counts) == forks and set(counts.values()) == {1} and pids <= set(counts)
     assert kind != FORK or len(pids) == forks
 
@@ -194,6 +197,7 @@ def test_setup_and_teardown_once_per_copy_of_the_state(
     kind: str, copies: int, tmp_path: Path
 ) -> None:
     up, down = tasks.Log(tmp_path), tasks.Log(tmp_path)
+    meet = meeting(tmp_path, copies)
 
     class Stateful(fm.Pipeline):
         @fm.producer
@@ -202,7 +206,7 @@ def test_setup_and_teardown_once_per_copy_of_the_state(
 
         @fm.stage(context=of(kind))
         def work(self, x: int) -> tuple[int, int]:
-            time.sleep(0.01)
+            meet()
             return self.base + x, os.getpid()
 
         @work.setup
@@ -221,7 +225,11 @@ def test_setup_and_teardown_once_per_copy_of_the_state(
 
 
 @pytest.mark.parametrize(("kind", "copies"), [("inline", 1), (THREAD, 1), (WORKERS, 2)])
-def test_on_end_once_per_copy_of_the_state_after_its_last_item(kind: str, copies: int) -> None:
+def test_on_end_once_per_copy_of_the_state_after_its_last_item(
+    kind: str, copies: int, tmp_path: Path
+) -> None:
+    meet = meeting(tmp_path, copies)
+
     class Totals(fm.Pipeline):
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +241,7 @@ def test_on_end_once_per_copy_of_the_state_after_its_last_item(kind: str, copies
 
         @fm.stage(context=of(kind))
         def count(self, x: int) -> Iterator[int]:
-            time.sleep(0.001)
+            meet()
             self.seen += 1
             yield from ()
 
@@ -545,8 +553,15 @@ def test_60_a_method_can_be_detached_as_any_other_sink() -> None:
             raise AssertionError("it was detached")
 
     sink = Sink()
-    gate = threading.Event()
-    handle = fm.Pipeline().source(range(3)).map(lambda x: gate.wait(20) and x).start()
+    there, gate = threading.Event(), threading.Event()
+
+    def work(x: int) -> int:
+        there.set()
+        assert gate.wait(20)
+        return x
+
+    handle = fm.Pipeline().source(range(3)).map(work).start()
+    assert there.wait(20)  # nothing happens that could be told
     handle.attach(sink.take)
     handle.detach(sink.take)
     gate.set()

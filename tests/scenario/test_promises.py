@@ -127,10 +127,12 @@ def test_forks_come_first_and_threads_after(
 def test_exactly_n_workers_start(n: int, tmp_path: Path) -> None:
     log = tasks.Log(tmp_path)
     line = fm.Pipeline(after_fork=lambda: tasks.note_here(log.path, os.getpid()))
-    line = line.source(range(30)).map(
-        lambda x: (time.sleep(0.02), os.getpid()), context=of(WORKERS, n)
-    )
-    pids = {pid for _, pid in outputs(line)}
+
+    def work(_: int) -> int:
+        tasks.eventually(lambda: len(log.counts()) >= n)  # else the run may end before the last
+        return os.getpid()
+
+    pids = set(outputs(line.source(range(30)).map(work, context=of(WORKERS, n))))
     assert len(log.entries()) == len(log.counts()) == n and pids <= set(log.counts())
 
 

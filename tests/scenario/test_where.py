@@ -23,6 +23,7 @@ from flows import (
     balanced,
     double,
     in_contexts,
+    meeting,
     most_at_once,
     multiset,
     of,
@@ -42,12 +43,11 @@ def at_once(got: list[Any]) -> int:
     return most_at_once([(start, end) for *_, start, end in got])
 
 
-def test_29_threads_sleep_side_by_side() -> None:
-    start = time.monotonic()
-    got = outputs(fm.Pipeline().source(range(10)).map(timed(0.1), context="thread:5"))
-    assert time.monotonic() - start < 0.95  # one after the other takes a second
+def test_29_threads_sleep_side_by_side(tmp_path: Path) -> None:
+    work = timed(0.01, meeting(tmp_path, 5))
+    got = outputs(fm.Pipeline().source(range(10)).map(work, context="thread:5"))
     assert sorted(item for item, *_ in got) == [*range(10)]
-    assert 2 <= len({thread for _, _, thread, _, _ in got}) <= 5
+    assert len({thread for _, _, thread, _, _ in got}) == 5
     assert {pid for _, pid, *_ in got} == {MASTER}
     assert at_once(got) <= 5
 
@@ -64,8 +64,8 @@ def test_30_two_workers_share_the_items(tmp_path: Path) -> None:
     def begin() -> None:
         tasks.note_here(log.path, os.getpid())
 
-    line = fm.Pipeline().source(range(8)).map(timed(0.05), context="ipc_fork:2", setup=begin)
-    got = outputs(line)
+    work = timed(0.01, meeting(tmp_path, 2))
+    got = outputs(fm.Pipeline().source(range(8)).map(work, context="ipc_fork:2", setup=begin))
     assert multiset(item for item, *_ in got) == multiset(range(8))
     pids = {pid for _, pid, *_ in got}
     assert len(pids) == 2 and MASTER not in pids
@@ -267,13 +267,14 @@ def test_36_nested_in_class_form() -> None:
 
 
 @in_contexts(*PARALLEL)
-def test_37_a_named_pool_is_shared_by_its_stages(kind: str) -> None:
+def test_37_a_named_pool_is_shared_by_its_stages(kind: str, tmp_path: Path) -> None:
+    work = timed(0.03, meeting(tmp_path, 2))
     pool = fm.named_pool("scenario-37", of(kind, 3))
     line = (
         fm.Pipeline()
         .source(range(9), to=["a", "b"])
-        .map(timed(0.03), name="a", context="scenario-37", to=())
-        .map(timed(0.03), name="b", context="scenario-37", to=())
+        .map(work, name="a", context="scenario-37", to=())
+        .map(work, name="b", context="scenario-37", to=())
     )
     try:
         got = outputs(line)

@@ -49,8 +49,9 @@ def test_open_work_close_leaks_nothing(run_script, method: str, cycles: int) -> 
         first = look()
         for i in range({cycles}):
             cycle(i)
+        # A thread that was joined is in its table a moment longer.
+        tasks.eventually(lambda: all(now <= was for now, was in zip(look()[:3], first)))
         last = look()
-        assert last[:3] == first[:3], (first, last)
         assert last[3] - first[3] < 1_500_000, (last[3] - first[3])
         """,
         timeout=110,

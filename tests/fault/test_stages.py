@@ -503,6 +503,9 @@ import contextlib, errno, os, resource, sys
 import faults, tasks, forkmill as fm
 def look():
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+def left(before):
+    # A thread that was joined is in its table a moment longer.
+    tasks.eventually(lambda: all(now <= was for now, was in zip(look(), before)), 5)
 def refused(method):
     before = look()
     for _ in range(3):
@@ -512,7 +515,7 @@ def refused(method):
             assert error.errno == errno.EAGAIN, error
         else:
             raise AssertionError("it started")
-    assert look() == before, (look(), before)
+    left(before)
 """
 
 
@@ -664,7 +667,7 @@ def work():
         late = pool.options(timeout=0.05).submit(tasks.spin).exception()
         assert isinstance(late, fm.TaskTimeout), late
         assert len(set(pool.each(tasks.pid))) == 2
-    assert look() == before, (look(), before)
+    left(before)
 with fm.ProcessPool(1) as warm:
     warm.submit(abs, 1).result()
 {SURROUNDINGS[failure].replace("work()", "before = look(); work()")}

@@ -325,7 +325,7 @@ def test_dropped_pools_end_by_themselves(run_script, how: str) -> None:
             seen.clear()
             now = len(os.listdir("/proc/self/fd")), threading.active_count()
             return not children() and now == before
-        tasks.eventually(gone, 5)
+        tasks.eventually(gone)
         """
     )
 
@@ -385,6 +385,6 @@ def test_ladder_is_bounded(run_script, method: str) -> None:
         start = time.monotonic()
         pool.kill()
         assert time.monotonic() - start < 1.6
-        assert all(isinstance(f.exception(1), fm.WorkerDied) for f in futures)
+        assert all(isinstance(f.exception(20), fm.WorkerDied) for f in futures)
         """
     )

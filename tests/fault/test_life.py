@@ -63,11 +63,13 @@ def test_kill_9_of_the_user_leaves_nothing(start_script, method, load, where) ->
 @pytest.mark.parametrize("method", tasks.METHODS)
 @pytest.mark.parametrize("delay", [0, 0.002, 0.005, 0.01, 0.02, 0.05])
 def test_kill_9_during_the_start(start_script, method: str, delay: float) -> None:
+    # Interpreters that start are a load of their own: too many, and two seconds are too short.
+    number = 30 if method == "fork" else 3
     script = start_script(
         f"""
         import time, tasks, forkmill as fm
         print("ready", flush=True)
-        pools = [fm.ProcessPool(3, start_method={method!r}) for _ in range(30)]
+        pools = [fm.ProcessPool(3, start_method={method!r}) for _ in range({number})]
         time.sleep(60)
         """
     )
@@ -122,101 +124,118 @@ INTERRUPTED = {
 @pytest.mark.parametrize("at", INTERRUPTED)
 def test_ctrl_c(start_script, method: str, at: str) -> None:
     """KeyboardInterrupt once, within a second; no worker's traceback; nothing left."""
-    script = start_script(
-        f"""
-        import time, tasks, forkmill as fm
-        from concurrent import futures
-        caught = 0
-        try:
-            with fm.ProcessPool(2, start_method={method!r}) as pool:
-                pool.each(tasks.pid)
-                print("ready", flush=True)
-                {INTERRUPTED[at]}
-        except KeyboardInterrupt:
-            caught += 1
-        print("caught", caught, flush=True)
-        """
-    )
-    script.wait_for("ready")
-    time.sleep(0.15)
-    start = time.monotonic()
-    for process in script.processes():  # as a terminal does: the whole foreground group
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGINT)
-    assert script.wait(10) == 0, script.report()
-    assert time.monotonic() - start < 2.5
-    assert script.stdout.split() == ["ready", "caught", "1"]
-    assert script.stderr == ""
+
+    def attempt() -> float:
+        script = start_script(
+            f"""
+            import time, tasks, forkmill as fm
+            from concurrent import futures
+            caught = 0
+            try:
+                with fm.ProcessPool(2, start_method={method!r}) as pool:
+                    pool.each(tasks.pid)
+                    print("ready", flush=True)
+                    {INTERRUPTED[at]}
+            except KeyboardInterrupt:
+                caught += 1
+            print("caught", caught, flush=True)
+            """
+        )
+        script.wait_for("ready")
+        time.sleep(0.15)
+        group = script.processes()
+        start = time.monotonic()
+        for process in group:  # as a terminal does: the whole foreground group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGINT)
+        assert script.wait(10) == 0, script.report()
+        took = time.monotonic() - start
+        assert script.stdout.split() == ["ready", "caught", "1"]
+        assert script.stderr == ""
+        return took
+
+    tasks.within(2.5, attempt)
 
 
 @pytest.mark.scenario(23)
 def test_ctrl_c_unhandled(start_script) -> None:
-    script = start_script(
-        """
-        import time, forkmill as fm
-        pool = fm.ProcessPool(2)
-        futures = [pool.submit(time.sleep, 60) for _ in range(10)]
-        print("ready", flush=True)
-        futures[0].result()
-        """
-    )
-    script.wait_for("ready")
-    time.sleep(0.1)
-    start = time.monotonic()
-    os.killpg(script.pid, signal.SIGINT)
-    assert script.wait(10) == -signal.SIGINT
-    assert time.monotonic() - start < 2.5
-    assert script.stderr.count("Traceback") == 1
-    assert "KeyboardInterrupt" in script.stderr
+    def attempt() -> float:
+        script = start_script(
+            """
+            import time, forkmill as fm
+            pool = fm.ProcessPool(2)
+            futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+            print("ready", flush=True)
+            futures[0].result()
+            """
+        )
+        script.wait_for("ready")
+        time.sleep(0.1)
+        start = time.monotonic()
+        os.killpg(script.pid, signal.SIGINT)
+        assert script.wait(10) == -signal.SIGINT
+        took = time.monotonic() - start
+        assert script.stderr.count("Traceback") == 1
+        assert "KeyboardInterrupt" in script.stderr
+        return took
+
+    tasks.within(2.5, attempt)
 
 
 @pytest.mark.scenario(23)
 def test_ctrl_c_during_the_wait_at_exit(start_script) -> None:
-    script = start_script(
-        """
-        import time, forkmill as fm
-        pool = fm.ProcessPool(2)
-        future = pool.submit(time.sleep, 60)
-        print("ready", flush=True)
-        """
-    )
-    script.wait_for("ready")
-    time.sleep(0.3)
-    start = time.monotonic()
-    os.killpg(script.pid, signal.SIGINT)
-    script.wait(10)
-    assert time.monotonic() - start < 2.5
+    def attempt() -> float:
+        script = start_script(
+            """
+            import time, forkmill as fm
+            pool = fm.ProcessPool(2)
+            future = pool.submit(time.sleep, 60)
+            print("ready", flush=True)
+            """
+        )
+        script.wait_for("ready")
+        time.sleep(0.3)
+        start = time.monotonic()
+        os.killpg(script.pid, signal.SIGINT)
+        script.wait(10)
+        return time.monotonic() - start
+
+    tasks.within(2.5, attempt)
 
 
 @pytest.mark.scenario(23)
 def test_second_ctrl_c_skips_the_grace(start_script) -> None:
     """Workers that ignore SIGTERM have half a second; the second Ctrl-C takes it from them."""
-    script = start_script(
-        """
-        import signal, time, tasks, forkmill as fm
-        def stubborn():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            tasks.spin()
-        pool = fm.ProcessPool(2)
-        futures = [pool.submit(stubborn) for _ in range(2)]
-        while not all(f.running() for f in futures):
-            time.sleep(0.01)
+
+    def attempt() -> float:
+        script = start_script(
+            """
+            import signal, time, tasks, forkmill as fm
+            def stubborn():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                tasks.spin()
+            pool = fm.ProcessPool(2)
+            futures = [pool.submit(stubborn) for _ in range(2)]
+            while not all(f.running() for f in futures):
+                time.sleep(0.01)
+            time.sleep(0.1)
+            print("ready", flush=True)
+            try:
+                pool.shutdown()
+            except KeyboardInterrupt:
+                print("caught", flush=True)
+            """
+        )
+        script.wait_for("ready")
+        time.sleep(0.2)
+        os.kill(script.pid, signal.SIGINT)
         time.sleep(0.1)
-        print("ready", flush=True)
-        try:
-            pool.shutdown()
-        except KeyboardInterrupt:
-            print("caught", flush=True)
-        """
-    )
-    script.wait_for("ready")
-    time.sleep(0.2)
-    os.kill(script.pid, signal.SIGINT)
-    time.sleep(0.1)
-    start = time.monotonic()
-    os.kill(script.pid, signal.SIGINT)
-    script.wait(10)
-    assert time.monotonic() - start < 1.5
+        start = time.monotonic()
+        os.kill(script.pid, signal.SIGINT)
+        script.wait(10)
+        return time.monotonic() - start
+
+    tasks.within(1.5, attempt)
 
 
 # ------------------------------------------------------------------ other ends
@@ -242,19 +261,22 @@ def test_sigterm_of_the_user(start_script) -> None:
 
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_unhandled_exception_starts_the_ladder(run_script, method: str) -> None:
-    start = time.monotonic()
-    script = run_script(
-        f"""
-        import time, forkmill as fm
-        pool = fm.ProcessPool(2, start_method={method!r})
-        futures = [pool.submit(time.sleep, 60) for _ in range(10)]
-        time.sleep(0.1)
-        raise LookupError("of the user")
-        """,
-        expect=1,
-    )
-    assert time.monotonic() - start < 6
-    assert "LookupError: of the user" in script.stderr
+    def attempt() -> float:
+        script = run_script(
+            f"""
+            import time, forkmill as fm
+            pool = fm.ProcessPool(2, start_method={method!r})
+            futures = [pool.submit(time.sleep, 60) for _ in range(10)]
+            time.sleep(0.1)
+            print(time.monotonic(), flush=True)
+            raise LookupError("of the user")
+            """,
+            expect=1,
+        )
+        assert "LookupError: of the user" in script.stderr
+        return time.monotonic() - float(script.stdout)
+
+    tasks.within(2.5, attempt)
 
 
 def test_clean_exit_finishes_long_tasks(run_script) -> None:
@@ -372,19 +394,24 @@ def test_a_pool_that_ends_by_itself_leaves_no_thread_entry(run_script) -> None:
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_ladder_is_bounded(run_script, method: str) -> None:
     """A worker in a C loop that ignores SIGTERM: kill() ends it all the same."""
-    run_script(
-        f"""
-        import signal, time, tasks, forkmill as fm
-        def stubborn():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            tasks.spin()
-        pool = fm.ProcessPool(2, start_method={method!r})
-        futures = [pool.submit(stubborn) for _ in range(2)]
-        while not all(f.running() for f in futures):
-            time.sleep(0.01)
-        start = time.monotonic()
-        pool.kill()
-        assert time.monotonic() - start < 1.6
-        assert all(isinstance(f.exception(20), fm.WorkerDied) for f in futures)
-        """
-    )
+
+    def attempt() -> float:
+        script = run_script(
+            f"""
+            import signal, time, tasks, forkmill as fm
+            def stubborn():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                tasks.spin()
+            pool = fm.ProcessPool(2, start_method={method!r})
+            futures = [pool.submit(stubborn) for _ in range(2)]
+            while not all(f.running() for f in futures):
+                time.sleep(0.01)
+            start = time.monotonic()
+            pool.kill()
+            print(time.monotonic() - start)
+            assert all(isinstance(f.exception(20), fm.WorkerDied) for f in futures)
+            """
+        )
+        return float(script.stdout)
+
+    tasks.within(1.6, attempt)

@@ -168,7 +168,12 @@ OUTCOMES = {
 
 
 def strike_a_map(
-    pool: fm.ProcessPool, cell: Cell, ordered: bool, folder: Path, dice: random.Random
+    pool: fm.ProcessPool,
+    cell: Cell,
+    ordered: bool,
+    folder: Path,
+    dice: random.Random,
+    limit: float = TIMEOUT,
 ) -> None:
     """A map with one item that strikes; everybody else's outcome is right, nothing runs twice."""
     log = tasks.Log(folder)
@@ -176,7 +181,7 @@ def strike_a_map(
     items: list[Any] = list(range(ITEMS))
     items[place] = Fault(cell.stage, cell.failure, log.path, dice.choice((0, dice.random() / 300)))
     before = pool.stats()
-    view = pool.options(timeout=TIMEOUT) if cell.promise in ("timeout", "late") else pool
+    view = pool.options(timeout=limit) if cell.promise in ("timeout", "late") else pool
     results = list(
         view.map(
             partial(faults.work, log.path),
@@ -190,6 +195,10 @@ def strike_a_map(
     expected, may_be_right = OUTCOMES[cell.promise]
     odd = [r for r in results if not (type(r) is int and -ITEMS < r <= 0)]
     struck = [r for r in odd if not is_right(r)]
+    if limit == TIMEOUT and sum(isinstance(r, fm.TaskTimeout) for r in struck) > 1:
+        # All items have the same limit: the machine may have stood still for that long.
+        strike_a_map(pool, cell, ordered, folder, dice, 10 * TIMEOUT)
+        return
     assert len(results) == ITEMS
     assert all(expected(r, cell) for r in struck), struck
     assert may_be_right or len(struck) == 1, odd

@@ -37,6 +37,9 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
     # forks to come copies the page tables of some 500 MB.
     ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
+# Who is started in the background has SIGINT ignored, and so would have all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The gate asks the same each time, and takes any time that a busy machine takes. Another search:
 # pytest tests/property --hypothesis-profile=search --timeout=0
 hypothesis.settings.register_profile(

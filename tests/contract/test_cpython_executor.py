@@ -105,7 +105,7 @@ class TestExecutor:
 
     def test_map_timeout_counts_from_the_call(self, pool: fm.ProcessPool, gate: tasks.Gate) -> None:
         pool.each(tasks.pid)  # the time is for tasks, not for births
-        results = pool.map(tasks.pass_gate, [os.devnull, os.devnull, gate.path], timeout=4)
+        results = pool.map(tasks.pass_gate, [os.devnull, os.devnull, gate.path], timeout=2.5)
         assert [next(results), next(results)] == [None, None]
         with pytest.raises(futures.TimeoutError):
             next(results)

@@ -217,7 +217,7 @@ def hang_on_3(item: int) -> int:
 def test_a_timeout_costs_the_item_that_ran() -> None:
     for kind in PROCESSES:
         # Others may stand still for a while, too.
-        pieces = run(contexts.spec(kind, 2).lane(Work(hang_on_3, timeout=3)), range(10))
+        pieces = run(contexts.spec(kind, 2).lane(Work(hang_on_3, timeout=1.5)), range(10))
         failed = [piece for piece in pieces if piece.failure is not None]
         assert [piece.item for piece in failed] == [3]
         assert isinstance(failed[0].failure, fm.TaskTimeout)

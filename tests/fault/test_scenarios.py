@@ -282,7 +282,7 @@ def test_stuck_in_c(pool: fm.ProcessPool) -> None:
     assert isinstance(error, fm.WorkerDied)
     assert error.cause == "killed"
     for ordered in (True, False):
-        view = pool.options(timeout=3)  # the others', too, and they may stand still for a while
+        view = pool.options(timeout=1)  # the others', too, and they may stand still for a while
         results = list(
             view.map(
                 faults.spin_at_five, range(10), ordered=ordered, return_exceptions=True, chunksize=3

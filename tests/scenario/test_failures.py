@@ -360,7 +360,7 @@ def test_51_an_item_over_its_time_is_killed_and_recorded(kind: str) -> None:
 
     line = fm.Pipeline().source(range(10))
     # The others have the same time, and may stand still for a while.
-    result = line.map(work, context=of(kind), timeout=3, on_error="skip").run()
+    result = line.map(work, context=of(kind), timeout=1.5, on_error="skip").run()
     assert multiset(result.outputs) == multiset(x for x in range(10) if x != 3)
     (failure,) = result.failures
     assert failure.item == 3 and isinstance(failure.error, fm.TaskTimeout)

@@ -291,7 +291,8 @@ struct fm_message {
 
 /* Send one message with nfds descriptors (<= FM_MESSAGE_FDS) on a stream
  * socket.  Blocks if the socket does.  The caller keeps the descriptors.
- * -EAGAIN, -ENOBUFS, -ENOMEM, -ETOOMANYREFS: nothing was sent, try again. */
+ * -EAGAIN, -ENOBUFS, -ENOMEM, -ETOOMANYREFS: nothing was sent, try again;
+ * FM_EEOF: only a part of it could be sent, the stream is of no more use. */
 int fm_message_send(int fd, const struct fm_message *message, const int *fds,
                     int nfds);
 

@@ -561,11 +561,15 @@ static void zygote_gone(fm_pool *pool, int why)
         await_end(pool, w, until);
         bury(pool, w, &death);
     }
-    if (broke) /* its last descriptor closes before it can be reaped */
+    if (broke) {
+        /* Its last descriptor closes before it can be reaped; and how one
+         * ends that we kill is no news. */
+        int status = why == FM_EEOF ? fm__reaper_await(&pool->reaper, until)
+                                    : -1;
         tell(pool, (struct fm_event){.kind = FM_EVENT_ZYGOTE,
                                      .pid = pool->reaper.zygote,
-                                     .status = fm__reaper_await(
-                                         &pool->reaper, until)});
+                                     .status = status});
+    }
     fm__events_settle_unstarted(pool, fm__events_end_what(pool));
 }
 

@@ -163,17 +163,13 @@ def test_workers_killed_from_outside_at_random_times(
 
 @contextlib.contextmanager
 def killer(pool: fm.ProcessPool):
-    """Kill random workers, some 50 a second, until the end of the block.
-
-    Not for ever: where a worker's birth takes longer than it may live, nothing would come to its
-    end.
-    """
+    """Kill random workers, some 50 a second, until the end of the block."""
     kills: list[int] = []
     stop = threading.Event()
 
     def run() -> None:
         dice = random.Random()
-        while len(kills) < 500 and not stop.wait(dice.random() * 0.04):
+        while not stop.wait(dice.random() * 0.04):
             workers = [w for w in pool.workers() if w.pid]
             if workers:
                 victim = dice.choice(workers)

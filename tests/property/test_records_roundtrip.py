@@ -6,7 +6,7 @@ import math
 import pickle
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forkmill import _native, errors
@@ -31,6 +31,8 @@ values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.lists(inner).map(tuple),
     max_leaves=20,
 )
+
+thorough = settings(max_examples=max(300, settings.default.max_examples))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -101,6 +103,7 @@ def shape(value: Any) -> list[Any]:
     return way
 
 
+@thorough
 @given(graphs())
 def test_what_is_shared_comes_back_as_from_pickle(value: Any) -> None:
     expected = shape(pickle.loads(pickle.dumps(value, 5)))
@@ -112,6 +115,7 @@ def give_up(data: Any, buffers: Any) -> Any:
     return bytes(data), [bytes(view) for view in buffers]
 
 
+@thorough
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> None:
     try:
@@ -120,6 +124,7 @@ def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> N
         assert "malformed" in str(error)
 
 
+@thorough
 @given(values, st.data(), st.booleans())
 def test_a_damaged_record_decodes_or_is_called_malformed(
     value: Any, draw: st.DataObject, owned: bool

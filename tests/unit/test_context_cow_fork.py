@@ -360,7 +360,7 @@ def test_timeouts_count_for_each_item_of_a_batch(log: tasks.Log, tmp_path: Path)
             futures[1].result(timeout=20)
         assert [futures[i].result(timeout=20) for i in (0, 2, 3)] == [0, 2, 3]
     assert caught.value.timeout == 0.5 and isinstance(caught.value, TimeoutError)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 10
     assert set(log.counts().values()) == {1}
 
 
@@ -546,10 +546,10 @@ def test_children_that_freeze_for_ever_end_as_a_death_that_says_so(run_script: R
         cow_fork._SET_UP = 0.05
         os.register_at_fork(after_in_child=lambda: time.sleep(60))
         ex = cow_fork.CowFork(1, batch=2)
-        first, second = ex.submit(abs, -1), ex.submit(abs, -2)
-        for future in (first, second):
+        first, second = ex.submit(abs, -1), ex.options(retries=1).submit(abs, -2)
+        for attempts, future in enumerate((first, second), 1):
             error = future.exception(20)
-            assert type(error) is WorkerDied and error.attempts == 1, error
+            assert type(error) is WorkerDied and error.attempts == attempts, error
             assert "had not begun" in error.__notes__[-1], error.__notes__
         ex.shutdown()
     """)
@@ -751,7 +751,7 @@ def test_map_is_lazy_bounded_and_ordered(ex: CowFork) -> None:
     assert outcomes[0] == 1 and isinstance(outcomes[1], ZeroDivisionError)
 
 
-@pytest.mark.parametrize(("items", "batch"), [(200, 1), (4000, 50)])
+@pytest.mark.parametrize(("items", "batch"), [(500, 1), (10_000, 50)])
 def test_many_items_leave_no_zombie_and_no_descriptor(items: int, batch: int) -> None:
     with CowFork(2, batch=batch) as ex:
         ex.submit(abs, 1).result()

@@ -686,7 +686,7 @@ class _Forker:
         """A child has not come to its first call for long: a lock that another thread held at the
         fork, or a busy machine. What it has not started runs in another one, uncharged."""
         with self._lock:
-            back = [i for i in range(len(child.calls)) if child.calls[i] and slot.recall(i)]
+            back = [i for i, call in enumerate(child.calls) if call is not None and slot.recall(i)]
             calls = [call for call in map(child.settle, back) if call is not None]
         frozen = not child.missing
         self._reused -= len(calls) - frozen
@@ -694,21 +694,25 @@ class _Forker:
             self._stillborn += 1
             self._end_child(slot, child, _native.CAUSE_EXIT)
             if self._stillborn >= _STILLBORN:
-                self._fail(calls[0], self._never_began(calls.pop(0), slot, child))
+                self._give_up(calls.pop(0), slot, child)
         for call in reversed(calls):
             call.attempts -= 1
             self._again.appendleft(call)
         if self._stopping:
             self._refuse_waiting()
 
-    def _never_began(self, call: Call, slot: _native.ForkSlot, child: _Child) -> BaseException:
+    def _give_up(self, call: Call, slot: _native.ForkSlot, child: _Child) -> None:
+        """So many children in a row are no accident: this call is charged."""
         error = self._death(call, slot.pid, signal.SIGKILL, _native.CAUSE_EXIT, slot.number)
         error.add_note(
             f"It had not begun with the task {monotonic() - child.born:.1f} s after its fork, as "
             f"{_STILLBORN - 1} others before it, and was ended by us: another thread may have held "
             f"a lock at the fork that a library needs in the child, or the machine is too busy."
         )
-        return error
+        if call.again(error):
+            self._again.append(call)
+        else:
+            self._fail(call, error)
 
     # The end.
 

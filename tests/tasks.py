@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import os
 import random
+import resource
 import signal
 import struct
 import sys
@@ -380,6 +381,12 @@ def grow(kib: int) -> int:
     """Make this worker's memory grow, for good."""
     state.setdefault("ballast", []).append(bytearray(os.urandom(1024)) * kib)
     return os.getpid()
+
+
+def peak() -> int:
+    """The most memory that this process ever had resident, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # ------------------------------------------------------------------ objects that do not travel

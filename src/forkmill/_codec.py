@@ -38,6 +38,10 @@ _pickle = pickle.dumps
 _unpickle = pickle.loads
 _GONE = object()
 
+# A large bytearray is its own buffer: pickle would copy it before it is copied to where it goes.
+_APART = 1 << 16  # bytes; below, a second buffer costs more than the copy
+_BYTEARRAY = b"\x80\x05cbuiltins\nbytearray\n\x97\x85R."  # bytearray(the next buffer)
+
 
 class Snapshot:
     """What a forked worker inherits: taken when the pool is created.
@@ -231,6 +235,8 @@ class Codec:
         try:
             if self._inherit_ids:
                 data = self._pickle_with(_Inheriting, obj, buffers.append)
+            elif type(obj) is bytearray and len(obj) >= _APART:
+                return _BYTEARRAY, [memoryview(obj)]
             else:
                 data = _pickle(obj, 5, buffer_callback=buffers.append)
             views = [buffer.raw() for buffer in buffers] if buffers else []

@@ -21,14 +21,17 @@ import tasks
 
 GIB = 1 << 30
 HUGE = [2 * GIB - 1, 2 * GIB, 2 * GIB + 1, 3 * GIB + 1]
+MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.scenario(14)
+@pytest.mark.skipif(MEMORY < 14 * GIB, reason="needs 14 GiB")
 @pytest.mark.parametrize("way", ["arena", "pipe"])
 @pytest.mark.parametrize("size", HUGE)
 def test_values_around_two_gib_and_above_three(size: int, way: str, run_script) -> None:
-    """FAULTS 14, once a direction, in 12 GiB of address space; other tasks keep flowing."""
+    """Once a direction, in 12 GiB of addresses, twice the value's memory; others keep flowing."""
     run_script(
         f"""
         import pickle, resource
@@ -44,17 +47,21 @@ def test_values_around_two_gib_and_above_three(size: int, way: str, run_script) 
             _start._real, _start._native = _start._native, Native()
         with fm.ProcessPool(2) as pool:
             assert (pool._core.native.arena is None) == pipe
+            numbers = [-i for i in range(1000)]
             data = tasks.marked(size, 7)
             expected = tasks.marks(data)
             future = pool.submit(tasks.marks, pickle.PickleBuffer(data))
-            small = pool.map(tasks.negative, range(1000))
-            assert list(small) == [-i for i in range(1000)]
+            assert list(pool.map(tasks.negative, range(1000))) == numbers
             assert future.result() == expected
             del data
-            result = pool.submit(tasks.marked, size, 7).result()
+            future = pool.submit(tasks.marked, size, 7)
+            assert list(pool.map(tasks.negative, range(1000))) == numbers
+            result = future.result()
             assert tasks.marks(result) == expected
             del result, future
             assert pool.stats().died == 0
+            peaks = [tasks.peak(), *pool.each(tasks.peak)]
+            assert max(peaks) < 2 * size + (128 << 20), peaks
         """,
         timeout=280,
     )

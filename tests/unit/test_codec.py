@@ -42,6 +42,10 @@ class Box:
         self.value = value
 
 
+class Text(bytearray):
+    pass
+
+
 class Slotted:
     __slots__ = ("sock",)
 
@@ -73,6 +77,28 @@ def test_buffers_are_out_of_band_and_contiguous(codec: Codec) -> None:
     assert (back["a"] == array).all()
     assert (back["t"] == array.T).all()
     assert (back["odd"] == array[:, ::3]).all()
+
+
+@pytest.mark.parametrize("size", [0, 100, _codec._APART - 1, _codec._APART, 1 << 20])
+def test_a_bytearray_comes_back_as_one_of_its_own(codec: Codec, size: int) -> None:
+    value = bytearray(b"x") * size
+    back = round_trip(codec, value)
+    assert type(back) is bytearray
+    assert back == value
+    back += b"y"
+    assert len(value) == size
+
+
+def test_a_large_bytearray_is_not_copied_to_be_encoded(codec: Codec) -> None:
+    value = bytearray(1 << 20)
+    data, [view] = codec.dumps(value)
+    assert len(data) < 100
+    value[5] = 7
+    assert view[5] == 7
+    view.release()
+    assert type(round_trip(codec, Text(value))) is Text
+    inherited = Codec("fork", inherit=(value,))
+    assert round_trip(inherited, value) is value
 
 
 def test_a_buffer_that_is_not_contiguous_is_refused_with_its_path(codec: Codec) -> None:

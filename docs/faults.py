@@ -28,9 +28,10 @@ Made from the tests by `docs/faults.py`; do not edit.
 The rows say what happens, the columns at which stage of a task's life (the last two: of a pool's);
 what the words in the {cells} cells promise is below. Each cell is tried in
 `tests/fault/test_stages.py` with the start methods fork, zygote and spawn, ordered and unordered
-where there is a `map`, at a random item and after a random delay (`pytest -m slow`: {repeats}
-times). Whatever it costs: all other tasks have their right outcome, none runs twice, `accepted =
-outcomes + backlog + in flight` holds, and no process, thread or descriptor is left.
+where there is a `map`, at a random item and after a random delay (`pytest -m slow`: 20 times,
+or as often as `FM_REPEATS` says; each night 200 times). Whatever it costs: all other tasks have
+their right outcome, none runs twice, `accepted = outcomes + backlog + in flight` holds, and no
+process, thread or descriptor is left.
 """
 PROMISES = """\
 ## What the words promise
@@ -49,7 +50,7 @@ Cells without a meaning, and why they have none.
 
 def page() -> str:
     """The whole text."""
-    head = HEAD.format(cells=len(faults.CELLS), repeats=faults.REPEATS)
+    head = HEAD.format(cells=len(faults.CELLS))
     parts = (grid(), [PROMISES], promises(), [SCENARIOS], scenarios(), [NOT_TRIED], left_out())
     return "\n".join([head, *itertools.chain(*parts)])
 

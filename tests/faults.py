@@ -31,7 +31,7 @@ from typing import Any
 
 import tasks
 
-REPEATS = 20  # of each cell, in the slow tests
+REPEATS = int(os.environ.get("FM_REPEATS", "20"))  # of each cell, in the slow tests; at night 200
 
 STAGES = {
     "encode": "the arguments, in the caller's thread",

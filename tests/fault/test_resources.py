@@ -16,10 +16,10 @@ TESTS = Path(__file__).resolve().parent.parent
 
 @pytest.mark.scenario(30)
 @pytest.mark.slow
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("method, cycles", [("fork", 1000), ("zygote", 30), ("spawn", 15)])
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("method, cycles", [("fork", 10_000), ("zygote", 300), ("spawn", 150)])
 def test_open_work_close_leaks_nothing(run_script, method: str, cycles: int) -> None:
-    """A thousand times: descriptors, threads, children and memory are as after the first few."""
+    """Ten thousand times: descriptors, threads, children and memory are as after the first few."""
     run_script(
         f"""
         import gc, os, threading
@@ -44,7 +44,7 @@ def test_open_work_close_leaks_nothing(run_script, method: str, cycles: int) -> 
                 if i % 16 == 0:
                     pool.submit(tasks.die, "exit0").exception()
 
-        for i in range({cycles} // 10 + 10):
+        for i in range({cycles} // 100 + 10):
             cycle(i)
         first = look()
         for i in range({cycles}):
@@ -54,7 +54,7 @@ def test_open_work_close_leaks_nothing(run_script, method: str, cycles: int) -> 
         last = look()
         assert last[3] - first[3] < 1_500_000, (last[3] - first[3])
         """,
-        timeout=110,
+        timeout=1100,
     )
 
 

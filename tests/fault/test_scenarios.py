@@ -79,44 +79,6 @@ def test_a_result_that_takes_its_time_to_load(pool: fm.ProcessPool, tmp_path: Pa
     assert type(loaded[0]) is faults.Pauses
 
 
-def memory_to_spare() -> int:
-    text = Path("/proc/meminfo").read_text() if LINUX else ""
-    return int(text.partition("MemAvailable:")[2].split()[0]) << 10 if text else 0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.scenario(14)
-@pytest.mark.skipif(memory_to_spare() < 14 << 30, reason="needs 14 GiB")
-@pytest.mark.parametrize("size", [(1 << 31) - 1, 1 << 31, (1 << 31) + 1, 3 << 30])
-def test_huge_values(size: int) -> None:
-    """Both ways, while another worker goes on."""
-    with fm.ProcessPool(2) as pool:
-        data = bytearray(size)
-        data[-1] = 7
-        there = pool.submit(last_byte, data)
-        small = [pool.submit(tasks.negative, i) for i in range(100)]
-        assert [future.result(60) for future in small] == [-i for i in range(100)]
-        assert there.result(300) == (size, 7)
-        del data, there
-        back = pool.submit(ends_with, size, 9)
-        small = [pool.submit(tasks.negative, i) for i in range(100)]
-        assert [future.result(60) for future in small] == [-i for i in range(100)]
-        value = back.result(300)
-        assert (len(value), value[-1]) == (size, 9)
-        assert pool.stats().deaths == 0
-
-
-def last_byte(data: bytearray) -> tuple[int, int]:
-    return len(data), data[-1]
-
-
-def ends_with(size: int, last: int) -> bytearray:
-    data = bytearray(size)
-    data[-1] = last
-    return data
-
-
 @contextlib.contextmanager
 def cgroup(limit: int) -> Iterator[Path]:
     """A control group with a limit on memory, or skip."""
@@ -394,15 +356,23 @@ def test_recycling_under_spawn(ordered: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.scenario(29)
 @orders
-def test_a_recycling_storm(ordered: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "limit, births",
+    [({"max_tasks_per_child": 1}, 100_000), ({"max_rss": 1 << 20}, 1000)],
+    ids=["tasks", "rss"],
+)
+def test_a_recycling_storm(
+    limit: dict[str, int], births: int, ordered: bool, tmp_path: Path
+) -> None:
+    """A worker a task; or one a chunk, as no worker has less memory than that."""
     log = tasks.Log(tmp_path)
     n = 100_000
-    with fm.ProcessPool(4, start_method="fork", max_tasks_per_child=10) as pool:
+    with fm.ProcessPool(4, start_method="fork", restarts=(0, 10.0), **limit) as pool:
         results = list(pool.map(tasks.Noted(log), range(n), ordered=ordered))
-        assert pool.stats().recycled >= n // 10 - 4
+        assert pool.stats().recycled >= births - 4
     assert sorted(results) == list(range(-n + 1, 1))
     assert set(log.counts().values()) == {1}
 

@@ -630,6 +630,9 @@ struct fm_pool_options {
                                with a backlog; 0: all at once */
     int64_t idle_ns;        /* a worker above `least` that has had nothing to
                                do for so long retires; 0: it stays */
+    int64_t signals_ns;     /* a caller that waits gets -EINTR so often, for
+                               signals that came while no wait was there to
+                               be interrupted; 0: never */
     fm_arena *arena;        /* whose segments workers may hold; may be NULL */
 };
 
@@ -797,7 +800,8 @@ enum fm_rank { FM_RANK_PUMP, FM_RANK_COLLECTOR, FM_RANK_CALLER };
 
 /*
  * Wait until the chunk is done.  Leads, or parks while another leads.
- * 0: done; -ETIMEDOUT; -EINTR: a signal came (run handlers, call again);
+ * 0: done; -ETIMEDOUT; -EINTR: a signal came, or may have (`signals_ns`):
+ * run handlers, call again;
  * FM_EFORKED.  Never returns FM_ECLOSED: a chunk that was accepted ends.
  */
 int fm_pool_wait_chunk(fm_pool *pool, fm_chunk *chunk, int64_t deadline,

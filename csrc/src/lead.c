@@ -282,6 +282,20 @@ static bool collect_by_hand(fm_pool *pool)
 }
 
 /*
+ * Whether a caller has been here for so long that it shall run its signal
+ * handlers.  A signal interrupts a wait in the kernel, but it may come while
+ * the leader is at work, or to another thread: Ctrl-C must not be lost there.
+ */
+static bool signals_due(const fm_pool *pool, struct fm__waiter *w, int64_t now)
+{
+    if (!pool->options.signals_ns || w->rank != FM_RANK_CALLER)
+        return false;
+    if (!w->signals_at)
+        w->signals_at = now + pool->options.signals_ns;
+    return now >= w->signals_at;
+}
+
+/*
  * One turn of the I/O, by the thread that has the lead.  Called with the
  * mutex, which is free while it waits.  0 or -EINTR; whatever came in has
  * been taken in either way.
@@ -310,8 +324,11 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
     if (news && satisfied(pool, pool->leader) && !pool->writing &&
         ++pool->spared % POLL_EVERY)
         return 0;
-    if (satisfied(pool, pool->leader) || pool->want)
+    bool due = signals_due(pool, pool->leader, now);
+    if (satisfied(pool, pool->leader) || pool->want || due)
         next = now;
+    else if (pool->leader->signals_at)
+        next = FM__MIN(next, pool->leader->signals_at);
     if (next > now && fm__events_listen(pool))
         next = now; /* and look at the next turn */
     pool->polling = true;
@@ -325,7 +342,7 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
         fm__events_handle(pool, &ready[i]);
     fm__lead_settle(pool);
     fm__size_look(pool);
-    return n < 0 ? n : 0;
+    return n < 0 ? n : due ? -EINTR : 0;
 }
 
 static void take_lead(fm_pool *pool, struct fm__waiter *w)
@@ -365,9 +382,13 @@ static int park(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
     w->woken = false;
     fm__list_insert(&pool->parked, &w->parked);
     fm__pool_unlock(pool);
-    int rc = fm__sys_park(
-        &w->word, old,
-        deadline == FM_FOREVER ? FM_FOREVER : deadline - fm_now());
+    int64_t now = fm_now(), until = deadline;
+    bool due = signals_due(pool, w, now);
+    if (w->signals_at)
+        until = FM__MIN(until, w->signals_at);
+    int rc = due ? -EINTR
+                 : fm__sys_park(&w->word, old,
+                                until == FM_FOREVER ? until : until - now);
     fm__pool_lock(pool);
     fm__list_remove(&w->parked);
     return rc == -EINTR ? rc : 0;

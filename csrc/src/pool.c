@@ -545,7 +545,7 @@ static int check_options(const struct fm_pool_options *options)
 {
     return options->workers >= 1 && options->workers <= FM_MAX_WORKERS &&
                    options->least <= options->workers &&
-                   options->idle_ns >= 0 &&
+                   options->idle_ns >= 0 && options->signals_ns >= 0 &&
                    options->control_fd >= 0 && options->zygote >= 0
                ? 0
                : -EINVAL;

@@ -27,6 +27,7 @@ struct fm__waiter {
     enum fm__wait kind;
     enum fm_rank rank;
     void *on;
+    int64_t signals_at;    /* when a caller shall look for signals; 0: not yet */
     bool woken;            /* since it parked: once is enough */
     _Atomic uint32_t word; /* bumped to wake it */
 };

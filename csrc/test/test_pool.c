@@ -60,6 +60,7 @@ static struct world {
     uint32_t max_tasks;
     uint32_t least;  /* 0: a fixed pool */
     int64_t idle_ns;
+    int64_t signals_ns;
 } *world;
 
 static int64_t command(enum op op, uint32_t id, uint32_t value)
@@ -431,7 +432,8 @@ static int rig_start(struct rig *rig, uint32_t workers, int64_t hello_ns)
                                       .max_tasks = world->max_tasks,
                                       .hello_ns = hello_ns,
                                       .least = world->least,
-                                      .idle_ns = world->idle_ns};
+                                      .idle_ns = world->idle_ns,
+                                      .signals_ns = world->signals_ns};
     int rc = fm_pool_open(&rig->pool, &options);
     if (rc < 0) {
         close(s[0]);
@@ -691,6 +693,7 @@ struct client {
     pthread_t thread;
     uint32_t from, n;
     uint64_t deaths;
+    fm_chunk *chunk;
 };
 
 static void *ping(void *arg)
@@ -939,6 +942,48 @@ TEST(a_signal_ends_a_wait_and_loses_nothing)
     }
     __atomic_store_n(&me.deaths, 1, __ATOMIC_SEQ_CST);
     pthread_join(thread, NULL);
+    rig_close(&rig);
+}
+
+static void *wait_for_the_gate(void *arg)
+{
+    struct client *c = arg;
+    int64_t until = fm_now() + 60000000;
+    while (fm_now() < until) /* leads, or parks while the other one does */
+        c->n += fm_pool_wait_chunk(c->rig->pool, c->chunk, FM_FOREVER,
+                                   FM_RANK_CALLER) == -EINTR;
+    return NULL;
+}
+
+/* A signal may come while no wait is there to be interrupted. */
+TEST(a_caller_that_waits_comes_back_for_signals_now_and_then)
+{
+    make_world();
+    world->signals_ns = 2000000;
+    struct rig rig = rig_open(2);
+    fm_chunk *gated = submit_one(&rig, command(OP_GATE, 0, 0));
+    struct client clients[2];
+    for (int i = 0; i < 2; i++) {
+        clients[i] = (struct client){.rig = &rig, .chunk = gated};
+        CHECK_EQ(pthread_create(&clients[i].thread, NULL, wait_for_the_gate,
+                                &clients[i]),
+                 0);
+    }
+    for (uint32_t i = 1; i < 50; i++) /* with and without traffic */
+        fm_chunk_unref(submit_one(&rig, command(OP_ECHO, i, 0)));
+    for (int i = 0; i < 2; i++) {
+        pthread_join(clients[i].thread, NULL);
+        CHECK(clients[i].n >= 2);
+    }
+    CHECK_EQ(fm_pool_wait_chunk(rig.pool, gated, fm_now() + 10000000,
+                                FM_RANK_COLLECTOR), -ETIMEDOUT);
+    atomic_store(&world->open, 1);
+    while (fm_pool_wait_chunk(rig.pool, gated, FM_FOREVER, FM_RANK_CALLER) < 0)
+        ;
+    fm_chunk_unref(gated);
+    CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_GENTLE), 0);
+    while (fm_pool_join(rig.pool, FM_FOREVER) == -EINTR)
+        ;
     rig_close(&rig);
 }
 

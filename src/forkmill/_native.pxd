@@ -253,6 +253,7 @@ cdef extern from "forkmill.h" nogil:
         int64_t hello_ns
         uint32_t least
         int64_t idle_ns
+        int64_t signals_ns
         fm_arena *arena
     enum: FM_MAX_WORKERS
     int fm_pool_open(fm_pool **out, const fm_pool_options *options)

@@ -1,7 +1,8 @@
 # _pool.pxi - the user's process: Pool, Function, Task, Inbox, RecordIterator.
 #
 # Guarantees: every wait runs without the GIL and ends on a signal (PEP 475: its handler runs, then
-#   the wait goes on); what was taken from C is never dropped by a raise.
+#   the wait goes on), at the latest after _SIGNALS_NS: one that came while C code was at work, or
+#   went to another thread, interrupts nothing; what was taken from C is never dropped by a raise.
 # Ownership: each class holds one reference to one C handle, and the Python Pool, so that the C
 #   pool outlives them. An Inbox holds the Tasks that are on their way to it: C knows a Task by a
 #   borrowed pointer, its chunk's tag.
@@ -10,6 +11,9 @@
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         void *tp_iternext
+
+cdef enum:
+    _SIGNALS_NS = 200000000  # a wait looks so often for signals that did not interrupt it
 
 cdef int64_t _deadline(object timeout) except? -1:
     """Seconds from now, or None, as a deadline of the core."""
@@ -61,6 +65,7 @@ cdef class Pool:
         options.hello_ns = FM_FOREVER if hello > 9.0e9 else <int64_t>(hello * 1e9)
         options.least = least
         options.idle_ns = <int64_t>(idle * 1e9)
+        options.signals_ns = _SIGNALS_NS
         options.arena = NULL
         check(fm_pool_open(&self._c, &options))
 

@@ -181,6 +181,39 @@ def test_ctrl_c_unhandled(start_script) -> None:
 
 
 @pytest.mark.scenario(23)
+@pytest.mark.parametrize("wait", ["future.result()", "next(results)", "pool.shutdown()"])
+def test_ctrl_c_that_interrupts_no_wait(run_script, wait: str) -> None:
+    """Another thread takes the signal, as one would that comes while C code is at work."""
+    script = run_script(
+        f"""
+        import os, signal, threading, time
+        import forkmill as fm
+
+        def press():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        pool = fm.ProcessPool(2)
+        future = pool.submit(time.sleep, 60)
+        results = pool.map(time.sleep, [60])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        presser = threading.Thread(target=press)
+        presser.start()
+        start = time.monotonic()
+        try:
+            {wait}
+        except KeyboardInterrupt:
+            assert time.monotonic() - start < 10
+            print("caught")
+        presser.join()
+        pool.kill()
+        """
+    )
+    assert script.stdout == "caught\n"
+
+
+@pytest.mark.scenario(23)
 def test_ctrl_c_during_the_wait_at_exit(start_script) -> None:
     def attempt() -> float:
         script = start_script(

@@ -3,13 +3,22 @@
 ::
 
     user's process                          worker
-    signal, by pidfd      ───────────────▶  faulthandler's handler, in C: needs no GIL
+    a signal, by pidfd    ───────────────▶  Python's handler, between two bytecodes
+      runs C code, sleeps: another one ──▶  faulthandler's handler, in C: needs no GIL
     /proc/PID/fd/N        ◀───────────────  an unlinked file of the worker's own
+
+Two signals, because frames may only be read while they do not change: faulthandler's handler walks
+them wherever it comes in, and in a worker that calls Python functions all the time one such dump in
+30 (CPython 3.13) met a frame that was half made, and ended the worker. So the worker is asked to
+do it by itself. Code that does not come back to the interpreter leaves its frames as they are: that
+one is not asked, but told.
 
 Guarantees:
     * Nobody else is ever signalled: the pidfd is opened first, and then the process is seen to be
-      a child of our zygote, with a handler for the signal.
+      a child of our zygote, with handlers for the signals.
     * The task goes on. A call of its C code that does not restart after signals may return EINTR.
+
+Not covered: threads of a task that run Python while the worker's main thread waits in C.
 
 Threads: offer() once in a worker; read() from any thread.
 """
@@ -21,14 +30,19 @@ import faulthandler
 import os
 import time
 from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
 
 __all__ = ["offer", "read", "supported"]
 
 _NAME = "forkmill-stacks"
-# A signal that nobody else uses: no program means anything by it, no shell sends it.
-_NUMBER: int = getattr(_signal, "SIGRTMAX", 64) - 7
+# Signals that nobody else uses: no program means anything by them, no shell sends them.
+_TELL: int = getattr(_signal, "SIGRTMAX", 64) - 7  # faulthandler's
+_ASK = _TELL - 1  # Python's
 _PAUSE = 0.004  # seconds between two looks
-
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second, of /proc's times
+_STUCK_S = 0.05  # of work without a bytecode: in C code
+_BEGIN, _END = b"\1", b"\0"  # around what was written when asked; no text has them
 
 _SUPPORTED = hasattr(os, "memfd_create") and hasattr(_signal, "pidfd_send_signal")
 
@@ -39,14 +53,22 @@ def supported() -> bool:
 
 
 def offer() -> None:
-    """In a worker: from now on it can be asked."""
+    """In a worker's main thread: from now on it can be asked."""
     if not supported():
         return
     try:  # not suppress(): its calls would cost a new worker a dozen pages
         fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)  # for life
-        faulthandler.register(_NUMBER, fd, all_threads=True)
+        _signal.signal(_ASK, partial(_answer, fd))
+        _signal.siginterrupt(_ASK, False)
+        faulthandler.register(_TELL, fd, all_threads=True)
     except (OSError, RuntimeError):
         pass  # no descriptor left: then nobody can look
+
+
+def _answer(fd: int, *_signal_and_frame: object) -> None:
+    os.write(fd, _BEGIN)
+    faulthandler.dump_traceback(fd, all_threads=True)
+    os.write(fd, _END)
 
 
 def read(pid: int, parent: int, timeout: float) -> str:
@@ -58,27 +80,81 @@ def read(pid: int, parent: int, timeout: float) -> str:
     try:
         if not _is_ours(pid, parent):
             return ""
-        path = _file_of(pid)
-        before, deaf = os.stat(path).st_size, _blocking(pid)
-        _signal.pidfd_send_signal(pidfd, _NUMBER)
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            time.sleep(_PAUSE)
-            if _blocking(pid) <= deaf and os.stat(path).st_size > before:
-                break
-        with open(path, "rb") as file:
-            file.seek(before)
-            return file.read().decode(errors="replace")
+        return _converse(pid, pidfd, time.monotonic() + timeout)
     except OSError:  # it went away meanwhile
         return ""
     finally:
         os.close(pidfd)
 
 
+def _converse(pid: int, pidfd: int, deadline: float) -> str:
+    path = _file_of(pid)
+    size = os.stat(path).st_size
+    first = last = _State.of(pid)
+    deaf: set[str] | None = None  # who had not answered when it was told
+    asked = False
+    while time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+        if asked or deaf is not None:
+            told = deaf is not None and _blocking(pid) <= deaf
+            text = _written(path, size, told)
+            if text:
+                return text
+        now = _State.of(pid)
+        if deaf is None and now.is_still(first, last):
+            deaf = _blocking(pid)
+            _signal.pidfd_send_signal(pidfd, _TELL)
+        elif deaf is None and not asked:
+            asked = True
+            _signal.pidfd_send_signal(pidfd, _ASK)
+        last = now
+    return ""
+
+
+def _written(path: str, start: int, told: bool) -> str:
+    """What the worker wrote from there on, if it is whole; `told`: who had to is done writing."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        before, begin, rest = file.read().partition(_BEGIN)
+    answer, end, _ = rest.partition(_END)
+    if end:
+        lines = answer.decode(errors="replace").splitlines(keepends=True)
+        return "".join(line for line in lines if __file__ not in line)  # less _answer()
+    return "" if begin or not told else before.decode(errors="replace")
+
+
+class _State(NamedTuple):
+    """A process at a moment."""
+
+    asleep: bool  # all of its threads
+    switches: int  # how often they went to sleep
+    cpu: float  # seconds of work
+
+    @classmethod
+    def of(cls, pid: int) -> _State:
+        asleep, switches = True, 0
+        folder = f"/proc/{pid}/task"
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end at any time
+                status = _status(f"{folder}/{name}")
+                asleep = asleep and status["State"].strip()[0] in "SD"
+                switches += int(status.get("voluntary_ctxt_switches", 0))
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return cls(asleep, switches, (int(fields[11]) + int(fields[12])) / _TICKS)
+
+    def is_still(self, first: _State, last: _State) -> bool:
+        """Whether its frames do not change: it sleeps since the last look, or works on in C though
+        it was asked at the first."""
+        slept = self.asleep and last.asleep and self.switches == last.switches
+        return slept or self.cpu - first.cpu >= _STUCK_S
+
+
 def _is_ours(pid: int, parent: int) -> bool:
-    """A child of our zygote that has its handler: the signal's default would end it."""
+    """A child of our zygote that has its handlers: a signal's default would end it."""
     status = _status(f"/proc/{pid}")
-    return int(status["PPid"]) == parent and _has(status, "SigCgt")
+    caught = _has(status, "SigCgt", _TELL) and _has(status, "SigCgt", _ASK)
+    return int(status["PPid"]) == parent and caught
 
 
 def _blocking(pid: int) -> set[str]:
@@ -89,7 +165,7 @@ def _blocking(pid: int) -> set[str]:
     for name in os.listdir(folder):
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end at any time
             status = _status(f"{folder}/{name}")
-            if any(_has(status, mask) for mask in ("ShdPnd", "SigPnd", "SigBlk")):
+            if any(_has(status, mask, _TELL) for mask in ("ShdPnd", "SigPnd", "SigBlk")):
                 threads.add(name)
     return threads
 
@@ -99,8 +175,8 @@ def _status(folder: str) -> dict[str, str]:
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def _has(status: dict[str, str], mask: str) -> bool:
-    return bool(int(status[mask], 16) >> (_NUMBER - 1) & 1)
+def _has(status: dict[str, str], mask: str, number: int) -> bool:
+    return bool(int(status[mask], 16) >> (number - 1) & 1)
 
 
 def _file_of(pid: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,37 @@ def test_a_task_that_holds_the_gil_in_c(method: str) -> None:
         assert future.running() and pool.stats().deaths == 0  # it was not disturbed
         assert future.kill()
         assert isinstance(future.exception(), fm.WorkerDied)
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_a_task_that_calls_functions_all_the_time_survives(method: str, tmp_path: Path) -> None:
+    """Frames that are being made are no place to look: one dump in 30 ended such a worker."""
+    end = tmp_path / "end"
+    with fm.ProcessPool(2, start_method=method) as pool:
+        futures = [pool.submit(calls_until, str(end)) for _ in range(2)]
+        tasks.eventually(lambda: all(future.running() for future in futures))
+        seen = 0
+        for _ in range(200):
+            texts = pool.dump(timeout=10)
+            assert all(text.count("most recent call first") == 1 for text in texts.values())
+            assert not any("_stacks" in text for text in texts.values())
+            seen += sum("in calls_until" in text for text in texts.values())
+        assert pool.stats().deaths == 0
+        assert seen >= 300  # the rest: before they had begun
+        end.touch()
+        assert all(future.result(20) > 0 for future in futures)
+
+
+def calls_until(end: str) -> int:
+    calls = 0
+    while not os.path.exists(end):
+        calls += sum(sorted(one_more(range(20)), key=abs))
+    return calls
+
+
+def one_more(numbers: Iterable[int]) -> Iterator[int]:
+    for number in numbers:
+        yield number + 1
 
 
 def test_who_cannot_answer_is_left_out() -> None:

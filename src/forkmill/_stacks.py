@@ -4,21 +4,21 @@
 
     user's process                          worker
     a signal, by pidfd    ───────────────▶  Python's handler, between two bytecodes
-      runs C code, sleeps: another one ──▶  faulthandler's handler, in C: needs no GIL
+      sleeps, works in C: another one ───▶  faulthandler's handler, in C: needs no GIL
     /proc/PID/fd/N        ◀───────────────  an unlinked file of the worker's own
 
-Two signals, because frames may only be read while they do not change: faulthandler's handler walks
-them wherever it comes in, and in a worker that calls Python functions all the time one such dump in
-30 (CPython 3.13) met a frame that was half made, and ended the worker. So the worker is asked to
-do it by itself. Code that does not come back to the interpreter leaves its frames as they are: that
-one is not asked, but told.
+Frames may only be read while they do not change. faulthandler's handler walks them wherever it
+comes in: in a worker that calls Python functions all the time one such dump in 30 (CPython 3.13)
+met a frame that was half made, and ended the worker. So the worker is asked to do it by itself,
+first by a signal that interrupts no system call; if that does not help by one that does, as its
+main thread, which runs Python's handlers, may be waiting for other threads of the task. Code that
+does not come back to the interpreter leaves its frames as they are: that one is not asked, but
+told.
 
 Guarantees:
     * Nobody else is ever signalled: the pidfd is opened first, and then the process is seen to be
       a child of our zygote, with handlers for the signals.
     * The task goes on. A call of its C code that does not restart after signals may return EINTR.
-
-Not covered: threads of a task that run Python while the worker's main thread waits in C.
 
 Threads: offer() once in a worker; read() from any thread.
 """
@@ -38,10 +38,10 @@ __all__ = ["offer", "read", "supported"]
 _NAME = "forkmill-stacks"
 # Signals that nobody else uses: no program means anything by them, no shell sends them.
 _TELL: int = getattr(_signal, "SIGRTMAX", 64) - 7  # faulthandler's
-_ASK = _TELL - 1  # Python's
+_ASK, _URGE = _TELL - 1, _TELL - 2  # Python's; the latter interrupts system calls
 _PAUSE = 0.004  # seconds between two looks
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second, of /proc's times
-_STUCK_S = 0.05  # of work without a bytecode: in C code
+_STUCK_S = 0.05  # of work without an answer
 _BEGIN, _END = b"\1", b"\0"  # around what was written when asked; no text has them
 
 _SUPPORTED = hasattr(os, "memfd_create") and hasattr(_signal, "pidfd_send_signal")
@@ -58,7 +58,8 @@ def offer() -> None:
         return
     try:  # not suppress(): its calls would cost a new worker a dozen pages
         fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)  # for life
-        _signal.signal(_ASK, partial(_answer, fd))
+        for number in (_ASK, _URGE):
+            _signal.signal(number, partial(_answer, fd))
         _signal.siginterrupt(_ASK, False)
         faulthandler.register(_TELL, fd, all_threads=True)
     except (OSError, RuntimeError):
@@ -90,23 +91,22 @@ def read(pid: int, parent: int, timeout: float) -> str:
 def _converse(pid: int, pidfd: int, deadline: float) -> str:
     path = _file_of(pid)
     size = os.stat(path).st_size
-    first = last = _State.of(pid)
+    since = last = _State.of(pid)
+    ways = [_ASK, _URGE, _TELL]
     deaf: set[str] | None = None  # who had not answered when it was told
-    asked = False
     while time.monotonic() < deadline:
         time.sleep(_PAUSE)
-        if asked or deaf is not None:
-            told = deaf is not None and _blocking(pid) <= deaf
-            text = _written(path, size, told)
-            if text:
-                return text
+        text = _written(path, size, deaf is not None and _blocking(pid) <= deaf)
+        if text:
+            return text
         now = _State.of(pid)
-        if deaf is None and now.is_still(first, last):
-            deaf = _blocking(pid)
-            _signal.pidfd_send_signal(pidfd, _TELL)
-        elif deaf is None and not asked:
-            asked = True
-            _signal.pidfd_send_signal(pidfd, _ASK)
+        asleep = now.asleep and last.asleep and now.switches == last.switches
+        if deaf is None and (asleep or ways[0] == _ASK or now.cpu - since.cpu >= _STUCK_S):
+            way = _TELL if asleep else ways.pop(0)
+            if way == _TELL:
+                deaf = _blocking(pid)
+            _signal.pidfd_send_signal(pidfd, way)
+            since = now
         last = now
     return ""
 
@@ -143,17 +143,11 @@ class _State(NamedTuple):
             fields = file.read().rpartition(")")[2].split()
         return cls(asleep, switches, (int(fields[11]) + int(fields[12])) / _TICKS)
 
-    def is_still(self, first: _State, last: _State) -> bool:
-        """Whether its frames do not change: it sleeps since the last look, or works on in C though
-        it was asked at the first."""
-        slept = self.asleep and last.asleep and self.switches == last.switches
-        return slept or self.cpu - first.cpu >= _STUCK_S
-
 
 def _is_ours(pid: int, parent: int) -> bool:
     """A child of our zygote that has its handlers: a signal's default would end it."""
     status = _status(f"/proc/{pid}")
-    caught = _has(status, "SigCgt", _TELL) and _has(status, "SigCgt", _ASK)
+    caught = all(_has(status, "SigCgt", number) for number in (_ASK, _URGE, _TELL))
     return int(status["PPid"]) == parent and caught
 
 

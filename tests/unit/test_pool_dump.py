@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,29 @@ def calls_until(end: str) -> int:
     while not os.path.exists(end):
         calls += sum(sorted(one_more(range(20)), key=abs))
     return calls
+
+
+def test_a_task_that_waits_for_its_threads_survives(tmp_path: Path) -> None:
+    """Its main thread sleeps and answers nobody, while frames are being made by the others."""
+    end = tmp_path / "end"
+    with fm.ProcessPool(1) as pool:
+        future = pool.submit(in_threads, str(end))
+        tasks.eventually(future.running)
+        for _ in range(30):
+            texts = pool.dump(timeout=10)
+            assert all(text.count("hread 0x") in (1, 2, 3) for text in texts.values())
+        assert pool.stats().deaths == 0
+        end.touch()
+        assert future.result(20) == 2
+
+
+def in_threads(end: str) -> int:
+    threads = [threading.Thread(target=calls_until, args=(end,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(threads)
 
 
 def one_more(numbers: Iterable[int]) -> Iterator[int]:

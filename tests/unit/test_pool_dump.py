@@ -60,13 +60,13 @@ def test_a_task_that_calls_functions_all_the_time_survives(method: str, tmp_path
         futures = [pool.submit(calls_until, str(end)) for _ in range(2)]
         tasks.eventually(lambda: all(future.running() for future in futures))
         seen = 0
-        for _ in range(200):
+        for _ in range(60):
             texts = pool.dump(timeout=10)
             assert all(text.count("most recent call first") == 1 for text in texts.values())
             assert not any("_stacks" in text for text in texts.values())
             seen += sum("in calls_until" in text for text in texts.values())
         assert pool.stats().deaths == 0
-        assert seen >= 300  # the rest: before they had begun
+        assert seen >= 90  # the rest: before they had begun
         end.touch()
         assert all(future.result(20) > 0 for future in futures)
 
@@ -84,7 +84,7 @@ def test_a_task_that_waits_for_its_threads_survives(tmp_path: Path) -> None:
     with fm.ProcessPool(1) as pool:
         future = pool.submit(in_threads, str(end))
         tasks.eventually(future.running)
-        for _ in range(30):
+        for _ in range(10):
             texts = pool.dump(timeout=10)
             assert all(text.count("hread 0x") in (1, 2, 3) for text in texts.values())
         assert pool.stats().deaths == 0

@@ -360,18 +360,18 @@ def test_recycling_under_spawn(ordered: bool, tmp_path: Path) -> None:
 @pytest.mark.scenario(29)
 @orders
 @pytest.mark.parametrize(
-    "limit, births",
-    [({"max_tasks_per_child": 1}, 100_000), ({"max_rss": 1 << 20}, 1000)],
+    "limit, chunksize, births",
+    [({"max_tasks_per_child": 1}, None, 100_000), ({"max_rss": 1 << 20}, 20, 1000)],
     ids=["tasks", "rss"],
 )
 def test_a_recycling_storm(
-    limit: dict[str, int], births: int, ordered: bool, tmp_path: Path
+    limit: dict[str, int], chunksize: int | None, births: int, ordered: bool, tmp_path: Path
 ) -> None:
     """A worker a task; or one a chunk, as no worker has less memory than that."""
     log = tasks.Log(tmp_path)
     n = 100_000
     with fm.ProcessPool(4, start_method="fork", restarts=(0, 10.0), **limit) as pool:
-        results = list(pool.map(tasks.Noted(log), range(n), ordered=ordered))
+        results = list(pool.map(tasks.Noted(log), range(n), ordered=ordered, chunksize=chunksize))
         assert pool.stats().recycled >= births - 4
     assert sorted(results) == list(range(-n + 1, 1))
     assert set(log.counts().values()) == {1}

@@ -39,7 +39,7 @@ _unpickle = pickle.loads
 _GONE = object()
 
 # A large bytearray is its own buffer: pickle would copy it before it is copied to where it goes.
-_APART = 1 << 16  # bytes; below, a second buffer costs more than the copy
+_APART = 1 << 16  # bytes: what goes through an arena; smaller ones are copied in no time
 _BYTEARRAY = b"\x80\x05cbuiltins\nbytearray\n\x97\x85R."  # bytearray(the next buffer)
 
 

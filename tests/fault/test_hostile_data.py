@@ -53,6 +53,7 @@ def test_values_around_two_gib_and_above_three(size: int, way: str, run_script) 
             future = pool.submit(tasks.marks, pickle.PickleBuffer(data))
             assert list(pool.map(tasks.negative, range(1000))) == numbers
             assert future.result() == expected
+            assert pool.submit(tasks.marks, data).result() == expected
             del data
             future = pool.submit(tasks.marked, size, 7)
             assert list(pool.map(tasks.negative, range(1000))) == numbers

@@ -71,25 +71,40 @@ def test_a_task_that_calls_functions_all_the_time_survives(
     method: str, ways: list[int], tmp_path: Path
 ) -> None:
     """Frames that are being made are no place to look: one dump in 30 ended such a worker."""
-    end = tmp_path / "end"
-    with fm.ProcessPool(2, start_method=method) as pool:
-        futures = [pool.submit(calls_until, str(end)) for _ in range(2)]
-        tasks.eventually(lambda: all(future.running() for future in futures))
-        seen = 0
+    begun = tasks.Log(tmp_path)
+    with fm.ProcessPool(2, start_method=method) as pool, End(tmp_path) as end:
+        futures = [pool.submit(calls_until, begun.path, end.path) for _ in range(2)]
+        tasks.eventually(lambda: len(begun.entries()) == 2)
         for _ in range(60):
             texts = pool.dump(timeout=10)
             assert all(text.count("most recent call first") == 1 for text in texts.values())
             assert not any("_stacks" in text for text in texts.values())
-            seen += sum("in calls_until" in text for text in texts.values())
+            assert sum("in calls_until" in text for text in texts.values()) == 2
         assert pool.stats().deaths == 0
-        assert seen >= 90  # the rest: before they had begun
         assert ways.count(_stacks._TELL) < 30
-        end.touch()
+        end.come()
         assert all(future.result(20) > 0 for future in futures)
 
 
-def calls_until(end: str) -> int:
+class End:
+    """A file that ends the tasks that look for it, also if their test fails."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "end")
+
+    def come(self) -> None:
+        Path(self.path).touch()
+
+    def __enter__(self) -> End:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.come()
+
+
+def calls_until(begun: str, end: str) -> int:
     calls = 0
+    tasks.note(begun, os.getpid())
     while not os.path.exists(end):
         calls += sum(sorted(one_more(range(20)), key=abs))
     return calls
@@ -97,22 +112,22 @@ def calls_until(end: str) -> int:
 
 def test_a_task_that_waits_for_its_threads_survives(ways: list[int], tmp_path: Path) -> None:
     """Its main thread sleeps and answers nobody, while frames are being made by the others."""
-    end = tmp_path / "end"
-    with fm.ProcessPool(1) as pool:
-        future = pool.submit(in_threads, str(end))
-        tasks.eventually(future.running)
+    begun = tasks.Log(tmp_path)
+    with fm.ProcessPool(1) as pool, End(tmp_path) as end:
+        future = pool.submit(in_threads, begun.path, end.path)
+        tasks.eventually(lambda: len(begun.entries()) == 2)
         for _ in range(10):
             texts = pool.dump(timeout=10)
             assert texts
         assert pool.stats().deaths == 0
         assert _stacks._URGE in ways
         assert ways.count(_stacks._TELL) < 5
-        end.touch()
+        end.come()
         assert future.result(20) == 2
 
 
-def in_threads(end: str) -> int:
-    threads = [threading.Thread(target=calls_until, args=(end,)) for _ in range(2)]
+def in_threads(begun: str, end: str) -> int:
+    threads = [threading.Thread(target=calls_until, args=(begun, end)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -37,6 +37,10 @@ if hasattr(ctypes.CDLL(None), "mallopt"):
     # forks to come copies the page tables of some 500 MB.
     ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
+# With it print() writes a line and its end one after the other, and what several processes print
+# to the same file gets mixed up.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 # Who is started in the background has SIGINT ignored, and so would have all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -377,7 +377,6 @@ cdef class ForkSlot:
         if len(calls) > self._items:
             raise ValueError(f"a child of this slot takes {self._items} items at most")
         memset(self._page, 0, _PAGE_HEAD + len(calls))
-        kit.calm_streams()
         PyOS_BeforeFork()  # from here to the fork: INV-h
         collects = PyGC_Disable()
         rc = fm_sys_pipe(ends)
@@ -636,7 +635,7 @@ cdef class ForkKit:
     cdef list slots
     cdef tuple held
     cdef int null, set_pipe_size
-    cdef object _signal, _enable, _wrapper, _buffered
+    cdef object _signal, _enable, _wrapper, _buffered, _renew
     cdef dict _sys_modules
 
     def __cinit__(self, int parent, worker, list slots, tuple held, Bindings bindings, complain):
@@ -662,6 +661,7 @@ cdef class ForkKit:
         self._enable = faulthandler.enable
         self._wrapper = io.TextIOWrapper
         self._buffered = io.BufferedWriter
+        self._renew = io.BufferedWriter.__init__
         self._sys_modules = sys.modules
         low = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.null = c_fcntl(low, F_DUPFD_CLOEXEC, <int>_LOWEST)
@@ -674,30 +674,6 @@ cdef class ForkKit:
         if self.null >= 0:
             c_close(self.null)
         self.null = -1
-
-    # ------------------------------------------------------------ in the parent
-
-    cdef int calm_streams(self) except -1:
-        """Wait until no other thread is inside a write of the standard streams.
-
-        It would hold a lock that the child inherits and that nobody there would ever release. An
-        empty write takes that lock, and prints nothing.
-        """
-        self._calm(b"stdout")
-        self._calm(b"stderr")
-        return 0
-
-    cdef int _calm(self, const char *name) except -1:
-        cdef PyObject *stream = PySys_GetObject(name)
-        if stream is NULL or not isinstance(<object>stream, self._wrapper):
-            return 0
-        try:
-            buffer = (<object>stream).buffer
-            if type(buffer) is self._buffered:
-                buffer.write(b"")
-        except Exception:
-            pass  # closed, or detached
-        return 0
 
     # ------------------------------------------------------------ in the child
 
@@ -765,13 +741,16 @@ cdef class ForkKit:
         return 0
 
     cdef int _drop_output(self, const char *name) except -1:
-        """Throw away what the parent had printed and not flushed: it will flush its own copy."""
+        """As _worker.drop_buffered(), of one stream."""
         cdef PyObject *stream = PySys_GetObject(name)
         cdef int fd, saved, flags
         if stream is NULL or not isinstance(<object>stream, self._wrapper):
             return 0
         try:
             fd = (<object>stream).fileno()
+            buffer = (<object>stream).buffer
+            if type(buffer) is self._buffered:
+                self._renew(buffer, buffer.raw)
         except Exception:
             return 0  # closed, or not a file
         saved = c_fcntl(fd, F_DUPFD_CLOEXEC, <int>_LOWEST)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import faulthandler
 import gc
+import io
 import os
 import sys
 from contextlib import suppress
@@ -216,12 +217,18 @@ def null_input() -> Any:
 
 
 def drop_buffered() -> None:
-    """Throw away what the parent had printed and not flushed: it will flush its own copy."""
+    """Throw away what the parent had printed and not flushed: it will flush its own copy.
+
+    A thread of it that was inside a write at the fork held the buffer's lock, which nobody here
+    would ever release. So the buffer is made anew, in place: who knows who refers to it.
+    """
     streams = {id(s): s for s in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if s}
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for stream in streams.values():
         try:
             fd = stream.fileno()
+            if type(stream.buffer) is io.BufferedWriter:
+                io.BufferedWriter.__init__(stream.buffer, stream.buffer.raw)
             saved = os.dup(fd)
         except (OSError, ValueError, AttributeError):
             continue

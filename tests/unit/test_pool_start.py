@@ -254,6 +254,33 @@ def test_workers_ignore_ctrl_c_and_flush_their_streams(run_script) -> None:
     assert script.stdout.count("from a worker") == 1
 
 
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_workers_print_though_a_thread_printed_at_the_fork(method: str, run_script) -> None:
+    """It holds the stream's lock at nearly each fork, and nobody releases that in the worker."""
+    script = run_script(
+        f"""
+        import threading
+        import forkmill as fm
+        stop = False
+        def chatter():
+            while not stop:
+                print("x" * 200, flush=True)
+        thread = threading.Thread(target=chatter)
+        thread.start()
+        for i in range(4):
+            with fm.ProcessPool(2, start_method={method!r}) as pool:
+                pool.submit(print, f"first {{i}}", flush=True).result(20)
+                pool.submit(print, f"second {{i}}").result(20)
+        stop = True
+        thread.join()
+    """
+    )
+    lines = script.stdout.splitlines()
+    said = [line for line in lines if not line.startswith("x")]
+    assert sorted(said) == sorted(f"{word} {i}" for word in ("first", "second") for i in range(4))
+    assert set(lines) - set(said) == {"x" * 200}
+
+
 def test_fork_hooks_run_once_in_each_worker_and_once_in_this_process(run_script) -> None:
     """A worker is born as if it had been forked from here, its successors too."""
     run_script("""

@@ -227,8 +227,9 @@ def drop_buffered() -> None:
     for stream in streams.values():
         try:
             fd = stream.fileno()
-            if type(stream.buffer) is io.BufferedWriter:
-                io.BufferedWriter.__init__(stream.buffer, stream.buffer.raw)
+            buffer = getattr(stream, "buffer", None)
+            if type(buffer) is io.BufferedWriter:
+                io.BufferedWriter.__init__(buffer, buffer.raw)
             saved = os.dup(fd)
         except (OSError, ValueError, AttributeError):
             continue

@@ -281,6 +281,31 @@ def test_workers_print_though_a_thread_printed_at_the_fork(method: str, run_scri
     assert set(lines) - set(said) == {"x" * 200}
 
 
+def test_what_a_stream_of_ones_own_holds_at_the_fork_is_printed_once(run_script) -> None:
+    script = run_script(
+        """
+        import os, sys
+        from forkmill import _worker
+        class Own:
+            text = ""
+            def fileno(self): return 1
+            def write(self, text): self.text += text
+            def flush(self):
+                os.write(1, self.text.encode())
+                self.text = ""
+        sys.stdout = Own()
+        print("once")
+        if not (pid := os.fork()):
+            _worker.drop_buffered()
+            sys.stdout.flush()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        sys.stdout.flush()
+        """
+    )
+    assert script.stdout == "once\n"
+
+
 def test_fork_hooks_run_once_in_each_worker_and_once_in_this_process(run_script) -> None:
     """A worker is born as if it had been forked from here, its successors too."""
     run_script("""

@@ -83,6 +83,24 @@ def pass_gate(path: str, value: Any = None) -> Any:
     return value
 
 
+@contextlib.contextmanager
+def chatter(line: str) -> Iterator[None]:
+    """A thread of this process prints the line all the time."""
+    over = threading.Event()
+
+    def chat() -> None:
+        while not over.is_set():
+            print(line, flush=True)
+
+    thread = threading.Thread(target=chat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def fail_or_die_at(i: int) -> int:
     """Raise for 3000, die of 4000, return all others."""
     if i == 3000:

@@ -692,7 +692,7 @@ def test_output_is_printed_once_and_before_the_result(run_script: RunScript) -> 
         ex.submit(lambda: sys.stderr.write("error")).result()
         ex.shutdown()
     """
-    script = run_script(code, env={"PYTHONUNBUFFERED": ""})
+    script = run_script(code)
     assert script.stdout == "child0 child1 child2 parent "
     assert script.stderr == "error"
 
@@ -701,21 +701,13 @@ def test_a_thread_that_prints_does_not_freeze_children(run_script: RunScript) ->
     """It holds the stream's lock at nearly each fork, and nobody releases that in the child."""
     script = run_script(
         """
-        import threading
+        import tasks
         from forkmill.contexts.cow_fork import CowFork
-        stop = False
-        def chatter():
-            while not stop:
-                print("x" * 200, flush=True)
-        thread = threading.Thread(target=chatter)
-        thread.start()
-        with CowFork(2) as ex:
+        with tasks.chatter("x" * 200), CowFork(2) as ex:
             list(ex.map(lambda i: print("child", i, flush=True), range(150)))
             metrics = ex.metrics()
-        stop = True
-        thread.join()
         assert metrics.created + metrics.reused == 150, metrics  # none was given up as frozen
-    """
+        """
     )
     lines = script.stdout.splitlines()
     assert set(lines) == {"x" * 200, *(f"child {i}" for i in range(150))}

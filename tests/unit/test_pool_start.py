@@ -259,21 +259,13 @@ def test_workers_print_though_a_thread_printed_at_the_fork(method: str, run_scri
     """It holds the stream's lock at nearly each fork, and nobody releases that in the worker."""
     script = run_script(
         f"""
-        import threading
-        import forkmill as fm
-        stop = False
-        def chatter():
-            while not stop:
-                print("x" * 200, flush=True)
-        thread = threading.Thread(target=chatter)
-        thread.start()
-        for i in range(4):
-            with fm.ProcessPool(2, start_method={method!r}) as pool:
-                pool.submit(print, f"first {{i}}", flush=True).result(20)
-                pool.submit(print, f"second {{i}}").result(20)
-        stop = True
-        thread.join()
-    """
+        import forkmill as fm, tasks
+        with tasks.chatter("x" * 200):
+            for i in range(4):
+                with fm.ProcessPool(2, start_method={method!r}) as pool:
+                    pool.submit(print, f"first {{i}}", flush=True).result(20)
+                    pool.submit(print, f"second {{i}}").result(20)
+        """
     )
     lines = script.stdout.splitlines()
     said = [line for line in lines if not line.startswith("x")]

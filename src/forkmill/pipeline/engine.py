@@ -16,6 +16,18 @@ Invariants:
     * ENG-1  Only the bell is touched by other threads. It is rung after what it tells of.
     * ENG-2  Before it sleeps, the engine has looked at everything since it last cleared the bell.
     * ENG-3  On every edge emitted = delivered + failed + dropped, when the run is over.
+    * ENG-4  That nothing is left to wait for is believed only when a look at everything, begun
+      after it was first seen, has found nothing.
+
+Why nothing is slept through, and no run is called stuck that is not. What goes on elsewhere (a
+lane, a feeder) is its own witness: it 1. makes its change (a piece in its out-list, its end), and
+2. rings. The engine a. clears the bell; b. looks at everything: turns, ends; c. asks each whether
+it goes on; d. sleeps if one does, and not at all if the bell has rung since a.
+    * A change before b is seen in b. One after b rings after b: d does not sleep, or is woken.
+    * Asked in c, a lane may say "no" because it came to its end after b: it has made its change
+      (1) and may not have rung yet (2). So "no" of all of them proves only that every change is
+      made by now, and the engine goes back to a, once (ENG-4). If b then finds nothing and c is
+      "no" again, nothing can come any more: nobody is left who could make a change.
 
 Threads: `run`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
 """
@@ -145,6 +157,7 @@ class Engine:
         self._cut = threading.Event()  # ends pauses
         self._opened = self._over = False
         self._sources_stopped = False
+        self._quiet = False  # ENG-4: nobody goes on elsewhere, and nothing has happened since
         self._began = self._looked = self._told = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
@@ -332,6 +345,7 @@ class Engine:
             self._stop_sources()
         progress = self._round()
         if self._end_some() or progress:
+            self._quiet = False
             return True
         if all(cell.state == "ended" for cell in self.order):
             return False
@@ -375,11 +389,15 @@ class Engine:
         """Nothing can be done now: wait, or break a loop that is full all around."""
         due = min((cell.due() for cell in self.order), default=_NEVER)
         if due == _NEVER and not any(self._outside(cell) for cell in self.order):
+            if not self._quiet:
+                self._quiet = True  # ENG-4
+                return True
             stuck = [c for c in self._turns if c.blocked is not None and self._waits(c)]
             if not stuck:
                 raise PoolError(f"the run is stuck, a bug of ours: {self._state()}")
             stuck[0].forced = True
             return True
+        self._quiet = False
         self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
         return True
 
@@ -397,7 +415,8 @@ class Engine:
         if isinstance(cell, LaneCell):
             return cell.works_outside
         feeder = getattr(cell, "feeder", None)
-        return feeder is not None and not feeder.over and cell.live_source
+        # With items of its own there it waits for us, not we for it.
+        return feeder is not None and not (feeder.over or feeder.items) and cell.live_source
 
     def _state(self) -> str:
         return ", ".join(

@@ -206,11 +206,31 @@ class Loop:
             context.run, (_call, fn, call.args, call.kwargs), {}, Options(), self.threads.ledger
         )
         self.threads.accept(inner)
-        value = await asyncio.wrap_future(inner.future)
+        value = await self._outcome(inner.future)
         if inspect.isawaitable(value):
             future._kill = stop
             value = await value
         return value
+
+    async def _outcome(self, future: concurrent.futures.Future[Any]) -> Any:
+        """A thread's outcome. It may come when the loop is closed: asyncio's own way would then
+        use the loop's socket, or print a traceback."""
+        told = self.loop.create_future()
+        future.add_done_callback(lambda _: self.wake(_tell, told))
+        try:
+            await told
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        try:
+            return future.result()
+        finally:
+            del future  # a cycle: the exception's traceback has this frame
+
+
+def _tell(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _current_task() -> asyncio.Task[Any]:
@@ -305,6 +325,12 @@ class Aio(Executor):
 
     def _waiting(self) -> int:
         return 0 if self._loop is None else len(self._loop.backlog)
+
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        """Let a coroutine of the loop go on; nothing if the loop has ended."""
+        loop = self._loop
+        if loop is not None:
+            loop.wake(_tell, waiter)
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here; it awaits what the stage gives back."""

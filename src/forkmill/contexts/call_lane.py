@@ -299,8 +299,7 @@ class AsyncLane(CallLane):
         super()._earned(number)
         hungry, self._hungry = self._hungry, []
         for space in hungry:
-            with contextlib.suppress(RuntimeError):  # the loop has ended
-                space.get_loop().call_soon_threadsafe(_set, space)
+            self._executor.wake(space)  # type: ignore[attr-defined]  # an Aio
 
     def _stop(self) -> None:
         super()._stop()
@@ -341,11 +340,6 @@ async def unrolled(value: Any) -> Any:
     if inspect.isgenerator(value):
         return Outputs(value)
     return await value if inspect.isawaitable(value) else value
-
-
-def _set(space: asyncio.Future[None]) -> None:
-    if not space.done():
-        space.set_result(None)
 
 
 def failure_of(future: Future[Any]) -> BaseException | None:

@@ -19,6 +19,8 @@ Invariants:
     * COW-2  A pid is signalled only while it is in `_living`, under `_lock`; it leaves that in
       the step that reaps it. So no signal ever hits a stranger.
     * COW-3  The state (`_Forker`) never refers to the executor: it must be droppable.
+    * COW-4  No child is forked for a call that has its outcome, nor while it is given one by `kill`:
+      what the child inherits for it (the pipe of a lane's stream) may be closed from then on.
 
 Threads: `_Forker` says which of its methods belong to the forking thread. Callbacks of futures are
 called there, so a slow one delays the next fork.
@@ -217,10 +219,11 @@ class _Forker:
         self.batch = batch
         self.backlog = Backlog()
         self.pid = os.getpid()
-        # Guards the next four. Reentrant: a finalizer may come in the middle of anything.
+        # Guards the next five. Reentrant: a finalizer may come in the middle of anything.
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._living: dict[_native.ForkSlot, _Child] = {}
+        self._doomed: set[Call] = set()  # killed before they had a child (COW-4)
         self._wake_end = -1  # write end of the wake-up pipe
         self._ended = False
         self._poked = False  # a byte is in the pipe, or on its way there
@@ -345,9 +348,11 @@ class _Forker:
                 child.cause = _native.CAUSE_KILLED
                 _send(slot, signal.SIGKILL)
                 return True
-        # Started in no child now.
+            self._doomed.add(call)  # started in no child now, and in none from now on
         done = call.future.done()
         call.fail(self._death(call, 0, 0, _native.CAUSE_KILLED, 0))
+        with self._lock:
+            self._doomed.discard(call)
         self._poke()
         return not done
 
@@ -449,7 +454,7 @@ class _Forker:
     def _fork(self, slot: _native.ForkSlot, calls: list[Call]) -> None:
         failure: Exception | None = None
         with self._lock:  # a kill comes before the fork, or finds the child
-            calls = [call for call in calls if not call.future.done()]
+            calls = [c for c in calls if c not in self._doomed and not c.future.done()]
             child = _Child(list(calls))
             if calls:
                 mark_last(call.fn for call in reversed(calls))

@@ -16,7 +16,6 @@ import queue
 import select
 import threading
 from concurrent.futures import wait
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._process import our_thread
@@ -74,29 +73,28 @@ class CowLane(CopyLane):
         self._line.put(None)  # for the next one
 
     def _read_item(self, item: Any) -> None:
-        ends: list[int] = []
+        pipes: list[_Pipe] = []
         try:
-            ends += self._cow._pipe()
-            ends += self._cow._pipe()
-            inlet, outlet, ring, bell = ends
-            call = _Stream(self._copy, outlet, self._cow._forker)
+            pipes.append(outputs := _Pipe(self._cow))
+            pipes.append(over := _Pipe(self._cow))
+            call = _Stream(self._copy, outputs.outlet, self._cow._forker)
             future = self._face.submit(call, item)
         except Exception as error:
-            _close(ends)
+            _close(pipes)
             self._deliver(Taken(item, [], error))
             return
         with self._lock:
             self._under_way.add(future)
-        future.add_done_callback(partial(_ring, bell))
+        future.add_done_callback(over.ring)
         failure = None
         try:
-            self._emit_all(item, self._pieces(inlet, ring))
+            self._emit_all(item, self._pieces(outputs.inlet, over.inlet))
         except Exception as error:  # an output that cannot be rebuilt here
             failure = error.with_traceback(None)
         if failure is not None or self._over:
             future.kill()
-        wait([future])  # it rings
-        _close(ends)
+        wait([future])  # now no child will be forked for it, and its callback may still come
+        _close(pipes)
         if failure is None:
             self._returned(item, future)
         else:
@@ -189,10 +187,33 @@ def _number(buffer: bytearray, at: int) -> int:
     return int.from_bytes(buffer[at : at + _NUMBER], "little")
 
 
-def _ring(bell: int, future: Any) -> None:
-    os.write(bell, b"\0")
+class _Pipe:
+    """A pipe and its owner: both ends are open until `close`, and used by nobody afterwards.
+
+    A future's waiters are let go before its callbacks are called. So `ring`, which is one, comes
+    when it likes, and excludes `close`.
+    """
+
+    __slots__ = ("_lock", "_open", "inlet", "outlet")
+
+    def __init__(self, executor: Any) -> None:
+        self.inlet, self.outlet = executor._pipe()
+        self._open = True
+        self._lock = threading.Lock()
+
+    def ring(self, _future: Any) -> None:
+        """Write a byte, once: it never fills the pipe. Any thread."""
+        with self._lock:
+            if self._open:
+                os.write(self.outlet, b"\0")
+
+    def close(self) -> None:
+        with self._lock:
+            self._open = False
+            os.close(self.inlet)
+            os.close(self.outlet)
 
 
-def _close(ends: list[int]) -> None:
-    for fd in ends:
-        os.close(fd)
+def _close(pipes: list[_Pipe]) -> None:
+    for pipe in pipes:
+        pipe.close()

@@ -147,14 +147,14 @@ class CopyLane(CallLane):
 
     def _told(self, item: Any, value: Any) -> Iterable[Taken]:
         good, outputs, last, failure = value
-        if last:
-            yield Taken(END, last)
-        if failure is not None:
-            yield Taken(END, [], _codec.load_failure(memoryview(failure)))
         if good:
             yield Taken(item, as_outputs(outputs))
         else:
             yield Taken(item, [], _codec.load_failure(memoryview(outputs)))
+        if last:
+            yield Taken(END, last)
+        if failure is not None:
+            yield Taken(END, [], _codec.load_failure(memoryview(failure)))
 
     def _finish(self) -> None:
         self._finished()  # every copy has had its end

@@ -450,12 +450,14 @@ class SharedLane(Lane):
             self._split.clear()
             self._untaken = self._to_come = 0
             self._lock.notify_all()
-        self._stop()
-        own, self._own = self._own, None
-        if own is not None:
-            own.shutdown(wait=True, cancel_futures=True)
-        if self._notify is not None:
-            self._notify()
+        try:
+            self._stop()
+        finally:  # it may have run a teardown
+            own, self._own = self._own, None
+            if own is not None:
+                own.shutdown(wait=True, cancel_futures=True)
+            if self._notify is not None:
+                self._notify()
         self._tear_down()
 
     @abstractmethod

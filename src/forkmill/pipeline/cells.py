@@ -37,6 +37,7 @@ from .result import Failure, traceback_of
 from .stats import Reservoir
 from .work import (
     adapted,
+    each_hook,
     emitted,
     is_async,
     is_generator,
@@ -235,15 +236,15 @@ class Cell:
         if not self._hooked:
             return
         self._hooked = False
-        try:
-            run_hooks(stage_hooks(self.stage, "after_stage"), self.name)
-        finally:
-            self.engine.events.emit(
-                "stage_finished",
-                self.name,
-                **{"in": self.came, "out": self.out},
-                failed=self.failures,
-            )
+        raised = each_hook(stage_hooks(self.stage, "after_stage"), self.name)
+        self.engine.events.emit(
+            "stage_finished",
+            self.name,
+            **{"in": self.came, "out": self.out},
+            failed=self.failures,
+        )
+        for error in raised:
+            self.engine.fail_late(error)
 
     def open(self) -> None:
         """Get ready for items."""
@@ -266,19 +267,28 @@ class Cell:
             self._ready = False
             teardown = self.stage.parts.get("teardown")
             if teardown is not None:
-                settle(teardown())
+                try:
+                    settle(teardown())
+                except ERRORS as error:
+                    self.fail_at_end(error)
 
     def close(self) -> None:
-        """End now: what is under way or waits is dropped. Idempotent."""
+        """End now: what is under way or waits is dropped. Idempotent.
+
+        Raises:
+            BaseException: What a generator of the user's raised when it was closed. All is done.
+        """
         run, self.run = self.run, None
-        if run is not None:
-            run.close()  # type: ignore[attr-defined]
-            if self._edge is not None:
-                self._edge.dropped += self._chunk - (self.came - self._came_before)
-        for edge in self.edges_in:
-            edge.dropped += len(edge)
-            edge.clear()
         self.state = "ended"
+        try:
+            if run is not None:
+                run.close()  # type: ignore[attr-defined]
+        finally:
+            if run is not None and self._edge is not None:
+                self._edge.dropped += self._chunk - (self.came - self._came_before)
+            for edge in self.edges_in:
+                edge.dropped += len(edge)
+                edge.clear()
 
     # ------------------------------------------------------------------ turns
 
@@ -578,6 +588,13 @@ class Cell:
         policy = self.stage.on_error
         self.record(item, error, 1, policy.then if isinstance(policy, Retry) else policy)
 
+    def fail_at_end(self, error: BaseException) -> None:
+        """on_end or teardown failed: there is no item, and nothing to be dropped for it."""
+        try:
+            self.fail_once(None, error)
+        except Abort:
+            self.engine.fail_late(error)
+
     def record(
         self,
         item: Any,
@@ -646,7 +663,7 @@ class Cell:
         try:
             values = emitted(on_end())
         except ERRORS as error:
-            self.fail_once(None, error)
+            self.fail_at_end(error)
             return
         yield from self.special(self._end_values(values), None)
 
@@ -654,7 +671,7 @@ class Cell:
         try:
             yield from values
         except ERRORS as error:
-            self.fail_once(None, error)
+            self.fail_at_end(error)
 
     def ended(self) -> bool:
         """Whether `finish` has come to its end."""

@@ -47,10 +47,10 @@ from .declare import hooks_of
 from .events import Events
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
-from .result import Failure, RunResult
+from .result import Failure, RunResult, attach
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
-from .work import run_hooks
+from .work import each_hook, run_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -161,6 +161,7 @@ class Engine:
         self._began = self._looked = self._told = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
+        self._late: list[BaseException] = []  # what failed where a stage had ended
         self._riders = {stage for stage in graph.stages if rides(stage, graph)}
         self.order = [self._cell(stage) for stage in graph.stages]
         self.cells = {cell.stage: cell for cell in self.order}
@@ -244,6 +245,12 @@ class Engine:
         return busy
 
     # ------------------------------------------------------------------ what cells ask for
+
+    def fail_late(self, error: BaseException) -> None:
+        """A stage's end failed: sources stop, all that is under way is finished, then it is raised.
+        (Nothing of it would be better for being dropped.)"""
+        self._late.append(error)
+        self.stop()
 
     def outlets_of(self, cell: Cell) -> list[Any]:
         """The queues that a run of a cell may fill."""
@@ -503,7 +510,10 @@ class Engine:
         """End now, without a word about what was under way."""
         self.kill()
         self._error = None
-        return self._finished("stopped")
+        result, error = self._released(None, False)
+        if error is not None:
+            raise error
+        return result
 
     def finish(self) -> RunResult:
         """Release everything; the result.
@@ -513,58 +523,73 @@ class Engine:
                 raised. It has the result as `run_result`.
             KeyboardInterrupt: Ctrl-C.
         """
-        error = self._error
+        error, own = self._error, False
         if isinstance(error, Abort):
-            error = error.failure.error
+            error, own = error.failure.error, True
         if error is None and self.interrupted:
             error = KeyboardInterrupt()
-        stopped = (self.stopping and error is None) or isinstance(error, KeyboardInterrupt)
-        failed = error is not None or self.producer_failed
-        status = "stopped" if stopped else "failed" if failed else "completed"
-        try:
-            result = self._finished(status)
-        except BaseException as late:
-            if error is None:
-                raise
-            late.__context__ = None
-            error.add_note(f"and at the end of the run: {type(late).__name__}: {late}")
-            raise error from None
+        result, error = self._released(error, own)
         if error is None:
             return result
-        with contextlib.suppress(AttributeError):  # a class with __slots__
-            error.run_result = result  # type: ignore[attr-defined]
         try:
             raise error
         finally:
             del error, self
 
-    def _finished(self, status: str) -> RunResult:
-        late: list[BaseException] = []
-        for work in ("close", "tear_down", "after_hooks"):
-            for cell in self.order:
-                try:
-                    getattr(cell, work)()
-                except BaseException as error:
-                    late.append(error)
+    def _released(
+        self, error: BaseException | None, own: bool
+    ) -> tuple[RunResult, BaseException | None]:
+        """Release everything.
+
+        Args:
+            error: What ended the run.
+            own: It is an item's.
+
+        Returns:
+            The result, and what is to be raised: `error`, or the first failure of what was done
+            here. The others are noted on it; it has the result.
+        """
+        late = self._close_all()
+        if error is None and late:
+            error = late.pop(0)
+        interrupted = isinstance(error, KeyboardInterrupt) and not own
         self._over = True
         self._duration = monotonic() - self._began
-        self._check_edges()
+        self._check_edges(torn=interrupted)
+        stopped = interrupted or (self.stopping and error is None)
+        failed = error is not None or self.producer_failed
+        status = "stopped" if stopped else "failed" if failed else "completed"
         if self.events.sinks:
             self._tell(monotonic())
         self.events.emit("run_finished", status=status, duration=self._duration)
         outputs = [] if self.outputs.bounded else list(self.outputs)
         result = RunResult(status, outputs, self.failures, self.snapshot(), self._duration)
         if not self._feed and self._opened:
-            run_hooks(hooks_of(self.graph.pipeline, "after_run"), result)
-        if late:
-            raise late[0]
-        return result
+            late += each_hook(hooks_of(self.graph.pipeline, "after_run"), result)
+        if error is None and late:
+            error = late.pop(0)
+        if error is not None:
+            attach(error, result, late)
+        return result, error
 
-    def _check_edges(self) -> None:
-        """ENG-3."""
+    def _close_all(self) -> list[BaseException]:
+        """End every cell, whatever the user's code makes of it; what failed since a stage ended."""
+        late = self._late
+        for work in ("close", "tear_down", "after_hooks"):
+            for cell in self.order:
+                try:
+                    getattr(cell, work)()
+                except BaseException as error:
+                    late.append(error)
+        return late
+
+    def _check_edges(self, torn: bool) -> None:
+        """ENG-3. `torn`: Ctrl-C has raised anywhere in here, so what is missing was dropped."""
         for cell in self.order:
             for e in cell.edges_in:
-                if e.emitted != e.delivered + e.failed + e.dropped:
+                if torn:
+                    e.dropped = max(0, e.emitted - e.delivered - e.failed)
+                elif e.emitted != e.delivered + e.failed + e.dropped:
                     raise PoolError(
                         f"a bug of ours: {e.source} -> {cell.name}: emitted {e.emitted}, but "
                         f"delivered {e.delivered}, failed {e.failed}, dropped {e.dropped}"

@@ -367,7 +367,9 @@ class Rider(LaneCell):
         """An item failed here, or the stage's end did."""
         if failed.counted:
             self._count_loss()
-        self.record(failed.item, failed.raised.error, 1, self.stage.on_error)
+            self.record(failed.item, failed.raised.error, 1, self.stage.on_error)
+        else:
+            self.fail_at_end(failed.raised.error)
 
     def died(self, item: Any, error: BaseException, before: list[Stage]) -> None:
         """A worker died here, of what the stages before had made of an item."""
@@ -479,8 +481,8 @@ class Carrier(LaneCell):
             failed = self._losses.pop(0)
             if failed.stage:
                 self._riders[failed.stage - 1].lost(failed)
-            else:
-                self.fail_once(failed.item, failed.raised.error)
+            else:  # a first stage's item fails with its call: this was its end
+                self.fail_at_end(failed.raised.error)
 
     def close(self) -> None:
         self._losses.clear()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import contexts
 from ..contexts.lane import Report
+from ..errors import WorkerDied
 from .cells import NEVER, Cell, Edge, width_of
 from .declare import to
 from .events import short
@@ -202,12 +203,15 @@ class LaneCell(Cell):
         """Items one by one: with records, keys, hooks."""
         plain: list[Any] = []
         keyed: dict[int, list[Any]] = {}
-        for item, edge in pairs:
-            self.pending += 1
-            if self._remember:
+        pairs = list(pairs)
+        # All of them first: the user's code below may raise, and each has to be accounted for.
+        self.pending += len(pairs)
+        if self._remember:
+            for item, edge in pairs:
                 record = _Record(item, edge, self._seq)
                 self._seq += 1
                 self._records.setdefault(id(item), deque()).append(record)
+        for item, _ in pairs:
             if self.call_hooks:
                 run_hooks(self._forks, self.name)
             key = self.stage.key if self.kind != "batch" else None
@@ -299,7 +303,7 @@ class LaneCell(Cell):
         if item is contexts.END:
             self.deliver(outputs)
             if failure is not None:
-                self.fail_once(None, failure)
+                self.fail_at_end(failure)
             return
         if not self._remember:
             self.deliver(outputs)
@@ -355,6 +359,8 @@ class LaneCell(Cell):
 
     def _schedule(self, record: _Record, failure: BaseException, policy: Retry) -> None:
         pause = policy.pause(record.attempts)
+        if isinstance(failure, WorkerDied):
+            self.engine.events.emit("worker_died", self.name, error=str(failure))
         self.engine.events.emit(
             "retry",
             self.name,
@@ -431,26 +437,51 @@ class LaneCell(Cell):
         return self.lane is None or bool(self.lane.ended)
 
     def conclude(self) -> None:
-        if self.lane is not None:
-            self.lane.close()
-            self.lane = None
+        lane, self.lane = self.lane, None
         self.state = "ended"
-        self.after_hooks()
+        try:
+            if lane is not None:
+                lane.close()
+        finally:
+            self.after_hooks()
 
     def stop(self) -> None:
         """A producer in a context stops with it."""
         if self.producing and self.lane is not None and self.pending:
             for piece in self.lane.take_many(0):
                 self._ready_pieces.append(piece)
-            self.lane.close()
             self.pending = 0
             self._ending = 2
+            self._shut(self.lane)
         self.live_source = False
 
     def close(self) -> None:
         lane, self.lane = self.lane, None
-        if lane is not None:
+        ends = [p for p in self._ready_pieces if p[0] is contexts.END and p[2] is not None]
+        try:
+            if lane is not None:
+                self._shut(lane)
+            for _, _, failure, _ in ends:  # of copies that are through: it came with the item's
+                self.fail_at_end(failure)
+        finally:
+            self._drop_all()
+
+    def _shut(self, lane: Any) -> None:
+        """Close a lane before its end; what its copies' teardown raised is the stage's failure."""
+        try:
             lane.close()
+        except ERRORS as error:
+            self.fail_at_end(error)
+
+    def fail_once(self, item: Any, error: BaseException) -> None:
+        if self.producing:
+            self.engine.producer_failed = True
+            self.record(item, error, 1, "skip")
+        else:
+            super().fail_once(item, error)
+
+    def _drop_all(self) -> None:
+        """What was under way or waits has come to nothing."""
         if self.kind not in ("batch", "producer"):
             again = [record for _, _, record in self._retries]
             for record in [r for several in self._records.values() for r in several] + again:

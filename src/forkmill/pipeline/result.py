@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from .engine import Engine
     from .stats import RunStats
@@ -68,6 +68,27 @@ class Failure:
 def traceback_of(error: BaseException) -> str:
     """An exception's traceback as text; where it has none, its last line."""
     return "".join(traceback_module.format_exception(error))
+
+
+def noted(error: BaseException, others: Iterable[BaseException]) -> BaseException:
+    """The error, with a note for each other failure that came with it. Never raises."""
+    for other in others:
+        if other is error:
+            continue
+        try:
+            text = f"and at the end of the run: {type(other).__name__}: {other}"
+        except BaseException:
+            text = f"and at the end of the run: {type(other).__name__}"
+        # Not add_note(): an exception may be a frozen dataclass.
+        notes = [*(getattr(error, "__notes__", None) or ()), text]
+        BaseException.__setattr__(error, "__notes__", notes)
+    return error
+
+
+def attach(error: BaseException, result: RunResult, others: Iterable[BaseException]) -> None:
+    """What a run raises gets its result, and is told of the other failures. Never raises."""
+    noted(error, others)
+    BaseException.__setattr__(error, "run_result", result)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from itertools import islice, repeat
 from time import perf_counter
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from .cells import TIMED, Cell, Edge
@@ -145,8 +146,13 @@ class Source(Cell):
             self.feeder.stopped = True
             self.feeder.free.set()
         elif self._tap is not None and self.run is None:
-            self._tap.close()  # type: ignore[attr-defined]
-            self.values = None  # a generator is closed by that
+            values, self.values = self.values, None
+            try:
+                self._tap.close()  # type: ignore[attr-defined]
+                if type(values) is GeneratorType:
+                    values.close()
+            except ERRORS as error:  # the user's generator, in its `finally`
+                self.failed(error)
 
     def failed(self, error: BaseException) -> None:
         """The producer raised: it ends, and only it."""
@@ -158,10 +164,12 @@ class Source(Cell):
         self.record(item, error, 1, "skip")
 
     def close(self) -> None:
-        super().close()
-        self.stop()
-        if self.feeder is not None:
-            self.feeder.join()
+        try:
+            super().close()
+        finally:
+            self.stop()
+            if self.feeder is not None:
+                self.feeder.join()
 
     def load(self) -> float:
         return 0.0

@@ -345,6 +345,17 @@ def run_hooks(hooks: list[Callable[..., Any]], *args: Any) -> None:
         settle(hook_caller(hook)(*args))
 
 
+def each_hook(hooks: list[Callable[..., Any]], *args: Any) -> list[BaseException]:
+    """Call all hooks, whatever one of them raises; what they raised."""
+    raised: list[BaseException] = []
+    for hook in hooks:
+        try:
+            run_hooks([hook], *args)
+        except BaseException as error:
+            raised.append(error)
+    return raised
+
+
 def initialize(
     hooks: list[Callable[..., Any]], name: str, initializer: Any, initargs: tuple[Any, ...]
 ) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -257,8 +258,8 @@ class AsyncMap:
         """Cancel what has not started, and free everything. Idempotent."""
         self._close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_open", False):
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and getattr(self, "_open", False):
             self._close()
 
     def _close(self) -> None:

@@ -344,8 +344,9 @@ class Core:
         self._wrapped: dict[tuple[Any, ...], Functions] = {}
         self._encoders: list[_native.Encoder] = []
 
-    def __del__(self) -> None:
-        life: Life | None = getattr(self, "life", None)
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        # At the interpreter's end the exit hook has ended all lives, and modules lose their names.
+        life: Life | None = None if _at_end() else getattr(self, "life", None)
         if life is not None:
             life.orphaned()
 

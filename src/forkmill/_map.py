@@ -30,6 +30,7 @@ generators. `close` may be called from any thread, and from a finalizer.
 from __future__ import annotations
 
 import contextlib
+import sys
 from _thread import get_ident
 from collections import deque
 from itertools import starmap
@@ -301,8 +302,8 @@ class MapIterator(_native.RecordIterator):
         finally:
             self._busy = False
 
-    def __del__(self) -> None:
-        if getattr(self, "_open", False):
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and getattr(self, "_open", False):
             self.close()
 
     def __enter__(self) -> MapIterator:
@@ -503,8 +504,8 @@ class Stream:
         """End the task by killing its worker; `WorkerDied` then comes after the outputs."""
         return self._task is not None and bool(self._task.kill())
 
-    def __del__(self) -> None:
-        if getattr(self, "_task", None) is not None:
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and getattr(self, "_task", None) is not None:
             self.close()
 
     def __enter__(self) -> Stream:

@@ -15,6 +15,7 @@ generators. `close` may be called from any thread.
 from __future__ import annotations
 
 import queue
+import sys
 from collections import deque
 from concurrent.futures import CancelledError
 from time import monotonic
@@ -110,8 +111,8 @@ class Results:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_open", False):
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and getattr(self, "_open", False):
             self.close()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import traceback as traceback_module
@@ -240,6 +241,6 @@ class Stream:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_engine", None) is not None:
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and getattr(self, "_engine", None) is not None:
             self.close()

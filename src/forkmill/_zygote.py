@@ -364,9 +364,10 @@ def _memory_file() -> int:
 
 def _read_config(fd: int, offset: int) -> Config:
     # By position: the file's offset is shared with every worker that reads it now.
+    # And no more at once than there is: a buffer is as large as what is asked for.
     parts = []
-    at = offset
-    while part := os.pread(fd, 1 << 30, at):
+    at, end = offset, os.fstat(fd).st_size
+    while at < end and (part := os.pread(fd, min(end - at, 1 << 30), at)):
         parts.append(part)
         at += len(part)
     return Config(**pickle.loads(b"".join(parts)))

@@ -87,7 +87,8 @@ class Spec:
             check(**self.options)
 
     def __hash__(self) -> int:
-        return id(self)
+        # Not the options' values, which need not be hashable: equal specs have equal names.
+        return hash((self.type, self.max_workers, frozenset(self.options)))
 
     def open(self, **more: Any) -> Executor:
         """Make the executor.

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import copy as copy_module
 import functools
-import os
 from collections import deque
 from itertools import repeat, starmap
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .._process import cpus
 from ..errors import BuildError, WorkerDied
 from .declare import to
 from .events import short
@@ -749,9 +749,8 @@ def width_of(stage: Stage) -> int:
         return spec.max_workers
     if spec.type == "async":
         return 100
-    can_ask = hasattr(os, "sched_getaffinity")
-    cpus = len(os.sched_getaffinity(0)) if can_ask else os.cpu_count() or 1
-    return min(32, cpus + 4) if spec.type == "thread" else cpus
+    n = cpus()
+    return min(32, n + 4) if spec.type == "thread" else n
 
 
 def resolve(cell: Cell, name: str) -> list[Stage]:

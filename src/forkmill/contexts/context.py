@@ -92,11 +92,13 @@ class Context:
                     "the call was ended by terminate() before it started", cause="killed"
                 ) from None
             raise
-        self._future = None
         try:
+            value = None if error is not None else future.result()
+            # Only now: what breaks in before, as a Ctrl-C may, leaves the outcome to be joined.
+            self._future = None
             if error is not None:
                 raise error
-            return future.result()
+            return value
         finally:
             del error, future  # the exception's traceback has this frame
 

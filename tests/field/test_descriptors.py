@@ -140,7 +140,7 @@ def test_a_thread_that_outlives_its_event_loop_does_not_wake_it(
 
 
 def test_every_descriptor_of_every_context_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is closed or written to twice would say EBADF, were there no stranger with its number."""
+    """What is used when it is closed says EBADF as long as no stranger has its number."""
     bad: list[tuple[str, int]] = []
 
     def watched(name: str) -> Any:

@@ -19,8 +19,8 @@ Invariants:
     * COW-2  A pid is signalled only while it is in `_living`, under `_lock`; it leaves that in
       the step that reaps it. So no signal ever hits a stranger.
     * COW-3  The state (`_Forker`) never refers to the executor: it must be droppable.
-    * COW-4  No child is forked for a call that has its outcome, nor while it is given one by `kill`:
-      what the child inherits for it (the pipe of a lane's stream) may be closed from then on.
+    * COW-4  No child is forked for a call that has its outcome, nor while `kill` gives it one: what
+      the child inherits for it (the pipe of a lane's stream) may be closed from then on.
 
 Threads: `_Forker` says which of its methods belong to the forking thread. Callbacks of futures are
 called there, so a slow one delays the next fork.

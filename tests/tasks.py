@@ -764,3 +764,46 @@ def fork_and_write(array: Any) -> tuple[bool, Any]:
     os.close(here)
     os.close(there)
     return ok, array
+
+
+# ------------------------------------------------------------------ values in two memories
+
+
+def numbers(size: int) -> Any:
+    """An array of so many bytes."""
+    import numpy
+
+    return numpy.arange(size, dtype=numpy.uint8)
+
+
+def text(size: int) -> bytes:
+    """So many bytes that are not the same as those before them."""
+    return bytes(bytearray((i * 7 + 3) & 255 for i in range(min(size, 256)))) * (size // 256 + 1)
+
+
+def both(outside: int, inside: int) -> tuple[Any, bytes]:
+    """A value with so many bytes out of band, and beside its pickle."""
+    return numbers(outside), text(inside)
+
+
+def each_both(sizes: list[tuple[int, int]]) -> Iterator[tuple[Any, bytes]]:
+    for outside, inside in sizes:
+        yield both(outside, inside)
+
+
+def outcome_of_kind(item: tuple[str, int]) -> Any:
+    kind, i = item
+    if kind.endswith("failure"):
+        raise ValueError(text(200_000 + i) if kind.startswith("long") else b"", i)
+    return {
+        "number": lambda: i,
+        "text": lambda: f"item {i}",
+        "long text": lambda: f"{i} " * 60_000,
+        "small array": lambda: numbers(100 + i),
+        "carried": lambda: numbers(100_000 + i),
+        "both": lambda: both(100_000 + i, 150_000),
+    }[kind]()
+
+
+def numbered_outcome(item: tuple[str, int]) -> tuple[int, Any]:
+    return item[1], outcome_of_kind(item)

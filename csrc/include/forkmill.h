@@ -498,8 +498,11 @@ uint32_t *fm_port_owner(fm_port *port);
 /* Publish resident memory, KiB. */
 void fm_port_rss(fm_port *port, uint64_t kb);
 
-/* Memory for bodies: aligned to FM_ALIGN; NULL without memory. */
+/* Memory for bodies: aligned to FM_ALIGN; NULL without memory.  It is counted:
+ * whoever keeps a pointer into it has a reference of his own, and gives that
+ * back with fm_body_free().  The first is fm_body_new()'s caller's. */
 uint8_t *fm_body_new(size_t size);
+uint8_t *fm_body_ref(uint8_t *body);
 void fm_body_free(uint8_t *body);
 
 /* ----------------------------------------------------------------- arena */
@@ -511,6 +514,10 @@ void fm_body_free(uint8_t *body);
  *   sender    fm_arena_take, copy in, send the segment in a record
  *   receiver  fm_arena_accept -> writable memory of its own, until
  *             fm_arena_release (when its last view dies)
+ *
+ * What a chunk's records refer to is the pool's as soon as they have come in,
+ * and counted there: one for the record, one for each fm_arena_accept(); each
+ * is given back by one fm_arena_release(), the record's by its chunk.
  *
  * A segment is in the hands of one process at a time; its word says whose,
  * and changes with each change of hands: a stale reference releases nothing.
@@ -547,15 +554,16 @@ void fm_arena_retire(fm_arena *arena);
 /* A segment of at least `size` bytes, with all its pages. */
 int fm_arena_take(fm_arena *arena, uint64_t size, struct fm_segment *out,
                   uint8_t **base);
-/* Make a segment that was sent our own; FM_ESTATE: it is not there any more.
+/* Make a segment that was sent our own, or have one more view of what is ours
+ * already; FM_ESTATE: it is not there any more.
  * From here on a forked child gets a private copy of it. */
 int fm_arena_accept(fm_arena *arena, const struct fm_segment *from,
                     struct fm_segment *out, uint8_t **base);
 /* Copy a segment that was sent, and leave it to its owner. */
 int fm_arena_peek(fm_arena *arena, const struct fm_segment *segment,
                   uint8_t *out);
-/* Give it back, if it is still ours with that word.  In a forked child:
- * nothing. */
+/* Give one view of it back, and with the last one the segment, if it is still
+ * ours with that word.  In a forked child: nothing. */
 void fm_arena_release(fm_arena *arena, const struct fm_segment *segment);
 /* Index of the accepted segment in which n bytes at `at` lie, or -1. */
 int64_t fm_arena_find(fm_arena *arena, const void *at, size_t n);
@@ -759,10 +767,16 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk);
 /*
  * The outcome records of a chunk that is DONE, in the order of its tasks.
  * `*cursor` starts at zero bytes.  1: *record is there, of *size bytes;
- * 0: no more.  A record that lies in memory of its own is handed over:
- * *owned is that memory (fm_body_free()), else NULL and the record stays
- * valid as long as the chunk.  `owned` NULL: nothing is handed over.  The body of such a record (*record + sizeof
- * (struct fm_long)) is aligned to FM_ALIGN.  Threads: one at a time.
+ * 0: no more.  Nothing is taken out of the chunk: it keeps each record, with
+ * all that the record leads to (memory of its own, a segment of the arena),
+ * until its last reference goes or fm_chunk_drop(), so a record can be read
+ * any number of times, with any number of cursors.
+ *
+ * Owns: if the record lies in memory of its own, *memory is a reference to it
+ * for the caller (fm_body_free()), who may keep it longer than the chunk;
+ * else NULL.  `memory` NULL: no reference is wanted.  The body of such a record
+ * (*record + sizeof (struct fm_long)) is aligned to FM_ALIGN.
+ * Threads: one at a time.
  */
 /*
  * A PROMPT chunk is read whenever fm_pool_wait_inbox() has given it: then
@@ -779,18 +793,27 @@ struct fm_cursor {
     uint32_t task; /* of the record that comes next */
 };
 int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
-                  const uint8_t **record, uint64_t *size, uint8_t **owned);
+                  const uint8_t **record, uint64_t *size, uint8_t **memory);
+/*
+ * The LONG record that fm_chunk_next() gave last with this cursor is not
+ * needed any more: the chunk lets go of its memory and of its segment of the
+ * arena.  Read again it is NOMEM.
+ */
+void fm_chunk_drop(fm_chunk *chunk, const struct fm_cursor *cursor,
+                   const uint8_t *record, uint64_t size);
 /* Bytes of whole records that lie right behind the one just read: whoever
  * walks through them himself moves the cursor (offset and task) along. */
 size_t fm_chunk_ahead(const struct fm_cursor *cursor);
 
 /*
- * Next output of a streaming chunk: 1, with its record in memory of its own
- * (*owned is the caller's); 0: the chunk is done and has no more; -ENOMEM: no
+ * Next output of a streaming chunk: 1, with its record, which is out of the
+ * chunk then; 0: the chunk is done and has no more; -ENOMEM: no
  * memory to let the task go on, call again; or as fm_pool_wait_chunk.
+ * Owns: the caller has the record's memory (*memory, fm_body_free()) and the
+ * view of the arena that the record refers to (fm_arena_forget() it).
  */
 int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
-                   const uint8_t **record, uint64_t *size, uint8_t **owned);
+                   const uint8_t **record, uint64_t *size, uint8_t **memory);
 /* Ask the task to close its generator.  One that has not started has none:
  * fm_chunk_cancel() it first.  0, -ENOMEM: not asked. */
 int fm_stream_close(fm_pool *pool, fm_chunk *chunk);

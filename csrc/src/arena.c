@@ -16,8 +16,9 @@
  *                FREE        POOL                  WORKER w
  *   take         the taker   -                     -
  *   accept       -           w (an argument),      POOL (a result, when its
- *                            POOL (decoding it)    record is taken in)
- *   release      -           FREE                  FREE
+ *                            POOL (decoding it:    record is taken in)
+ *                            the word stays)
+ *   release      -           FREE (the last view)  FREE
  *   w dies       -           POOL                  FREE
  *
  * An argument: the caller takes, copies in, sends the word; the worker that
@@ -25,7 +26,9 @@
  * The chunk's end releases what no worker has accepted: the word that it
  * kept fits no other case.  A result goes the same way backwards; the pool
  * accepts it under its mutex when it takes the record in, before it can be
- * told of the death.  A task with retries must find its bytes again: then the
+ * told of the death.  There it is counted: the record has a view of it, and
+ * so has each decoding, for one may be interrupted and begun anew; the chunk
+ * gives the record's back when nobody can read that any more.  A task with retries must find its bytes again: then the
  * worker copies and accepts nothing (FM_RUN_KEEP).
  *
  * Death: a dead worker's segments are those that have its number once all its
@@ -80,6 +83,8 @@ struct place {
     uint8_t *base;
     size_t mapped, furnished;
     uint32_t punched; /* as it was when it was furnished */
+    uint32_t views;   /* to be released, while the segment is ours: the
+                       * taker's or the record's one, and one an accept */
     bool live;        /* views of it may be in the user's hands */
     bool private;     /* ... and a fork has made them copy-on-write */
     bool waiting;     /* released, but pinned */
@@ -466,7 +471,9 @@ static int map_place(fm_arena *arena, uint32_t i, uint64_t size)
         room *= 2; /* so that one that grows is not mapped again and again */
     room = FM__MIN(room, fm__sys_arena_stride);
     pthread_mutex_lock(&lock);
-    if (!p->base || p->mapped < size) {
+    if (p->live && p->mapped < size) {
+        rc = FM_EPROTO; /* it is being read, and was never so long */
+    } else if (!p->base || p->mapped < size) {
         if (p->base)
             fm__sys_unmap(p->base, p->mapped);
         p->base = fm__sys_map_part(arena->fd, offset_of(i), (size_t)room);
@@ -559,6 +566,14 @@ static void free_waiting(fm_arena *arena)
     }
 }
 
+/* A segment has become ours. Nobody else knows its word yet. */
+static void set_views(fm_arena *arena, uint32_t i, uint32_t views)
+{
+    pthread_mutex_lock(&lock);
+    arena->places[i].views = views;
+    pthread_mutex_unlock(&lock);
+}
+
 /* Claim the free segment that suits best: its index, or -ENOSPC. */
 static int64_t claim(fm_arena *arena, uint64_t size, uint64_t *mine)
 {
@@ -573,8 +588,10 @@ static int64_t claim(fm_arena *arena, uint64_t size, uint64_t *mine)
         uint64_t old = atomic_load(word);
         *mine = handed(old, arena->me);
         if (owner_of(old) == FREE &&
-            atomic_compare_exchange_strong(word, &old, *mine))
+            atomic_compare_exchange_strong(word, &old, *mine)) {
+            set_views(arena, (uint32_t)i, 1);
             return i;
+        }
     }
 }
 
@@ -622,7 +639,26 @@ static int hand_over(fm_arena *arena, struct fm_segment *segment)
             &arena->table->entries[segment->index].word, &old, mine))
         return FM_ESTATE;
     segment->word = mine;
+    set_views(arena, segment->index, 1);
     return 0;
+}
+
+/* One more view of what is ours already. */
+static int view_again(fm_arena *arena, const struct fm_segment *segment)
+{
+    if (segment->index >= fm__sys_arena_count ||
+        segment->size > fm__sys_arena_stride)
+        return FM_EPROTO;
+    struct place *p = &arena->places[segment->index];
+    _Atomic uint64_t *word = &arena->table->entries[segment->index].word;
+    int rc = FM_ESTATE;
+    pthread_mutex_lock(&lock);
+    if ((atomic_load(word) & ~PIN) == segment->word && p->views) {
+        p->views++;
+        rc = 0;
+    }
+    pthread_mutex_unlock(&lock);
+    return rc;
 }
 
 int fm_arena_accept(fm_arena *arena, const struct fm_segment *from,
@@ -632,15 +668,17 @@ int fm_arena_accept(fm_arena *arena, const struct fm_segment *from,
     int rc = enter(arena);
     if (rc < 0)
         return rc;
-    rc = hand_over(arena, &mine);
+    rc = owner_of(mine.word) == arena->me ? view_again(arena, &mine)
+                                          : hand_over(arena, &mine);
     if (rc == 0 && (rc = map_place(arena, mine.index, mine.size)) < 0)
         release(arena, &mine);
     if (rc == 0) {
+        struct place *p = &arena->places[mine.index];
         pthread_mutex_lock(&lock);
-        arena->places[mine.index].live = true;
-        arena->n_live++;
+        arena->n_live += !p->live;
+        p->live = true;
         pthread_mutex_unlock(&lock);
-        *base = arena->places[mine.index].base;
+        *base = p->base;
         *out = mine;
     }
     leave(arena);
@@ -673,7 +711,10 @@ static void release(fm_arena *arena, const struct fm_segment *segment)
     bool freed = false;
     pthread_mutex_lock(&lock);
     uint64_t old = atomic_load(word);
-    if ((old & ~PIN) == segment->word) {
+    if ((old & ~PIN) == segment->word && p->views > 1) {
+        p->views--;
+    } else if ((old & ~PIN) == segment->word) {
+        p->views = 0;
         arena->n_live -= p->live;
         p->live = false;
         if (p->private) { /* it shows what is no more in the segment */

@@ -13,6 +13,13 @@
  * there when its reader asks goes over to a list of the reader's, `read`, in
  * no order, and nothing is added to those segments any more.
  *
+ * Ownership: a segment owns its bytes: `data` where `room` says so, else a
+ * reference to the counted `memory` that `data` lies in, else it is the chunk's
+ * `outcome`.  With a record it owns the view of the arena's segment that the
+ * record refers to.  Both last until the chunk's end, or fm_chunk_drop(); a
+ * reader who wants them longer has a reference, or an accepted view, of his
+ * own.  So whatever becomes of a reading, the record can be read again.
+ *
  * Invariants: a task settles once: a piece moves `got` forward and never
  * back, pieces never overlap (INV-1).
  * Threads: pieces and segments under the pool's mutex until the chunk is
@@ -125,7 +132,7 @@ static bool settle_owned(struct fm__piece *piece, const uint8_t *data,
         return false;
     segment->data = (uint8_t *)(uintptr_t)data;
     segment->size = size;
-    segment->owned = owned;
+    segment->memory = owned;
     count_settled(piece, segment, 1);
     enter_segment(piece->chunk, segment);
     piece->open = NULL;
@@ -158,6 +165,14 @@ static struct fm__segment *open_segment(struct fm__piece *piece, size_t size)
     return segment;
 }
 
+/* Nobody will read these records: what they refer to is given back. */
+static void let_go(fm_chunk *chunk, const uint8_t *records, size_t size)
+{
+    if (chunk->carried)
+        fm_arena_forget(chunk->options.arena, (uint8_t *)(uintptr_t)records,
+                        size);
+}
+
 void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
                       size_t size, uint8_t *owned)
 {
@@ -172,6 +187,7 @@ void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
         segment->size += size;
     } else {
         /* No memory: a gap in the segments is read as NOMEM. */
+        let_go(piece->chunk, data, size);
         fm_body_free(owned);
         piece->open = NULL;
     }
@@ -276,7 +292,7 @@ static struct fm__segment *seek(const fm_chunk *chunk,
 }
 
 int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
-                  const uint8_t **record, uint64_t *size, uint8_t **owned)
+                  const uint8_t **record, uint64_t *size, uint8_t **memory)
 {
     if (!(chunk->options.flags & FM_RUN_PROMPT) &&
         atomic_load(&chunk->state) != FM_CHUNK_DONE)
@@ -287,8 +303,8 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
     if (!segment) {
         *record = (const uint8_t *)&no_memory;
         *size = sizeof no_memory;
-        if (owned)
-            *owned = NULL;
+        if (memory)
+            *memory = NULL;
         cursor->task++;
         return 1;
     }
@@ -298,13 +314,31 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
         return FM_EPROTO;
     *record = p;
     *size = (uint64_t)n;
-    if (owned) {
-        *owned = segment->owned;
-        segment->owned = NULL;
-    }
+    if (memory)
+        *memory = fm_body_ref(segment->memory);
     cursor->offset += (size_t)n;
     cursor->task++;
     return 1;
+}
+
+void fm_chunk_drop(fm_chunk *chunk, const struct fm_cursor *cursor,
+                   const uint8_t *record, uint64_t size)
+{
+    struct fm__segment *segment = cursor->segment;
+    struct fm_long head;
+    if (record == (const uint8_t *)&no_memory)
+        return;
+    let_go(chunk, record, (size_t)size);
+    if (segment->memory) {
+        fm_body_free(segment->memory);
+        segment->memory = segment->data = NULL;
+        segment->size = 0;
+    } else {
+        memcpy(&head, record, sizeof head);
+        head.what = FM_WHAT_NOMEM;
+        head.flags = 0; /* the chunk's end shall not let go of it again */
+        memcpy(segment->data + (record - segment->data), &head, sizeof head);
+    }
 }
 
 size_t fm_chunk_ahead(const struct fm_cursor *cursor)
@@ -327,11 +361,12 @@ int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
             data = memcpy(owned, data, (size_t)size);
     }
     if (!output || !owned) {
+        let_go(chunk, data, (size_t)size);
         free(output);
         return -ENOMEM;
     }
     *output = (struct fm__output){
-        .owned = owned, .record = data, .size = size};
+        .memory = owned, .record = data, .size = size};
     *chunk->outputs_tail = output;
     chunk->outputs_tail = &output->next;
     return 0;
@@ -411,11 +446,10 @@ static void free_segments(fm_chunk *chunk, struct fm__segment *segment)
 {
     for (struct fm__segment *next; segment; segment = next) {
         next = segment->next;
-        if (chunk->carried && segment->data)
-            fm_arena_forget(chunk->options.arena, segment->data, segment->size);
+        let_go(chunk, segment->data, segment->size);
         if (segment->room)
             free(segment->data);
-        fm_body_free(segment->owned);
+        fm_body_free(segment->memory);
         if (segment != &chunk->only)
             free(segment);
     }
@@ -439,10 +473,8 @@ void fm_chunk_unref(fm_chunk *chunk)
     free_segments(chunk, chunk->read);
     for (struct fm__output *o = chunk->outputs, *next; o; o = next) {
         next = o->next;
-        if (chunk->carried)
-            fm_arena_forget(chunk->options.arena,
-                            (uint8_t *)(uintptr_t)o->record, o->size);
-        fm_body_free(o->owned);
+        let_go(chunk, o->record, (size_t)o->size);
+        fm_body_free(o->memory);
         free(o);
     }
     fm__bytes_unref(chunk->body);

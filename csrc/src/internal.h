@@ -376,8 +376,8 @@ struct fm__segment {
     struct fm__segment *next;
     uint32_t first, count;
     size_t size, room;
-    uint8_t *data;  /* the records */
-    uint8_t *owned; /* memory that holds data, handed to the reader once */
+    uint8_t *data;   /* the records */
+    uint8_t *memory; /* counted, holds data; or NULL (see chunk.c) */
 };
 
 /*
@@ -396,7 +396,7 @@ struct fm__piece {
 
 struct fm__output {
     struct fm__output *next;
-    uint8_t *owned;
+    uint8_t *memory; /* counted, holds the record */
     const uint8_t *record;
     uint64_t size;
 };

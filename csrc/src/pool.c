@@ -240,7 +240,7 @@ static int grant(fm_pool *pool, fm_chunk *chunk)
 }
 
 int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
-                   const uint8_t **record, uint64_t *size, uint8_t **owned)
+                   const uint8_t **record, uint64_t *size, uint8_t **memory)
 {
     struct fm__waiter w = {
         .kind = FM__WAIT_STREAM, .rank = FM_RANK_CALLER, .on = chunk};
@@ -258,7 +258,7 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
             chunk->outputs_tail = &chunk->outputs;
         *record = output->record;
         *size = output->size;
-        *owned = output->owned;
+        *memory = output->memory;
         free(output);
         chunk->consumed++;
         grant(pool, chunk);

@@ -384,7 +384,13 @@ TEST(what_a_killed_worker_had_is_freed_and_nothing_else)
     CHECK_EQ(look(pair.pool).free, 2);
     CHECK_EQ(look(pair.pool).idle, 0); /* nobody knows what is there */
     check_bytes(accept_here(pair.pool, &record.segment), 2 * MB, 5);
+    check_bytes(accept_here(pair.pool, &record.segment), 2 * MB, 5);
     fm_arena_release(pair.pool, &record.segment);
+    fm_arena_release(pair.pool, &record.segment);
+    CHECK_EQ(look(pair.pool).free, 2); /* the record can be read again */
+    fm_arena_forget(pair.pool, (uint8_t *)&record, sizeof record);
+    CHECK_EQ(look(pair.pool).free, 3);
+    fm_arena_forget(pair.pool, (uint8_t *)&record, sizeof record);
     fm_arena_release(pair.pool, &sent[0]); /* too late: it was its */
     fm_arena_release(pair.pool, &sent[1]);
     fm_arena_release(pair.pool, &mine);

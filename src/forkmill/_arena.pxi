@@ -6,7 +6,8 @@
 #   A task that returns what it was sent gives the memory back as it is, if nothing else refers to
 #   it: that is known, not guessed, because the views are dropped first, and the segment dies.
 # Invariants:
-#   INV-i  a segment that was taken is sent, released or in a Segment's hands, whatever raises.
+#   INV-i  a segment that was taken is sent, released or in a Segment's hands, whatever raises; and
+#          what a record in the pool's process refers to is its chunk's (or its Output's) as well.
 # Threads: Arena: any, with the GIL; what a worker parts with: its one thread.
 
 cdef enum:
@@ -20,8 +21,9 @@ cdef PyObject *_held[FM_SEGMENTS]
 cdef bint _gone = False
 
 
+@cython.final
 cdef class Segment(Block):
-    """A segment of the arena in our hands; lives as long as any view of it. Writable."""
+    """One view of a segment of the arena that is in our hands."""
 
     cdef fm_arena *_arena
     cdef fm_segment _segment
@@ -33,7 +35,6 @@ cdef class Segment(Block):
 
     def __dealloc__(self):
         global _gone
-        self._c = NULL  # Block would free it
         if self._listed:
             _held[self._segment.index] = NULL
         if self._parting:
@@ -166,17 +167,17 @@ cdef class Arena:
 
     # ---------------------------------------------------------------- receiving
 
-    cdef Block adopt(self, const uint8_t *record, uint64_t size, bint keep=False):
+    cdef Block accept(self, const uint8_t *record, uint64_t size, bint keep=False):
         """The memory of a carried record; with `keep` a copy of it, and it stays where it is."""
         cdef fm_segment segment
         cdef Segment mine
-        cdef Block copy
+        cdef Body copy
         cdef int rc
         if size < sizeof(fm_long) + sizeof(segment):
             raise _malformed("it ends inside its segment")
         memcpy(&segment, record + sizeof(fm_long), sizeof(segment))
         if keep:
-            copy = Block.new(segment.size)
+            copy = Body.new(segment.size)
             with nogil:  # copy is this frame's
                 rc = fm_arena_peek(self._c, &segment, copy._c)
             check(rc)

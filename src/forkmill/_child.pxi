@@ -419,11 +419,10 @@ cdef class Port:
         cdef Block block = None
         if owned[0] is not NULL and frame.count == 1:
             # One task: its buffers share the memory that the frame came in, without a copy.
-            block = Block.adopt(owned[0], frame.length)
-            owned[0] = NULL
+            block = Body.adopt(fm_body_ref(owned[0]), frame.length)
         elif frame.flags & FM_RUN_STREAM:
             # A stream reads the frames that follow, and with that loses the port's buffer.
-            block = Block.new(frame.length)
+            block = Body.new(frame.length)
             memcpy(block._c, body[0], frame.length)
             body[0] = block._c
         return block
@@ -440,7 +439,7 @@ cdef class Port:
         if self._arena is None:
             raise _malformed("it lies in an arena that this worker does not have")
         return decode_carried(
-            p, size, self._arena.adopt(p, size, frame.flags & FM_RUN_KEEP), self._loads)
+            p, size, self._arena.accept(p, size, frame.flags & FM_RUN_KEEP), self._loads)
 
     cdef inline bint _refused(self, const uint8_t *p) noexcept:
         return p[0] == FM_TAG_LONG and p[1] == FM_WHAT_REFUSED

@@ -268,7 +268,7 @@ cdef class Outcome:
     cdef readonly uint64_t size
     cdef fm_long _head
     cdef bytes _bytes   # a short record; or the bytes that a WHAT_BYTES record is
-    cdef Block _block   # the body of a long one
+    cdef Body _block    # the body of a long one
 
     def value(self, loads):
         """Decode a result. With out-of-band buffers it lies in this record's memory."""
@@ -307,7 +307,7 @@ cdef class ForkSlot:
     cdef uint8_t *_c
     cdef size_t _have
     cdef fm_long _long
-    cdef object _target            # bytes or Block, None between long records
+    cdef object _target            # bytes or Body, None between long records
     cdef uint8_t *_to
     cdef uint64_t _got
 
@@ -515,8 +515,8 @@ cdef class ForkSlot:
             target = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self._long.length)
             self._to = <uint8_t *>PyBytes_AS_STRING(target)
         else:
-            target = Block.new(self._long.length)
-            self._to = (<Block>target)._c
+            target = Body.new(self._long.length)
+            self._to = (<Body>target)._c
         memcpy(self._to, self._c + sizeof(fm_long), n)
         self._have = 0
         self._got = n

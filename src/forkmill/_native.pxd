@@ -191,6 +191,7 @@ cdef extern from "forkmill.h" nogil:
     uint32_t *fm_port_owner(fm_port *port)
     void fm_port_rss(fm_port *port, uint64_t kb)
     uint8_t *fm_body_new(size_t size)
+    uint8_t *fm_body_ref(uint8_t *body)
     void fm_body_free(uint8_t *body)
     struct fm_arena:
         pass
@@ -309,10 +310,12 @@ cdef extern from "forkmill.h" nogil:
         size_t offset
         uint32_t task
     int fm_chunk_next(fm_chunk *chunk, fm_cursor *cursor, const uint8_t **record, uint64_t *size,
-        uint8_t **owned)
+        uint8_t **memory)
+    void fm_chunk_drop(fm_chunk *chunk, const fm_cursor *cursor, const uint8_t *record,
+        uint64_t size)
     size_t fm_chunk_ahead(const fm_cursor *cursor)
     int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline, const uint8_t **record,
-        uint64_t *size, uint8_t **owned)
+        uint64_t *size, uint8_t **memory)
     int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
     enum fm_rank:
         FM_RANK_PUMP

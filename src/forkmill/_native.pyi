@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar, final
 from weakref import ReferenceType
 
 _Iterator = TypeVar("_Iterator", bound=RecordIterator)
@@ -103,9 +103,13 @@ MAX_WORKERS: int
 # ------------------------------------------------------------------ _records.pxi
 
 class Block:
-    """Memory of one record's body; a writable buffer, freed with its last view."""
+    """Memory that views lie in: a writable buffer. What it owns goes with the last view."""
 
     def __len__(self) -> int: ...
+
+@final
+class Body(Block):
+    """One reference to a counted body."""
 
 class Numbers:
     """What iter(range) gives, without making the numbers where an Encoder takes them."""
@@ -145,8 +149,9 @@ class Arena:
     @property
     def refused(self) -> int: ...
 
+@final
 class Segment(Block):
-    """A piece of it in our hands; lives as long as any view of it."""
+    """One view of a piece of it that is in our hands."""
 
 def arena_create() -> int: ...
 def arena_threshold() -> int: ...

@@ -48,6 +48,12 @@ cdef int check(int rc) except -1:
     raise OSError(-rc, text)
 
 
+cdef bint _interrupted(object error) except -1:
+    """Whether `error` came out of one of the program's signal handlers: it is nobody's outcome."""
+    from forkmill._process import interrupted
+    return interrupted(error)
+
+
 include "_records.pxi"
 include "_arena.pxi"
 include "_child.pxi"

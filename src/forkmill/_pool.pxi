@@ -307,7 +307,7 @@ cdef class Task:
     cdef fm_chunk *_c
     cdef Pool _pool
     cdef readonly object tag
-    cdef Block _block  # the outcome's own memory, once result() has taken it
+    cdef Output _output  # of a stream, as long as it is not delivered
     cdef object __weakref__
 
     def __dealloc__(self):
@@ -377,17 +377,12 @@ cdef class Task:
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
         if not outcomes.is_value():
             raise outcomes.failure(codec)
-        if outcomes._owner is None:
-            outcomes._owner = self._block
-            if self._block is None and is_carried(outcomes._record):
-                outcomes._owner = self._pool.arena.adopt(outcomes._record, outcomes._size)
-        self._block = outcomes._owner  # for another call
         return outcomes.value(codec.loads)
 
     def exception(self, codec):
         """The exception of a task of one, or None; a value is not decoded."""
         cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
-        outcomes.begin(self, peek=True)
+        outcomes.begin(self)
         if not outcomes.move():
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
         return None if outcomes.is_value() else outcomes.failure(codec)
@@ -422,33 +417,42 @@ cdef class Task:
     def what(self):
         """A done task of one: 0 if its outcome is a value, else WHAT_*. Decodes nothing."""
         cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
-        outcomes.begin(self, peek=True)
+        outcomes.begin(self)
         if not outcomes.move():
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
         return 0 if outcomes.is_value() else outcomes._record[1]
 
     def next_output(self, codec, timeout=None):
-        """The next output of a streaming task.
+        """The next output of a streaming task. If decoding it is interrupted, it comes again.
 
         Raises:
             StopIteration: there are no more; result() has how it ended.
             TimeoutError: none came within `timeout` seconds.
+            SerializationError: it cannot be rebuilt; the next one may be.
         """
-        cdef int64_t deadline = _deadline(timeout)
-        cdef const uint8_t *record
-        cdef uint8_t *owned
-        cdef uint64_t size
+        cdef Output output = self._output
+        if output is None:
+            output = self._output = self._await_output(_deadline(timeout))
+        try:
+            value = output.value(codec.loads)
+        except Exception as error:
+            if not _interrupted(error):
+                self._output = None
+            raise
+        self._output = None
+        return value
+
+    cdef Output _await_output(self, int64_t deadline):
+        cdef Output output = Output.__new__(Output)
         cdef int rc
         _tell(self._pool)
         while True:
-            with nogil:  # self holds _c and the pool
-                rc = fm_stream_next(self._pool._c, self._c, deadline, &record, &size, &owned)
+            with nogil:  # self holds _c and the pool; output is this frame's
+                rc = fm_stream_next(self._pool._c, self._c, deadline, &output._record,
+                                    &output._size, &output._memory)
             if rc == 1:
-                block = Block.adopt(owned, <size_t>(record - owned) + size)
-                if is_carried(record):
-                    return decode_carried(
-                        record, size, self._pool.arena.adopt(record, size), codec.loads)
-                return decode_record(record, size, block, codec.loads)
+                output._arena = self._pool.arena
+                return output
             if rc == 0:
                 raise StopIteration
             if rc == -ETIMEDOUT:
@@ -460,6 +464,49 @@ cdef class Task:
         check(fm_stream_close(self._pool._c, self._c))
 
 
+cdef object _rebuild(const uint8_t *record, uint64_t size, Body memory, Arena arena,
+                     object loads):
+    """The value of a record that a worker sent; `memory` holds it, if it has memory of its own.
+
+    The record and what it refers to stay as they are, and can be read again. Where the record lies
+    must not go away meanwhile: loads() runs the user's code.
+    """
+    try:
+        if is_carried(record):
+            return decode_carried(record, size, arena.accept(record, size), loads)
+        return decode_record(record, size, memory, loads)
+    except (_errors.SerializationError, MemoryError):
+        raise
+    except Exception as error:  # its own task's failure and nothing else's (INV-4)
+        if _interrupted(error):
+            raise
+        raise _errors.SerializationError(
+            f"the task's result cannot be rebuilt in this process: "
+            f"{type(error).__name__}: {error}") from error
+
+
+cdef class Output:
+    """One output of a stream, which is ours: its record's memory, and what that refers to."""
+
+    cdef uint8_t *_memory
+    cdef const uint8_t *_record
+    cdef uint64_t _size
+    cdef Arena _arena
+
+    def __cinit__(self):
+        self._memory = NULL
+
+    def __dealloc__(self):
+        if self._memory is not NULL and self._arena is not None:
+            self._arena.forget(<uint8_t *>self._record, self._size)
+        fm_body_free(self._memory)
+
+    cdef object value(self, object loads):
+        cdef size_t size = <size_t>(self._record - self._memory) + self._size
+        return _rebuild(self._record, self._size, Body.adopt(fm_body_ref(self._memory), size),
+                        self._arena, loads)
+
+
 cdef class _Outcomes:
     """Reads the outcome records of a finished chunk, one after the other."""
 
@@ -467,19 +514,19 @@ cdef class _Outcomes:
     cdef fm_cursor _cursor
     cdef const uint8_t *_record
     cdef uint64_t _size
-    cdef Block _owner  # the record's own memory, if it has any
+    cdef Body _memory   # the record's own, if it has any
     cdef size_t _ahead  # bytes of records right behind this one
+    cdef bint _kept     # move() gives this record again: its decoding was interrupted
+    cdef bint _busy     # it is being decoded, which runs the user's code
 
-    cdef bint _peek  # leave a record's memory to the chunk
-
-    cdef void begin(self, Task task, bint peek=False) noexcept:
+    cdef void begin(self, Task task) noexcept:
         self._task = task
-        self._peek = peek
         self._cursor.segment = NULL
         self._cursor.offset = 0
         self._cursor.task = 0
-        self._owner = None
+        self._memory = None
         self._ahead = 0
+        self._kept = self._busy = False
 
     cdef inline bint move(self) except -1:
         """To the next record; False at the end, or if the chunk is not done."""
@@ -502,36 +549,44 @@ cdef class _Outcomes:
 
     cdef bint _seek(self) except -1:
         """move() to any record."""
-        cdef uint8_t *owned = NULL
-        cdef int rc = fm_chunk_next(self._task._c, &self._cursor, &self._record, &self._size,
-                                    NULL if self._peek else &owned)
+        cdef uint8_t *memory = NULL
+        cdef int rc
+        if self._kept:
+            self._kept = False
+            return True
+        rc = fm_chunk_next(self._task._c, &self._cursor, &self._record, &self._size, &memory)
         if rc == FM_ESTATE:
             return False
         check(rc)
-        self._owner = None
+        self._memory = None
         self._ahead = fm_chunk_ahead(&self._cursor) if rc else 0
-        if rc and owned is not NULL:
-            self._owner = Block.adopt(owned, <size_t>(self._record - owned) + self._size)
+        if rc and memory is not NULL:
+            self._memory = Body.adopt(memory, <size_t>(self._record - memory) + self._size)
         return rc
+
+    cdef size_t enter(self) noexcept:
+        """The user's code is about to be run: nobody shall move on meanwhile. For leave()."""
+        cdef size_t ahead = self._ahead
+        self._ahead = 0  # so that step() does not pass the record by
+        self._busy = True
+        return ahead
+
+    cdef void leave(self, size_t ahead, bint delivered) noexcept:
+        """It was delivered, and nobody will want it again; or it was not, and comes again."""
+        self._busy = False
+        self._kept = not delivered
+        if delivered:
+            self._ahead = ahead
+            if self._record[0] == FM_TAG_LONG:
+                self._memory = None
+                fm_chunk_drop(self._task._c, &self._cursor, self._record, self._size)
 
     cdef inline bint is_value(self) noexcept:
         return self._record[0] != FM_TAG_LONG or self._record[1] in (
             FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES)
 
     cdef inline object value(self, object loads):
-        cdef Block owner = self._owner
-        try:
-            if is_carried(self._record):
-                if owner is None:
-                    owner = self._task._pool.arena.adopt(self._record, self._size)
-                return decode_carried(self._record, self._size, owner, loads)
-            return decode_record(self._record, self._size, self._owner, loads)
-        except (_errors.SerializationError, MemoryError):
-            raise
-        except Exception as error:  # its own task's failure and nothing else's (INV-4)
-            raise _errors.SerializationError(
-                f"the task's result cannot be rebuilt in this process: "
-                f"{type(error).__name__}: {error}") from error
+        return _rebuild(self._record, self._size, self._memory, self._task._pool.arena, loads)
 
     cdef object failure(self, object codec):
         cdef const uint8_t *body = self._record + sizeof(fm_long)
@@ -656,6 +711,8 @@ cdef class RecordIterator:
         """Any item: in this chunk or the first of another one."""
         cdef _Outcomes outcomes = self._outcomes
         cdef const uint8_t *p
+        if outcomes is not None and outcomes._busy:
+            raise ValueError("map iterator already executing")
         while outcomes is None or not outcomes.move():
             self._outcomes = None
             task = self._advance()
@@ -669,13 +726,24 @@ cdef class RecordIterator:
 
     cdef object _value(self, _Outcomes outcomes):
         """The value of any record, or its failure raised."""
-        if outcomes.is_value():
-            try:
-                return outcomes.value(self._loads)
-            except BaseException as error:
-                failure = error
-        else:
-            failure = outcomes.failure(self._codec)
+        cdef size_t ahead = outcomes.enter()
+        cdef bint delivered = False
+        failure = None
+        try:
+            if outcomes.is_value():
+                try:
+                    value = outcomes.value(self._loads)
+                except Exception as error:
+                    if _interrupted(error):
+                        raise
+                    failure = error
+            else:
+                failure = outcomes.failure(self._codec)
+            delivered = True
+        finally:
+            outcomes.leave(ahead, delivered)
+        if failure is None:
+            return value
         if self._return_exceptions and isinstance(failure, Exception):
             return failure
         self._failed()

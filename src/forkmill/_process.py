@@ -1,4 +1,4 @@
-"""What is known of this process: its CPUs, which threads are ours, and how it ends.
+"""What is known of this process: its CPUs, its threads and signals, and how it ends.
 
 Threads: any.
 """
@@ -10,12 +10,18 @@ import os
 import sys
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import CodeType, FrameType, TracebackType
 
-__all__ = ["DAEMON", "OUR_THREADS", "cpus", "cpus_each", "exit_failed", "our_thread"]
+__all__ = [
+    "DAEMON", "OUR_THREADS", "cpus", "cpus_each", "exit_failed", "interrupted", "our_thread",
+]  # fmt: skip
+
+CO_VARARGS = 0x04  # of a code object, as `inspect` names it
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()
@@ -47,6 +53,82 @@ def _forget_dummy() -> None:
     if isinstance(threading._active.get(ident), threading._DummyThread):  # type: ignore[attr-defined]
         with threading._active_limbo_lock:  # type: ignore[attr-defined]
             threading._active.pop(ident, None)  # type: ignore[attr-defined]
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether one of the program's signal handlers raised `error`, or what led to it.
+
+    Python calls a handler between two bytecodes of whatever the main thread runs, so what it raises
+    may come out of anything: of a `__setstate__` while a result is rebuilt, or a `__reduce__` while
+    an argument is encoded. It says nothing about what it came out of, and is nobody's outcome: it
+    belongs to the program, and what was going on can be begun anew.
+
+    Exceptions that are no Exception count as such wherever they come from: whoever raises those
+    wants to be let through.
+    """
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        if not isinstance(at, Exception):
+            return True
+        seen.add(id(at))
+        if _from_handler(at):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
+
+
+def _from_handler(error: BaseException) -> bool:
+    """Whether the way of an exception to here began in a signal handler."""
+    if error.__traceback__ is None or _thread.get_ident() != threading.main_thread().ident:
+        return False
+    codes = _handlers()
+    below: FrameType | None = None
+    step: TracebackType | None = error.__traceback__
+    while step is not None:
+        frame = step.tb_frame
+        if frame.f_code in codes or _called_as_handler(frame, below):
+            return True
+        below, step = frame, step.tb_next
+    return False
+
+
+def _handlers() -> set[CodeType]:
+    """The code of every signal handler that is installed now."""
+    import signal
+
+    codes = set()
+    for number in range(1, signal.NSIG):
+        try:
+            handler: Any = signal.getsignal(number)
+        except ValueError:  # a number without a signal
+            continue
+        while hasattr(handler, "func"):  # a partial
+            handler = handler.func
+        handler = getattr(handler, "__func__", handler)
+        if callable(handler) and not hasattr(handler, "__code__"):
+            handler = type(handler).__call__
+        code = getattr(handler, "__code__", None)
+        if code is not None:
+            codes.add(code)
+    return codes
+
+
+def _called_as_handler(frame: FrameType, below: FrameType | None) -> bool:
+    """Whether a frame has what only a handler is called with: a number and the frame below it.
+
+    A handler that has taken itself off is not among the installed ones any more.
+    """
+    code = frame.f_code
+    values: list[Any] = []
+    for name in code.co_varnames[: code.co_argcount + bool(code.co_flags & CO_VARARGS)]:
+        value = frame.f_locals.get(name)
+        values.extend(value if isinstance(value, tuple) else (value,))
+    frames = (below, frame.f_back)
+    return any(
+        type(number) is int and any(at is known for known in frames if known is not None)
+        for number, at in pairwise(values)
+    )
 
 
 def exit_failed() -> bool:

@@ -86,9 +86,32 @@ cdef inline void _copy(uint8_t *to, const void *source, size_t n) noexcept:
 
 
 # ------------------------------------------------------------------ memory
+#
+# Who owns which memory, once and for all. What Python gets is a Block, and the class of a Block says
+# what it owns: one reference, which it gives back when its last view dies. Nothing that is handed
+# out is taken from anybody: the giver keeps a reference of its own for as long as it may have to
+# give the same again.
+#
+#    an array, a memoryview ...            what the user has
+#          │ buffer
+#    ┌─────▼─────┐
+#    │   Block   │ Body ─────────┐  Segment ────────┐
+#    └───────────┘               │ 1 reference      │ 1 view
+#                                ▼                  ▼
+#                         counted body        segment of the arena
+#                  (fm_body_new, _ref, _free) (fm_arena_accept, _release)
+#                                ▲                  ▲
+#                  1 reference   │                  │ 1 view, the record's
+#    fm_chunk ── fm__segment ────┴── the record ────┘      until fm_chunk_drop() or the chunk's end
+#    fm_stream_next() ─▶ Output: the same two, of one output      until it has been delivered
+#    a worker's RUN frame ─▶ Body (one task in it) or the port's buffer, from which is copied
+#    a child's pipe ─▶ Outcome: a Body, the long record's      as long as its future is not decoded
+#
+# A record and the segment that it refers to are two memories with two owners, also where the record
+# is so long that it has memory of its own.
 
 cdef class Block:
-    """Memory of a record's body; lives as long as any view of it. Writable."""
+    """Memory that views lie in, which keep it alive. Writable. Its subclasses own it."""
 
     cdef uint8_t *_c
     cdef size_t size
@@ -96,10 +119,6 @@ cdef class Block:
     def __cinit__(self):
         self._c = NULL
         self.size = 0
-
-    def __dealloc__(self):
-        if self._c is not NULL:
-            fm_body_free(self._c)
 
     def __len__(self):
         return <Py_ssize_t>self.size
@@ -110,20 +129,33 @@ cdef class Block:
     def __releasebuffer__(self, Py_buffer *view):
         pass
 
+
+@cython.final
+cdef class Body(Block):
+    """One reference to a counted body."""
+
+    def __dealloc__(self):
+        fm_body_free(self._c)
+
     @staticmethod
-    cdef Block adopt(uint8_t *memory, size_t size):
-        """A block around memory of fm_body_new(), which it owns from now on."""
-        cdef Block self = Block.__new__(Block)
+    cdef Body adopt(uint8_t *memory, size_t size):
+        """A body around the caller's reference, which it owns from now on."""
+        cdef Body self
+        try:
+            self = Body.__new__(Body)
+        except BaseException:
+            fm_body_free(memory)
+            raise
         self._c = memory
         self.size = size
         return self
 
     @staticmethod
-    cdef Block new(size_t size):
-        cdef uint8_t *memory = fm_body_new(size if size else 1)
+    cdef Body new(size_t size):
+        cdef uint8_t *memory = fm_body_new(size)
         if memory is NULL:
             raise MemoryError(f"no memory for a body of {size} bytes")
-        return Block.adopt(memory, size)
+        return Body.adopt(memory, size)
 
 
 cdef class _Views:
@@ -1035,7 +1067,7 @@ cdef object decode_long(const fm_long *head, const uint8_t *body, Block owner, o
     if count > length // sizeof(uint64_t):
         raise _malformed("it has more buffers than bytes")
     if owner is None:
-        owner = Block.new(length)
+        owner = Body.new(length)
         _copy(owner._c, body, length)
         body = owner._c
     elif body < owner._c or length > owner.size or (
@@ -1099,7 +1131,7 @@ def decode(bytes data, loads=None, bint owned=False):
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef size_t n = PyBytes_GET_SIZE(data)
     if owned:
-        owner = Block.new(n)
+        owner = Body.new(n)
         memcpy(owner._c, p, n)
         p = owner._c
     return decode_record(p, n, owner, _loads5 if loads is None else loads)

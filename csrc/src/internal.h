@@ -179,6 +179,7 @@ struct fm_slot {
     _Atomic int64_t t_start;              /* TIMED: its start */
     _Atomic uint64_t done;                /* outcomes published */
     alignas(64) _Atomic int64_t busy_ns;  /* time in finished frames */
+    _Atomic int64_t frame_start; /* of the one that runs, or 0 */
     _Atomic uint64_t rss_kb;
     _Atomic uint32_t retired;
     _Atomic uint32_t owner; /* the worker's number in the arena, or 0 */

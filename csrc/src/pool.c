@@ -706,6 +706,14 @@ int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
     return n;
 }
 
+/* Time in frames, the one that runs included. */
+static int64_t busy_ns(const fm_slot *page)
+{
+    int64_t busy = atomic_load(&page->busy_ns);
+    int64_t start = atomic_load(&page->frame_start), now = fm_now();
+    return busy + (start > 0 && start < now ? now - start : 0);
+}
+
 static int64_t running_ns(const fm_slot *page)
 {
     int64_t now = fm_now(), start = atomic_load(&page->t_start);
@@ -734,7 +742,7 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
         if (!w->page)
             continue;
         out[i].rss_kb = atomic_load(&w->page->rss_kb);
-        out[i].busy_ns = atomic_load(&w->page->busy_ns);
+        out[i].busy_ns = busy_ns(w->page);
         if (running && running->chunk->options.timeout_ns > 0)
             out[i].running_ns = running_ns(w->page);
     }

@@ -209,6 +209,8 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame)
     port->last = frame->serial + frame->count - 1;
     port->number = UINT64_MAX;
     port->prompt = frame->flags & FM_RUN_PROMPT;
+    atomic_store_explicit(&port->slot->frame_start, port->frame_start,
+                          memory_order_relaxed);
 }
 
 int fm_port_start(fm_port *port, uint64_t number, int timed)
@@ -307,9 +309,12 @@ static void account(fm_port *port)
     int64_t busy =
         atomic_load_explicit(&port->slot->busy_ns, memory_order_relaxed);
     int64_t now = fm_now();
+    /* In this order: whoever looks in between misses the frame, and does not
+     * count it twice. */
+    atomic_store_explicit(&port->slot->frame_start, 0, memory_order_relaxed);
     atomic_store_explicit(&port->slot->busy_ns,
                           busy + now - port->frame_start,
-                          memory_order_relaxed);
+                          memory_order_release);
     port->frame_start = now;
 }
 

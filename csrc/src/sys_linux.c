@@ -613,6 +613,13 @@ void fm__sys_punch(int fd, uint64_t offset, uint64_t size)
                   (off_t)offset, (off_t)size);
 }
 
+int64_t fm_sys_tick(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 uint64_t fm__sys_memory(void)
 {
     return (uint64_t)sysconf(_SC_PHYS_PAGES) *

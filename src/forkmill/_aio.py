@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import sys
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
@@ -226,8 +227,7 @@ class AsyncMap:
         self._life.iterators += 1
         self._open = True
         try:
-            while self._pull():
-                pass
+            self._fill()
         except BaseException:
             self._close()
             raise
@@ -284,6 +284,15 @@ class AsyncMap:
         self._line.append(task)
         return True
 
+    def _fill(self) -> None:
+        """Fill the window, at the call. A slow input is not waited for once there are results."""
+        slow_at = self._feed.slow_at()
+        while self._pull():
+            if slow_at and monotonic() > slow_at:
+                self._feed.core.turn()  # outcomes may lie in the pipe
+                if any(task.done for task in self._line):
+                    return
+
     def _take(self) -> _native.Task | None:
         """The next chunk to yield, if it is there."""
         if self._ordered:
@@ -303,7 +312,11 @@ class AsyncMap:
         while self._open:
             task = self._take()
             if task is None and self._pull():
-                continue  # finished results go before the next pull, as in map
+                # Finished results go before the next pull, as in map; and the loop has other
+                # things to do: the input may be slow.
+                if not feed.quick:
+                    await asyncio.sleep(0)
+                continue
             if task is not None:
                 feed.finished(task)
                 self._current = self._records.ready = task

@@ -21,6 +21,7 @@ from . import _native, errors
 from ._map import Stream
 from ._options import Options
 from ._process import our_thread
+from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,11 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batches", "Portion"]
 
-MAX_CHUNK = 4096  # items
-MAX_BYTES = 64 << 20  # encoded, under way
 TARGET_S = 0.004  # of work in a chunk: two of them outlast a switch of the GIL
 LEAST_S = 0.0002  # chunks that share a short line are not smaller than this
-GROWTH = 8  # a chunk is at most so many times the one it was measured by
 
 
 class Portion:
@@ -94,7 +92,9 @@ class Batches:
         self.core = core
         self.options = Options(timeout=timeout or 0.0)
         self.function, self.name = core.temporary(fn, self.options)
-        self.most = MAX_CHUNK if most is None else most
+        share = MAX_WINDOW // (2 * core.workers)
+        most = MAX_CHUNK if most is None else most
+        self._tuner = Tuner(TARGET_S, LEAST_S, share, most=most)
         self.refused = refused
         self.inbox = core.native.inbox()
         self._lock = threading.RLock()  # guards the rest; encoding runs the user's code
@@ -102,8 +102,6 @@ class Batches:
         self._under_way: dict[int, int] = {}  # chunks, by slot
         self._flying: set[_native.Task] = set()
         self._bytes = 0
-        self._chunk = 1
-        self._cost = 0.0  # seconds an item, measured
         self._encoder = core.encoder()
         self._feeding = False
         self._held = False  # the workers must stay: a lane's state lies in them
@@ -256,9 +254,7 @@ class Batches:
         self._under_way[portion.slot] -= 1
         self._bytes -= portion.size
         if portion.items and task.attempts <= 1:
-            self._cost = max(task.busy / task.count, 1e-9)
-            fit = int(TARGET_S / self._cost)
-            self._chunk = max(1, min(fit, task.count * GROWTH, self.most))
+            self._tuner.learn(task)
 
     def _feed(self, slot: int, line: _Line) -> list[Portion]:
         """Send what there is place for. Returns portions that were refused."""
@@ -273,7 +269,7 @@ class Batches:
 
     def _next_chunk(self, slot: int, line: _Line, n: int) -> list[Portion]:
         items = line.first(n)
-        share = max(1, min(MAX_BYTES // (2 * self.core.workers), MAX_BYTES - self._bytes))
+        share = max(1, min(MAX_WINDOW // (2 * self.core.workers), MAX_WINDOW - self._bytes))
         count = self._encoder.fill(iter(items), n, share)
         line.drop(count)
         portion = self._send(items if count == n else items[:count], slot, 0)
@@ -283,11 +279,9 @@ class Batches:
         """How many items the next chunk of a line may have; 0: no place."""
         places = 2 if slot >= 0 else 2 * self.core.workers
         free = places - self._under_way.get(slot, 0)
-        if not waiting or free <= 0 or (self._flying and self._bytes >= MAX_BYTES):
+        if not waiting or free <= 0 or (self._flying and self._bytes >= MAX_WINDOW):
             return 0
-        fair = -(-waiting // free)
-        least = int(LEAST_S / self._cost) if self._cost else 1
-        return max(1, min(self._chunk, max(fair, least), waiting))
+        return min(self._tuner.fair(waiting, free), waiting)
 
     def _send(self, items: Sequence[Any], slot: int, flags: int) -> Portion | None:
         portion = Portion(self.name, items, self._encoder.size, slot)

@@ -123,7 +123,7 @@ class WorkerInfo:
         slot: Its place in the pool, 0 and up.
         generation: How many workers had this place before it.
         in_flight: Tasks it was sent and has not done.
-        busy: Seconds it spent on tasks.
+        busy: Seconds it spent on tasks, up to now.
         running: Seconds its task has been running, where tasks have a timeout; else 0.
     """
 

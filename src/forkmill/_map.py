@@ -13,6 +13,9 @@ Invariants:
       for the chunk after it: then its last item is consumed.
     * MAP-2  Finished results are handed over before an input of unknown kind is pulled again: it
       may block. Only inputs that cannot block are pulled first.
+    * MAP-4  A chunk is bounded by what tasks take, by memory (_tuner.py), and by what its input
+      takes: a chunk of free size has what an input of unknown kind gives in TARGET_S. That a quick
+      input is quick says nothing about tasks, and makes no chunk larger.
     * MAP-3  Two chunks a worker are under way. Where pulling cannot be observed, or the size of a
       chunk is ours to choose, a chunk counts as SPAN items at least, once their time is known: so
       the results behind a long task, which `ordered` holds back, do not stop the workers.
@@ -34,10 +37,11 @@ import sys
 from _thread import get_ident
 from collections import deque
 from itertools import starmap
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
+from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
@@ -47,11 +51,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Feed", "Items", "MapIterator", "Stream", "inline_results"]
 
-MAX_CHUNK = 4096  # items
-MAX_WINDOW = 64 << 20  # encoded bytes under way
-TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms
+TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms; of pulling for one, too
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
-GROWTH = 8  # a chunk is at most so many times the one it was measured by
+SLOW_S = 0.010  # an input that takes longer to fill a window, two chunks a worker, is slow
 SPAN = 256  # items that a chunk stands for in a window, at least (MAP-3)
 
 # Iterating over these runs no code of the user's and never blocks.
@@ -107,8 +109,8 @@ class Feed:
         self.two_each = 2 * core.workers
         self.buffersize = buffersize
         most = MAX_CHUNK if buffersize is None else buffersize
-        # Items of a message: `chunk`, a multiple of `unit`, at most `limit`.
-        self.chunk = self.unit = 1 if chunksize is None else min(chunksize, most, MAX_CHUNK)
+        # Items of a message: a multiple of `unit`, as many as the tuner says.
+        self.unit = 1 if chunksize is None else min(chunksize, most, MAX_CHUNK)
         self.free = chunksize is None
         prompt = prompt and not self.free
         self.flags |= _native.RUN_PROMPT if prompt else 0
@@ -118,9 +120,11 @@ class Feed:
             most //= self.two_each
         elif prompt:
             most = SPAN if self.quick else 0
-        self.limit = max(self.unit, min(MAX_CHUNK, most))
-        self.cost = 0.0  # seconds an item, measured
-        self.weight = 1.0  # bytes of a result, the large ones remembered
+        limit = min(MAX_CHUNK, most) if self.tuned else 0
+        self.tuner = Tuner(TARGET_S, LEAST_S, self._share(), unit=self.unit, most=limit)
+        # An input of unknown kind may be slow: what it has given by then is the chunk.
+        self.patience = TARGET_S if self.free and not self.quick else 0.0
+        self.pulled = 0
         self.items = self.bytes = self.chunks = 0  # of the window, under way (MAP-1)
 
     @property
@@ -134,16 +138,15 @@ class Feed:
         n = 0 if source is None else self._room()
         if source is None or n == 0:
             return None
-        started = 0.0 if self.quick else perf_counter()
-        count = encoder.fill(source, n, max(1, min(MAX_WINDOW - self.bytes, self._share())))
+        share = max(1, min(MAX_WINDOW - self.bytes, self._share()))
+        count = encoder.fill(source, n, share, self.patience)
         if self.source is None:
             return None  # the input itself closed the iterator
         if encoder.exhausted or encoder.error is not None:
             self.error, self.source = encoder.error, None
         if count == 0:
             return None
-        if self.tuned and not self.quick:
-            self._tune(count, perf_counter() - started)
+        self.pulled += count
         if self.left is not None:
             self.left -= count
         return self._submit(count)
@@ -175,30 +178,31 @@ class Feed:
     def finished(self, task: _native.Task) -> None:
         """A chunk has results: learn from it once it has all."""
         if task.done and task.attempts <= 1:
-            self.cost = max(task.busy / task.count, 1e-9)
-            self.weight = max(task.size / task.count, 0.9 * self.weight)
-            if self.tuned:
-                self._tune(task.count, task.busy)
+            self.tuner.learn(task)
+
+    def slow_at(self) -> float:
+        """When an input that has not filled the window by then is a slow one; 0: never.
+
+        A `buffersize` says how much is wanted, whatever that takes.
+        """
+        free = not self.quick and self.buffersize is None
+        return monotonic() + SLOW_S if free else 0.0
 
     def stop(self) -> None:
         """Pull nothing more."""
         self.source = None
         self.error = None
 
-    def _tune(self, count: int, seconds: float) -> None:
-        """Size the next chunk by the time that one took: of the workers, or of a slow input."""
-        fit = int(TARGET_S * count / max(seconds, 1e-9))
-        fit = min(fit, count * GROWTH, self.limit)
-        self.chunk = max(fit - fit % self.unit, self.unit)
-
     def _room(self) -> int:
         """How many items the next chunk may have; 0: the window is full."""
-        n = self.chunk
+        n = self.tuner.fit
         if self.tuned and self.left is not None:
             # Smaller near the end, so that the workers end together.
-            fair = -(-self.left // self.two_each)
-            least = int(LEAST_S / self.cost) if self.cost else 1
-            n = min(n, max(fair, least, self.unit))
+            n = self.tuner.fair(self.left, self.two_each)
+        elif self.tuned:
+            # Nobody knows where the end is: a chunk is a share of what there was so far, and so
+            # is what comes late where tasks get slower.
+            n = max(self.unit, min(n, self.pulled // self.two_each))
         if not self.chunks:
             return n
         if self.bytes >= MAX_WINDOW:
@@ -209,10 +213,10 @@ class Feed:
         """How many items may be under way."""
         if self.buffersize is not None:
             return self.buffersize
-        chunk = self.chunk if self.free else self.unit
-        if self.wide and self.cost:
+        chunk = self.tuner.fit if self.free else self.unit
+        if self.wide and self.tuner.cost:
             # Their results wait here too, behind a long task: no more than fit.
-            fit = int(MAX_WINDOW / self.weight) // self.two_each
+            fit = int(self._share() / self.tuner.weight)
             chunk = max(chunk, min(SPAN, fit))
         return self.two_each * chunk
 
@@ -294,8 +298,7 @@ class MapIterator(_native.RecordIterator):
         self._released = False
         self._open = True
         try:
-            while self._pull():
-                pass
+            self._fill()
         except BaseException:
             self.close()
             raise
@@ -380,6 +383,20 @@ class MapIterator(_native.RecordIterator):
             self._flying.add(task)
         return True
 
+    def _fill(self) -> None:
+        """Fill the window, at the call. A slow input is not waited for once there are results."""
+        slow_at = self._feed.slow_at()
+        while self._pull():
+            if slow_at and monotonic() > slow_at and self._has_some():
+                return
+
+    def _has_some(self) -> bool:
+        """Whether there is a finished chunk to yield from."""
+        self._feed.core.turn()  # outcomes may lie in the pipe
+        if self._inbox is not None:
+            return self._take(self._inbox, 0)
+        return bool(self._line) and self._line[0].done
+
     def _ordered(self) -> _native.Task | None:
         line, feed = self._line, self._feed
         if feed.quick:
@@ -389,8 +406,7 @@ class MapIterator(_native.RecordIterator):
             head = line[0]
             if not head.done:
                 if not feed.quick:
-                    feed.core.turn()  # the outcome may lie in the pipe
-                    if head.done:
+                    if self._has_some():
                         continue
                     if self._pull():
                         continue  # look again before the next pull, which may block (MAP-2)
@@ -406,11 +422,8 @@ class MapIterator(_native.RecordIterator):
             while self._pull():
                 pass
         while not line:
-            if flying:
-                feed.core.turn()  # outcomes may lie in the pipe
-                self._take(inbox, 0)
-                if line:
-                    break
+            if flying and self._has_some():
+                break
             if not feed.quick and self._pull():
                 continue  # MAP-2, as above
             if not flying:

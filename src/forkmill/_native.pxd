@@ -15,6 +15,7 @@ cdef extern from "forkmill.h" nogil:
     const char *fm_error_text(int code)
     const int64_t FM_FOREVER
     int64_t fm_now()
+    int64_t fm_sys_tick()
     enum fm_tag:
         FM_TAG_NONE
         FM_TAG_TRUE

@@ -624,15 +624,19 @@ cdef class Encoder:
         return self._add_long(
             FM_WHAT_REFUSED, PyBytes_AS_STRING(failure), PyBytes_GET_SIZE(failure))
 
-    def fill(self, iterator, Py_ssize_t n, size_t max_bytes):
+    def fill(self, iterator, Py_ssize_t n, size_t max_bytes, double seconds=0.0):
         """Pull up to n items from an iterator and add them; how many were added.
 
-        Stops early when the body has max_bytes (one item always passes), at the end of the input
-        (`exhausted`), and at an exception of the input (`error`). An item that cannot be encoded
+        Stops early when the body has max_bytes (one item always passes), when so many seconds are
+        over (0: takes what it takes), at the end of the input (`exhausted`), and at an exception
+        of the input (`error`). An item that cannot be encoded
         is added as a REFUSED record, so that it fails at its turn.
         """
         cdef Py_ssize_t done = 0
         cdef PyObject *item
+        cdef bint timed = seconds > 0.0
+        cdef int64_t tick = fm_sys_tick() if timed else 0, now
+        cdef int64_t until = fm_now() + <int64_t>(seconds * 1e9) if timed else 0
         if type(iterator) is Numbers:
             return self._fill_numbers(iterator, n, max_bytes)
         if not PyIter_Check(iterator):
@@ -649,6 +653,13 @@ cdef class Encoder:
             finally:
                 Py_DECREF(<object>item)
             done += 1
+            if timed:
+                # A fourth of what a look at the clock costs: that is for when time has passed.
+                now = fm_sys_tick()
+                if now != tick or done < 16 or done % 16 == 0:
+                    tick = now
+                    if fm_now() >= until:
+                        break
         return done
 
     cdef Py_ssize_t _fill_numbers(self, Numbers numbers, Py_ssize_t n, size_t max_bytes) except -1:

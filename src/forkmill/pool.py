@@ -228,9 +228,10 @@ class _Face(Executor):
                 the iteration.
 
         Returns:
-            An iterator, with `close()`. Its window is full when this returns. Besides the items'
-            exceptions it raises what the input raises, and PoolClosed or PoolBroken if input is
-            left when the pool ends: each after the results of the items before it.
+            An iterator, with `close()`. Its window is full when this returns, unless the input is
+            so slow that there are results sooner (with a `buffersize` it always is). Besides the
+            items' exceptions it raises what the input raises, and PoolClosed or PoolBroken if input
+            is left when the pool ends: each after the results of the items before it.
 
         Raises:
             TypeError, ValueError: A wrong option.

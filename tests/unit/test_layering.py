@@ -27,7 +27,7 @@ ROWS = [
     [
         "_worker",
         "_zygote",
-        "pool | _aio _batches _core _events _figures _future _map _options _start",
+        "pool | _aio _batches _core _events _figures _future _map _options _start _tuner",
     ],
     ["contexts"],
     ["pipeline"],

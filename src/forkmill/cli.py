@@ -336,6 +336,14 @@ def show_while(run: Filter, paths: list[str], progress: bool) -> None:
 @workers_option
 @progress_option
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would run where, and stop.")
+@click.option(
+    "--keep-failures",
+    metavar="N",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="Keep so many failures whole, and count the rest.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of outputs.")
 def run_(
     pipeline: Any,
@@ -343,6 +351,7 @@ def run_(
     workers: int | None,
     progress: bool,
     plan_only: bool,
+    keep_failures: int,
     as_json: bool,
 ) -> int:
     """Run a pipeline: an fm.Pipeline, a subclass of it, or a function that returns one.
@@ -376,7 +385,7 @@ def run_(
                 board.show(stage_rows(event))
 
         result, count, end = parts.run(
-            plan, None if as_json else Output(1), [show] if board.on else []
+            plan, None if as_json else Output(1), [show] if board.on else [], keep_failures
         )
     if isinstance(end, BrokenPipeError):
         nobody_reads()
@@ -425,17 +434,18 @@ def run_status(result: Any, error: BaseException | None) -> int:
 
     failures = [] if result is None else result.failures
     for failure in failures[:_MOST_TOLD]:
-        tell(f"stage {failure.stage}: {told(failure)}")
-    if len(failures) > _MOST_TOLD:
-        tell(f"and {len(failures) - _MOST_TOLD:,} failures more")
+        tell(told(failure))
+    more = 0 if result is None else result.failed - min(len(failures), _MOST_TOLD)
+    if more:
+        tell(f"and {more:,} failures more")
     if isinstance(error, KeyboardInterrupt):
         tell("stopped")
         return INTERRUPTED
     if error is not None and not isinstance(error, Exception):
         raise error
-    if error is not None and not failures:
+    if error is not None and all(failure.error is not error for failure in failures):
         tell(f"{type(error).__name__}: {error}")
-    return FAILED if error is not None or failures or result.status != "completed" else 0
+    return FAILED if error is not None or not result.ok else 0
 
 
 # ----------------------------------------------------------------------------- demo

@@ -7,6 +7,7 @@ attached. Where nothing else is wrong, what failed at the end is raised, and out
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -224,3 +225,158 @@ def test_a_death_that_is_retried_is_told(context: str, tmp_path: Any) -> None:
     assert death["stage"] == "work" and "exited with code 7" in death["error"]
     kinds = [event["kind"] for event in events]
     assert kinds.index("worker_died") < kinds.index("retry")
+
+
+# ------------------------------------------------------------------ very many
+
+
+def odd(x: int) -> int:
+    if x % 2:
+        raise (ValueError if x % 3 else fm.BuildError)(x)
+    return x
+
+
+@pytest.mark.parametrize("context", ["inline", "thread:1", "ipc_fork:1"])
+def test_the_first_failures_are_kept_and_the_rest_is_counted(context: str) -> None:
+    line = fm.Pipeline().source(range(600)).map(odd, context=context, on_error="skip", ordered=True)
+    result = line.run(keep_failures=10)
+    assert [failure.item for failure in result.failures] == list(range(1, 20, 2))
+    assert result.stats["odd"].failed == result.failed == 300 and not result.ok
+    assert result.status == "completed" and len(result.outputs) == 300
+    kinds = {"ValueError": 200, "forkmill.errors.BuildError": 100}
+    seen = Counter(failure.error.__class__.__name__ for failure in result.failures)
+    assert result.more_failures == {
+        ("odd", name): count - seen[name.rpartition(".")[2]] for name, count in kinds.items()
+    }
+
+
+@pytest.mark.parametrize("keep", [0, 7, None])
+def test_every_way_to_run_takes_the_number(keep: int | None) -> None:
+    line = fm.Pipeline().source(range(3000)).map(odd, on_error="skip")
+    stream = line.stream(keep_failures=keep)
+    for _ in stream:
+        pass
+    results = [
+        line.run(keep_failures=keep),
+        line.start(keep_failures=keep).result(timeout=30),
+        fm.Orchestrator(line).execute(keep_failures=keep),
+        fm.Orchestrator(line).start(keep_failures=keep).result(timeout=30),
+        stream.result,
+    ]
+    for result in results:
+        assert len(result.failures) == (1500 if keep is None else keep)
+        assert result.failed == 1500
+
+
+def test_a_thousand_are_kept_if_nobody_says_otherwise() -> None:
+    result = fm.Pipeline().source(range(3000)).map(odd, on_error="skip").run()
+    assert (len(result.failures), result.failed) == (1000, 1500)
+
+
+def test_the_failure_that_ends_the_run_is_always_kept() -> None:
+    line = fm.Pipeline().source(range(50)).map(odd, on_error="skip", name="a")
+    line = line.map(lambda x: 1 // (x - 40), name="b")
+    with pytest.raises(ZeroDivisionError) as caught:
+        line.run(keep_failures=5)
+    result = caught.value.run_result
+    assert [failure.stage for failure in result.failures] == ["a"] * 5 + ["b"]
+    assert result.failed == 21
+
+
+def test_dead_letters_arrive_whole_also_those_that_are_only_counted() -> None:
+    letters: list[fm.Failure] = []
+    line = fm.Pipeline().source(range(100)).map(odd, on_error=fm.dead_letter("bad"), to=())
+    line = line.sink(letters.append, name="bad", from_=())
+    result = line.run(keep_failures=3)
+    assert [letter.item for letter in letters] == list(range(1, 100, 2))
+    assert (len(result.failures), result.failed) == (3, 50)
+    assert all("BuildError" in x.traceback or "ValueError" in x.traceback for x in letters)
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, "all"])
+def test_a_wrong_number_is_refused_at_the_call(wrong: Any) -> None:
+    line = fm.Pipeline().source([1])
+    for call in (line.run, line.start, line.stream):
+        with pytest.raises((TypeError, ValueError), match="keep_failures"):
+            call(keep_failures=wrong)
+
+
+class Counted(Exception):
+    alive = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Counted.alive += 1
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+@pytest.mark.parametrize("context", ["inline", "thread:1", "async:4"])
+def test_memory_does_not_grow_with_the_number_of_failures(context: str) -> None:
+    most = 0
+
+    def work(x: int) -> None:
+        nonlocal most
+        most = max(most, Counted.alive)
+        raise Counted
+
+    n = 20_000 if context == "inline" else 3000
+    line = fm.Pipeline().source(range(n)).map(work, context=context, on_error="skip", queue_size=50)
+    gc.collect()
+    gc.disable()  # nothing of it may need a collection of cycles either
+    try:
+        result = line.run(keep_failures=100)
+    finally:
+        gc.enable()
+    assert result.failed == n
+    assert most < 100 + 200  # the kept ones, and those that are under way
+
+
+# ------------------------------------------------------------------ tracebacks
+
+
+def test_a_traceback_is_made_at_the_first_look_and_is_of_its_own_item() -> None:
+    one = ValueError("the same each time")
+
+    def first(x: int) -> int:
+        raise one
+
+    def second(x: int) -> int:
+        return first(x)
+
+    line = fm.Pipeline().source([1, 2]).map(lambda x: first(x) if x == 1 else second(x))
+    line._chain[-1].options["on_error"] = "skip"
+    result = line.run()
+    assert all(failure._text is None for failure in result.failures)
+    texts = [failure.traceback for failure in result.failures]
+    assert "in second" not in texts[0] and "in second" in texts[1]
+    assert all(text.rstrip().endswith("ValueError: the same each time") for text in texts)
+    assert [failure.traceback for failure in result.failures] == texts
+
+
+def test_a_traceback_does_not_change_when_the_error_is_raised_again() -> None:
+    (failure,) = fm.Pipeline().source(["x"]).map(int, on_error="skip").run().failures
+
+    def again() -> None:
+        raise failure.error
+
+    with pytest.raises(ValueError):
+        again()
+    assert "in again" not in failure.traceback
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("context", ["inline", "thread:1", "ipc_fork:1"])
+def test_a_traceback_of_what_has_no_words(context: str) -> None:
+    def work(x: int) -> int:
+        raise Mute
+
+    (failure,) = (
+        fm.Pipeline().source([1]).map(work, context=context, on_error="skip").run().failures
+    )
+    assert "Mute" in failure.traceback and "in work" in failure.traceback

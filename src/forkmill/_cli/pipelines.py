@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..pipeline import ExecutionPlan, Failure, Orchestrator, Pipeline, RunResult
+from ..pipeline.events import short
+from ..pipeline.result import KEEP
 from .filter import Output
 from .records import to_line
 from .target import TargetError
@@ -114,6 +116,7 @@ def run(
     plan: ExecutionPlan,
     output: Output | None,
     sinks: Iterable[Callable[[dict[str, Any]], object]],
+    keep_failures: int = KEEP,
 ) -> tuple[RunResult | None, int, BaseException | None]:
     """Run it, and write its outputs, a line each.
 
@@ -121,13 +124,14 @@ def run(
         plan: What to run.
         output: Where to; None: they are only counted.
         sinks: Called with each event.
+        keep_failures: How many failures are kept whole; the rest is counted.
 
     Returns:
         The result (None: it did not come so far), how many outputs there were, and what ended it
         if it did not end by itself.
     """
     count = 0
-    stream = Orchestrator(plan.pipeline).stream(plan, sinks=sinks)
+    stream = Orchestrator(plan.pipeline).stream(plan, sinks=sinks, keep_failures=keep_failures)
     try:
         for value in stream:
             count += 1
@@ -169,10 +173,14 @@ def facts(result: RunResult, outputs: int) -> dict[str, Any]:
             {
                 "stage": failure.stage,
                 "item": to_line(failure.item).decode("utf-8", "replace").rstrip("\n"),
-                "error": told(failure),
+                "error": f"{type(failure.error).__name__}: {failure.error}",
                 "attempts": failure.attempts,
             }
             for failure in result.failures
+        ],
+        "more_failures": [
+            {"stage": stage, "error": kind, "count": count}
+            for (stage, kind), count in result.more_failures.items()
         ],
     }
 
@@ -188,5 +196,6 @@ def _plain(stage: Any) -> dict[str, Any]:
 
 
 def told(failure: Failure) -> str:
-    """A failure's error in a line."""
-    return f"{type(failure.error).__name__}: {failure.error}"
+    """A failure in a line: the stage, what was raised, and which item it was."""
+    text = f"stage {failure.stage}: {type(failure.error).__name__}: {failure.error}"
+    return text if failure.item is None else f"{text} (item: {short(failure.item)})"

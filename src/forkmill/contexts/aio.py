@@ -195,22 +195,31 @@ class Loop:
             del error
 
     async def _value(self, call: Call) -> Any:
-        fn, future = call.fn, call.future
         stop = functools.partial(self.wake, _current_task().cancel)
-        if call not in self.plain:
-            future._kill = stop
-            return await fn(*call.args, **call.kwargs)
-        context = contextvars.copy_context()
-        future._kill = None  # a thread cannot be stopped
+        try:
+            if call not in self.plain:
+                call.future._kill = stop
+                return await call.fn(*call.args, **call.kwargs)
+            call.future._kill = None  # a thread cannot be stopped
+            value = await self._outcome(self._in_thread(call))
+            if inspect.isawaitable(value):
+                call.future._kill = stop
+                value = await value
+            return value
+        finally:
+            del call  # a cycle: the exception's traceback has this frame
+
+    def _in_thread(self, call: Call) -> concurrent.futures.Future[Any]:
+        """Have a plain function called in a thread."""
         inner = Call(
-            context.run, (_call, fn, call.args, call.kwargs), {}, Options(), self.threads.ledger
+            contextvars.copy_context().run,
+            (_call, call.fn, call.args, call.kwargs),
+            {},
+            Options(),
+            self.threads.ledger,
         )
         self.threads.accept(inner)
-        value = await self._outcome(inner.future)
-        if inspect.isawaitable(value):
-            future._kill = stop
-            value = await value
-        return value
+        return inner.future
 
     async def _outcome(self, future: concurrent.futures.Future[Any]) -> Any:
         """A thread's outcome. It may come when the loop is closed: asyncio's own way would then

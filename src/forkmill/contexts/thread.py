@@ -119,6 +119,8 @@ class Threads:
         if call is None:
             return not self._leaves()
         call.run()
+        # An exception's traceback has this frame too, as the one that called: a cycle else.
+        del call
         return True
 
     def _leaves(self) -> bool:

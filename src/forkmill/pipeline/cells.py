@@ -33,7 +33,7 @@ from .events import short
 from .fuse import ERRORS, GONE, Outs, fuse
 from .graph import find, stage_hooks
 from .options import DeadLetter, Retry
-from .result import Failure, traceback_of
+from .result import Failure
 from .stats import Reservoir
 from .work import (
     adapted,
@@ -616,17 +616,28 @@ class Cell:
             Abort: The policy is "raise".
         """
         self.failures += 1
+        engine = self.engine
+        if engine.events.sinks:
+            self._tell(item, error, attempts, policy)
+        counted = engine.failures.full and policy != "raise"
+        if counted:
+            engine.failures.count(self.name, error)
+            if policy == "skip":
+                return
         if again is None and self.stage.fn:
             again = functools.partial(run_inline, self.stage)
-        failure = Failure(
-            self.name,
-            item,
-            error,
-            attempts,
-            traceback_of(error),
-            _again=again,
-        )
-        self.engine.failures.append(failure)
+        failure = Failure(self.name, item, error, attempts, _again=again)
+        if not counted:
+            engine.failures.kept.append(failure)
+        if policy == "raise":
+            raise Abort(failure)
+        if isinstance(policy, DeadLetter):
+            for target in self.engine.resolve(self, policy.stage):
+                edge = self.edge_to(target)
+                edge.append(failure)
+                edge.emitted += 1
+
+    def _tell(self, item: Any, error: BaseException, attempts: int, policy: Any) -> None:
         events = self.engine.events
         events.emit(
             "item_failed",
@@ -638,13 +649,6 @@ class Cell:
         )
         if isinstance(error, WorkerDied):
             events.emit("worker_died", self.name, error=str(error))
-        if policy == "raise":
-            raise Abort(failure)
-        if isinstance(policy, DeadLetter):
-            for target in self.engine.resolve(self, policy.stage):
-                edge = self.edge_to(target)
-                edge.append(failure)
-                edge.emitted += 1
 
     # ------------------------------------------------------------------ the end
 

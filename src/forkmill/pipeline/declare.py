@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BuildError
 from .options import OptionError, check_options, nearest
+from .result import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -461,11 +462,18 @@ class Pipeline:
 
         return build(self)
 
-    def run(self, *, sinks: Iterable[Callable[[dict[str, Any]], object]] = ()) -> RunResult:
+    def run(
+        self,
+        *,
+        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
+        keep_failures: int | None = KEEP,
+    ) -> RunResult:
         """Run to the end.
 
         Args:
             sinks: Called with each event of the run.
+            keep_failures: How many failures the result keeps whole, the first ones; the rest is
+                counted, by stage and type of the error. None: all of them, whatever they take.
 
         Returns:
             Status, outputs, failures, statistics.
@@ -478,17 +486,27 @@ class Pipeline:
         """
         from .orchestrator import Orchestrator
 
-        return Orchestrator(self).execute(sinks=sinks)
+        return Orchestrator(self).execute(sinks=sinks, keep_failures=keep_failures)
 
-    def stream(self, *, sinks: Iterable[Callable[[dict[str, Any]], object]] = ()) -> Stream:
+    def stream(
+        self,
+        *,
+        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
+        keep_failures: int | None = KEEP,
+    ) -> Stream:
         """The outputs one by one, as they come; what is not asked for is not computed ahead of the
         queues. Close the iterator to stop the run. Raises as `run`, where it is iterated.
         """
         from .orchestrator import Orchestrator
 
-        return Orchestrator(self).stream(sinks=sinks)
+        return Orchestrator(self).stream(sinks=sinks, keep_failures=keep_failures)
 
-    def start(self, *, sinks: Iterable[Callable[[dict[str, Any]], object]] = ()) -> Handle:
+    def start(
+        self,
+        *,
+        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
+        keep_failures: int | None = KEEP,
+    ) -> Handle:
         """Run in a thread of its own.
 
         Returns:
@@ -496,7 +514,7 @@ class Pipeline:
         """
         from .orchestrator import Orchestrator
 
-        return Orchestrator(self).start(sinks=sinks)
+        return Orchestrator(self).start(sinks=sinks, keep_failures=keep_failures)
 
     def _title(self) -> str:
         return self._name or type(self)._class_name or type(self).__name__

@@ -47,7 +47,7 @@ from .declare import hooks_of
 from .events import Events
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
-from .result import Failure, RunResult, attach
+from .result import KEEP, FailureLog, RunResult, attach, check_keep
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
 from .work import each_hook, run_hooks
@@ -142,15 +142,22 @@ class Engine:
         sinks: Who gets the events.
         stream: Outputs are taken one by one: no more is computed than the queues hold.
         feed: Items come by `feed`; the graph is nested in a context.
+        keep_failures: How many failures are kept whole; the rest is counted. None: all.
     """
 
     def __init__(
-        self, graph: Graph, sinks: Iterable[Any] = (), *, stream: bool = False, feed: bool = False
+        self,
+        graph: Graph,
+        sinks: Iterable[Any] = (),
+        *,
+        stream: bool = False,
+        feed: bool = False,
+        keep_failures: int | None = KEEP,
     ) -> None:
         self.graph = graph
         self.events = Events(sinks)
         self.outputs = Outlet(stream)
-        self.failures: list[Failure] = []
+        self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
         self._feed = feed
@@ -563,7 +570,9 @@ class Engine:
             self._tell(monotonic())
         self.events.emit("run_finished", status=status, duration=self._duration)
         outputs = [] if self.outputs.bounded else list(self.outputs)
-        result = RunResult(status, outputs, self.failures, self.snapshot(), self._duration)
+        log = self.failures
+        figures = self.snapshot()
+        result = RunResult(status, outputs, log.kept, figures, self._duration, log.more)
         if not self._feed and self._opened:
             late += each_hook(hooks_of(self.graph.pipeline, "after_run"), result)
         if error is None and late:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .engine import Engine
 from .graph import Graph, check_runnable
 from .plan import ExecutionPlan
-from .result import Handle, RunResult, Stream
+from .result import KEEP, Handle, RunResult, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,22 +43,41 @@ class Orchestrator:
         """
         return ExecutionPlan(self.pipeline).plan()
 
-    def execute(self, plan: ExecutionPlan | None = None, *, sinks: Sinks = ()) -> RunResult:
+    def execute(
+        self,
+        plan: ExecutionPlan | None = None,
+        *,
+        sinks: Sinks = (),
+        keep_failures: int | None = KEEP,
+    ) -> RunResult:
         """Run to the end. As `Pipeline.run`.
 
         Args:
             plan: One that was made before; None: a new one.
             sinks: Called with each event.
+            keep_failures: How many failures are kept whole; the rest is counted. None: all.
         """
-        return Engine(self._graph(plan), sinks).run()
+        return Engine(self._graph(plan), sinks, keep_failures=keep_failures).run()
 
-    def stream(self, plan: ExecutionPlan | None = None, *, sinks: Sinks = ()) -> Stream:
+    def stream(
+        self,
+        plan: ExecutionPlan | None = None,
+        *,
+        sinks: Sinks = (),
+        keep_failures: int | None = KEEP,
+    ) -> Stream:
         """The outputs one by one. As `Pipeline.stream`."""
-        return Stream(Engine(self._graph(plan), sinks, stream=True))
+        return Stream(Engine(self._graph(plan), sinks, stream=True, keep_failures=keep_failures))
 
-    def start(self, plan: ExecutionPlan | None = None, *, sinks: Sinks = ()) -> Handle:
+    def start(
+        self,
+        plan: ExecutionPlan | None = None,
+        *,
+        sinks: Sinks = (),
+        keep_failures: int | None = KEEP,
+    ) -> Handle:
         """Run in a thread. As `Pipeline.start`."""
-        return Handle(Engine(self._graph(plan), sinks))
+        return Handle(Engine(self._graph(plan), sinks, keep_failures=keep_failures))
 
     def _graph(self, plan: ExecutionPlan | None) -> Graph:
         graph = (plan or self.plan()).plan().graph

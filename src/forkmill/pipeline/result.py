@@ -10,37 +10,63 @@ import threading
 import time
 import traceback as traceback_module
 from dataclasses import dataclass, field
+from time import time as now
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
 
     from .engine import Engine
     from .stats import RunStats
 
-__all__ = ["Failure", "Handle", "RunResult", "Stream"]
+__all__ = ["KEEP", "Failure", "FailureLog", "Handle", "RunResult", "Stream"]
+
+KEEP = 1000  # failures that a run keeps whole, if nobody says otherwise
 
 
-@dataclass(frozen=True, eq=False)
 class Failure:
     """One item that failed for good.
 
     Attributes:
         stage: The stage's qualified name.
-        item: The item; None for a producer, and for what on_end fails with.
+        item: The item; None for a producer, and for what on_end or teardown fails with.
         error: What was raised.
         attempts: How many tries there were.
-        traceback: As text, with the frames of the process where it happened.
+        traceback: As text, with the frames of the process where it happened. Made at the first
+            look: formatting takes longer than most items.
         time: When, in seconds since the epoch.
     """
 
-    stage: str
-    item: Any
-    error: BaseException
-    attempts: int = 1
-    traceback: str = ""
-    time: float = field(default_factory=time.time)
-    _again: Callable[[Any], list[Any]] | None = field(default=None, repr=False)
+    __slots__ = ("_again", "_frames", "_text", "attempts", "error", "item", "stage", "time")
+
+    def __init__(
+        self,
+        stage: str,
+        item: Any,
+        error: BaseException,
+        attempts: int = 1,
+        traceback: str | None = None,
+        time: float | None = None,
+        _again: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
+        self.stage = stage
+        self.item = item
+        self.error = error
+        self.attempts = attempts
+        self.time = now() if time is None else time
+        self._text = traceback
+        # As they are now: whoever raises the error again puts more of them on it.
+        self._frames = error.__traceback__
+        self._again = _again
+
+    @property
+    def traceback(self) -> str:
+        """The error's traceback as text."""
+        if self._text is None:
+            self._text = _formatted(self.error, self._frames)
+            self._frames = None
+        return self._text
 
     def reproduce(self) -> list[Any]:
         """Call the stage's function with the item again, here and now.
@@ -65,10 +91,66 @@ class Failure:
             self.time,
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"Failure(stage={self.stage!r}, item={self.item!r}, error={self.error!r}, "
+            f"attempts={self.attempts})"
+        )
 
-def traceback_of(error: BaseException) -> str:
-    """An exception's traceback as text; where it has none, its last line."""
-    return "".join(traceback_module.format_exception(error))
+
+def _formatted(error: BaseException, frames: TracebackType | None) -> str:
+    try:
+        return "".join(traceback_module.format_exception(type(error), error, frames))
+    except Exception:  # its str(), or that of what led to it
+        return "".join(traceback_module.format_tb(frames)) + f"{type(error).__qualname__}\n"
+
+
+class FailureLog:
+    """The failures of a run: the first ones whole, the rest counted, so memory is bounded.
+
+    Attributes:
+        kept: The first ones.
+        more: How many there were beyond these, by stage and type of the error.
+        most: How many are kept.
+    """
+
+    __slots__ = ("kept", "more", "most")
+
+    def __init__(self, keep: int | None) -> None:
+        self.kept: list[Failure] = []
+        self.more: dict[tuple[str, str], int] = {}
+        self.most = float("inf") if keep is None else keep
+
+    @property
+    def full(self) -> bool:
+        """Whether the next one is only counted."""
+        return len(self.kept) >= self.most
+
+    def count(self, stage: str, error: BaseException) -> None:
+        """One more that is not kept."""
+        kind = type(error)
+        name = kind.__qualname__
+        if kind.__module__ != "builtins":
+            name = f"{kind.__module__}.{name}"
+        self.more[stage, name] = self.more.get((stage, name), 0) + 1
+
+
+def check_keep(keep_failures: Any) -> int | None:
+    """The option `keep_failures`, checked.
+
+    Raises:
+        TypeError: It is no int, and not None.
+        ValueError: It is negative.
+    """
+    if keep_failures is None:
+        return None
+    if isinstance(keep_failures, bool) or not isinstance(keep_failures, int):
+        raise TypeError(
+            f"keep_failures must be a number of failures or None (all), not {keep_failures!r}"
+        )
+    if keep_failures < 0:
+        raise ValueError(f"keep_failures must not be negative: {keep_failures}")
+    return keep_failures
 
 
 def noted(error: BaseException, others: Iterable[BaseException]) -> BaseException:
@@ -100,9 +182,11 @@ class RunResult:
         status: "completed" (also with recorded failures), "failed" (a producer failed, or an
             item where the policy is "raise"), or "stopped" (stop, Ctrl-C, a closed stream).
         outputs: What terminal stages emitted, in the order of arrival.
-        failures: The items that failed.
+        failures: The items that failed; of very many the first ones (`keep_failures`).
         stats: Figures per stage and edge.
         duration: Seconds.
+        more_failures: How many failed beyond those, by stage and type of the error:
+            ``{("parse", "ValueError"): 12}``.
     """
 
     status: str
@@ -110,11 +194,17 @@ class RunResult:
     failures: list[Failure]
     stats: RunStats
     duration: float
+    more_failures: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         """Whether it completed without any failure."""
-        return self.status == "completed" and not self.failures
+        return self.status == "completed" and not self.failed
+
+    @property
+    def failed(self) -> int:
+        """How many failures there were, with those that were only counted."""
+        return len(self.failures) + sum(self.more_failures.values())
 
 
 class Handle:

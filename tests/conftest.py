@@ -252,6 +252,9 @@ def pytest_sessionfinish() -> None:
 
 # -------------------------------------------------------------------------- scripts
 
+# The second one is explained where pytest is told the same (pyproject.toml).
+STRICT = ("-W", "error", "-W", "ignore:This process:DeprecationWarning")
+
 
 class Script:
     """A Python program in a session of its own, with its output in files.
@@ -349,7 +352,7 @@ RunScript = Callable[..., Script]
 
 @pytest.fixture
 def start_script(tmp_path: Path) -> Iterator[StartScript]:
-    """start_script(code, *, flags=("-W", "error"), env=None) -> Script, running.
+    """start_script(code, *, flags=STRICT, env=None) -> Script, running.
 
     The code is a real `__main__` in a file, `import tasks` works in it, and src/ is not on its
     path. A script that is still running at the end of the test is killed.
@@ -357,7 +360,7 @@ def start_script(tmp_path: Path) -> Iterator[StartScript]:
     scripts: list[Script] = []
 
     def start(
-        code: str, *, flags: tuple[str, ...] = ("-W", "error"), env: dict[str, str] | None = None
+        code: str, *, flags: tuple[str, ...] = STRICT, env: dict[str, str] | None = None
     ) -> Script:
         folder = tmp_path / f"script{len(scripts)}"
         folder.mkdir()

@@ -112,7 +112,7 @@ class _Call:
             try:
                 value = task.result(self.core)
             except Exception as failure:
-                error = failure.with_traceback(None)
+                error = errors.bare(failure)
         if isinstance(error, StopIteration):  # which no asyncio future takes
             wrapped = RuntimeError(f"the task raised StopIteration: {error}")
             wrapped.__cause__ = error

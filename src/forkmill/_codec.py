@@ -1,10 +1,10 @@
-"""Objects to bytes and back: pickle 5, functions by reference or value, failures that survive.
+"""Objects to bytes and back: pickle 5, functions by reference or value.
 
 Guarantees:
     * What encodes here decodes there: an object goes by reference only if the other process has
       it (inherited by fork) or can import it; else by value, with cloudpickle.
     * What cannot be sent raises SerializationError with the path to the culprit.
-    * dump_failure() never raises. What it wrote was proved to load, or is a RemoteError.
+    * dump_failure() never raises (see _failures.py).
 
 Invariants:
     INV-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
@@ -22,16 +22,26 @@ import io
 import os
 import pickle
 import sys
-import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from .errors import RemoteError, SerializationError
+from . import _failures
+from ._failures import RemoteTraceback
+from .errors import SerializationError
 
-__all__ = ["Codec", "Functions", "RemoteTraceback", "Snapshot", "dump_failure", "load_failure"]
+__all__ = [
+    "Codec",
+    "Functions",
+    "RemoteTraceback",
+    "Snapshot",
+    "dump_failure",
+    "dumps",
+    "load_failure",
+    "loads",
+]
 
 Buffers = Sequence[memoryview]
 _pickle = pickle.dumps
@@ -131,9 +141,12 @@ def _make_by_value() -> Any:
     from cloudpickle import cloudpickle
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
-        def __init__(self, codec: Codec, file: io.BytesIO, callback: Any) -> None:
+        def __init__(
+            self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any = None
+        ) -> None:
             super().__init__(file, 5, callback)
             self._codec = codec
+            self._persistent = persistent
 
         def reducer_override(self, obj: Any) -> Any:
             is_function = type(obj) is FunctionType
@@ -158,31 +171,38 @@ def _make_by_value() -> Any:
             new = (function.__code__, cells)
             return _main_function, new, state, None, None, _set_main_function
 
-    class ByValueInheriting(ByValue):
+    class ByValueReferring(ByValue):
         def persistent_id(self, obj: Any) -> int | None:
-            return self._codec.inherited_index(obj)
+            number: int | None = self._persistent(obj)
+            return number
 
-    return ByValue, ByValueInheriting
+    return ByValue, ByValueReferring
 
 
-class _Inheriting(pickle.Pickler):
-    """Sends what is in `inherit=` as its index."""
+class _Referring(pickle.Pickler):
+    """Sends some objects as numbers: what is in `inherit=`, what a failure leads to."""
 
-    def __init__(self, codec: Codec, file: io.BytesIO, callback: Any) -> None:
+    def __init__(self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any) -> None:
         super().__init__(file, 5, buffer_callback=callback)
-        self._codec = codec
+        self._persistent = persistent
 
     def persistent_id(self, obj: Any) -> int | None:
-        return self._codec.inherited_index(obj)
+        number: int | None = self._persistent(obj)
+        return number
 
 
 class _Resolving(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, buffers: Any, inherit: tuple[Any, ...]) -> None:
+    """The other end of both: numbers from 0 on are of `inherit=`, those below 0 are links."""
+
+    def __init__(
+        self, file: io.BytesIO, buffers: Any, inherit: tuple[Any, ...], links: Sequence[Any] = ()
+    ) -> None:
         super().__init__(file, buffers=buffers)
         self._inherit = inherit
+        self._links = links
 
-    def persistent_load(self, index: Any) -> Any:
-        return self._inherit[index]
+    def persistent_load(self, number: Any) -> Any:
+        return self._inherit[number] if number >= 0 else self._links[-1 - number]
 
 
 # ------------------------------------------------------------------------- Codec
@@ -210,6 +230,7 @@ class Codec:
         self.by_value = 0  # times that cloudpickle had to do it
         self._pid = os.getpid()
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
+        self._persistent = self.inherited_index if self.inherit else None
         self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
         self._foreign: tuple[bytes, ...] = ()  # modules known not to be reachable
         # Under fork the workers have all that is loaded now: to look through it right after the
@@ -230,11 +251,14 @@ class Codec:
         """As dumps(), for what a task returned."""
         return self._dumps(obj, "result")
 
-    def _dumps(self, obj: Any, what: str) -> tuple[bytes, Buffers]:
+    def _dumps(
+        self, obj: Any, what: str, persistent: Callable[[Any], int | None] | None = None
+    ) -> tuple[bytes, Buffers]:
         buffers: list[pickle.PickleBuffer] = []
+        persistent = persistent or self._persistent
         try:
-            if self._inherit_ids:
-                data = self._pickle_with(_Inheriting, obj, buffers.append)
+            if persistent is not None:
+                data = self._pickle_with(_Referring, obj, buffers.append, persistent)
             elif type(obj) is bytearray and len(obj) >= _APART:
                 return _BYTEARRAY, [memoryview(obj)]
             else:
@@ -243,25 +267,25 @@ class Codec:
         except MemoryError:
             raise
         except Exception as error:
-            return self._dumps_by_value(obj, what, error)
+            return self._dumps_by_value(obj, what, error, persistent)
         # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
         if (
             data.find(b"__main__") >= 0 or self._foreign or len(sys.modules) != self._modules_seen
         ) and self._needs_value(data):
-            return self._dumps_by_value(obj, what, None)
+            return self._dumps_by_value(obj, what, None, persistent)
         return data, views
 
-    def _pickle_with(self, pickler: Any, obj: Any, callback: Any) -> bytes:
+    def _pickle_with(self, pickler: Any, obj: Any, callback: Any, persistent: Any) -> bytes:
         file = io.BytesIO()
-        pickler(self, file, callback).dump(obj)
+        pickler(self, file, callback, persistent).dump(obj)
         return file.getvalue()
 
     def _dumps_by_value(
-        self, obj: Any, what: str, first: BaseException | None
+        self, obj: Any, what: str, first: BaseException | None, persistent: Any
     ) -> tuple[bytes, Buffers]:
         """Encode again, with cloudpickle. `first` is why plain pickle could not."""
         try:
-            return self._by_value(obj)
+            return self._by_value(obj, persistent)
         except MemoryError:
             raise
         except Exception as error:
@@ -281,16 +305,15 @@ class Codec:
             del error
             refusal = None  # type: ignore[assignment]
 
-    def _by_value(self, obj: Any) -> tuple[bytes, Buffers]:
+    def _by_value(self, obj: Any, persistent: Any) -> tuple[bytes, Buffers]:
         self.by_value += 1
-        plain, inheriting = _by_value()
+        pickler = _by_value()[persistent is not None]
         buffers: list[pickle.PickleBuffer] = []
-        pickler = inheriting if self._inherit_ids else plain
-        data = self._pickle_with(pickler, obj, buffers.append)
+        data = self._pickle_with(pickler, obj, buffers.append, persistent)
         try:
             return data, [buffer.raw() for buffer in buffers]
         except BufferError:  # not contiguous: in band, if at all
-            return self._pickle_with(pickler, obj, None), []
+            return self._pickle_with(pickler, obj, None, persistent), []
 
     def loads(self, data: Any, buffers: Any = ()) -> Any:
         """Decode what dumps() made on the other side."""
@@ -427,42 +450,7 @@ class Codec:
 
     def dump_failure(self, error: BaseException, where: str = "task") -> bytes:
         """Encode an exception so that load_failure() has something true to raise. Never raises."""
-        try:
-            text = _format(error)
-        except BaseException:
-            text = f"{_type_name(error)}: (its traceback cannot be formatted)\n"
-        try:
-            return _pickle(("failure", where, text, self._pack(error, set())), 5)
-        except BaseException:
-            packed = (None, _type_name(error), "(cannot be shown)", (), None, None, False)
-            return _pickle(("failure", where, text, packed), 5)
-
-    def _pack(self, error: BaseException, seen: set[int]) -> tuple[Any, ...]:
-        """One exception and what led to it: (pickle or None, type, text, notes, cause, context)."""
-        seen.add(id(error))
-        notes = _notes(error)
-        cause, context = error.__cause__, error.__context__
-        suppress = error.__suppress_context__
-        packed: list[Any] = []
-        for other in (cause, None if suppress or cause is not None else context):
-            if other is None or id(other) in seen or len(seen) > 32:
-                packed.append(None)
-            else:
-                packed.append(self._pack(other, seen))
-        blob = self._prove(error)
-        return blob, _type_name(error), _str(error), notes, *packed, suppress
-
-    def _prove(self, error: BaseException) -> bytes | None:
-        """The exception's pickle, if what it loads to is the same exception; else None."""
-        try:
-            data, buffers = self._dumps(error, "exception")
-            copies = [bytearray(view) for view in buffers]
-            if not _same(error, self.loads(data, copies)):
-                return None
-            return _pickle((data, copies), 5)
-        except BaseException:
-            # User code of any kind runs here, and SystemExit from it must not end a worker.
-            return None
+        return _failures.dump(self, error, where)
 
     def load_failure(self, data: Any) -> BaseException:
         """The exception that dump_failure() encoded, with the remote frames below it.
@@ -470,68 +458,24 @@ class Codec:
         Never raises (but Ctrl-C): what cannot be loaded is returned as RemoteError, or as
         SerializationError if the report itself is broken.
         """
-        try:
-            magic, where, text, packed = _unpickle(data)
-            if magic != "failure":
-                raise ValueError("not a failure")
-            error: BaseException = self._rebuild(packed, where, text)
-            return error
-        except KeyboardInterrupt:
-            raise
-        except BaseException as why:
-            wrong = SerializationError(
-                f"a failure was reported, but its report cannot be decoded: "
-                f"{_type_name(why)}: {_str(why)}. If this happens again, a worker's memory "
-                f"is being corrupted: look at native code first."
-            )
-            wrong.__cause__ = why
-            return wrong
+        return _failures.load(self, data)
 
-    def _rebuild(self, packed: tuple[Any, ...], where: str, text: str) -> BaseException:
-        error = self._unpack(packed, where, text)
-        last, seen = error, {id(error)}
-        while True:
-            before = last.__cause__
-            if before is None and not last.__suppress_context__:
-                before = last.__context__
-            if before is None or id(before) in seen:
-                break
-            last = before
-            seen.add(id(last))
-        _set(last, __cause__=RemoteTraceback(text))
-        return error
+    def dumps_failure(
+        self, error: Any, number: Callable[[Any], int | None] | None
+    ) -> tuple[bytes, Buffers]:
+        """Encode one exception; objects to which `number` gives one go as that."""
+        if number is None:
+            return self._dumps(error, "exception")
 
-    def _unpack(self, packed: tuple[Any, ...], where: str, text: str) -> BaseException:
-        blob, type_name, message, notes, cause, context, suppress = packed
-        error = self._revive(blob)
-        if error is None:
-            error = RemoteError(
-                f"the {where} raised {type_name}: {message}\n(that exception cannot be rebuilt "
-                f"here; give its class a __reduce__ that repeats its arguments)",
-                type_name=type_name,
-                text=message,
-                notes=notes,
-                traceback=text,
-            )
-        if tuple(getattr(error, "__notes__", None) or ()) != tuple(notes):
-            _set(error, __notes__=list(notes))
-        if cause is not None:
-            _set(error, __cause__=self._unpack(cause, where, text))
-        if context is not None:
-            _set(error, __context__=self._unpack(context, where, text))
-        _set(error, __suppress_context__=suppress)
-        return error
+        def persistent(obj: Any) -> int | None:
+            link = number(obj)
+            return self.inherited_index(obj) if link is None else -1 - link
 
-    def _revive(self, blob: bytes | None) -> BaseException | None:
-        if blob is None:
-            return None
-        try:
-            error = self.loads(*_unpickle(blob))
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # proved there, but not importable here
-            return None
-        return error if isinstance(error, BaseException) else None
+        return self._dumps(error, "exception", persistent)
+
+    def loads_failure(self, data: Any, buffers: Any, links: Sequence[Any]) -> Any:
+        """Decode what dumps_failure() made; `links` has the objects that went as numbers."""
+        return _Resolving(io.BytesIO(data), buffers, self.inherit, links).load()
 
     # -- what cannot be sent
 
@@ -558,7 +502,7 @@ class Codec:
 
     def _refuses(self, obj: Any) -> BaseException | None:
         try:
-            self._by_value(obj)
+            self._by_value(obj, self._persistent)
         except MemoryError:
             raise
         except Exception as error:
@@ -642,85 +586,6 @@ def _refusal_text(what: str, path: str, error: BaseException) -> str:
         f"can be made from (a file name, not a file), make it in the worker (initializer=), or "
         f"hand it down with inherit=."
     )
-
-
-# -------------------------------------------------------------- parts of a failure
-
-
-class RemoteTraceback(Exception):
-    """The worker's formatted traceback; the cause of an exception that came from there."""
-
-    def __init__(self, text: str = "") -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text.rstrip()}\n"""'
-
-
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-
-
-def _format(error: BaseException) -> str:
-    """The traceback with its causes, without our own frames at its top."""
-    frames = error.__traceback__
-    while frames is not None and _is_our_frame(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    trace = traceback.TracebackException(type(error), error, frames or error.__traceback__)
-    return "".join(trace.format())
-
-
-def _is_our_frame(file: str) -> bool:
-    # Cython's frames have the path from the root of the source: src/forkmill/_child.pxi.
-    return file.startswith(_HERE) or file.endswith((".pxi", "_native.pyx"))
-
-
-def _set(error: BaseException, **attributes: Any) -> None:
-    # Not setattr(): an exception may be a frozen dataclass.
-    for name, value in attributes.items():
-        BaseException.__setattr__(error, name, value)
-
-
-def _type_name(error: BaseException) -> str:
-    kind = type(error)
-    module = kind.__module__
-    return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
-
-
-def _str(error: BaseException) -> str:
-    try:
-        return str(str(error))
-    except BaseException:
-        return "(its str() failed)"
-
-
-def _notes(error: BaseException) -> tuple[str, ...]:
-    try:
-        notes = getattr(error, "__notes__", None)
-        return tuple(str(note) for note in notes) if isinstance(notes, (list, tuple)) else ()
-    except BaseException:
-        return ()
-
-
-def _same(error: BaseException, twin: Any) -> bool:
-    """Whether a copy of an exception is one: same type, as many arguments, plain ones equal."""
-    if type(twin) is not type(error):
-        return False
-    ours, theirs = error.args, twin.args
-    if len(ours) != len(theirs):
-        return False
-    plain = (str, bytes, int, float, type(None))
-    for one, other in zip(ours, theirs, strict=True):
-        if type(one) is not type(other):
-            # A class sent by value may come back as another object of the same name.
-            if type(one).__qualname__ != type(other).__qualname__:
-                return False
-        elif type(one) in plain and one != other and one == one:
-            return False
-    if isinstance(error, BaseExceptionGroup):
-        mine, copies = error.exceptions, getattr(twin, "exceptions", ())
-        return len(mine) == len(copies) and all(map(_same, mine, copies))
-    return True
 
 
 # ------------------------------------------------------------------- functions

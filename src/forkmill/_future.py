@@ -29,7 +29,7 @@ from concurrent.futures import CancelledError, InvalidStateError, _base
 from typing import TYPE_CHECKING, Any
 
 from . import _native
-from .errors import PoolError
+from .errors import PoolError, bare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,7 +112,7 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
                         self._result = task.result(self._core)
                     except Exception as error:
                         # Without its traceback, which has this frame: that were a cycle.
-                        self._exception = error.with_traceback(None)
+                        self._exception = bare(error)
             self._decoded = True
             self._core = None
         except BaseException:

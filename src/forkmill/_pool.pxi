@@ -407,7 +407,7 @@ cdef class Task:
                     continue
                 except Exception as error:
                     # Without its traceback, which has this frame: that were a cycle.
-                    failures[len(values)] = error.with_traceback(None)
+                    failures[len(values)] = _errors.bare(error)
             else:
                 failures[len(values)] = outcomes.failure(codec)
             values.append(None)

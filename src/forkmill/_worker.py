@@ -22,11 +22,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _imports, _native, _stacks
+from ._failures import format_error
 from .errors import SerializationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from ._zygote import Config
 
@@ -36,16 +36,6 @@ IN_WORKER = False
 EXIT_REFUSED = 66  # the initializer failed; the REFUSAL record says how
 EXIT_FAILED = 70  # a bug of ours, or the pool is gone in the middle of a write
 _FUNCTIONS = 512  # indexes that the pool uses (FM__FUNCTIONS)
-
-# Code of ours that may be on the stack above a task; its frames are cut off a failure.
-_OURS = (
-    "_child.pxi",
-    "_records.pxi",
-    "_native.pyx",
-    os.path.join("forkmill", "_worker.py"),
-    os.path.join("forkmill", "_zygote.py"),
-    os.path.join("forkmill", "_codec.py"),
-)
 
 
 class _RetryCall:
@@ -114,8 +104,7 @@ class Worker:
         return function
 
     def failure(self, error: BaseException, retry_on: Any) -> tuple[bool, bytes]:
-        """Encode a task's exception, from the first frame that is not ours."""
-        error.__traceback__ = _strip(error.__traceback__)
+        """Encode a task's exception; whether it is worth another try."""
         try:
             again = bool(retry_on) and isinstance(error, retry_on)
         except Exception:  # a metaclass of the user's
@@ -134,18 +123,10 @@ class Worker:
         os._exit(status & 0xFF)
 
 
-def _strip(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback and traceback.tb_frame.f_code.co_filename.endswith(_OURS):
-        traceback = traceback.tb_next
-    return traceback
-
-
 def _complain(what: str, error: BaseException) -> None:
     """A warning on standard error; never raises."""
     with suppress(Exception):
-        import traceback
-
-        text = "".join(traceback.format_exception(type(error), error, _strip(error.__traceback__)))
+        text = format_error(error)
         print(f"forkmill: {what} (process {os.getpid()}):\n{text}", end="", file=sys.stderr)
 
 
@@ -326,7 +307,6 @@ def _start(config: Config, port: Any) -> bool:
     except BaseException as error:
         if port.forked:
             os._exit(1)
-        error.__traceback__ = _strip(error.__traceback__)
         if not config.has_initializer:
             # Without an initializer the pool waits for no word: it is inherit= that failed.
             _complain("what inherit= names could not be loaded", error)

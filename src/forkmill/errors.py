@@ -267,6 +267,36 @@ class BuildError(PoolError, ValueError):
     """A pipeline that cannot run as it is written; the message names the stage."""
 
 
+# ------------------------------------------------------------- exceptions of whatever kind
+
+# An exception may be a frozen dataclass, forbid attributes, or have properties of these names: what
+# we do to one that is not ours goes past its class.
+_SLOTS = vars(BaseException)
+
+
+def slot(error: BaseException, name: str) -> Any:
+    """BaseException's own ``__traceback__``, ``__cause__``, ``args``, ... of an exception."""
+    return _SLOTS[name].__get__(error)
+
+
+def set_slot(error: BaseException, name: str, value: Any) -> None:
+    """Set what slot() gives."""
+    _SLOTS[name].__set__(error, value)
+
+
+def bare(error: BaseException) -> BaseException:
+    """The exception, without its traceback: that holds the frames, and all that is in them."""
+    set_slot(error, "__traceback__", None)
+    return error
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note to an exception, whatever its class says to that."""
+    attributes = slot(error, "__dict__")
+    notes = attributes.get("__notes__")
+    attributes["__notes__"] = [*notes, text] if isinstance(notes, (list, tuple)) else [text]
+
+
 def signal_name(number: int) -> str:
     """Name of a signal: ``"SIGKILL"``, or ``"signal 42"`` if it has none."""
     try:

@@ -18,6 +18,7 @@ import threading
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
+from .. import errors
 from .._process import our_thread
 from .call_lane import CopyLane, Whole
 from .lane import Outputs, Taken
@@ -90,7 +91,7 @@ class CowLane(CopyLane):
         try:
             self._emit_all(item, self._pieces(outputs.inlet, over.inlet))
         except Exception as error:  # an output that cannot be rebuilt here
-            failure = error.with_traceback(None)
+            failure = errors.bare(error)
         if failure is not None or self._over:
             future.kill()
         wait([future])  # now no child will be forked for it, and its callback may still come

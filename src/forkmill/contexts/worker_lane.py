@@ -15,6 +15,7 @@ import os
 import queue
 from typing import TYPE_CHECKING, Any
 
+from .. import errors
 from .in_worker import Drop, Function, Parked, Resume, is_generator
 from .lane import END, MANY, Batch, Outputs, Report, SharedLane, Taken, as_outputs
 
@@ -186,7 +187,7 @@ class WorkerLane(SharedLane):
                 with self._batches.rest(self._resume, parked.number, parked.pid) as outputs:
                     self._emit_all(item, outputs)
             except BaseException as error:
-                failure = error.with_traceback(None)
+                failure = errors.bare(error)
             self._deliver(Taken(item, [], failure))
             del entry, failure
         self._parked.put(None)  # for the next reader

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
+from ..errors import add_note, slot
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
@@ -162,16 +164,14 @@ def noted(error: BaseException, others: Iterable[BaseException]) -> BaseExceptio
             text = f"and at the end of the run: {type(other).__name__}: {other}"
         except BaseException:
             text = f"and at the end of the run: {type(other).__name__}"
-        # Not add_note(): an exception may be a frozen dataclass.
-        notes = [*(getattr(error, "__notes__", None) or ()), text]
-        BaseException.__setattr__(error, "__notes__", notes)
+        add_note(error, text)
     return error
 
 
 def attach(error: BaseException, result: RunResult, others: Iterable[BaseException]) -> None:
     """What a run raises gets its result, and is told of the other failures. Never raises."""
     noted(error, others)
-    BaseException.__setattr__(error, "run_result", result)
+    slot(error, "__dict__")["run_result"] = result
 
 
 @dataclass(frozen=True)

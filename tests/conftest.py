@@ -28,6 +28,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Arrow's own allocator has a thread, which would begin inside a test.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+
 with contextlib.suppress(ImportError):
     # OpenBLAS starts its threads at the first import: let that not be inside a test.
     import numpy  # noqa: F401

@@ -23,13 +23,22 @@ import os
 import pickle
 import sys
 import weakref
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import (
+    BuiltinFunctionType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, ClassVar
 
 from . import _failures
 from ._failures import RemoteTraceback
+from ._reducers import ARROW, TABLE, WithArrow, has_arrow, reduce_arrow
 from .errors import SerializationError
 
 __all__ = [
@@ -141,17 +150,20 @@ def _make_by_value() -> Any:
     from cloudpickle import cloudpickle
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[Any] = ChainMap(TABLE, cloudpickle.Pickler.dispatch_table)
+
         def __init__(
             self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any = None
         ) -> None:
             super().__init__(file, 5, callback)
             self._codec = codec
             self._persistent = persistent
+            self._arrow = has_arrow()
 
         def reducer_override(self, obj: Any) -> Any:
             is_function = type(obj) is FunctionType
             if not is_function and not issubclass(type(obj), type):
-                return super().reducer_override(obj)
+                return reduce_arrow(obj) if self._arrow else NotImplemented
             name = getattr(obj, "__module__", None)
             if name == "__main__":
                 if self._codec.inherits(obj):
@@ -185,10 +197,14 @@ class _Referring(pickle.Pickler):
     def __init__(self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any) -> None:
         super().__init__(file, 5, buffer_callback=callback)
         self._persistent = persistent
+        self._arrow = has_arrow()
 
     def persistent_id(self, obj: Any) -> int | None:
         number: int | None = self._persistent(obj)
         return number
+
+    def reducer_override(self, obj: Any) -> Any:
+        return reduce_arrow(obj) if self._arrow else NotImplemented
 
 
 class _Resolving(pickle.Unpickler):
@@ -232,7 +248,8 @@ class Codec:
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
         self._persistent = self.inherited_index if self.inherit else None
         self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
-        self._foreign: tuple[bytes, ...] = ()  # modules known not to be reachable
+        # Names in a pickle that ask for a second look: Arrow, modules known not to be reachable.
+        self._marks: tuple[bytes, ...] = (ARROW,) if has_arrow() else ()
         # Under fork the workers have all that is loaded now: to look through it right after the
         # fork would touch, and so copy, a page for every module.
         self._modules_seen = len(sys.modules) if self._forks else 0
@@ -266,13 +283,17 @@ class Codec:
             views = [buffer.raw() for buffer in buffers] if buffers else []
         except MemoryError:
             raise
-        except Exception as error:
-            return self._dumps_by_value(obj, what, error, persistent)
+        except Exception:
+            return self._dumps_by_value(obj, what, persistent)
         # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
-        if (
-            data.find(b"__main__") >= 0 or self._foreign or len(sys.modules) != self._modules_seen
-        ) and self._needs_value(data):
-            return self._dumps_by_value(obj, what, None, persistent)
+        if data.find(b"__main__") >= 0 or self._marks or len(sys.modules) != self._modules_seen:
+            if self._needs_value(data):
+                return self._dumps_by_value(obj, what, persistent)
+            if ARROW in self._marks and persistent is None and data.find(ARROW) >= 0:
+                buffers.clear()
+                file = io.BytesIO()
+                WithArrow(file, buffers.append).dump(obj)
+                return file.getvalue(), [buffer.raw() for buffer in buffers]
         return data, views
 
     def _pickle_with(self, pickler: Any, obj: Any, callback: Any, persistent: Any) -> bytes:
@@ -280,25 +301,21 @@ class Codec:
         pickler(self, file, callback, persistent).dump(obj)
         return file.getvalue()
 
-    def _dumps_by_value(
-        self, obj: Any, what: str, first: BaseException | None, persistent: Any
-    ) -> tuple[bytes, Buffers]:
-        """Encode again, with cloudpickle. `first` is why plain pickle could not."""
+    def _dumps_by_value(self, obj: Any, what: str, persistent: Any) -> tuple[bytes, Buffers]:
+        """Encode again, with cloudpickle."""
         try:
             return self._by_value(obj, persistent)
         except MemoryError:
             raise
         except Exception as error:
-            raise self._refusal(obj, what, first or error)  # noqa: B904
-        finally:
-            del first
+            raise self._refusal(obj, what, error)  # noqa: B904
 
     def _refusal(self, obj: Any, what: str, error: BaseException) -> SerializationError:
         # Here and in _find() no exception may stay behind in a local: its traceback leads to the
         # frame, the frame to it, and that cycle would keep the arguments alive.
         try:
-            path, error = self._find(obj, error)
-            refusal = SerializationError(_refusal_text(what, path, error), path=path)
+            path, error, kind = self._find(obj, error)
+            refusal = SerializationError(_refusal_text(what, path, error, kind), path=path)
             refusal.__cause__ = error
             return refusal
         finally:
@@ -352,14 +369,14 @@ class Codec:
             return True  # not a module at all, or gone: let pickle say so
         spec = getattr(module, "__spec__", None)
         if spec is None:
-            self._foreign += (name.encode(),)
+            self._marks += (name.encode(),)
             return False
         try:
             found = self._is_found(name, spec)
         except Exception:  # a finder of somebody else's: believe the name
             return True
         if not found:
-            self._foreign += (name.encode(),)
+            self._marks += (name.encode(),)
         return found
 
     def _is_found(self, name: str, spec: Any) -> bool:
@@ -384,7 +401,7 @@ class Codec:
         """Whether a pickle names something that the other side cannot find."""
         if len(sys.modules) != self._modules_seen:
             self._look_for_foreign()
-        if any(data.find(name) >= 0 for name in self._foreign):
+        if any(data.find(name) >= 0 for name in self._marks if name != ARROW):
             return True
         if data.find(b"__main__") < 0:
             return False
@@ -393,6 +410,8 @@ class Codec:
     def _look_for_foreign(self) -> None:
         """Find modules without a spec: made by hand, so nobody else can import them."""
         self._modules_seen = len(sys.modules)
+        if has_arrow() and ARROW not in self._marks:
+            self._marks += (ARROW,)
         for name, module in list(sys.modules.items()):
             # Only real modules: to look into a lazy one may load it.
             if name in self._reachable or type(module) is not ModuleType:
@@ -479,8 +498,8 @@ class Codec:
 
     # -- what cannot be sent
 
-    def _find(self, obj: Any, error: BaseException) -> tuple[str, BaseException]:
-        """Path from `obj` to the innermost part that cannot be sent, and why."""
+    def _find(self, obj: Any, error: BaseException) -> tuple[str, BaseException, type]:
+        """Path from `obj` to the innermost part that cannot be sent, why, and what it is."""
         path, budget, seen = "", 500, {id(obj)}
         found = True
         try:
@@ -495,7 +514,7 @@ class Codec:
                         path, obj, error, found = path + step, child, why, True
                         seen.add(id(child))
                         break
-            return path, error
+            return path, error, type(obj)
         finally:
             why = None
             del error
@@ -578,14 +597,27 @@ def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
             yield f"<global {name}>", function.__globals__[name]
 
 
-def _refusal_text(what: str, path: str, error: BaseException) -> str:
+def _refusal_text(what: str, path: str, error: BaseException, kind: type) -> str:
     where = f"{what} {path}" if path else f"the {what}"
     reason = str(error).strip().splitlines()
-    return (
-        f"{where} cannot be sent: {reason[0] if reason else type(error).__name__}. Send what it "
-        f"can be made from (a file name, not a file), make it in the worker (initializer=), or "
-        f"hand it down with inherit=."
-    )
+    remedy = _REMEDIES.get(kind, _REMEDY)
+    return f"{where} cannot be sent: {reason[0] if reason else type(error).__name__}. {remedy}"
+
+
+_REMEDY = (
+    "Send what it can be made from (a file name, not a file), make it in the worker "
+    "(initializer=), or hand it down with inherit=."
+)
+_REMEDIES: dict[type, str] = {
+    GeneratorType: (
+        "Send what it yields (map over it, or list() it), or the function that makes it: "
+        "stream() sends what a generator function yields in the worker."
+    ),
+    CoroutineType: (
+        "Send the function and its arguments; an executor that awaits what a function returns "
+        'is fm.executor("async").'
+    ),
+}
 
 
 # ------------------------------------------------------------------- functions

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _native, _worker, errors
 from .._process import exit_failed, our_thread
+from .._reducers import ARROW, has_arrow
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
 from .call_lane import mark_last
 
@@ -785,6 +786,16 @@ class _ForkCodec(_codec.Codec):
     @_modules_seen.setter
     def _modules_seen(self, count: int) -> None:
         self.bindings.modules = count
+
+    # What was imported between our making and the fork is nothing new to a child.
+    @property
+    def _marks(self) -> tuple[bytes, ...]:
+        arrow = (ARROW,) if has_arrow() else ()
+        return (*arrow, *(mark for mark in self._known_marks if mark not in arrow))
+
+    @_marks.setter
+    def _marks(self, marks: tuple[bytes, ...]) -> None:
+        self._known_marks = marks
 
 
 class _AtFork:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -50,8 +51,10 @@ def test_asyncio_default_style(pool: fm.ProcessPool) -> None:
 def test_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
     """tqdm.contrib.concurrent makes the executor itself, from the class that it is given."""
     concurrent = pytest.importorskip("tqdm.contrib.concurrent")
-    # Its monitor is a thread that stays, beside which "auto" would not fork any more.
+    # Its monitor is a thread that stays, beside which "auto" would not fork any more; its own lock
+    # is multiprocessing's, whose tracker stays too.
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    monkeypatch.setattr("tqdm.tqdm._lock", threading.RLock(), raising=False)
     got = concurrent._executor_map(
         fm.ProcessPool, tasks.negative, range(50), max_workers=2, disable=True
     )
@@ -154,6 +157,7 @@ def test_nested_joblib_calls_end(run_script) -> None:
     )
 
 
+@pytest.mark.unbalanced("threads")  # of the native libraries that it brings in
 def test_scikit_learn_gets_the_same_scores(run_script) -> None:
     pytest.importorskip("sklearn")
     run_script(
@@ -186,6 +190,7 @@ def test_tqdm_process_map(capsys: pytest.CaptureFixture[str], monkeypatch) -> No
     from forkmill.integrations.tqdm import process_imap, process_map
 
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    monkeypatch.setattr("tqdm.tqdm._lock", threading.RLock(), raising=False)
     got = process_map(tasks.multiply, range(50), [3] * 60, max_workers=2, desc="times")
     assert got == [3 * i for i in range(50)]
     shown = capsys.readouterr().err

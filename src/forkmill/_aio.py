@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
 from ._map import Feed, Items
+from ._process import interrupted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -112,6 +113,8 @@ class _Call:
             try:
                 value = task.result(self.core)
             except Exception as failure:
+                if interrupted(failure):
+                    raise
                 error = errors.bare(failure)
         if isinstance(error, StopIteration):  # which no asyncio future takes
             wrapped = RuntimeError(f"the task raised StopIteration: {error}")

@@ -38,6 +38,7 @@ from typing import Any, ClassVar
 
 from . import _failures
 from ._failures import RemoteTraceback
+from ._process import interrupted
 from ._reducers import ARROW, TABLE, WithArrow, has_arrow, reduce_arrow
 from .errors import SerializationError
 
@@ -283,7 +284,9 @@ class Codec:
             views = [buffer.raw() for buffer in buffers] if buffers else []
         except MemoryError:
             raise
-        except Exception:
+        except Exception as error:
+            if interrupted(error):
+                raise
             return self._dumps_by_value(obj, what, persistent)
         # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
         if data.find(b"__main__") >= 0 or self._marks or len(sys.modules) != self._modules_seen:
@@ -308,6 +311,8 @@ class Codec:
         except MemoryError:
             raise
         except Exception as error:
+            if interrupted(error):
+                raise
             raise self._refusal(obj, what, error)  # noqa: B904
 
     def _refusal(self, obj: Any, what: str, error: BaseException) -> SerializationError:
@@ -525,6 +530,8 @@ class Codec:
         except MemoryError:
             raise
         except Exception as error:
+            if interrupted(error):
+                raise
             return error
         return None
 

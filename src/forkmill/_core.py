@@ -30,7 +30,7 @@ from weakref import WeakSet
 
 from . import _native, errors
 from ._codec import Codec, Functions
-from ._process import OUR_THREADS, exit_failed, our_thread
+from ._process import OUR_THREADS, exit_failed, interrupted, our_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,17 +71,21 @@ class Collector:
         self._thread: threading.Thread | None = None
 
     def arm(self, future: Future) -> None:
-        """Have the future told when its task is done. The next ones come by a shorter way."""
+        """Have the future told when its task is done. The next ones come by a shorter way.
+
+        A signal handler may raise anywhere in here, also when a thread is half started: so arming
+        comes last, who finds a thread that does not live makes another, and a thread that finds
+        itself replaced ends.
+        """
         with self._lock:
             if self._inbox is None:
                 self._inbox = self._native.inbox()
-            self._inbox.arm(future)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name=f"{self._name}-collector")
                 thread.daemon = True  # the exit hook ends it, in its own time
-                thread.start()
                 self._thread = thread
-                self._inbox.serve()
+                thread.start()
+            self._inbox.arm(future)
 
     def here(self) -> bool:
         """Whether this is the collector's thread."""
@@ -103,6 +107,10 @@ class Collector:
         inbox = self._inbox
         assert inbox is not None
         with our_thread():
+            with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
+                inbox.serve()
             while self._turn(inbox):
                 pass
 
@@ -491,7 +499,10 @@ class Core:
     # ------------------------------------------------------------------ failures
 
     def failure(self, what: int, body: memoryview, task: _native.Task) -> BaseException:
-        """The exception for an outcome that is not a value. Never raises."""
+        """The exception for an outcome that is not a value.
+
+        Never raises, but what a signal handler raised meanwhile: then ask again.
+        """
         try:
             if what in (_native.WHAT_ERROR, _native.WHAT_RETRY, _native.WHAT_REFUSED):
                 return self.codec.load_failure(body)
@@ -507,6 +518,8 @@ class Core:
                 return MemoryError("there was no memory to receive the outcome of this task")
             return errors.PoolError(f"an outcome of unknown kind {what}")
         except Exception as error:
+            if interrupted(error):
+                raise
             failure = errors.PoolError("the failure of this task could not be told")
             failure.__cause__ = error
             return failure

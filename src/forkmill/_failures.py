@@ -27,6 +27,7 @@ import traceback
 from types import FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any
 
+from ._process import interrupted
 from .errors import RemoteError, SerializationError, set_slot, slot
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _same_values(ours: Collection[Any], theirs: Collection[Any]) -> bool:
 def load(codec: Codec, data: Any) -> BaseException:
     """The exception that dump() encoded, with the remote frames below it.
 
-    Never raises (but Ctrl-C): what cannot be loaded is returned as RemoteError, or as
+    Never raises (but what a signal handler does): what cannot be loaded is returned as RemoteError, or as
     SerializationError if the report itself is broken.
     """
     try:
@@ -314,9 +315,9 @@ def load(codec: Codec, data: Any) -> BaseException:
         if magic != "failure":
             raise ValueError("not a failure")
         return _unpack(codec, [_Node(*node) for node in nodes], where, text)
-    except KeyboardInterrupt:
-        raise
     except BaseException as why:
+        if interrupted(why):
+            raise
         wrong = SerializationError(
             f"a failure was reported, but its report cannot be decoded: "
             f"{_type_name(why)}: {_str(why)}. If this happens again, a worker's memory "
@@ -344,9 +345,9 @@ def _revive(codec: Codec, blob: bytes | None, errors: Sequence[Any]) -> BaseExce
     try:
         data, buffers = pickle.loads(blob)
         error = codec.loads_failure(data, buffers, errors)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # proved there, but not importable here
+    except BaseException as why:  # proved there, but not importable here
+        if interrupted(why):
+            raise
         return None
     return error if isinstance(error, BaseException) else None
 

@@ -1,15 +1,32 @@
 # _future.pxi - the native half of a Future, and the short way into the pool.
 #
-#   submit ──▶ Submitter ──▶ chunk ──▶ C ──▶ DONE ──┬─▶ result(): the caller takes it
+#   submit ──▶ Submitter ──▶ chunk ──▶ C ──▶ DONE ──┬─▶ result(): whoever asks decodes
 #                 one call, one allocation          └─▶ inbox ──▶ deliver(): the collector, in batches
 #
 # Guarantees: a submit of plain arguments runs no Python; a plain outcome is decoded without any.
-# Invariants: those of _future.py, FUT-1 to FUT-3, and
+#   Whatever a signal handler raises, and wherever, leaves a future as it was: the outcome can be
+#   asked for again, any number of times, and whoever waits for it is told.
+# Invariants: those of _future.py, FUT-1 to FUT-4, and
 #   INV-f  what guards a future is the GIL: nothing between two looks at its fields may run Python,
 #          or it holds `_condition`.
 #   INV-g  an Inbox that a collector serves is known to its Pool by a borrowed pointer, from serve()
 #          to retire(), while the collector's thread holds it.
 # Threads: any.
+#
+# Why an interrupt can harm nothing. Python runs signal handlers in the main thread, between two
+# bytecodes, and where C asks for it (PyErr_CheckSignals). So what is written here runs to its end,
+# but for the places where it calls Python or waits, and at each of those the state is one of these:
+#
+#   1. waiting for the outcome       nothing is taken: the chunk is the future's as before;
+#   2. decoding, in loads()          the chunk keeps the record and what it refers to (fm_chunk_next
+#                                    takes nothing out), `_c` stays set, and the `finally` that gives
+#                                    the turn to the next is C: no handler runs in it;
+#   3. decoded                       `_value`, `_failure`, `_what` and `_decoded` are set in one go;
+#   4. arming                        a future is `_armed` in the step in which the inbox gets it;
+#                                    before that nothing has happened, and the next one arms it;
+#   5. telling waiters               is the collector's alone, in whose thread no handler runs;
+#   6. `_condition` held by the stock code's acquire(), which an exception may leave held: such a
+#      hold is found out and broken (`_acquire`, `_abandoned`).
 
 from _thread import allocate_lock as _allocate_lock
 
@@ -21,40 +38,103 @@ cdef extern from "Python.h":
     ctypedef struct _Type "PyTypeObject":
         _newfunc tp_new
 
-cdef enum:
-    _UNKNOWN = 0    # what _known says of an outcome
-    _FINISHED = 1
-    _CANCELLED = 2
-
-cdef tuple _STATES = (None, "FINISHED", "CANCELLED_AND_NOTIFIED")  # concurrent.futures' words
+cdef str _FINISHED = "FINISHED", _CANCELLED = "CANCELLED_AND_NOTIFIED"  # the stock class's words
 cdef tuple _NOTHING = ()
+cdef double _PATIENCE = 0.05  # seconds until a waiter asks whether a lock was left behind
+
+
+@cython.final
+cdef class Turn:
+    """Lets one thread after the other do what runs the user's code and shall succeed only once."""
+
+    cdef unsigned long _holder   # 0: nobody
+    cdef uint32_t _generation    # the process that it is in (fork)
+    cdef int _queue              # threads that wait, at the _door
+    cdef object _door
+
+    cdef bint enter(self, int64_t deadline) except -1:
+        """It is this thread's turn, until leave(); False: the deadline came first."""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        if self._holder and self._generation != fm_fork_generation():
+            self._holder = 0  # the thread that had it is not in this process
+            self._door = None
+        while self._holder:
+            if self._holder == me:
+                raise _errors.PoolError(
+                    "decoding this future's result asks for the same future's result")
+            if not self._await(deadline):
+                return False
+        self._holder = me
+        self._generation = fm_fork_generation()
+        return True
+
+    cdef bint _await(self, int64_t deadline) except -1:
+        cdef double left = -1
+        if deadline != FM_FOREVER:
+            left = (deadline - fm_now()) * 1e-9
+            if left <= 0:
+                return False
+        if self._door is None:
+            self._door = _allocate_lock()
+            self._door.acquire()
+        self._queue += 1
+        try:
+            self._door.acquire(True, left)
+        finally:
+            self._queue -= 1
+        return True
+
+    cdef int leave(self) except -1:
+        self._holder = 0
+        if self._queue and self._door.locked():
+            self._door.release()  # one passes, and looks
+        return 0
+
+    def run(self, job, timeout=None):
+        """Call `job` when it is this thread's turn, and give the turn away whatever it raises.
+
+        Args:
+            job: called without arguments; what it returns is of no interest.
+            timeout: seconds to wait for the turn.
+
+        Raises:
+            TimeoutError: another thread had it all the time.
+            PoolError: this thread has it already.
+        """
+        if not self.enter(_deadline(timeout)):
+            raise TimeoutError
+        try:
+            job()
+        finally:
+            self.leave()
 
 
 cdef class FutureBase:
     """Fields and hot paths of a Future; see _future.py for what they mean."""
 
-    cdef fm_chunk *_c            # NULL: no task, or the thread that decodes has it, or decoded
+    cdef fm_chunk *_c            # NULL: there is no task, or its outcome is decoded
     cdef Pool _pool
     cdef object _tag             # the function's name
-    cdef int _settled            # _UNKNOWN, or how it ended (FUT-1)
+    cdef bint _told              # the waiters were told (FUT-1)
     cdef bint _seen              # `_condition` was taken when the task was done
     cdef bint _armed
+    cdef bint _loose             # `_condition` is held by acquire(), which nothing undoes for sure
     cdef unsigned long _holder   # the thread that holds `_condition`, _depth times
     cdef int _depth
     cdef int _queue              # threads that wait for it, at the _door
     cdef object _door
     cdef tuple _watching         # waiters of the stock functions
-    cdef public tuple _callbacks
-    cdef public object _core     # until it is decoded
-    cdef public object _result
-    cdef public object _exception
-    cdef public bint _decoded
-    cdef public object _decoder  # the thread that decodes, and who waits for it
-    cdef public object _gate
+    cdef readonly tuple _callbacks
+    cdef readonly object _core   # until it is decoded
+    cdef object _value, _failure
+    cdef int _what               # of the outcome: 0 a value, else WHAT_*; -1 not known yet
+    cdef readonly bint _decoded
+    cdef Turn _turn              # of those who decode; None: nobody had to
 
     def __cinit__(self):
         self._watching = _NOTHING
         self._callbacks = _NOTHING
+        self._what = -1
 
     def __dealloc__(self):
         fm_chunk_unref(self._c)
@@ -78,37 +158,25 @@ cdef class FutureBase:
 
     @property
     def _task(self):
-        """The task, or None: decoded, or being decoded."""
+        """The task, or None: there is none, or it is decoded."""
         return None if self._c is NULL else self._view()
 
-    def _take(self):
-        """The task, for the one thread that will decode it (FUT-3); None: another has it.
-
-        Called with `_condition` held, when the task is done.
-        """
-        if self._c is NULL:
-            return None
-        self._settle(_UNKNOWN, None, None)
-        task = self._view()
-        self._drop()
-        return task
-
-    def _finish(self):
-        """`_result` or `_exception` is set: there is no task (inline pools)."""
-        self._settled = _FINISHED
+    def _finish(self, value, failure):
+        """It has its outcome already: there is no task (inline pools)."""
+        self._value = value
+        self._failure = failure
+        self._what = 0 if failure is None else FM_WHAT_ERROR
+        self._told = True
         self._decoded = True
 
-    def _give_back(self, Task task not None):
-        """Decoding was interrupted: the next thread tries again."""
-        self._c = fm_chunk_ref(task._c)
-
     cdef inline void _drop(self) noexcept:
-        fm_chunk_unref(self._c)
-        self._c = NULL
+        # Not under the eyes of one who holds `_condition`: it may yet have to be armed for him.
+        if self._decoded and self._depth == 0:
+            fm_chunk_unref(self._c)
+            self._c = NULL
 
     cdef inline bint _has_outcome(self) noexcept:
-        """Whether there is one; who has it decoded, or no task at all, has one too."""
-        return self._c is NULL or fm_chunk_done(self._c) != 0
+        return self._decoded or fm_chunk_done(self._c) != 0
 
     cdef int _peek(self, const uint8_t **record, uint64_t *size) except -1:
         """Where the outcome's record is. Valid while `_c` is not dropped."""
@@ -117,26 +185,25 @@ cdef class FutureBase:
         check(fm_chunk_next(self._c, &cursor, record, size, NULL))
         return 0
 
+    cdef int _how(self) except -1:
+        """What the outcome is: 0 or WHAT_*. There is one."""
+        cdef const uint8_t *record
+        cdef uint64_t size
+        if self._what < 0:
+            self._peek(&record, &size)
+            self._what = 0
+            if record[0] == FM_TAG_LONG and record[1] not in (
+                    FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES):
+                self._what = record[1]
+        return self._what
+
     # ------------------------------------------------------------ the state
 
     @property
-    def _known(self):
-        """How it ended, once that is told to everybody (FUT-1); else None."""
-        return _STATES[self._settled]
-
-    @property
     def _state(self):
-        cdef bint mine
-        if self._settled == _UNKNOWN and self._c is not NULL:
-            mine = self._depth and self._holder == PyThread_get_thread_ident()
-            if self._seen if mine else fm_chunk_done(self._c) != 0:
-                self._acquire(True, -1)
-                try:
-                    self._settle(_UNKNOWN, None, None)
-                finally:
-                    self._release()
-        if self._settled:
-            return _STATES[self._settled]
+        cdef bint mine = self._depth and self._holder == PyThread_get_thread_ident()
+        if self._seen if mine else self._has_outcome():
+            return _CANCELLED if self._how() == FM_WHAT_CANCELLED else _FINISHED
         return "RUNNING" if self._has_started() else "PENDING"
 
     cdef bint _has_started(self) except -1:
@@ -145,35 +212,31 @@ cdef class FutureBase:
 
     def done(self):
         """Whether the task has its outcome. Never blocks; makes one turn of the pool's I/O."""
-        if self._settled or self._has_outcome():
+        if self._has_outcome():
             return True
         self._core.turn()  # else a loop that polls would never end: whoever waits, works
         return self._has_outcome()
 
     def running(self):
         """Whether a worker has started the task and it has no outcome yet."""
-        return not self._settled and not self._has_outcome() and self._has_started()
+        return not self._has_outcome() and self._has_started()
 
-    cdef int _settle(self, int known, dict later, object batched) except -1:
-        """The task is done: fix the state and tell the waiters (FUT-1, under `_condition`).
+    def cancelled(self):
+        """Whether the task was cancelled before a worker started it."""
+        return self._has_outcome() and self._how() == FM_WHAT_CANCELLED
+
+    cdef int _tell_waiters(self, dict later, object batched) except -1:
+        """The task is done: tell the waiters (FUT-1: the collector, under `_condition`).
 
         Waiters of the type `batched` are told later: they and the future go into `later`.
         """
-        cdef const uint8_t *record
-        cdef uint64_t size
-        cdef int what = 0
-        if self._settled:
+        cdef int what
+        if self._told:
             return 0
-        if known == _CANCELLED:
-            what = FM_WHAT_CANCELLED
-        else:
-            self._peek(&record, &size)
-            if record[0] == FM_TAG_LONG and record[1] not in (
-                    FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES):
-                what = record[1]
-        self._settled = _CANCELLED if what == FM_WHAT_CANCELLED else _FINISHED
+        what = self._how()
+        self._told = True
         for waiter in self._watching:
-            if later is not None and type(waiter) is batched:
+            if type(waiter) is batched:
                 ready = later.get(waiter)
                 if ready is None:
                     later[waiter] = [self]
@@ -187,19 +250,69 @@ cdef class FutureBase:
                 waiter.add_exception(self)
         return 0
 
-    def _settle_cancelled(self):
-        """It was taken back before a worker started it (under `_condition`)."""
-        self._settle(_CANCELLED, None, None)
-
-    def _arm(self):
+    cdef int _arm(self) except -1:
         """Have the collector fetch the outcome (under `_condition`)."""
         if self._armed or self._c is NULL:
-            return
-        self._armed = True
+            return 0
         if self._pool._collecting is not NULL:
             (<Inbox>self._pool._collecting).arm(self)
         else:
             self._core.collector.arm(self)
+        return 0
+
+    # ------------------------------------------------------------- callbacks
+
+    def add_done_callback(self, fn):
+        """Call ``fn(self)`` when the task has its outcome, at once if it has.
+
+        Callbacks are called in the order in which they were added, by the pool's collector
+        thread (or by the thread that cancels). What they raise is logged.
+
+        Args:
+            fn: Called with this future.
+        """
+        self._acquire(True, -1)
+        try:
+            if self._callbacks or not self._has_outcome():
+                self._arm()  # first: if that is interrupted, nothing has happened
+                self._callbacks += (fn,)
+                return
+        finally:
+            self._release()
+        self._call(fn)
+
+    cdef int _run_callbacks(self) except -1:
+        cdef tuple left
+        failure = None
+        while self._callbacks:
+            left = self._callbacks  # FUT-2: taken off and called in one step
+            self._callbacks = left[1:]
+            try:
+                self._call(left[0])
+            except BaseException as error:  # sys.exit(), Ctrl-C: the others are called all the same
+                failure = error
+        if failure is not None:
+            raise failure
+        return 0
+
+    cdef int _call(self, object fn) except -1:
+        try:
+            fn(self)
+        except Exception as error:
+            if _interrupted(error):
+                raise
+            self._log_callback()
+        return 0
+
+    def cancel(self):
+        """Take the task back if no worker has started it.
+
+        Returns:
+            True if it is cancelled (now or before); False if it runs or has another outcome.
+        """
+        if not self._has_outcome() and check(fm_chunk_cancel(self._pool._c, self._c)):
+            self._run_callbacks()
+        return self.cancelled()
 
     # ------------------------------------------------------- what stock code sees
 
@@ -213,11 +326,15 @@ cdef class FutureBase:
 
     cdef bint _acquire(self, bint blocking, double timeout) except -1:
         cdef unsigned long me = PyThread_get_thread_ident()
-        if self._depth and self._holder != me and not (blocking and self._await_turn(timeout)):
+        if self._depth and self._holder == me and self._loose:
+            # Stock code takes each future's lock once: an exception has left this hold behind.
+            self._depth = 0
+        elif self._depth and self._holder != me and not (blocking and self._await_lock(timeout)):
             return False
         if self._depth == 0:
             self._holder = me
-            self._seen = self._c is not NULL and fm_chunk_done(self._c) != 0
+            self._loose = False
+            self._seen = self._has_outcome()
         self._depth += 1
         return True
 
@@ -225,23 +342,35 @@ cdef class FutureBase:
         if self._depth == 0 or self._holder != PyThread_get_thread_ident():
             raise RuntimeError("cannot release a lock that this thread does not hold")
         self._depth -= 1
-        if self._depth == 0 and self._queue and self._door.locked():
-            self._door.release()  # one passes, and looks
+        self._freed()
         return 0
 
-    cdef bint _await_turn(self, double timeout) except -1:
+    cdef int _freed(self) except -1:
+        if self._depth == 0:
+            self._drop()
+            if self._queue and self._door.locked():
+                self._door.release()  # one passes, and looks
+        return 0
+
+    cdef bint _await_lock(self, double timeout) except -1:
         """Another thread holds it: wait until it does no longer. Afterwards nobody does."""
         cdef int64_t deadline = FM_FOREVER if timeout < 0 else fm_now() + <int64_t>(timeout * 1e9)
+        cdef double left
         if self._door is None:
             self._door = _allocate_lock()
             self._door.acquire()
         self._queue += 1
         try:
             while self._depth:
+                left = _PATIENCE
                 if deadline != FM_FOREVER:
-                    timeout = max(0.0, (deadline - fm_now()) * 1e-9)
-                if not self._door.acquire(True, timeout):
-                    return False
+                    left = min(left, (deadline - fm_now()) * 1e-9)
+                    if left <= 0:
+                        return False
+                if self._door.acquire(True, left) or not self._loose:
+                    continue
+                if self._abandoned(self._holder):
+                    self._depth = 0
             return True
         finally:
             self._queue -= 1
@@ -266,11 +395,11 @@ cdef class FutureBase:
         """
         if not self._decoded:
             self._await_outcome(timeout)
-        if self._exception is not None:
-            raise self._exception
-        if self._settled == _CANCELLED:
+        if self._failure is not None:
+            raise self._failure
+        if self._what == FM_WHAT_CANCELLED:
             self._raise_cancelled()
-        return self._result
+        return self._value
 
     def exception(self, timeout=None):
         """What the task raised, or None if it returned.
@@ -284,13 +413,37 @@ cdef class FutureBase:
         """
         if not self._decoded:
             self._await_outcome(timeout)
-        if self._settled == _CANCELLED:
+        if self._what == FM_WHAT_CANCELLED:
             self._raise_cancelled()
-        return self._exception
+        return self._failure
+
+    # Whoever reads these of a finished future, as the stock class's own methods do, finds them
+    # decoded, as in a stock future.
+
+    @property
+    def _result(self):
+        if not self._decoded and self._has_outcome():
+            self._await_outcome(None)
+        return self._value
+
+    @property
+    def _exception(self):
+        if not self._decoded and self._has_outcome():
+            self._await_outcome(None)
+        return self._failure
+
+    def _get_snapshot(self):
+        """What asyncio reads, from CPython 3.15 on: (done, cancelled, result, exception)."""
+        if not self._has_outcome():
+            return False, False, None, None
+        if not self._decoded:
+            self._await_outcome(None)
+        return True, self._what == FM_WHAT_CANCELLED, self._value, self._failure
 
     cdef int _await_outcome(self, object timeout) except -1:
         cdef fm_chunk *chunk
-        if not self._settled and not self._has_outcome():
+        cdef int64_t deadline = _deadline(timeout)
+        if not self._has_outcome():
             # Another thread may decode the outcome and drop it while this one waits.
             chunk = fm_chunk_ref(self._c)
             try:
@@ -298,16 +451,14 @@ cdef class FutureBase:
                     raise TimeoutError
             finally:
                 fm_chunk_unref(chunk)
-        if not self._decode_plain():
-            self._decode_any()
+        if not self._decoded and not self._decode_plain():
+            self._decode_any(deadline)
         return 0
 
     cdef bint _decode_plain(self) except -1:
-        """Decode a plain outcome that nobody else is looking at; False: that is not it."""
+        """Decode a plain outcome, which runs no Python (INV-b); False: that is not it."""
         cdef const uint8_t *record
         cdef uint64_t size
-        if self._c is NULL or self._depth or (self._watching and not self._settled):
-            return False
         self._peek(&record, &size)
         if record[0] >= FM_TAG_LONG:
             return False
@@ -315,12 +466,47 @@ cdef class FutureBase:
             result = decode_record(record, size, None, None)
         except Exception:
             return False  # the long way finds it too, and keeps it
-        self._result = result
-        self._settled = _FINISHED
-        self._decoded = True
-        self._core = None
-        self._drop()
+        self._decoded_as(result, None, 0)
         return True
+
+    cdef int _decode_any(self, int64_t deadline) except -1:
+        """Decode the outcome, whatever it is, or wait for the thread that does."""
+        cdef Turn turn = self._turn
+        if turn is None:
+            turn = self._turn = Turn.__new__(Turn)
+        if not turn.enter(deadline):
+            raise TimeoutError
+        try:
+            if not self._decoded:
+                self._decode()
+        finally:
+            turn.leave()
+        return 0
+
+    cdef int _decode(self) except -1:
+        """FUT-3: in one thread at a time; whatever interrupts it, the next one can do the same."""
+        cdef Task task = self._view()  # the chunk stays while the user's code runs
+        cdef object value = None, failure = None
+        cdef int what = self._how()
+        if what == 0:
+            try:
+                value = task.result(self._core)
+            except Exception as error:
+                if _interrupted(error):
+                    raise
+                # Without its traceback, which has this frame: that were a cycle.
+                failure = _errors.bare(error)
+        elif what != FM_WHAT_CANCELLED:
+            failure = task.exception(self._core)
+        self._decoded_as(value, failure, what)
+        return 0
+
+    cdef int _decoded_as(self, object value, object failure, int what) except -1:
+        self._value, self._failure, self._what = value, failure, what
+        self._decoded = True
+        self._drop()
+        self._core = None
+        return 0
 
 
 @cython.freelist(64)
@@ -329,8 +515,8 @@ cdef class _Stock:
 
     Made for each look, so that a future needs neither and there is no cycle. They read `_state`
     several times while they hold the lock, and must read the same each time although the task
-    goes on: they are told of the task as it was when they took it. The first waiter arms the
-    collector.
+    goes on: they are told of the task as it was when they took it. A waiter that is put there
+    while it was not done arms the collector; one that has seen the outcome is not told again.
     """
 
     cdef FutureBase _future
@@ -339,7 +525,10 @@ cdef class _Stock:
         self._future = future
 
     def acquire(self, bint blocking=True, double timeout=-1):
-        return self._future._acquire(blocking, timeout)
+        cdef bint got = self._future._acquire(blocking, timeout)
+        if got and self._future._depth == 1:
+            self._future._loose = True
+        return got
 
     def release(self):
         self._future._release()
@@ -354,18 +543,18 @@ cdef class _Stock:
         """Nobody waits here: whoever waits for a task waits in C."""
 
     def append(self, waiter):
-        self._future._watching += (waiter,)
-        if not self._future._settled:
+        if not self._future._seen:
             self._future._arm()
+            self._future._watching += (waiter,)
 
     def remove(self, waiter):
         cdef list left
         if len(self._future._watching) == 1 and self._future._watching[0] is waiter:
             self._future._watching = _NOTHING
-            return
-        left = list(self._future._watching)
-        left.remove(waiter)
-        self._future._watching = tuple(left)
+        elif waiter in self._future._watching or not self._future._has_outcome():
+            left = list(self._future._watching)
+            left.remove(waiter)
+            self._future._watching = tuple(left)
 
     def __iter__(self):
         return iter(self._future._watching)
@@ -403,7 +592,7 @@ def deliver(list futures not None, type batched not None):
         try:
             future._acquire(True, -1)
             try:
-                future._settle(_UNKNOWN, later, batched)
+                future._tell_waiters(later, batched)
             finally:
                 future._release()
         except BaseException as error:

@@ -3,15 +3,20 @@
 Guarantees:
     * The first `result()` or `exception()` decodes the outcome, once, in its own thread (INV-4);
       `done`, `wait`, `as_completed` and callbacks decode nothing.
-    * The stock `concurrent.futures.wait` and `as_completed` work on it, mixed with stock futures.
+    * Whatever interrupts whoever asks (Ctrl-C, or any exception of a signal handler), the next one
+      who asks gets the outcome.
+    * The stock `concurrent.futures.wait` and `as_completed` work on it, mixed with stock futures,
+      and so does whoever reads a stock future's private fields, as asyncio does.
     * No reference cycle: a future and its result are freed when the last user lets go.
 
 Invariants:
-    * FUT-1  `_known` goes from None to a final state once, under `_condition`, together with the
-      notification of the waiters that are there (`_settle`). So whoever holds `_condition` sees a
-      state that does not change, and a waiter is told exactly once, or has seen a final state.
-    * FUT-2  A callback is taken off `_done_callbacks` under `_condition` and called without it.
-    * FUT-3  Once `_known` is set nobody needs `_task` but the one thread that decodes.
+    * FUT-1  Waiters are told by the collector alone, under `_condition`, once. Who holds
+      `_condition` sees the state that was when he took it. So a waiter is told exactly once, or
+      its owner has seen a final state, and then it is not told.
+    * FUT-2  A callback is taken off `_callbacks` and called in one step.
+    * FUT-3  One thread at a time decodes. The chunk stays the future's until it is decoded.
+    * FUT-4  Nothing that a signal handler can interrupt lies between a change of a future and the
+      change that belongs to it: so all of them are in _future.pxi, whose head has the argument.
 
 Threads: any, for all of it.
 
@@ -24,16 +29,13 @@ collector to fetch the outcome (`_arm`).
 from __future__ import annotations
 
 import logging
-from _thread import allocate_lock, get_ident
+import sys
 from concurrent.futures import CancelledError, InvalidStateError, _base
 from typing import TYPE_CHECKING, Any
 
 from . import _native
-from .errors import PoolError, bare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ._core import Core
 
 __all__ = ["Future"]
@@ -61,19 +63,13 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
     def finished(cls, result: object, exception: BaseException | None) -> Future:
         """A future that has its outcome already (inline pools)."""
         future = cls.__new__(cls)
-        future._result = result
-        future._exception = exception
-        future._finish()
+        future._finish(result, exception)
         return future
 
     @classmethod
     def of(cls, core: Core, task: _native.Task) -> Future:
         """The future of a task that was submitted without one."""
         return cls.__new__(cls)._adopt(core, task)
-
-    def cancelled(self) -> bool:
-        """Whether the task was cancelled before a worker started it."""
-        return self._state == CANCELLED
 
     def __repr__(self) -> str:
         state = self._state
@@ -89,70 +85,7 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
     def _raise_cancelled(self) -> None:
         raise CancelledError
 
-    def _decode_any(self) -> None:
-        """Decode the outcome, whatever it is; or wait for the thread that does."""
-        while not self._decoded:
-            with self._condition:
-                task = self._take()
-                if task is not None:
-                    self._decoder = get_ident()
-            if task is not None:
-                self._decode(task)
-            else:
-                self._await_decoder()
-
-    def _decode(self, task: _native.Task) -> None:
-        """Decode the outcome, in the one thread that took `_task` (FUT-3)."""
-        try:
-            if self._known != CANCELLED:
-                assert self._core is not None
-                self._exception = task.exception(self._core)
-                if self._exception is None:
-                    try:
-                        self._result = task.result(self._core)
-                    except Exception as error:
-                        # Without its traceback, which has this frame: that were a cycle.
-                        self._exception = bare(error)
-            self._decoded = True
-            self._core = None
-        except BaseException:
-            self._give_back(task)  # Ctrl-C in the middle: the next one tries again
-            raise
-        finally:
-            # 1. _decoded is set; 2. look for a gate. `_await_decoder` does it the other way round.
-            gate, self._gate = self._gate, None
-            if gate is not None:
-                gate.release()
-
-    def _await_decoder(self) -> None:
-        """Another thread decodes: wait until it is through."""
-        if self._decoder == get_ident():
-            raise PoolError("decoding this future's result asks for the same future's result")
-        with self._condition:
-            gate = self._gate
-            if gate is None:
-                gate = allocate_lock()
-                gate.acquire()
-                self._gate = gate
-            if self._decoded or self._task is not None:
-                return
-        gate.acquire()
-        gate.release()
-
     # ------------------------------------------------------------------ ending it early
-
-    def cancel(self) -> bool:
-        """Take the task back if no worker has started it.
-
-        Returns:
-            True if it is cancelled (now or before); False if it runs or has another outcome.
-        """
-        task = self._task
-        if self._known is None and task is not None and task.cancel():
-            with self._condition:
-                self._settle_cancelled()
-            self._run_callbacks()
-        return self.cancelled()
 
     def kill(self) -> bool:
         """End the task even if it runs, by killing its worker; other tasks are not harmed.
@@ -164,50 +97,31 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
             True if this call ended it; False if it had its outcome already.
         """
         task = self._task
-        if self._known is not None or task is None or task.done:
+        if task is None or task.done:
             return False
         return self.cancel() or bool(task.kill())
 
     # ------------------------------------------------------------------ who wants to know
 
-    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        """Call ``fn(self)`` when the task has its outcome, at once if it has.
+    def _log_callback(self) -> None:
+        _LOGGER.exception("exception calling callback for %r", self)
 
-        Callbacks are called in the order in which they were added, by the pool's collector
-        thread (or by the thread that cancels). What they raise is logged.
+    def _abandoned(self, holder: int) -> bool:
+        """Whether the thread that took `_condition` with acquire() has left it held.
 
-        Args:
-            fn: Called with this future.
+        `wait` and `as_completed` take the locks of all their futures one by one, and an exception
+        of a signal handler in between gets past the code that gives them back. Who is inside of
+        them has this future among the local names of one of their frames.
         """
-        with self._condition:
-            task = self._task
-            done = self._known is not None or task is None or task.done
-            if self._callbacks or not done:
-                self._callbacks = (*self._callbacks, fn)
-                self._arm()
-                return
-        self._call(fn)
-
-    def _run_callbacks(self) -> None:
-        failure = None
-        while self._callbacks:
-            with self._condition:
-                if not self._callbacks:
-                    break
-                fn, *left = self._callbacks
-                self._callbacks = tuple(left)
-            try:
-                self._call(fn)
-            except BaseException as error:  # sys.exit(), Ctrl-C: the others are called all the same
-                failure = error
-        if failure is not None:
-            raise failure
-
-    def _call(self, fn: Callable[[Any], object]) -> None:
-        try:
-            fn(self)
-        except Exception:
-            _LOGGER.exception("exception calling callback for %r", self)
+        frame = sys._current_frames().get(holder)
+        while frame is not None:
+            if frame.f_code.co_filename == _base.__file__:
+                for value in frame.f_locals.values():
+                    futures = getattr(value, "futures", value)
+                    if isinstance(futures, set | list | tuple) and self in futures:
+                        return False
+            frame = frame.f_back
+        return True
 
     # ------------------------------------------------------------------ the executor's side
 

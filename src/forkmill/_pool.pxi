@@ -307,7 +307,7 @@ cdef class Task:
     cdef fm_chunk *_c
     cdef Pool _pool
     cdef readonly object tag
-    cdef Output _output  # of a stream, as long as it is not delivered
+    cdef _Output _output  # of a stream, as long as it is not delivered
     cdef object __weakref__
 
     def __dealloc__(self):
@@ -430,7 +430,7 @@ cdef class Task:
             TimeoutError: none came within `timeout` seconds.
             SerializationError: it cannot be rebuilt; the next one may be.
         """
-        cdef Output output = self._output
+        cdef _Output output = self._output
         if output is None:
             output = self._output = self._await_output(_deadline(timeout))
         try:
@@ -442,8 +442,8 @@ cdef class Task:
         self._output = None
         return value
 
-    cdef Output _await_output(self, int64_t deadline):
-        cdef Output output = Output.__new__(Output)
+    cdef _Output _await_output(self, int64_t deadline):
+        cdef _Output output = _Output.__new__(_Output)
         cdef int rc
         _tell(self._pool)
         while True:
@@ -485,7 +485,7 @@ cdef object _rebuild(const uint8_t *record, uint64_t size, Body memory, Arena ar
             f"{type(error).__name__}: {error}") from error
 
 
-cdef class Output:
+cdef class _Output:
     """One output of a stream, which is ours: its record's memory, and what that refers to."""
 
     cdef uint8_t *_memory
@@ -618,6 +618,7 @@ cdef class Inbox:
         except BaseException:
             self._tasks.discard(future)
             raise
+        future._armed = True
 
     @property
     def expected(self):

@@ -63,28 +63,30 @@ def interrupted(error: BaseException) -> bool:
     an argument is encoded. It says nothing about what it came out of, and is nobody's outcome: it
     belongs to the program, and what was going on can be begun anew.
 
-    Exceptions that are no Exception count as such wherever they come from: whoever raises those
-    wants to be let through.
+    KeyboardInterrupt counts as such wherever it comes from: its handler leaves no trace.
     """
     seen: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
-        if not isinstance(at, Exception):
+        if isinstance(at, KeyboardInterrupt) or _from_handler(at):
             return True
         seen.add(id(at))
-        if _from_handler(at):
-            return True
-        at = at.__cause__ or at.__context__
+        at = _slot(at, "__cause__") or _slot(at, "__context__")
     return False
+
+
+def _slot(error: BaseException, name: str) -> Any:
+    """An exception's own, whatever its class makes of that name."""
+    return vars(BaseException)[name].__get__(error)
 
 
 def _from_handler(error: BaseException) -> bool:
     """Whether the way of an exception to here began in a signal handler."""
-    if error.__traceback__ is None or _thread.get_ident() != threading.main_thread().ident:
+    step: TracebackType | None = _slot(error, "__traceback__")
+    if step is None or _thread.get_ident() != threading.main_thread().ident:
         return False
     codes = _handlers()
     below: FrameType | None = None
-    step: TracebackType | None = error.__traceback__
     while step is not None:
         frame = step.tb_frame
         if frame.f_code in codes or _called_as_handler(frame, below):

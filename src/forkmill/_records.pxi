@@ -103,7 +103,7 @@ cdef inline void _copy(uint8_t *to, const void *source, size_t n) noexcept:
 #                                ▲                  ▲
 #                  1 reference   │                  │ 1 view, the record's
 #    fm_chunk ── fm__segment ────┴── the record ────┘      until fm_chunk_drop() or the chunk's end
-#    fm_stream_next() ─▶ Output: the same two, of one output      until it has been delivered
+#    fm_stream_next() ─▶ _Output: the same two, of one output      until it has been delivered
 #    a worker's RUN frame ─▶ Body (one task in it) or the port's buffer, from which is copied
 #    a child's pipe ─▶ Outcome: a Body, the long record's      as long as its future is not decoded
 #

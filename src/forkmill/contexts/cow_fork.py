@@ -38,13 +38,14 @@ import sys
 import threading
 import weakref
 from collections import deque
+from concurrent.futures import _base
 from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _native, _worker, errors
-from .._process import exit_failed, our_thread
+from .._process import exit_failed, interrupted, our_thread
 from .._reducers import ARROW, has_arrow
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
 from .call_lane import mark_last
@@ -69,11 +70,40 @@ _LINUX = sys.platform == "linux"
 class _Future(Future):
     """Keeps its outcome encoded until somebody asks: user code that decoding runs (INV-4) must
     not run in the forking thread.
+
+    Whoever reads the stock class's own fields, as its methods and asyncio do, finds it decoded.
     """
 
-    # The outcome: what it returns is (result, None) or (None, exception).
+    # The outcome: what it returns is (result, None) or (None, exception). None: it is decoded.
     _encoded: Callable[[], tuple[Any, BaseException | None]] | None = None
-    _decoder = 0  # the thread that decodes
+    _outcome: tuple[Any, BaseException | None] = (None, None)
+
+    def __init__(self) -> None:
+        self._turn = _native.Turn()
+        super().__init__()
+
+    @property
+    def _result(self) -> Any:
+        self._decode(None)
+        return self._outcome[0]
+
+    @_result.setter
+    def _result(self, value: Any) -> None:
+        self._outcome = (value, self._outcome[1])
+
+    @property
+    def _exception(self) -> BaseException | None:
+        self._decode(None)
+        return self._outcome[1]
+
+    @_exception.setter
+    def _exception(self, error: BaseException | None) -> None:
+        self._outcome = (self._outcome[0], error)
+
+    def __repr__(self) -> str:
+        if self._encoded is not None and self._state == _base.FINISHED:
+            return f"<{type(self).__name__} at {id(self):#x} state=finished>"
+        return super().__repr__()
 
     def result(self, timeout: float | None = None) -> Any:
         try:
@@ -87,23 +117,24 @@ class _Future(Future):
         return super().exception(timeout)
 
     def _await_decoded(self, timeout: float | None) -> None:
-        super().exception(timeout)
-        if self._encoded is None:
-            return
-        if self._decoder == threading.get_ident():
-            raise errors.PoolError(
-                "decoding this future's result asks for the same future's result"
-            )
-        # Not the condition: `done` must not wait for a decoding. setdefault is one step for all.
-        with self.__dict__.setdefault("_gate", threading.Lock()):
-            if self._encoded is None:
-                return
-            self._decoder = threading.get_ident()
-            try:
-                self._result, self._exception = self._encoded()
-                self._encoded = None
-            finally:  # Ctrl-C in the middle: the next one tries again
-                self._decoder = 0
+        """Not under the condition, which the stock methods take: `done` must not wait for this."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with self._condition:
+            if not self.done():
+                self._condition.wait(timeout)
+            if not self.done():
+                raise TimeoutError
+        self._decode(None if deadline is None else deadline - monotonic())
+
+    def _decode(self, timeout: float | None) -> None:
+        if self._encoded is not None and self._state == _base.FINISHED:
+            self._turn.run(self._decode_once, timeout)
+
+    def _decode_once(self) -> None:
+        """In one thread at a time; if it is interrupted, the next one can do the same."""
+        if self._encoded is not None:
+            self._outcome = self._encoded()
+            self._encoded = None
 
 
 class CowFork(Executor):
@@ -845,6 +876,8 @@ def _value(outcome: _native.Outcome, loads: Any) -> tuple[Any, BaseException | N
     try:
         return outcome.value(loads), None
     except Exception as error:
+        if interrupted(error):
+            raise
         failure = errors.SerializationError(
             f"the result of this task cannot be decoded here: {type(error).__name__}: {error}"
         )

@@ -307,8 +307,8 @@ def _same_values(ours: Collection[Any], theirs: Collection[Any]) -> bool:
 def load(codec: Codec, data: Any) -> BaseException:
     """The exception that dump() encoded, with the remote frames below it.
 
-    Never raises (but what a signal handler does): what cannot be loaded is returned as RemoteError, or as
-    SerializationError if the report itself is broken.
+    Never raises (but what a signal handler does): what cannot be loaded is returned as RemoteError,
+    or as SerializationError if the report itself is broken.
     """
     try:
         magic, where, text, nodes = pickle.loads(data)

@@ -122,8 +122,11 @@ def _called_as_handler(frame: FrameType, below: FrameType | None) -> bool:
     A handler that has taken itself off is not among the installed ones any more.
     """
     code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + bool(code.co_flags & CO_VARARGS)]
+    if not names or _is_running(frame):
+        return False  # before 3.13, looking at locals keeps what they are now: not of those
     values: list[Any] = []
-    for name in code.co_varnames[: code.co_argcount + bool(code.co_flags & CO_VARARGS)]:
+    for name in names:
         value = frame.f_locals.get(name)
         values.extend(value if isinstance(value, tuple) else (value,))
     frames = (below, frame.f_back)
@@ -131,6 +134,13 @@ def _called_as_handler(frame: FrameType, below: FrameType | None) -> bool:
         type(number) is int and any(at is known for known in frames if known is not None)
         for number, at in pairwise(values)
     )
+
+
+def _is_running(frame: FrameType) -> bool:
+    at: FrameType | None = sys._getframe(1)
+    while at is not None and at is not frame:
+        at = at.f_back
+    return at is not None
 
 
 def exit_failed() -> bool:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import _codec, errors
-from .lane import END, MANY, Copy, Outputs, SharedLane, Taken, as_outputs, collect
+from .lane import END, MANY, Copy, Outputs, SharedLane, Taken, as_outputs, collect, emitted
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,7 +58,7 @@ class CallLane(SharedLane):
         if self.work.stream:
             self._call(item, self._stream, item)
         else:
-            self._call(item, self._copy.item, item)
+            self._call(item, self._item, item)
 
     def _call(self, item: Any, fn: Callable[..., Any], *args: Any) -> None:
         """Submit a call whose end is that of an item."""
@@ -77,6 +77,27 @@ class CallLane(SharedLane):
         self._deliver((item, future))
 
     # ------------------------------------------------------------------ out
+
+    def _item(self, item: Any) -> Any:
+        """In a thread of the context: the outputs of an item that are not known to be many."""
+        self._copy.prepare()
+        value = self.work.fn(item)
+        if inspect.isgenerator(value):
+            return self._gathered(item, value)
+        return emitted(value)
+
+    def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
+        """What a generator emits: as it comes, or together."""
+        return self._stream_all(item, outputs) if not self.work.whole else self._all(outputs)
+
+    def _all(self, outputs: Iterator[Any]) -> Outputs:
+        """There may be no end of them: it is the lane's."""
+        found = Outputs()
+        for output in outputs:
+            if self._over:
+                break
+            found.append(output)
+        return found
 
     def _stream(self, item: Any) -> Outputs:
         """In a thread of the context: hand over a generator's outputs as they come."""
@@ -273,10 +294,8 @@ class AsyncLane(CallLane):
         """In a thread: an awaitable that it gives back is awaited in the loop."""
         value = self.work.fn(item)
         if inspect.isasyncgen(value):
-            return self._stream_async(item, value) if self.work.stream else collect(value)
-        if not inspect.isgenerator(value):
-            return value
-        return self._stream_all(item, value) if self.work.stream else Outputs(value)
+            return collect(value) if self.work.whole else self._stream_async(item, value)
+        return self._gathered(item, value) if inspect.isgenerator(value) else value
 
     async def _stream_async(self, item: Any, values: AsyncIterator[Any]) -> Outputs:
         from asyncio import get_running_loop

@@ -76,7 +76,9 @@ class Work:
             end, only copies in this process are torn down.
         on_end: Called after the last item of a copy; emits as `fn` does.
         stream: fn's outputs may be very many: they come out while it runs, and it waits when too
-            many were not taken. Else an item's outputs come out together.
+            many were not taken. Else an item's outputs come out together, but where fn turns out to
+            give a generator, and the context can do so.
+        whole: An item's outputs must come out together, in any case.
         timeout: Seconds an item may take, where the context can stop it.
     """
 
@@ -85,6 +87,7 @@ class Work:
     teardown: Callable[[], Any] | None = None
     on_end: Callable[[], Any] | None = None
     stream: bool = False
+    whole: bool = False
     timeout: float | None = None
 
 

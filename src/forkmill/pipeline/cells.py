@@ -6,13 +6,16 @@
 
 Guarantees:
     * Each item that reaches a cell is counted once on its edge: delivered, failed or dropped.
-    * Nothing is handed to an edge without room, but for the outputs of one call that come
-      together, and in a loop by fm.to that is full all around.
+    * Nothing is handed to an edge without room, but by what closes a loop (CELL-3).
 
 Invariants:
     * CELL-1  A cell has at most one run under way; it is resumed before anything new is begun.
     * CELL-2  `pending` of a LaneCell counts from put until the outputs are handed on: what waits
       in pipes, chunks and reorder buffers is bounded by queue_size with it.
+    * CELL-3  Waiting for room never goes in a circle. Links go from a stage to one of a higher
+      index; an item by fm.to or a dead letter that goes to a lower one, or the same, closes a loop
+      if the stage can be reached from there. Such an edge is never full. So of all that wait
+      for room, whoever has the highest index waits for one that does not.
 
 Threads: everything belongs to the thread of the engine, but `Feeder`.
 """
@@ -30,9 +33,9 @@ from .._process import cpus
 from ..errors import BuildError, WorkerDied
 from .declare import to
 from .events import short
-from .fuse import ERRORS, GONE, Outs, fuse
+from .fuse import BEAT, ERRORS, GONE, Outs, fuse
 from .graph import find, stage_hooks
-from .options import DeadLetter, Retry
+from .options import DeadLetter, Retry, final
 from .result import Failure
 from .stats import Reservoir
 from .work import (
@@ -53,10 +56,11 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .graph import Stage
 
-__all__ = ["Abort", "Cell", "Edge", "Outlet"]
+__all__ = ["Abort", "Cell", "Edge", "Killed", "Outlet", "Pace"]
 
 _MOST = 16384  # items a slice: what the chunks of a few workers bring at once
 _QUICK, _SLOW = 0.5e-3, 2e-3  # seconds: a slice that takes less grows, one that takes more shrinks
+_FEW = 128  # items between two looks at the clock, at most
 TIMED = 4  # items of a slice whose calls are all measured
 NEVER = float("inf")
 
@@ -69,24 +73,55 @@ class Abort(BaseException):
         self.failure = failure
 
 
+class Killed(BaseException):
+    """kill() was called."""
+
+
 class Edge(deque):  # type: ignore[type-arg]
     """What waits between two stages, and what went that way."""
 
-    __slots__ = ("delivered", "dropped", "emitted", "failed", "room", "source", "target")
+    __slots__ = (
+        "closing",
+        "delivered",
+        "dropped",
+        "failed",
+        "peak",
+        "room",
+        "source",
+        "straight",
+        "taken",
+        "target",
+    )
 
     def __init__(self, source: str, target: Cell, room: int) -> None:
         super().__init__()
         self.source = source
         self.target = target
-        self.room = room  # it is full with so many
-        self.emitted = self.delivered = self.failed = self.dropped = 0
+        self.room: float = room  # it is full with so many
+        self.straight = 0  # what went over without waiting here: the stages are in one call
+        self.taken = 0  # what has waited here
+        self.delivered = self.failed = self.dropped = 0
+        self.closing = False  # a loop (CELL-3)
+        self.peak = 0  # the most that waited at once, where it closes a loop
+
+    @property
+    def emitted(self) -> int:
+        """What went this way. Nobody has to count it: who appends tells by that."""
+        return self.straight + self.taken + len(self)
+
+    def drop(self) -> None:
+        """What waits has come to nothing."""
+        self.dropped += len(self)
+        self.take(len(self))
 
     def take(self, n: int) -> list[Any]:
         """The first n items, or as many as there are."""
         if n >= len(self):
             items = list(self)
             self.clear()
+            self.taken += len(items)
             return items
+        self.taken += n
         return list(starmap(self.popleft, repeat((), n)))
 
     __hash__ = object.__hash__  # type: ignore[assignment]
@@ -104,6 +139,37 @@ class Outlet(deque):  # type: ignore[type-arg]
         super().__init__()
         self.bounded = bounded
         self.room = 1 if bounded else NEVER
+
+
+class Pace:
+    """Ends the turn of a run when it has lasted for long: others wait for theirs.
+
+    Called by a run when it has worked on as many items as the last call said.
+    """
+
+    __slots__ = ("_beat", "_cell", "_due", "_last")
+
+    def __init__(self, beat: list[None]) -> None:
+        self._beat = beat
+        self._cell: Any = None
+        self._last = self._due = 0.0
+
+    def begin(self, cell: Cell, now: float) -> None:
+        """A cell's turn begins."""
+        self._cell, self._last, self._due = cell, now, now + _SLOW
+
+    def __call__(self) -> int:
+        """How many more items, before the clock is looked at again."""
+        cell, now = self._cell, perf_counter()
+        spent, self._last = now - self._last, now
+        if spent > _QUICK:
+            cell.few = 1
+        elif cell.few < _FEW and spent < _QUICK / 4:
+            cell.few *= 2
+        if now >= self._due:
+            self._beat.append(None)
+        few: int = cell.few
+        return few
 
 
 class Choice:
@@ -124,6 +190,7 @@ class Cell:
     """An inline stage, and what all cells have in common."""
 
     live_source = False  # items may come out of it although none went in
+    jumps = False  # it may send items where no link is: by fm.to, as dead letters
 
     def __init__(self, engine: Engine, stage: Stage) -> None:
         self.engine = engine
@@ -137,10 +204,12 @@ class Cell:
         self.before: set[Cell] = set()  # every stage that static links lead from to here
         self.edges_in: list[Edge] = []
         self.edges_out: dict[Cell, Edge] = {}
+        self.loop: object | None = None  # what loop it is part of, of those that are known
         self.fused = False  # runs inside the group of the one stage before it
         self.routed = False  # outputs go through `route`
         self.state = "new"  # live, ending, ended
-        self.form, self.fn = _form(stage)
+        self.jumps = stage.dynamic or isinstance(final(stage.on_error), DeadLetter)
+        self.form, self.fn = _form(stage, self._watched)
         self.came = self.out = self.failures = 0
         self.sampled = 0.0  # seconds of measured calls
         self.wall = 0.0  # seconds of the runs that hang on this cell
@@ -149,12 +218,13 @@ class Cell:
         self.run: Iterator[Edge] | None = None  # CELL-1
         self.blocked: Any = None  # the full queue that the run waits for
         self.choice: Choice | None = None  # balanced: its targets' queues
-        self.forced = False
         self._runs: dict[tuple[bool, bool], Any] = {}
         self._edge: Edge | None = None  # whose items the run works on
         self._chunk = 0  # how many of them it was given
         self._came_before = 0  # `came` when it began
         self._slice = 1
+        self._cut = False  # the run came back before its end
+        self.few = 1  # items between two looks at the clock (see Pace)
         self._measure = True
         self._turn = 0
         self._rotation = 0
@@ -179,8 +249,21 @@ class Cell:
         if edge is None:
             edge = self.edges_out[target] = Edge(self.name, target, target.stage.queue_size)
             target.edges_in.append(edge)
-            target.rooms()
+            self.engine.linked()
         return edge
+
+    def throw(self, target: Cell, item: Any) -> Edge | None:
+        """Send an item where no link need be; the edge, if it is full now."""
+        edge = self.edge_to(target)
+        if self.engine.stopping and self.loop is not None and self.loop is target.loop:
+            edge.straight += 1  # it would go round for ever
+            edge.dropped += 1
+            return None
+        edge.append(item)
+        if edge.closing:
+            edge.peak = max(edge.peak, len(edge))
+            return None
+        return edge if len(edge) >= edge.room else None
 
     def wire(self) -> None:
         """Decide, when all edges are there, what is fused and what is routed."""
@@ -201,27 +284,31 @@ class Cell:
 
     def outlets(self) -> list[Any]:
         """The queues that a run hanging on this cell may fill."""
-        if self.kind == "consumer":
-            return []
+        thrown = set(self.edges_out).difference(self.targets)
+        found: list[Any] = [e for t, e in self.edges_out.items() if t in thrown and not e.closing]
         if not self.targets:
-            return [self.outlet] if self.outlet.bounded else []
+            bounded = self.kind != "consumer" and self.outlet.bounded
+            return [*found, self.outlet] if bounded else found
         if self.choice is not None:
-            return [self.choice]
-        found: list[Any] = []
+            return [*found, self.choice]
         for target in self.targets:
             found += target.outlets() if target.fused else [self.edges_out[target]]
         return found
 
     def rooms(self) -> None:
         """Share the queue_size out among the edges."""
-        if len(self.edges_in) == 1:
-            self.edges_in[0].room = self.stage.queue_size
+        edges = self.edges_in
+        if len(edges) == 1:
+            edges[0].room = NEVER if edges[0].closing else self.stage.queue_size
             return
-        waiting = sum(map(len, self.edges_in))
-        free = max(0, self.stage.queue_size - waiting)
-        share = free // max(1, len(self.edges_in)) + (1 if free else 0)
-        for edge in self.edges_in:
-            edge.room = len(edge) + share
+        self.share(self.stage.queue_size - sum(map(len, edges)))
+
+    def share(self, free: int) -> None:
+        """So many more items may wait, on all edges together."""
+        edges = self.edges_in
+        share = max(0, free) // max(1, len(edges)) + (1 if free > 0 else 0)
+        for edge in edges:
+            edge.room = NEVER if edge.closing else len(edge) + share
 
     # ------------------------------------------------------------------ life
 
@@ -287,8 +374,7 @@ class Cell:
             if run is not None and self._edge is not None:
                 self._edge.dropped += self._chunk - (self.came - self._came_before)
             for edge in self.edges_in:
-                edge.dropped += len(edge)
-                edge.clear()
+                edge.drop()
 
     # ------------------------------------------------------------------ turns
 
@@ -317,8 +403,6 @@ class Cell:
         return False
 
     def _has_room(self) -> bool:
-        if self.forced:
-            return True
         for queue in self.engine.outlets_of(self):
             if len(queue) >= queue.room:
                 self.blocked = queue
@@ -332,7 +416,7 @@ class Cell:
         n = TIMED if timed and self._slice > 4 * TIMED else self._slice
         items = edge.take(n)
         self._edge, self._chunk, self._came_before = edge, len(items), self.came
-        if len(self.edges_in) == 1:
+        if len(self.edges_in) == 1 and not edge.closing:
             edge.room = max(1, self.stage.queue_size - len(items))
         else:
             self.rooms()
@@ -357,30 +441,35 @@ class Cell:
 
     def begin(self, run: Iterator[Any]) -> None:
         """Take up a run."""
-        self.run, self.blocked = run, None
+        self.run, self.blocked, self._cut = run, None, False
         self.resume()
 
     def resume(self) -> bool:
-        """Go on with the run, as far as there is room."""
+        """Go on with the run, as far as there is room, or until the engine is to have a look."""
         blocked = self.blocked
         if blocked is not None:
-            if len(blocked) >= blocked.room and not self.forced:
+            if len(blocked) >= blocked.room:
                 return False
             self.blocked = None
-        run = self.run
+        run, pace = self.run, self.engine.pace
         assert run is not None
         start = perf_counter()
+        if pace is not None:
+            pace.begin(self, start)
         try:
-            self.blocked = next(run)
+            full = next(run)
+            self._cut = True
+            self.blocked = None if full is BEAT else full
         except StopIteration:
             self.run = None
         finally:
             seconds = perf_counter() - start
             self.wall += seconds
-            self.forced = False
         if self.run is None:
-            self._tune(seconds, blocked is not None)
+            self._tune(seconds, self._cut)
             self._over()
+        elif self.blocked is None and seconds > _SLOW:
+            self._slice = max(1, self._slice // 2)
         return True
 
     def _over(self) -> None:
@@ -400,10 +489,11 @@ class Cell:
         self.came += came
         if self.fused:
             edge = self.edges_in[0]
-            edge.emitted += came
+            edge.straight += came
             edge.delivered += came - failed
             edge.failed += failed
-        self._count_out(out)
+        self.out += out
+        self.engine.flushed += 1
 
     def flush_entry(self, came: int, failed: int, out: int) -> None:
         """Counters of a run whose items come from an edge of the stage."""
@@ -412,21 +502,25 @@ class Cell:
         if edge is not None:
             edge.delivered += came - failed
             edge.failed += failed
-        self._count_out(out)
-
-    def _count_out(self, out: int) -> None:
         self.out += out
-        # Where there are several targets, runs and routes count for each.
-        if len(self.targets) == 1 and not self.targets[0].fused:
-            self.edges_out[self.targets[0]].emitted += out
+        self.engine.flushed += 1
 
     def note(self, seconds: float) -> None:
         """A call was measured."""
         self.sampled += seconds
         self.reservoir.add(seconds)
 
+    def _watched(self, values: Iterable[Any]) -> Iterator[Any]:
+        """Outputs that are collected before any goes on: there may be no end of them."""
+        engine = self.engine
+        for value in values:
+            if engine.killed:
+                raise Killed
+            yield value
+
     def special(self, value: Any, item: Any) -> Generator[Any, None, bool]:
         """A value that is not one output: fm.to, a generator, a coroutine. Whether it failed."""
+        full: Any
         if value.__class__ is to:
             full = self.send(value)
             if full is not None:
@@ -436,12 +530,18 @@ class Cell:
         values = self._guarded(value, item, failed)
         if self.kind == "consumer":
             for output in values:
+                if self.engine.beat:
+                    yield BEAT
                 if output.__class__ is to:
                     full = self.send(output)
                     if full is not None:
                         yield full
         else:
             yield from self.pour(values)
+        if failed:
+            full = self.letters()
+            if full is not None:
+                yield full
         return bool(failed)
 
     def _guarded(self, value: Any, item: Any, failed: list[bool]) -> Iterator[Any]:
@@ -461,16 +561,22 @@ class Cell:
             targets = self.engine.resolve(self, message.name)
         except BuildError as error:
             self.fail_once(message.item, error)
-            return None
+            return self.letters()
         full = None
         for target in targets:
-            edge = self.edge_to(target)
-            edge.append(message.item)
-            edge.emitted += 1
+            full = self.throw(target, message.item) or full
             self.out += 1
-            if len(edge) >= edge.room:
-                full = edge
         return full
+
+    def letters(self) -> Edge | None:
+        """The queue of the stage's dead letters, if it is full now."""
+        policy = final(self.stage.on_error)
+        if isinstance(policy, DeadLetter):
+            for target in self.engine.resolve(self, policy.stage):
+                edge = self.edges_out.get(target)
+                if edge is not None and len(edge) >= edge.room:
+                    return edge
+        return None
 
     def route(self, value: Any, item: Any) -> Any:
         """An output for one of several targets, or a copy for each; a queue if one is full now."""
@@ -480,7 +586,7 @@ class Cell:
                 values = [copy_module.deepcopy(value) for _ in edges[1:]]
             except ERRORS as error:
                 self.fail_once(item, error)
-                return None
+                return self.letters()
             values.append(value)
         else:
             if self.choice is not None:
@@ -495,7 +601,6 @@ class Cell:
         full: Any = None
         for edge, one in zip(edges, values, strict=True):
             edge.append(one)
-            edge.emitted += 1
             if len(edge) >= edge.room:
                 full = edge
         if full is not None and self.choice is not None:
@@ -551,6 +656,9 @@ class Cell:
             except ERRORS as error:
                 value = self.fail(items, error)
                 if value is GONE:
+                    full = self.letters()
+                    if full is not None:
+                        yield full
                     continue
             yield from self.special(Outs(emitted_now(value)), items)
 
@@ -574,7 +682,8 @@ class Cell:
                 pause=pause,
             )
             if not self.engine.pause(pause):
-                break
+                self.give_up(item, error, attempts)
+                return GONE
             attempts += 1
             try:
                 return self.fn(item)
@@ -583,10 +692,15 @@ class Cell:
         self.record(item, error, attempts, policy.then)
         return GONE
 
+    def give_up(self, item: Any, error: BaseException, attempts: int) -> None:
+        """There will be no other try, because the run is ended: that is not a failure of it."""
+        policy = final(self.stage.on_error)
+        self.record(item, error, attempts, "skip" if policy == "raise" else policy)
+
     def fail_once(self, item: Any, error: BaseException) -> None:
         """An item failed in a way that another try does not heal."""
         policy = self.stage.on_error
-        self.record(item, error, 1, policy.then if isinstance(policy, Retry) else policy)
+        self.record(item, error, 1, final(policy))
 
     def fail_at_end(self, error: BaseException) -> None:
         """on_end or teardown failed: there is no item, and nothing to be dropped for it."""
@@ -633,9 +747,7 @@ class Cell:
             raise Abort(failure)
         if isinstance(policy, DeadLetter):
             for target in self.engine.resolve(self, policy.stage):
-                edge = self.edge_to(target)
-                edge.append(failure)
-                edge.emitted += 1
+                self.throw(target, failure)
 
     def _tell(self, item: Any, error: BaseException, attempts: int, policy: Any) -> None:
         events = self.engine.events
@@ -651,6 +763,9 @@ class Cell:
             events.emit("worker_died", self.name, error=str(error))
 
     # ------------------------------------------------------------------ the end
+
+    def stop(self) -> None:
+        """Take nothing new up; what has come is finished."""
 
     def finish(self) -> None:
         """Nothing will come any more: leftovers, on_end. When its run is over, it has ended."""
@@ -699,8 +814,13 @@ def _raise(error: BaseException, item: Any) -> Any:
     raise error
 
 
-def _form(stage: Stage) -> tuple[str, Any]:
-    """How an inline stage is called: one value, many, a filter; and the function for it."""
+def _form(stage: Stage, watched: Callable[[Any], Any]) -> tuple[str, Any]:
+    """How an inline stage is called: one value, many, a filter; and the function for it.
+
+    Args:
+        stage: The stage.
+        watched: What outputs go through that are collected.
+    """
     fn = stage.fn
     if stage.kind == "batch":
         return "batch", fn if fn is None or not is_async(fn) else functools.partial(_settled, fn)
@@ -710,13 +830,13 @@ def _form(stage: Stage) -> tuple[str, Any]:
         fn = functools.partial(_settled, fn)
     elif stage.kind == "flat" and is_async(fn):
         fn = adapted(stage)
-        return ("one", functools.partial(_all, fn)) if _whole(stage) else ("one", fn)
+        return ("one", functools.partial(_all, watched, fn)) if _whole(stage) else ("one", fn)
     many = stage.kind in ("flat", "unbatch") or (is_generator(fn) and not is_async(fn))
     if stage.kind == "filter":
         return "filter", fn
     if _whole(stage) and stage.kind != "producer":
         return (stage.kind if stage.kind == "consumer" else "one"), functools.partial(
-            _all_of if stage.kind in ("flat", "unbatch") else _all, fn
+            _all_of if stage.kind in ("flat", "unbatch") else _all, watched, fn
         )
     if many:
         return "many", fn
@@ -736,12 +856,12 @@ def _settled(fn: Any, item: Any) -> Any:
     return settle(fn(item))
 
 
-def _all(fn: Any, item: Any) -> Any:
-    return Outs(emitted(fn(item)))
+def _all(watched: Any, fn: Any, item: Any) -> Any:
+    return Outs(watched(emitted(fn(item))))
 
 
-def _all_of(fn: Any, item: Any) -> Any:
-    return Outs(iterated(fn(item)))
+def _all_of(watched: Any, fn: Any, item: Any) -> Any:
+    return Outs(watched(iterated(fn(item))))
 
 
 def width_of(stage: Stage) -> int:

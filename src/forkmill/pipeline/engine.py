@@ -37,14 +37,16 @@ from __future__ import annotations
 import contextlib
 import queue
 import signal
+import sys
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PoolError
-from .cells import Abort, Cell, Edge, Outlet, resolve, width_of
+from .cells import Abort, Cell, Edge, Killed, Outlet, Pace, resolve, width_of
 from .declare import hooks_of
-from .events import Events
+from .events import Events, Ticker
+from .fuse import Tally, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
 from .result import KEEP, FailureLog, RunResult, attach, check_keep
@@ -53,15 +55,14 @@ from .stats import EdgeStats, RunStats, StageStats
 from .work import each_hook, run_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from types import FrameType
+    from collections.abc import Iterable, Iterator
+    from types import CodeType, FrameType
 
     from .graph import Graph
 
 __all__ = ["Engine"]
 
 _NEVER = float("inf")
-_PROGRESS = 0.1  # seconds between two events of that kind
 
 
 class Bell:
@@ -130,10 +131,6 @@ class Interrupts:
             frame = frame.f_back
 
 
-class Killed(BaseException):
-    """kill() was called."""
-
-
 class Engine:
     """One run of a graph.
 
@@ -159,24 +156,30 @@ class Engine:
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()
+        self.beat: list[None] = []  # not empty: a run comes back as soon as it can
+        self.pace: Pace | None = None  # where more than one cell may wait for its turn
+        self.tallies: dict[CodeType, list[Tally]] = {}  # how runs count, by their code
+        self.flushed = 0  # how often a run has handed its counters over
+        self.thread = threading.get_ident()  # who runs the engine
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
         self._feed = feed
         self._cut = threading.Event()  # ends pauses
+        self._ticker = Ticker(self._tell)
         self._opened = self._over = False
         self._sources_stopped = False
         self._quiet = False  # ENG-4: nobody goes on elsewhere, and nothing has happened since
-        self._began = self._looked = self._told = monotonic()
+        self._began = self._looked = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
         self._late: list[BaseException] = []  # what failed where a stage had ended
         self._riders = {stage for stage in graph.stages if rides(stage, graph)}
         self.order = [self._cell(stage) for stage in graph.stages]
         self.cells = {cell.stage: cell for cell in self.order}
+        self._outlets: dict[Cell, list[Any]] = {}
         self._wire()
         sources = [cell for cell in self.order if cell.kind == "producer"]
         self._turns = [c for c in reversed(self.order) if c.kind != "producer"] + sources
         self._dynamic = [c for c in self.order if c.stage.dynamic]
-        self._outlets: dict[Cell, list[Any]] = {}
         self._names: dict[tuple[Cell, str], list[Cell]] = {}
         self._feeds: list[Edge] = []
 
@@ -197,33 +200,65 @@ class Engine:
             cell.fused = type(cell) is Cell and cell.can_fuse()
             cell.before = {b for s in cell.sources for b in (s, *s.before)}
             cell.wire()
+        self.linked()
+        jumps = any(cell.jumps for cell in self.order)
+        if jumps or sum(not cell.fused for cell in self.order) > 1:
+            self.pace = Pace(self.beat)
+
+    def linked(self) -> None:
+        """There are new edges: which stages are in a loop, and what closes it (CELL-3)."""
+        reached = {cell: _reached(cell) for cell in self.order}
+        for cell in self.order:
+            ring = (c for c in self.order if c in reached[cell] and cell in reached[c])
+            cell.loop = next(ring, None)  # the first of it stands for all
+        for cell in self.order:
+            for target, edge in cell.edges_out.items():
+                back = target.index <= cell.index
+                edge.closing = back and cell.loop is not None and cell.loop is target.loop
+        self._outlets.clear()
+        for cell in self.order:
+            cell.rooms()
 
     # ------------------------------------------------------------------ any thread
 
     def stop(self) -> None:
-        """Sources stop; the rest is finished."""
+        """Sources stop, loops and retries too; the rest is finished."""
         self.stopping = True
-        self.bell.ring()
+        self._cut.set()
+        self._call()
 
     def kill(self) -> None:
         """Everything stops."""
         self.killed = self.stopping = True
         self._cut.set()
+        self._call()
+
+    def _call(self) -> None:
+        """Have the engine look up, from its sleep or from a run."""
+        self.beat.append(None)
         self.bell.ring()
+
+    def attach(self, sink: Any) -> None:
+        """Somebody listens from now on."""
+        self.events.attach(sink)
+        if self._opened and not self._over:
+            self._ticker.start()
 
     def snapshot(self) -> RunStats:
         """The figures so far."""
         duration = self._duration if self._over else monotonic() - self._began
         busy = self._busy()
+        counts = self._counts()
         stages = {}
         for cell in self.order:
             p50, p90, p99 = cell.reservoir.percentiles(0.5, 0.9, 0.99)
+            came, out = counts[cell]
             stages[cell.name] = StageStats(
                 name=cell.name,
                 context=str(cell.stage.spec),
                 workers=width_of(cell.stage),
-                in_=cell.came,
-                out=cell.out,
+                in_=came,
+                out=out,
                 failed=cell.failures,
                 busy=busy[cell],
                 waiting=cell.waited,
@@ -232,11 +267,46 @@ class Engine:
                 p99=p99,
             )
         edges = {
-            (e.source, cell.name): EdgeStats(e.emitted, e.delivered, e.failed, e.dropped)
+            (e.source, cell.name): EdgeStats(
+                e.emitted,
+                e.delivered,
+                e.failed,
+                e.dropped,
+                max(0, e.peak - cell.stage.queue_size),
+            )
             for cell in self.order
             for e in tuple(cell.edges_in)
         }
         return RunStats(stages, edges, duration, self.events.errors)
+
+    def _counts(self) -> dict[Cell, tuple[int, int]]:
+        """How many items came to each cell and went out of it, runs under way included."""
+        counts: dict[Cell, tuple[int, int]] = {}
+        for _ in range(3):  # a run that ends meanwhile would count twice, or not at all
+            before = self.flushed
+            counts = {cell: (cell.came, cell.out) for cell in self.order}
+            for frame in () if self._over else self._frames():
+                for tally, (came, _, out) in tallied(frame, self.tallies[frame.f_code]):
+                    was = counts[tally.cell]
+                    counts[tally.cell] = was[0] + came, was[1] + out
+            if self.flushed == before:
+                break
+        return counts
+
+    def _frames(self) -> Iterator[FrameType]:
+        """The frames of all runs under way: on the stack of the engine's thread, or waiting."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if frame.f_code in self.tallies and frame.f_locals.get("beat") is self.beat:
+                yield frame
+            frame = frame.f_back
+        for cell in self.order:
+            run: Any = cell.run
+            while run is not None:
+                code = getattr(run, "gi_code", None)
+                if code in self.tallies and not run.gi_running and run.gi_frame is not None:
+                    yield run.gi_frame
+                run = getattr(run, "gi_yieldfrom", None)
 
     def _busy(self) -> dict[Cell, float]:
         """Seconds by cell: a group's time is shared out as its measured calls were."""
@@ -279,7 +349,7 @@ class Engine:
         return found
 
     def pause(self, seconds: float) -> bool:
-        """Wait, in the thread of the run; False: the run is killed."""
+        """Wait, in the thread of the run; False: the run is being ended."""
         return not self._cut.wait(seconds)
 
     # ------------------------------------------------------------------ opening
@@ -315,6 +385,8 @@ class Engine:
                 entry.edges_in.append(edge)
                 entry.live_source = True
                 self._feeds.append(edge)
+        if self.events.sinks:
+            self._ticker.start()  # after the forks
 
     # ------------------------------------------------------------------ running
 
@@ -339,6 +411,7 @@ class Engine:
         """Work until `more` says no. What ends the run is kept for `finish`."""
         if self._error is not None:
             return
+        self.thread = threading.get_ident()
         try:
             if not self._opened:
                 self.open()
@@ -352,11 +425,7 @@ class Engine:
 
     def step(self) -> bool:
         """One round. False: the run is over."""
-        self.bell.clear()
-        if self.killed:
-            raise Killed
-        if self.stopping and not self._sources_stopped:
-            self._stop_sources()
+        self._attend()
         progress = self._round()
         if self._end_some() or progress:
             self._quiet = False
@@ -364,6 +433,15 @@ class Engine:
         if all(cell.state == "ended" for cell in self.order):
             return False
         return self._sleep()
+
+    def _attend(self) -> None:
+        """What was asked of the engine. It is called anew if more is asked meanwhile."""
+        self.bell.clear()
+        self.beat.clear()
+        if self.killed:
+            raise Killed
+        if self.stopping and not self._sources_stopped:
+            self._stop_sources()
 
     def _round(self) -> bool:
         progress = False
@@ -376,52 +454,36 @@ class Engine:
                 if edge:
                     cell.waited += (now - self._looked) * len(edge)
         self._looked = now
-        if self.events.sinks and now - self._told > _PROGRESS:
-            self._tell(now)
         return progress
 
-    def _tell(self, now: float) -> None:
-        self._told = now
+    def _tell(self) -> None:
         stages = {
             cell.name: {
-                "in": cell.came,
-                "out": cell.out,
+                "in": came,
+                "out": out,
                 "failed": cell.failures,
-                "waiting": sum(map(len, cell.edges_in)),
+                "waiting": sum(map(len, tuple(cell.edges_in))),
             }
-            for cell in self.order
+            for cell, (came, out) in self._counts().items()
         }
         self.events.emit("progress", stages=stages)
 
     def _stop_sources(self) -> None:
         self._sources_stopped = True
         for cell in self.order:
-            if cell.kind == "producer":
-                cell.stop()  # type: ignore[attr-defined]
+            cell.stop()
 
     def _sleep(self) -> bool:
-        """Nothing can be done now: wait, or break a loop that is full all around."""
+        """Nothing can be done now: wait."""
         due = min((cell.due() for cell in self.order), default=_NEVER)
         if due == _NEVER and not any(self._outside(cell) for cell in self.order):
             if not self._quiet:
                 self._quiet = True  # ENG-4
                 return True
-            stuck = [c for c in self._turns if c.blocked is not None and self._waits(c)]
-            if not stuck:
-                raise PoolError(f"the run is stuck, a bug of ours: {self._state()}")
-            stuck[0].forced = True
-            return True
+            raise PoolError(f"the run is stuck, a bug of ours: {self._state()}")
         self._quiet = False
         self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
         return True
-
-    @staticmethod
-    def _waits(cell: Cell) -> bool:
-        return (
-            cell.run is not None
-            or any(cell.edges_in)
-            or bool(isinstance(cell, LaneCell) and cell.has_pieces)
-        )
 
     @staticmethod
     def _outside(cell: Cell) -> bool:
@@ -480,7 +542,6 @@ class Engine:
         """
         for edge in self._feeds:
             edge.append(item)
-            edge.emitted += 1
         try:
             while self._round() or any(self._outside(cell) for cell in self.order):
                 if not self._busy_now():
@@ -493,7 +554,7 @@ class Engine:
 
     def _busy_now(self) -> bool:
         """Whether to go on; sleeps while only others work."""
-        self.bell.clear()
+        self._attend()
         if self._round():
             return True
         if any(self._outside(cell) for cell in self.order):
@@ -566,8 +627,9 @@ class Engine:
         stopped = interrupted or (self.stopping and error is None)
         failed = error is not None or self.producer_failed
         status = "stopped" if stopped else "failed" if failed else "completed"
+        self._ticker.stop()
         if self.events.sinks:
-            self._tell(monotonic())
+            self._tell()
         self.events.emit("run_finished", status=status, duration=self._duration)
         outputs = [] if self.outputs.bounded else list(self.outputs)
         log = self.failures
@@ -603,6 +665,17 @@ class Engine:
                         f"a bug of ours: {e.source} -> {cell.name}: emitted {e.emitted}, but "
                         f"delivered {e.delivered}, failed {e.failed}, dropped {e.dropped}"
                     )
+
+
+def _reached(cell: Cell) -> set[Cell]:
+    """All cells that items of a cell can come to; itself, if there is a loop."""
+    found: set[Cell] = set()
+    line = [cell]
+    while line:
+        new = set(line.pop().edges_out).difference(found)
+        found |= new
+        line += new
+    return found
 
 
 def _group(cell: Cell) -> Iterable[Cell]:

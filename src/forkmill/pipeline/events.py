@@ -14,7 +14,9 @@ name or None), and what belongs to the kind:
 Guarantees: numbers are without gaps, in the order of the calls. A sink that raises is counted, and
 changes nothing.
 
-Threads: `emit` is called in the thread of the run alone; sinks may be added from any.
+Threads: any. Sinks are called one at a time, in the order of the numbers: in the thread of the run,
+and for progress in one of its own, which says ten times a second how far the run is, whatever that
+does. It is there while somebody listens.
 """
 
 from __future__ import annotations
@@ -25,10 +27,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from .._process import our_thread
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Events"]
+__all__ = ["Events", "Ticker"]
+
+_PROGRESS_S = 0.1  # between two events of that kind
 
 _runs = itertools.count(1)
 
@@ -42,25 +48,27 @@ class Events:
         self.errors = 0
         self._number = 0
         self._lock = threading.Lock()  # for changes of `sinks`
+        self._emitting = threading.RLock()  # a sink may do what emits
 
     def emit(self, kind: str, stage: str | None = None, **data: Any) -> None:
         """Tell everybody."""
         if not self.sinks:
             return
-        self._number += 1
-        event = {
-            "number": self._number,
-            "time": time.time(),
-            "run": self.run,
-            "kind": kind,
-            "stage": stage,
-            **data,
-        }
-        for sink in self.sinks:
-            try:
-                sink(dict(event))
-            except Exception:
-                self.errors += 1
+        with self._emitting:
+            self._number += 1
+            event = {
+                "number": self._number,
+                "time": time.time(),
+                "run": self.run,
+                "kind": kind,
+                "stage": stage,
+                **data,
+            }
+            for sink in self.sinks:
+                try:
+                    sink(dict(event))
+                except Exception:
+                    self.errors += 1
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called from the next event on."""
@@ -71,6 +79,38 @@ class Events:
         """No longer call it; nothing if it is not attached."""
         with self._lock:  # a bound method is another object each time, but equal
             self.sinks = tuple(s for s in self.sinks if s != sink)
+
+
+class Ticker:
+    """The thread that says how far a run is. It does nothing else, and is not there unasked."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()  # one start
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; nothing if it has begun, or is over."""
+        with self._lock:
+            if self._thread is None and not self._end.is_set():
+                self._thread = threading.Thread(
+                    target=self._run, name="forkmill-events", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> None:
+        with our_thread():
+            while not self._end.wait(_PROGRESS_S):
+                self._tell()
+
+    def stop(self) -> None:
+        """Tell no more: when this returns, nothing is being told. Idempotent."""
+        with self._lock:
+            self._end.set()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
 
 def short(value: Any) -> str:

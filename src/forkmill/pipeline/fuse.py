@@ -4,6 +4,7 @@ A chain source -> double -> text -> sink becomes (shortened)::
 
     def run(source):
         for x0 in source:
+            if beat: yield BEAT
             try: y0 = double(x0)
             except ERRORS as error: ... the stage's policy; continue
             if type(y0) in SPECIAL: yield from special0(y0, x0); continue
@@ -11,39 +12,48 @@ A chain source -> double -> text -> sink becomes (shortened)::
             ...
 
 It is a generator: it yields a queue that is full, and is resumed when that has room again; so a
-stage that emits millions for one item needs no memory for them. A branch is nested in a loop of
-one turn, so that `continue` ends the branch and not the item.
+stage that emits millions for one item needs no memory for them. It yields BEAT where the engine is
+to have a look, whatever the stages do: `beat` is a list that anybody makes true. A branch is nested
+in a loop of one turn, so that `continue` ends the branch and not the item.
 
 Guarantees:
     * Item by item: what an item does in all stages of the group is done before the next is pulled.
     * Counters are locals; they reach the cells when the run ends, also by close() or an error.
+      Until then `tallied` says what they are, from any thread.
+    * No loop of a run goes on for ever without coming past `beat`: items that come in, outputs of
+      one item, of one end. Where others wait for their turn, it comes back after some 2 ms.
 
 Invariants:
     * FUSE-1  The text of the code has only names made here, never a user's.
     * FUSE-2  Every use of a user's function stands in a try of its own; what leaves the run is
       the engine's (Abort), KeyboardInterrupt, GeneratorExit, or a bug.
 
-Threads: a run belongs to the thread of its engine.
+Threads: a run belongs to the thread of its engine; `tallied` may be called in any.
 """
 
 from __future__ import annotations
 
 import functools
+import re
+import sys
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .declare import to
+from .options import DeadLetter, final
 from .work import LAZY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import CodeType, FrameType
 
     from .cells import Cell
 
-__all__ = ["ERRORS", "GONE", "Outs", "fuse"]
+__all__ = ["BEAT", "ERRORS", "GONE", "Outs", "Tally", "fuse", "portions", "tallied"]
 
 ERRORS = (Exception, SystemExit)  # what a user's function may fail with
 GONE: Any = type("Gone", (), {"__repr__": lambda self: "GONE"})()  # a failed item's output
+BEAT: Any = type("Beat", (), {"__repr__": lambda self: "BEAT"})()  # instead of a full queue
 _DEEP = 7  # loops inside each other; CPython allows 20 blocks, a loop and its try take two
 
 
@@ -64,6 +74,42 @@ def clocked(values: Iterable[Any], note: Callable[[float], None]) -> Iterator[An
     note(seconds + perf_counter() - start)
 
 
+def portions(items: list[Any], look: Callable[[], int]) -> Iterator[Iterator[Any]]:
+    """A list in parts, of as many items as may be worked on between two looks at the clock."""
+    at = 0
+    while at < len(items):
+        few = look()
+        yield iter(items[at : at + few])
+        at += few
+
+
+class Tally(NamedTuple):
+    """One cell's counters in a run, as expressions of the run's locals.
+
+    Attributes:
+        cell: Whose they are.
+        entry: Whether its items come from the edge that the run was begun for.
+        figures: Gives (came, failed, out) for the locals of a run's frame.
+    """
+
+    cell: Cell
+    entry: bool
+    figures: CodeType
+
+
+def tallied(frame: FrameType, tallies: Iterable[Tally]) -> Iterator[tuple[Tally, Any]]:
+    """The counters of a run that is under way: (tally, (came, failed, out)).
+
+    The run may go on meanwhile, in its thread: each figure is one of some moment.
+    """
+    scope = frame.f_locals
+    for tally in tallies:
+        try:
+            yield tally, eval(tally.figures, {}, scope)
+        except NameError:  # it has not begun
+            return
+
+
 def fuse(cell: Cell, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """The run of a group.
 
@@ -73,16 +119,18 @@ def fuse(cell: Cell, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iter
         timed: Every call is measured.
 
     Returns:
-        A generator function: run(source) yields queues that are full.
+        A generator function: run(source) yields queues that are full, and BEAT.
     """
-    writer = _Writer(timed)
+    writer = _Writer(timed, cell)
     writer.group(cell, entry)
     names = list(writer.names)
     text = f"def make({', '.join(names)}):\n" + "\n".join(writer.lines) + "\n    return run\n"
     scope: dict[str, Any] = {}
     exec(_compiled(text), scope)
-    run: Callable[[Iterable[Any]], Iterator[Any]] = scope["make"](*writer.names.values())
-    return run
+    run: Any = scope["make"](*writer.names.values())
+    cell.engine.tallies[run.__code__] = writer.tallies
+    found: Callable[[Iterable[Any]], Iterator[Any]] = run
+    return found
 
 
 @functools.lru_cache(256)
@@ -90,11 +138,21 @@ def _compiled(text: str) -> Any:
     return compile(text, "<fused stages>", "exec")
 
 
+@functools.lru_cache(1024)
+def _expression(text: str) -> CodeType:
+    return compile(text, "<a run's counters>", "eval")
+
+
+def _all_at_once() -> int:
+    return sys.maxsize
+
+
 class _Writer:
     """Writes the code of one group."""
 
-    def __init__(self, timed: bool) -> None:
+    def __init__(self, timed: bool, cell: Cell) -> None:
         self.timed = timed
+        self.pace = cell.engine.pace  # None: nobody else waits for a turn
         self.lines: list[str] = []
         self.names: dict[str, Any] = {
             "ERRORS": ERRORS,
@@ -104,10 +162,16 @@ class _Writer:
             "ONCE": (None,),
             "clock": perf_counter,
             "clocked": clocked,
+            "beat": cell.engine.beat,
+            "BEAT": BEAT,
+            "look": cell.engine.pace or _all_at_once,
+            "portions": portions,
         }
         self.root: Cell | None = None  # the stage whose items are the source's
         self.counters: list[str] = []
+        self.looks: list[str] = []  # at how many outputs the clock is looked at again
         self.flushes: list[str] = []
+        self.tallies: list[Tally] = []
 
     def line(self, depth: int, text: str) -> None:
         self.lines.append("    " * depth + text)
@@ -125,11 +189,20 @@ class _Writer:
     def group(self, cell: Cell, entry: bool) -> None:
         body, self.lines = self.lines, []
         count = self.counter("C" if entry else "M", cell)
-        self.line(3, "for x in items:")
         if entry:
             self.root = cell
-            self.stage(cell, "x", count, 4, 1)
+            # The list's iterator counts, and does so for nothing. One that waits has not come.
+            self.line(3, "for items in portions(source, look):")
+            self.line(4, f"{count} += items.__length_hint__()")
+            self.line(4, "for x in items:")
+            self.line(5, "if beat:")
+            self.line(6, "held = 1")
+            self.line(6, "yield BEAT")
+            self.line(6, "held = 0")
+            self.stage(cell, "x", count, 5, 2)
         else:
+            self.line(3, "for x in source:")
+            self.beat(cell, count, 4)
             self.line(4, "if type(x) is To:")
             self.send(cell, "x", 5)
             self.line(5, "continue")
@@ -138,21 +211,40 @@ class _Writer:
             self.flush(cell, "0", "0", count)
         inner, self.lines = self.lines, body
         self.line(1, "def run(source):")
-        self.line(2, " = ".join(self.counters) + " = 0")
-        self.line(2, "items = iter(source)")
+        self.line(2, " = ".join([*self.counters, *self.looks, "held"]) + " = 0")
+        self.line(2, "items = iter(())")
         self.line(2, "try:")
         self.lines += inner
         self.line(2, "finally:")
-        if entry:  # the list's iterator counts, and does so for nothing
-            self.line(3, f"{count} = len(source) - items.__length_hint__()")
+        if entry:
+            self.line(3, f"{count} -= items.__length_hint__() + held")
         for text in self.flushes:
             self.line(3, text)
         self.line(2, "return")
         self.line(2, "yield")  # a generator also where nothing can be full
 
     def flush(self, cell: Cell, came: str, failed: str, out: str) -> None:
-        method = cell.flush_entry if cell is self.root else cell.flush
+        entry = cell is self.root
+        method = cell.flush_entry if entry else cell.flush
         self.flushes.append(f"{self.name('flush', cell, method)}({came}, {failed}, {out})")
+        if self.root is not None:  # what is not at its end yet
+            whole = f"C{self.root.index}"
+            now = f"({whole} - items.__length_hint__() - held)"
+            came, out = (re.sub(rf"\b{whole}\b", now, text) for text in (came, out))
+        self.tallies.append(Tally(cell, entry, _expression(f"({came}, {failed}, {out})")))
+
+    def beat(self, cell: Cell, out: str, depth: int) -> None:
+        """The engine may have a look here, between two outputs of a stage."""
+        if self.pace is None:
+            self.line(depth, "if beat:")
+            self.line(depth + 1, "yield BEAT")
+            return
+        look = f"at{cell.index}"
+        self.looks.append(look)
+        self.line(depth, f"if {out} >= {look} or beat:")
+        self.line(depth + 1, f"{look} = {out} + look()")
+        self.line(depth + 1, "if beat:")
+        self.line(depth + 2, "yield BEAT")
 
     # ------------------------------------------------------------------ one stage
 
@@ -209,6 +301,7 @@ class _Writer:
         self.line(depth + 1, f"{failed} += 1")
         self.line(depth + 1, f"y{i} = {fail}({x}, error)")
         self.line(depth + 1, f"if y{i} is GONE:")
+        self.letters(cell, depth + 2)
         self.line(depth + 2, "continue")
         self.line(depth + 1, f"{lost} -= 1")
         self.line(depth + 1, f"{failed} -= 1")
@@ -230,6 +323,7 @@ class _Writer:
             values = f"clocked({values}, {self.name('note', cell, cell.note)})"
         self.line(depth, "try:")
         self.line(depth + 1, f"for y{i} in {values}:")
+        self.beat(cell, out, depth + 2)
         self.line(depth + 2, f"if type(y{i}) is To:")
         self.send(cell, f"y{i}", depth + 3)
         self.line(depth + 3, "continue")
@@ -241,6 +335,7 @@ class _Writer:
         self.line(depth, "except ERRORS as error:")
         self.line(depth + 1, f"{failed} += 1")
         self.line(depth + 1, f"{fail}({x}, error)")
+        self.letters(cell, depth + 1)
 
     def batch(self, cell: Cell, x: str, depth: int) -> str:
         """An item goes into a batch; beyond this, one is full, in the variable returned."""
@@ -253,8 +348,17 @@ class _Writer:
             self.line(depth + 1, "continue")
         self.line(depth, f"b{i} = {self.name('hold', cell, cell.hold)}({x})")
         self.line(depth, f"if b{i} is None:")
+        if stage.key is not None:
+            self.letters(cell, depth + 1)
         self.line(depth + 1, "continue")
         return f"b{i}"
+
+    def letters(self, cell: Cell, depth: int) -> None:
+        """Something failed: the queue of the dead letters may be full."""
+        if isinstance(final(cell.stage.on_error), DeadLetter):
+            self.line(depth, f"full = {self.name('letters', cell, cell.letters)}()")
+            self.line(depth, "if full is not None:")
+            self.line(depth + 1, "yield full")
 
     def send(self, cell: Cell, y: str, depth: int) -> None:
         self.line(depth, f"full = {self.name('send', cell, cell.send)}({y})")
@@ -289,10 +393,6 @@ class _Writer:
         alone = len(cell.targets) == 1
         if not target.fused:
             queue = self.name(f"q{cell.index}_", target, cell.edge_to(target))
-            if not alone:  # a failure in one branch keeps the item from the next ones
-                count = self.counter(f"E{cell.index}_", target)
-                self.flushes.append(f"{queue}.emitted += {count}")
-                self.line(depth, f"{count} += 1")
             self.append(queue, y, depth, True)
             return
         if target is not cell.targets[-1]:

@@ -38,7 +38,7 @@ from .declare import to
 from .fuse import ERRORS
 from .graph import stage_hooks
 from .lanes import LaneCell
-from .options import DeadLetter, Retry
+from .options import DeadLetter, Retry, final
 from .work import LAZY, adapted, clocked, emitted, is_async, is_generator, run_inline, settle
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _may_jump(graph: Graph) -> bool:
 
 
 def _dead_letters(policy: Any) -> bool:
-    return isinstance(policy.then if isinstance(policy, Retry) else policy, DeadLetter)
+    return isinstance(final(policy), DeadLetter)
 
 
 def _joins(stage: Stage) -> bool:
@@ -178,6 +178,7 @@ class Group:
             teardown=self.teardown,
             on_end=self.on_end,
             stream=self.many and not self.whole,
+            whole=not self.many,  # Passed comes last in what a call gives
         )
 
     def one(self, item: Any) -> Any:
@@ -360,7 +361,7 @@ class Rider(LaneCell):
         edge = self.edges_in[0]
         self.sources[0].out += number
         self.came += number
-        edge.emitted += number
+        edge.straight += number
         edge.delivered += number
 
     def lost(self, failed: Lost) -> None:
@@ -381,7 +382,7 @@ class Rider(LaneCell):
         edge = self.edges_in[0]
         self.sources[0].out += 1
         self.came += 1
-        edge.emitted += 1
+        edge.straight += 1
         edge.failed += 1
 
 
@@ -458,6 +459,12 @@ class Carrier(LaneCell):
         elif not plain and not _TOLD.isdisjoint(map(type, outputs)):
             outputs = [output for output in outputs if not self._told(output)]
         self._riders[-1].deliver(outputs, plain)
+
+    def _parts(self, piece: Any, room: int) -> list[Any]:
+        assert self._group is not None
+        if not self._group.many and piece.__class__ is contexts.Taken:
+            return [piece]  # Passed belongs to all of it
+        return super()._parts(piece, room)
 
     def _told(self, output: Any) -> bool:
         kind = type(output)

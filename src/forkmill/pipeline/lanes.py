@@ -28,7 +28,7 @@ from .declare import to
 from .events import short
 from .fuse import ERRORS
 from .graph import stage_hooks
-from .options import Retry
+from .options import Retry, final
 from .shuffle import mixer
 from .work import initialize, make_work, run_hooks
 
@@ -40,17 +40,20 @@ if TYPE_CHECKING:
 
 __all__ = ["LaneCell"]
 
+_HANDFUL = 16  # outputs of which some go by fm.to, that are handed on together
+
 
 class _Record:
     """What is to be remembered of an item in a lane."""
 
-    __slots__ = ("attempts", "edge", "item", "outputs", "seq")
+    __slots__ = ("attempts", "edge", "failure", "item", "outputs", "seq")
 
     def __init__(self, item: Any, edge: Edge | None, seq: int) -> None:
         self.item = item
         self.edge = edge
         self.seq = seq
         self.attempts = 1
+        self.failure: BaseException | None = None  # of the last try, while it waits for the next
         self.outputs: list[Any] = []
 
 
@@ -86,12 +89,10 @@ class LaneCell(Cell):
         free = self._most - self.pending - len(self._waiting)
         if len(self.edges_in) > 1:
             self._remember = True
-            free -= sum(map(len, self.edges_in))
-            share = max(0, free) // len(self.edges_in) + (1 if free > 0 else 0)
-            for edge in self.edges_in:
-                edge.room = len(edge) + share
+            self.share(free - sum(map(len, self.edges_in)))
         elif self.edges_in:
-            self.edges_in[0].room = min(max(0, free), self.stage.queue_size)
+            edge = self.edges_in[0]
+            edge.room = NEVER if edge.closing else min(max(0, free), self.stage.queue_size)
 
     # Opening.
 
@@ -156,11 +157,6 @@ class LaneCell(Cell):
         return progress
 
     @property
-    def has_pieces(self) -> bool:
-        """Whether something came out that has not been handed on."""
-        return bool(self._ready_pieces)
-
-    @property
     def works_outside(self) -> bool:
         """Whether the lane will ring: it works, or comes to its end."""
         if self.lane is None or self.state == "ended":
@@ -173,6 +169,8 @@ class LaneCell(Cell):
         free = self._most - self.pending - len(self._waiting)
         if self._ending or free <= 0:
             return False
+        if self.stage.key is not None and not self._has_room():
+            return False  # a key that fails is a dead letter at once
         taken = False
         for edge in self.edges_in:
             n = min(free, len(edge))
@@ -241,6 +239,8 @@ class LaneCell(Cell):
         progress = False
         while self._retries and self._retries[0][0] <= monotonic():
             record = heapq.heappop(self._retries)[2]
+            record.attempts += 1
+            record.failure = None
             self._records.setdefault(id(record.item), deque()).append(record)
             if self.call_hooks:
                 run_hooks(self._forks, self.name)
@@ -256,16 +256,52 @@ class LaneCell(Cell):
             pieces.extend(self._come_out())
         progress = False
         while pieces and self._has_room():
-            piece = pieces.popleft()
+            piece = self._fitting(pieces)
             progress = True
             if piece.__class__ is contexts.Batch:
                 self._batch(piece)
             else:
                 self._taken(piece)
-        self.forced = False
         if progress:
             self.rooms()
         return progress
+
+    def _fitting(self, pieces: deque[Any]) -> Any:
+        """The next piece; of one that has too many outputs a part, the rest stays."""
+        piece = pieces.popleft()
+        batch = piece.__class__ is contexts.Batch
+        size = sum(map(len, piece.outputs)) if batch and piece.many else len(piece.outputs)
+        if size < 2:
+            return piece
+        queues = self.engine.outlets_of(self)
+        room = min((queue.room - len(queue) for queue in queues), default=NEVER)
+        if not (batch and piece.plain) and to in map(type, piece.outputs):
+            room = min(room, _HANDFUL)  # they may go where nobody knows of yet
+        if size <= room:
+            return piece
+        pieces.extendleft(reversed(self._parts(piece, max(1, int(room)))))
+        return pieces.popleft()
+
+    def _parts(self, piece: Any, room: int) -> list[Any]:
+        """A piece in several, with so many outputs each at most."""
+        if piece.__class__ is not contexts.Batch:
+            item, outputs, failure, done = piece
+            cuts = range(room, len(outputs), room)
+            parts = [contexts.Taken(item, outputs[at - room : at], None, False) for at in cuts]
+            return [*parts, contexts.Taken(item, outputs[len(parts) * room :], failure, done)]
+        told = contexts.Batch([], [], reports=piece.reports)
+        if piece.many:
+            items = [part for one in piece.split() for part in self._parts(one, room)]
+            return [told, *items]
+        cuts = range(0, len(piece.items), room)
+        spans = [slice(at, at + room) for at in cuts]
+        return [
+            told,
+            *(
+                contexts.Batch(piece.items[span], piece.outputs[span], False, piece.plain)
+                for span in spans
+            ),
+        ]
 
     def _come_out(self) -> list[Any]:
         """What has come out of the lane, in the order in which it goes on."""
@@ -331,11 +367,13 @@ class LaneCell(Cell):
         edge = record.edge if record is not None else self.edges_in[0] if self.edges_in else None
         policy = self.stage.on_error
         attempts = record.attempts if record is not None else 1
+        cut = False  # there would be another try, were the run not being ended
         if failure is not None and not final and record is not None and isinstance(policy, Retry):
             again = attempts < policy.attempts and isinstance(failure, policy.on)
-            if again and not self.engine.killed:
+            if again and not self.engine.stopping:
                 self._schedule(record, failure, policy)
                 return
+            cut = again
         self.pending -= 1
         if self.producing:
             self.live_source = False
@@ -349,13 +387,15 @@ class LaneCell(Cell):
                 self.engine.producer_failed = True
                 self.record(None, failure, 1, "skip")
             else:
-                then = policy.then if isinstance(policy, Retry) else policy
-                self.record(item, failure, attempts, then)
+                (self.give_up if cut else self._record)(item, failure, attempts)
         if record is not None and self.stage.ordered:
             self._waiting[record.seq] = record
             while (ready := self._waiting.pop(self._next, None)) is not None:
                 self._next += 1
                 self.deliver(ready.outputs)
+
+    def _record(self, item: Any, failure: BaseException, attempts: int) -> None:
+        self.record(item, failure, attempts, final(self.stage.on_error))
 
     def _schedule(self, record: _Record, failure: BaseException, policy: Retry) -> None:
         pause = policy.pause(record.attempts)
@@ -369,7 +409,7 @@ class LaneCell(Cell):
             attempts=record.attempts,
             pause=pause,
         )
-        record.attempts += 1
+        record.failure = failure
         heapq.heappush(self._retries, (monotonic() + pause, record.seq, record))
 
     def deliver(self, outputs: list[Any], plain: bool = False) -> None:
@@ -388,9 +428,7 @@ class LaneCell(Cell):
                 self.route(output, None)
         else:
             for target in self.targets:
-                edge = self.edges_out[target]
-                edge.extend(outputs)
-                edge.emitted += len(outputs)
+                self.edges_out[target].extend(outputs)
 
     def _plain(self, outputs: list[Any]) -> list[Any]:
         """Without what is for us: times, and items by fm.to."""
@@ -446,7 +484,10 @@ class LaneCell(Cell):
             self.after_hooks()
 
     def stop(self) -> None:
-        """A producer in a context stops with it."""
+        """A producer in a context stops with it; what waits for another try gets none."""
+        while self._retries:
+            record = heapq.heappop(self._retries)[2]
+            self._finished(record, record.item, record.failure)
         if self.producing and self.lane is not None and self.pending:
             for piece in self.lane.take_many(0):
                 self._ready_pieces.append(piece)

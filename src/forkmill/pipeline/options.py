@@ -175,6 +175,11 @@ def retry(
     return Retry(attempts, backoff, classes, jitter, then)
 
 
+def final(policy: str | Retry | DeadLetter) -> str | DeadLetter:
+    """What a policy does with an item that has no other try."""
+    return policy.then if isinstance(policy, Retry) else policy
+
+
 def policy(who: str, value: Any) -> str | Retry | DeadLetter:
     """An `on_error` option, checked."""
     if isinstance(value, (Retry, DeadLetter)) or value in ("raise", "skip"):

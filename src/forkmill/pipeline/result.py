@@ -244,7 +244,7 @@ class Handle:
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called with every event from now on."""
-        self._engine.events.attach(sink)
+        self._engine.attach(sink)
 
     def detach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """No longer call a sink."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERRUPTED", "Source", "tap"]
 
+_LONG = 1e-3  # seconds of pulling: what is behind has its turn
 _HANDFUL = 128  # items that a producer gives between two looks at whether it is to stop
 
 
@@ -93,8 +94,7 @@ class Source(Cell):
     def _fill(self, edge: Edge, n: int, timed: bool) -> None:
         """Have so many items in the queue of the stage behind this one, or as many as it holds."""
         before = len(edge)
-        n = n if self.forced else min(n, edge.room - before)
-        self.forced = False
+        n = int(min(n, edge.room - before))
         start = perf_counter()
         # Measured from out here: Ctrl-C raises in `filled`, and finds no item in our hands there.
         for few in repeat(1, n) if timed else _handfuls(n):
@@ -102,7 +102,8 @@ class Source(Cell):
             self._pull(edge, few)
             if timed:
                 self.note(perf_counter() - began)
-            if len(edge) - was < few or self.engine.stopping:
+            late = perf_counter() - start > _LONG
+            if len(edge) - was < few or late or self.engine.beat:
                 break
         seconds = perf_counter() - start
         self.wall += seconds
@@ -115,7 +116,7 @@ class Source(Cell):
                 self.begin(self.run_of(False, False)(items))
                 return
             edge.extend(items)
-        self._count_out(got)
+        self.out += got
 
     def _pull(self, edge: Edge, n: int) -> None:
         try:
@@ -145,7 +146,7 @@ class Source(Cell):
         if self.feeder is not None:
             self.feeder.stopped = True
             self.feeder.free.set()
-        elif self._tap is not None and self.run is None:
+        elif self._tap is not None:  # it waits, as all that a run is made of between two turns
             values, self.values = self.values, None
             try:
                 self._tap.close()  # type: ignore[attr-defined]

@@ -100,12 +100,15 @@ class EdgeStats:
         delivered: Items that the second has worked on.
         failed: Items that failed in it.
         dropped: Items that nobody worked on, because the run was ended.
+        beyond: How many items waited there beyond `queue_size` at once, at most. Only what closes a
+            loop may do that: it cannot wait for its own stage.
     """
 
     emitted: int
     delivered: int
     failed: int
     dropped: int
+    beyond: int = 0
 
 
 @dataclass(frozen=True)

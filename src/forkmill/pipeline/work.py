@@ -322,6 +322,7 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
         teardown=teardown,
         on_end=on_end,
         stream=many and not isinstance(stage.on_error, Retry),
+        whole=isinstance(stage.on_error, Retry),
         timeout=stage.timeout,
     )
 

@@ -761,7 +761,14 @@ void *fm_chunk_tag(const fm_chunk *chunk);
  * outcome CANCELLED.  Returns how many.
  */
 int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk);
-/* The same for every chunk of the pool. */
+/*
+ * The same, for a chunk whose outcomes nobody wants any more: whoever waits
+ * for it, now or later, is let go (FM_ECLOSED), although a task of it may
+ * still run.  That of a stream is asked to close its generator.  How many
+ * were taken back; -ENOMEM: the stream was not asked.
+ */
+int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk);
+/* fm_chunk_cancel() for every chunk of the pool. */
 int fm_pool_cancel_pending(fm_pool *pool);
 /* Kill the worker(s) that run a task of it now: outcome DEATH, cause
  * KILLED, no retry.  Returns how many. */
@@ -811,7 +818,8 @@ size_t fm_chunk_ahead(const struct fm_cursor *cursor);
 /*
  * Next output of a streaming chunk: 1, with its record, which is out of the
  * chunk then; 0: the chunk is done and has no more; -ENOMEM: no
- * memory to let the task go on, call again; or as fm_pool_wait_chunk.
+ * memory to let the task go on, call again; or as fm_pool_wait_chunk, with
+ * FM_ECLOSED after fm_chunk_abandon() whatever is there.
  * Owns: the caller has the record's memory (*memory, fm_body_free()) and the
  * view of the arena that the record refers to (fm_arena_forget() it).
  */
@@ -827,8 +835,8 @@ enum fm_rank { FM_RANK_PUMP, FM_RANK_COLLECTOR, FM_RANK_CALLER };
 /*
  * Wait until the chunk is done.  Leads, or parks while another leads.
  * 0: done; -ETIMEDOUT; -EINTR: a signal came, or may have (`signals_ns`):
- * run handlers, call again;
- * FM_EFORKED.  Never returns FM_ECLOSED: a chunk that was accepted ends.
+ * run handlers, call again; FM_EFORKED; FM_ECLOSED only after
+ * fm_chunk_abandon(): a chunk that was accepted ends.
  */
 int fm_pool_wait_chunk(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
                        enum fm_rank rank);

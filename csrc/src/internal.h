@@ -434,6 +434,7 @@ struct fm_chunk {
     struct fm__segment *read, **latest;
     uint32_t shown, fresh;
     bool carried;                  /* outcomes of it lie in the arena */
+    bool abandoned;                /* nobody waits for it any more */
     struct fm__output *outputs, **outputs_tail;
     uint64_t consumed, granted;
     struct fm__segment only;       /* of a chunk of one: no memory of its own */

@@ -56,9 +56,11 @@ static bool satisfied(const fm_pool *pool, const struct fm__waiter *w)
     const fm_inbox *inbox = w->on;
     switch (w->kind) {
     case FM__WAIT_CHUNK:
-        return atomic_load(&chunk->state) == FM_CHUNK_DONE;
+        return chunk->abandoned ||
+               atomic_load(&chunk->state) == FM_CHUNK_DONE;
     case FM__WAIT_STREAM:
-        return chunk->outputs || atomic_load(&chunk->state) == FM_CHUNK_DONE;
+        return chunk->outputs || chunk->abandoned ||
+               atomic_load(&chunk->state) == FM_CHUNK_DONE;
     case FM__WAIT_INBOX:
         return inbox->head || inbox->closed || pool->state == FM_POOL_CLOSED;
     case FM__WAIT_IDLE:

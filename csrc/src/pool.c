@@ -152,6 +152,43 @@ int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
     return (int)n;
 }
 
+/* A frame about a streaming task, to the worker that has it; 0 or -errno.
+ * None has: there is nobody to tell, and nothing that would need it. */
+static int tell_stream(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
+                       uint64_t serial)
+{
+    struct fm__piece *p = FM__OF(chunk->pieces.next, struct fm__piece,
+                                 in_chunk);
+    if (fm__list_empty(&chunk->pieces) || !p->worker)
+        return 0;
+    struct fm_frame frame = {
+        .magic = FM_MAGIC,
+        .kind = (uint16_t)kind,
+        .index = (uint32_t)p->number,
+        .serial = kind == FM_KIND_CREDIT ? serial : p->number};
+    int rc = fm__channel_put(&p->worker->channel, &frame, NULL);
+    if (rc == 0)
+        fm__events_flush(pool, p->worker);
+    return rc;
+}
+
+int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
+{
+    int rc = 0;
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
+    fm__pool_lock(pool);
+    if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
+        rc = (int)cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
+    if (rc == 0 && chunk->options.flags & FM_RUN_STREAM)
+        rc = tell_stream(pool, chunk, FM_KIND_CLOSE, 0);
+    chunk->abandoned = true;
+    fm__lead_settle(pool);
+    fm__lead_nudge(pool);
+    fm__pool_unlock(pool);
+    return rc;
+}
+
 int fm_pool_cancel_pending(fm_pool *pool)
 {
     if (fm__pool_foreign(pool))
@@ -191,7 +228,8 @@ int fm_pool_wait_chunk(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
 {
     if (atomic_load(&chunk->state) == FM_CHUNK_DONE)
         return 0;
-    return wait_for(pool, FM__WAIT_CHUNK, chunk, deadline, rank);
+    int rc = wait_for(pool, FM__WAIT_CHUNK, chunk, deadline, rank);
+    return rc == 0 && !fm_chunk_done(chunk) ? FM_ECLOSED : rc;
 }
 
 int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, enum fm_rank rank)
@@ -205,26 +243,6 @@ int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank)
 }
 
 /* ---------------------------------------------------------------- streams */
-
-/* A frame about a streaming task, to the worker that has it; 0 or -errno.
- * None has: there is nobody to tell, and nothing that would need it. */
-static int tell_stream(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
-                       uint64_t serial)
-{
-    struct fm__piece *p = FM__OF(chunk->pieces.next, struct fm__piece,
-                                 in_chunk);
-    if (fm__list_empty(&chunk->pieces) || !p->worker)
-        return 0;
-    struct fm_frame frame = {
-        .magic = FM_MAGIC,
-        .kind = (uint16_t)kind,
-        .index = (uint32_t)p->number,
-        .serial = kind == FM_KIND_CREDIT ? serial : p->number};
-    int rc = fm__channel_put(&p->worker->channel, &frame, NULL);
-    if (rc == 0)
-        fm__events_flush(pool, p->worker);
-    return rc;
-}
 
 /* Grant in steps of half the credit: one small frame for many outputs. */
 static int grant(fm_pool *pool, fm_chunk *chunk)
@@ -251,6 +269,8 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
     int rc = chunk->outputs ? 0 : grant(pool, chunk);
     if (rc == 0)
         rc = fm__lead_wait(pool, &w, deadline);
+    if (rc == 0 && chunk->abandoned)
+        rc = FM_ECLOSED;
     struct fm__output *output = rc == 0 ? chunk->outputs : NULL;
     if (output) {
         chunk->outputs = output->next;

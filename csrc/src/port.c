@@ -27,6 +27,7 @@ struct fm_port {
     uint64_t number, last;   /* the task that runs, the frame's last one */
     bool direct;             /* the room handed out is in the ring itself */
     bool prompt;             /* each outcome of this frame is wanted at once */
+    bool counted;            /* this frame's time is accounted for */
     int64_t frame_start;
     size_t pos, filled;      /* unread input is in[pos, filled) */
     size_t consumed;         /* of it: the frame handed out last */
@@ -209,6 +210,7 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame)
     port->last = frame->serial + frame->count - 1;
     port->number = UINT64_MAX;
     port->prompt = frame->flags & FM_RUN_PROMPT;
+    port->counted = false;
     atomic_store_explicit(&port->slot->frame_start, port->frame_start,
                           memory_order_relaxed);
 }
@@ -316,6 +318,7 @@ static void account(fm_port *port)
                           busy + now - port->frame_start,
                           memory_order_release);
     port->frame_start = now;
+    port->counted = true;
 }
 
 static int publish(fm_port *port, size_t n, int is_outcome)
@@ -410,7 +413,7 @@ int fm_port_put(fm_port *port, const struct fm_part *parts, size_t n,
 
 int fm_port_finish(fm_port *port)
 {
-    if (port->number != port->last)
+    if (!port->counted)
         account(port); /* its last tasks were recalled */
     return fm_port_tell(port);
 }

@@ -955,6 +955,46 @@ static void *wait_for_the_gate(void *arg)
     return NULL;
 }
 
+static void *wait_in_vain(void *arg)
+{
+    struct client *c = arg;
+    CHECK_EQ(fm_pool_wait_chunk(c->rig->pool, c->chunk, FM_FOREVER,
+                                FM_RANK_CALLER),
+             FM_ECLOSED);
+    return NULL;
+}
+
+TEST(who_waits_for_a_chunk_that_is_abandoned_is_let_go)
+{
+    struct rig rig = rig_open(1);
+    int64_t commands[3] = {command(OP_GATE, 0, 0), command(OP_ECHO, 1, 0),
+                           command(OP_ECHO, 2, 0)};
+    fm_chunk *chunk = submit(&rig, commands, 3, NULL);
+    struct client clients[2];
+    struct fm_stats stats = {.waiting_threads = 0};
+    for (int i = 0; i < 2; i++) { /* one leads, one is parked */
+        clients[i] = (struct client){.rig = &rig, .chunk = chunk};
+        CHECK_EQ(pthread_create(&clients[i].thread, NULL, wait_in_vain,
+                                &clients[i]),
+                 0);
+    }
+    while (stats.waiting_threads < 2 || !atomic_load(&world->ran[0]))
+        CHECK_EQ(fm_pool_stats(rig.pool, &stats), 0);
+    CHECK_EQ(fm_chunk_abandon(rig.pool, chunk), 2); /* the others */
+    join_clients(clients, 2);
+    CHECK_EQ(fm_chunk_abandon(rig.pool, chunk), 0);
+    CHECK_EQ(fm_pool_wait_chunk(rig.pool, chunk, FM_FOREVER, FM_RANK_CALLER),
+             FM_ECLOSED);
+    CHECK_EQ(fm_chunk_state(rig.pool, chunk), FM_CHUNK_RUNNING);
+    atomic_store(&world->open, 1);
+    while (fm_chunk_state(rig.pool, chunk) != FM_CHUNK_DONE)
+        CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    CHECK_EQ(fm_pool_wait_chunk(rig.pool, chunk, 0, FM_RANK_CALLER), 0);
+    CHECK_EQ(atomic_load(&world->ran[1]), 0);
+    fm_chunk_unref(chunk);
+    rig_close(&rig);
+}
+
 /* A signal may come while no wait is there to be interrupted. */
 TEST(a_caller_that_waits_comes_back_for_signals_now_and_then)
 {

@@ -496,6 +496,27 @@ TEST(a_record_is_published_before_it_is_sent)
     rig_close(&rig);
 }
 
+TEST(the_time_of_a_frame_counts_also_if_its_end_was_recalled)
+{
+    struct rig rig;
+    struct fm_frame frame = {.serial = 5, .count = 2};
+    rig_open(&rig);
+    open_port(&rig);
+    fm__slot_offer(rig.slot, 5, 2);
+    rig.port->frame_start = fm_now() - 1000000;
+    fm_port_begin(rig.port, &frame);
+    CHECK_EQ(rig.slot->frame_start, rig.port->frame_start);
+    CHECK_EQ(fm_port_start(rig.port, 5, 0), 1);
+    put_record(rig.port, 1, 100);
+    CHECK_EQ(rig.slot->busy_ns, 0);
+    CHECK(fm__slot_recall(rig.slot, 6));
+    CHECK_EQ(fm_port_start(rig.port, 6, 0), 0);
+    CHECK_EQ(fm_port_finish(rig.port), 0);
+    CHECK(rig.slot->busy_ns >= 1000000);
+    CHECK_EQ(rig.slot->frame_start, 0);
+    rig_close(&rig);
+}
+
 TEST(a_number_is_an_outcome_wherever_the_ring_ends)
 {
     struct rig rig;

@@ -94,7 +94,7 @@ if TYPE_CHECKING:
         to,
         unbatch,
     )
-    from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map
+    from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map, shutdown_shared
 
 __version__ = "0.1.0"
 
@@ -141,6 +141,7 @@ __all__ = [
     "named_pool",
     "producer",
     "retry",
+    "shutdown_shared",
     "stage",
     "testing",
     "thread",
@@ -148,7 +149,7 @@ __all__ = [
     "unbatch",
 ]
 
-_POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"})
+_POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_shared"})
 _CONTEXTS = frozenset({"ContextPool", "create_context", "executor", "named_pool"})
 _PIPELINE = frozenset(
     {

@@ -227,7 +227,7 @@ class AsyncMap:
             core, fn, iterables, options, star=False,
             chunksize=chunksize, buffersize=buffersize, inbox=port.inbox, done=self._wake.deliver,
         )  # fmt: skip
-        self._life.iterators += 1
+        self._token = self._life.input_begins()
         self._open = True
         try:
             self._fill()
@@ -249,9 +249,9 @@ class AsyncMap:
                 except StopIteration:
                     await self._next_chunk()
             raise StopAsyncIteration
-        except (asyncio.CancelledError, StopAsyncIteration):
+        except StopAsyncIteration:
             raise
-        except BaseException:
+        except BaseException:  # cancelled, too: as an async generator it is at its end then
             self._close()
             raise
         finally:
@@ -271,13 +271,16 @@ class AsyncMap:
         self._open = False
         self._feed.stop()
         self._records._drop()
-        for task in self._line:
-            with contextlib.suppress(errors.PoolError):
-                task.cancel()
+        with contextlib.suppress(errors.PoolError):
+            for task in self._line:
+                task.abandon()
         self._line.clear()
         self._wake.done.clear()
+        waiter = self._wake.waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)  # closed by another asyncio task: its end is here
         self._current = self._core = None
-        self._life.iterator_ended()
+        self._life.input_ended(self._token)
 
     def _pull(self) -> bool:
         task = self._feed.pull()

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import itertools
 import logging
 import os
 import struct
@@ -50,6 +51,7 @@ _FOREIGN = (
     "this pool belongs to the process that made it; after a fork the child needs one of its own"
 )
 
+_tokens = itertools.count(1)
 _DEATH = struct.Struct("<iiIIIIQQqQ")  # struct fm_death
 _DEATH_FIELDS = (
     "pid", "status", "slot", "cause", "oom", "attempts", "rss_kb", "task", "timeout_ns",
@@ -145,7 +147,7 @@ class Life:
         self.collector = Collector(native, log.name)
         self.ports: WeakSet[LoopPort] = WeakSet()  # one an event loop
         self.streams: WeakSet[Stream] = WeakSet()
-        self.iterators = 0  # lazy calls with input left
+        self.inputs: set[int] = set()  # of lazy calls with input left: their tokens
         self.ended = threading.Event()
         self._wake = threading.Event()  # an iterator has ended, or the core is gone
         self._orphan = False  # nobody holds the core
@@ -158,14 +160,21 @@ class Life:
         """Whether this is a copy in a forked child."""
         return self.pid != os.getpid()
 
-    def iterator_ended(self) -> None:
-        self.iterators -= 1
+    def input_begins(self) -> int:
+        """A lazy call has input left, until `input_ended` with what this returns."""
+        token = next(_tokens)
+        self.inputs.add(token)
+        return token
+
+    def input_ended(self, token: int) -> None:
+        """Idempotent: a signal handler's exception may come at any place."""
+        self.inputs.discard(token)
         self._wake.set()
 
     def idle(self) -> bool:
         """Whether every accepted task has its outcome and no lazy call has input left."""
         stats = self.native.stats()
-        return not self.iterators and stats["accepted"] == stats["outcomes"]
+        return not self.inputs and stats["accepted"] == stats["outcomes"]
 
     # The ways to an end.
 

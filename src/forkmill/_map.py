@@ -41,6 +41,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
+from ._process import interrupted
 from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class Feed:
         count = encoder.fill(source, n, share, self.patience)
         if self.source is None:
             return None  # the input itself closed the iterator
+        if encoder.error is not None and interrupted(encoder.error):
+            raise encoder.error  # it is not the input's, and does not wait for its turn
         if encoder.exhausted or encoder.error is not None:
             self.error, self.source = encoder.error, None
         if count == 0:
@@ -278,9 +281,12 @@ class MapIterator(_native.RecordIterator):
         buffersize: int | None = None,
         ordered: bool = True,
         return_exceptions: bool = False,
+        own: bool = False,
     ) -> None:
         super().__init__(Items(core), return_exceptions)
-        self._open = False  # __del__ may come before the rest
+        self._open = False
+        self._closed = True  # __del__ may come before the rest
+        self._own = own
         self._deadline = None if timeout is None else monotonic() + timeout
         self._inbox = None if ordered else core.native.inbox()
         self._feed = Feed(
@@ -294,19 +300,19 @@ class MapIterator(_native.RecordIterator):
         self._current: _native.Task | None = None
         self._busy = True
         self._life = core.life
-        self._life.iterators += 1
-        self._released = False
+        self._token = self._life.input_begins()
+        self._closed = False
         self._open = True
         try:
             self._fill()
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self._close(kill=self._own and interrupted(error))
             raise
         finally:
             self._busy = False
 
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not _at_end() and getattr(self, "_open", False):
+        if not _at_end() and not getattr(self, "_closed", True):
             self.close()
 
     def __enter__(self) -> MapIterator:
@@ -316,36 +322,54 @@ class MapIterator(_native.RecordIterator):
         self.close()
 
     def close(self) -> None:
-        """Cancel what has not started, and free everything; then it is at its end. Idempotent."""
-        if not self._open:
-            return
+        """Cancel what has not started, and free everything; then it is at its end. Idempotent.
+
+        From another thread: whoever waits in `next` gets StopIteration.
+        """
+        if not self._closed:
+            self._close()
+
+    def _close(self, *, kill: bool = False) -> None:
+        """`close`; on a pool that is nobody's, running tasks are ended too (kill).
+
+        A signal handler's exception may come at any place: each step can be done again, and
+        `_closed` is the last one.
+        """
         self._open = False
         self._feed.stop()
         self._release()
         self._drop()
-        for task in (*self._line, *self._flying):
-            with contextlib.suppress(errors.PoolError):
-                task.cancel()
-        self._line.clear()
-        self._flying.clear()
+        tasks = (*self._line, *self._flying)
+        with contextlib.suppress(errors.PoolError):
+            for task in tasks:
+                task.abandon()
+            for task in tasks if kill else ():
+                task.kill()
+        # Not emptied: another thread may be looking at them.
+        self._line, self._flying = deque(), set()
         self._current = None
         if self._inbox is not None:
             self._inbox.close()
+        self._closed = True
+
+    def _broken_off(self) -> None:
+        """A signal handler raised in `next`: nobody reads on, whoever keeps the traceback."""
+        self._close(kill=self._own)
 
     def _release(self) -> None:
         """No more input: a dropped pool need not live on for this iterator."""
-        if not self._released:
-            self._released = True
-            self._life.iterator_ended()
+        self._life.input_ended(self._token)
 
     # ------------------------------------------------------------------ chunk by chunk
 
     def _advance(self) -> _native.Task:
         """The next finished chunk (called by `__next__` when the last one is used up)."""
+        if not self._open:
+            raise StopIteration
         if self._busy:
             raise ValueError("map iterator already executing")
-        self._busy = True
         try:
+            self._busy = True
             if self._current is not None:
                 self._feed.consumed(self._current)
                 self._current = None
@@ -374,13 +398,13 @@ class MapIterator(_native.RecordIterator):
             self._release()
         if task is None:
             return False
-        if not self._open:  # closed meanwhile, by the input or by another thread
-            task.cancel()
-            return False
         if self._inbox is None:
             self._line.append(task)
         else:
             self._flying.add(task)
+        if not self._open:  # closed meanwhile, by the input or by another thread
+            task.abandon()
+            return False
         return True
 
     def _fill(self) -> None:
@@ -395,7 +419,8 @@ class MapIterator(_native.RecordIterator):
         self._feed.core.turn()  # outcomes may lie in the pipe
         if self._inbox is not None:
             return self._take(self._inbox, 0)
-        return bool(self._line) and self._line[0].done
+        line = self._line
+        return bool(line) and line[0].done
 
     def _ordered(self) -> _native.Task | None:
         line, feed = self._line, self._feed
@@ -417,22 +442,22 @@ class MapIterator(_native.RecordIterator):
         return None
 
     def _unordered(self, inbox: _native.Inbox) -> _native.Task | None:
-        line, flying, feed = self._line, self._flying, self._feed
+        line, feed = self._line, self._feed
         if feed.quick:
             while self._pull():
                 pass
-        while not line:
-            if flying and self._has_some():
+        while not line and self._open:
+            if self._flying and self._has_some():
                 break
             if not feed.quick and self._pull():
                 continue  # MAP-2, as above
-            if not flying:
+            if not self._flying:
                 return None
             if not self._take(inbox, self._patience()) and self._open:
                 self._late()
             if not self._open:
                 return None
-        return line.popleft()
+        return line.popleft() if self._open and line else None
 
     def _take(self, inbox: _native.Inbox, timeout: float | None) -> bool:
         batch = inbox.wait(timeout)
@@ -474,7 +499,12 @@ class Stream:
         try:
             return task.next_output(core)
         except StopIteration:
-            pass
+            if self._task is None:  # another thread has closed it
+                raise
+        except BaseException as failure:
+            if interrupted(failure):
+                self.close()
+            raise
         error = task.exception(core)
         if error is None and self._cut:
             error = errors.PoolClosed("the pool was shut down before all outputs were read")
@@ -486,11 +516,16 @@ class Stream:
             del error, self  # the exception's traceback has this frame
 
     def close(self) -> None:
-        """Close the generator in the worker, or take the task back. Idempotent."""
+        """Close the generator in the worker, or take the task back. Idempotent.
+
+        From another thread: whoever waits in `next` gets StopIteration.
+        """
         task = self._task
         if task is not None:
-            self._close(task)
-            self._task = self._core = None
+            self._task = None
+            with contextlib.suppress(errors.PoolError):
+                task.abandon()
+            self._core = None
 
     def cut(self, thread: int, alive: Container[int]) -> None:
         """A shutdown waits: if nobody can read on, the task must not wait to be read.
@@ -506,12 +541,9 @@ class Stream:
             and (self._owner == thread or self._owner not in alive)
         ):
             self._cut = True
-            self._close(task)
-
-    def _close(self, task: _native.Task) -> None:
-        with contextlib.suppress(errors.PoolError):
-            if not task.done and not task.cancel():
-                task.close_stream()
+            with contextlib.suppress(errors.PoolError):
+                if not task.done and not task.cancel():
+                    task.close_stream()
 
     def kill(self) -> bool:
         """End the task by killing its worker; `WorkerDied` then comes after the outputs."""

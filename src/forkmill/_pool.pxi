@@ -365,6 +365,11 @@ cdef class Task:
         """Take back what has not started; how many tasks."""
         return check(fm_chunk_cancel(self._pool._c, self._c))
 
+    def abandon(self):
+        """Nobody wants its outcomes any more: take back what has not started, close a stream, and
+        let go whoever waits for it."""
+        check(fm_chunk_abandon(self._pool._c, self._c))
+
     def kill(self):
         """Kill the workers that run a task of it now; how many."""
         return check(fm_chunk_kill(self._pool._c, self._c))
@@ -453,7 +458,7 @@ cdef class Task:
             if rc == 1:
                 output._arena = self._pool.arena
                 return output
-            if rc == 0:
+            if rc == 0 or rc == FM_ECLOSED:
                 raise StopIteration
             if rc == -ETIMEDOUT:
                 raise TimeoutError
@@ -683,7 +688,8 @@ cdef class RecordIterator:
     """Yields the values of finished chunks at the speed of C.
 
     A subclass has `_advance()`: the next finished Task in the order to yield, or an exception,
-    StopIteration at the end; and `_failed()`, called before a task's exception is raised.
+    StopIteration at the end; `_failed()`, called before a task's exception is raised; and
+    `_broken_off()`, called before what a signal handler raised comes out of `next`.
     """
 
     cdef object _codec
@@ -716,7 +722,12 @@ cdef class RecordIterator:
             raise ValueError("map iterator already executing")
         while outcomes is None or not outcomes.move():
             self._outcomes = None
-            task = self._advance()
+            try:
+                task = self._advance()
+            except BaseException as error:
+                if _interrupted(error):
+                    self._break_off()
+                raise
             outcomes = _Outcomes.__new__(_Outcomes)
             outcomes.begin(task)
             self._outcomes = outcomes
@@ -743,6 +754,8 @@ cdef class RecordIterator:
             delivered = True
         finally:
             outcomes.leave(ahead, delivered)
+            if not delivered:
+                self._break_off()
         if failure is None:
             return value
         if self._return_exceptions and isinstance(failure, Exception):
@@ -758,6 +771,19 @@ cdef class RecordIterator:
 
     def _failed(self):
         self._drop()
+
+    def _broken_off(self):
+        """Nothing: whoever asks again gets the item that was interrupted."""
+
+    cdef int _break_off(self) except -1:
+        """_broken_off() as a whole, which is idempotent: handlers run in the middle of it, too."""
+        while True:
+            try:
+                self._broken_off()
+                return 0
+            except BaseException as error:
+                if not _interrupted(error):
+                    raise
 
     def _drop(self):
         """Forget the rest of the chunk that is being read."""

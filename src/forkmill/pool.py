@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from types import TracebackType
 
-__all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map"]
+__all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_shared"]
 
 _builtin_map = map  # `map` below is the module's own
 
@@ -286,6 +286,8 @@ class _Face(Executor):
         buffersize: int | None,
         ordered: bool,
         return_exceptions: bool,
+        *,
+        own: bool = False,
     ) -> Iterator[Any]:
         must_be_callable("fn", fn)
         check_limits(chunksize, buffersize, timeout)
@@ -305,6 +307,7 @@ class _Face(Executor):
             buffersize=buffersize,
             ordered=ordered,
             return_exceptions=return_exceptions,
+            own=own,
         )
 
     def amap(
@@ -737,6 +740,36 @@ def shared_pool(workers: int | None, start_method: str = "auto") -> ProcessPool:
     return pool
 
 
+def shutdown_shared(kill: bool = False) -> None:
+    """End the pools that `fm.map` keeps for its next call; that call makes a new one.
+
+    They end by themselves when the program does: this is for a program that goes on, and wants
+    their memory back, or has to get rid of what runs there.
+
+    Args:
+        kill: End their workers now, whatever they run: what runs gets WorkerDied, what has not
+            started PoolClosed. False: what was accepted is finished first, and waited for.
+
+    Raises:
+        TypeError: A wrong option.
+        KeyboardInterrupt: Ctrl-C while it waited: running tasks were ended, all is over.
+
+    May be called from any thread, any number of times; and in a forked child, where it concerns
+    the child's own pools.
+    """
+    if not isinstance(kill, bool):
+        raise TypeError(f"kill must be a bool, not {type(kill).__name__!r}")
+    lock, pools = _shared.setdefault(_native.fork_generation(), (Lock(), {}))
+    with lock:
+        ending = tuple(pools.values())
+        pools.clear()
+    for pool in ending:
+        if kill:
+            pool.kill()
+        else:
+            pool.shutdown()
+
+
 class _SharedPool(ProcessPool):
     """Made under a lock, where nothing may be logged: that comes afterwards."""
 
@@ -754,6 +787,10 @@ def map(
     return_exceptions: bool = False,
 ) -> Iterator[Any]:
     """`ProcessPool.map` over a shared pool, which is made at the first use and ends at exit.
+
+    Nobody has that pool in hand: so Ctrl-C, or whatever else a signal handler raises while this
+    waits for a result, takes all back, and ends the tasks that run. `shutdown_shared` ends the
+    pool itself.
 
     Args:
         fn: What to call.
@@ -774,12 +811,9 @@ def map(
         SerializationError, PoolBroken: As `ProcessPool.map`.
     """
     check_workers(workers)
-    return shared_pool(workers).map(
-        fn,
-        *iterables,
-        timeout=timeout,
-        chunksize=chunksize,
-        buffersize=buffersize,
-        ordered=ordered,
-        return_exceptions=return_exceptions,
+    if not iterables:
+        raise TypeError("map() needs at least one iterable")
+    pool = shared_pool(workers)
+    return pool._lazy(
+        fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions, own=True
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.tasks import eventually
 
 import forkmill as fm
 from forkmill import _map
 from forkmill._tuner import GROWTH, Tuner
+from tasks import eventually
 
 N = 60
 TASK_S = 0.006  # three times what a chunk shall take

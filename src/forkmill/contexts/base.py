@@ -425,6 +425,7 @@ class _Face(concurrent.futures.Executor):
             lambda item: self.submit(fn, *item),
             source,
             quick=all(type(it) in QUICK for it in iterables),
+            sized=buffersize is not None,
             window=window,
             timeout=limit,
             ordered=ordered,

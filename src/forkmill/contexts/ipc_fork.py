@@ -5,9 +5,10 @@ Guarantees: everything of a ProcessPool, and the face that all contexts have.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from .._batches import Batches
 from ..pool import ProcessPool
@@ -55,39 +56,36 @@ class IpcFork(ProcessPool):
         tag_output: bool = False,
         name: str | None = None,
     ) -> None:
-        if pin:
-            initializer, initargs = self._pinning(initializer, initargs)
-        super().__init__(
-            max_workers,
-            initializer=initializer,
-            initargs=initargs,
-            finalizer=finalizer,
-            inherit=inherit,
-            start_method=start_method,
-            max_tasks_per_child=max_tasks_per_child,
-            max_rss=max_rss,
-            restarts=restarts,
-            init_timeout=init_timeout,
-            min_workers=min_workers,
-            idle_time=idle_time,
-            tag_output=tag_output,
-            name=name,
-        )
+        with contextlib.ExitStack() as undo:
+            claims = None
+            if pin:
+                claims, initializer, initargs = pinning(initializer, initargs)
+                undo.callback(claims.close)
+            super().__init__(
+                max_workers,
+                initializer=initializer,
+                initargs=initargs,
+                finalizer=finalizer,
+                inherit=inherit,
+                start_method=start_method,
+                max_tasks_per_child=max_tasks_per_child,
+                max_rss=max_rss,
+                restarts=restarts,
+                init_timeout=init_timeout,
+                min_workers=min_workers,
+                idle_time=idle_time,
+                tag_output=tag_output,
+                name=name,
+            )
+            if claims is not None:
+                # Not for as long as this object: a dropped pool lives on in its pending futures,
+                # and the workers that it starts until then have to find the file.
+                weakref.finalize(self._core or self, claims.close)
+            undo.pop_all()
         self.name = self._name
         self.width = self._max_workers
         self.window = 2 * self.width
         self._replaces = max_tasks_per_child is not None or max_rss is not None
-
-    def _pinning(
-        self, initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
-    ) -> tuple[Callable[..., object], tuple[Any, ...]]:
-        from .thread import check_pin
-
-        check_pin()
-        claims = os.memfd_create("forkmill-pin", os.MFD_CLOEXEC)
-        weakref.finalize(self, os.close, claims)
-        # By way of /proc also a worker that did not inherit the descriptor gets at the file.
-        return pin_worker, (f"/proc/{os.getpid()}/fd/{claims}", initializer, initargs)
 
     def metrics(self) -> Metrics:
         """The figures of the whole pool at this moment."""
@@ -123,6 +121,18 @@ class IpcFork(ProcessPool):
 
 
 Executor.register(IpcFork)
+
+
+def pinning(
+    initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> tuple[BinaryIO, Callable[..., object], tuple[Any, ...]]:
+    """The file of claims, which its owner closes, and the initializer that pins, with its args."""
+    from .thread import check_pin
+
+    check_pin()
+    claims = open(os.memfd_create("forkmill-pin", os.MFD_CLOEXEC), "r+b", buffering=0)  # noqa: SIM115
+    # By way of /proc also a worker that did not inherit the descriptor gets at the file.
+    return claims, pin_worker, (f"/proc/{os.getpid()}/fd/{claims.fileno()}", initializer, initargs)
 
 
 _claims: list[int] = []  # in a worker: its claim on a CPU ends with the descriptor

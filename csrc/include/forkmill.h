@@ -445,6 +445,9 @@ int fm_port_crash_fd(const fm_port *port);
  * mark).  Stays the port's; only its process writes there. */
 uint32_t *fm_port_mark(fm_port *port);
 
+/* Not 0 there: SIGTERM means now (for fm_signals_settle). */
+const uint32_t *fm_port_told(const fm_port *port);
+
 /*
  * Next frame.  `body` is frame->length contiguous bytes: in the port's
  * buffer, or, for a body longer than that, in memory of its own (`*owned` is
@@ -507,6 +510,40 @@ void fm_port_rss(fm_port *port, uint64_t kb);
 uint8_t *fm_body_new(size_t size);
 uint8_t *fm_body_ref(uint8_t *body);
 void fm_body_free(uint8_t *body);
+
+/* --------------------------------------------------------------- signals */
+
+/* In the user's program: what it ignores and what it handles, for the next. */
+void fm_signals_look(uint32_t *ignored, uint32_t *handled);
+
+/*
+ * What signals from outside do to a process that runs tasks (signals.c).  Sets
+ * handlers and unblocks all signals; call it in the thread that waits for work.
+ * In the masks bit 1 << n is signal n of the lower 31.
+ *
+ *   ignored   what the user's program ignores stays ignored: SIGINT, SIGPIPE,
+ *             SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are looked at
+ *   handled   what it handles of the last three does nothing here
+ *   told      not 0: SIGTERM and SIGHUP end the process at once; NULL: always.
+ *             Read as long as the process lives.
+ */
+void fm_signals_settle(uint32_t ignored, uint32_t handled,
+                       const uint32_t *told);
+/* Not 0 there: leave, as soon as no task runs. */
+const uint32_t *fm_signals_leave(void);
+/* What must not be left behind is there (1), or is gone (-1): whoever holds
+ * something stays. */
+void fm_signals_hold(int more);
+/* Before a read that waits for work on a blocking descriptor, and after it.
+ * 1: do not read, leave; a request after that makes the read fail with EAGAIN
+ * if there is nothing to be read. */
+int fm_signals_wait(int fd);
+void fm_signals_work(void);
+/* It leaves: from here on SIGTERM and SIGHUP do nothing any more. */
+void fm_signals_end(void);
+/* In a process that one with fm_signals_settle() has forked, once: which
+ * signals (a mask) still have that one's handlers. */
+uint32_t fm_signals_stale(void);
 
 /* ----------------------------------------------------------------- arena */
 

@@ -1,7 +1,7 @@
 /*
  * internal.h - what the layers of the core share with each other.
  *
- * Order: error, guard <- sys <- frame <- slot <- channel, port, arena, zygote
+ * Order: error, guard <- sys, signals <- frame <- slot <- channel, port, arena, zygote
  * <- chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.
  * A layer calls only those before it; what the last three share is in pool.h.
  */
@@ -189,6 +189,8 @@ struct fm_slot {
     _Atomic uint32_t want; /* FM__WANT_ALWAYS: the other side never looks
                               into the ring, FM__WANT_NOTHING: it is awake;
                               else it sleeps, or is about to */
+    _Atomic uint32_t told; /* the zygote: whatever SIGTERM comes now is ours,
+                              and means at once */
     alignas(4096) _Atomic uint8_t claims[FM_CLAIMS];
     alignas(4096) uint8_t ring[FM_RING];
     alignas(4096) char crash[FM_CRASH];

@@ -101,6 +101,11 @@ uint32_t *fm_port_mark(fm_port *port)
     return &port->slot->mark;
 }
 
+const uint32_t *fm_port_told(const fm_port *port)
+{
+    return (const uint32_t *)&port->slot->told;
+}
+
 int fm_port_forked(const fm_port *port)
 {
     return port->generation != fm_fork_generation();

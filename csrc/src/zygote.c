@@ -41,6 +41,9 @@
 #define TELL_PAUSE_NS 5000000      /* to the next try of a message */
 #define NUMBER 12                  /* characters of an int, and its end */
 
+/* What reaches a whole process group. */
+static const int group[] = {SIGINT, SIGTERM, SIGHUP};
+
 /* To the next try of a birth that failed. */
 static const int64_t backoff_ns[] = {50000000, 200000000, 800000000,
                                      2000000000};
@@ -87,11 +90,18 @@ static void no_births(fm_zygote *z)
 
 /* ---------------------------------------------------------------- ladder */
 
-static void kill_all(fm_zygote *z, int sig)
+/* A worker that gets SIGTERM from anybody else may finish its task. */
+static void end_one(const struct child *child, int sig)
+{
+    atomic_store(&child->memory->told, 1);
+    fm__sys_kill(child->pid, sig);
+}
+
+static void end_all(fm_zygote *z, int sig)
 {
     for (uint32_t i = 0; i < z->options->workers; i++)
         if (z->children[i].pid)
-            fm__sys_kill(z->children[i].pid, sig);
+            end_one(&z->children[i], sig);
 }
 
 static void climb(fm_zygote *z)
@@ -99,10 +109,10 @@ static void climb(fm_zygote *z)
     int64_t now = fm_now();
     if (now >= z->kill_at) {
         z->term_at = z->kill_at = FM_FOREVER;
-        kill_all(z, SIGKILL);
+        end_all(z, SIGKILL);
     } else if (now >= z->term_at) {
         z->term_at = FM_FOREVER;
-        kill_all(z, SIGTERM);
+        end_all(z, SIGTERM);
     }
 }
 
@@ -251,7 +261,7 @@ static void kill_one(fm_zygote *z, const struct fm_message *order)
         return;
     child->asked = true;
     child->rejected = order->kind == FM_REPORT_REJECT;
-    fm__sys_kill(child->pid, order->status);
+    end_one(child, order->status);
 }
 
 /* There shall be a worker in the slot, from now on. */
@@ -327,7 +337,7 @@ static int spawn_worker(const fm_zygote *z, const int ends[3], pid_t *pid)
     char numbers[5][NUMBER];
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
-    sigset_t interrupt;
+    sigset_t every;
     size_t n = 0;
     while (z->options->spawn[n])
         n++;
@@ -349,10 +359,9 @@ static int spawn_worker(const fm_zygote *z, const int ends[3], pid_t *pid)
     for (int i = 0; rc == 0 && i < 5; i++)
         if (kept[i] >= 0)
             rc = posix_spawn_file_actions_adddup2(&actions, kept[i], kept[i]);
-    /* Ctrl-C must print nothing before the worker ignores it. */
-    sigemptyset(&interrupt);
-    sigaddset(&interrupt, SIGINT);
-    posix_spawnattr_setsigmask(&attributes, &interrupt);
+    /* Until the worker is ready for them (fm_signals_settle). */
+    sigfillset(&every);
+    posix_spawnattr_setsigmask(&attributes, &every);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
     if (rc == 0)
         rc = posix_spawn(pid, argv[0], &actions, &attributes, argv,
@@ -512,20 +521,23 @@ static bool wait_news(fm_zygote *z)
 
 /*
  * Handlers of the pool's process are code that belongs there: what has one
- * stays blocked.  Ctrl-C reaches the whole group, but it is the pool's
- * process that decides what becomes of us.
+ * stays blocked.  Ctrl-C, SIGTERM and SIGHUP may reach the whole group, but it
+ * is the pool's process that decides what becomes of us; workers are born with
+ * those blocked, until they are ready for them (fm_signals_settle).
  */
 static void calm_signals(void)
 {
-    struct sigaction act = {.sa_handler = SIG_IGN}, now;
+    struct sigaction act = {.sa_handler = SIG_DFL}, now;
     sigset_t blocked;
     sigemptyset(&act.sa_mask);
-    sigaction(SIGINT, &act, NULL);
-    sigaction(SIGPIPE, &act, NULL);
-    act.sa_handler = SIG_DFL;
-    sigaction(SIGTERM, &act, NULL);
     sigaction(SIGCHLD, &act, NULL); /* SIG_IGN is inherited: no statuses */
+    act.sa_handler = SIG_IGN;
+    sigaction(SIGPIPE, &act, NULL);
     sigemptyset(&blocked);
+    for (size_t i = 0; i < ARRAY_LEN(group); i++) {
+        sigaction(group[i], &act, NULL);
+        sigaddset(&blocked, group[i]);
+    }
     for (int i = 1; i < NSIG; i++)
         if (sigaction(i, NULL, &now) == 0 && now.sa_handler != SIG_DFL &&
             now.sa_handler != SIG_IGN)

@@ -10,7 +10,7 @@
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject_Call, PyObject_CallObject
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 
 cdef extern from "Python.h":
     object PyObject_CallOneArg(object function, object argument)
@@ -115,6 +115,45 @@ cdef uint32_t _nowhere
 cdef uint32_t *_mark_at = &_nowhere
 
 
+# Whether the process was asked to leave when its task is done (signals.c).
+cdef const volatile uint32_t *_leave = fm_signals_leave()
+
+
+def hold(int more):
+    """Something is here (1), or gone (-1), that this worker must not leave behind if it is asked to
+    leave: the state of a stage."""
+    fm_signals_hold(more)
+
+
+def signal_masks():
+    """Which signals this process ignores, and which it handles: for Port.settle()."""
+    cdef uint32_t ignored, handled
+    fm_signals_look(&ignored, &handled)
+    return ignored, handled
+
+
+def ending():
+    """This worker leaves: requests to do so are of no more use."""
+    fm_signals_end()
+
+
+def _after_fork_in_child():
+    """Whatever a task forks is no worker: signals do there what they do in any process."""
+    cdef uint32_t ours = fm_signals_stale()
+    if not ours:
+        return
+    import _signal
+    for number in range(1, 32):
+        if ours >> number & 1:
+            default = number == _signal.SIGINT
+            _signal.signal(number, _signal.default_int_handler if default else _signal.SIG_DFL)
+
+
+import os as _os
+_os.register_at_fork(after_in_child=_after_fork_in_child)
+del _os
+
+
 def mark(uint32_t number):
     """Say how far the task has come: should this worker die, `WorkerDied.mark` is that number.
 
@@ -170,6 +209,11 @@ cdef class Port:
         self._opened()
         return fm_port_crash_fd(self._c)
 
+    def settle(self, ignored, handled):
+        """Be ready for signals; the masks are of signal_masks(). Unblocks all of them."""
+        self._opened()
+        fm_signals_settle(ignored, handled, fm_port_told(self._c))
+
     @property
     def forked(self):
         """True in a process that was forked from the port's own."""
@@ -210,7 +254,8 @@ cdef class Port:
     # ------------------------------------------------------------- the loop
 
     def serve(self, worker):
-        """Run tasks until the end: "eof", "exit", or "retire" (a limit was reached)."""
+        """Run tasks until the end: "eof" (also if it was asked to leave), "exit", or "retire"
+        (a limit was reached)."""
         cdef fm_frame frame
         cdef const uint8_t *body = NULL
         cdef uint8_t *owned = NULL
@@ -250,18 +295,21 @@ cdef class Port:
             body[0] = owned[0] = kept.body
             kept.body = NULL
             return 1
-        while True:
+        while not fm_signals_wait(self._task_fd):
             with nogil:  # self holds _c open
                 rc = fm_port_next(self._c, frame, body, owned)
+            fm_signals_work()
             if rc == 0:
                 return 1
             owned[0] = NULL
-            if rc == FM_EEOF:
+            if rc == FM_EEOF or (rc == -EAGAIN and _leave[0]):
                 return 0
             if rc == -EINTR:
                 _signals()
             else:
                 check(rc)
+        fm_signals_work()
+        return 0
 
     cdef int _run(self, worker, fm_frame *frame, const uint8_t *body, uint8_t **owned) except -1:
         """Run the tasks of a frame. 1: a limit was reached, end now."""
@@ -281,10 +329,10 @@ cdef class Port:
         self._full = False
         self._current = None
         fm_port_begin(self._c, frame)
-        while at.i < frame.count and not self._full:
+        while at.i < frame.count and not self._full and not _leave[0]:
             try:
                 # One `try` around the loops, not one a task: it is entered again after a failure.
-                while at.i < frame.count and not self._full:
+                while at.i < frame.count and not self._full and not _leave[0]:
                     if not self._simple(&at) or not self._numbers(worker, &at):
                         self._task(worker, &at, block)
             except BaseException as error:
@@ -300,7 +348,7 @@ cdef class Port:
                 at.i += 1
         Py_CLEAR(at.number)
         self._current = self._retry = None
-        return self._finished(self._full)
+        return self._finished(self._full or _leave[0] != 0)
 
     cdef inline bint _simple(self, _Place *at) noexcept:
         """Whether _numbers() may run the next task. The frame's first is left to _task()."""
@@ -367,7 +415,8 @@ cdef class Port:
         cdef object value, result
         if call is NULL:
             return False
-        while at.i < at.frame.count and not self._full and self._simple(at):
+        while (at.i < at.frame.count and not self._full and not _leave[0]
+               and self._simple(at)):
             at.size = 9
             if not self._claim(at):
                 continue

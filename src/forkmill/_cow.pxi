@@ -64,8 +64,7 @@ cdef extern from "<signal.h>" nogil:
     int sigaction(int number, const c_sigaction *new, c_sigaction *old)
     void *SIG_DFL
     void *SIG_IGN
-    int SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIG_SETMASK, NSIG
-    int sigemptyset(sigset_t *signals)
+    int SIGCHLD, SIGINT, SIGPIPE, SIG_SETMASK, NSIG
     int sigfillset(sigset_t *signals)
     int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
 
@@ -75,8 +74,9 @@ cdef extern from *:
 
 cdef enum:
     _ROOM = _FLAT + 64     # the longest plain record, and some
-    _PAGE_HEAD = 64        # bytes of a page before its claims: the last start, the mark
+    _PAGE_HEAD = 64        # bytes of a page before its claims: the last start and the next two
     _MARK = 8              # where in it the mark is
+    _TOLD = 12             # ... and whether SIGTERM means at once
     _MOST_PARTS = 1024     # that one writev() takes (IOV_MAX)
     _LARGE = 1 << 18       # a record this long is worth a larger pipe
     _PIPE = 1 << 20        # ... of this size, if the system lets us
@@ -360,6 +360,10 @@ cdef class ForkSlot:
         """When the last item started, seconds of time.monotonic()."""
         return (<int64_t *>self._page)[0] / 1e9
 
+    def tell(self):
+        """From here on SIGTERM ends the child at once: it comes from us."""
+        (<uint32_t *>(self._page + _TOLD))[0] = 1
+
     def mark(self):
         """What the child that died had left by `mark`."""
         return (<uint32_t *>(self._page + _MARK))[0]
@@ -549,7 +553,7 @@ cdef class ForkSlot:
             if fm_sys_die_with_parent(kit.parent) == 0:
                 c_close(ours)
                 kit.close_others(self)
-                kit.set_up(self._crash)
+                kit.set_up(self._crash, <uint32_t *>(self._page + _TOLD))
                 self._run(kit, calls, fd)
                 status = 0
         except BrokenPipeError:
@@ -691,11 +695,8 @@ cdef class ForkKit:
             c_close(fd)
         return 0
 
-    cdef int set_up(self, int crash) except -1:
-        cdef sigset_t none
-        self._reset_signals()
-        sigemptyset(&none)
-        pthread_sigmask(SIG_SETMASK, &none, NULL)
+    cdef int set_up(self, int crash, const uint32_t *told) except -1:
+        self._reset_signals(told)
         self._drop_output(b"stdout")
         self._drop_output(b"stderr")
         self._fill_low()
@@ -718,9 +719,11 @@ cdef class ForkKit:
             pass  # half imported
         return 0
 
-    cdef int _reset_signals(self) except -1:
-        """As _worker.reset_signals(), but looking first, in C: almost nothing is to be done."""
+    cdef int _reset_signals(self, const uint32_t *told) except -1:
+        """As _worker.reset_signals() and Port.settle(), but looking first, in C: almost nothing is
+        to be done. All signals are blocked here, as in the thread that forks."""
         cdef c_sigaction now
+        cdef uint32_t ignored = 0, handled = 0
         cdef int number
         signal = self._signal
         signal.set_wakeup_fd(-1)
@@ -730,14 +733,18 @@ cdef class ForkKit:
         for number in range(1, _REAL_TIME):
             if sigaction(number, NULL, &now) < 0:
                 continue
-            if number == SIGINT or number == SIGPIPE:
-                if now.sa_handler != SIG_IGN:
-                    signal.signal(number, signal.SIG_IGN)
-            elif now.sa_handler == SIG_IGN:
-                if number == SIGTERM or number == SIGCHLD:
+            if now.sa_handler == SIG_IGN:
+                if number < 32:
+                    ignored |= <uint32_t>1 << number
+                if number == SIGCHLD:
                     signal.signal(number, signal.SIG_DFL)
+            elif number == SIGINT or number == SIGPIPE:
+                signal.signal(number, signal.SIG_IGN)
             elif now.sa_handler != SIG_DFL and callable(signal.getsignal(number)):
+                if number < 32:
+                    handled |= <uint32_t>1 << number
                 signal.signal(number, signal.SIG_DFL)
+        fm_signals_settle(ignored, handled, told)
         return 0
 
     cdef int _drop_output(self, const char *name) except -1:

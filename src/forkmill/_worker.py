@@ -139,22 +139,37 @@ def _flush_streams() -> None:
 # ------------------------------------------------------------------------------------- set-up
 
 
-def reset_signals() -> None:
-    """Signals as in a fresh process, but for SIGINT and SIGPIPE, which are ignored.
+_GROUP_SIGNALS = (
+    _signal.SIGINT, _signal.SIGPIPE, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT,
+    _signal.SIGUSR1, _signal.SIGUSR2,
+)  # fmt: skip
 
-    Ctrl-C reaches the whole group: the user's process decides what becomes of us. Handlers of the
-    parent are Python code that belongs there; its wakeup fd would write into its event loop. Timers
-    need no reset: no child inherits them.
+
+def ignore_signals(handled: int) -> None:
+    """In an exec'd zygote: what the user's program handles may reach it, too."""
+    for number in _GROUP_SIGNALS[4:]:
+        if handled >> number & 1:
+            _signal.signal(number, _signal.SIG_IGN)
+
+
+def reset_signals(ignored: int = 0, handled: int = 0) -> None:
+    """Signals as Python code sees them in a worker: as in a fresh process, but SIGINT and SIGPIPE
+    do nothing, and what the user's program ignores is ignored here, too (two masks).
+
+    Handlers of the parent are Python code that belongs there; its wakeup fd would write into its
+    event loop. Timers need no reset: no child inherits them. What reaches the whole group is
+    blocked here until Port.settle().
     """
     _signal.set_wakeup_fd(-1)
     for number in range(1, _signal.NSIG):
         if callable(_signal.getsignal(number)):
             _signal.signal(number, _signal.SIG_DFL)
-    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
-    _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
-    _signal.signal(_signal.SIGTERM, _signal.SIG_DFL)
+    for number in _GROUP_SIGNALS:
+        if number in _GROUP_SIGNALS[:2] or ignored >> number & 1:
+            _signal.signal(number, _signal.SIG_IGN)
+        elif number in _GROUP_SIGNALS[:4] or handled >> number & 1:
+            _signal.signal(number, _signal.SIG_DFL)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # SIG_IGN is inherited: no exit status then
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 def sane_streams() -> None:
@@ -269,6 +284,7 @@ def main(config: Config, ends: tuple[int, int, int]) -> int:
     global IN_WORKER
     IN_WORKER = True
     port = _native.Port(*ends)
+    port.settle(*config.signals)
     if config.arena_fd >= 0:
         port.share(config.arena_fd)
     faulthandler.enable(port.crash_fd, all_threads=True)

@@ -17,7 +17,6 @@ Threads: one. In the user's process: start_fork() and start_exec(), any thread.
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import gc
 import marshal
 import os
@@ -52,6 +51,7 @@ _PLAIN = (
     "gc_enabled",
     "has_initializer",
     "tag_output",
+    "signals",
 )
 
 
@@ -75,8 +75,9 @@ class Config:
         threads: Cap for the thread pools of BLAS and OpenMP; 0: leave them.
         keep_fds: Pipes and sockets that forked workers keep.
         arena_fd: The pool's shared memory for large values, or -1.
-        method, gc_enabled, has_initializer, payload, argv: Set by start_fork() and start_exec();
-            `payload` is inherit and the calls, encoded.
+        method, gc_enabled, has_initializer, payload, argv, signals: Set by start_fork() and
+            start_exec(); `payload` is inherit and the calls, encoded; `signals` what the user's
+            program ignores and handles, two masks.
         flushed, stdin, caps: Set by start_fork(): nothing that was printed is inherited; what
             becomes sys.stdin of workers, if it could be made; what their environment lacks.
         imports_fd: Set in an exec'd zygote: where its workers report what they had to import; -1.
@@ -112,6 +113,7 @@ class Config:
         stdin: Any = None,
         caps: Any = None,
         tag_output: bool = False,
+        signals: tuple[int, int] = (0, 0),
         imports_fd: int = -1,
     ) -> None:
         self.workers = workers
@@ -138,6 +140,7 @@ class Config:
         self.caps = caps
         self.pidfd = True
         self.tag_output = tag_output
+        self.signals = signals
         self.imports_fd = imports_fd
 
 
@@ -162,6 +165,7 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     config.method = "fork"
     config.gc_enabled = gc.isenabled()
     config.has_initializer = config.initializer is not None
+    config.signals = _native.signal_masks()
     config.stdin = _worker.null_input()
     caps = _caps(os.environ, config.threads)
     config.caps = {os.fsencode(name): os.fsencode(caps[name]) for name in caps}
@@ -218,7 +222,7 @@ def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
     status = EXIT_FAILED
     try:
         gc.freeze()  # what was inherited is never looked at again, and so never copied
-        _worker.reset_signals()
+        _worker.reset_signals(*config.signals)
         if config.method == "fork":
             if not config.flushed:
                 _worker.drop_buffered()
@@ -296,6 +300,7 @@ def start_exec(config: Config, method: str, control: int) -> int:
     config.method = method
     config.gc_enabled = gc.isenabled()
     config.has_initializer = config.initializer is not None
+    config.signals = _native.signal_masks()
     fds: list[int] = []
     try:
         config_fd, offset = _write_config(config)
@@ -315,7 +320,9 @@ def start_exec(config: Config, method: str, control: int) -> int:
             environment,
             # dup2() of a descriptor onto itself clears close-on-exec, in the child only.
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept if fd >= 0],
-            setsigmask=(_signal.SIGINT,),  # until main() ignores it: Ctrl-C must print nothing
+            # Until the zygote ignores them, and workers are ready for them: Ctrl-C must print
+            # nothing, and what reaches the whole group end nothing.
+            setsigmask=_worker._GROUP_SIGNALS,
         )
     finally:
         for fd in fds:
@@ -453,6 +460,7 @@ def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
     _worker.sane_streams()
     config = _read_config(config_fd, _Boot.offset)
     config.arena_fd = arena
+    _worker.ignore_signals(config.signals[1])
     sys.argv[:] = config.argv
     spawn: Sequence[str] = ()
     hints = -1
@@ -489,6 +497,6 @@ def _main_worker(config_fd: int, numbers: list[int]) -> int:
         _native.die_with_parent(zygote)
     except ProcessLookupError:
         return 0
-    _worker.reset_signals()
+    _worker.reset_signals(*config.signals)
     task_fd, result_fd, slot_fd = ends
     return _worker.main(config, (task_fd, result_fd, slot_fd))

@@ -499,7 +499,7 @@ class TestWorkers:
             for waiting in (future, victim):
                 tasks.eventually(waiting.running)
             busy = next(w for w in pool.workers() if w.in_flight)
-            os.kill(busy.pid, signal.SIGTERM)
+            os.kill(busy.pid, signal.SIGKILL)
             died = futures.wait([future, victim], 20, "FIRST_EXCEPTION").done
             assert [type(f.exception()) for f in died] == [fm.WorkerDied]
             assert pool.submit(pow, 2, 8).result() == 256

@@ -68,7 +68,7 @@ def test_one_fault_among_a_thousand_tasks(pool: fm.ProcessPool, fault: str) -> N
 
 
 @pytest.mark.scenario(3, 24)
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGABRT", "SIGSEGV"])
 def test_an_idle_worker_is_killed(pool: fm.ProcessPool, name: str) -> None:
     """FAULTS 3: no task is harmed, a successor is there at once, it is counted."""
     pids = pool.each(tasks.pid)

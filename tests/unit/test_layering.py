@@ -236,6 +236,7 @@ C_LAYERS = {
     "error": set(),
     "guard": {"error", "sys"},  # closes descriptors in forked children
     "sys": {"error", "guard"},
+    "signals": {"error", "guard", "sys"},
     "frame": {"error", "guard", "sys"},
 }
 C_LAYERS["slot"] = {"frame", *C_LAYERS["frame"]}
@@ -249,7 +250,7 @@ C_LAYERS["size"] = {"events", *C_LAYERS["events"]}
 C_LAYERS["lead"] = {"size", *C_LAYERS["size"]}
 C_LAYERS["pool"] = {"lead", *C_LAYERS["lead"]}
 C_RULE = (
-    "error, guard <- sys <- frame <- slot <- channel, port, arena, zygote <- chunk"
+    "error, guard <- sys, signals <- frame <- slot <- channel, port, arena, zygote <- chunk"
     " <- worker, reaper <- dispatcher <- events <- size <- lead <- pool"
 )
 # Who holds a reference gives it back, and the last one frees: a chunk does so with its pool, its

@@ -774,6 +774,7 @@ class _Forker:
     def _signal_all(self, number: int) -> None:
         with self._lock:
             for slot in self._living:
+                slot.tell()
                 _send(slot, number)
 
     def _abandon(self, error: BaseException) -> None:

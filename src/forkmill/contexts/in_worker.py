@@ -21,7 +21,7 @@ from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from .._native import mark
+from .._native import hold, mark
 from ..errors import WorkerDied
 from .lane import UNUSUAL, Copy, Measured, Outputs, iterated, settle
 
@@ -142,6 +142,7 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     state = _states.get(token)
     if state is None:
         state = _states[token] = State(token, work)
+        hold(1)
     if is_generator(work):
         return _listing(state)
     if type(work.fn) is Measured:
@@ -197,8 +198,16 @@ def _between(clock: Measured, state: State) -> Callable[..., Any]:
     return run
 
 
-def _end(token: str) -> Any:
+def _taken(token: str) -> State | None:
+    """The lane's state, which is here no more."""
     state = _states.pop(token, None)
+    if state is not None:
+        hold(-1)
+    return state
+
+
+def _end(token: str) -> Any:
+    state = _taken(token)
     return Outputs() if state is None else state.finish()
 
 
@@ -218,7 +227,7 @@ def dropping(token: str) -> Callable[[], None]:
     """What ends the lane's copy in this worker where there was no end."""
 
     def drop() -> None:
-        state = _states.pop(token, None)
+        state = _taken(token)
         if state is not None:
             state.tear_down()
 

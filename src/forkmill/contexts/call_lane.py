@@ -12,12 +12,26 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from collections import deque
 from concurrent.futures import CancelledError, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import _codec, errors
-from .lane import END, MANY, Copy, Outputs, SharedLane, Taken, as_outputs, collect, emitted
+from .lane import (
+    END,
+    MANY,
+    Copy,
+    Outputs,
+    Raised,
+    SharedLane,
+    Taken,
+    as_outputs,
+    emitted,
+    ended,
+    gathered,
+    told,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -84,20 +98,20 @@ class CallLane(SharedLane):
         value = self.work.fn(item)
         if inspect.isgenerator(value):
             return self._gathered(item, value)
-        return emitted(value)
+        return emitted(value, self.work.atomic)
 
     def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
         """What a generator emits: as it comes, or together."""
-        return self._stream_all(item, outputs) if not self.work.whole else self._all(outputs)
+        if not self.work.whole:
+            return self._stream_all(item, outputs)
+        return gathered(self._while_open(outputs), self.work.atomic)
 
-    def _all(self, outputs: Iterator[Any]) -> Outputs:
+    def _while_open(self, outputs: Iterator[Any]) -> Iterator[Any]:
         """There may be no end of them: it is the lane's."""
-        found = Outputs()
         for output in outputs:
             if self._over:
                 break
-            found.append(output)
-        return found
+            yield output
 
     def _stream(self, item: Any) -> Outputs:
         """In a thread of the context: hand over a generator's outputs as they come."""
@@ -118,12 +132,12 @@ class CallLane(SharedLane):
 
     def _told(self, item: Any, value: Any) -> Iterable[Taken]:
         """An item's call has returned."""
-        return (Taken(item, as_outputs(value)),)
+        return (told(item, value),)
 
     # ------------------------------------------------------------------ the end
 
     def _finish(self) -> None:
-        self._end_by(self._copy.finish)
+        self._end_by(partial(self._copy.finish, self.work.always))
 
     def _end_by(self, finish: Callable[[], Any]) -> None:
         try:
@@ -138,8 +152,7 @@ class CallLane(SharedLane):
         if failure is not None:
             self._finished([Taken(END, [], failure)])
         else:
-            outputs = as_outputs(future.result())
-            self._finished([Taken(END, outputs)] if outputs else ())
+            self._finished(ended(future.result()))
 
     def _stop(self) -> None:
         with self._lock:
@@ -167,15 +180,13 @@ class CopyLane(CallLane):
         self._call(item, Whole(self._copy), item)
 
     def _told(self, item: Any, value: Any) -> Iterable[Taken]:
-        good, outputs, last, failure = value
+        good, outputs, last = value
         if good:
-            yield Taken(item, as_outputs(outputs))
+            yield told(item, outputs)
         else:
             yield Taken(item, [], _codec.load_failure(memoryview(outputs)))
-        if last:
-            yield Taken(END, last)
-        if failure is not None:
-            yield Taken(END, [], _codec.load_failure(memoryview(failure)))
+        if last is not None:
+            yield from ended(last)
 
     def _finish(self) -> None:
         self._finished()  # every copy has had its end
@@ -187,7 +198,7 @@ class CopyLane(CallLane):
 class Whole:
     """A call with one item, and with the end of its copy if it is the copy's last one.
 
-    It returns (whether fn returned, its outputs or failure, the end's outputs, the end's failure).
+    It returns (whether fn returned, its outputs or failure, what the end has told).
     """
 
     __slots__ = ("copy", "last")
@@ -203,19 +214,14 @@ class Whole:
         """The item's outputs."""
         return self.copy.item(item)
 
-    def __call__(self, item: Any) -> tuple[bool, Any, Outputs | None, bytes | None]:
+    def __call__(self, item: Any) -> tuple[bool, Any, Outputs | None]:
         try:
             good, outputs = True, self.work(item)
         except BaseException as error:
             if not self.last or not self.copy.ready:
                 raise
             good, outputs = False, _codec.dump_failure(error)
-        if not self.last:
-            return good, outputs, None, None
-        try:
-            return good, outputs, self.copy.finish(), None
-        except BaseException as error:
-            return good, outputs, None, _codec.dump_failure(error)
+        return good, outputs, self.copy.finish() if self.last else None
 
 
 def mark_last(fns: Iterable[Any]) -> None:
@@ -237,81 +243,117 @@ class AsyncLane(CallLane):
         self, executor: Executor, work: Work, notify: Callable[[], None] | None = None
     ) -> None:
         super().__init__(executor, work, notify)
-        self._held: list[Any] | None = None if work.setup is None else []
+        self._held: deque[Any] | None = deque()  # until setup has succeeded
         self._preparing = False
         self._hungry: list[asyncio.Future[None]] = []  # streams that wait for credit
 
     def _start(self, items: Iterable[Any], copy: int | None) -> None:
+        if self.work.setup is None and self._held is not None:
+            self._copy.ready, self._held = True, None
         with self._lock:
             held = self._held
             if held is not None:
                 held += items
                 first, self._preparing = not self._preparing, True
         if held is None:
-            self._copy.ready = self._copy.failure is None
             super()._start(items, copy)
         elif first:
-            try:
-                self._executor.submit(self._prepare).add_done_callback(self._prepared)
-            except Exception as error:
-                self._release(error)
+            self._ask()
+
+    def _ask(self) -> None:
+        """Have setup run, for the first of those that wait."""
+        try:
+            self._executor.submit(self._prepare).add_done_callback(self._prepared)
+        except Exception as error:
+            while self._refuse(error):
+                pass
 
     async def _prepare(self) -> None:
-        assert self.work.setup is not None
-        value = self.work.setup()
-        if inspect.isawaitable(value):
-            await value
+        self._copy.tried = True
+        if self.work.setup is not None:
+            value = self.work.setup()
+            if inspect.isawaitable(value):
+                await value
         self._copy.ready = True
 
     def _prepared(self, future: Future[Any]) -> None:
-        self._release(failure_of(future))
-
-    def _release(self, failure: BaseException | None) -> None:
-        """setup is over: go on with what was held; a failure is that of every item."""
+        failure = failure_of(future)
+        if failure is not None:
+            if self._refuse(failure):
+                self._ask()
+            return
         with self._lock:
             held, self._held = self._held, None
-            self._copy.failure = failure
         super()._start(held or (), None)
+
+    def _refuse(self, failure: BaseException) -> bool:
+        """setup has failed, for one item; whether others wait."""
+        with self._lock:
+            item, more = (self._held.popleft(), bool(self._held)) if self._held else (END, False)
+            self._preparing = more
+        if item is not END:
+            self._deliver(Taken(item, [], failure))
+        return more
 
     def _work_on(self, item: Any) -> None:
         fn = self.work.fn
-        if self._copy.failure is not None:
-            self._deliver(Taken(item, [], self._copy.failure))
-        elif inspect.iscoroutinefunction(fn):
-            self._call(item, fn, item)
+        if inspect.iscoroutinefunction(fn):
+            self._call(item, self._awaited, fn, item)
         elif inspect.isasyncgenfunction(fn):
             self._call(item, self._generate if self.work.stream else self._collect, item)
         else:
             self._call(item, self._plain, item)
 
+    async def _awaited(self, fn: Any, *args: Any) -> Any:
+        try:
+            return await fn(*args)
+        except BaseException as error:
+            if not _is_own(error):
+                raise
+            return Outputs([Raised(error)])
+
     async def _collect(self, item: Any) -> Outputs:
-        return await collect(self.work.fn(item))
+        return await collect(self.work.fn(item), self.work.atomic)
 
     async def _generate(self, item: Any) -> Outputs:
         return await self._stream_async(item, self.work.fn(item))
 
     def _plain(self, item: Any) -> Any:
         """In a thread: an awaitable that it gives back is awaited in the loop."""
-        value = self.work.fn(item)
+        try:
+            value = self.work.fn(item)
+            if inspect.isgenerator(value):
+                return self._gathered(item, value)
+        except BaseException as error:
+            if not _is_own(error):
+                raise
+            return Outputs([Raised(error)])
         if inspect.isasyncgen(value):
-            return collect(value) if self.work.whole else self._stream_async(item, value)
-        return self._gathered(item, value) if inspect.isgenerator(value) else value
+            if self.work.whole:
+                return collect(value, self.work.atomic)
+            return self._stream_async(item, value)
+        return self._awaited(_same, value) if inspect.isawaitable(value) else value
 
     async def _stream_async(self, item: Any, values: AsyncIterator[Any]) -> Outputs:
         from asyncio import get_running_loop
 
         loop = get_running_loop()
-        async for output in values:
-            while not self._credit.acquire(blocking=False):
-                space = loop.create_future()
-                self._hungry.append(space)
-                # Again: it may have come before we were in the list.
-                if self._credit.acquire(blocking=False):
+        try:
+            async for output in values:
+                while not self._credit.acquire(blocking=False):
+                    space = loop.create_future()
+                    self._hungry.append(space)
+                    # Again: it may have come before we were in the list.
+                    if self._credit.acquire(blocking=False):
+                        break
+                    await space
+                if self._over:
                     break
-                await space
-            if self._over:
-                break
-            self._emit(item, output)
+                self._emit(item, output)
+        except BaseException as error:
+            if not _is_own(error):
+                raise
+            return Outputs([Raised(error)])
         return Outputs()
 
     def _earned(self, number: int) -> None:
@@ -331,14 +373,19 @@ class AsyncLane(CallLane):
         self._end_by(self._finish_async)
 
     async def _finish_async(self) -> Outputs:
+        """As `Copy.finish`."""
         outputs = Outputs()
-        if not self._copy.ready:
-            return outputs
         try:
-            if self.work.on_end is not None:
+            if self.work.always and not self._copy.tried and self._held is not None:
+                await self._prepare()
+            if self._copy.ready and self.work.on_end is not None:
                 outputs = as_outputs(await unrolled(self.work.on_end()))
-        finally:
+        except BaseException as error:
+            outputs.append(Raised(error))
+        try:
             await self._tear_down_async()
+        except BaseException as error:
+            outputs.append(Raised(error))
         return outputs
 
     def _tear_down(self) -> None:
@@ -355,10 +402,49 @@ class AsyncLane(CallLane):
 async def unrolled(value: Any) -> Any:
     """What a call emits, where an event loop runs."""
     if inspect.isasyncgen(value):
-        return await collect(value)
+        return await collect(value, False)
     if inspect.isgenerator(value):
-        return Outputs(value)
+        return gathered(value, False)
     return await value if inspect.isawaitable(value) else value
+
+
+async def collect(values: AsyncIterator[Any], atomic: bool) -> Outputs:
+    """As `gathered`, where an event loop runs."""
+    outputs = Outputs()
+    try:
+        async for output in values:
+            outputs.append(output)
+    except BaseException as error:
+        if not _is_own(error) and (atomic or not outputs or _is_cancelled(error)):
+            raise
+        if atomic:
+            outputs.clear()
+        outputs.append(Raised(error))
+    return outputs
+
+
+async def _same(value: Any) -> Any:
+    return await value
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    from asyncio import CancelledError
+
+    return isinstance(error, CancelledError)
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether a function has raised asyncio's CancelledError itself. It would look like the end of
+    the call, if it did not travel as an output; unless the call was cancelled from outside."""
+    if not _is_cancelled(error):
+        return False
+    from asyncio import current_task
+
+    try:
+        task = current_task()
+    except RuntimeError:  # no loop: a thread
+        return True
+    return task is None or not task.cancelling()
 
 
 def failure_of(future: Future[Any]) -> BaseException | None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._native import hold, mark
 from ..errors import WorkerDied
-from .lane import UNUSUAL, Copy, Measured, Outputs, iterated, settle
+from .lane import UNUSUAL, Copy, Measured, Outputs, Raised, gathered, iterated, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ class State(Copy):
         if type(value) is CoroutineType:
             return settle(value)
         if not self.work.stream:
-            return Outputs(iterated(value))
+            return gathered(iterated(value), self.work.atomic)
         first = self.begun(iterated(value))
         return Outputs(first) if isinstance(first, list) else first
 
@@ -66,10 +66,10 @@ class State(Copy):
                 first.append(output)
                 if len(first) == PARK_AFTER or monotonic() >= end:
                     return self.park(outputs, first)
-        except Exception as error:
+        except BaseException as error:
             if not first:
                 raise
-            return self.park(failing(error), first)  # what came before it is not lost
+            return Outputs([*first, Raised(error)])
         return first
 
     def park(self, outputs: Iterator[Any], first: list[Any]) -> Parked:
@@ -77,12 +77,6 @@ class State(Copy):
         number = next(self.numbers)
         self.parked[number] = outputs
         return Parked(os.getpid(), number, first)
-
-
-def failing(error: Exception) -> Iterator[Any]:
-    """A generator that has nothing more but this."""
-    raise error
-    yield
 
 
 class Parked:

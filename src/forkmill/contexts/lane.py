@@ -17,9 +17,13 @@ Guarantees:
       (WorkerDied, TaskTimeout); its neighbours in the same chunk are not harmed (INV-2).
     * setup, on_end and teardown run once for each copy of the state: one where calls share it
       (inline, thread, async), one a worker (ipc_fork), one a child (cow_fork). A copy that saw no
-      item has none of them. One that dies with its process takes what it knew with it; a new
-      worker starts with a new copy.
+      item has none of them (but see `Work.always`). One that dies with its process takes what it
+      knew with it; a new worker starts with a new copy.
+    * setup runs before a copy's first item. If it fails so does that item, and the next one to
+      arrive there, or the next try of this one, has it run again.
     * A generator (sync or async) emits what it yields; anything else is one output, None included.
+    * What an item or `on_end` emitted before it raised is not lost (but see `Work.atomic`).
+    * Whatever a function raises, BaseExceptions too, is the failure of its item.
     * `pending` counts what was put and not taken. A lane bounds nothing but streams, where a
       generator waits until its outputs are taken: `put` never blocks.
 
@@ -79,6 +83,9 @@ class Work:
             many were not taken. Else an item's outputs come out together, but where fn turns out to
             give a generator, and the context can do so.
         whole: An item's outputs must come out together, in any case.
+        atomic: An item's outputs come from one call that succeeds; what raises has none. Only
+            where they come out together.
+        always: Where calls share a copy it has its setup and its end also if no item came.
         timeout: Seconds an item may take, where the context can stop it.
     """
 
@@ -89,6 +96,8 @@ class Work:
     stream: bool = False
     whole: bool = False
     timeout: float | None = None
+    atomic: bool = False
+    always: bool = False
 
 
 class Taken(NamedTuple):
@@ -184,7 +193,10 @@ class Measured:
 
 
 class Raised:
-    """An exception as an output: it travels as failures do, with its traceback."""
+    """An exception as an output: it travels as failures do, with its traceback.
+
+    As the last of an item's outputs it is the item's failure, after these.
+    """
 
     __slots__ = ("error",)
 
@@ -490,47 +502,50 @@ class Copy:
         self.work = work
         self.lock = threading.Lock()
         self.ready = False
-        self.failure: BaseException | None = None
+        self.tried = False  # setup has been called
 
     def __reduce__(self) -> Any:
         return Copy, (self.work,)
 
     def prepare(self) -> None:
-        """Run setup, once; a failure of it is that of every item."""
+        """Run setup, until it has succeeded once; a failure of it is that of the item."""
         if self.ready:
             return
         with self.lock:
-            if self.failure is not None:
-                raise self.failure
             if not self.ready:
-                try:
-                    if self.work.setup is not None:
-                        settle(self.work.setup())
-                except BaseException as error:
-                    self.failure = error
-                    raise
+                self.tried = True
+                if self.work.setup is not None:
+                    settle(self.work.setup())
                 self.ready = True
 
     def item(self, item: Any) -> Any:
         """The outputs of one item."""
         self.prepare()
-        return emitted(self.work.fn(item))
+        return emitted(self.work.fn(item), self.work.atomic)
 
     def pieces(self, item: Any) -> Iterator[Any]:
         """The outputs of one item, as they come."""
         self.prepare()
         return iterated(self.work.fn(item))
 
-    def finish(self) -> Outputs:
-        """on_end, then teardown; a copy that has seen no item had no setup either."""
+    def finish(self, always: bool = False) -> Outputs:
+        """on_end, then teardown; last come the failures of both, as Raised.
+
+        Args:
+            always: Also if no item came.
+        """
         outputs = Outputs()
-        if not self.ready:
-            return outputs
         try:
-            if self.work.on_end is not None:
+            if always and not self.tried:
+                self.prepare()
+            if self.ready and self.work.on_end is not None:
                 outputs = as_outputs(emitted(self.work.on_end()))
-        finally:
+        except BaseException as error:
+            outputs.append(Raised(error))
+        try:
             self.tear_down()
+        except BaseException as error:
+            outputs.append(Raised(error))
         return outputs
 
     def tear_down(self) -> None:
@@ -541,14 +556,25 @@ class Copy:
             settle(self.work.teardown())
 
 
-def emitted(value: Any) -> Any:
+def emitted(value: Any, atomic: bool = False) -> Any:
     """What a call emits, where no event loop runs."""
     kind = type(value)
-    if kind is GeneratorType:
-        return Outputs(value)
-    if kind is AsyncGeneratorType:
-        return settle(collect(value))
+    if kind is GeneratorType or kind is AsyncGeneratorType:
+        return gathered(iterated(value), atomic)
     return settle(value) if kind is CoroutineType else value
+
+
+def gathered(values: Iterator[Any], atomic: bool) -> Outputs:
+    """All outputs; if they end with an exception, this too (`atomic`: then only this, raised)."""
+    outputs = Outputs()
+    try:
+        for output in values:
+            outputs.append(output)
+    except BaseException as error:
+        if atomic or not outputs:
+            raise
+        outputs.append(Raised(error))
+    return outputs
 
 
 def settle(value: Any) -> Any:
@@ -583,12 +609,25 @@ def driven(values: AsyncIterator[Any]) -> Iterator[Any]:
             yield value
 
 
-async def collect(values: AsyncIterator[Any]) -> Outputs:
-    return Outputs([value async for value in values])
-
-
 def as_outputs(value: Any) -> Outputs:
     return value if type(value) is Outputs else Outputs([value])
+
+
+def told(item: Any, value: Any) -> Taken:
+    """An item's call has returned: its outputs, and its failure if that is among them."""
+    outputs = as_outputs(value)
+    if outputs and type(outputs[-1]) is Raised:
+        return Taken(item, outputs[:-1], outputs[-1].error)
+    return Taken(item, outputs)
+
+
+def ended(value: Any) -> list[Taken]:
+    """A copy's end has run: what it emitted, and what failed."""
+    outputs = as_outputs(value)
+    good = [output for output in outputs if type(output) is not Raised]
+    pieces = [Taken(END, good)] if good else []
+    pieces += [Taken(END, [], o.error) for o in outputs if type(o) is Raised]
+    return pieces
 
 
 # ---------------------------------------------------------------------- without threads
@@ -603,6 +642,7 @@ class InlineLane(Lane):
         self._notify = notify
         self._items: deque[Any] = deque()
         self._stream: tuple[Any, Iterator[Any]] | None = None  # an item and its outputs
+        self._ends: deque[Taken] = deque()  # what the copy's end has told
         self._open, self._over = True, False
 
     def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
@@ -632,28 +672,23 @@ class InlineLane(Lane):
                 if self._copy.work.stream:
                     self._stream = (item, self._copy.pieces(item))
                     return self._next_output(*self._stream)
-                return Taken(item, as_outputs(self._copy.item(item)))
-            except Exception as error:
+                return told(item, self._copy.item(item))
+            except BaseException as error:
                 return Taken(item, [], error)
-        return None if self._open or self._over else self._last()
+        if not self._open and not self._over:
+            self._over = True
+            self._ends.extend(ended(self._copy.finish(self._copy.work.always)))
+        return self._ends.popleft() if self._ends else None
 
     def _next_output(self, item: Any, outputs: Iterator[Any]) -> Taken:
         try:
             return Taken(item, [next(outputs)], None, False)
         except StopIteration:
             failure = None
-        except Exception as error:
+        except BaseException as error:
             failure = error
         self._stream = None
         return Taken(item, [], failure)
-
-    def _last(self) -> Taken | None:
-        self._over = True
-        try:
-            outputs = self._copy.finish()
-        except Exception as error:
-            return Taken(END, [], error)
-        return Taken(END, outputs) if outputs else None
 
     @property
     def pending(self) -> int:
@@ -668,6 +703,7 @@ class InlineLane(Lane):
         self._open, self._over = False, True
         self._items.clear()
         self._split.clear()
+        self._ends.clear()
         stream, self._stream = self._stream, None
         try:
             if stream is not None and isinstance(stream[1], GeneratorType):
@@ -677,7 +713,8 @@ class InlineLane(Lane):
 
     @property
     def ended(self) -> bool:
-        return self._over and not self._items and self._stream is None and not self._split
+        left = self._items or self._stream or self._ends or self._split
+        return self._over and not left
 
 
 _HANDFUL = 256  # pieces that InlineLane.take_many makes at most before it hands them over

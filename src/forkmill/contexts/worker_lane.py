@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .in_worker import Drop, Function, Parked, Resume, is_generator
-from .lane import END, MANY, Batch, Outputs, Report, SharedLane, Taken, as_outputs
+from .lane import END, MANY, Batch, Outputs, Report, SharedLane, Taken, ended, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -167,7 +167,7 @@ class WorkerLane(SharedLane):
         if type(value) is Parked:
             self._read_on(item, value)
             return Taken(item, value.outputs, None, False)
-        return Taken(item, value)
+        return told(item, value)
 
     # The rest of an item that was parked.
 
@@ -219,8 +219,8 @@ class WorkerLane(SharedLane):
     def _last(self, value: Any, failure: BaseException | None) -> Iterator[Taken]:
         if failure is not None:
             yield Taken(END, [], failure)
-        elif outputs := as_outputs(value):
-            yield Taken(END, outputs)
+        else:
+            yield from ended(value)
 
     def _stop(self) -> None:
         self._earned(MANY)  # readers go on, and see that it is over

@@ -33,7 +33,7 @@ from .._process import cpus
 from ..errors import BuildError, WorkerDied
 from .declare import to
 from .events import short
-from .fuse import BEAT, ERRORS, GONE, Outs, fuse
+from .fuse import BEAT, GONE, Outs, fuse
 from .graph import find, stage_hooks
 from .options import DeadLetter, Retry, final
 from .result import Failure
@@ -230,6 +230,8 @@ class Cell:
         self._rotation = 0
         self._hooked = False
         self._ready = False  # setup has run
+        self._tried = False  # it has been called
+        self._bare: Any = None  # the stage's function, while setup stands before it
         self.held: dict[Any, list[Any]] = {}  # batches that are not full
         self._deadlines: dict[Any, float] = {}
 
@@ -334,19 +336,43 @@ class Cell:
             self.engine.fail_late(error)
 
     def open(self) -> None:
-        """Get ready for items."""
+        """Get ready for items. setup runs before the first of them."""
         self.state = "live"
+        self._tried = False
+        if self.stage.parts.get("setup") is None:
+            self._ready = True
+        elif self.fn is None:  # a batch without a body: there is no call that could wait for it
+            try:
+                self._begin()
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
+                self.fail_once(None, error)
+        elif self._bare is None:
+            self._bare, self.fn = self.fn, self._first
+            self.engine.rewrite()
+
+    def _first(self, item: Any) -> Any:
+        """Stands for the stage's function until setup has run: one that fails is tried again by
+        the next item, or the next try of this one."""
+        if not self._ready:
+            self._begin()
+        return self.fn(item)
+
+    def _begin(self) -> None:
+        """Run setup.
+
+        Raises:
+            BaseException: What it raised.
+        """
+        self._tried = True
         setup = self.stage.parts.get("setup")
         if setup is not None:
-            try:
-                settle(setup())
-            except ERRORS as error:
-                if self.stage.on_error == "raise":
-                    self.record(None, error, 1, "raise")
-                self.fn = functools.partial(_raise, error)
-                self.form = "one" if self.form == "many" else self.form
-                return
+            settle(setup())
         self._ready = True
+        if self._bare is not None:
+            self.fn, self._bare = self._bare, None
+            self.engine.rewrite()
 
     def tear_down(self) -> None:
         """Undo `open`; once."""
@@ -356,7 +382,9 @@ class Cell:
             if teardown is not None:
                 try:
                     settle(teardown())
-                except ERRORS as error:
+                except BaseException as error:
+                    if self.engine.passes(error):
+                        raise
                     self.fail_at_end(error)
 
     def close(self) -> None:
@@ -438,6 +466,10 @@ class Cell:
             run = self._runs[entry, timed] = fuse(self, entry, timed)
         found: Callable[[Iterable[Any]], Iterator[Any]] = run
         return found
+
+    def rewrite(self) -> None:
+        """Forget the compiled runs: a stage's function is another one."""
+        self._runs.clear()
 
     def begin(self, run: Iterator[Any]) -> None:
         """Take up a run."""
@@ -545,11 +577,33 @@ class Cell:
         return bool(failed)
 
     def _guarded(self, value: Any, item: Any, failed: list[bool]) -> Iterator[Any]:
-        try:
-            yield from (value if value.__class__ is Outs else emitted(value))
-        except ERRORS as error:
+        def fail(error: BaseException) -> None:
             failed.append(True)
             self.fail(item, error)
+
+        return self._until(value, fail)
+
+    def _until(self, value: Any, fail: Callable[[BaseException], object]) -> Iterator[Any]:
+        """What a value emits, until it raises. Not `yield from`: what is raised in here by whoever
+        takes the outputs (GeneratorExit) is not the user's."""
+        try:
+            values = iter(emitted_now(value))
+        except BaseException as error:
+            if self.engine.passes(error):
+                raise
+            fail(error)
+            return
+        while True:
+            try:
+                output = next(values)
+            except StopIteration:
+                return
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
+                fail(error)
+                return
+            yield output
 
     def pour(self, values: Iterable[Any]) -> Iterator[Any]:
         """Outputs go where outputs go."""
@@ -584,7 +638,9 @@ class Cell:
         if self.stage.routing == "broadcast":
             try:
                 values = [copy_module.deepcopy(value) for _ in edges[1:]]
-            except ERRORS as error:
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
                 self.fail_once(item, error)
                 return self.letters()
             values.append(value)
@@ -621,7 +677,9 @@ class Cell:
             try:
                 key = stage.key(item)
                 hash(key)
-            except ERRORS as error:
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
                 self.fail_once(item, error)
                 return None
         held = self.held.get(key)
@@ -653,7 +711,9 @@ class Cell:
         for items in batches:
             try:
                 value = self.fn(items)
-            except ERRORS as error:
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
                 value = self.fail(items, error)
                 if value is GONE:
                     full = self.letters()
@@ -687,7 +747,9 @@ class Cell:
             attempts += 1
             try:
                 return self.fn(item)
-            except ERRORS as again:
+            except BaseException as again:
+                if self.engine.passes(again):
+                    raise
                 error = again
         self.record(item, error, attempts, policy.then)
         return GONE
@@ -776,21 +838,24 @@ class Cell:
         held = [self._released(key) for key in list(self.held)]
         if held:
             yield from self._emit_batches(held)
+        if not self._ready and not self._tried:  # no item has come
+            try:
+                self._begin()
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
+                self.fail_at_end(error)
         on_end = self.stage.parts.get("on_end")
         if on_end is None or not self._ready:
             return
         try:
-            values = emitted(on_end())
-        except ERRORS as error:
+            value = on_end()
+        except BaseException as error:
+            if self.engine.passes(error):
+                raise
             self.fail_at_end(error)
             return
-        yield from self.special(self._end_values(values), None)
-
-    def _end_values(self, values: Iterable[Any]) -> Iterator[Any]:
-        try:
-            yield from values
-        except ERRORS as error:
-            self.fail_at_end(error)
+        yield from self.special(self._until(value, self.fail_at_end), None)
 
     def ended(self) -> bool:
         """Whether `finish` has come to its end."""
@@ -808,10 +873,6 @@ class Cell:
 def emitted_now(value: Any) -> Iterable[Any]:
     """What a value emits, where it may be all outputs of another try."""
     return value if value.__class__ is Outs else emitted(value)
-
-
-def _raise(error: BaseException, item: Any) -> Any:
-    raise error
 
 
 def _form(stage: Stage, watched: Callable[[Any], Any]) -> tuple[str, Any]:

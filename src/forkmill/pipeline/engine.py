@@ -111,8 +111,10 @@ class Interrupts:
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is signal.default_int_handler:
             self._old = signal.signal(signal.SIGINT, self._handle)
+        self.engine.may_interrupt = self._old is None and callable(handler)
 
     def __exit__(self, *exc: object) -> None:
         if self._old is not None:
@@ -162,6 +164,8 @@ class Engine:
         self.flushed = 0  # how often a run has handed its counters over
         self.thread = threading.get_ident()  # who runs the engine
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
+        self.may_interrupt = False  # a SIGINT handler of the user's is there
+        self.closing = False  # runs are closed: GeneratorExit is ours
         self._feed = feed
         self._cut = threading.Event()  # ends pauses
         self._ticker = Ticker(self._tell)
@@ -322,6 +326,24 @@ class Engine:
         return busy
 
     # ------------------------------------------------------------------ what cells ask for
+
+    def passes(self, error: BaseException) -> bool:
+        """Whether what was raised in a user's function ends the run, and is no item's failure.
+
+        Everything else is: whatever an item raises goes by its stage's policy, in every context.
+        """
+        if isinstance(error, Exception):
+            return False
+        if isinstance(error, KeyboardInterrupt):
+            # Ctrl-C, and no item's own: we raise it where the run is killed; a handler of the
+            # user's may raise it anywhere in the main thread.
+            return self.killed or self.may_interrupt
+        return isinstance(error, Abort) or (isinstance(error, GeneratorExit) and self.closing)
+
+    def rewrite(self) -> None:
+        """The function of a stage is another one now: compile what calls it anew."""
+        for cell in self.order:
+            cell.rewrite()
 
     def fail_late(self, error: BaseException) -> None:
         """A stage's end failed: sources stop, all that is under way is finished, then it is raised.
@@ -646,6 +668,7 @@ class Engine:
     def _close_all(self) -> list[BaseException]:
         """End every cell, whatever the user's code makes of it; what failed since a stage ended."""
         late = self._late
+        self.closing = True
         for work in ("close", "tear_down", "after_hooks"):
             for cell in self.order:
                 try:

@@ -6,7 +6,7 @@ A chain source -> double -> text -> sink becomes (shortened)::
         for x0 in source:
             if beat: yield BEAT
             try: y0 = double(x0)
-            except ERRORS as error: ... the stage's policy; continue
+            except BaseException as error: ... the stage's policy; continue
             if type(y0) in SPECIAL: yield from special0(y0, x0); continue
             try: y1 = text(y0)
             ...
@@ -26,7 +26,7 @@ Guarantees:
 Invariants:
     * FUSE-1  The text of the code has only names made here, never a user's.
     * FUSE-2  Every use of a user's function stands in a try of its own; what leaves the run is
-      the engine's (Abort), KeyboardInterrupt, GeneratorExit, or a bug.
+      what Engine.passes says (Abort, Ctrl-C, the GeneratorExit of a run that is closed), or a bug.
 
 Threads: a run belongs to the thread of its engine; `tallied` may be called in any.
 """
@@ -49,9 +49,8 @@ if TYPE_CHECKING:
 
     from .cells import Cell
 
-__all__ = ["BEAT", "ERRORS", "GONE", "Outs", "Tally", "fuse", "portions", "tallied"]
+__all__ = ["BEAT", "GONE", "Outs", "Tally", "fuse", "portions", "tallied"]
 
-ERRORS = (Exception, SystemExit)  # what a user's function may fail with
 GONE: Any = type("Gone", (), {"__repr__": lambda self: "GONE"})()  # a failed item's output
 BEAT: Any = type("Beat", (), {"__repr__": lambda self: "BEAT"})()  # instead of a full queue
 _DEEP = 7  # loops inside each other; CPython allows 20 blocks, a loop and its try take two
@@ -155,7 +154,7 @@ class _Writer:
         self.pace = cell.engine.pace  # None: nobody else waits for a turn
         self.lines: list[str] = []
         self.names: dict[str, Any] = {
-            "ERRORS": ERRORS,
+            "passes": cell.engine.passes,
             "SPECIAL": SPECIAL,
             "To": to,
             "GONE": GONE,
@@ -296,7 +295,9 @@ class _Writer:
             self.line(depth + 1, f"{note}(clock() - start)")
         else:
             self.line(depth + 1, f"y{i} = {f}({x})")
-        self.line(depth, "except ERRORS as error:")
+        self.line(depth, "except BaseException as error:")
+        self.line(depth + 1, "if passes(error):")
+        self.line(depth + 2, "raise")
         self.line(depth + 1, f"{lost} += 1")
         self.line(depth + 1, f"{failed} += 1")
         self.line(depth + 1, f"y{i} = {fail}({x}, error)")
@@ -332,7 +333,9 @@ class _Writer:
             self.distribute(cell, f"y{i}", x, out, depth + 2, loops + 1)
         else:
             self.line(depth + 2, f"{out} -= 1")
-        self.line(depth, "except ERRORS as error:")
+        self.line(depth, "except BaseException as error:")
+        self.line(depth + 1, "if passes(error):")
+        self.line(depth + 2, "raise")
         self.line(depth + 1, f"{failed} += 1")
         self.line(depth + 1, f"{fail}({x}, error)")
         self.letters(cell, depth + 1)

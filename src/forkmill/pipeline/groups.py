@@ -35,11 +35,20 @@ from .. import contexts
 from ..contexts.lane import Measured, Raised, Report
 from ..errors import WorkerDied
 from .declare import to
-from .fuse import ERRORS
 from .graph import stage_hooks
 from .lanes import LaneCell
 from .options import DeadLetter, Retry, final
-from .work import LAZY, adapted, clocked, emitted, is_async, is_generator, run_inline, settle
+from .work import (
+    LAZY,
+    adapted,
+    clocked,
+    emitted,
+    is_async,
+    is_generator,
+    run_inline,
+    settle,
+    uncarried,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -160,7 +169,7 @@ class Group:
     def __init__(self, stages: list[Stage]) -> None:
         fns = [adapted(stage) for stage in stages]
         self.many = any(map(is_generator, fns))
-        self.whole = not self.many or isinstance(stages[0].on_error, Retry)
+        self.whole = isinstance(stages[0].on_error, Retry)
         self.fns = [clocked(fn) for fn in fns]
         self.parts = [{part: stage.parts.get(part) for part in _PARTS} for stage in stages]
         self.silent = stages[-1].kind == "consumer"
@@ -178,7 +187,9 @@ class Group:
             teardown=self.teardown,
             on_end=self.on_end,
             stream=self.many and not self.whole,
-            whole=not self.many,  # Passed comes last in what a call gives
+            whole=not self.many or self.whole,  # Passed comes last in what a call gives
+            atomic=self.whole,
+            always=True,
         )
 
     def one(self, item: Any) -> Any:
@@ -198,7 +209,7 @@ class Group:
                 if type(value) in _UNUSUAL:
                     return self._rest(k, came, value)
                 k += 1
-        except ERRORS as error:
+        except BaseException as error:
             if k == 0:
                 raise
             return self._rest(k, came, _failing(error))
@@ -222,9 +233,15 @@ class Group:
     def pieces(self, item: Any) -> Iterator[Any]:
         """An item's way, its outputs one by one."""
         counts = [0] * len(self.fns)
+        yield from self._told(self._arrive(0, item, counts), counts)
+
+    def _told(self, outputs: Iterator[Any], counts: list[int]) -> Iterator[Any]:
+        """Outputs, and how many items went through for them, also where the call fails."""
         try:
-            yield from self._arrive(0, item, counts)
-        except ERRORS:
+            yield from outputs
+        except GeneratorExit:
+            raise
+        except BaseException:
             self.mark(0)
             yield Passed(counts)
             raise
@@ -234,15 +251,13 @@ class Group:
     def _rest(self, k: int, came: Any, value: Any) -> Iterator[Any]:
         """From stage k on, which has given a value that is not one output."""
         counts = [0] + [1] * (k - 1) + [0] * (len(self.fns) - max(k, 1))
-        yield from self._outputs(k, came, value, counts)
-        self.mark(0)
-        yield Passed(counts)
+        yield from self._told(self._outputs(k, came, value, counts), counts)
 
     def _arrive(self, k: int, item: Any, counts: list[int]) -> Iterator[Any]:
         self.mark(k)
         try:
             value = self.fns[k](item)
-        except ERRORS as error:
+        except BaseException as error:
             if k == 0:
                 raise
             yield Lost(k, item, Raised(error))
@@ -256,7 +271,9 @@ class Group:
             if k == 0 and self.whole:
                 values = list(values)
             yield from self._emit(k, values, counts)
-        except ERRORS as error:
+        except GeneratorExit:
+            raise  # of whoever takes the outputs
+        except BaseException as error:
             if k == 0:
                 raise
             yield Lost(k, item, Raised(error))
@@ -286,12 +303,12 @@ class Group:
         for k, parts in enumerate(self.parts):
             self.mark(k)
             try:
-                if parts["setup"] is not None:
+                if parts["setup"] is not None and not self.ready[k]:
                     settle(parts["setup"]())
-            except ERRORS as error:
+            except BaseException as error:
                 if k == 0:
                     raise
-                self.fns[k] = self.unmeasured[k] = _Failing(error)
+                self.fns[k] = self.unmeasured[k] = _Unready(self, k, error)
             else:
                 self.ready[k] = True
 
@@ -304,7 +321,9 @@ class Group:
             self.mark(k)
             try:
                 yield from self._emit(k, emitted(parts["on_end"]()), counts)
-            except ERRORS as error:
+            except GeneratorExit:
+                raise
+            except BaseException as error:
                 yield Lost(k, None, Raised(error), False)
         yield Passed(counts)
 
@@ -317,18 +336,32 @@ class Group:
             try:
                 if ready and parts["teardown"] is not None:
                     settle(parts["teardown"]())
-            except ERRORS as error:
+            except BaseException as error:
                 failure = failure or error
         if failure is not None:
             raise failure
 
 
-class _Failing:
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
+class _Unready:
+    """Stands for a rider's function whose setup failed: the item that met it fails with that; the
+    next one tries again."""
+
+    def __init__(self, group: Group, k: int, error: BaseException) -> None:
+        self.group = group
+        self.k = k
+        self.fns = group.fns[k], group.unmeasured[k]
+        self.error: BaseException | None = error
 
     def __call__(self, item: Any) -> Any:
-        raise self.error
+        group, k = self.group, self.k
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        setup: Any = group.parts[k]["setup"]
+        settle(setup())
+        group.ready[k] = True
+        group.fns[k], group.unmeasured[k] = self.fns
+        return self.fns[0](item)
 
 
 def _failing(error: BaseException) -> Iterator[Any]:
@@ -368,9 +401,9 @@ class Rider(LaneCell):
         """An item failed here, or the stage's end did."""
         if failed.counted:
             self._count_loss()
-            self.record(failed.item, failed.raised.error, 1, self.stage.on_error)
+            self.record(failed.item, uncarried(failed.raised.error), 1, self.stage.on_error)
         else:
-            self.fail_at_end(failed.raised.error)
+            self.fail_at_end(uncarried(failed.raised.error))
 
     def died(self, item: Any, error: BaseException, before: list[Stage]) -> None:
         """A worker died here, of what the stages before had made of an item."""

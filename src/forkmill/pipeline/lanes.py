@@ -26,11 +26,10 @@ from ..errors import WorkerDied
 from .cells import NEVER, Cell, Edge, width_of
 from .declare import to
 from .events import short
-from .fuse import ERRORS
 from .graph import stage_hooks
 from .options import Retry, final
 from .shuffle import mixer
-from .work import initialize, make_work, run_hooks
+from .work import initialize, make_work, run_hooks, uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,7 +70,8 @@ class LaneCell(Cell):
         self._ready_pieces: deque[Any] = deque()
         self._retries: list[tuple[float, int, _Record]] = []
         self._records: dict[int, deque[_Record]] = {}
-        self._remember = stage.ordered or isinstance(stage.on_error, Retry)
+        retries = isinstance(stage.on_error, Retry) and not self.producing
+        self._remember = stage.ordered or retries
         self._seq = self._next = 0
         self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
         self._ending = 0  # 1: leftovers are on their way, 2: the lane ends
@@ -218,7 +218,9 @@ class LaneCell(Cell):
                 continue
             try:
                 keyed.setdefault(hash(key(item)) % max(1, self.lane.copies), []).append(item)
-            except ERRORS as error:
+            except BaseException as error:
+                if self.engine.passes(error):
+                    raise
                 self._finished(self._recall(item), item, error, final=True)
         if plain:
             self.lane.put_many(plain)
@@ -368,6 +370,9 @@ class LaneCell(Cell):
         policy = self.stage.on_error
         attempts = record.attempts if record is not None else 1
         cut = False  # there would be another try, were the run not being ended
+        if failure is not None:
+            failure = uncarried(failure)
+        final = final or self.producing  # it fails once: what it gave has gone on
         if failure is not None and not final and record is not None and isinstance(policy, Retry):
             again = attempts < policy.attempts and isinstance(failure, policy.on)
             if again and not self.engine.stopping:
@@ -511,7 +516,9 @@ class LaneCell(Cell):
         """Close a lane before its end; what its copies' teardown raised is the stage's failure."""
         try:
             lane.close()
-        except ERRORS as error:
+        except BaseException as error:
+            if self.engine.passes(error):
+                raise
             self.fail_at_end(error)
 
     def fail_once(self, item: Any, error: BaseException) -> None:

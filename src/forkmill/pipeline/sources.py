@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from .cells import TIMED, Cell, Edge
 from .declare import to
-from .fuse import ERRORS
 from .work import iterated
 
 if TYPE_CHECKING:
@@ -46,10 +45,16 @@ class Source(Cell):
         self._tap: Iterator[Any] | None = None
         self._straight: Edge | None = None
         self._waiting_for_thread = False
+        self.closing = False  # the tap is closed: GeneratorExit is ours
 
     def open(self) -> None:
-        super().open()
-        if not self._ready:
+        self.state = "live"
+        try:
+            self._begin()
+        except BaseException as error:
+            if self.engine.passes(error):
+                raise
+            self.failed(error)
             self.live_source = False
             return
         self._tap = tap(self)
@@ -126,11 +131,8 @@ class Source(Cell):
             filled(edge, self.values, n)  # type: ignore[arg-type]
             if len(edge) - was == n:
                 return
-        except ERRORS as error:
-            self.failed(error)
-        except KeyboardInterrupt:
-            self.engine.interrupted = True
-            self.engine.stop()
+        except BaseException as error:
+            self.ended_by(error)
         self.live_source = False
 
     def _clocked(self, source: Iterable[Any]) -> Iterator[Any]:
@@ -148,12 +150,26 @@ class Source(Cell):
             self.feeder.free.set()
         elif self._tap is not None:  # it waits, as all that a run is made of between two turns
             values, self.values = self.values, None
+            self.closing = True
             try:
                 self._tap.close()  # type: ignore[attr-defined]
                 if type(values) is GeneratorType:
                     values.close()
-            except ERRORS as error:  # the user's generator, in its `finally`
+            except BaseException as error:  # the user's generator, in its `finally`
+                if self.engine.passes(error):
+                    raise
                 self.failed(error)
+
+    def ended_by(self, error: BaseException) -> None:
+        """The producer raised, or Ctrl-C did in it."""
+        engine = self.engine
+        if isinstance(error, KeyboardInterrupt) and (engine.interrupted or engine.may_interrupt):
+            engine.interrupted = True
+            engine.stop()
+        elif engine.passes(error):
+            raise error
+        else:
+            self.failed(error)
 
     def failed(self, error: BaseException) -> None:
         """The producer raised: it ends, and only it."""
@@ -208,11 +224,10 @@ def tap(cell: Source) -> Iterator[Any]:
             yield item
             if engine.stopping:
                 break
-    except ERRORS as error:
-        cell.failed(error)
-    except KeyboardInterrupt:
-        engine.interrupted = True
-        engine.stop()
+    except BaseException as error:
+        if isinstance(error, GeneratorExit) and cell.closing:
+            raise
+        cell.ended_by(error)
     cell.live_source = False
 
 
@@ -245,8 +260,6 @@ class Feeder:
                     break
                 items.append(item)
                 ring()
-        except ERRORS as error:
-            self.error = error
         except BaseException as error:
             self.error = error
         finally:

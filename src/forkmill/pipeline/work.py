@@ -19,7 +19,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from ..contexts.lane import Measured, Report
+from ..contexts.lane import Measured, Raised, Report
 from .declare import to
 from .options import Retry, hook_caller
 
@@ -105,12 +105,40 @@ def iterated(values: Any) -> Any:
 # ---------------------------------------------------------------------- adapters
 
 
+class Carried(Exception):
+    """An exception that cannot go its way by itself: StopIteration, out of a generator of ours."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _carried, (Raised(self.error),)
+
+
+def _carried(raised: Raised) -> Carried:
+    return Carried(raised.error)
+
+
+def uncarried(error: BaseException) -> BaseException:
+    """The exception itself."""
+    return error.error if type(error) is Carried else error
+
+
+def _called(fn: Any, *args: Any) -> Any:
+    """A call inside of a generator; what stops an iterator must not look like its end."""
+    try:
+        return fn(*args)
+    except StopIteration as error:
+        raise Carried(error) from None
+
+
 def _flat(fn: Any, item: Any) -> Iterator[Any]:
-    yield from iterated(fn(item))
+    yield from iterated(_called(fn, item))
 
 
 def _filter(fn: Any, item: Any) -> Iterator[Any]:
-    if settle(fn(item)):
+    if settle(_called(fn, item)):
         yield item
 
 
@@ -156,7 +184,7 @@ async def _async_consumed(value: Any) -> AsyncIterator[Any]:
 
 
 def _produce(fn: Any, item: Any) -> Iterator[Any]:
-    yield from iterated(fn())
+    yield from iterated(_called(fn))
 
 
 async def _async_produce(fn: Any, item: Any) -> AsyncIterator[Any]:
@@ -316,13 +344,16 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
         on_end = functools.partial(_consume_end, on_end)
     if after_fork:
         setup = functools.partial(_set_up, after_fork, stage.name, setup)
+    whole = isinstance(stage.on_error, Retry) and stage.kind != "producer"
     return contexts.Work(
         fn=clocked(fn),
         setup=setup,
         teardown=teardown,
         on_end=on_end,
-        stream=many and not isinstance(stage.on_error, Retry),
-        whole=isinstance(stage.on_error, Retry),
+        stream=many and not whole,
+        whole=whole,
+        atomic=whole,
+        always=True,
         timeout=stage.timeout,
     )
 

@@ -53,6 +53,21 @@ What can go wrong, and what to do then: ``help(forkmill.errors)``.
 
 from __future__ import annotations
 
+import itertools
+import os
+import sys
+
+# `python -m forkmill` is on its way to __main__, with the current folder before the standard
+# library: a select.py or typing.py in it would be ours. The command line searches that folder too,
+# behind the standard library, when the user names a module of his. (Nothing is imported before this
+# that an interpreter has not imported by itself.)
+if sys.argv[:1] == ["-m"] and ("-m", "forkmill") in itertools.pairwise(sys.orig_argv):
+    try:
+        if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()]:
+            del sys.path[0]
+    except OSError:  # the folder was removed, and is not on the path
+        pass
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -17,13 +17,14 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 from click.shell_completion import get_completion_class
 
 from . import __version__, errors
-from ._cli.target import TargetError, load, load_module
+from ._cli.outputs import OpenError, mixes, opened, overwrites, own_streams, terminal
+from ._cli.target import TargetError, check_function, load, load_module
 
 if TYPE_CHECKING:
     from ._cli.filter import Filter
@@ -49,18 +50,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    own_streams()
+    code: object
     try:
-        code: object = app.main(arguments, prog_name="forkmill", standalone_mode=False)
+        code = app.main(arguments, prog_name="forkmill", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        with contextlib.suppress(OSError):
+            error.show()
+        code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         tell("interrupted")
-        return INTERRUPTED
+        code = INTERRUPTED
+    except _Unread:
+        nobody_reads()
+        code = 0
+    except OSError as error:
+        tell(error_text(error))
+        code = FAILED
+    return flushed(code if isinstance(code, int) else 0)
+
+
+class _Unread(Exception):
+    """Nobody reads what we print any more, as after `| head`."""
+
+
+class _App(click.Group):
+    """The commands."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # which click would call a failure
+            raise _Unread from None
+
+
+def error_text(error: OSError) -> str:
+    """What a file, a disk or a folder has done."""
+    if error.filename is not None:
+        return f"{error.filename}: {(error.strerror or str(error)).lower()}"
+    return f"cannot write: {(error.strerror or str(error)).lower()}"
+
+
+def flushed(code: int) -> int:
+    """Write what is left in the streams; at exit nobody could tell that it failed."""
+    try:
+        sys.stdout.flush()
     except BrokenPipeError:
         nobody_reads()
-        return 0
-    return code if isinstance(code, int) else 0
+    except (OSError, ValueError) as error:
+        nobody_reads()
+        if code == 0:
+            text = error.strerror if isinstance(error, OSError) else str(error)
+            tell(f"cannot write to stdout: {(text or str(error)).lower()}")
+            code = FAILED
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        to_nowhere(sys.stderr)
+    return code
 
 
 def tell(message: str) -> None:
@@ -76,9 +123,14 @@ def fail(message: str) -> NoReturn:
 
 def nobody_reads() -> None:
     """The reader of our output is gone: let the flush at exit go nowhere."""
+    to_nowhere(sys.stdout)
+
+
+def to_nowhere(stream: TextIO) -> None:
+    """Whatever is written to it from now on is lost."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
+        os.dup2(null, stream.fileno())
         os.close(null)
 
 
@@ -95,11 +147,23 @@ class _Target(ParamType):
             return value
         try:
             found = load(value, example=self._example)
+            if self._called:
+                check_function(found, value)
         except TargetError as error:
             self.fail(str(error), param, ctx)
-        if self._called and not callable(found):
-            self.fail(f"{value} is a {type(found).__name__}, and cannot be called", param, ctx)
         return found
+
+
+class _Input(click.Path):
+    """A file to read."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            if "://" in str(value):
+                self.fail(f"{value} is no file; try: curl -sS {value} | forkmill map ... -", param)
+            raise
 
 
 class _RecordKind(ParamType):
@@ -128,7 +192,9 @@ progress_option = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="forkmill")
 def app() -> None:
     """Run Python functions on every core of this machine.
@@ -146,7 +212,7 @@ def app() -> None:
     "files",
     metavar="[FILE...|-]",
     nargs=-1,
-    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
+    type=_Input(exists=True, dir_okay=False, readable=True, allow_dash=True),
 )
 @workers_option
 @click.option("--unordered", is_flag=True, help="Results as they come, not as the input goes.")
@@ -190,116 +256,132 @@ def map_(
     """Call FUNCTION on every record of the FILEs, or of stdin, in parallel.
 
     A result is printed on a line of its own: as it is if it is a string, else as JSON, else as
-    repr; line breaks in it are escaped. Inputs that end in .gz or .zst are unpacked. Memory does
-    not depend on the size of the input.
+    repr; line breaks in it are escaped. Inputs that are packed by gzip, bzip2, xz or zstd are
+    unpacked. Memory does not depend on the size of the input.
 
     \b
     forkmill map json:loads --in lines events.jsonl.gz
     zcat access.log.gz | forkmill map mymodule:parse - -j 4 --on-error bad.jsonl -o parsed.jsonl
     """
-    from ._cli.filter import Filter, Output, Stopped
-    from ._cli.inputs import InputError, open_zstd
+    from ._cli.filter import Filter, Output, OutputError, Stopped
+    from ._cli.inputs import InputError, check_zstd
+    from ._cli.packed import by_name
 
     paths = list(files) or ["-"]
-    if any(path.endswith(".zst") for path in paths):
+    formats = [form.name for path in paths if (form := by_name(path)) is not None]
+    if "zstd" in formats:
         try:
-            open_zstd()
+            check_zstd()
         except InputError as error:
             raise click.BadParameter(str(error), param_hint="FILE") from None
-    not_an_input(output, paths, "-o")
-    if on_error not in ("stop", "skip"):
-        not_an_input(on_error, paths, "--on-error")
+    failures = None if on_error in ("stop", "skip") else on_error
+    check_outputs(paths, output, failures)
     with contextlib.ExitStack() as stack:
-        out = Output(1 if output == "-" else stack.enter_context(created(output)))
+        out, bad = open_outputs(output, failures, stack)
         run = Filter(
             function,
             kind,
             paths,
-            out,
+            Output(out, "the results" if output == "-" else output),
             workers=workers,
             ordered=not unordered,
-            on_failure=failure_sink(on_error, stack),
+            on_failure=failure_sink(on_error, bad),
         )
         try:
-            show_while(run, paths, progress and not (output == "-" and sys.stdout.isatty()))
+            show_while(run, paths, output == "-", progress)
         except Stopped as error:
             fail(str(error))
         except InputError as error:
+            if run.counts.failed:
+                tell(failures_text(run))
             fail(str(error))
-        except BrokenPipeError:
+        except OutputError as error:
+            if not (error.unread and error.name != failures):
+                fail(f"{error}; {stopped_text(run)}")
             nobody_reads()  # enough was read, as by `head`
         except KeyboardInterrupt:
-            where = f" at {run.position}" if run.position else ""
-            tell(f"stopped{where}: {run.counts.records:,} records done" + failed_text(run))
+            tell(stopped_text(run))
             return INTERRUPTED
         except errors.PoolError as error:
             fail(f"the workers cannot run: {error}")
         except OSError as error:
-            fail(f"cannot write the results: {error.strerror}")
+            fail(f"the workers cannot run: {error.strerror or error}")
     if run.counts.failed:
-        tell(f"{run.counts.failed:,} of {run.counts.records:,} records failed")
+        tell(failures_text(run))
         return FAILED
     return 0
+
+
+def stopped_text(run: Filter) -> str:
+    where = f" at {run.position}" if run.position else ""
+    return f"stopped{where}: {run.counts.records:,} records done" + failed_text(run)
+
+
+def failures_text(run: Filter) -> str:
+    return f"{run.counts.failed:,} of {run.counts.records:,} records failed"
 
 
 def failed_text(run: Filter) -> str:
     return f", {run.counts.failed:,} of them failed" if run.counts.failed else ""
 
 
-def not_an_input(output: str, paths: list[str], option: str) -> None:
-    """Refuse to write over what is read."""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if "-" not in (output, path) and os.path.samefile(output, path):
+def check_outputs(paths: list[str], output: str, failures: str | None) -> None:
+    """Refuse to write over what is read, or two things to one place; nothing is open yet."""
+    for option, name in (("-o", output), ("--on-error", failures)):
+        for path in paths:
+            if name is not None and overwrites(name, path):
+                shown = "standard output" if name == "-" else name
                 raise click.BadParameter(
-                    f"{output} is read as well; name another file", param_hint=f"'{option}'"
+                    f"{shown} is read as well; name another file", param_hint=f"'{option}'"
                 )
+    if failures is not None and mixes(failures, output):
+        raise click.BadParameter(
+            f"{failures} is where the results go; name another file",
+            param_hint="'--on-error'",
+        )
 
 
-@contextlib.contextmanager
-def created(path: str) -> Any:
-    """The descriptor of a new file."""
+def open_outputs(
+    output: str, failures: str | None, stack: contextlib.ExitStack
+) -> tuple[int, int | None]:
+    """The descriptors for results and for failures."""
+    names = [output] if failures is None else [output, failures]
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    except OSError as error:
-        raise click.BadParameter(f"{path}: {error.strerror}", param_hint="'-o'") from None
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+        fds = stack.enter_context(opened(*names))
+    except OpenError as error:
+        if error.path == failures:
+            raise click.BadParameter(
+                f"neither stop nor skip, and no file that can be written: {error}",
+                param_hint="'--on-error'",
+            ) from None
+        raise click.BadParameter(str(error), param_hint="'-o'") from None
+    return fds[0], fds[1] if failures is not None else None
 
 
-def failure_sink(on_error: str, stack: contextlib.ExitStack) -> Any:
+def failure_sink(on_error: str, fd: int | None) -> Any:
     """Who is told of failing records; None for "stop"."""
-    from ._cli.filter import FailureFile
+    from ._cli.filter import FailureFile, Output
 
     if on_error == "stop":
         return None
-    if on_error == "skip":
-        told = 0
+    if fd is not None:
+        return FailureFile(Output(fd, on_error))
+    told = 0
 
-        def tell_some(name: str, line: int, failure: Failure) -> None:
-            nonlocal told
-            told += 1
-            if told <= _MOST_TOLD:
-                tell(f"{name}:{line}: {failure.type}: {failure.message}")
-            if told == _MOST_TOLD:
-                tell("further failures are only counted; --on-error FILE keeps all")
+    def tell_some(name: str, line: int, failure: Failure) -> None:
+        nonlocal told
+        told += 1
+        if told <= _MOST_TOLD:
+            tell(f"{name}:{line}: {failure.type}: {failure.message}")
+        if told == _MOST_TOLD:
+            tell("further failures are only counted; --on-error FILE keeps all")
 
-        return tell_some
-    try:
-        file = open(on_error, "w", encoding="utf-8")  # noqa: SIM115  # closed by the stack
-    except OSError as error:
-        raise click.BadParameter(
-            f"neither stop nor skip, and no file that can be written: {on_error}: {error.strerror}",
-            param_hint="'--on-error'",
-        ) from None
-    return FailureFile(stack.enter_context(file))
+    return tell_some
 
 
-def show_while(run: Filter, paths: list[str], progress: bool) -> None:
+def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -> None:
     """Run it, with a progress bar if that is wanted."""
-    if not progress:
+    if not progress or not terminal(sys.stderr):
         run.run()
         return
     from ._cli.screen import Bar
@@ -314,6 +396,8 @@ def show_while(run: Filter, paths: list[str], progress: bool) -> None:
 
     with Bar("map", total if known else None, in_bytes=True) as bar:
         run.on_progress = show
+        if to_stdout and terminal(sys.stdout):
+            run.output.before = bar.hide
         run.run()
 
 
@@ -363,7 +447,7 @@ def run_(
     forkmill run mymodule:WordCount --set path=book.txt --progress
     """
     from ._cli import pipelines as parts
-    from ._cli.filter import Output
+    from ._cli.filter import Output, OutputError
     from ._cli.screen import Board, table
 
     try:
@@ -377,17 +461,18 @@ def run_(
     if plan_only:
         click.echo(plan_text(plan, as_json))
         return 0
-    busy_screen = not as_json and sys.stdout.isatty()
-    with Board(STAGE_COLUMNS, wanted=progress and not busy_screen) as board:
+    with Board(STAGE_COLUMNS, wanted=progress) as board:
 
         def show(event: dict[str, Any]) -> None:
             if event["kind"] == "progress":
                 board.show(stage_rows(event))
 
-        result, count, end = parts.run(
-            plan, None if as_json else Output(1), [show] if board.on else [], keep_failures
-        )
-    if isinstance(end, BrokenPipeError):
+        output = None if as_json else Output(1)
+        if output is not None and terminal(sys.stdout):
+            output.before = board.hide
+        sinks = [show] if board.on else []
+        result, count, end = parts.run(plan, output, sinks, keep_failures)
+    if isinstance(end, OutputError) and end.unread:
         nobody_reads()
         return 0
     if result is not None and as_json:
@@ -396,7 +481,8 @@ def run_(
         title = f"{result.status} in {result.duration:.2f} s, {count:,} outputs"
         if result.stats.bottleneck:
             title += f"; bottleneck: {result.stats.bottleneck}"
-        table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
+        with contextlib.suppress(OSError):
+            table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
     return run_status(result, end)
 
 
@@ -430,7 +516,8 @@ def plan_facts(plan: Any) -> dict[str, Any]:
 
 def run_status(result: Any, error: BaseException | None) -> int:
     """Tell what failed in a run; the exit status."""
-    from ._cli.pipelines import told
+    from ._cli.filter import OutputError
+    from ._cli.pipelines import Unprintable, told
 
     failures = [] if result is None else result.failures
     for failure in failures[:_MOST_TOLD]:
@@ -443,7 +530,9 @@ def run_status(result: Any, error: BaseException | None) -> int:
         return INTERRUPTED
     if error is not None and not isinstance(error, Exception):
         raise error
-    if error is not None and all(failure.error is not error for failure in failures):
+    if isinstance(error, (OutputError, Unprintable)):
+        tell(str(error))
+    elif error is not None and all(failure.error is not error for failure in failures):
         tell(f"{type(error).__name__}: {error}")
     return FAILED if error is not None or not result.ok else 0
 

@@ -3,6 +3,9 @@
 =========  ======================================================================
 target     MODULE:NAME on a command line -> the object
 inputs     files and standard input -> blocks of whole records
+packed     gzip, bzip2, xz, zstd -> bytes, up to the very one where they are damaged
+rows       where the records of a CSV file end
+outputs    what is written to; what must not be
 records    what runs in the workers: a block of records -> its results as text
 filter     `forkmill map`: blocks to workers, results to the output, in constant memory
 pipelines  `forkmill run`: a pipeline by its name
@@ -11,5 +14,6 @@ demo       a job that every machine has the data for
 screen     progress bars and tables on a terminal
 =========  ======================================================================
 
-Workers import `records`, `demo` and what they need of the standard library: neither click nor rich.
+Workers import `records`, `rows`, `demo` and what they need of the standard library: neither click
+nor rich.
 """

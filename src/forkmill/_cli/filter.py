@@ -22,21 +22,25 @@ from __future__ import annotations
 
 import json
 import os
+import select
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from .. import errors
 from ..pool import ProcessPool
-from .inputs import Block, Blocks, InputError
+from .inputs import Block, Blocks, InputError, TooLong
 from .records import Failure, Kind, Result, run_block, setup
+from .rows import Ends
 
-__all__ = ["Filter", "Output", "Stopped"]
+__all__ = ["FailureFile", "Filter", "Output", "OutputError", "Stopped"]
 
 MAX_BLOCK = 1 << 20  # bytes
 TARGET_S = 0.010  # of work in a block
 GROWTH = 8  # a block is at most so many times the one it was measured by
+# What a single record may do to its block.
+_OF_A_RECORD = (errors.WorkerDied, errors.SerializationError, errors.RemoteError, MemoryError)
 _ENDLESS = (1 << 30, 1.0)  # restarts: a death is a record's failure, however many there are
 
 
@@ -44,22 +48,52 @@ class Stopped(Exception):
     """The first failure, under ``--on-error stop``; the message has the record's place."""
 
 
-class Output:
-    """A descriptor that results are written to, unbuffered: a block is large enough."""
+class OutputError(Exception):
+    """It cannot be written; the message says where to, and why.
 
-    def __init__(self, fd: int) -> None:
+    Attributes:
+        name: What was written to.
+        unread: Nobody reads any more: it is a pipe, and its other end is closed.
+    """
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(f"cannot write {name}: {(error.strerror or str(error)).lower()}")
+        self.name = name
+        self.unread = isinstance(error, BrokenPipeError)
+
+
+class Output:
+    """A descriptor that is written to, unbuffered: a block is large enough.
+
+    Args:
+        fd: The descriptor.
+        name: What it is called in messages.
+
+    Attributes:
+        before: Called before something is written, if it is set.
+    """
+
+    def __init__(self, fd: int, name: str = "the results") -> None:
         self._fd = fd
+        self._name = name
+        self.before: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
         """Write it all.
 
         Raises:
-            BrokenPipeError: Nobody reads any more.
-            OSError: The disk is full, or so.
+            OutputError: The disk is full, nobody reads any more, or so.
         """
         view = memoryview(data)
+        if self.before is not None and view:
+            self.before()
         while view:
-            view = view[os.write(self._fd, view) :]
+            try:
+                view = view[os.write(self._fd, view) :]
+            except BlockingIOError:  # somebody's terminal or pipe, and he made it so
+                select.select([], [self._fd], [])
+            except OSError as error:
+                raise OutputError(self._name, error) from None
 
 
 @dataclass
@@ -85,6 +119,7 @@ class Filter:
 
     Attributes:
         on_progress: Called after each block, if it is set.
+        output: Where results go.
         counts: What has been done.
         blocks: The input.
     """
@@ -106,7 +141,7 @@ class Filter:
         self._ordered = ordered
         self._on_failure = on_failure
         self.on_progress: Callable[[Filter], None] | None = None
-        self._output = output
+        self.output = output
         self._want = 1
         # In the order of the input; the first is where everything before it is done.
         self._pending: dict[Future[Result], Block] = {}
@@ -120,7 +155,7 @@ class Filter:
             Stopped: A record failed, and nobody is to be told.
             InputError: The input cannot be read on. What came before it is done.
             PoolError: The workers cannot run at all.
-            OSError: The output cannot be written; BrokenPipeError if nobody wants it.
+            OutputError: The output, or a failure, cannot be written.
         """
         pool = ProcessPool(
             self._workers, initializer=setup, initargs=self._setup, restarts=_ENDLESS, name="map"
@@ -157,6 +192,8 @@ class Filter:
                 if not blocks.ended and (not pending or blocks.ready()):
                     try:
                         blocks.fill()
+                    except TooLong as error:
+                        pending[left_out(error)] = Block(error.name, error.line, b"")
                     except InputError as error:
                         bad_input = error  # after the results of what came before it
                     continue
@@ -171,25 +208,29 @@ class Filter:
         """The pending blocks to be written next: at least one."""
         if self._ordered:
             return [next(iter(self._pending))]  # whoever asks for its result waits
-        return list(wait(self._pending, return_when=FIRST_COMPLETED).done)
+        # What never was sent is known at once, but it may stop everything: those before it first.
+        first = next(iter(self._pending))
+        some = [future for future, block in self._pending.items() if block.data or future is first]
+        return list(wait(some, return_when=FIRST_COMPLETED).done)
 
     def _settle(self, pool: ProcessPool, future: Future[Result]) -> None:
         """Write a block's results; only then is it off the list."""
         block = self._pending[future]
         try:
             result = future.result()
-        except errors.WorkerDied as death:
+        except _OF_A_RECORD as death:
             for single, outcome in self._one_by_one(pool, block, death):
                 self._write(single, outcome)
         else:
-            self._want = self._tuned(len(block.data), result.seconds)
+            if block.data:
+                self._want = self._tuned(len(block.data), result.seconds)
             self._write(block, result)
         del self._pending[future]
         if self.on_progress is not None:
             self.on_progress(self)
 
     def _write(self, block: Block, result: Result) -> None:
-        self._output.write(result.output)
+        self.output.write(result.output)
         self.counts.records += result.records
         self.counts.failed += len(result.failures)
         for failure in result.failures:
@@ -199,39 +240,49 @@ class Filter:
             self._on_failure(block.name, line, failure)
 
     def _one_by_one(
-        self, pool: ProcessPool, block: Block, death: errors.WorkerDied
+        self, pool: ProcessPool, block: Block, death: Exception
     ) -> Iterator[tuple[Block, Result]]:
         """Run the records of a block whose worker died; the death if it has only that one."""
         singles = list(self._singles(block))
         if len(singles) == 1:
-            record = block.data.decode("utf-8", "replace").rstrip("\n")
+            record = self._kind.text(block.data)
             failure = Failure(0, type(death).__name__, str(death), "", record)
             yield block, Result(b"", 1, [failure], 0.0)
             return
         for single in singles:
             try:
                 yield single, pool.submit(run_block, single.data, single.header).result()
-            except errors.WorkerDied as own:
+            except _OF_A_RECORD as own:
                 yield from self._one_by_one(pool, single, own)
 
     def _singles(self, block: Block) -> Iterator[Block]:
-        data, first = block.data, block.first
+        data, first, ends = bytearray(block.data), block.first, Ends()
         while data:
-            end = self._kind.cut(data, 1) or len(data)
-            yield Block(block.name, first, data[:end], block.header)
+            cut = ends.cut if self._kind.name == "csv" else self._kind.cut
+            end = cut(data, 1) or len(data)
+            yield Block(block.name, first, bytes(data[:end]), block.header)
             first += self._kind.lines(data, end)
-            data = data[end:]
+            del data[:end]
+            ends.drop(end)
 
     def _tuned(self, size: int, seconds: float) -> int:
         fit = int(TARGET_S * size / max(seconds, 1e-6))
         return max(1, min(fit, size * GROWTH, MAX_BLOCK))
 
 
-class FailureFile:
-    """``--on-error FILE``: the failed records, a JSON object a line."""
+def left_out(error: TooLong) -> Future[Result]:
+    """The outcome of a record that no worker gets."""
+    future: Future[Result] = Future()
+    failure = Failure(0, type(error).__name__, error.reason, "", None)
+    future.set_result(Result(b"", 1, [failure], 0.0))
+    return future
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
+
+class FailureFile:
+    """``--on-error FILE``: the failed records, whole, a JSON object a line."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
 
     def __call__(self, name: str, line: int, failure: Failure) -> None:
         row = {
@@ -242,5 +293,4 @@ class FailureFile:
             "traceback": failure.traceback,
             "record": failure.record,
         }
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._output.write(json.dumps(row).encode() + b"\n")

@@ -21,7 +21,7 @@ from ..pipeline import ExecutionPlan, Failure, Orchestrator, Pipeline, RunResult
 from ..pipeline.events import short
 from ..pipeline.result import KEEP
 from .filter import Output
-from .records import to_line
+from .records import text_of, to_line
 from .target import TargetError
 
 __all__ = ["facts", "make", "parse_setting", "rows", "run", "sized", "stages"]
@@ -112,6 +112,10 @@ def sized(pipeline: Pipeline, workers: int | None) -> ExecutionPlan:
     return plan
 
 
+class Unprintable(ValueError):
+    """An output has no text."""
+
+
 def run(
     plan: ExecutionPlan,
     output: Output | None,
@@ -128,7 +132,7 @@ def run(
 
     Returns:
         The result (None: it did not come so far), how many outputs there were, and what ended it
-        if it did not end by itself.
+        if it did not end by itself: an output that cannot be printed, too.
     """
     count = 0
     stream = Orchestrator(plan.pipeline).stream(plan, sinks=sinks, keep_failures=keep_failures)
@@ -136,7 +140,11 @@ def run(
         for value in stream:
             count += 1
             if output is not None:
-                output.write(to_line(value))
+                try:
+                    line = to_line(value)
+                except Exception as error:
+                    raise Unprintable(f"output {count:,} cannot be printed: {error}") from error
+                output.write(line)
     except BaseException as error:
         stream.close()
         return stream.result or getattr(error, "run_result", None), count, error
@@ -172,7 +180,7 @@ def facts(result: RunResult, outputs: int) -> dict[str, Any]:
         "failures": [
             {
                 "stage": failure.stage,
-                "item": to_line(failure.item).decode("utf-8", "replace").rstrip("\n"),
+                "item": text_of(failure.item),
                 "error": f"{type(failure.error).__name__}: {failure.error}",
                 "attempts": failure.attempts,
             }

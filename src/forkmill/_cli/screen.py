@@ -3,16 +3,21 @@
 Guarantees:
     * Progress goes to stderr, and only if that is a terminal.
     * No thread is started: a bar is drawn when there is something new, ten times a second at most.
+    * Results may go to the same terminal: what is drawn is taken away before they are written
+      (`hide`), and comes again with the next news. What the program prints goes where it would.
+    * A terminal that goes away is no failure.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
+from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -27,12 +32,57 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .outputs import terminal
+
 __all__ = ["Bar", "Board", "table"]
 
 _PAUSE_S = 0.1
 
 
-class Bar:
+class _Drawn:
+    """What is drawn on stderr, again and again; nothing if that is not a terminal.
+
+    Args:
+        wanted: False: show nothing, terminal or not.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.on = wanted and terminal(sys.stderr)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        self.hide()
+
+    def _draw(self, shown: RenderableType) -> None:
+        with contextlib.suppress(OSError):
+            if self._live is None:
+                # A new one each time: it remembers where it was, and results are there now.
+                self._live = Live(
+                    console=Console(stderr=True),
+                    auto_refresh=False,
+                    transient=True,
+                    redirect_stdout=False,
+                )
+                self._live.start()
+            self._live.update(shown, refresh=True)
+
+    def hide(self) -> None:
+        """Take it away, until it is shown again."""
+        live, self._live = self._live, None
+        if live is not None:
+            with contextlib.suppress(OSError):
+                live.stop()
+
+
+class Bar(_Drawn):
     """A progress bar on stderr; does nothing if that is not a terminal.
 
     Args:
@@ -45,36 +95,21 @@ class Bar:
     def __init__(
         self, title: str, total: float | None, *, in_bytes: bool = False, wanted: bool = True
     ) -> None:
-        self.on = wanted and sys.stderr.isatty()
+        super().__init__(wanted)
         self._next = 0.0
-        if not self.on:
-            return
-        self._progress = _progress(in_bytes=in_bytes, console=Console(stderr=True))
+        self._progress = _progress(in_bytes=in_bytes)
         self._task = self._progress.add_task(title, total=total, note="")
-
-    def __enter__(self) -> Bar:
-        if self.on:
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if self.on:
-            self._progress.stop()
 
     def show(self, done: float, note: str = "") -> None:
         """Draw it, if it is time to."""
         now = time.monotonic()
         if self.on and now >= self._next:
             self._next = now + _PAUSE_S
-            self._progress.update(self._task, completed=done, note=note, refresh=True)
+            self._progress.update(self._task, completed=done, note=note)
+            self._draw(self._progress.get_renderable())
 
 
-class Board:
+class Board(_Drawn):
     """A table on stderr that is drawn again and again; does nothing if that is not a terminal.
 
     Args:
@@ -86,47 +121,31 @@ class Board:
     def __init__(
         self, columns: Sequence[str], total: float | None = None, *, wanted: bool = True
     ) -> None:
-        self.on = wanted and sys.stderr.isatty()
+        super().__init__(wanted)
         self._columns = columns
-        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
         self._bar = None if total is None else _progress()
         if self._bar is not None:
             self._task = self._bar.add_task("", total=total, note="")
-
-    def __enter__(self) -> Board:
-        if self.on:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> None:
-        if self.on:
-            self._live.stop()
 
     def show(self, rows: Iterable[Iterable[object]], done: float = 0, note: str = "") -> None:
         """Draw it; `done` and `note` are the bar's."""
         if not self.on:
             return
-        shown = _table("", self._columns, rows)
-        if self._bar is None:
-            self._live.update(shown, refresh=True)
-        else:
+        shown: RenderableType = _table("", self._columns, rows)
+        if self._bar is not None:
             self._bar.update(self._task, completed=done, note=note)
-            self._live.update(Group(self._bar.get_renderable(), shown), refresh=True)
+            shown = Group(self._bar.get_renderable(), shown)
+        self._draw(shown)
 
 
-def _progress(*, in_bytes: bool = False, console: Console | None = None) -> Progress:
+def _progress(*, in_bytes: bool = False) -> Progress:
     columns: list[ProgressColumn] = [
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
         DownloadColumn() if in_bytes else TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
         *([TransferSpeedColumn()] if in_bytes else []),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     ]  # fmt: skip
-    return Progress(*columns, console=console, auto_refresh=False, transient=True)
+    return Progress(*columns, auto_refresh=False)
 
 
 def table(

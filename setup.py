@@ -16,7 +16,7 @@ OTHER_SYS = "csrc/src/sys_linux.c" if sys.platform == "darwin" else "csrc/src/sy
 
 cflags = ["-std=gnu11", "-fvisibility=hidden", "-pthread"]
 cflags += ["-Wall", "-Wextra", "-Wstrict-prototypes"]
-ldflags = ["-pthread"]
+ldflags = ["-pthread", *(["-ldl"] if sys.platform == "linux" else [])]
 if SANITIZE:  # -UNDEBUG: CPython's own CFLAGS define NDEBUG
     cflags += ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer"]
     cflags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover"]

@@ -637,6 +637,9 @@ int fm_sys_pipe(int fds[2]);
 int fm_sys_socketpair(int fds[2]);
 int fm_sys_nonblock(int fd, int on);
 int fm_sys_cloexec(int fd, int on);
+/* What nothing can be read from and anything written to: /dev/null, or what
+ * does its work where there is none. */
+int fm_sys_null(void);
 /* A readable-at-exit descriptor for a process, or -ENOSYS. */
 int fm_sys_pidfd(pid_t pid);
 /* Ask for SIGKILL when the forking parent dies; `parent` is checked after.
@@ -644,7 +647,7 @@ int fm_sys_pidfd(pid_t pid);
 int fm_sys_die_with_parent(pid_t parent);
 /* Close every descriptor above 2 that is not in keep[n]. */
 int fm_sys_close_others(const int *keep, size_t n);
-/* Give every pipe and socket above 2 that is not in keep[n] /dev/null
+/* Give every pipe and socket above 2 that is not in keep[n] fm_sys_null()
  * instead: its number stays taken, so that a stale owner who closes it
  * cannot close a stranger. */
 int fm_sys_silence_others(const int *keep, size_t n);
@@ -658,6 +661,20 @@ uint64_t fm_sys_rss_kb(void);
 int64_t fm_sys_oom_kills(void);
 /* Bumped in every forked child: compare to see a fork. */
 uint32_t fm_fork_generation(void);
+/* How many other threads of this process run in a library whose file name
+ * begins with one of names[] (NULL ends it); found[size] gets the first one's
+ * file name.  One of which nothing can be learnt counts if such a library is
+ * loaded at all, and so does one where the system does not tell of threads. */
+int fm_sys_threads_of(const char *const *names, char *found, size_t size);
+
+/* How many threads the libraries in this process shall use that have their
+ * own, OpenBLAS above all; 0: leave those of that kind as they are. */
+struct fm_limits {
+    int openblas, openmp, mkl, blis;
+};
+/* Say so to each that is loaded, by its own call.  For a forked process,
+ * where none of their threads is.  Returns how many were told. */
+int fm_limit_libraries(const struct fm_limits *limits);
 
 /* ------------------------------------------------------------------ pool */
 

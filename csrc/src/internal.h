@@ -1,8 +1,8 @@
 /*
  * internal.h - what the layers of the core share with each other.
  *
- * Order: error, guard <- sys, signals <- frame <- slot <- channel, port, arena, zygote
- * <- chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.
+ * Order: error, guard <- sys, signals <- limit, frame <- slot <- channel, port,
+ * arena, zygote <- chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.
  * A layer calls only those before it; what the last three share is in pool.h.
  */
 #ifndef FORKMILL_INTERNAL_H
@@ -86,6 +86,10 @@ static inline bool fm__sys_passes(int64_t rc)
     return rc == -EAGAIN || rc == -ENOBUFS || rc == -ENOMEM ||
            rc == -ETOOMANYREFS;
 }
+
+/* Call see() for the file of each shared library that is loaded.  It may ask
+ * the dynamic linker for nothing. */
+void fm__sys_libraries(void (*see)(const char *path, void *arg), void *arg);
 
 /* 1: reaped, *status is set; 0: alive; -ECHILD: somebody else has it. */
 int fm__sys_reap(pid_t pid, int *status);

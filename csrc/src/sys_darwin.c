@@ -22,6 +22,7 @@
 #include <crt_externs.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <mach-o/dyld.h>
 #include <mach/mach.h>
 #include <poll.h>
 #include <sys/event.h>
@@ -146,6 +147,14 @@ int fm_sys_nonblock(int fd, int on)
 int fm_sys_cloexec(int fd, int on)
 {
     return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
+}
+
+int fm_sys_null(void)
+{
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (fd < 0 && errno != EMFILE && errno != ENFILE)
+        fd = open("/", O_RDONLY | O_CLOEXEC);
+    return lift(fd);
 }
 
 void fm__sys_close(int fd)
@@ -355,7 +364,7 @@ static void silence_one(int fd, void *arg)
 
 int fm_sys_silence_others(const int *keep, size_t n)
 {
-    int null = lift(open("/dev/null", O_RDWR | O_CLOEXEC));
+    int null = fm_sys_null();
     if (null < 0)
         return null;
     int rc = each_other(keep, n, silence_one, &null);
@@ -511,6 +520,41 @@ uint64_t fm_sys_rss_kb(void)
                   (task_info_t)&info, &count) != KERN_SUCCESS)
         return 0;
     return info.resident_size / 1024;
+}
+
+/* -------------------------------------------------- threads and libraries */
+
+void fm__sys_libraries(void (*see)(const char *path, void *arg), void *arg)
+{
+    for (uint32_t i = 0; i < _dyld_image_count(); i++) {
+        const char *path = _dyld_get_image_name(i);
+        if (path) /* one may have been unloaded meanwhile */
+            see(path, arg);
+    }
+}
+
+struct search {
+    const char *const *names;
+    char *found;
+    size_t size;
+    int n;
+};
+
+static void compare_library(const char *path, void *arg)
+{
+    struct search *search = arg;
+    const char *slash = strrchr(path, '/'), *file = slash ? slash + 1 : path;
+    for (const char *const *name = search->names; *name; name++)
+        if (strncmp(file, *name, strlen(*name)) == 0 && !search->n++)
+            snprintf(search->found, search->size, "%s", file);
+}
+
+/* Where a thread began is not told here. */
+int fm_sys_threads_of(const char *const *names, char *found, size_t size)
+{
+    struct search search = {names, found, size, 0};
+    fm__sys_libraries(compare_library, &search);
+    return search.n;
 }
 
 /* ----------------------------------------------------------------- memory */

@@ -9,10 +9,11 @@
  * 2.28 has no wrappers.  sys_darwin.c defines the same functions.
  * Threads: any.
  */
-#define _GNU_SOURCE /* pipe2, ppoll, dup3, memfd_create */
+#define _GNU_SOURCE /* pipe2, ppoll, dup3, memfd_create, dl_iterate_phdr */
 #include "internal.h"
 
 #include <fcntl.h>
+#include <link.h>
 #include <linux/futex.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -98,6 +99,16 @@ int fm_sys_nonblock(int fd, int on)
 int fm_sys_cloexec(int fd, int on)
 {
     return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
+}
+
+int fm_sys_null(void)
+{
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (fd < 0 && errno != EMFILE && errno != ENFILE)
+        fd = memfd_create("forkmill-null", MFD_CLOEXEC);
+    if (fd < 0 && errno != EMFILE && errno != ENFILE)
+        fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return lift(fd);
 }
 
 void fm__sys_close(int fd)
@@ -335,7 +346,7 @@ static void silence_one(int fd, void *arg)
 
 int fm_sys_silence_others(const int *keep, size_t n)
 {
-    int null = lift(open("/dev/null", O_RDWR | O_CLOEXEC));
+    int null = fm_sys_null();
     if (null < 0)
         return null;
     int rc = each_other(keep, n, silence_one, &null);
@@ -481,6 +492,112 @@ uint64_t fm_sys_rss_kb(void)
     strtoul(text, &end, 10);
     pages = strtoul(end, NULL, 10);
     return pages * (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
+}
+
+/* -------------------------------------------------- threads and libraries */
+
+struct listener {
+    void (*see)(const char *path, void *arg);
+    void *arg;
+};
+
+static int see_library(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    struct listener *listener = arg;
+    (void)size;
+    if (info->dlpi_name && *info->dlpi_name)
+        listener->see(info->dlpi_name, listener->arg);
+    return 0;
+}
+
+void fm__sys_libraries(void (*see)(const char *path, void *arg), void *arg)
+{
+    struct listener listener = {see, arg};
+    dl_iterate_phdr(see_library, &listener);
+}
+
+/* The code of the libraries whose threads are looked for. */
+struct wanted {
+    const char *const *names;
+    size_t n;
+    struct code {
+        uintptr_t begin, end;
+        const char *file;
+    } code[32];
+};
+
+static int want_library(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    struct wanted *w = arg;
+    (void)size;
+    const char *slash = info->dlpi_name ? strrchr(info->dlpi_name, '/') : NULL;
+    const char *file = slash ? slash + 1 : info->dlpi_name;
+    const char *const *name = w->names;
+    while (file && *name && strncmp(file, *name, strlen(*name)) != 0)
+        name++;
+    if (!file || !*name)
+        return 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+        uintptr_t begin = info->dlpi_addr + part->p_vaddr;
+        if (part->p_type == PT_LOAD && part->p_flags & PF_X &&
+            w->n < ARRAY_LEN(w->code))
+            w->code[w->n++] = (struct code){begin, begin + part->p_memsz, file};
+    }
+    return 0;
+}
+
+/*
+ * Where a thread began.  The C library keeps that in the thread's descriptor,
+ * and the kernel knows an address in there: that of the list of its robust
+ * mutexes (get_robust_list(2)).  Whatever points into code behind it is where
+ * the thread began; the rest are numbers and addresses of data.  It is read
+ * by way of the kernel: the thread may end under our eyes.
+ */
+static const struct code *origin(const struct wanted *w, pid_t tid)
+{
+    static const struct code unknown;
+    uintptr_t words[160];
+    void *head = NULL;
+    size_t length = 0;
+    if (syscall(SYS_get_robust_list, (int)tid, &head, &length) < 0)
+        return errno == ESRCH ? NULL : &unknown;
+    struct iovec here = {words, sizeof words}, there = {head, sizeof words};
+    if (!head || syscall(SYS_process_vm_readv, getpid(), &here, 1L, &there,
+                         1L, 0L) < (ssize_t)sizeof words)
+        return &unknown;
+    for (size_t i = 0; i < ARRAY_LEN(words); i++)
+        for (size_t k = 0; k < w->n; k++)
+            if (words[i] >= w->code[k].begin && words[i] < w->code[k].end)
+                return &w->code[k];
+    return NULL;
+}
+
+int fm_sys_threads_of(const char *const *names, char *found, size_t size)
+{
+    struct wanted w = {.names = names};
+    struct entries entries = {.pos = 0, .filled = 0, .failed = false};
+    pid_t own = (pid_t)syscall(SYS_gettid, 0L);
+    const char *file = NULL;
+    int n = 0;
+    dl_iterate_phdr(want_library, &w);
+    if (!w.n)
+        return 0;
+    entries.fd = open("/proc/self/task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (const char *name;
+         entries.fd >= 0 && (name = next_entry(&entries));) {
+        pid_t tid = (pid_t)atoi(name);
+        const struct code *code = tid > 0 && tid != own ? origin(&w, tid)
+                                                        : NULL;
+        n += code != NULL;
+        if (code && !file)
+            file = code->file;
+    }
+    if (entries.fd < 0 || entries.failed)
+        n++;
+    fm__sys_close(entries.fd);
+    snprintf(found, size, "%s", file ? file : w.code[0].file);
+    return n;
 }
 
 /* ----------------------------------------------------------------- memory */

@@ -548,16 +548,13 @@ static void calm_signals(void)
 
 int fm_zygote_settle(const int *keep, size_t n, char *const *variables)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC), rc = 0;
+    int null = fm_sys_null(), rc = 0;
     if (null < 0)
-        return -errno;
+        return null;
     for (int fd = 0; rc == 0 && fd <= 2; fd++)
-        if (fd == null ? fm_sys_cloexec(fd, 0) < 0
-            : fd == 0 || fcntl(fd, F_GETFD) < 0 ? dup2(null, fd) < 0
-                                                : false)
+        if ((fd == 0 || fcntl(fd, F_GETFD) < 0) && dup2(null, fd) < 0)
             rc = -errno;
-    if (null > 2)
-        close(null);
+    close(null);
     for (; rc == 0 && *variables; variables++)
         if (putenv(*variables) != 0)
             rc = -errno;

@@ -51,6 +51,8 @@
  *   poll        ppoll, poll                   EINTR, ENOMEM
  *   close_range close_range                   ENOSYS, EPERM
  *   entries     getdents64                    ENOSYS, ENOMEM
+ *   robust      get_robust_list               EPERM, ENOSYS
+ *   peek        process_vm_readv              EPERM, ENOSYS, EFAULT
  *
  * Not here: close, munmap (nobody looks at what they return, and there is
  * nothing to do about it), fstat, getrlimit, sysconf, sigaction, sigprocmask
@@ -123,6 +125,8 @@ enum call {
     CALL_POLL,
     CALL_CLOSE_RANGE,
     CALL_ENTRIES,
+    CALL_ROBUST,
+    CALL_PEEK,
     CALL_COUNT
 };
 
@@ -169,6 +173,8 @@ static const struct kind {
     [CALL_POLL] = {"poll", {EINTR, ENOMEM}, false},
     [CALL_CLOSE_RANGE] = {"close_range", {ENOSYS, EPERM}, false},
     [CALL_ENTRIES] = {"entries", {ENOSYS, ENOMEM}, false},
+    [CALL_ROBUST] = {"robust", {EPERM, ENOSYS}, false},
+    [CALL_PEEK] = {"peek", {EPERM, ENOSYS, EFAULT}, false},
 };
 
 static struct {
@@ -407,7 +413,9 @@ static bool faulty_number(long number, ...)
            : number == SYS_pidfd_open  ? fault(CALL_PIDFD)
            : number == SYS_close_range ? fault(CALL_CLOSE_RANGE)
            : number == SYS_getdents64  ? fault(CALL_ENTRIES)
-                                       : false;
+           : number == SYS_get_robust_list  ? fault(CALL_ROBUST)
+           : number == SYS_process_vm_readv ? fault(CALL_PEEK)
+                                            : false;
 }
 #endif
 #undef read

@@ -13,6 +13,9 @@ from cpython.object cimport PyObject_Call, PyObject_CallObject
 from libc.errno cimport EAGAIN, EINTR, errno
 
 cdef extern from "Python.h":
+    ctypedef struct PyInterpreterState
+    PyInterpreterState *PyInterpreterState_Head() noexcept
+    PyInterpreterState *PyInterpreterState_Main() noexcept
     object PyObject_CallOneArg(object function, object argument)
     ctypedef object (*vectorcallfunc)(object function, PyObject **arguments, size_t n, PyObject *)
     vectorcallfunc PyVectorcall_Function(object function) noexcept
@@ -900,6 +903,43 @@ def oom_kills():
 
 def rss_kb():
     return fm_sys_rss_kb()
+
+
+def null():
+    """A new descriptor of what nothing is read from and anything written to."""
+    return check(fm_sys_null())
+
+
+def threads_of(names):
+    """How many other threads run in a library whose file name begins with one of `names` (bytes,
+    at most 15), and the file name of the first one."""
+    cdef const char *words[16]
+    cdef char found[128]
+    cdef int i, n = len(names)
+    if n > 15:
+        raise ValueError("at most 15 names")
+    for i in range(n):
+        words[i] = names[i]
+    words[n] = NULL
+    found[0] = 0
+    n = fm_sys_threads_of(words, found, sizeof(found))
+    return n, found.decode("utf-8", "replace")
+
+
+def limit_libraries(*, int openblas=0, int openmp=0, int mkl=0, int blis=0):
+    """In a forked process: how many threads the libraries in it shall use; 0: leave them. How many
+    were told."""
+    cdef fm_limits limits
+    limits.openblas = openblas
+    limits.openmp = openmp
+    limits.mkl = mkl
+    limits.blis = blis
+    return fm_limit_libraries(&limits)
+
+
+def subinterpreters():
+    """Whether there is an interpreter beside the main one: the newest is another."""
+    return PyInterpreterState_Head() is not PyInterpreterState_Main()
 
 
 def fork_generation():

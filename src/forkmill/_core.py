@@ -346,8 +346,9 @@ class Core:
     """
 
     def __init__(
-        self, native: _native.Pool, codec: Codec, workers: int, log: EventLog, *, initializer: bool
-    ) -> None:
+        self, native: _native.Pool, codec: Codec, workers: int, log: EventLog, *,
+        initializer: bool, method: str, no_fork: str,
+    ) -> None:  # fmt: skip
         self.native = native
         self.log = native.log = log
         self.codec = codec
@@ -356,6 +357,9 @@ class Core:
         self.life = Life(native, log)
         self.collector = self.life.collector
         self.loops: dict[int, LoopPort] = {}
+        self.method = method  # the start method, and why "auto" did not fork, or ""
+        self.no_fork = no_fork
+        self.warning = ""  # of what that has taken away, not yet given
         self.initializes = initializer  # whether workers have an initializer to run
         self._functions = Functions(_MAX_FUNCTIONS)
         self._wrapped: dict[tuple[Any, ...], Functions] = {}

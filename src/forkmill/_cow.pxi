@@ -667,7 +667,7 @@ cdef class ForkKit:
         self._buffered = io.BufferedWriter
         self._renew = io.BufferedWriter.__init__
         self._sys_modules = sys.modules
-        low = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        low = null()
         self.null = c_fcntl(low, F_DUPFD_CLOEXEC, <int>_LOWEST)
         os.close(low)
 

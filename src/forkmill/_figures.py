@@ -29,6 +29,8 @@ class PoolStats:
     Attributes:
         state: "open", "draining", "stopping", "closed", "broken", or "inline".
         workers: Places for workers.
+        start_method: How they start: "fork", "zygote" or "spawn"; "" in an inline pool.
+        start_reason: Why "auto" did not fork: which threads, module or library; else "".
         alive: Workers alive now.
         wanted: Workers that there shall be now: between `min_workers` and `max_workers`.
         waiting_threads: Threads that wait for outcomes now.
@@ -103,6 +105,8 @@ class PoolStats:
     parks: int = 0
     deaths_by_cause: dict[str, int] = field(default_factory=dict, hash=False)
     fallbacks: dict[str, int] = field(default_factory=dict, hash=False)
+    start_method: str = ""
+    start_reason: str = ""
 
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -147,6 +151,8 @@ def pool_stats(core: Core) -> PoolStats:
         state=_STATES.get(stats["state"], "unknown"),
         deaths_by_cause=_by_cause(core, stats),
         fallbacks=_fallbacks(core),
+        start_method=core.method,
+        start_reason=core.no_fork,
         **counters,
     )
 

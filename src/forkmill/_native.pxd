@@ -240,6 +240,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_sys_socketpair(int fds[2])
     int fm_sys_nonblock(int fd, int on)
     int fm_sys_cloexec(int fd, int on)
+    int fm_sys_null()
     int fm_sys_pidfd(pid_t pid)
     int fm_sys_die_with_parent(pid_t parent)
     int fm_sys_close_others(const int *keep, size_t n)
@@ -248,6 +249,15 @@ cdef extern from "forkmill.h" nogil:
     uint64_t fm_sys_rss_kb()
     int64_t fm_sys_oom_kills()
     uint32_t fm_fork_generation()
+    int fm_sys_threads_of(const char *const *names, char *found, size_t size)
+
+    struct fm_limits:
+        int openblas
+        int openmp
+        int mkl
+        int blis
+
+    int fm_limit_libraries(const fm_limits *limits)
     struct fm_pool:
         pass
     struct fm_function:

@@ -11,46 +11,39 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
-from _thread import get_ident
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _native
+from . import _hazards, _native, errors
 from ._codec import Codec
-from ._core import OUR_THREADS, Core
+from ._core import Core
 from ._events import EventLog
 from ._process import cpus_each
-from ._zygote import Config, start_exec, start_fork
+from ._zygote import Config, encode, start_exec, start_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HAZARDS", "METHODS", "choose_method", "make_core", "pick_method"]
+__all__ = ["METHODS", "asked_method", "choose_method", "make_core", "tell_loss"]
 
 METHODS = ("auto", "fork", "zygote", "spawn")
 
 # multiprocessing's names for the nearest of ours.
 _CONTEXTS = {"fork": "fork", "forkserver": "zygote", "spawn": "spawn"}
 
-# Modules whose native threads or devices do not survive a fork: once loaded, "auto" does not
-# fork. Native threads of numpy's OpenBLAS do survive.
-HAZARDS = (
-    "grpc", "polars", "pyarrow", "tensorflow", "jaxlib", "cupy", "pycuda", "numba.cuda", "cudf",
-    "rmm", "pyopencl", "objc",
-)  # fmt: skip
+# Names of programs that are interpreters; of a frozen one, whose own name may be anything.
+_A_PYTHON = re.compile(r"(?i)py|hython")
+_INTERPRETER = re.compile(r"(?i)(python|pypy)[\d.]*[a-z]*$")
 
+_LARGE = 1_000_000  # bytes of state that are worth a warning
 _FOREVER_S = 1e9  # init_timeout=None
 
 
-def pick_method(start_method: str, mp_context: Any) -> str:
-    """The start method to use: "fork", "zygote" or "spawn"; see `choose_method`."""
-    return choose_method(start_method, mp_context)[0]
-
-
-def choose_method(start_method: str, mp_context: Any) -> tuple[str, str]:
-    """The start method to use, and why it is not "fork" where "auto" would rather fork.
+def asked_method(start_method: str, mp_context: Any) -> str:
+    """The start method that is asked for, by its own name or by a context's; or "auto".
 
     Raises:
         TypeError: mp_context is no multiprocessing context.
@@ -69,25 +62,52 @@ def choose_method(start_method: str, mp_context: Any) -> tuple[str, str]:
             name = named()
             if name not in _CONTEXTS:
                 raise ValueError(f"mp_context has the unknown start method {name!r}")
-            return _CONTEXTS[name], ""
-    if start_method != "auto":
-        return start_method, ""
-    if sys.platform == "darwin":
-        return "spawn", ""
-    why = _against_fork()
-    return "zygote" if why else "fork", why
+            return _CONTEXTS[name]
+    return start_method
 
 
-def _against_fork() -> str:
-    """Why a fork would take other Python threads' locks, or a library's threads, along; or ""."""
-    strangers = sys._current_frames().keys() - OUR_THREADS - {get_ident()}
-    if strangers:
-        return f"{len(strangers)} other threads"
-    for name in HAZARDS:
-        if name in sys.modules:
-            return f"module {name}"
-    cuda = sys.modules.get("torch.cuda")  # there as soon as torch is, used or not
-    return "module torch.cuda" if getattr(cuda, "_initialized", False) else ""
+def choose_method(start_method: str, mp_context: Any) -> tuple[str, str]:
+    """The start method to use, and why it is not "fork" where "auto" would rather fork.
+
+    Raises:
+        TypeError, ValueError: As `asked_method`.
+        PoolError: Nothing can be started that way here.
+    """
+    method, why = asked_method(start_method, mp_context), ""
+    if method == "auto":
+        why = "" if sys.platform == "darwin" else _hazards.against_fork()
+        method = "spawn" if sys.platform == "darwin" else "zygote" if why else "fork"
+    elif method == "fork":
+        _hazards.check_fork("start_method='fork'")
+    if method != "fork":
+        _check_interpreter(method, why)
+    return method, why
+
+
+def _check_interpreter(method: str, why: str) -> None:
+    """Refuse to start the user's program once more, where sys.executable is no interpreter."""
+    what = _no_interpreter()
+    if what:
+        because = f" (taken because of {why})" if why else ""
+        raise errors.PoolError(
+            f"start_method={method!r}{because} starts workers with sys.executable, {what}. Make "
+            "the pool where it can be forked, before other threads are started and such libraries "
+            "used, with start_method='fork', or set sys.executable to a Python interpreter with "
+            "the same packages"
+        )
+
+
+def _no_interpreter() -> str:
+    """Why sys.executable cannot run workers; or ""."""
+    path = sys.executable
+    if not path:
+        return "which is empty here"
+    # Nuitka's programs know themselves by a name of __main__, all others by one of sys.
+    if getattr(sys, "frozen", False) or hasattr(sys.modules.get("__main__"), "__compiled__"):
+        known = _INTERPRETER.match(os.path.basename(path))
+        return "" if known else f"which in this frozen program is the program itself ({path})"
+    # A program that has the interpreter in it: uwsgi, a web server, an editor.
+    return "" if _A_PYTHON.search(os.path.basename(path)) else f"which is no interpreter ({path})"
 
 
 def make_core(
@@ -152,16 +172,19 @@ def make_core(
         raise
     config.arena_fd = _native.arena_create()
     log = EventLog(name, restarts)
-    core = Core(native, codec, workers, log, initializer=initializer is not None)
-    return core, partial(_start_zygote, core, config, method, theirs, no_fork)
+    core = Core(
+        native, codec, workers, log,
+        initializer=initializer is not None, method=method, no_fork=no_fork,
+    )  # fmt: skip
+    return core, partial(_start_zygote, core, config, theirs)
 
 
-def _start_zygote(core: Core, config: Config, method: str, theirs: int, no_fork: str) -> None:
+def _start_zygote(core: Core, config: Config, theirs: int) -> None:
     try:
-        if method == "fork":
+        if core.method == "fork":
             zygote, first = start_fork(config, theirs, early=True)
         else:
-            zygote, first = start_exec(config, method, theirs), ()
+            zygote, first = _start_exec(core, config, theirs), ()
     except BaseException:
         core.life.finish(ladder=_native.LADDER_KILL)
         if config.arena_fd >= 0:
@@ -174,12 +197,70 @@ def _start_zygote(core: Core, config: Config, method: str, theirs: int, no_fork:
         if config.arena_fd >= 0:
             arena = _native.Arena(config.arena_fd)
     core.native.adopt(zygote, first, arena)
-    if no_fork:
+    if core.no_fork:
         text = "start method %r instead of 'fork', because of %s"
-        core.log.fell_back("fork", logging.INFO, text, method, no_fork)
+        core.log.fell_back("fork", logging.INFO, text, core.method, core.no_fork)
     if arena is None:
         text = "no shared memory to be had: large values go through pipes"
         core.log.fell_back("arena", logging.WARNING, text)
     if not config.pidfd:
         text = "no pidfd to be had: the zygote notices our end by its socket alone"
         core.log.fell_back("pidfd", logging.INFO, text)
+
+
+def _start_exec(core: Core, config: Config, theirs: int) -> int:
+    """Start a fresh interpreter, and say what a fork would have kept."""
+    why = core.no_fork
+    try:
+        encode(config)
+    except errors.SerializationError as error:
+        if why:
+            errors.add_note(
+                error,
+                f"With start_method='auto' this pool starts by {core.method!r}, because of {why}; "
+                "where it can be forked, nothing of this need be sent.",
+            )
+        raise
+    if why:
+        core.warning = _what_is_lost(config, core.method, why)
+    return start_exec(config, core.method, theirs)
+
+
+def _what_is_lost(config: Config, method: str, why: str) -> str:
+    """A warning, if "auto" takes something away that a fork would have kept (INV-11); or ""."""
+    lost = []
+    if any(not getattr(thing, "of_a_lane", False) for thing in config.inherit):
+        lost.append("what inherit= names is copied to each worker, not shared with it")
+    size = sum(len(data) + sum(map(len, buffers)) for data, buffers in config.payload)
+    if size >= _LARGE:
+        lost.append(f"{size / 1e6:.0f} MB of state are pickled and copied to each worker")
+    if _logs():
+        lost.append("workers do not have this program's logging: what they log below WARNING is "
+                    "not written")  # fmt: skip
+    if not lost:
+        return ""
+    return (
+        f"start_method='auto' takes {method!r} here and not 'fork', because of {why}. By that "
+        f"{'; '.join(lost)}. To be rid of it make the pool before that; or say "
+        f"start_method={method!r} if this is what you want, or 'fork' if you know that "
+        "nothing of that is used in the workers; logging can be set up in an initializer."
+    )
+
+
+def tell_loss(core: Core) -> None:
+    """Warn of what `_what_is_lost` found, once in a program. Not under a lock of ours."""
+    text, core.warning = core.warning, ""
+    if text:
+        _hazards.tell_user("auto", text)
+
+
+def _logs() -> bool:
+    """Whether the program has its log written to somewhere that a forked worker would write to."""
+    for handler in logging.getLogger().handlers:
+        stream = getattr(handler, "stream", None)
+        try:
+            if stream is not None and stream.fileno() >= 0 and stream.name != os.devnull:
+                return True
+        except Exception:  # a stream in memory, or a closed one
+            continue
+    return False

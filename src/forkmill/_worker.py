@@ -178,7 +178,7 @@ def sane_streams() -> None:
     A task must not eat what is typed for the user's process, and none of our descriptors may ever
     get one of the numbers 0 to 2.
     """
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    null = _native.null()
     for fd in (0, 1, 2):
         if fd:
             try:
@@ -186,12 +186,8 @@ def sane_streams() -> None:
                 continue
             except OSError:
                 pass
-        if fd != null:
-            os.dup2(null, fd, inheritable=True)
-        else:
-            os.set_inheritable(fd, True)
-    if null > 2:
-        os.close(null)
+        os.dup2(null, fd, inheritable=True)
+    os.close(null)
     # The old object may hold what the parent had read ahead.
     sys.stdin = null_input()
 
@@ -219,7 +215,7 @@ def drop_buffered() -> None:
     would ever release. So the buffer is made anew, in place: who knows who refers to it.
     """
     streams = {id(s): s for s in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__) if s}
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    null = _native.null()
     for stream in streams.values():
         try:
             fd = stream.fileno()
@@ -247,6 +243,43 @@ def know_environment(added: dict[bytes, bytes]) -> None:
         os.environ._data.update(added)  # type: ignore[attr-defined]
     except AttributeError:  # not CPython's any more; adding them once more costs 50 pages
         os.environb.update(added)
+
+
+# What each library reads when it is loaded, the first that is set.
+_LIMITS = {
+    "openblas": ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS"),
+    "openmp": ("OMP_NUM_THREADS",),
+    "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+    "blis": ("BLIS_NUM_THREADS", "OMP_NUM_THREADS"),
+}
+
+
+def obey_environment() -> None:
+    """Have the libraries that were inherited do what this process's environment says.
+
+    They read it when they were loaded, in the user's process. In an exec'd one there is nothing
+    to do: they are loaded after it was set.
+    """
+    limits = {name: _first_number(variables) for name, variables in _LIMITS.items()}
+    _native.limit_libraries(**limits)
+    # Two that have no such call but their own in Python.
+    arrow = sys.modules.get("pyarrow.lib")
+    if arrow is not None and limits["openmp"]:
+        with suppress(Exception):
+            arrow.set_cpu_count(limits["openmp"])
+    numexpr = sys.modules.get("numexpr")
+    if numexpr is not None and (n := _first_number(("NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS"))):
+        with suppress(Exception):
+            numexpr.set_num_threads(n)
+
+
+def _first_number(variables: tuple[str, ...]) -> int:
+    """What the first of these that is set says; 0: nothing. OMP_NUM_THREADS may be a list."""
+    for name in variables:
+        word = os.environ.get(name, "").partition(",")[0].strip()
+        if word.isdecimal() and 0 < int(word) < 1 << 16:
+            return int(word)
+    return 0
 
 
 def _forget_parent() -> None:

@@ -228,6 +228,7 @@ def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
                 _worker.drop_buffered()
             sys.stdin = config.stdin or _worker.null_input()
             _worker.know_environment(config.caps)
+            _worker.obey_environment()
         status = _worker.main(config, zygote.ends)
     except BaseException as error:
         _worker._complain("a worker failed outside of a task", error)
@@ -329,15 +330,26 @@ def start_exec(config: Config, method: str, control: int) -> int:
             os.close(fd)
 
 
+def encode(config: Config) -> None:
+    """Make `payload`: what an exec'd process gets of the user's. Once is enough.
+
+    Raises:
+        SerializationError: The initializer, the finalizer or an object of `inherit` cannot be sent.
+    """
+    if config.payload is None:
+        inherit = _codec.Codec("exec", (), None).dumps(config.inherit)
+        calls = config.codec.dumps((config.initializer, config.initargs, config.finalizer))
+        config.payload = tuple(
+            (data, [bytearray(buffer) for buffer in buffers]) for data, buffers in (inherit, calls)
+        )
+
+
 def _write_config(config: Config) -> tuple[int, int]:
     """An unlinked file with what an exec'd process has to know, and where its pickle begins."""
-    inherit = _codec.Codec("exec", (), None).dumps(config.inherit)
-    calls = config.codec.dumps((config.initializer, config.initargs, config.finalizer))
+    encode(config)
     plain: dict[str, Any] = {name: getattr(config, name) for name in _PLAIN}
     plain["argv"] = list(sys.argv)
-    plain["payload"] = tuple(
-        (data, [bytearray(buffer) for buffer in buffers]) for data, buffers in (inherit, calls)
-    )
+    plain["payload"] = config.payload
     head = marshal.dumps(
         ([p for p in sys.path if type(p) is str], os.path.dirname(os.path.abspath(__file__)))
     )

@@ -515,7 +515,9 @@ class ProcessPool(_Face):
             as references. With "fork" they are never pickled, whatever they are.
         start_method: "fork" (the workers inherit everything), "zygote" (a fresh interpreter forks
             them), "spawn" (each is a fresh interpreter), or "auto": "fork" if this process has no
-            other Python thread and no module that a fork would break; on macOS "spawn".
+            other Python thread, no subinterpreter, no OpenMP that has run and no module that a
+            fork would break, else "zygote", with one RuntimeWarning if something is lost by that;
+            on macOS "spawn". `stats().start_method` and `start_reason` tell.
         max_tasks_per_child: A worker is replaced after so many tasks; None: never.
         max_rss: A worker whose resident memory is above this is replaced after its task; bytes;
             None: never.
@@ -531,6 +533,8 @@ class ProcessPool(_Face):
         TypeError, ValueError: A wrong option; says what is allowed.
         OSError: No process or descriptor to be had; nothing is left behind.
         SerializationError: The initializer or `inherit` cannot be sent (not with "fork").
+        PoolError: "fork" beside a subinterpreter, or "zygote" and "spawn" (also by "auto") where
+            sys.executable is no interpreter, as in a frozen program.
     """
 
     _tells = True  # what its start has to log
@@ -570,11 +574,9 @@ class ProcessPool(_Face):
             raise TypeError(f"tag_output must be a bool, not {type(tag_output).__name__!r}")
         if init_timeout is not None:
             init_timeout = seconds("init_timeout", init_timeout)
-        method, no_fork = _start.choose_method(start_method, mp_context)
+        _start.asked_method(start_method, mp_context)
         options: dict[str, Any] = {
             "workers": workers,
-            "method": method,
-            "no_fork": no_fork,
             "initializer": initializer,
             "initargs": initargs,
             "finalizer": finalizer,
@@ -597,12 +599,25 @@ class ProcessPool(_Face):
             if initializer is not None:
                 initializer(*initargs)
         else:
-            self._core, start = _start.make_core(**options)
+            method, no_fork = _start.choose_method(start_method, mp_context)
+            self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
             weakref.finalize(self, self._core.life.dropped).atexit = False
             start()
             self._accept = self._core.submitter(Future, self._options)
             if self._tells:
-                self._core.log.flush()
+                self._tell()
+
+    def _tell(self) -> None:
+        """Log, and warn of, what the start had to say."""
+        assert self._core is not None
+        from ._start import tell_loss
+
+        try:
+            tell_loss(self._core)
+        except BaseException:  # warnings are errors here: nobody gets this pool
+            self.kill()
+            raise
+        self._core.log.flush()
 
     @property
     def _pool(self) -> ProcessPool:
@@ -736,7 +751,7 @@ def shared_pool(workers: int | None, start_method: str = "auto") -> ProcessPool:
         if pool is None or not pool._is_open():
             pool = pools[key] = _SharedPool(workers, start_method=start_method)
     if pool._core is not None:
-        pool._core.log.flush()
+        pool._tell()
     return pool
 
 

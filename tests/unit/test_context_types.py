@@ -283,10 +283,10 @@ def test_a_cow_fork_is_no_reason_to_start_a_fresh_process() -> None:
     """Its thread is ours: a pool that is made beside it may still fork."""
     from forkmill import _start
 
-    before = _start.pick_method("auto", None)
+    before = _start.choose_method("auto", None)
     with fm.executor("cow_fork", 1) as executor:
         assert executor.submit(testing.square, 3).result(20) == 9
-        assert _start.pick_method("auto", None) == before
+        assert _start.choose_method("auto", None) == before
 
 
 def test_a_type_may_have_futures_of_its_own() -> None:

@@ -24,9 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import __version__, errors
+from .. import __version__, _hazards, _native, errors
 from .._process import cpus
-from .._start import HAZARDS, pick_method
+from .._start import choose_method
 from ..pool import ProcessPool
 
 __all__ = ["GOOD", "WRONG", "Finding", "examine"]
@@ -94,32 +94,51 @@ def _cpus() -> Iterator[Finding]:
 
 
 def _start_method() -> Iterator[Finding]:
-    method = pick_method("auto", None)
-    loaded = _hazards_loaded()
+    try:
+        method, why = choose_method("auto", None)
+    except errors.PoolError as error:
+        yield Finding("start", "method", None, f"no pool can be started here: {error}", WRONG)
+        return
     if sys.platform == "darwin":
         why = "macOS's frameworks do not survive a fork"
     elif method == "fork":
-        why = "no other Python thread runs, and nothing that a fork breaks is loaded"
-    elif loaded:
-        why = f"what is loaded would break in a fork: {', '.join(loaded)}"
+        why = "no other Python thread runs, and nothing that a fork breaks is loaded or has run"
+    elif why.startswith(_hazards.THREADS):
+        why = f"another Python thread runs, whose locks a fork would copy ({why})"
     else:
-        why = "another Python thread runs, whose locks a fork would copy"
+        why = f"a fork would break what is here: {why}"
     text = f'start_method="auto" is {method!r} here'
     yield Finding("start", "method", method, text)
     yield Finding("start", "why", why, f"because {why} (--import MODULE: what your program gets)")
+    loaded = _hazards.loaded()
     text = f"loaded here: {', '.join(loaded)}" if loaded else "no known fork hazard is loaded"
     yield Finding("start", "hazards_loaded", loaded, text, NOTE if loaded else GOOD)
-    there = [name for name in HAZARDS if name not in loaded and _installed(name)]
+    there = [name for name in _hazards.MODULES if name not in loaded and _installed(name)]
     text = (
         f"installed, a fork hazard once imported: {', '.join(there)}"
         if there
         else ("none is installed")
     )
     yield Finding("start", "hazards_installed", there, text, NOTE if there else GOOD)
+    yield from _native_threads()
 
 
-def _hazards_loaded() -> list[str]:
-    return [name for name in HAZARDS if name in sys.modules]
+def _native_threads() -> Iterator[Finding]:
+    """Libraries whose own threads run here, and what a fork does to them."""
+    for name, files, breaks in _hazards.LIBRARIES:
+        threads, library = _native.threads_of(files)
+        if not library:
+            continue
+        if not breaks:
+            text = f"{name} ({library}) is loaded: its threads begin anew in a forked child"
+        elif threads:
+            text = (
+                f"{name} ({library}) has run here: a forked child would wait for its threads "
+                'for ever, so "auto" does not fork'
+            )
+        else:
+            text = f'{name} ({library}) is loaded: once it has run, "auto" does not fork'
+        yield Finding("start", name, threads, text, NOTE if breaks and threads else GOOD)
 
 
 def _installed(name: str) -> bool:

@@ -44,7 +44,7 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _codec, _native, _worker, errors
+from .. import _codec, _hazards, _native, _worker, errors
 from .._process import exit_failed, interrupted, our_thread
 from .._reducers import ARROW, has_arrow
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
@@ -63,6 +63,7 @@ _SET_UP = 2.0  # seconds that a child may take to its first call, the next one t
 _STILLBORN = 4  # so many children in a row that never got to a call are no accident
 _UNWATCHED = 0.02  # seconds between two looks at children that no pidfd tells of
 _MAX_BATCH = 4096
+_EXAMINE = 0.1  # seconds between two looks at what a fork would break
 _NEVER = float("inf")
 _LINUX = sys.platform == "linux"
 
@@ -260,6 +261,7 @@ class _Forker:
         self._ended = False
         self._poked = False  # a byte is in the pipe, or on its way there
         self._dropped = False  # nobody can submit any more
+        self._examine_at = 0.0  # when to look again what a fork would break
         # What follows belongs to the forking thread, but for being looked at.
         self._wake = -1
         self._slots: list[_native.ForkSlot] = []
@@ -282,7 +284,12 @@ class _Forker:
 
         Raises:
             PoolClosed: The executor was shut down.
+            PoolError: There is a subinterpreter, which no child would survive.
         """
+        now = monotonic()
+        if now >= self._examine_at or _hazards.subinterpreter():
+            self._examine_at = now + _EXAMINE
+            _hazards.check_fork("cow_fork")
         if self._thread is None:
             self._start()
         self.backlog.put(call)
@@ -491,13 +498,17 @@ class _Forker:
             if calls:
                 mark_last(call.fn for call in reversed(calls))
                 try:
+                    _hazards.refuse_subinterpreters("cow_fork")  # made since it was accepted
                     # The child shares these, and all they lead to, by copy-on-write.
                     slot.fork(self._kit, [_plain(call) for call in calls])
                     self._living[slot] = child
-                except (OSError, MemoryError) as error:
+                except (OSError, MemoryError, errors.PoolError) as error:
                     failure = error
         self._hand = []
-        if failure is not None:
+        if isinstance(failure, errors.PoolError):
+            for call in calls:
+                self._fail(call, failure)
+        elif failure is not None:
             self._not_forked(calls, failure)
         elif calls:
             self._forked(calls, child)

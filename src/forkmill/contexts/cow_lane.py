@@ -37,6 +37,8 @@ _READ = 1 << 18
 class CowLane(CopyLane):
     """A lane over a `CowFork`."""
 
+    start_method = "fork"
+
     def __init__(self, executor: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
         super().__init__(executor, work, notify)
         self._cow = executor

@@ -40,7 +40,7 @@ from collections import deque
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .. import _codec, errors
 
@@ -88,6 +88,8 @@ class Work:
         always: Where calls share a copy it has its setup and its end also if no item came.
         timeout: Seconds an item may take, where the context can stop it.
     """
+
+    of_a_lane: ClassVar[bool] = True  # what a pool inherits of ours, not of its user's
 
     fn: Callable[[Any], Any]
     setup: Callable[[], Any] | None = None
@@ -217,9 +219,13 @@ class Lane(ABC):
     Attributes:
         copies: How many copies of the state are there side by side, at most: 1 where calls share
             it, n for n workers, 0 for a new one each time. What is put for copy k meets no other.
+        start_method: How the processes start that do it; "" where there are none.
+        start_reason: Why a pool's "auto" did not fork; else "".
     """
 
     copies: int = 1
+    start_method: str = ""
+    start_reason: str = ""
 
     def __init__(self) -> None:
         self._split: deque[Taken] = deque()  # of a batch that `take` has opened

@@ -83,7 +83,9 @@ class WorkerLane(SharedLane):
             most=_STREAM_CHUNK if work.stream else None,
             refused=self._refused,
         )
-        self.copies = self._batches.core.workers
+        core = self._batches.core
+        self.copies = core.workers
+        self.start_method, self.start_reason = core.method, core.no_fork
         self._used = False
         self._ended_well = False
         self._ends = 0  # copies whose end has not come back

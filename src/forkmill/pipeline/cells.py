@@ -208,6 +208,7 @@ class Cell:
         self.fused = False  # runs inside the group of the one stage before it
         self.routed = False  # outputs go through `route`
         self.state = "new"  # live, ending, ended
+        self.started = ("", "")  # how its processes were, and why not by a fork
         self.jumps = stage.dynamic or isinstance(final(stage.on_error), DeadLetter)
         self.form, self.fn = _form(stage, self._watched)
         self.came = self.out = self.failures = 0

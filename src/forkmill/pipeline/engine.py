@@ -257,6 +257,7 @@ class Engine:
         for cell in self.order:
             p50, p90, p99 = cell.reservoir.percentiles(0.5, 0.9, 0.99)
             came, out = counts[cell]
+            method, reason = cell.started
             stages[cell.name] = StageStats(
                 name=cell.name,
                 context=str(cell.stage.spec),
@@ -269,6 +270,8 @@ class Engine:
                 p50=p50,
                 p90=p90,
                 p99=p99,
+                start_method=method,
+                start_reason=reason,
             )
         edges = {
             (e.source, cell.name): EdgeStats(

@@ -110,6 +110,7 @@ class LaneCell(Cell):
             spec = _with_hooks(spec, hooks, self.name)
         work = self.make_work(hooks if isolated and not born else [])
         self.lane = spec.lane(work, self.engine.bell.ring)
+        self.started = self.lane.start_method, self.lane.start_reason
         if self.producing:
             self.pending = 1
             if self.call_hooks:

@@ -71,6 +71,8 @@ class StageStats:
         busy: Seconds spent in its function, over all workers (sampled where calls are short).
         waiting: Seconds that items waited before it, added up.
         p50, p90, p99: Seconds a call; None where none was measured.
+        start_method: How its processes started: "fork", "zygote" or "spawn"; "" without any.
+        start_reason: Why "auto" did not fork: which threads, module or library; else "".
     """
 
     name: str
@@ -84,6 +86,8 @@ class StageStats:
     p50: float | None
     p90: float | None
     p99: float | None
+    start_method: str = ""
+    start_reason: str = ""
 
     @property
     def success(self) -> float:

@@ -163,14 +163,20 @@ class Batches:
             WorkerDied: It is gone.
             PoolError: The pool takes no more work.
         """
+        slot = self.slot_of(pid)
+        if slot is None:
+            raise errors.WorkerDied("the worker that had begun this task is gone", pid=pid)
+        task = self.core.submit(
+            fn, (value,), {}, self.options, flags=_native.RUN_STREAM, slot=slot, credit=64
+        )
+        return Stream(self.core, task)
+
+    def slot_of(self, pid: int) -> int | None:
+        """Where the worker of that pid is; None: it is gone."""
         for worker in self.core.native.workers():
             if worker["pid"] == pid:
-                task = self.core.submit(
-                    fn, (value,), {}, self.options,
-                    flags=_native.RUN_STREAM, slot=worker["slot"], credit=64,
-                )  # fmt: skip
-                return Stream(self.core, task)
-        raise errors.WorkerDied("the worker that had begun this task is gone", pid=pid)
+                return int(worker["slot"])
+        return None
 
     def slots(self) -> list[int]:
         """Where there are workers now."""

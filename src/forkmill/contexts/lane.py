@@ -277,6 +277,10 @@ class Lane(ABC):
     def pending(self) -> int:
         """How many items were put and have not been taken."""
 
+    def copy_of(self, pid: int) -> int | None:
+        """Which copy lives in a process, for `put_many`; None: none does any more."""
+        return 0
+
     def own(self, executor: Any) -> None:  # noqa: B027  # nothing to do where nothing is shared
         """End the executor with this lane: it was made for it."""
 

@@ -102,6 +102,10 @@ class WorkerLane(SharedLane):
             self._batches.watch(self._came)
         self._batches.put(items, -1 if copy is None else copy % self.copies)
 
+    def copy_of(self, pid: int) -> int | None:
+        slot: int | None = self._batches.slot_of(pid)
+        return slot
+
     def _came(self, task: Any) -> None:
         """A chunk is done (in the watching thread, or in the taker's)."""
         items = task.tag.items

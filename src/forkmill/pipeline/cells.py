@@ -317,6 +317,8 @@ class Cell:
 
     def before_hooks(self) -> None:
         """What comes before the first item."""
+        if self.engine.inside:
+            return  # the outer run does that, once for all copies
         self._hooked = True
         self.engine.events.emit("stage_started", self.name, context=str(self.stage.spec))
         run_hooks(stage_hooks(self.stage, "before_stage"), self.name)
@@ -394,14 +396,19 @@ class Cell:
         Raises:
             BaseException: What a generator of the user's raised when it was closed. All is done.
         """
-        run, self.run = self.run, None
         self.state = "ended"
+        self.drop()
+
+    def drop(self) -> None:
+        """What is under way or waits comes to nothing. Raises as `close`."""
+        run, self.run = self.run, None
         try:
             if run is not None:
                 run.close()  # type: ignore[attr-defined]
         finally:
             if run is not None and self._edge is not None:
                 self._edge.dropped += self._chunk - (self.came - self._came_before)
+                self._edge = None
             for edge in self.edges_in:
                 edge.drop()
 
@@ -615,6 +622,9 @@ class Cell:
         try:
             targets = self.engine.resolve(self, message.name)
         except BuildError as error:
+            if self.engine.outward(message.name, message.item):
+                self.out += 1
+                return None
             self.fail_once(message.item, error)
             return self.letters()
         full = None
@@ -626,7 +636,7 @@ class Cell:
     def letters(self) -> Edge | None:
         """The queue of the stage's dead letters, if it is full now."""
         policy = final(self.stage.on_error)
-        if isinstance(policy, DeadLetter):
+        if isinstance(policy, DeadLetter) and self.stage.letters_stay:
             for target in self.engine.resolve(self, policy.stage):
                 edge = self.edges_out.get(target)
                 if edge is not None and len(edge) >= edge.room:
@@ -779,6 +789,7 @@ class Cell:
         attempts: int,
         policy: Any,
         again: Callable[[Any], list[Any]] | None = None,
+        name: str | None = None,
     ) -> None:
         """An item failed for good.
 
@@ -788,42 +799,47 @@ class Cell:
             attempts: How many tries there were.
             policy: "raise", "skip" or a DeadLetter.
             again: Does with the item what failed; None: as the stage's function does.
+            name: The stage's, if it is one inside of this one.
 
         Raises:
             Abort: The policy is "raise".
         """
         self.failures += 1
         engine = self.engine
+        name = self.name if name is None else name
         if engine.events.sinks:
-            self._tell(item, error, attempts, policy)
+            self._tell(item, error, attempts, policy, name)
         counted = engine.failures.full and policy != "raise"
         if counted:
-            engine.failures.count(self.name, error)
+            engine.failures.count(name, error)
             if policy == "skip":
                 return
         if again is None and self.stage.fn:
             again = functools.partial(run_inline, self.stage)
-        failure = Failure(self.name, item, error, attempts, _again=again)
+        failure = Failure(engine.prefix + name, item, error, attempts, _again=again)
         if not counted:
             engine.failures.kept.append(failure)
         if policy == "raise":
             raise Abort(failure)
         if isinstance(policy, DeadLetter):
-            for target in self.engine.resolve(self, policy.stage):
-                self.throw(target, failure)
+            if self.stage.letters_stay:
+                for target in engine.resolve(self, policy.stage):
+                    self.throw(target, failure)
+            else:
+                engine.outward(policy.stage, failure)
 
-    def _tell(self, item: Any, error: BaseException, attempts: int, policy: Any) -> None:
+    def _tell(self, item: Any, error: BaseException, attempts: int, policy: Any, name: str) -> None:
         events = self.engine.events
         events.emit(
             "item_failed",
-            self.name,
+            name,
             item=short(item),
             error=short(error),
             attempts=attempts,
             policy=policy if isinstance(policy, str) else "dead_letter",
         )
         if isinstance(error, WorkerDied):
-            events.emit("worker_died", self.name, error=str(error))
+            events.emit("worker_died", name, error=str(error))
 
     # ------------------------------------------------------------------ the end
 

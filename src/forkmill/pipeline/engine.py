@@ -44,11 +44,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PoolError
 from .cells import Abort, Cell, Edge, Killed, Outlet, Pace, resolve, width_of
-from .declare import hooks_of
+from .declare import hooks_of, to
 from .events import Events, Ticker
 from .fuse import Tally, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
+from .nested import NestedCell
 from .result import KEEP, FailureLog, RunResult, attach, check_keep
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
@@ -59,6 +60,8 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from .graph import Graph
+    from .result import Failure
+    from .stats import Reservoir
 
 __all__ = ["Engine"]
 
@@ -142,6 +145,7 @@ class Engine:
         stream: Outputs are taken one by one: no more is computed than the queues hold.
         feed: Items come by `feed`; the graph is nested in a context.
         keep_failures: How many failures are kept whole; the rest is counted. None: all.
+        prefix: What the names of stages begin with, in their failures.
     """
 
     def __init__(
@@ -152,9 +156,12 @@ class Engine:
         stream: bool = False,
         feed: bool = False,
         keep_failures: int | None = KEEP,
+        prefix: str = "",
     ) -> None:
         self.graph = graph
-        self.events = Events(sinks)
+        self.prefix = prefix
+        self.inside = feed  # what happens is told to another engine
+        self.events: Any = Events(sinks)
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()
@@ -166,7 +173,6 @@ class Engine:
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
         self.may_interrupt = False  # a SIGINT handler of the user's is there
         self.closing = False  # runs are closed: GeneratorExit is ours
-        self._feed = feed
         self._cut = threading.Event()  # ends pauses
         self._ticker = Ticker(self._tell)
         self._opened = self._over = False
@@ -192,7 +198,9 @@ class Engine:
             return Rider(self, stage)
         if not self._riders.isdisjoint(stage.targets):
             return Carrier(self, stage)
-        if not stage.inline or stage.nested is not None:
+        if stage.nested is not None:
+            return NestedCell(self, stage)
+        if not stage.inline:
             return LaneCell(self, stage)
         return Source(self, stage) if stage.kind == "producer" else Cell(self, stage)
 
@@ -284,7 +292,20 @@ class Engine:
             for cell in self.order
             for e in tuple(cell.edges_in)
         }
+        for cell in self.order:
+            if isinstance(cell, NestedCell):
+                inner = cell.inner_figures()
+                stages.update(inner.stages)
+                edges.update(inner.edges)
         return RunStats(stages, edges, duration, self.events.errors)
+
+    def reservoirs(self) -> dict[str, Reservoir]:
+        """The measured calls of all stages, those of nested pipelines too."""
+        found = {cell.name: cell.reservoir for cell in self.order}
+        for cell in self.order:
+            if isinstance(cell, NestedCell):
+                found.update(cell.reservoirs())
+        return found
 
     def _counts(self) -> dict[Cell, tuple[int, int]]:
         """How many items came to each cell and went out of it, runs under way included."""
@@ -373,6 +394,12 @@ class Engine:
             self._names[cell, name] = found
         return found
 
+    def outward(self, name: str, item: Any) -> bool:
+        """An item for a name that is not in here: out it goes, if there is an outside."""
+        if self.inside:
+            self.outputs.append(to(name, item))
+        return self.inside
+
     def pause(self, seconds: float) -> bool:
         """Wait, in the thread of the run; False: the run is being ended."""
         return not self._cut.wait(seconds)
@@ -388,7 +415,7 @@ class Engine:
         self._began = self._looked = monotonic()
         self._opened = True
         self.events.emit("run_started", pipeline=self.graph.pipeline._title())
-        if not self._feed:
+        if not self.inside:
             run_hooks(hooks_of(self.graph.pipeline, "before_run"))
         for cell in self.order:
             cell.before_hooks()
@@ -399,11 +426,11 @@ class Engine:
         for cell in self.order:
             if not isinstance(cell, LaneCell):
                 cell.open()
-        clocked = [cell for cell in self.order if cell.stage.max_wait is not None]
+        clocked = [cell for cell in self.order if _has_clock(cell.stage)]
         for cell in self.order:
             if isinstance(cell, Source) and any(cell in c.before for c in clocked):
                 cell.thread()
-        if self._feed:
+        if self.inside:
             for stage in self.graph.entries:
                 entry = self.cells[stage]
                 edge = Edge("", entry, _NEVER)  # type: ignore[arg-type]
@@ -491,6 +518,11 @@ class Engine:
             }
             for cell, (came, out) in self._counts().items()
         }
+        for cell in self.order:
+            if isinstance(cell, NestedCell):
+                for name, one in cell.inner_figures().stages.items():
+                    figures = {"in": one.in_, "out": one.out, "failed": one.failed, "waiting": 0}
+                    stages[name] = figures
         self.events.emit("progress", stages=stages)
 
     def _stop_sources(self) -> None:
@@ -500,7 +532,7 @@ class Engine:
 
     def _sleep(self) -> bool:
         """Nothing can be done now: wait."""
-        due = min((cell.due() for cell in self.order), default=_NEVER)
+        due = self.due()
         if due == _NEVER and not any(self._outside(cell) for cell in self.order):
             if not self._quiet:
                 self._quiet = True  # ENG-4
@@ -509,6 +541,10 @@ class Engine:
         self._quiet = False
         self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
         return True
+
+    def due(self) -> float:
+        """When something is to be done although nothing comes."""
+        return min((cell.due() for cell in self.order), default=_NEVER)
 
     @staticmethod
     def _outside(cell: Cell) -> bool:
@@ -559,43 +595,59 @@ class Engine:
 
     # ------------------------------------------------------------------ nested in a context
 
-    def feed(self, item: Any) -> list[Any]:
-        """Work an item off, as far as it does not wait for others; what came out.
+    def feed(self, items: Iterable[Any]) -> None:
+        """Work items off, and what is due, as far as it does not wait for others.
 
         Raises:
-            Exception: That of an item whose stage says "raise".
+            Abort: An item's failure whose stage says "raise"; see `recover`.
         """
-        for edge in self._feeds:
-            edge.append(item)
+        self.thread = threading.get_ident()
+        for item in items:
+            for edge in self._feeds:
+                edge.append(item)
+        while True:
+            self._attend()
+            if self._round():
+                continue
+            if not any(self._outside(cell) for cell in self.order):
+                return
+            due = self.due()
+            self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
+
+    def recover(self, abort: Abort) -> Failure:
+        """Go on after a failure that is another's to deal with: what was made of the item goes."""
+        self.closing = True
         try:
-            while self._round() or any(self._outside(cell) for cell in self.order):
-                if not self._busy_now():
-                    break
-        except Abort as abort:
-            raise abort.failure.error from None
-        outputs = list(self.outputs)
-        self.outputs.clear()
-        return outputs
+            for cell in self.order:
+                cell.drop()
+        finally:
+            self.closing = False
+        self.failures.kept.remove(abort.failure)
+        return abort.failure
 
-    def _busy_now(self) -> bool:
-        """Whether to go on; sleeps while only others work."""
-        self._attend()
-        if self._round():
-            return True
-        if any(self._outside(cell) for cell in self.order):
-            self.bell.wait(None)
-            return True
-        return False
+    def recorded(self, error: BaseException) -> Failure | None:
+        """The failure with which an error was recorded; it is so no longer."""
+        for failure in self.failures.kept:
+            if failure.error is error:
+                self.failures.kept.remove(failure)
+                return failure
+        return None
 
-    def finish_feed(self) -> None:
-        """No more items: run to the end."""
+    def finish_feed(self) -> Failure | None:
+        """No more items: run to the end. What failed there, if a stage says "raise".
+
+        Raises:
+            Abort: As `feed`.
+        """
+        self.thread = threading.get_ident()
         for stage in self.graph.entries:
             self.cells[stage].live_source = False
-        try:
-            while self.step():
-                pass
-        except Abort as abort:
-            raise abort.failure.error from None
+        while self.step():
+            pass
+        late, self._late = self._late, []
+        found = [failure for failure in map(self.recorded, late) if failure is not None]
+        self.failures.kept += found[1:]
+        return found[0] if found else None
 
     # ------------------------------------------------------------------ the end
 
@@ -660,7 +712,7 @@ class Engine:
         log = self.failures
         figures = self.snapshot()
         result = RunResult(status, outputs, log.kept, figures, self._duration, log.more)
-        if not self._feed and self._opened:
+        if not self.inside and self._opened:
             late += each_hook(hooks_of(self.graph.pipeline, "after_run"), result)
         if error is None and late:
             error = late.pop(0)
@@ -691,6 +743,13 @@ class Engine:
                         f"a bug of ours: {e.source} -> {cell.name}: emitted {e.emitted}, but "
                         f"delivered {e.delivered}, failed {e.failed}, dropped {e.dropped}"
                     )
+
+
+def _has_clock(stage: Any) -> bool:
+    """Whether a batch with max_wait is in a stage."""
+    if stage.nested is not None:
+        return any(map(_has_clock, stage.nested.stages))
+    return stage.max_wait is not None
 
 
 def _reached(cell: Cell) -> set[Cell]:

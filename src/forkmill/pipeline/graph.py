@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING, Any
 from .. import contexts
 from ..errors import BuildError
 from .declare import STAGE_HOOKS, Declared, Pipeline, class_changes, class_stages, hooks_of
-from .options import QUEUE_SIZE, DeadLetter, OptionError, Retry, nearest, number, policy, resolved
+from .options import (
+    QUEUE_SIZE,
+    DeadLetter,
+    OptionError,
+    Retry,
+    final,
+    nearest,
+    number,
+    policy,
+    resolved,
+)
 from .routes import may_route
 
 if TYPE_CHECKING:
@@ -48,6 +58,8 @@ class Stage:
         targets, sources: The stages it feeds, and those that feed it.
         dynamic: Whether its code may use fm.to.
         nested: The graph that its context runs whole, for a pipeline with a context.
+        letters_stay: Whether its dead letters go to a stage of its own graph; else that is one
+            outside of it.
     """
 
     name: str
@@ -69,6 +81,7 @@ class Stage:
     parts: dict[str, Any] = field(default_factory=dict)  # setup, teardown, on_end, hooks
     nested: Graph | None = None
     dynamic: bool = False
+    letters_stay: bool = True
     index: int = -1
     targets: list[Stage] = field(default_factory=list)
     sources: list[Stage] = field(default_factory=list)
@@ -188,8 +201,12 @@ class Level:
         return found
 
 
-def build(pipeline: Pipeline) -> Graph:
+def build(pipeline: Pipeline, inside: bool = False) -> Graph:
     """The graph of a pipeline, checked.
+
+    Args:
+        pipeline: The pipeline.
+        inside: It will be nested: what it does not have may be outside.
 
     Raises:
         BuildError: Says what is wrong, and where.
@@ -199,7 +216,7 @@ def build(pipeline: Pipeline) -> Graph:
         _link(level, top)
     stages = _sorted(top.stages())
     for stage in stages:
-        _check(stage, top)
+        _check(stage, top, inside)
     graph = Graph(top, stages)
     if not stages:
         raise BuildError(f"{pipeline!r} has no stages")
@@ -344,7 +361,7 @@ def _stage(
         size=number(name, "size", values.get("size")),
         max_wait=number(name, "max_wait", values.get("max_wait")),
         parts=parts,
-        nested=None if inner is None else build(inner),
+        nested=None if inner is None else build(inner, inside=True),
     )
     functions = (fn, parts.get("on_end")) if stage.nested is None else ()
     stage.dynamic = any(may_route(f) for f in functions if f is not None)
@@ -382,7 +399,7 @@ def _member(pipeline: Pipeline, fn: Any) -> Any:
     return fn
 
 
-def _check(stage: Stage, top: Level) -> None:
+def _check(stage: Stage, top: Level, inside: bool) -> None:
     """What can be known of one stage only when the graph is whole."""
     if stage.key is not None and stage.spec.type == "cow_fork":
         raise BuildError(
@@ -394,15 +411,36 @@ def _check(stage: Stage, top: Level) -> None:
             f"stage {stage.name!r}: timeout: {stage.spec.type!r} cannot stop an item that runs; "
             "use 'ipc_fork', 'cow_fork', or 'async' with coroutines"
         )
-    dead = stage.on_error
-    if isinstance(dead, Retry):
-        dead = dead.then
-    if isinstance(dead, DeadLetter):
-        targets = find(stage.level, dead.stage, top, f"stage {stage.name!r}: dead_letter")
-        if stage in targets:
-            raise BuildError(f"stage {stage.name!r}: its dead letters would come back to itself")
-        if any(target.kind == "producer" for target in targets):
-            raise BuildError(f"stage {stage.name!r}: dead letters to a producer")
+    _check_letters(stage, stage, top, inside)
+    for inner in () if stage.nested is None else _letting_out(stage.nested):
+        _check_letters(inner, stage, top, inside)
+
+
+def _check_letters(stage: Stage, at: Stage, top: Level, inside: bool) -> None:
+    """The stage that dead letters go to, seen from the stage `at`, which is it or has it inside."""
+    dead = final(stage.on_error)
+    if not isinstance(dead, DeadLetter):
+        return
+    try:
+        targets = find(at.level, dead.stage, top, f"stage {stage.name!r}: dead_letter")
+    except BuildError:
+        if not inside:
+            raise
+        stage.letters_stay = False
+        return
+    if at in targets:
+        raise BuildError(f"stage {stage.name!r}: its dead letters would come back to itself")
+    if any(target.kind == "producer" for target in targets):
+        raise BuildError(f"stage {stage.name!r}: dead letters to a producer")
+
+
+def _letting_out(graph: Graph) -> Iterable[Stage]:
+    """The stages of a nested graph, and of those in it, whose dead letters go out of it."""
+    for stage in graph.stages:
+        if not stage.letters_stay:
+            yield stage
+        if stage.nested is not None:
+            yield from _letting_out(stage.nested)
 
 
 # ---------------------------------------------------------------------- names and links

@@ -70,8 +70,8 @@ class LaneCell(Cell):
         self._ready_pieces: deque[Any] = deque()
         self._retries: list[tuple[float, int, _Record]] = []
         self._records: dict[int, deque[_Record]] = {}
-        retries = isinstance(stage.on_error, Retry) and not self.producing
-        self._remember = stage.ordered or retries
+        self._whole = isinstance(stage.on_error, Retry) and not self.producing
+        self._remember = stage.ordered or self._whole
         self._seq = self._next = 0
         self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
         self._ending = 0  # 1: leftovers are on their way, 2: the lane ends

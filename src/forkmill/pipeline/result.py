@@ -5,6 +5,7 @@ Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
+from ..contexts.lane import Raised
 from ..errors import add_note, slot
 
 if TYPE_CHECKING:
@@ -84,20 +86,29 @@ class Failure:
         return self._again(self.item)
 
     def __reduce__(self) -> Any:
-        return Failure, (
-            self.stage,
-            self.item,
-            self.error,
-            self.attempts,
-            self.traceback,
-            self.time,
-        )
+        # The error takes its frames along, as text; the item may never have been meant to travel.
+        parts = (self.stage, _portable(self.item), Raised(self.error), self.attempts)
+        return _failure, (*parts, self._text, self.time)
 
     def __repr__(self) -> str:
         return (
             f"Failure(stage={self.stage!r}, item={self.item!r}, error={self.error!r}, "
             f"attempts={self.attempts})"
         )
+
+
+def _failure(
+    stage: str, item: Any, raised: Raised, attempts: int, text: str | None, time: float
+) -> Failure:
+    return Failure(stage, item, raised.error, attempts, text, time)
+
+
+def _portable(item: Any) -> Any:
+    try:
+        pickle.dumps(item)
+    except Exception:
+        return repr(item)
+    return item
 
 
 def _formatted(error: BaseException, frames: TracebackType | None) -> str:
@@ -127,6 +138,13 @@ class FailureLog:
     def full(self) -> bool:
         """Whether the next one is only counted."""
         return len(self.kept) >= self.most
+
+    def add(self, failure: Failure) -> None:
+        """Keep one, or count it."""
+        if self.full:
+            self.count(failure.stage, failure.error)
+        else:
+            self.kept.append(failure)
 
     def count(self, stage: str, error: BaseException) -> None:
         """One more that is not kept."""

@@ -1,6 +1,6 @@
 """What travels to a context: a stage's function, dressed for where it runs.
 
-    stage.fn ──▶ adapted (flat, filter, consumer, producer, nested) ──▶ clocked ──▶ contexts.Work
+    stage.fn ──▶ adapted (flat, filter, consumer, producer) ──▶ clocked ──▶ contexts.Work
 
 Guarantees:
     * Whatever a stage emits comes back as it is: None, lists, tuples, fm.to.
@@ -26,7 +26,7 @@ from .options import Retry, hook_caller
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from .graph import Graph, Stage
+    from .graph import Stage
 
 __all__ = ["emitted", "make_work", "run_inline"]
 
@@ -239,9 +239,6 @@ def _same(item: Any) -> Any:
 def run_inline(stage: Stage, item: Any) -> list[Any]:
     """What a stage emits for an item, called here (for `Failure.reproduce`)."""
     fn = adapted(stage)
-    if stage.nested is not None:
-        nested = Nested(stage.nested)
-        return [*nested.item(item), *nested.finish()]
     return list(emitted(fn(item)))
 
 
@@ -277,50 +274,6 @@ def clocked(fn: Any) -> Any:
     return Measured(fn)
 
 
-# ---------------------------------------------------------------------- a pipeline as a stage
-
-
-class Nested:
-    """A whole pipeline inside a context: items in, outputs out, one at a time."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self._engine: Any = None
-        self._lock = threading.RLock()  # threads share one copy
-
-    def __reduce__(self) -> Any:
-        return Nested, (self.graph,)
-
-    def item(self, item: Any) -> Iterator[Any]:
-        """What comes out for an item, as far as it does not wait for more."""
-        with self._lock:
-            outputs = self._running().feed(item)
-        yield from outputs
-
-    def finish(self) -> Iterator[Any]:
-        """What still comes out at the end."""
-        with self._lock:
-            engine = self._running()
-            engine.finish_feed()
-            outputs = list(engine.outputs)
-        yield from outputs
-
-    def close(self) -> None:
-        """Free what the pipeline holds."""
-        with self._lock:
-            engine, self._engine = self._engine, None
-            if engine is not None:
-                engine.abandon()
-
-    def _running(self) -> Any:
-        if self._engine is None:
-            from .engine import Engine
-
-            self._engine = Engine(self.graph, feed=True)
-            self._engine.open()
-        return self._engine
-
-
 # ---------------------------------------------------------------------- the work
 
 
@@ -333,17 +286,12 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
     """
     setup, teardown = stage.parts.get("setup"), stage.parts.get("teardown")
     on_end = stage.parts.get("on_end")
-    if stage.nested is not None:
-        nested = Nested(stage.nested)
-        fn: Any = nested.item
-        on_end, teardown = nested.finish, nested.close
-    else:
-        fn = adapted(stage)
+    fn = adapted(stage)
     many = is_generator(fn)
     if stage.kind == "consumer" and on_end is not None:
         on_end = functools.partial(_consume_end, on_end)
     if after_fork:
-        setup = functools.partial(_set_up, after_fork, stage.name, setup)
+        setup = functools.partial(set_up, after_fork, stage.name, setup)
     whole = isinstance(stage.on_error, Retry) and stage.kind != "producer"
     return contexts.Work(
         fn=clocked(fn),
@@ -366,7 +314,8 @@ def _ignoring(fn: Any) -> Any:
     return lambda item: fn()
 
 
-def _set_up(hooks: list[Callable[..., Any]], name: str, setup: Any) -> Any:
+def set_up(hooks: list[Callable[..., Any]], name: str, setup: Any) -> Any:
+    """Where a copy of the state is: the hooks of its fork, then its setup."""
     run_hooks(hooks, name)
     return setup() if setup is not None else None
 

@@ -1,0 +1,526 @@
+"""A pipeline that runs as a whole in a context, and what is told of it outside.
+
+    items, TICKs ──▶ NestedCell ──lane──▶ Nested: an engine of its own
+    outputs, fm.to ◀────────────────────  ├─▶ outputs
+    failures, events, figures, dues ◀───  └─▶ Told, among the outputs
+
+Guarantees:
+    * The outer result has the inner failures, events, edges and figures of each inner stage, under
+      the names that inline nesting gives them ("pipeline.parse"). They are told with the outputs
+      of the item that brought them about, or within TELL_S of work, and at the copy's end.
+    * An inner item that fails where the policy is "raise" is the failure of the outer item, by the
+      outer stage's policy; it is recorded once, as that of the inner stage and item.
+    * What waits in an inner batch for its max_wait, or for another try, does not need another item:
+      the copy says when it is due, and is sent a TICK then.
+    * A name that fm.to or a dead letter uses and that is not inside is looked for outside.
+    * The stage hooks of inner stages run once, outside.
+
+A copy that dies takes with it what it had not told yet; its edges are closed by counting the rest
+as dropped.
+
+Threads: Nested belongs to the calls of a lane, which share it in threads; the cell to its engine.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .. import contexts
+from .cells import NEVER, Abort, width_of
+from .declare import hooks_of
+from .lanes import LaneCell
+from .options import final
+from .result import Failure
+from .stats import EdgeStats, Reservoir, RunStats, StageStats
+from .work import clocked, each_hook, run_hooks, run_inline, set_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .engine import Engine
+    from .graph import Graph, Stage
+
+__all__ = ["NestedCell"]
+
+TELL_S = 0.05  # between two times that a copy tells its figures
+_SAMPLES = 64  # measured calls of a stage that a copy tells at its end
+_KINDS = frozenset({"retry", "batch", "worker_died"})  # events that are told; the rest is made here
+_numbers = itertools.count(1)
+
+
+class Tick:
+    """Sent to a copy instead of an item when something in it is due."""
+
+    def __reduce__(self) -> str:
+        return "TICK"
+
+
+TICK = Tick()
+
+
+class Told:
+    """What a copy tells beside its outputs.
+
+    Attributes:
+        copy: Which one.
+        pid: Where it lives.
+        due: When it wants a TICK, by the monotonic clock, which processes share; NEVER.
+        failures: Those since it told last.
+        events: (kind, stage, data) of those since.
+        figures: All of its figures so far, or None.
+        samples: At its end: measured calls, by stage.
+        last: Whether it is its end.
+        failed: Whether a producer in it has failed.
+    """
+
+    __slots__ = ("copy", "due", "events", "failed", "failures", "figures", "last", "pid", "samples")
+
+    def __init__(self, copy: str, due: float) -> None:
+        self.copy = copy
+        self.pid = os.getpid()
+        self.due = due
+        self.failures: list[Failure] = []
+        self.events: list[tuple[str, str | None, dict[str, Any]]] = []
+        self.figures: RunStats | None = None
+        self.samples: dict[str, list[float]] = {}
+        self.last = self.failed = False
+
+
+class Inside(Exception):
+    """What an item of a nested pipeline fails with: the failure of an inner item."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
+
+    def __reduce__(self) -> Any:
+        return Inside, (self.failure,)
+
+
+class InnerEvents:
+    """Stands for the events of an engine whose events are told by another."""
+
+    sinks = ()
+    errors = 0
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, str | None, dict[str, Any]]] = []
+
+    def emit(self, kind: str, stage: str | None = None, **data: Any) -> None:
+        """Keep it, until it is told."""
+        if kind in _KINDS:
+            self.kept.append((kind, stage, data))
+
+
+# ---------------------------------------------------------------------- in the context
+
+
+class Nested:
+    """A copy of a pipeline inside a context: items in, outputs and Tolds out, one at a time."""
+
+    def __init__(self, graph: Graph, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self._engine: Any = None
+        self._lock = threading.RLock()  # threads share one copy
+        self._copy = ""
+        self._looked = 0.0  # when the figures were told last
+        self._due = NEVER  # what was told last
+
+    def __reduce__(self) -> Any:
+        return Nested, (self.graph, self.prefix)
+
+    def item(self, item: Any) -> Iterator[Any]:
+        """What comes out for an item, as far as it does not wait for more."""
+        failure: Failure | None = None
+        with self._lock:
+            if item is TICK and self._engine is None:
+                return  # of a copy that is gone
+            engine = self._running()
+            try:
+                engine.feed(() if item is TICK else (item,))
+            except Abort as abort:
+                failure = engine.recover(abort)
+            outputs = [*engine.outputs]
+            engine.outputs.clear()
+            told = self._told()
+            if failure is not None:  # what goes with a failed call may not arrive
+                self._looked, self._due = 0.0, NEVER
+        yield from outputs
+        if told is not None:
+            yield told
+        if failure is not None:
+            raise Inside(failure)
+
+    def finish(self) -> Iterator[Any]:
+        """What still comes out at the end."""
+        failure: Failure | None = None
+        with self._lock:
+            engine = self._running()
+            try:
+                failure = engine.finish_feed()
+            except Abort as abort:
+                failure = engine.recover(abort)
+            outputs = [*engine.outputs]
+            engine.outputs.clear()
+            self._engine = None
+            try:
+                engine.abandon()
+            except BaseException as error:  # a teardown's
+                failure = failure or engine.recorded(error)
+                if failure is None:
+                    raise
+            told = self._told(engine)
+        yield from outputs
+        yield told
+        if failure is not None:
+            raise Inside(failure)
+
+    def close(self) -> None:
+        """Free what the pipeline holds, where its end did not come."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            if engine is not None:
+                engine.abandon()
+
+    def _running(self) -> Any:
+        if self._engine is None:
+            from .engine import Engine
+
+            engine = Engine(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
+            engine.events = InnerEvents()
+            try:
+                engine.open()
+            except BaseException:
+                engine.abandon()
+                raise
+            self._engine = engine
+            self._copy = f"{os.getpid()}-{next(_numbers)}"
+            self._looked, self._due = monotonic(), NEVER
+        return self._engine
+
+    def _told(self, ended: Any = None) -> Told | None:
+        """What there is to tell; with an engine that has ended, everything."""
+        engine = ended or self._engine
+        due = NEVER if ended else engine.due()
+        now = monotonic()
+        figures = ended is not None or now - self._looked > TELL_S
+        if not (figures or engine.failures.kept or engine.events.kept or due != self._due):
+            return None
+        told = Told(self._copy, due)
+        told.failures, engine.failures.kept = engine.failures.kept, []
+        told.events, engine.events.kept = engine.events.kept, []
+        told.failed = engine.producer_failed
+        self._due = due
+        if figures:
+            self._looked = now
+            told.figures = engine.snapshot()
+        if ended:
+            told.last = True
+            told.samples = {
+                name: reservoir.sample[:_SAMPLES]
+                for name, reservoir in engine.reservoirs().items()
+                if reservoir.sample
+            }
+        return told
+
+
+def reproduce(graph: Graph, item: Any) -> list[Any]:
+    """What a nested pipeline emits for an item, called here (for `Failure.reproduce`)."""
+    nested = Nested(graph, "")
+    try:
+        outputs = [*nested.item(item), *nested.finish()]
+    except Inside as inside:
+        raise inside.failure.error from None
+    return [output for output in outputs if type(output) is not Told]
+
+
+# ---------------------------------------------------------------------- in the run
+
+
+class Inner:
+    """An inner stage, as the outer run knows it."""
+
+    def __init__(self, name: str, stage: Stage, outer: tuple[Any, ...], width: int) -> None:
+        self.name = name
+        self.stage = stage
+        self.pipelines = (*outer, *stage.level.pipelines)
+        isolated = stage.spec.type in ("ipc_fork", "cow_fork", "interpreter")
+        self.width = width * width_of(stage)
+        self.below = self.width if isolated else 1
+        self.reservoir = Reservoir()
+
+    def hooks(self, which: str) -> list[Callable[..., Any]]:
+        """Its hooks of one kind, the outermost pipeline's first."""
+        found = [hook for pipeline in self.pipelines for hook in hooks_of(pipeline, which)]
+        own = self.stage.parts.get(which)
+        return found if own is None else [*found, own]
+
+
+def _inner(name: str, graph: Graph, outer: tuple[Any, ...], width: int) -> Iterator[Inner]:
+    """All stages of a nested graph, and of those nested in it."""
+    for stage in graph.stages:
+        inner = Inner(f"{name}.{stage.name}", stage, outer, width)
+        yield inner
+        if stage.nested is not None:
+            yield from _inner(inner.name, stage.nested, inner.pipelines, inner.below)
+
+
+class NestedCell(LaneCell):
+    """A pipeline that runs as a whole in a context."""
+
+    def __init__(self, engine: Engine, stage: Stage) -> None:
+        super().__init__(engine, stage)
+        isolated = stage.spec.type in ("ipc_fork", "cow_fork", "interpreter")
+        width = self.width if isolated else 1  # threads share one copy
+        found = _inner(self.name, self._graph, stage.level.pipelines, width)
+        self.inner = {inner.name: inner for inner in found}
+        self._figures: dict[str, RunStats] = {}  # of copies that live, or have died
+        self._sum = _Sum()  # of copies that have ended
+        self._dues: dict[str, tuple[float, int]] = {}  # when, and in which process
+        self._ticks = 0  # under way
+        self._failure: Failure | None = None  # the inner one that is being recorded
+
+    @property
+    def _graph(self) -> Graph:
+        graph = self.stage.nested
+        assert graph is not None
+        return graph
+
+    def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
+        nested = Nested(self._graph, f"{self.engine.prefix}{self.name}.")
+        setup = functools.partial(set_up, after_fork, self.name, None) if after_fork else None
+        return contexts.Work(
+            fn=clocked(nested.item),
+            setup=setup,
+            teardown=nested.close,
+            on_end=nested.finish,
+            stream=not self._whole,
+            whole=self._whole,
+            atomic=self._whole,
+            always=True,
+            timeout=self.stage.timeout,
+        )
+
+    # Hooks and events of the inner stages.
+
+    def before_hooks(self) -> None:
+        super().before_hooks()
+        if self.engine.inside:
+            return
+        for inner in self.inner.values():
+            self.engine.events.emit("stage_started", inner.name, context=str(inner.stage.spec))
+            run_hooks(inner.hooks("before_stage"), inner.name)
+
+    def after_hooks(self) -> None:
+        hooked = self._hooked
+        super().after_hooks()
+        if not hooked or self.engine.inside:
+            return
+        figures = self.inner_figures().stages
+        for inner in self.inner.values():
+            for error in each_hook(inner.hooks("after_stage"), inner.name):
+                self.engine.fail_late(error)
+            one = figures[inner.name]
+            self.engine.events.emit(
+                "stage_finished", inner.name, **{"in": one.in_, "out": one.out}, failed=one.failed
+            )
+
+    # What is due in the copies.
+
+    def due(self) -> float:
+        return min(super().due(), min((due for due, _ in self._dues.values()), default=NEVER))
+
+    def turn(self) -> bool:
+        progress = super().turn()
+        if not self._dues or self.lane is None or self._ending:
+            return progress
+        now = monotonic()
+        for copy, (due, pid) in [*self._dues.items()]:
+            if due <= now:
+                del self._dues[copy]
+                progress = self._tick(pid) or progress
+        return progress
+
+    def _tick(self, pid: int) -> bool:
+        place = self.lane.copy_of(pid)
+        if place is None:
+            return False  # it has died, or had its end
+        self.pending += 1
+        self._ticks += 1
+        self.lane.put_many([TICK], place)
+        return True
+
+    # What comes out.
+
+    def _batch(self, piece: Any) -> None:
+        self._measured(piece.reports)
+        for one in piece.split():
+            self._taken(one)
+
+    def _taken(self, taken: Any) -> None:
+        item, outputs, failure, done = taken
+        if item is not TICK:
+            super()._taken(taken)
+            return
+        self.deliver(outputs)
+        if done:
+            self.pending -= 1
+            self._ticks -= 1
+        if failure is not None:  # there is no outer item that it could be charged to
+            with _Recording(self, failure) as error:
+                self.fail_once(None, error)
+
+    def _finished(
+        self, record: Any, item: Any, failure: BaseException | None, final: bool = False
+    ) -> None:
+        if failure is None:
+            super()._finished(record, item, None, final)
+            return
+        with _Recording(self, failure) as error:
+            super()._finished(record, item, error, final)
+
+    def fail_at_end(self, error: BaseException) -> None:
+        with _Recording(self, error) as own:
+            super().fail_at_end(own)
+
+    def record(
+        self,
+        item: Any,
+        error: BaseException,
+        attempts: int,
+        policy: Any,
+        again: Callable[[Any], list[Any]] | None = None,
+        name: str | None = None,
+    ) -> None:
+        inner = self._failure
+        if inner is None or inner.error is not error:
+            again = again or functools.partial(reproduce, self._graph)
+            super().record(item, error, attempts, policy, again)
+            return
+        attempts = max(attempts, inner.attempts)
+        name = inner.stage.removeprefix(self.engine.prefix)
+        super().record(inner.item, error, attempts, policy, self._again(name), name)
+
+    def _again(self, name: str) -> Callable[[Any], list[Any]] | None:
+        """Calls the function of an inner stage."""
+        inner = self.inner.get(name)
+        if inner is None:
+            return None
+        if inner.stage.nested is not None:
+            return functools.partial(reproduce, inner.stage.nested)
+        return functools.partial(run_inline, inner.stage) if inner.stage.fn else None
+
+    def deliver(self, outputs: list[Any], plain: bool = False) -> None:
+        if not plain and Told in map(type, outputs):
+            for told in outputs:
+                if type(told) is Told:
+                    self._hear(told)
+            outputs = [output for output in outputs if type(output) is not Told]
+        super().deliver(outputs, plain)
+
+    def _hear(self, told: Told) -> None:
+        engine = self.engine
+        engine.producer_failed = engine.producer_failed or told.failed
+        for failure in told.failures:
+            name = failure.stage.removeprefix(engine.prefix)
+            failure._again = self._again(name)
+            policy = final(self.inner[name].stage.on_error) if name in self.inner else "skip"
+            if engine.events.sinks:
+                self._tell(failure.item, failure.error, failure.attempts, policy, name)
+            engine.failures.add(failure)
+        for kind, stage, data in told.events:
+            engine.events.emit(kind, f"{self.name}.{stage}", **data)
+        for stage, values in told.samples.items():
+            for value in values:
+                self.inner[f"{self.name}.{stage}"].reservoir.add(value)
+        if told.due < NEVER and self.lane is not None and self.lane.copies:
+            self._dues[told.copy] = told.due, told.pid
+        else:
+            self._dues.pop(told.copy, None)
+        if told.last:
+            self._figures.pop(told.copy, None)
+            self._sum.add(told.figures)
+        elif told.figures is not None:
+            self._figures[told.copy] = told.figures
+
+    # Figures.
+
+    def reservoirs(self) -> dict[str, Reservoir]:
+        """Of the inner stages."""
+        return {name: inner.reservoir for name, inner in self.inner.items()}
+
+    def inner_figures(self) -> RunStats:
+        """Of all copies together, under the names of the outer run."""
+        total = _Sum()
+        total.take(self._sum)
+        for figures in tuple(self._figures.values()):
+            total.add(figures, closed=self.lane is None)
+        stages = {}
+        for name, inner in self.inner.items():
+            p50, p90, p99 = inner.reservoir.percentiles(0.5, 0.9, 0.99)
+            sums = total.stages.get(name.removeprefix(f"{self.name}."), (0, 0, 0, 0.0, 0.0))
+            spec = str(inner.stage.spec)
+            stages[name] = StageStats(name, spec, inner.width, *sums, p50, p90, p99)
+        edges = {
+            (f"{self.name}.{a}" if a else self.name, f"{self.name}.{b}"): EdgeStats(*sums)
+            for (a, b), sums in total.edges.items()
+        }
+        return RunStats(stages, edges)
+
+    def close(self) -> None:
+        self.pending -= self._ticks  # they are nobody's items
+        self._ticks = 0
+        self._dues.clear()
+        super().close()
+
+
+class _Recording:
+    """While it lasts a cell records an inner failure, if this is one. Gives the error itself."""
+
+    def __init__(self, cell: NestedCell, error: BaseException) -> None:
+        self.cell = cell
+        self.error = error
+
+    def __enter__(self) -> BaseException:
+        if type(self.error) is not Inside:
+            return self.error
+        self.cell._failure = self.error.failure
+        return self.error.failure.error
+
+    def __exit__(self, *exc: object) -> None:
+        self.cell._failure = None
+
+
+class _Sum:
+    """Figures added up."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[int, int, int, float, float]] = {}
+        self.edges: dict[tuple[str, str], tuple[int, int, int, int, int]] = {}
+
+    def take(self, other: _Sum) -> None:
+        """Begin with another one."""
+        self.stages.update(other.stages)
+        self.edges.update(other.edges)
+
+    def add(self, figures: RunStats | None, closed: bool = False) -> None:
+        """Add a copy's. `closed`: it is gone without its end, and what it had with it."""
+        if figures is None:
+            return
+        for name, s in figures.stages.items():
+            was = self.stages.get(name, (0, 0, 0, 0.0, 0.0))
+            new = s.in_, s.out, s.failed, s.busy, s.waiting
+            self.stages[name] = tuple(map(sum, zip(was, new, strict=True)))  # type: ignore[assignment]
+        for ends, e in figures.edges.items():
+            before = self.edges.get(ends, (0, 0, 0, 0, 0))
+            dropped = e.emitted - e.delivered - e.failed if closed else e.dropped
+            now = e.emitted, e.delivered, e.failed, dropped
+            *counts, beyond = before
+            total = map(sum, zip(counts, now, strict=True))
+            self.edges[ends] = (*total, max(beyond, e.beyond))  # type: ignore[assignment]

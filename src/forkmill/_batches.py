@@ -37,11 +37,14 @@ LEAST_S = 0.0002  # chunks that share a short line are not smaller than this
 class Portion:
     """The tag of a chunk: the items that are in it."""
 
-    __slots__ = ("_name", "error", "items", "size", "slot")
+    __slots__ = ("_name", "error", "first", "items", "size", "slot")
 
-    def __init__(self, name: str, items: Sequence[Any], size: int, slot: int) -> None:
+    def __init__(
+        self, name: str, items: Sequence[Any], size: int, slot: int, first: int | None = None
+    ) -> None:
         self._name = name
         self.items = items
+        self.first = first  # the number of its first item, of all that were sent
         self.size = size
         self.slot = slot
         self.error: BaseException | None = None  # it was not accepted
@@ -102,6 +105,7 @@ class Batches:
         self._under_way: dict[int, int] = {}  # chunks, by slot
         self._flying: set[_native.Task] = set()
         self._bytes = 0
+        self._sent = 0  # items
         self._encoder = core.encoder()
         self._feeding = False
         self._held = False  # the workers must stay: a lane's state lies in them
@@ -290,7 +294,8 @@ class Batches:
         return min(self._tuner.fair(waiting, free), waiting)
 
     def _send(self, items: Sequence[Any], slot: int, flags: int) -> Portion | None:
-        portion = Portion(self.name, items, self._encoder.size, slot)
+        first = self._sent if items else None
+        portion = Portion(self.name, items, self._encoder.size, slot, first)
         try:
             task = self.core.native.submit(
                 self.function, self._encoder, flags, self.options.timeout, 0, 0, 0, slot, 0,
@@ -299,6 +304,7 @@ class Batches:
         except errors.PoolError as error:
             portion.error = self.core.refusal(error)
             return portion
+        self._sent += len(items)
         self._flying.add(task)
         self._under_way[slot] = self._under_way.get(slot, 0) + 1
         self._bytes += portion.size

@@ -417,14 +417,15 @@ class Core:
 
     def _define(self, fn: Callable[..., Any]) -> tuple[_native.Function, str]:
         before = self.codec.by_value
-        function, name = self.native.function(self.codec.dump_function(fn)), name_of(fn)
+        function, name = self.native.function(self.codec.dump_function(fn)), errors.name_of(fn)
         if self.codec.by_value != before:
             self.log.note(logging.DEBUG, "function %s goes by value, with cloudpickle", name)
         return function, name
 
     def temporary(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
         """As `function`, for one call only: the pool does not remember it."""
-        return self.native.function(self.codec.dump_function(self.guard(fn, options))), name_of(fn)
+        function = self.native.function(self.codec.dump_function(self.guard(fn, options)))
+        return function, errors.name_of(fn)
 
     def guard(self, fn: Callable[..., Any], options: Options) -> Callable[..., Any]:
         """fn, wrapped if the worker has to tell failures that are worth another try."""
@@ -482,7 +483,7 @@ class Core:
                 flags |= _native.RUN_STAR
                 value = args
         elif callable(fn):
-            name = name_of(fn)
+            name = errors.name_of(fn)
             flags |= _native.RUN_APPLY
             value = (self.guard(fn, options), args, kwargs)
         else:
@@ -539,11 +540,13 @@ class Core:
 
     def _death(self, body: memoryview, task: _native.Task) -> BaseException:
         info, crash = read_death(body)
-        error = errors.death(info, crash)
         tag = task.tag
+        first = getattr(tag, "first", None)  # of its items, among all that the call had
+        info["task"] += first or 0
+        error = errors.death(info, crash)
         name = tag if isinstance(tag, str) else getattr(tag, "_name", "")
         if name:
-            of = f", number {info['task']} of its chunk" if task.count > 1 else ""
+            of = "" if first is None else f", for number {info['task']} of its items (from 0)"
             error.add_note(f"The task was a call of {name}{of}.")
         return error
 
@@ -611,10 +614,3 @@ def read_death(body: memoryview) -> tuple[dict[str, int], str]:
     """Fields and crash text of a death record."""
     info = dict(zip(_DEATH_FIELDS, _DEATH.unpack_from(body), strict=True))
     return info, bytes(body[_DEATH.size :]).rstrip(b"\0").decode("utf-8", "replace")
-
-
-def name_of(fn: Any) -> str:
-    """What messages call a function: its qualified name only, its arguments may be huge."""
-    fn = getattr(fn, "func", fn)  # a partial's
-    name = getattr(fn, "__qualname__", None)
-    return name if isinstance(name, str) else type(fn).__qualname__

@@ -67,11 +67,12 @@ _QUICK = frozenset({
 class Chunk:
     """The tag of a chunk: what the feed has to know when it is consumed."""
 
-    __slots__ = ("_name", "done", "size")
+    __slots__ = ("_name", "done", "first", "size")
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, first: int) -> None:
         self._name = name
         self.size = size
+        self.first = first  # the number of its first item, in the input
         self.done: Callable[[_native.Task], None] | None = None
 
     def deliver(self, task: _native.Task) -> None:
@@ -156,7 +157,7 @@ class Feed:
 
     def _submit(self, count: int) -> _native.Task | None:
         encoder, options = self.encoder, self.options
-        tag = Chunk(self.name, encoder.size)
+        tag = Chunk(self.name, encoder.size, self.pulled - count)
         tag.done = self.done
         try:
             task = self.core.native.submit(

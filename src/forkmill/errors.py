@@ -34,6 +34,7 @@ All of them survive pickle and copy with their attributes.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal as _signal
 from pickle import PicklingError
@@ -146,7 +147,8 @@ class WorkerDied(PoolError):
         signal: Number of the signal that ended it, or None if it exited.
         signal_name: Its name (``"SIGSEGV"``), or ``""``.
         exitcode: Its exit code (0 too), or None if a signal ended it or nobody knows.
-        task: Which task: its position in the call that sent it.
+        task: Which item of the input it was, counted from 0, if it came by `map`, `starmap` or
+            `amap`; 0 for a `submit`, whose future it is. (In a pipeline the Failure has the item.)
         rss_kb: The most resident memory the worker ever had, KiB.
         oom: Whether the kernel's out-of-memory killer did it.
         cause: ``"exit"`` (by itself, or by somebody's signal), ``"oom_kill"`` (the kernel, for
@@ -196,7 +198,8 @@ class TaskTimeout(PoolError, TimeoutError):
     Attributes:
         timeout: The limit in seconds, counted from the start of the task in its worker.
         pid: The process id of the worker that was killed, or 0.
-        task: Which task: its position in the call that sent it.
+        task: Which item of the input it was, counted from 0, if it came by `map`, `starmap` or
+            `amap`; 0 for a `submit`, whose future it is. (In a pipeline the Failure has the item.)
         attempts: How often the task was started.
         slot: The worker's place in the pool.
     """
@@ -295,6 +298,26 @@ def add_note(error: BaseException, text: str) -> None:
     attributes = slot(error, "__dict__")
     notes = attributes.get("__notes__")
     attributes["__notes__"] = [*notes, text] if isinstance(notes, (list, tuple)) else [text]
+
+
+def name_of(fn: Any) -> str:
+    """What messages call a function; never its arguments, which may be huge.
+
+    A partial is called what it is one of, a callable object by its class; a lambda has its place.
+    What stands for a function of the user's says in `_forkmill_label` what it stands for.
+    """
+    label = getattr(fn, "_forkmill_label", None)
+    if isinstance(label, str) and label:
+        return label
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None)
+    if not isinstance(name, str):
+        return type(fn).__qualname__
+    code = getattr(fn, "__code__", None)
+    if name.endswith("<lambda>") and code is not None:
+        return f"{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+    return name
 
 
 def signal_name(number: int) -> str:

@@ -7,8 +7,10 @@ attached. Where nothing else is wrong, what failed at the end is raised, and out
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -380,3 +382,114 @@ def test_a_traceback_of_what_has_no_words(context: str) -> None:
         fm.Pipeline().source([1]).map(work, context=context, on_error="skip").run().failures
     )
     assert "Mute" in failure.traceback and "in work" in failure.traceback
+
+
+# ------------------------------------------------------------------ which item was it?
+
+
+def die_on(x: int) -> int:
+    if x == 1234:
+        os._exit(3)
+    return x
+
+
+class Dies:
+    def __call__(self, x: int) -> int:
+        return die_on(x)
+
+    def method(self, x: int) -> int:
+        return die_on(x)
+
+
+HERE = os.path.basename(__file__)
+CALLED = {
+    "function": (die_on, "die_on"),
+    "method": (Dies().method, "Dies.method"),
+    "callable": (Dies(), "Dies"),
+    "partial": (functools.partial(functools.partial(die_on)), "die_on"),
+    "lambda": (lambda x: die_on(x), f"<lambda> ({HERE}:"),
+}
+
+
+def notes(error: BaseException) -> str:
+    return "\n".join(getattr(error, "__notes__", ()))
+
+
+@pytest.mark.parametrize("how", CALLED)
+def test_a_death_in_a_map_names_function_and_item(how: str) -> None:
+    fn, name = CALLED[how]
+    with fm.ProcessPool(2) as pool:
+        for items in (range(2000), iter(range(2000))):
+            results = pool.map(fn, items, return_exceptions=True)
+            deaths = [(i, r) for i, r in enumerate(results) if isinstance(r, fm.WorkerDied)]
+            assert [(i, death.task) for i, death in deaths] == [(1234, 1234)]
+            assert f"a call of {name}" in notes(deaths[0][1])
+            assert "number 1234 of its items" in notes(deaths[0][1])
+        results = pool.map(
+            fn, range(1230, 1240), chunksize=1, ordered=False, return_exceptions=True
+        )
+        assert [r.task for r in results if isinstance(r, fm.WorkerDied)] == [4]
+        error = pool.submit(fn, 1234).exception()
+        assert isinstance(error, fm.WorkerDied) and error.task == 0
+        assert f"a call of {name}" in notes(error) and "items" not in notes(error)
+
+
+def test_a_timeout_in_a_map_names_its_item() -> None:
+    with fm.ProcessPool(1) as pool:
+        results = pool.options(timeout=0.3).map(sleep_on, range(20), return_exceptions=True)
+        late = [r for r in results if isinstance(r, fm.TaskTimeout)]
+    assert [error.task for error in late] == [13]
+    assert "number 13 of its items" in notes(late[0])
+
+
+def sleep_on(x: int) -> int:
+    if x == 13:
+        time.sleep(30)
+    return x
+
+
+def test_a_death_in_a_map_of_copies_names_its_item() -> None:
+    with fm.executor("cow_fork", 2) as ex:
+        got = list(ex.map(die_on, range(1230, 1240), return_exceptions=True))
+    assert [r.task for r in got if isinstance(r, fm.WorkerDied)] == [4]
+
+
+@pytest.mark.parametrize("how", CALLED)
+@pytest.mark.parametrize("context", ["ipc_fork:1", "cow_fork:1", "named"])
+def test_a_death_in_a_pipeline_names_function_stage_and_item(context: str, how: str) -> None:
+    fn, name = CALLED[how]
+    pool = fm.named_pool("field-names", "ipc_fork:1") if context == "named" else None
+    try:
+        where = "field-names" if pool is not None else context
+        line = fm.Pipeline().source(range(1230, 1240))
+        line = line.map(fn, name="first", context=where, on_error="skip")
+        line = line.map(abs, name="second", context=where, on_error="skip")
+        (failure,) = line.run().failures
+    finally:
+        if pool is not None:
+            pool.shutdown()
+    assert (failure.stage, failure.item) == ("first", 1234)
+    told = notes(failure.error)
+    assert f"a call of {name}" in told
+    assert "stages 'first', 'second'" in told if pool is not None else "stage 'first'" in told
+    assert "Function" not in told and "Whole" not in told
+
+
+def test_the_command_line_names_the_item_that_failed(run_script: Any) -> None:
+    result = run_script(
+        """
+        import sys
+        import forkmill as fm
+        from forkmill.cli import main
+
+        def bad(text):
+            return 10 // int(text)
+
+        Line = fm.Pipeline().source(["1", "0", "x", "0", "0"]).map(bad, on_error="skip")
+        sys.argv = ["forkmill", "run", "__main__:Line", "--keep-failures", "3"]
+        sys.exit(main())
+        """,
+        expect=1,
+    )
+    assert "stage bad: ZeroDivisionError" in result.stderr and "(item: '0')" in result.stderr
+    assert "(item: 'x')" in result.stderr and "and 1 failures more" in result.stderr

@@ -210,6 +210,10 @@ class Whole:
     def __reduce__(self) -> Any:
         return Whole, (self.copy,)
 
+    @property
+    def _forkmill_label(self) -> str:
+        return self.copy.work.called
+
     def work(self, item: Any) -> Any:
         """The item's outputs."""
         return self.copy.item(item)

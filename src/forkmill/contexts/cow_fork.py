@@ -675,9 +675,7 @@ class _Forker:
             "mark": mark,
         }
         error = errors.death(info, crash)
-        name = getattr(getattr(call.fn, "func", call.fn), "__qualname__", None)
-        if isinstance(name, str):
-            error.add_note(f"The task was a call of {name}.")
+        error.add_note(f"The task was a call of {errors.name_of(call.fn)}.")
         return error
 
     def _was_oom(self, status: int) -> bool:

@@ -103,6 +103,10 @@ class Function:
     def __reduce__(self) -> Any:
         return function, (self.token, self.work)
 
+    @property
+    def _forkmill_label(self) -> str:
+        return self.work.called
+
     def __call__(self) -> None:
         raise NotImplementedError("it is called in a worker, where it is another function")
 

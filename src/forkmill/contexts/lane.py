@@ -100,6 +100,12 @@ class Work:
     timeout: float | None = None
     atomic: bool = False
     always: bool = False
+    label: str = ""
+
+    @property
+    def called(self) -> str:
+        """What messages call `fn`."""
+        return self.label or errors.name_of(self.fn)
 
 
 class Taken(NamedTuple):

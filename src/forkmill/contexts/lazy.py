@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .._process import interrupted
+from ..errors import TaskTimeout, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -65,6 +66,7 @@ class Results:
         self._ordered = ordered
         # Those that are done: of an ordered map only the one that is waited for. None: closed.
         self._ready: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
+        self._pulled = 0  # items so far
         self._held = 0  # pulled and not yet consumed
         self._lent = False  # the caller has one that it may not be through with
         self._busy = True
@@ -99,6 +101,8 @@ class Results:
                 error = future.exception()
             except CancelledError as cancelled:
                 error = cancelled
+            if isinstance(error, (WorkerDied, TaskTimeout)):
+                error.task = getattr(future, "_forkmill_number", 0)  # of its input
             if error is None:
                 return future.result()
             if self._return_exceptions and isinstance(error, Exception):
@@ -184,6 +188,8 @@ class Results:
                 raise
             self._source, self._error = None, error
             return False
+        future._forkmill_number = self._pulled  # type: ignore[attr-defined]
+        self._pulled += 1
         self._held += 1
         if self._ordered:
             self._line.append(future)

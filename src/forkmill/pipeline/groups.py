@@ -45,6 +45,7 @@ from .work import (
     emitted,
     is_async,
     is_generator,
+    label_of,
     run_inline,
     settle,
     uncarried,
@@ -178,6 +179,7 @@ class Group:
         self.unmeasured = list(fns)
         self.left = self.skipped = 0  # calls that no stage measures: still, and in all
         self.mark = contexts.marker(stages[0].spec.type)
+        self.label = label_of(stages)
 
     def work(self) -> contexts.Work:
         """The work of the lane."""
@@ -190,6 +192,7 @@ class Group:
             whole=not self.many or self.whole,  # Passed comes last in what a call gives
             atomic=self.whole,
             always=True,
+            label=self.label,
         )
 
     def one(self, item: Any) -> Any:

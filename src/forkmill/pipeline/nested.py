@@ -305,6 +305,7 @@ class NestedCell(LaneCell):
             atomic=self._whole,
             always=True,
             timeout=self.stage.timeout,
+            label=f"the nested pipeline {self.name!r}",
         )
 
     # Hooks and events of the inner stages.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import contexts
 from ..contexts.lane import Measured, Raised, Report
+from ..errors import name_of
 from .declare import to
 from .options import Retry, hook_caller
 
@@ -303,7 +304,15 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
         atomic=whole,
         always=True,
         timeout=stage.timeout,
+        label=label_of([stage]),
     )
+
+
+def label_of(stages: list[Stage]) -> str:
+    """What messages call the work of stages that run in one call."""
+    fns = ", ".join(name_of(stage.fn) if stage.fn else stage.kind for stage in stages)
+    names = ", ".join(repr(stage.name) for stage in stages)
+    return f"{fns} ({'stages' if len(stages) > 1 else 'stage'} {names})"
 
 
 def _consume_end(on_end: Any) -> Any:

@@ -698,6 +698,8 @@ struct fm_pool_options {
     int64_t signals_ns;     /* a caller that waits gets -EINTR so often, for
                                signals that came while no wait was there to
                                be interrupted; 0: never */
+    int64_t births_ns;      /* with no worker, and births that fail, it breaks
+                               after so long; 0: it tries for ever */
     fm_arena *arena;        /* whose segments workers may hold; may be NULL */
 };
 
@@ -975,6 +977,8 @@ struct fm_stats {
     uint64_t recalled;       /* taken back from a busy worker's queue */
     uint64_t deaths, restarts, recycled, killed, trouble;
     uint64_t grown, retired; /* beyond `least`: asked for; left again */
+    int32_t birth_errno;     /* it broke because no worker could be started:
+                                why not, ETIMEDOUT if nobody said; else 0 */
     uint64_t frames_sent, bytes_sent, bytes_received;
     uint64_t lead_turns, pump_turns, kicks, parks;
 };
@@ -1003,7 +1007,8 @@ enum fm_event_kind {
     FM_EVENT_TROUBLE,  /* status: errno of a birth that failed, tried again */
     FM_EVENT_LIMIT,    /* the pool broke: more deaths than it allows */
     FM_EVENT_INIT,     /* ... an initializer failed */
-    FM_EVENT_ZYGOTE    /* ... the zygote is gone */
+    FM_EVENT_ZYGOTE,   /* ... the zygote is gone */
+    FM_EVENT_BIRTHS    /* ... no worker can be started; status: errno */
 };
 struct fm_event {
     int64_t at_ns; /* fm_now() */

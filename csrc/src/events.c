@@ -4,8 +4,9 @@
  *   a result pipe is readable   outcomes, outputs, HELLO, REFUSAL, its end
  *   a task pipe has room        the rest of an unfinished write
  *   the control socket          BORN, DIED, TROUBLE, BROKEN, its end
- *   the clock                   timeouts, initializers, a second look at
- *                               queues behind long tasks
+ *   the clock                   timeouts, initializers, a pool without any
+ *                               worker, a second look at queues behind long
+ *                               tasks
  *
  * Guarantees: a death costs the task that ran and no other (INV-2): before a
  * worker is killed on purpose, everything that it has not started is taken
@@ -21,6 +22,7 @@
 
 #define EOF_GRACE_NS 1000000000 /* results ended, death not reported */
 #define STEAL_LOOK_NS 1000000
+#define SILENCE_NS 30000000000 /* for a fresh interpreter to say anything */
 
 #define TOKEN_CONTROL (UINT64_MAX - 1)
 #define TOKEN_ZYGOTE (UINT64_MAX - 2)
@@ -266,7 +268,8 @@ static void break_pool(fm_pool *pool, enum fm_event_kind why)
     if (pool->state >= FM_POOL_STOPPING)
         return;
     pool->state = FM_POOL_BROKEN;
-    tell(pool, (struct fm_event){.kind = why});
+    tell(pool, (struct fm_event){.kind = why,
+                                 .status = pool->counts.birth_errno});
     fm__events_settle_unstarted(pool, FM_WHAT_BROKEN);
     fm__reaper_ask(&pool->reaper, FM_REPORT_STOP, 0, 0, FM_LADDER_KILL);
 }
@@ -276,10 +279,25 @@ static void break_pool(fm_pool *pool, enum fm_event_kind why)
 /* A worker could not be started: the zygote tries again. */
 static void count_trouble(fm_pool *pool, uint32_t slot, int error)
 {
+    bool alive = false;
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        alive |= pool->workers[i].pid != 0 && pool->workers[i].page;
+    if (!alive && (!pool->barren_since || !pool->birth_error))
+        pool->barren_since = fm_now();
+    pool->birth_error = error;
     pool->counts.trouble++;
     tell(pool, (struct fm_event){.kind = FM_EVENT_TROUBLE,
                                  .slot = slot,
                                  .status = error});
+}
+
+static void end_of_barrenness(fm_pool *pool, pid_t pid)
+{
+    if (pid) {
+        pool->barren_since = 0;
+        pool->birth_error = 0;
+        pool->had_workers = true;
+    }
 }
 
 static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
@@ -310,6 +328,8 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     if (rc < 0) {
         count_trouble(pool, m->slot, -rc); /* it cannot be watched: the same */
         doom(pool, w, FM_CAUSE_PROTOCOL);
+    } else {
+        end_of_barrenness(pool, m->pid);
     }
 }
 
@@ -327,6 +347,7 @@ static bool on_born_late(fm_pool *pool, const struct fm_message *m)
         return false;
     w->pid = m->pid;
     w->born_ns = fm_now();
+    end_of_barrenness(pool, m->pid);
     return true;
 }
 
@@ -548,6 +569,8 @@ static void zygote_gone(fm_pool *pool, int why)
     else
         fm__reaper_kill(&pool->reaper); /* it cannot be heard any more */
     bool broke = pool->state < FM_POOL_STOPPING;
+    if (broke && !pool->had_workers)
+        pool->counts.birth_errno = pool->birth_error;
     if (broke)
         pool->state = FM_POOL_BROKEN;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
@@ -694,14 +717,37 @@ static int64_t expire_steal(fm_pool *pool, int64_t now)
 }
 
 /* Act on what is due; returns when to look again. */
+/* A pool without any worker, that cannot have one. */
+static int64_t expire_births(fm_pool *pool, int64_t now)
+{
+    int64_t limit = pool->options.births_ns;
+    if (limit <= 0 || !pool->barren_since)
+        return FM_FOREVER;
+    if (!pool->birth_error) /* nothing was heard at all */
+        limit = FM__MAX(limit, SILENCE_NS);
+    if (limit >= FM_FOREVER - pool->barren_since)
+        return FM_FOREVER;
+    if (now < pool->barren_since + limit)
+        return pool->barren_since + limit;
+    pool->barren_since = 0;
+    pool->counts.birth_errno = pool->birth_error ? pool->birth_error
+                                                 : ETIMEDOUT;
+    break_pool(pool, FM_EVENT_BIRTHS);
+    return FM_FOREVER;
+}
+
 int64_t fm__events_expire(fm_pool *pool, int64_t now)
 {
     int64_t next = FM_FOREVER;
+    if (pool->state < FM_POOL_STOPPING)
+        next = expire_births(pool, now);
     if (pool->state == FM_POOL_BROKEN || pool->state == FM_POOL_CLOSED)
-        return next;
+        return FM_FOREVER;
     /* With many workers the look at each would cost more than the turn. */
-    if (pool->timed || pool->ended || pool->stuck || pool->options.hello_ns)
-        next = expire_workers(pool, now);
+    if (pool->timed || pool->ended || pool->stuck || pool->options.hello_ns) {
+        int64_t due = expire_workers(pool, now); /* once: a macro */
+        next = FM__MIN(next, due);
+    }
     if (pool->state < FM_POOL_STOPPING) {
         int64_t look = expire_steal(pool, now); /* once: FM__MIN is a macro */
         next = FM__MIN(next, look);

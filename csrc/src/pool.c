@@ -634,6 +634,7 @@ void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
         fm__reaper_unwatch(&pool->reaper);
     if (first)
         fm__events_first(pool, first);
+    pool->barren_since = fm_now(); /* until the first is born */
     fm__pool_unlock(pool);
 }
 

@@ -80,6 +80,10 @@ struct fm_pool {
     uint64_t flagged; /* chunks under way to an inbox with a descriptor */
     int64_t steal_at; /* 0: no second look is due */
     int64_t holds;    /* no worker retires while there are any */
+    int64_t barren_since; /* no worker since then: births fail, or it never
+                             had any; 0: there is one, or will be */
+    int birth_error;      /* the errno of the last one that failed */
+    bool had_workers;
     struct fm__cause causes[FM__CAUSES];
     uint32_t n_causes;
     struct fm_toll tolls[FM_TOLLS];

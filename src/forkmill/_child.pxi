@@ -818,8 +818,9 @@ cdef class Zygote:
         collects = PyGC_Disable()
         pid = c_fork()
         if pid == 0:
-            if fm_zygote_settle(self.keep, self.kept, self.variables) < 0:
-                c_exit(_FAILED)
+            pid = fm_zygote_settle(self.keep, self.kept, self.variables)
+            if pid < 0:
+                self._give_up(pid)
             self._run()
             return None
         saved = errno
@@ -849,11 +850,23 @@ cdef class Zygote:
         if rc == FM_ZYGOTE_HINT:
             PyOS_AfterFork_Parent()
             return False
+        if rc < 0:
+            self._give_up(rc)
         if rc != 1:
-            c_exit(_FAILED if rc < 0 else 0)
+            c_exit(0)
         self.state = NULL
         PyOS_AfterFork_Child()
         return True
+
+    cdef void _give_up(self, int rc) noexcept:
+        """End the process, with no worker ever born; the pool is told why."""
+        cdef fm_message message
+        memset(&message, 0, sizeof(message))
+        message.magic = FM_MAGIC
+        message.kind = FM_REPORT_TROUBLE
+        message.status = -rc
+        fm_message_send(self.options.control_fd, &message, NULL, 0)
+        c_exit(_FAILED)
 
     @property
     def ends(self):

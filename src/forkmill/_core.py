@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -564,6 +565,9 @@ class Core:
 
     def broken(self) -> errors.PoolBroken:
         """PoolBroken, or InitError, with the causes that the native pool has collected."""
+        code = self.native.stats()["birth_errno"]
+        if code:
+            return self._barren(code)
         causes: list[BaseException] = []
         init = None
         for what, body in self.native.causes():
@@ -579,6 +583,21 @@ class Core:
         else:
             error = errors.PoolBroken(self._story(causes), causes)
         error.__cause__ = init or (causes[-1] if causes else None)
+        return error
+
+    def _barren(self, code: int) -> errors.PoolBroken:
+        """PoolBroken of a pool that could not have any worker."""
+        cause = OSError(code, os.strerror(code))
+        name = errno.errorcode.get(code, str(code))
+        if code == errno.ETIMEDOUT:
+            text = "nothing was heard of its zygote, a fresh interpreter, within init_timeout"
+        else:
+            text = (
+                f"no worker could be started, and none was left: {name} ({cause.strerror}). The "
+                "limits to look at are those on descriptors, processes and memory"
+            )
+        error = errors.PoolBroken(text, [cause])
+        error.__cause__ = cause
         return error
 
     def _cause(self, what: int, body: bytes) -> BaseException:

@@ -97,11 +97,12 @@ class EventLog:
         if kind == _native.EVENT_RETIRED:
             return logging.INFO, "worker %d (pid %d) retired: it had nothing to do", slot, pid
         if kind == _native.EVENT_TROUBLE:
-            code = event["status"]
-            why = f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
+            why = _errno(event["status"])
             return logging.WARNING, "worker %d could not be started: %s; trying again", slot, why
         if kind == _native.EVENT_LIMIT:
             return logging.ERROR, "broken: more than %d deaths within %g s", *self.restarts
+        if kind == _native.EVENT_BIRTHS:
+            return logging.ERROR, "broken: no worker can be started: %s", _errno(event["status"])
         if kind == _native.EVENT_INIT:
             return logging.ERROR, "broken: a worker did not get through its initializer"
         cause = errors.cause_name(_native.CAUSE_EXIT, event["status"])
@@ -116,3 +117,7 @@ class EventLog:
         if not requeued:
             return words
         return level, f"{words[1]}; %d tasks requeued", *words[2:], requeued
+
+
+def _errno(code: int) -> str:
+    return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"

@@ -54,7 +54,7 @@ LIBRARIES = (
     ("Arrow", (b"libarrow.so",), False),
     ("TBB", (b"libtbb.so",), False),
 )
-THREADS = "other threads"  # how the reason begins that names some
+THREADS = "other thread"  # what a reason has after their number
 _MANY = 3  # threads that are named
 
 _told: set[str] = set()
@@ -77,7 +77,8 @@ def _threads() -> str:
     words = [", ".join(names)] if names else []
     if more:
         words.append(f"{more} more" if names else f"{more} that Python's threading does not know")
-    return f"{THREADS}: {' and '.join(words)}"
+    many = len(strangers)
+    return f"{many} {THREADS}{'s' if many > 1 else ''}: {' and '.join(words)}"
 
 
 def in_libraries() -> str:

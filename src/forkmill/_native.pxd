@@ -275,6 +275,7 @@ cdef extern from "forkmill.h" nogil:
         uint32_t least
         int64_t idle_ns
         int64_t signals_ns
+        int64_t births_ns
         fm_arena *arena
     enum: FM_MAX_WORKERS
     int fm_pool_open(fm_pool **out, const fm_pool_options *options)
@@ -387,6 +388,7 @@ cdef extern from "forkmill.h" nogil:
         uint64_t recycled
         uint64_t killed
         uint64_t trouble
+        int32_t birth_errno
         uint64_t grown
         uint64_t retired
         uint64_t frames_sent
@@ -413,6 +415,7 @@ cdef extern from "forkmill.h" nogil:
         FM_EVENT_LIMIT
         FM_EVENT_INIT
         FM_EVENT_ZYGOTE
+        FM_EVENT_BIRTHS
     struct fm_event:
         int64_t at_ns
         uint32_t kind

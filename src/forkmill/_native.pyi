@@ -55,6 +55,7 @@ EVENT_TROUBLE: int
 EVENT_LIMIT: int
 EVENT_INIT: int
 EVENT_ZYGOTE: int
+EVENT_BIRTHS: int
 
 LADDER_GENTLE: int
 LADDER_TERM: int
@@ -391,6 +392,7 @@ class Pool:
         hello: float = ...,
         least: int = ...,
         idle: float = ...,
+        births: float = ...,
     ) -> Self: ...
     arena: Arena | None
     log: Callable[[Pool], object] | None

@@ -165,6 +165,7 @@ def make_core(
         native = _native.Pool(
             control, workers,
             max_tasks=max_tasks, hello=hello, least=least, idle=idle_time,
+            births=0.0 if init_timeout is None else max(init_timeout, 1e-3),
         )  # fmt: skip
     except BaseException:
         os.close(control)
@@ -199,7 +200,9 @@ def _start_zygote(core: Core, config: Config, theirs: int) -> None:
     core.native.adopt(zygote, first, arena)
     if core.no_fork:
         text = "start method %r instead of 'fork', because of %s"
-        core.log.fell_back("fork", logging.INFO, text, core.method, core.no_fork)
+        # The threads' names are in the stats.
+        short = re.sub(r"^(\d+ other thread)s?: .*", r"\1s", core.no_fork)
+        core.log.fell_back("fork", logging.INFO, text, core.method, short)
     if arena is None:
         text = "no shared memory to be had: large values go through pipes"
         core.log.fell_back("arena", logging.WARNING, text)

@@ -448,6 +448,7 @@ def _interpreter_flags() -> list[str]:
 def main() -> NoReturn:
     """Entry of an exec'd interpreter: argv is role, configuration fd, offset, numbers."""
     status = EXIT_FAILED
+    role, numbers = "", []
     try:
         role, config_fd, offset, *numbers = sys.argv[1], *map(int, sys.argv[2:])
         _Boot.offset = offset
@@ -458,6 +459,9 @@ def main() -> NoReturn:
             _main_zygote(config_fd, numbers)
     except BaseException as error:
         _worker._complain(f"an exec'd process ({' '.join(sys.argv[1:2])}) failed", error)
+        if role == "zygote" and isinstance(error, OSError) and error.errno:
+            # The pool tells the program why it has no workers.
+            _native.send_message(numbers[0], _native.REPORT_TROUBLE, status=error.errno)
     finally:
         os._exit(status)
 

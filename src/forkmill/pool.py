@@ -523,7 +523,9 @@ class ProcessPool(_Face):
             None: never.
         restarts: (n, seconds): more than n abnormal deaths of workers within so many seconds
             break the pool. None: (max(3, 2 * workers), 10).
-        init_timeout: Seconds the initializer may take; None: as long as it likes.
+        init_timeout: Seconds the initializer may take, and that the pool may be without any worker
+            while none can be started (then it is broken, with the errno); None: as long as it
+            takes.
         tag_output: What workers print has ``[name pid 123]`` before each line, and lines of
             several workers do not mix. By sys.stdout and sys.stderr, that is: what C code or
             programs that a task runs write by themselves is as it is.

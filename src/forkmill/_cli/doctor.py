@@ -103,7 +103,7 @@ def _start_method() -> Iterator[Finding]:
         why = "macOS's frameworks do not survive a fork"
     elif method == "fork":
         why = "no other Python thread runs, and nothing that a fork breaks is loaded or has run"
-    elif why.startswith(_hazards.THREADS):
+    elif _hazards.THREADS in why:
         why = f"another Python thread runs, whose locks a fork would copy ({why})"
     else:
         why = f"a fork would break what is here: {why}"

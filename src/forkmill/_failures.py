@@ -66,6 +66,10 @@ RemoteTraceback.__module__ = "forkmill._codec"
 
 def format_error(error: BaseException) -> str:
     """The traceback with its causes, contexts and members, without our own frames."""
+    if _is_simple(error):
+        text = _formatted_quickly(error)
+        if text is not None:
+            return text
     report = traceback.TracebackException(
         type(error), error, slot(error, "__traceback__"), lookup_lines=False
     )
@@ -79,6 +83,59 @@ def format_error(error: BaseException) -> str:
         part.stack[:] = [frame for frame in part.stack if not is_our_frame(frame.filename)]
         waiting += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
     return "".join(report.format())
+
+
+# Text of frames that were formatted before, by code and instruction. Where many items fail they do
+# so in few places, and `traceback` asks the file system each time: that takes longer than most items.
+_frames: dict[tuple[Any, int], str] = {}
+_FRAMES = 256  # so many are kept
+_DEEP = 64  # frames; `traceback` shortens a recursion
+# What `traceback` says more of than type and text.
+_TALKATIVE = (AttributeError, ImportError, NameError, SyntaxError, BaseExceptionGroup)
+
+
+def _is_simple(error: BaseException) -> bool:
+    """Whether there is nothing to tell but its frames, its type and its text."""
+    context = None if slot(error, "__suppress_context__") else slot(error, "__context__")
+    led = slot(error, "__cause__") or context
+    return led is None and not isinstance(error, _TALKATIVE) and not _has_notes(error)
+
+
+def _has_notes(error: BaseException) -> bool:
+    return "__notes__" in slot(error, "__dict__") or hasattr(type(error), "__notes__")
+
+
+def _formatted_quickly(error: BaseException) -> str | None:
+    """As `traceback` does it, from frames that were formatted before; None: it has to."""
+    parts = ["Traceback (most recent call last):\n"]
+    last, same = None, 0
+    frames = slot(error, "__traceback__")
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        if not is_our_frame(code.co_filename):
+            key = code, frames.tb_lasti
+            line = code, frames.tb_lineno
+            same = same + 1 if line == last else 0
+            if same >= 3 or len(parts) > _DEEP:
+                return None
+            last = line
+            text = _frames.get(key)
+            if text is None:
+                if len(_frames) >= _FRAMES:
+                    _frames.clear()
+                text = _frames[key] = "".join(traceback.format_tb(frames, 1))
+            parts.append(text)
+        frames = frames.tb_next
+    kind = type(error)
+    name = kind.__qualname__
+    if kind.__module__ not in ("__main__", "builtins"):
+        name = f"{kind.__module__}.{name}"
+    try:
+        words = str(error)
+    except BaseException:
+        return None
+    parts.append(f"{name}: {words}\n" if words else f"{name}\n")
+    return "".join(parts) if len(parts) > 2 else None
 
 
 def is_our_frame(file: str) -> bool:

@@ -11,6 +11,7 @@ import functools
 import gc
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
+from forkmill._failures import format_error
 
 CONTEXTS = ["inline", "thread:1", "thread:2", "async:4", "ipc_fork:1", "ipc_fork:2", "cow_fork:1"]
 SHARED = CONTEXTS[:4]  # whose copy of the state is torn down here, also where a run is ended
@@ -493,3 +495,82 @@ def test_the_command_line_names_the_item_that_failed(run_script: Any) -> None:
     )
     assert "stage bad: ZeroDivisionError" in result.stderr and "(item: '0')" in result.stderr
     assert "(item: 'x')" in result.stderr and "and 1 failures more" in result.stderr
+
+
+# ------------------------------------------------------------------ texts that were made before
+
+
+class Worded(ValueError):
+    def __str__(self) -> str:
+        return "two\nlines"
+
+
+def deep(n: int) -> Any:
+    return deep(n - 1) if n else int("x")
+
+
+def lead() -> None:
+    try:
+        int("x")
+    except ValueError as error:
+        raise LookupError("led") from error
+
+
+def meanwhile() -> None:
+    try:
+        int("x")
+    except ValueError:
+        raise LookupError("meanwhile")  # noqa: B904
+
+
+def noted() -> None:
+    error = ValueError("noted")
+    error.add_note("a note")
+    raise error
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+RAISES = {
+    "builtin": lambda: int("x"),
+    "own": lambda: raise_it(Worded()),
+    "silent": lambda: raise_it(ValueError()),
+    "base": lambda: raise_it(SystemExit(3)),
+    "mute": lambda: raise_it(Mute()),
+    "deep": lambda: deep(3),
+    "recursion": lambda: deep(200),
+    "cause": lead,
+    "context": meanwhile,
+    "notes": noted,
+    "attribute": lambda: "".jion([]),  # type: ignore[attr-defined]
+    "name": lambda: lenn([]),  # type: ignore[name-defined]  # noqa: F821
+    "syntax": lambda: compile("1 +", "x", "exec"),
+    "group": lambda: raise_it(ExceptionGroup("g", [ValueError(1), Worded()])),
+}
+
+
+@pytest.mark.parametrize("how", RAISES)
+def test_the_text_of_a_failure_is_the_same_each_time_and_that_of_traceback(how: str) -> None:
+    """A worker keeps the text of frames that it has formatted."""
+    texts = []
+    for _ in range(3):
+        try:
+            RAISES[how]()
+        except BaseException as error:
+            assert format_error(error) == "".join(traceback.format_exception(error))
+            texts.append(format_error(error))
+    assert len(set(texts)) == 1
+
+
+def test_a_new_function_of_the_same_file_and_line_has_its_own_text() -> None:
+    texts = []
+    for name in ("first", "second"):
+        scope: dict[str, Any] = {}
+        exec(f"def {name}():\n    raise ValueError", scope)
+        try:
+            scope[name]()
+        except ValueError as error:
+            texts.append(format_error(error))
+    assert "in first" in texts[0] and "in second" in texts[1]

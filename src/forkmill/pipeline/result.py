@@ -5,6 +5,7 @@ Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import threading
@@ -111,11 +112,23 @@ def _portable(item: Any) -> Any:
     return item
 
 
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
 def _formatted(error: BaseException, frames: TracebackType | None) -> str:
+    first = frames
+    while first is not None and _is_ours(first.tb_frame.f_code.co_filename):
+        first = first.tb_next
+    frames = first or frames
     try:
         return "".join(traceback_module.format_exception(type(error), error, frames))
     except Exception:  # its str(), or that of what led to it
         return "".join(traceback_module.format_tb(frames)) + f"{type(error).__qualname__}\n"
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a frame's file is of what calls the user's functions."""
+    return file == "<fused stages>" or file.startswith(_HERE)
 
 
 class FailureLog:

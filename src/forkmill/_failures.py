@@ -86,7 +86,7 @@ def format_error(error: BaseException) -> str:
 
 
 # Text of frames that were formatted before, by code and instruction. Where many items fail they do
-# so in few places, and `traceback` asks the file system each time: that takes longer than most items.
+# so in few places, and `traceback` asks the file system each time: longer than most items take.
 _frames: dict[tuple[Any, int], str] = {}
 _FRAMES = 256  # so many are kept
 _DEEP = 64  # frames; `traceback` shortens a recursion

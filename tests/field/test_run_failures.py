@@ -244,7 +244,11 @@ def odd(x: int) -> int:
 def test_the_first_failures_are_kept_and_the_rest_is_counted(context: str) -> None:
     line = fm.Pipeline().source(range(600)).map(odd, context=context, on_error="skip", ordered=True)
     result = line.run(keep_failures=10)
-    assert [failure.item for failure in result.failures] == list(range(1, 20, 2))
+    kept = [failure.item for failure in result.failures]
+    if context == "ipc_fork:1":  # the first that were told: chunks may overtake each other
+        assert len(set(kept)) == 10 and all(x % 2 for x in kept)
+    else:
+        assert kept == list(range(1, 20, 2))
     assert result.stats["odd"].failed == result.failed == 300 and not result.ok
     assert result.status == "completed" and len(result.outputs) == 300
     kinds = {"ValueError": 200, "forkmill.errors.BuildError": 100}

@@ -130,9 +130,16 @@ def pinning(
     from .thread import check_pin
 
     check_pin()
-    claims = open(os.memfd_create("forkmill-pin", os.MFD_CLOEXEC), "r+b", buffering=0)  # noqa: SIM115
+    claims: Any = open(os.memfd_create("forkmill-pin", os.MFD_CLOEXEC), "r+b", buffering=0)  # noqa: SIM115
     # By way of /proc also a worker that did not inherit the descriptor gets at the file.
-    return claims, pin_worker, (f"/proc/{os.getpid()}/fd/{claims.fileno()}", initializer, initargs)
+    path = f"/proc/{os.getpid()}/fd/{claims.fileno()}"
+    if not os.path.exists(path):
+        import tempfile
+
+        claims.close()
+        claims = tempfile.NamedTemporaryFile(prefix="forkmill-pin-")  # noqa: SIM115
+        path = claims.name
+    return claims, pin_worker, (path, initializer, initargs)
 
 
 _claims: list[int] = []  # in a worker: its claim on a CPU ends with the descriptor

@@ -741,17 +741,24 @@ class ProcessPool(_Face):
 
 # By the process's fork generation: in a forked child the parent's pools, and its lock, are no
 # use. (A fork hook would cost each of our children some 10 pages.)
-_shared: dict[int, tuple[Lock, dict[tuple[int | None, str], ProcessPool]]] = {}
+_shared: dict[int, tuple[Lock, dict[tuple[Any, ...], ProcessPool]]] = {}
 
 
-def shared_pool(workers: int | None, start_method: str = "auto") -> ProcessPool:
-    """The pool that everybody gets who asks for the same; it ends at exit."""
-    key = workers, start_method
+def shared_pool(workers: int | None, start_method: str = "auto", **options: Any) -> ProcessPool:
+    """The pool that everybody gets who asks for the same; it ends at exit.
+
+    Of pools with further options (hashable ones) there is one of a size: who asks for other options
+    has the last one dropped, which ends when what was begun on it is over.
+    """
+    key = workers, start_method, *sorted(options.items())
     lock, pools = _shared.setdefault(_native.fork_generation(), (Lock(), {}))
     with lock:
         pool = pools.get(key)
         if pool is None or not pool._is_open():
-            pool = pools[key] = _SharedPool(workers, start_method=start_method)
+            for other in [other for other in pools if options and other[:2] == key[:2]]:
+                if len(other) > 2:
+                    del pools[other]
+            pool = pools[key] = _SharedPool(workers, start_method=start_method, **options)
     if pool._core is not None:
         pool._tell()
     return pool

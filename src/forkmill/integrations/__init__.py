@@ -33,8 +33,6 @@ def register_joblib() -> None:
     Raises:
         ImportError: joblib is not installed.
     """
-    import joblib
+    from .joblib import register
 
-    from .joblib import Backend
-
-    joblib.register_parallel_backend("forkmill", Backend)
+    register()

@@ -369,7 +369,8 @@ struct fm_zygote_options {
     char *const *spawn;    /* NULL: workers are forked; else the arguments that
                             * execute one, the first of them a path; followed
                             * by the numbers of its descriptors (struct
-                            * fm_birth), the zygote's pid and share_fd */
+                            * fm_birth), the zygote's pid, share_fd and its
+                            * slot */
     int first[5];          /* the first worker's descriptors, made by the pool
                             * (fm_pool_adopt): task pipe, result pipe, slot;
                             * its BORN brings none.  first[0] -1: none */
@@ -377,6 +378,8 @@ struct fm_zygote_options {
                             * forked ones do not.  -1: none */
     int share_fd;          /* with spawn: another one, the arena's; forked
                             * workers have it as it is.  -1: none */
+    const int *hand_fds;   /* with spawn: more of them */
+    size_t hand_count;
     int hint_fd;           /* readable when the caller has something to do in
                             * the zygote; closed in workers.  -1: none */
 };
@@ -384,6 +387,7 @@ struct fm_zygote_options {
 /* What a forked worker is given; the descriptors are its own. */
 struct fm_birth {
     int task_fd, result_fd, slot_fd; /* for fm_port_open() */
+    uint32_t slot;                   /* its number, from 0 */
 };
 
 /*
@@ -539,8 +543,10 @@ void fm_signals_hold(int more);
  * if there is nothing to be read. */
 int fm_signals_wait(int fd);
 void fm_signals_work(void);
-/* It leaves: from here on SIGTERM and SIGHUP do nothing any more. */
-void fm_signals_end(void);
+/* It leaves: from here on SIGTERM and SIGHUP do nothing any more.  After so
+ * long it gets SIGKILL; 0: never.  Starts a thread for that, which knows
+ * nothing but the clock. */
+void fm_signals_end(int64_t within_ns);
 /* In a process that one with fm_signals_settle() has forked, once: which
  * signals (a mask) still have that one's handlers. */
 uint32_t fm_signals_stale(void);

@@ -176,9 +176,27 @@ void fm_signals_work(void)
     atomic_store_explicit(&self.idle_fd, -1, memory_order_relaxed);
 }
 
-void fm_signals_end(void)
+static void *end_late(void *within)
 {
+    int64_t ns = *(int64_t *)within;
+    struct timespec left = {ns / 1000000000, ns % 1000000000};
+    sigset_t every;
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, NULL);
+    while (nanosleep(&left, &left) < 0)
+        ;
+    kill(getpid(), SIGKILL);
+    return NULL;
+}
+
+void fm_signals_end(int64_t within_ns)
+{
+    static int64_t within;
+    pthread_t thread;
     atomic_store(&self.ending, true);
+    within = within_ns;
+    if (within > 0 && pthread_create(&thread, NULL, end_late, &within) == 0)
+        pthread_detach(thread);
 }
 
 uint32_t fm_signals_stale(void)

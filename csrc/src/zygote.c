@@ -328,28 +328,30 @@ static void reap(fm_zygote *z)
 
 /* ---------------------------------------------------------------- births */
 
-/* An interpreter of its own: argv ends with its descriptors, our pid and the
- * shared memory. */
-static int spawn_worker(const fm_zygote *z, const int ends[3], pid_t *pid)
+/* An interpreter of its own: argv ends with its descriptors, our pid, the
+ * shared memory and its slot. */
+static int spawn_worker(const fm_zygote *z, const int ends[3], uint32_t slot,
+                        pid_t *pid)
 {
-    const int values[5] = {ends[0], ends[1], ends[2], z->pid,
-                           z->options->share_fd};
-    char numbers[5][NUMBER];
+    const int values[6] = {ends[0], ends[1],
+                           ends[2], z->pid,
+                           z->options->share_fd, (int)slot};
+    char numbers[6][NUMBER];
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
     sigset_t every;
     size_t n = 0;
     while (z->options->spawn[n])
         n++;
-    char **argv = fm__malloc((n + 6) * sizeof *argv);
+    char **argv = fm__malloc((n + 7) * sizeof *argv);
     if (!argv)
         return -ENOMEM;
     memcpy(argv, z->options->spawn, n * sizeof *argv);
-    for (size_t i = 0; i < 5; i++) {
+    for (size_t i = 0; i < 6; i++) {
         snprintf(numbers[i], NUMBER, "%d", values[i]);
         argv[n + i] = numbers[i];
     }
-    argv[n + 5] = NULL;
+    argv[n + 6] = NULL;
     posix_spawn_file_actions_init(&actions);
     posix_spawnattr_init(&attributes);
     /* dup2() onto itself clears close-on-exec, in the child only. */
@@ -359,6 +361,10 @@ static int spawn_worker(const fm_zygote *z, const int ends[3], pid_t *pid)
     for (int i = 0; rc == 0 && i < 5; i++)
         if (kept[i] >= 0)
             rc = posix_spawn_file_actions_adddup2(&actions, kept[i], kept[i]);
+    for (size_t i = 0; rc == 0 && i < z->options->hand_count; i++) {
+        int fd = z->options->hand_fds[i];
+        rc = posix_spawn_file_actions_adddup2(&actions, fd, fd);
+    }
     /* Until the worker is ready for them (fm_signals_settle). */
     sigfillset(&every);
     posix_spawnattr_setsigmask(&attributes, &every);
@@ -373,7 +379,7 @@ static int spawn_worker(const fm_zygote *z, const int ends[3], pid_t *pid)
 }
 
 /* In the forked child: let go of all that is the zygote's. */
-static void become_worker(fm_zygote *z, const int ends[3],
+static void become_worker(fm_zygote *z, const int ends[3], uint32_t slot,
                           struct fm_birth *born)
 {
     if (fm_sys_die_with_parent(z->pid) < 0)
@@ -390,7 +396,7 @@ static void become_worker(fm_zygote *z, const int ends[3],
     free(z->children);
     free(z->deaths);
     free(z);
-    *born = (struct fm_birth){ends[0], ends[1], ends[2]};
+    *born = (struct fm_birth){ends[0], ends[1], ends[2], slot};
 }
 
 /* Task pipe, result pipe, slot; on error all that is not -1 is the
@@ -425,7 +431,7 @@ static int bear(fm_zygote *z, uint32_t slot, struct fm_birth *born)
     if (rc == 0)
         rc = fm_slot_map(fds[4], &page);
     if (rc == 0 && z->options->spawn)
-        rc = spawn_worker(z, ends, &pid);
+        rc = spawn_worker(z, ends, slot, &pid);
     else if (rc == 0 && (pid = fork()) < 0)
         rc = -errno;
     if (rc == 0 && pid == 0) {
@@ -434,7 +440,7 @@ static int bear(fm_zygote *z, uint32_t slot, struct fm_birth *born)
         fm_slot_unmap(page);
         if (early)
             forget_first(z);
-        become_worker(z, ends, born);
+        become_worker(z, ends, slot, born);
         return 1;
     }
     int sent[FM_MESSAGE_FDS] = {fds[0], fds[1], fds[2], fds[4]};

@@ -148,9 +148,23 @@ TEST(who_was_told_ends_at_once)
 
 static void end_in_order(void)
 {
-    fm_signals_end();
+    fm_signals_end(0);
     raise(SIGTERM);
     raise(SIGHUP);
+}
+
+static void end_never(void)
+{
+    fm_signals_end(1000000);
+    for (;;)
+        pause();
+}
+
+TEST(who_leaves_for_too_long_is_ended)
+{
+    before();
+    CHECK_EQ(end_of(start(end_never)), -SIGKILL);
+    after();
 }
 
 TEST(who_leaves_is_left_in_peace)

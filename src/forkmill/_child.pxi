@@ -9,7 +9,7 @@
 # Threads: one, the worker's first.
 
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.object cimport PyObject_Call, PyObject_CallObject
+from cpython.object cimport Py_TYPE, PyObject_Call, PyObject_CallObject
 from libc.errno cimport EAGAIN, EINTR, errno
 
 cdef extern from "Python.h":
@@ -135,9 +135,10 @@ def signal_masks():
     return ignored, handled
 
 
-def ending():
-    """This worker leaves: requests to do so are of no more use."""
-    fm_signals_end()
+def ending(double within):
+    """This worker leaves: requests to do so are of no more use. If it is still there after so many
+    seconds (0: no matter), it is killed."""
+    fm_signals_end(<int64_t>(within * 1e9))
 
 
 def _after_fork_in_child():
@@ -722,6 +723,7 @@ cdef class Zygote:
         spawn: Arguments (bytes) that execute a worker, less its numbers; empty: they are forked.
         spawn_fd: A descriptor that spawned workers get, and forked ones do not; -1: none.
         share_fd: The arena's, for spawned workers; -1: none.
+        hand_fds: More that spawned workers get.
         hint_fd: With run(): what it returns for; closed in workers. -1: none.
     """
 
@@ -729,6 +731,7 @@ cdef class Zygote:
     cdef fm_zygote_options options
     cdef fm_birth born
     cdef int *keep
+    cdef int *hand
     cdef size_t kept
     cdef char **arguments
     cdef char **variables
@@ -736,7 +739,7 @@ cdef class Zygote:
 
     def __cinit__(self, int control, int parent, uint32_t workers, deaths, double seconds,
                   int refused, *, uint32_t least=0, keep=(), bint early=False, environment=None,
-                  spawn=(), int spawn_fd=-1, int share_fd=-1, int hint_fd=-1):
+                  spawn=(), int spawn_fd=-1, int share_fd=-1, hand_fds=(), int hint_fd=-1):
         self.state = NULL
         self.options.control_fd = control
         self.options.parent_fd = parent
@@ -764,6 +767,13 @@ cdef class Zygote:
             self.keep[i] = fd
         if early:
             memcpy(self.keep + len(keep), self.options.first, sizeof(self.options.first))
+        self.hand = <int *>PyMem_Calloc(len(hand_fds) + 1, sizeof(int))
+        if self.hand is NULL:
+            raise MemoryError()
+        for i, fd in enumerate(hand_fds):
+            self.hand[i] = fd
+        self.options.hand_fds = self.hand
+        self.options.hand_count = len(hand_fds)
         for i, word in enumerate(self.strings):
             self.arguments[i] = PyBytes_AS_STRING(word)
         for i, variable in enumerate(added):
@@ -793,6 +803,7 @@ cdef class Zygote:
             if self.options.first[i] >= 0:
                 c_close(self.options.first[i])
         PyMem_Free(self.keep)
+        PyMem_Free(self.hand)
         PyMem_Free(self.arguments)
         PyMem_Free(self.variables)
 
@@ -873,6 +884,11 @@ cdef class Zygote:
         """In a worker: read end of its task pipe, write end of its result pipe, its slot."""
         return self.born.task_fd, self.born.result_fd, self.born.slot_fd
 
+    @property
+    def slot(self):
+        """In a worker: the number of its slot, from 0."""
+        return self.born.slot
+
 
 def pipe():
     cdef int fds[2]
@@ -900,13 +916,33 @@ def die_with_parent(int parent):
 
 def close_others(keep):
     """Close every descriptor above 2 that is not in the list `keep`."""
-    cdef int fds[8]
-    cdef int i, n = len(keep)
-    if n > 8:
-        raise ValueError("at most 8 descriptors")
+    cdef int i, rc, n = len(keep)
+    cdef int *fds = <int *>PyMem_Calloc(n + 1, sizeof(int))
+    if fds is NULL:
+        raise MemoryError()
+    try:
+        for i in range(n):
+            fds[i] = keep[i]
+        rc = fm_sys_close_others(fds, n)
+    finally:
+        PyMem_Free(fds)
+    check(rc)
+
+
+def of_types(list objects, tuple types):
+    """Those of `objects` that are exactly of one of these types; looks at nothing else of them."""
+    cdef list found = []
+    cdef object one
+    cdef void *kinds[8]
+    cdef int i, n = min(<Py_ssize_t>8, len(types))
     for i in range(n):
-        fds[i] = keep[i]
-    check(fm_sys_close_others(fds, n))
+        kinds[i] = <void *>types[i]
+    for one in objects:
+        for i in range(n):
+            if <void *>Py_TYPE(one) is kinds[i]:
+                found.append(one)
+                break
+    return found
 
 
 def oom_kills():

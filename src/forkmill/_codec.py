@@ -34,12 +34,19 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any, ClassVar
+from typing import Any
 
 from . import _failures
 from ._failures import RemoteTraceback
 from ._process import interrupted
-from ._reducers import ARROW, TABLE, WithArrow, has_arrow, reduce_arrow
+from ._reducers import (
+    ARROW,
+    TABLE,
+    WithArrow,
+    has_arrow,
+    know_multiprocessing,
+    reduce_arrow,
+)
 from .errors import SerializationError
 
 __all__ = [
@@ -151,11 +158,13 @@ def _make_by_value() -> Any:
     from cloudpickle import cloudpickle
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: ClassVar[Any] = ChainMap(TABLE, cloudpickle.Pickler.dispatch_table)
+        dispatch_table: Any = ChainMap(TABLE, cloudpickle.Pickler.dispatch_table)  # noqa: RUF012
 
         def __init__(
             self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any = None
         ) -> None:
+            if codec.reducers:  # before the pickler looks for its table
+                self.dispatch_table = ChainMap(type(self).dispatch_table, codec.reducers)
             super().__init__(file, 5, callback)
             self._codec = codec
             self._persistent = persistent
@@ -196,6 +205,9 @@ class _Referring(pickle.Pickler):
     """Sends some objects as numbers: what is in `inherit=`, what a failure leads to."""
 
     def __init__(self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any) -> None:
+        if codec.reducers:
+            table: Any = copyreg.dispatch_table
+            self.dispatch_table = ChainMap(table, codec.reducers)
         super().__init__(file, 5, buffer_callback=callback)
         self._persistent = persistent
         self._arrow = has_arrow()
@@ -206,6 +218,10 @@ class _Referring(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         return reduce_arrow(obj) if self._arrow else NotImplemented
+
+
+def _no_link(_obj: Any) -> None:
+    return None
 
 
 class _Resolving(pickle.Unpickler):
@@ -254,6 +270,9 @@ class Codec:
         # Under fork the workers have all that is loaded now: to look through it right after the
         # fork would touch, and so copy, a page for every module.
         self._modules_seen = len(sys.modules) if self._forks else 0
+        # While it encodes what processes are born with: multiprocessing's own, by type.
+        self.reducers: dict[Any, Any] = {}
+        know_multiprocessing()
 
     # -- values
 
@@ -273,7 +292,7 @@ class Codec:
         self, obj: Any, what: str, persistent: Callable[[Any], int | None] | None = None
     ) -> tuple[bytes, Buffers]:
         buffers: list[pickle.PickleBuffer] = []
-        persistent = persistent or self._persistent
+        persistent = persistent or self._persistent or (_no_link if self.reducers else None)
         try:
             if persistent is not None:
                 data = self._pickle_with(_Referring, obj, buffers.append, persistent)
@@ -415,6 +434,7 @@ class Codec:
     def _look_for_foreign(self) -> None:
         """Find modules without a spec: made by hand, so nobody else can import them."""
         self._modules_seen = len(sys.modules)
+        know_multiprocessing()
         if has_arrow() and ARROW not in self._marks:
             self._marks += (ARROW,)
         for name, module in list(sys.modules.items()):
@@ -608,12 +628,20 @@ def _refusal_text(what: str, path: str, error: BaseException, kind: type) -> str
     where = f"{what} {path}" if path else f"the {what}"
     reason = str(error).strip().splitlines()
     remedy = _REMEDIES.get(kind, _REMEDY)
+    if FORK_ONLY in str(error):
+        remedy = (
+            "Make it with multiprocessing.get_context('spawn') or ('forkserver'), "
+            "or ask for start_method='fork'."
+        )
     return f"{where} cannot be sent: {reason[0] if reason else type(error).__name__}. {remedy}"
 
 
+# What multiprocessing says of a lock that only a fork hands down.
+FORK_ONLY = "created in a fork context"
+
 _REMEDY = (
     "Send what it can be made from (a file name, not a file), make it in the worker "
-    "(initializer=), or hand it down with inherit=."
+    "(initializer=), or hand it down with initargs= or inherit=."
 )
 _REMEDIES: dict[type, str] = {
     GeneratorType: (

@@ -362,6 +362,7 @@ class Core:
         self.no_fork = no_fork
         self.warning = ""  # of what that has taken away, not yet given
         self.initializes = initializer  # whether workers have an initializer to run
+        self.handed_down: Any = None  # what must live as long as workers may be born
         self._functions = Functions(_MAX_FUNCTIONS)
         self._wrapped: dict[tuple[Any, ...], Functions] = {}
         self._encoders: list[_native.Encoder] = []

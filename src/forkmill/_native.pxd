@@ -141,11 +141,14 @@ cdef extern from "forkmill.h" nogil:
         int first[5]
         int spawn_fd
         int share_fd
+        const int *hand_fds
+        size_t hand_count
         int hint_fd
     struct fm_birth:
         int task_fd
         int result_fd
         int slot_fd
+        uint32_t slot
     int fm_zygote_settle(const int *keep, size_t n, char **variables) nogil
     ctypedef struct fm_zygote:
         pass
@@ -173,7 +176,7 @@ cdef extern from "forkmill.h" nogil:
     void fm_signals_hold(int more)
     int fm_signals_wait(int fd)
     void fm_signals_work()
-    void fm_signals_end()
+    void fm_signals_end(int64_t within_ns)
     uint32_t fm_signals_stale()
     struct fm_port:
         pass

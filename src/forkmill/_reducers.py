@@ -4,6 +4,8 @@
       whose bytes go out of band and are read where they arrive.
     * A memoryview arrives as one, and not as bytes.
     * A text file is refused; cloudpickle would send what it contains, as a StringIO.
+    * multiprocessing's connections by its own reducer, as a pool of the standard library does.
+      Pickle would send the number of the descriptor.
 
 Invariants:
     * Nothing is imported here: who has no Arrow object has not imported pyarrow (`arrow_markers`).
@@ -13,12 +15,14 @@ Threads: any; there is no state.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 import sys
 from typing import Any
 
-__all__ = ["ARROW", "TABLE", "WithArrow", "has_arrow", "reduce_arrow"]
+__all__ = ["ARROW", "TABLE", "WithArrow", "has_arrow", "know_multiprocessing", "reduce_arrow"]
+
 
 # What the pickle of an Arrow object has in it, so that it is made again, with reduce_arrow().
 ARROW = b"pyarrow"
@@ -130,3 +134,15 @@ def _refuse_file(file: io.TextIOWrapper) -> Any:
 
 
 TABLE: dict[Any, Any] = {memoryview: _reduce_memoryview, io.TextIOWrapper: _refuse_file}
+
+
+def know_multiprocessing() -> None:
+    """Have connections sent as multiprocessing does, if there can be any in this process.
+
+    By copyreg, and so for everybody: without it pickle sends the number of the descriptor, which
+    is a stranger's elsewhere. Cheaper than a look at each pickle."""
+    kind: Any = getattr(sys.modules.get("multiprocessing.connection"), "Connection", None)
+    pickler: Any = getattr(sys.modules.get("multiprocessing.reduction"), "ForkingPickler", None)
+    reducer = getattr(pickler, "_extra_reducers", {}).get(kind)
+    if reducer is not None:
+        copyreg.dispatch_table.setdefault(kind, reducer)

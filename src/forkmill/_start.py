@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _hazards, _native, errors
-from ._codec import Codec
+from ._codec import FORK_ONLY, Codec
 from ._core import Core
 from ._events import EventLog
 from ._process import cpus_each
@@ -140,6 +140,10 @@ def make_core(
     Raises:
         OSError: No descriptor to be had.
     """
+    in_spite_of = ""
+    if no_fork and _only_forks((initializer, initargs, finalizer, inherit)):
+        _hazards.check_fork("a pool that is given locks which only a fork keeps")
+        method, no_fork, in_spite_of = "fork", "", no_fork
     fork = method == "fork"
     codec = Codec("fork" if fork else "exec", inherit)
     config = Config(
@@ -177,7 +181,33 @@ def make_core(
         native, codec, workers, log,
         initializer=initializer is not None, method=method, no_fork=no_fork,
     )  # fmt: skip
+    if not fork:  # what multiprocessing has named for them is there as long as its object is
+        core.handed_down = initializer, initargs, finalizer, inherit
+    if in_spite_of:
+        text = "start method 'fork' in spite of %s: the pool is given locks that only a fork keeps"
+        core.log.fell_back("locks", logging.WARNING, text, in_spite_of)
     return core, partial(_start_zygote, core, config, theirs)
+
+
+def _only_forks(handed: Any) -> bool:
+    """Whether workers cannot be handed this but by a fork: there are locks in it that
+    multiprocessing made for that."""
+    if "multiprocessing.synchronize" not in sys.modules:
+        return False
+    from . import _mp
+
+    if not _mp.has_fork_locks():
+        return False
+    codec = Codec("exec", ())
+    codec.reducers = _mp.reducers()
+    try:
+        with _mp.spawning() as popen:
+            codec.dumps(handed)
+    except errors.SerializationError as error:
+        return FORK_ONLY in str(error)
+    for fd in popen.fds:
+        os.close(fd)
+    return False
 
 
 def _start_zygote(core: Core, config: Config, theirs: int) -> None:

@@ -5,7 +5,9 @@ Guarantees:
       process had set; nothing inherited is flushed twice, no hook of the parent runs here.
     * A function is loaded at its first task, after that was claimed: a blob that kills the process
       is charged to a task, one that raises fails its tasks and nothing else.
-    * A worker leaves by os._exit, always, whatever threads user code left behind.
+    * A worker that ends in order does what an interpreter does at its end, and a worker of the
+      standard library: threads are joined, atexit's functions and multiprocessing's finalizers
+      called, the parent's not. It leaves by os._exit, always.
 
 Threads: the worker's first one.
 """
@@ -35,6 +37,7 @@ IN_WORKER = False
 
 EXIT_REFUSED = 66  # the initializer failed; the REFUSAL record says how
 EXIT_FAILED = 70  # a bug of ours, or the pool is gone in the middle of a write
+_LEAVE_S = 10.0  # that a worker may take to leave, should nobody end it before
 _FUNCTIONS = 512  # indexes that the pool uses (FM__FUNCTIONS)
 
 
@@ -307,12 +310,13 @@ def _load_payload(config: Config) -> None:
     config.initializer, config.initargs, config.finalizer = config.codec.loads(*calls)
 
 
-def main(config: Config, ends: tuple[int, int, int]) -> int:
+def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
     """Be a worker. Returns the exit code; the caller leaves by os._exit.
 
     Args:
         config: What the pool wants of its workers.
         ends: Read end of the task pipe, write end of the result pipe, slot memory.
+        slot: Our place in the pool, from 0.
     """
     global IN_WORKER
     IN_WORKER = True
@@ -323,20 +327,40 @@ def main(config: Config, ends: tuple[int, int, int]) -> int:
     faulthandler.enable(port.crash_fd, all_threads=True)
     _stacks.offer()
     _forget_parent()
+    if config.method == "fork":
+        _forget_exit()
     if config.tag_output:
         from . import _output
 
         _output.tag(config.name)
     if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()
+    status = EXIT_FAILED
+
+    def run() -> None:
+        nonlocal status
+        status = _run(config, port)
+
+    if "multiprocessing.context" in sys.modules:
+        _birth(config, slot).bootstrap(run)
+    else:
+        sys.meta_path.insert(0, _Watcher(config, slot))
+        run()
+    _leave()
+    return status
+
+
+def _run(config: Config, port: Any) -> int:
+    """The worker's life; the exit code."""
     if not _start(config, port):
-        _flush_streams()
+        _end()
         return EXIT_REFUSED
     try:
         port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb, config.imports_fd))
     except BrokenPipeError:
-        return EXIT_FAILED  # nobody reads: the pool is gone
+        os._exit(EXIT_FAILED)  # nobody reads: the pool is gone
     port.retire()  # whoever ends in order is no casualty
+    _end()
     _finish(config)
     return 0
 
@@ -377,4 +401,97 @@ def _finish(config: Config) -> None:
             config.finalizer()
         except BaseException as error:
             _complain("the finalizer failed", error)
+
+
+# ------------------------------------------------------------------------ an orderly end
+
+
+def _end() -> None:
+    """The worker begins to leave. What user code has registered for that may take its time, but
+    not for ever: whoever ends the pool has a ladder, and for those that leave by themselves the
+    process has an end of its own."""
+    atexit = sys.modules.get("atexit")
+    registered = atexit is not None and atexit._ncallbacks() > 0
+    _native.ending(_LEAVE_S if registered or len(sys._current_frames()) > 1 else 0.0)
+
+
+def _leave() -> None:
+    """What an interpreter does at its end, and a worker of the standard library: join threads that
+    are no daemons, call what atexit was given. What raises is told, and nothing else."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        try:
+            threading._shutdown()  # also ends what pools were made here
+        except BaseException as error:
+            _complain("a hook of threading's failed at the worker's end", error)
+    _disown_finalizers()
+    if "atexit" in sys.modules:
+        import atexit
+
+        atexit._run_exitfuncs()
     _flush_streams()
+
+
+# Of weakref.finalize objects: those up to here are the parent's.
+_last_of_parent = -1
+
+
+def _forget_exit() -> None:
+    """In a forked worker: what the parent has registered for its own end is not ours to call."""
+    global _last_of_parent
+    import atexit
+
+    atexit._clear()
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        atexit.register(util._exit_function)
+    weakref = sys.modules.get("weakref")
+    with suppress(AttributeError):  # not CPython's any more: then those made here are not called
+        _last_of_parent = next(weakref.finalize._index_iter)  # type: ignore[union-attr]
+        weakref.finalize._registered_with_atexit = False  # type: ignore[union-attr]
+
+
+def _disown_finalizers() -> None:
+    if _last_of_parent >= 0:
+        for info in list(sys.modules["weakref"].finalize._registry.values()):
+            if info.index <= _last_of_parent:
+                info.atexit = False
+
+
+# ------------------------------------------------------------------------ multiprocessing
+
+
+class _Watcher:
+    """Stands before the finders: should multiprocessing be imported, it learns whose worker this
+    is. It finds nothing else."""
+
+    def __init__(self, config: Config, slot: int) -> None:
+        self._config = config
+        self._slot = slot
+        self._names = {"multiprocessing.context", "multiprocessing.resource_tracker"}
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in self._names:
+            return None
+        self._names.discard(name)
+        birth = _birth(self._config, self._slot)
+        return birth.watched_spec(name, path)
+
+
+def _birth(config: Config, slot: int) -> Any:
+    birth = _ours("_mp").Birth
+    return birth(config.method, slot, config.parent, config.family, config.tracker)
+
+
+def _ours(name: str) -> Any:
+    """A module of ours that most workers do without; an exec'd one has no package around it."""
+    package = __package__ or "forkmill"
+    stand_in = None
+    if package not in sys.modules:
+        stand_in = sys.modules[package] = type(sys)(package)
+        stand_in.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    try:
+        return __import__(f"{package}.{name}", fromlist=["_"])
+    finally:
+        if sys.modules.get(package) is stand_in:
+            del sys.modules[package]

@@ -52,6 +52,10 @@ _PLAIN = (
     "has_initializer",
     "tag_output",
     "signals",
+    "parent",
+    "family",
+    "handed",
+    "tracker",
 )
 
 
@@ -80,12 +84,16 @@ class Config:
             program ignores and handles, two masks.
         flushed, stdin, caps: Set by start_fork(): nothing that was printed is inherited; what
             becomes sys.stdin of workers, if it could be made; what their environment lacks.
+        parent, family: Set by both: the user's process, and what multiprocessing knows of it (see
+            _mp.family); () if it is not loaded there.
+        handed, tracker: Set by encode(): descriptors for workers that the payload names, and
+            the one of multiprocessing's resource tracker, or -1.
         imports_fd: Set in an exec'd zygote: where its workers report what they had to import; -1.
         pidfd: Set by both: whether the zygote can watch this process.
     """
 
-    __slots__ = (*_PLAIN, "arena_fd", "argv", "caps", "codec", "finalizer", "flushed", "imports_fd",
-                 "inherit", "initargs", "initializer", "keep_fds", "payload", "pidfd",
+    __slots__ = (*_PLAIN, "arena_fd", "argv", "caps", "codec", "finalizer", "flushed",
+                 "imports_fd", "inherit", "initargs", "initializer", "keep_fds", "payload", "pidfd",
                  "stdin")  # fmt: skip
 
     def __init__(
@@ -114,6 +122,10 @@ class Config:
         caps: Any = None,
         tag_output: bool = False,
         signals: tuple[int, int] = (0, 0),
+        parent: int = 0,
+        family: tuple[Any, ...] = (),
+        handed: Sequence[int] = (),
+        tracker: int = -1,
         imports_fd: int = -1,
     ) -> None:
         self.workers = workers
@@ -141,6 +153,10 @@ class Config:
         self.pidfd = True
         self.tag_output = tag_output
         self.signals = signals
+        self.parent = parent
+        self.family = family
+        self.handed = handed
+        self.tracker = tracker
         self.imports_fd = imports_fd
 
 
@@ -166,6 +182,7 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     config.gc_enabled = gc.isenabled()
     config.has_initializer = config.initializer is not None
     config.signals = _native.signal_masks()
+    _introduce(config)
     config.stdin = _worker.null_input()
     caps = _caps(os.environ, config.threads)
     config.caps = {os.fsencode(name): os.fsencode(caps[name]) for name in caps}
@@ -175,6 +192,10 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     parent = _own_pidfd()
     config.pidfd = parent >= 0
     keep = [control, parent, config.arena_fd, *config.keep_fds, *_filenos(config)]
+    if config.family:
+        from . import _mp
+
+        keep += _mp.channels(keep)
     try:
         zygote = _zygote(config, control, parent, keep=keep, early=early, environment=config.caps)
         pid = zygote.start()
@@ -184,6 +205,17 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     finally:
         if parent >= 0:
             os.close(parent)
+
+
+def _introduce(config: Config) -> None:
+    """Who the workers' parent is; what costs something only if multiprocessing is loaded."""
+    if config.parent:
+        return
+    config.parent = os.getpid()
+    if "multiprocessing.context" in sys.modules:
+        from . import _mp
+
+        config.family = _mp.family(config.workers)
 
 
 def _zygote(config: Config, control: int, parent: int, **options: Any) -> _native.Zygote:
@@ -229,7 +261,7 @@ def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
             sys.stdin = config.stdin or _worker.null_input()
             _worker.know_environment(config.caps)
             _worker.obey_environment()
-        status = _worker.main(config, zygote.ends)
+        status = _worker.main(config, zygote.ends, zygote.slot)
     except BaseException as error:
         _worker._complain("a worker failed outside of a task", error)
     finally:
@@ -302,6 +334,7 @@ def start_exec(config: Config, method: str, control: int) -> int:
     config.gc_enabled = gc.isenabled()
     config.has_initializer = config.initializer is not None
     config.signals = _native.signal_masks()
+    _introduce(config)
     fds: list[int] = []
     try:
         config_fd, offset = _write_config(config)
@@ -311,7 +344,7 @@ def start_exec(config: Config, method: str, control: int) -> int:
         if parent >= 0:
             fds.append(parent)
         environment = {**os.environ, **_caps(os.environ, config.threads)}
-        kept = (config_fd, control, parent, config.arena_fd)
+        kept = (config_fd, control, parent, config.arena_fd, *config.handed)
         return os.posix_spawn(
             sys.executable,
             [
@@ -326,22 +359,42 @@ def start_exec(config: Config, method: str, control: int) -> int:
             setsigmask=_worker._GROUP_SIGNALS,
         )
     finally:
-        for fd in fds:
+        for fd in (*fds, *config.handed):
             os.close(fd)
 
 
 def encode(config: Config) -> None:
-    """Make `payload`: what an exec'd process gets of the user's. Once is enough.
+    """Make `payload`: what an exec'd process gets of the user's; and `handed` and `tracker`, which
+    start_exec() closes. Once is enough.
 
     Raises:
         SerializationError: The initializer, the finalizer or an object of `inherit` cannot be sent.
     """
-    if config.payload is None:
-        inherit = _codec.Codec("exec", (), None).dumps(config.inherit)
-        calls = config.codec.dumps((config.initializer, config.initargs, config.finalizer))
-        config.payload = tuple(
-            (data, [bytearray(buffer) for buffer in buffers]) for data, buffers in (inherit, calls)
-        )
+    if config.payload is not None:
+        return
+    _introduce(config)
+    if not config.family:
+        config.payload = _encoded(config)
+        return
+    from . import _mp
+
+    with _mp.spawning() as popen:
+        config.tracker = popen.hand_tracker()
+        config.payload = _encoded(config, _mp.reducers())
+    config.handed = popen.fds
+
+
+def _encoded(config: Config, reducers: dict[Any, Any] | None = None) -> tuple[Any, ...]:
+    calls = config.initializer, config.initargs, config.finalizer
+    payload = []
+    for codec, obj in ((_codec.Codec("exec", (), None), config.inherit), (config.codec, calls)):
+        codec.reducers = reducers or {}
+        try:
+            data, buffers = codec.dumps(obj)
+        finally:
+            codec.reducers = {}
+        payload.append((data, [bytearray(buffer) for buffer in buffers]))
+    return tuple(payload)
 
 
 def _write_config(config: Config) -> tuple[int, int]:
@@ -469,12 +522,9 @@ def main() -> NoReturn:
 def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
     control, parent, arena = numbers
     _worker.reset_signals()
-    fds = [fd for fd in (config_fd, control, parent, arena) if fd >= 0]
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    _native.close_others(fds)
-    _worker.sane_streams()
     config = _read_config(config_fd, _Boot.offset)
+    _keep_only(config_fd, control, parent, arena, *config.handed)
+    _worker.sane_streams()
     config.arena_fd = arena
     _worker.ignore_signals(config.signals[1])
     sys.argv[:] = config.argv
@@ -491,6 +541,7 @@ def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
         spawn=[os.fsencode(word) for word in spawn],
         spawn_fd=config_fd,
         share_fd=arena,
+        hand_fds=config.handed,
         hint_fd=hints,
     )
     while not zygote.run():
@@ -498,15 +549,20 @@ def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
     _run_forked(config, zygote)
 
 
-def _main_worker(config_fd: int, numbers: list[int]) -> int:
-    *ends, zygote, arena = numbers
-    fds = [fd for fd in (*ends, arena) if fd >= 0]
+def _keep_only(*kept: int) -> None:
+    """Close all other descriptors above 2; programs that a task starts get none of these."""
+    fds = [fd for fd in kept if fd >= 0]
     for fd in fds:
         os.set_inheritable(fd, False)
+    _native.close_others(fds)
+
+
+def _main_worker(config_fd: int, numbers: list[int]) -> int:
+    *ends, zygote, arena, slot = numbers
     config = _read_config(config_fd, _Boot.offset)
     config.arena_fd = arena
     os.close(config_fd)
-    _native.close_others(fds)
+    _keep_only(*ends, arena, *config.handed)
     _worker.sane_streams()
     sys.argv[:] = config.argv
     try:
@@ -515,4 +571,4 @@ def _main_worker(config_fd: int, numbers: list[int]) -> int:
         return 0
     _worker.reset_signals(*config.signals)
     task_fd, result_fd, slot_fd = ends
-    return _worker.main(config, (task_fd, result_fd, slot_fd))
+    return _worker.main(config, (task_fd, result_fd, slot_fd), slot)

@@ -24,6 +24,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 ROWS = [
     ["errors", "_imports", "_log", "_output", "_process", "_stacks"],
     ["_native", "_codec | _failures _reducers"],
+    ["_mp"],
     [
         "_hazards",
         "_worker",
@@ -52,6 +53,7 @@ FORBIDDEN = {
         "pool": set(),
         "_native": set(),
         "_codec": set(),
+        "_mp": set(),
         "_worker": set(),
         "_zygote": set(),
     },

@@ -86,6 +86,8 @@ cdef enum:
     _CALM_MS = 10          # between two looks when poll() itself fails
     _BAD_CHILD = 70        # exit code: the child's set-up failed, or nobody reads
 
+cdef int64_t _LEAVE_NS = 10_000_000_000  # that a child may take at its end
+
 # Where a child lays out a plain result. In .bss: in a parent that never encodes, no memory at all.
 cdef uint8_t _room[_ROOM]
 
@@ -554,7 +556,12 @@ cdef class ForkSlot:
                 c_close(ours)
                 kit.close_others(self)
                 kit.set_up(self._crash, <uint32_t *>(self._page + _TOLD))
+                if kit.enter is not None:
+                    kit.enter()
                 self._run(kit, calls, fd)
+                if kit.leave is not None:
+                    fm_signals_end(_LEAVE_NS)
+                    kit.leave()
                 status = 0
         except BrokenPipeError:
             pass  # nobody reads
@@ -634,6 +641,7 @@ cdef class ForkKit:
 
     cdef readonly int parent
     cdef object worker, dumps, freeze, complain
+    cdef public object enter, leave  # called at a child's begin and end; None: nothing is
     cdef Bindings bindings
     cdef dict _marks
     cdef list slots

@@ -7,7 +7,7 @@ Loaded only where multiprocessing is: nobody pays for what the user's program do
     user's process                          worker
       channels()   what is to be inherited    Birth.bootstrap()   multiprocessing was there before
       spawning()   Lock, Queue, Pipe ... in   Birth.watched_spec() it is imported later
-                   initargs, by value
+                   initargs, by value         Birth.prepare()      in a child by copy-on-write
 
 Guarantees:
     * In a worker current_process() has the class and the name that a ProcessPoolExecutor's workers
@@ -223,6 +223,23 @@ class Birth:
         )
         process._process_counter = itertools.count(1)
         context._force_start_method(self._method)
+
+    def prepare(self) -> Callable[[], None]:
+        """For a child by copy-on-write, made before its fork: what it calls to be a process of its
+        own, as far as that leads to what it calls at its end."""
+        context = sys.modules["multiprocessing.context"]
+        process, util = context.process, sys.modules["multiprocessing.util"]
+        ours = self._process(context)
+        parent = process._ParentProcess(self._name, self._parent, None)
+
+        def enter() -> None:
+            process._current_process, process._parent_process = ours, parent
+            process._process_counter, process._children = itertools.count(1), set()
+            parent._sentinel = self._sentinel()
+            util._finalizer_registry.clear()
+            util._run_after_forkers()
+
+        return enter
 
     def _process(self, context: Any) -> Any:
         module = context.process

@@ -474,6 +474,8 @@ class ForkKit:
 
     @property
     def parent(self) -> int: ...
+    enter: Callable[[], object] | None
+    leave: Callable[[], object] | None
     def __new__(
         cls,
         parent: int,

@@ -287,6 +287,9 @@ def _first_number(variables: tuple[str, ...]) -> int:
 
 def _forget_parent() -> None:
     """State of libraries that must not be shared with the parent or between siblings."""
+    threading = sys.modules.get("threading")
+    with suppress(AttributeError):  # older ones leave the parent's number there
+        threading.main_thread()._set_native_id()  # type: ignore[union-attr]
     asyncio = sys.modules.get("_asyncio")
     if asyncio is not None:
         asyncio._set_running_loop(None)

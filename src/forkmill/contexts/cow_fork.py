@@ -266,6 +266,7 @@ class _Forker:
         self._wake = -1
         self._slots: list[_native.ForkSlot] = []
         self._free: list[_native.ForkSlot] = []
+        self._enter: dict[_native.ForkSlot, Callable[[], None]] = {}
         self._again: deque[Call] = deque()  # to be run before the backlog
         self._hand: list[Call] = []  # taken, and not yet in a child
         self._stop_asked = 0  # signal to start with
@@ -500,6 +501,7 @@ class _Forker:
                 try:
                     _hazards.refuse_subinterpreters("cow_fork")  # made since it was accepted
                     # The child shares these, and all they lead to, by copy-on-write.
+                    self._kit.enter, self._kit.leave = self._hooks(slot)
                     slot.fork(self._kit, [_plain(call) for call in calls])
                     self._living[slot] = child
                 except (OSError, MemoryError, errors.PoolError) as error:
@@ -512,6 +514,21 @@ class _Forker:
             self._not_forked(calls, failure)
         elif calls:
             self._forked(calls, child)
+
+    def _hooks(self, slot: _native.ForkSlot) -> tuple[Any, Any]:
+        """What multiprocessing has a child do at its begin and end; (None, None): it is not used.
+
+        Of its end only this: what a task has put into a queue must leave.
+        """
+        util = sys.modules.get("multiprocessing.util")
+        if util is None:
+            return None, None
+        if slot not in self._enter:
+            from .. import _mp
+
+            birth = _mp.Birth("fork", 0, self.pid, _mp.family(1), -1)
+            self._enter[slot] = birth.prepare()
+        return self._enter[slot], util._exit_function
 
     def _forked(self, calls: list[Call], child: _Child) -> None:
         self._failures = 0

@@ -230,12 +230,11 @@ class Birth:
         context = sys.modules["multiprocessing.context"]
         process, util = context.process, sys.modules["multiprocessing.util"]
         ours = self._process(context)
-        parent = process._ParentProcess(self._name, self._parent, None)
+        parent = _lazy_parent(process._ParentProcess)(self._name, self._parent, None)
 
         def enter() -> None:
             process._current_process, process._parent_process = ours, parent
             process._process_counter, process._children = itertools.count(1), set()
-            parent._sentinel = self._sentinel()
             util._finalizer_registry.clear()
             util._run_after_forkers()
 
@@ -255,10 +254,7 @@ class Birth:
         return made
 
     def _sentinel(self) -> int | None:
-        try:
-            return _native.pidfd_open(self._parent)
-        except OSError:
-            return None
+        return _sentinel(self._parent)
 
     def _use_tracker(self, module: Any = None) -> None:
         module = module or sys.modules.get("multiprocessing.resource_tracker")
@@ -288,3 +284,31 @@ class Birth:
 
         loader.exec_module = exec_module  # this one module's own loader
         return spec
+
+
+def _sentinel(pid: int) -> int | None:
+    """What is readable once that process is gone; None: there is no such thing here."""
+    try:
+        return _native.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _lazy_parent(kind: Any) -> Any:
+    """A parent process as multiprocessing knows it, whose sentinel is opened when it is asked for:
+    a child that lives for one call has no descriptor for it."""
+
+    class Parent(kind):  # type: ignore[misc]
+        @property
+        def _sentinel(self) -> int | None:
+            if "sentinel" not in self.__dict__:
+                self.__dict__["sentinel"] = _sentinel(self._pid)
+            found: int | None = self.__dict__["sentinel"]
+            return found
+
+        @_sentinel.setter
+        def _sentinel(self, value: object) -> None:
+            pass
+
+    Parent.__name__ = kind.__name__
+    return Parent

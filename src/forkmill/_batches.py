@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
@@ -227,11 +228,21 @@ class Batches:
                 task.cancel()
         self.inbox.close()
 
-    def join(self) -> None:
-        """After `close`: wait for our threads, unless this is one."""
+    def join(self, deadline: float | None = None) -> int:
+        """After `close`: wait for our threads, unless this is one.
+
+        Args:
+            deadline: time.monotonic() at which nobody waits any more; None: as long as it takes.
+
+        Returns:
+            How many there still are.
+        """
+        left = 0
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join(None if deadline is None else max(0.0, deadline - monotonic()))
+                left += thread.is_alive()
+        return left
 
     def _abandon(self, deliver: Callable[[_native.Task], None]) -> None:
         """The inbox is closed, by `close` or by the pool's end: everything has its outcome now."""

@@ -32,7 +32,7 @@ from weakref import WeakSet
 
 from . import _native, errors
 from ._codec import Codec, Functions
-from ._process import OUR_THREADS, exit_failed, interrupted, our_thread
+from ._process import OUR_THREADS, end_first, exit_failed, interrupted, our_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -320,6 +320,7 @@ def _at_exit() -> None:
     A clean exit finishes accepted tasks; after an unhandled exception, or on Ctrl-C while it
     waits, the ladder starts at once.
     """
+    end_first()
     ladder = _native.LADDER_TERM if exit_failed() else 0
     for life in tuple(_ALIVE):
         life.refuse()

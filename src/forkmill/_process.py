@@ -14,11 +14,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import CodeType, FrameType, TracebackType
 
 __all__ = [
-    "DAEMON", "OUR_THREADS", "cpus", "cpus_each", "exit_failed", "interrupted", "our_thread",
+    "DAEMON", "OUR_THREADS", "before_exit", "cpus", "cpus_each", "end_first", "exit_failed",
+    "interrupted", "our_thread",
 ]  # fmt: skip
 
 CO_VARARGS = 0x04  # of a code object, as `inspect` names it
@@ -141,6 +142,26 @@ def _is_running(frame: FrameType) -> bool:
     while at is not None and at is not frame:
         at = at.f_back
     return at is not None
+
+
+# What is to be done at exit before any executor waits for its calls: what makes these calls.
+_first: list[Callable[[], None]] = []
+
+
+def before_exit(job: Callable[[], None]) -> None:
+    """Have a job done when the interpreter ends, before the exit hooks of executors.
+
+    Those are registered when the modules are first used: the order of registration says nothing.
+    """
+    if not _first:
+        threading._register_atexit(end_first)  # type: ignore[attr-defined]
+    _first.append(job)
+
+
+def end_first() -> None:
+    """The executors' exit hooks call this before all else. Each job is done once."""
+    while _first:
+        _first.pop()()
 
 
 def exit_failed() -> bool:

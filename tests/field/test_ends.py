@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -285,3 +286,263 @@ def test_a_source_that_becomes_slow_keeps_nothing_back() -> None:
     assert time.monotonic() - begun < 10
     handle.kill()
     ended(handle)
+
+
+# ---------------------------------------------------------------------- what blocks
+
+BLOCKING = """
+import queue, socket, sys, threading, time, asyncio, ctypes
+import forkmill as fm
+
+q = queue.Queue(); q.put(1)
+ours, theirs = socket.socketpair()
+libc = ctypes.CDLL(None)
+WAYS = {
+    "queue": q.get,
+    "recv": lambda: ours.recv(1),
+    "sleep": lambda: time.sleep(600),
+    "lock": lambda: threading.Event().wait(),
+    "c": lambda: libc.sleep(600),
+}
+block = WAYS[sys.argv[1]]
+
+def produce():
+    yield 1
+    while True:
+        block()
+        yield 2
+
+def stage(item):
+    block(); block()
+    return item
+
+def emits(item):
+    yield item
+    block(); block()
+
+async def ignores(item):
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+
+async def blocks_the_loop(item):
+    block(); block()
+
+async def produces():
+    yield 1
+    block(); block()
+    yield 2
+
+def again(item):
+    return item
+"""
+
+
+def blocked(run_script: Any, way: str, line: str, code: str, timeout: float = 20) -> Any:
+    setup = f"import sys; sys.argv = ['', {way!r}]" + BLOCKING + f"line = {line}\n"
+    return run_script(setup + textwrap.dedent(code), timeout, flags=("-W", "ignore"))
+
+
+KILLED = """
+    handle = line.start()
+    time.sleep(0.3)
+    handle.kill()
+    begun = time.monotonic()
+    result = handle.result(5)
+    print(result.status, result.left_behind, time.monotonic() - begun < 3)
+    for edge in result.stats.edges.values():
+        assert edge.emitted == edge.delivered + edge.failed + edge.dropped
+"""
+STAGES = {
+    "thread": "fm.Pipeline().source([1]).map(stage, name='x', context='thread:2').sink(again)",
+    "generator": "fm.Pipeline().source([1]).stage(emits, name='x', context='thread:1').sink(again)",
+    "interpreter": "fm.Pipeline().source([1]).map(stage, name='x', context='interpreter:1')",
+    "in a thread of async": "fm.Pipeline().source([1]).map(stage, name='x', context='async:2')",
+    "ignores": "fm.Pipeline().source([1]).stage(ignores, name='x', context='async:2')",
+    "the loop": "fm.Pipeline().source([1]).stage(blocks_the_loop, name='x', context='async:2')",
+    "inline": "fm.Pipeline().source([1]).map(again).map(stage, name='x').sink(again)",
+    "inline generator": "fm.Pipeline().source([1]).map(again).stage(emits, name='x').sink(again)",
+    "inline behind": "fm.Pipeline().source([1]).batch(1, max_wait=9).map(stage, name='x')",
+    "producer": "fm.Pipeline().source(produce, name='x', context='thread:1').map(again)",
+    "async producer": "fm.Pipeline().source(produces, name='x', context='async:1').map(again)",
+    "inline producer": "fm.Pipeline().source(produce, name='x').map(again)",
+    "straight": "fm.Pipeline().source(produce, name='x').map(again, context='thread:1')",
+    "fed": "fm.Pipeline().source(produce, name='x').batch(3, max_wait=0.1)",
+}
+PRODUCERS = [name for name in STAGES if name in ("straight", "fed") or "producer" in name]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_kill_leaves_what_blocks_behind_and_says_so(run_script: Any, name: str) -> None:
+    script = blocked(run_script, "sleep", STAGES[name], KILLED)
+    assert script.stdout == "stopped ['x'] True\n" and script.stderr == ""
+
+
+@pytest.mark.parametrize("way", ["queue", "recv", "lock", "c"])
+@pytest.mark.parametrize("name", ["thread", "inline", "inline producer"])
+def test_however_it_blocks(run_script: Any, name: str, way: str) -> None:
+    script = blocked(run_script, way, STAGES[name], KILLED)
+    assert script.stdout == "stopped ['x'] True\n" and script.stderr == ""
+
+
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_stop_leaves_a_source_behind_that_blocks(run_script: Any, name: str) -> None:
+    """What it gave before comes out."""
+    script = blocked(
+        run_script,
+        "sleep",
+        STAGES[name],
+        """
+        handle = line.start()
+        time.sleep(0.3)
+        handle.stop()
+        result = handle.result(8)
+        print(result.status, result.left_behind, result.outputs)
+        """,
+    )
+    out = "[[1]]" if name == "fed" else "[1]"
+    assert script.stdout == f"stopped ['x'] {out}\n" and script.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["thread", "inline", "the loop"])
+def test_a_stage_that_blocks_keeps_stop_waiting_but_not_the_exit(
+    run_script: Any, name: str
+) -> None:
+    script = blocked(
+        run_script,
+        "sleep",
+        STAGES[name],
+        """
+        handle = line.start()
+        time.sleep(0.3)
+        handle.stop()
+        try:
+            handle.result(1.5)
+        except TimeoutError:
+            print("waits")
+        """,
+    )
+    assert script.stdout == "waits\n" and script.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["producer", "async producer", "fed"])
+def test_a_stream_is_closed_while_a_thread_blocks(run_script: Any, name: str) -> None:
+    script = blocked(
+        run_script,
+        "sleep",
+        STAGES[name],
+        """
+        stream = line.stream()
+        next(stream)
+        begun = time.monotonic()
+        stream.close()
+        print(stream.result.status, stream.result.left_behind, time.monotonic() - begun < 3)
+        """,
+    )
+    assert script.stdout == "stopped ['x'] True\n" and script.stderr == ""
+
+
+@pytest.mark.parametrize("context", ["thread:1", "async:1", "inline"])
+def test_what_was_left_behind_calls_and_writes_nothing_more(context: str) -> None:
+    """It comes back when a later run of the same pipeline is at work."""
+    gate, back = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    class Line(fm.Pipeline):
+        first = True
+
+        @fm.producer
+        def items(self) -> Iterator[int]:
+            yield from range(3)
+
+        @fm.stage(context=context)
+        def wait(self, item: int) -> Any:
+            run = "first" if self.first else "second"
+            if self.first:
+                gate.wait(30)
+                back.set()
+            return run, item
+
+        @fm.consumer
+        def write(self, item: Any) -> None:
+            seen.append(item)
+
+    line = Line()
+    handle = line.start()
+    tasks.eventually(lambda: handle.stats()["items"].out)
+    time.sleep(0.05)
+    handle.kill()
+    assert ended(handle).left_behind == ["wait"]
+    line.first = False
+    second = line.start()
+    gate.set()
+    assert back.wait(10)
+    assert second.result(20).ok
+    tasks.eventually(lambda: not any("forkmill-run" in t.name for t in threading.enumerate()))
+    assert sorted(seen) == [("second", 0), ("second", 1), ("second", 2)]
+
+
+def test_an_item_that_a_source_gives_too_late_is_the_last_that_is_taken() -> None:
+    """Who left a source behind does not go on taking from where it takes."""
+    gate, given = threading.Event(), []
+
+    class Taken:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            given.append(len(given))
+            if len(given) > 1:
+                assert gate.wait(30)
+            return len(given)
+
+    for make in (
+        lambda: fm.Pipeline().source(Taken()).map(same),
+        lambda: fm.Pipeline().source(Taken()).map(same, context="thread:1"),
+        lambda: fm.Pipeline().source(Taken()).batch(2, max_wait=0.05),
+    ):
+        given.clear()
+        gate.clear()
+        handle = make().start()
+        tasks.eventually(lambda: len(given) == 2)
+        handle.stop()
+        assert len(ended(handle).outputs) == 1
+        gate.set()
+        tasks.eventually(
+            lambda: not any(t.name.startswith("forkmill-") for t in threading.enumerate())
+        )
+        assert len(given) == 2
+
+
+@pytest.mark.parametrize("how", ["raise", "after"])
+def test_a_teardown_that_blocks_does_not_keep_kill_waiting(how: str) -> None:
+    gate, down = threading.Event(), []
+
+    class Line(fm.Pipeline):
+        @fm.producer
+        def items(self) -> Iterator[int]:
+            yield from itertools.count()
+
+        @fm.stage
+        def one(self, item: int) -> int:
+            return item
+
+        @one.teardown
+        def block(self) -> None:
+            gate.wait(30)
+
+        @fm.consumer
+        def two(self, item: int) -> None: ...
+
+        @two.teardown
+        def note(self) -> None:
+            down.append(1)
+
+    handle = Line().start()
+    tasks.eventually(lambda: handle.stats()["one"].in_)
+    handle.kill()
+    ended(handle)
+    assert down == [1]
+    gate.set()

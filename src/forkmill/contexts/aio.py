@@ -36,18 +36,19 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import DAEMON, exit_failed
+from .._process import DAEMON, end_first, exit_failed
 from .base import Backlog, Call, Executor, Ledger, Options, closed_error
 from .thread import Threads  # its exit hook is set up first, so ours runs before it
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .lane import Lane, Work
 
 __all__ = ["Aio"]
 
 _DEFAULT_WIDTH = 100
+_PATIENCE = 0.05  # seconds for a loop in which a call was left behind
 _ALIVE: set[Loop] = set()  # for the exit hook
 _FOREIGN: list[Loop] = []  # in a forked child: the parent's
 
@@ -64,6 +65,8 @@ class Loop:
         self.loop = asyncio.new_event_loop()
         self.running: set[asyncio.Task[None]] = set()
         self.plain: set[Call] = set()  # accepted, not over, in need of a thread
+        self.inner: dict[int, Any] = {}  # by id of a call's future: that of its part in a thread
+        self.left: set[concurrent.futures.Future[Any]] = set()  # nobody waits for them
         self.threads = Threads(name, Ledger(), width)
         self.thread = threading.Thread(target=self._run, name=name, daemon=DAEMON)
         self.lock = threading.Lock()  # guards `open`: waking a loop that is closed raises
@@ -105,9 +108,20 @@ class Loop:
             self.backlog.cancel_all()
         self.wake(self._pump)
 
+    def leave(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
+        """Nobody waits for these calls any more, nor for the loop because of them."""
+        late = set(futures)
+        self.left |= late
+        self.threads.leave(filter(None, [self.inner.get(id(future)) for future in late]))
+        if self.backlog.closed:
+            _ALIVE.discard(self)
+
     def join(self) -> None:
-        if self.thread is not threading.current_thread():
-            self.thread.join()
+        if self.thread is threading.current_thread():
+            return
+        # One that is left behind may have ended by now; else it may block the loop itself.
+        stuck = any(not future.done() for future in self.left)
+        self.thread.join(_PATIENCE if stuck else None)
 
     # ------------------------------------------------------------------ the loop's thread
 
@@ -161,6 +175,7 @@ class Loop:
     def _ended(self, call: Call, task: asyncio.Task[None]) -> None:
         self.running.discard(task)
         self.plain.discard(call)
+        self.inner.pop(id(call.future), None)
         if not call.future.done():  # a stranger cancelled it before its first step
             call.fail(concurrent.futures.CancelledError())
         self._pump()
@@ -219,6 +234,7 @@ class Loop:
             self.threads.ledger,
         )
         self.threads.accept(inner)
+        self.inner[id(call.future)] = inner.future
         return inner.future
 
     async def _outcome(self, future: concurrent.futures.Future[Any]) -> Any:
@@ -347,6 +363,10 @@ class Aio(Executor):
 
         return AsyncLane(self, work, notify)
 
+    def leave(self, futures: Iterable[Any]) -> None:
+        if self._loop is not None:
+            self._loop.leave(futures)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more, finish what was accepted, end the loop. Idempotent.
 
@@ -367,6 +387,7 @@ class Aio(Executor):
 
 
 def _at_exit() -> None:
+    end_first()
     alive = tuple(_ALIVE)
     failed = exit_failed()
     for loop in alive:

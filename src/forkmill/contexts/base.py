@@ -544,6 +544,9 @@ class Executor(_Face, ABC):
     def _check_open(self) -> None:
         """Raise what `submit` would raise now; nothing if it would accept."""
 
+    def leave(self, futures: Iterable[Any]) -> None:
+        """Wait for these calls no more, at shutdown and at exit neither: they cannot be ended."""
+
     def _waiting(self) -> int:
         """How many accepted calls have not started."""
         return 0

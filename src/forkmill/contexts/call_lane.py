@@ -15,6 +15,7 @@ import inspect
 from collections import deque
 from concurrent.futures import CancelledError, wait
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import _codec, errors
@@ -102,7 +103,7 @@ class CallLane(SharedLane):
 
     def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
         """What a generator emits: as it comes, or together."""
-        if not self.work.whole:
+        if self.work.stream or not self.work.whole:
             return self._stream_all(item, outputs)
         return gathered(self._while_open(outputs), self.work.atomic)
 
@@ -137,7 +138,28 @@ class CallLane(SharedLane):
     # ------------------------------------------------------------------ the end
 
     def _finish(self) -> None:
-        self._end_by(partial(self._copy.finish, self.work.always))
+        self._end_by(self._last)
+
+    def _last(self) -> Outputs:
+        """In a thread of the context: as `Copy.finish`, but what on_end emits comes as it comes."""
+        copy, outputs = self._copy, Outputs()
+        try:
+            if self.work.always and not copy.tried:
+                copy.prepare()
+            if copy.ready and self.work.on_end is not None:
+                value = self.work.on_end()
+                if inspect.isgenerator(value):
+                    outputs = self._stream_all(END, value)
+                else:
+                    outputs = as_outputs(emitted(value))
+        except BaseException as error:
+            outputs.append(Raised(error))
+        try:
+            if not self._over:  # else whoever closes the lane does it
+                copy.tear_down()
+        except BaseException as error:
+            outputs.append(Raised(error))
+        return outputs
 
     def _end_by(self, finish: Callable[[], Any]) -> None:
         try:
@@ -145,9 +167,17 @@ class CallLane(SharedLane):
         except Exception as error:
             self._finished([Taken(END, [], error)])
             return
+        with self._lock:
+            self._under_way.add(future)
         future.add_done_callback(self._copies_ended)
 
     def _copies_ended(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
+            over = self._over
+        if over:
+            self._deliver(None)  # nobody takes it, but somebody may wait for us
+            return
         failure = failure_of(future)
         if failure is not None:
             self._finished([Taken(END, [], failure)])
@@ -156,7 +186,7 @@ class CallLane(SharedLane):
 
     def _stop(self) -> None:
         with self._lock:
-            self._stopped += self._under_way
+            self._stopped += self._under_way.difference(self._stopped)
         for future in self._stopped:
             future.cancel()
         self._earned(MANY)  # streams go on, and see that it is over
@@ -165,9 +195,24 @@ class CallLane(SharedLane):
             with contextlib.suppress(errors.PoolError):
                 kill()
 
+    @property
+    def busy(self) -> int:
+        with self._lock:
+            return len(self._under_way)
+
+    def _wait(self, deadline: float | None) -> int:
+        stopped, self._stopped = self._stopped, []
+        patience = None if deadline is None else max(0.0, deadline - monotonic())
+        if self._executor.isolated:
+            patience = None  # they were killed
+        late = wait(stopped, patience).not_done  # they still use the copy
+        if late:
+            with self._lock:
+                self._under_way -= late
+            self._executor.leave(late)
+        return len(late)
+
     def _tear_down(self) -> None:
-        wait(self._stopped)  # those that cannot be stopped still use the copy
-        self._stopped.clear()
         self._copy.tear_down()
 
 
@@ -288,6 +333,8 @@ class AsyncLane(CallLane):
             return
         with self._lock:
             held, self._held = self._held, None
+            if self._over:
+                held = None
         super()._start(held or (), None)
 
     def _refuse(self, failure: BaseException) -> bool:
@@ -333,9 +380,9 @@ class AsyncLane(CallLane):
                 raise
             return Outputs([Raised(error)])
         if inspect.isasyncgen(value):
-            if self.work.whole:
-                return collect(value, self.work.atomic)
-            return self._stream_async(item, value)
+            if self.work.stream or not self.work.whole:
+                return self._stream_async(item, value)
+            return collect(value, self.work.atomic)
         return self._awaited(_same, value) if inspect.isawaitable(value) else value
 
     async def _stream_async(self, item: Any, values: AsyncIterator[Any]) -> Outputs:
@@ -354,6 +401,8 @@ class AsyncLane(CallLane):
                 if self._over:
                     break
                 self._emit(item, output)
+                if self._halted:
+                    break
         except BaseException as error:
             if not _is_own(error):
                 raise
@@ -366,12 +415,18 @@ class AsyncLane(CallLane):
         for space in hungry:
             self._executor.wake(space)  # type: ignore[attr-defined]  # an Aio
 
-    def _stop(self) -> None:
-        super()._stop()
-        wait(self._stopped)  # the copy is torn down in the loop, which may be about to end
+    def _wait(self, deadline: float | None) -> int:
+        left = super()._wait(deadline)
+        if left or not self._copy.ready:
+            return left
+        # The copy is torn down in the loop, which may be about to end.
         with contextlib.suppress(errors.PoolError):
-            if self._copy.ready:
-                self._executor.submit(self._tear_down_async).result()
+            future = self._executor.submit(self._tear_down_async)
+            self._stopped.append(future)
+            left = super()._wait(deadline)
+            if not left:
+                future.result()
+        return left
 
     def _finish(self) -> None:
         self._end_by(self._finish_async)
@@ -383,14 +438,23 @@ class AsyncLane(CallLane):
             if self.work.always and not self._copy.tried and self._held is not None:
                 await self._prepare()
             if self._copy.ready and self.work.on_end is not None:
-                outputs = as_outputs(await unrolled(self.work.on_end()))
+                outputs = await self._unrolled(self.work.on_end())
         except BaseException as error:
             outputs.append(Raised(error))
         try:
-            await self._tear_down_async()
+            if not self._over:  # else whoever closes the lane does it
+                await self._tear_down_async()
         except BaseException as error:
             outputs.append(Raised(error))
         return outputs
+
+    async def _unrolled(self, value: Any) -> Outputs:
+        """What on_end emits, as it comes."""
+        if inspect.isgenerator(value):
+            value = _each(value)
+        if inspect.isasyncgen(value):
+            return await self._stream_async(END, value)
+        return as_outputs(await value if inspect.isawaitable(value) else value)
 
     def _tear_down(self) -> None:
         """That has been done, in the loop."""
@@ -403,13 +467,13 @@ class AsyncLane(CallLane):
                 await value
 
 
-async def unrolled(value: Any) -> Any:
-    """What a call emits, where an event loop runs."""
-    if inspect.isasyncgen(value):
-        return await collect(value, False)
-    if inspect.isgenerator(value):
-        return gathered(value, False)
-    return await value if inspect.isawaitable(value) else value
+async def _each(values: Iterator[Any]) -> AsyncIterator[Any]:
+    """A generator's outputs, one at a time: others in the loop have their turn between them."""
+    from asyncio import sleep
+
+    for value in values:
+        yield value
+        await sleep(0)
 
 
 async def collect(values: AsyncIterator[Any], atomic: bool) -> Outputs:

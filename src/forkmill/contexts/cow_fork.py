@@ -45,7 +45,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _hazards, _native, _worker, errors
-from .._process import exit_failed, interrupted, our_thread
+from .._process import end_first, exit_failed, interrupted, our_thread
 from .._reducers import ARROW, has_arrow
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
 from .call_lane import mark_last
@@ -928,6 +928,7 @@ def _at_exit() -> None:
     A clean exit finishes accepted calls; after an unhandled exception, or on Ctrl-C while it
     waits, the ladder starts at once.
     """
+    end_first()
     failed = exit_failed()
     for forker in _ours():
         forker.close()

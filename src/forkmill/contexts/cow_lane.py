@@ -88,17 +88,20 @@ class CowLane(CopyLane):
             return
         with self._lock:
             self._under_way.add(future)
+            late = self._over
+        if late:  # `_stop` has not seen it
+            future.kill()
         future.add_done_callback(over.ring)
         failure = None
         try:
             self._emit_all(item, self._pieces(outputs.inlet, over.inlet))
         except Exception as error:  # an output that cannot be rebuilt here
             failure = errors.bare(error)
-        if failure is not None or self._over:
+        if failure is not None or self._over or self._halted:
             future.kill()
         wait([future])  # now no child will be forked for it, and its callback may still come
         _close(pipes)
-        if failure is None:
+        if failure is None and not self._halted:
             self._returned(item, future)
         else:
             with self._lock:

@@ -10,6 +10,7 @@ Use of a lane, by whoever drives a stage:
     3. for piece in lane.take_many(0): ... # all that came out; then sleep until notify()
     4. lane.end(); 3. again until lane.ended
     5. lane.close()                        # in any case
+       lane.stop(); sleep until notify() while lane.busy; lane.close(0)  # who cannot wait for ever
 
 Guarantees:
     * Every item that was put comes out once with `done`: in a Batch, or in a Taken with its
@@ -24,6 +25,9 @@ Guarantees:
     * A generator (sync or async) emits what it yields; anything else is one output, None included.
     * What an item or `on_end` emitted before it raised is not lost (but see `Work.atomic`).
     * Whatever a function raises, BaseExceptions too, is the failure of its item.
+    * A call that cannot be ended (in a thread, in a coroutine that ignores it) is left behind by a
+      `close` that does not wait: it finds nobody to tell, calls nothing more, and nobody waits for
+      it, also not when the interpreter exits.
     * `pending` counts what was put and not taken. A lane bounds nothing but streams, where a
       generator waits until its outputs are taken: `put` never blocks.
 
@@ -80,9 +84,9 @@ class Work:
             end, only copies in this process are torn down.
         on_end: Called after the last item of a copy; emits as `fn` does.
         stream: fn's outputs may be very many: they come out while it runs, and it waits when too
-            many were not taken. Else an item's outputs come out together, but where fn turns out to
-            give a generator, and the context can do so.
-        whole: An item's outputs must come out together, in any case.
+            many were not taken. Else an item's outputs come out together.
+        whole: An item's outputs must come out together. If it is not true, those of a generator
+            that fn turned out to give may come out as a stream's, if the context can do so.
         atomic: An item's outputs come from one call that succeeds; what raises has none. Only
             where they come out together.
         always: Where calls share a copy it has its setup and its end also if no item came.
@@ -96,7 +100,7 @@ class Work:
     teardown: Callable[[], Any] | None = None
     on_end: Callable[[], Any] | None = None
     stream: bool = False
-    whole: bool = False
+    whole: bool = True
     timeout: float | None = None
     atomic: bool = False
     always: bool = False
@@ -294,9 +298,27 @@ class Lane(ABC):
     def end(self) -> None:
         """No more items: after the last one `on_end` runs. Idempotent; never waits."""
 
+    def halt(self) -> None:  # noqa: B027  # nothing to do where there are no streams
+        """Generators that emit now are closed at their next output; their items are then done."""
+
+    def stop(self) -> None:  # noqa: B027  # nothing to do where nothing runs elsewhere
+        """Begin to close: cancel what has not started, end what can be ended. Never waits."""
+
+    @property
+    def busy(self) -> int:
+        """After `stop`: how many calls still run that cannot be ended; `notify` tells of an end."""
+        return 0
+
     @abstractmethod
-    def close(self) -> None:
-        """Stop now: cancel what has not started, free everything. Idempotent."""
+    def close(self, patience: float | None = None) -> int:
+        """Stop now: cancel what has not started, free everything. Idempotent.
+
+        Args:
+            patience: Seconds to wait for calls that cannot be ended; None: as long as they take.
+
+        Returns:
+            How many were left behind. Their copy of the state is not torn down: they use it.
+        """
 
     @property
     @abstractmethod
@@ -333,6 +355,8 @@ class SharedLane(Lane):
         self._open = True  # items may be put
         self._ending = False  # the copies' end has begun
         self._over = False  # nothing more will be delivered
+        self._halted = False  # streams end at their next output
+        self._left = 0  # calls that were left behind
         self._credit = threading.Semaphore(CREDIT)
 
     # ------------------------------------------------------------------ in
@@ -356,16 +380,16 @@ class SharedLane(Lane):
     def _deliver(self, piece: Any, done: int = 1) -> None:
         """A piece can be taken; so many items are finished with it."""
         with self._lock:
-            if self._over:
-                return
-            first = not self._out
-            self._out.append(piece)
-            self._to_come -= done
-            end = self._should_end()
+            over = self._over
+            first = over or not self._out
+            if not over:
+                self._out.append(piece)
+                self._to_come -= done
+            end = not over and self._should_end()
             if first:
                 self._lock.notify_all()
         if first and self._notify is not None:
-            self._notify()
+            self._notify()  # also when it is closed: somebody may wait for what is busy
         if end:
             self._finish()
 
@@ -408,6 +432,8 @@ class SharedLane(Lane):
             if self._over:
                 break
             self._emit(item, output)
+            if self._halted:
+                break
 
     def _emit(self, item: Any, output: Any) -> None:
         with self._lock:
@@ -473,7 +499,10 @@ class SharedLane(Lane):
     def own(self, executor: Any) -> None:
         self._own = executor
 
-    def close(self) -> None:
+    def halt(self) -> None:
+        self._halted = True
+
+    def stop(self) -> None:
         with self._lock:
             self._open, self._ending = False, True
             self._over = True
@@ -481,19 +510,30 @@ class SharedLane(Lane):
             self._split.clear()
             self._untaken = self._to_come = 0
             self._lock.notify_all()
+        self._stop()
+
+    def close(self, patience: float | None = None) -> int:
+        deadline = None if patience is None else monotonic() + patience
         try:
-            self._stop()
+            self.stop()
+            self._left += self._wait(deadline)
         finally:  # it may have run a teardown
             own, self._own = self._own, None
             if own is not None:
                 own.shutdown(wait=True, cancel_futures=True)
             if self._notify is not None:
                 self._notify()
-        self._tear_down()
+        if not self._left:
+            self._tear_down()
+        return self._left
 
     @abstractmethod
     def _stop(self) -> None:
-        """Cancel what has not started, end what can be stopped. Idempotent."""
+        """Cancel what has not started, end what can be ended. Idempotent; never waits."""
+
+    def _wait(self, deadline: float | None) -> int:
+        """Wait for what cannot be ended, and leave behind what is late; how many calls that is."""
+        return 0
 
     def _tear_down(self) -> None:
         """A copy in this process that did not come to its end: tear it down, once."""
@@ -660,6 +700,7 @@ class InlineLane(Lane):
         self._stream: tuple[Any, Iterator[Any]] | None = None  # an item and its outputs
         self._ends: deque[Taken] = deque()  # what the copy's end has told
         self._open, self._over = True, False
+        self._halted = False
 
     def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
         if not self._open:
@@ -698,7 +739,11 @@ class InlineLane(Lane):
 
     def _next_output(self, item: Any, outputs: Iterator[Any]) -> Taken:
         try:
-            return Taken(item, [next(outputs)], None, False)
+            if not self._halted:
+                return Taken(item, [next(outputs)], None, False)
+            if isinstance(outputs, GeneratorType):
+                outputs.close()
+            failure = None
         except StopIteration:
             failure = None
         except BaseException as error:
@@ -715,7 +760,10 @@ class InlineLane(Lane):
         if self._notify is not None:
             self._notify()
 
-    def close(self) -> None:
+    def halt(self) -> None:
+        self._halted = True
+
+    def close(self, patience: float | None = None) -> int:
         self._open, self._over = False, True
         self._items.clear()
         self._split.clear()
@@ -726,6 +774,7 @@ class InlineLane(Lane):
                 stream[1].close()
         finally:
             self._copy.tear_down()
+        return 0
 
     @property
     def ended(self) -> bool:

@@ -4,6 +4,8 @@ Guarantees:
     * Never more than n calls at once; with `idle_time`, threads that have nothing to do end.
     * A clean interpreter exit finishes accepted calls. After an unhandled exception it does not
       wait for them: a thread cannot be stopped.
+    * A thread whose call was left behind is none of ours any more: nobody waits for it, another
+      one may be made in its place, and it ends with its call.
 
 Invariants:
     * THREAD-1  `Threads` never refers to its executor: when that is dropped, what was accepted is
@@ -21,11 +23,11 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import DAEMON, exit_failed
+from .._process import DAEMON, end_first, exit_failed
 from .base import Backlog, Call, Executor, Ledger, check_initializer, integer, seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Thread", "Threads"]
 
@@ -54,6 +56,8 @@ class Threads:
         self.backlog = Backlog()
         self.lock = threading.Lock()  # guards the rest
         self.alive: set[threading.Thread] = set()  # when closed, also those that have ended
+        self.at: dict[int, Any] = {}  # by a thread's identifier: the future of its call
+        self.left: set[threading.Thread] = set()
         self.running = 0
         self.born = 0
         self.broken: BaseException | None = None
@@ -106,10 +110,15 @@ class Threads:
                     pass
         finally:
             with self.lock:
-                self.running -= 1
-                over = self.backlog.closed and not self.running
-                if not self.backlog.closed:
-                    self.alive.discard(threading.current_thread())
+                self.at.pop(threading.get_ident(), None)
+                if threading.current_thread() in self.left:
+                    self.left.discard(threading.current_thread())
+                    over = False
+                else:
+                    self.running -= 1
+                    over = self.backlog.closed and not self.running
+                    if not self.backlog.closed:
+                        self.alive.discard(threading.current_thread())
             if over:
                 _ALIVE.discard(self)
 
@@ -118,10 +127,13 @@ class Threads:
         call = self.backlog.take(self.idle_time)
         if call is None:
             return not self._leaves()
+        ident = threading.get_ident()
+        self.at[ident] = call.future
         call.run()
+        self.at[ident] = None
         # An exception's traceback has this frame too, as the one that called: a cycle else.
         del call
-        return True
+        return not self.left or threading.current_thread() not in self.left
 
     def _leaves(self) -> bool:
         with self.lock:
@@ -166,6 +178,21 @@ class Threads:
         with self.lock:
             if not self.running:
                 _ALIVE.discard(self)
+
+    def leave(self, futures: Iterable[Any]) -> None:
+        """Threads that run these calls are ours no more."""
+        late = set(map(id, futures))
+        with self.lock:
+            for thread in tuple(self.alive):
+                if id(self.at.get(thread.ident or 0)) in late:
+                    self.alive.discard(thread)
+                    self.left.add(thread)
+                    self.running -= 1
+            over = self.backlog.closed and not self.running
+        if over:
+            _ALIVE.discard(self)
+        else:
+            self.hire(len(self.alive) + len(self.backlog))  # who waits must not wait for them
 
     def join(self) -> None:
         """Wait for all threads but this one."""
@@ -237,6 +264,9 @@ class Thread(Executor):
     def _waiting(self) -> int:
         return len(self._threads.backlog)
 
+    def leave(self, futures: Iterable[Any]) -> None:
+        self._threads.leave(futures)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more, finish what was accepted, end the threads. Idempotent.
 
@@ -266,6 +296,7 @@ def pin_thread(number: int) -> None:
 
 
 def _at_exit() -> None:
+    end_first()
     alive = tuple(_ALIVE)
     failed = exit_failed()
     for threads in alive:

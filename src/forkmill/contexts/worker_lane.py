@@ -240,4 +240,8 @@ class WorkerLane(SharedLane):
                 # then they forget what was ours.
                 self._batches.everywhere(Drop(self._token))
             self._ended_well = True
-        self._batches.join()
+
+    def _wait(self, deadline: float | None) -> int:
+        # Who reads on in a worker that lives may wait for what an item emits.
+        left: int = self._batches.join(deadline)
+        return left

@@ -26,6 +26,7 @@ import copy as copy_module
 import functools
 from collections import deque
 from itertools import repeat, starmap
+from threading import get_ident
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from .._process import cpus
 from ..errors import BuildError, WorkerDied
 from .declare import to
 from .events import short
-from .fuse import BEAT, GONE, Outs, fuse
+from .fuse import BEAT, GONE, Outs, disarm, fuse
 from .graph import find, stage_hooks
 from .options import DeadLetter, Retry, final
 from .result import Failure
@@ -403,7 +404,7 @@ class Cell:
         """What is under way or waits comes to nothing. Raises as `close`."""
         run, self.run = self.run, None
         try:
-            if run is not None:
+            if run is not None and not run.gi_running:  # type: ignore[attr-defined]
                 run.close()  # type: ignore[attr-defined]
         finally:
             if run is not None and self._edge is not None:
@@ -411,6 +412,12 @@ class Cell:
                 self._edge = None
             for edge in self.edges_in:
                 edge.drop()
+
+    def disarm(self) -> None:
+        """The run is killed, and its thread does not come back: whatever that calls in a run raises
+        Left."""
+        for function in self._runs.values():
+            disarm(function)
 
     # ------------------------------------------------------------------ turns
 
@@ -469,6 +476,8 @@ class Cell:
 
     def run_of(self, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
         """The compiled run that hangs on this cell."""
+        if self.engine.stopping:
+            self.engine.gate()
         run = self._runs.get((entry, timed))
         if run is None:
             run = self._runs[entry, timed] = fuse(self, entry, timed)
@@ -526,6 +535,8 @@ class Cell:
 
     def flush(self, came: int, failed: int, out: int) -> None:
         """Counters of a run in which the stage is fused."""
+        if self.engine.thread != get_ident():
+            return  # they were read when the run was taken over
         self.came += came
         if self.fused:
             edge = self.edges_in[0]
@@ -537,6 +548,8 @@ class Cell:
 
     def flush_entry(self, came: int, failed: int, out: int) -> None:
         """Counters of a run whose items come from an edge of the stage."""
+        if self.engine.thread != get_ident():
+            return
         self.came += came
         edge = self._edge
         if edge is not None:

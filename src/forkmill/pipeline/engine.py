@@ -46,11 +46,11 @@ from ..errors import PoolError
 from .cells import Abort, Cell, Edge, Killed, Outlet, Pace, resolve, width_of
 from .declare import hooks_of, to
 from .events import Events, Ticker
-from .fuse import Tally, tallied
+from .fuse import Code, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
 from .nested import NestedCell
-from .result import KEEP, FailureLog, RunResult, attach, check_keep
+from .result import GRACE, KEEP, FailureLog, Left, RunResult, attach, check_keep
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
 from .work import each_hook, run_hooks
@@ -167,7 +167,7 @@ class Engine:
         self.bell = Bell()
         self.beat: list[None] = []  # not empty: a run comes back as soon as it can
         self.pace: Pace | None = None  # where more than one cell may wait for its turn
-        self.tallies: dict[CodeType, list[Tally]] = {}  # how runs count, by their code
+        self.codes: dict[CodeType, Code] = {}  # of all runs
         self.flushed = 0  # how often a run has handed its counters over
         self.thread = threading.get_ident()  # who runs the engine
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
@@ -181,6 +181,12 @@ class Engine:
         self._began = self._looked = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
+        self._kill_by = _NEVER  # when nothing is waited for any more
+        self._left: list[str] = []  # stages with calls that were left behind
+        self._torn = False  # and with one in the middle of our own work
+        self._lead = threading.Lock()  # guards `thread` against who takes over
+        self._passed = False  # since `stop`: no source holds the thread of the run any more
+        self._closing: Iterator[Any] | None = None  # what is still to be released
         self._late: list[BaseException] = []  # what failed where a stage had ended
         self._riders = {stage for stage in graph.stages if rides(stage, graph)}
         self.order = [self._cell(stage) for stage in graph.stages]
@@ -241,6 +247,9 @@ class Engine:
 
     def kill(self) -> None:
         """Everything stops."""
+        if not self.killed:
+            self._kill_by = monotonic() + GRACE
+            self.events.patience = 0.1
         self.killed = self.stopping = True
         self._cut.set()
         self._call()
@@ -314,7 +323,7 @@ class Engine:
             before = self.flushed
             counts = {cell: (cell.came, cell.out) for cell in self.order}
             for frame in () if self._over else self._frames():
-                for tally, (came, _, out) in tallied(frame, self.tallies[frame.f_code]):
+                for tally, (came, _, out) in tallied(frame, self.codes[frame.f_code].tallies):
                     was = counts[tally.cell]
                     counts[tally.cell] = was[0] + came, was[1] + out
             if self.flushed == before:
@@ -325,14 +334,14 @@ class Engine:
         """The frames of all runs under way: on the stack of the engine's thread, or waiting."""
         frame = sys._current_frames().get(self.thread)
         while frame is not None:
-            if frame.f_code in self.tallies and frame.f_locals.get("beat") is self.beat:
+            if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
                 yield frame
             frame = frame.f_back
         for cell in self.order:
             run: Any = cell.run
             while run is not None:
                 code = getattr(run, "gi_code", None)
-                if code in self.tallies and not run.gi_running and run.gi_frame is not None:
+                if code in self.codes and not run.gi_running and run.gi_frame is not None:
                     yield run.gi_frame
                 run = getattr(run, "gi_yieldfrom", None)
 
@@ -362,7 +371,9 @@ class Engine:
             # Ctrl-C, and no item's own: we raise it where the run is killed; a handler of the
             # user's may raise it anywhere in the main thread.
             return self.killed or self.may_interrupt
-        return isinstance(error, Abort) or (isinstance(error, GeneratorExit) and self.closing)
+        if isinstance(error, GeneratorExit):
+            return self.closing
+        return isinstance(error, (Abort, Killed, Left))
 
     def rewrite(self) -> None:
         """The function of a stage is another one now: compile what calls it anew."""
@@ -403,6 +414,97 @@ class Engine:
     def pause(self, seconds: float) -> bool:
         """Wait, in the thread of the run; False: the run is being ended."""
         return not self._cut.wait(seconds)
+
+    def leave(self, stage: str, calls: int) -> None:
+        """So many calls of a stage cannot be ended, and nobody waits for them any more."""
+        self._left += [stage] * calls
+
+    # ------------------------------------------------------------------ the lead
+    #
+    # The thread of a Handle's run may be held by the user's code for ever: by an inline source
+    # after `stop`, by any inline function after `kill`. Then another thread takes the engine over.
+    #
+    #   that thread, at `gate`, before it touches anything | who takes over
+    #     lock: is it `thread` still? then `_passed` = True |  lock: is it in a source, and has not
+    #     no: Left, past everything, into nothing           |  `_passed`? then `thread` = me
+    #
+    # After `stop` no source is pulled again once `_passed` is true, so nobody takes over then.
+    # After `kill` the functions of its runs raise Left too: what comes back calls nothing more.
+
+    def gate(self) -> None:
+        """Who comes back from the user's code, in a run that is being ended.
+
+        Raises:
+            Left: The run has gone on without this thread.
+        """
+        with self._lead:
+            if self.thread != threading.get_ident():
+                raise Left
+            self._passed = True
+
+    def held_by_source(self) -> bool:
+        """Whether the thread of the run is in a source's code; if so the caller has the run now."""
+        with self._lead:
+            if self._passed or self._over:
+                return False
+            frame = sys._current_frames().get(self.thread)
+            while frame is not None and not self._pulls(frame):
+                frame = frame.f_back
+            if frame is None:
+                return False
+            cell: Source = frame.f_locals["cell"]
+            self._take_over()
+        cell.left_behind(frame)
+        self.leave(cell.name, 1)
+        return True
+
+    def _pulls(self, frame: FrameType) -> bool:
+        return frame.f_code in INTERRUPTED and frame.f_locals["cell"].engine is self
+
+    def held_by_anything(self) -> bool:
+        """After `kill`: whether the run is not over; if so the caller has it now."""
+        with self._lead:
+            if self._over:
+                return False
+            where = self._calls()
+            self._take_over()
+            self._torn = True
+            for cell in self.order:
+                cell.disarm()
+        if where:
+            self.leave(where, 1)
+        return True
+
+    def _calls(self) -> str:
+        """The stage whose function the thread of the run is in; "": none that is known."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if self._pulls(frame):
+                name: str = frame.f_locals["cell"].name
+                return name
+            if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
+                return self.order[self.codes[frame.f_code].calls(frame)].name
+            frame = frame.f_back
+        return ""
+
+    def _take_over(self) -> None:
+        counted = [
+            (tally, figures)
+            for frame in self._frames()
+            for tally, figures in tallied(frame, self.codes[frame.f_code].tallies)
+        ]
+        self.thread = threading.get_ident()
+        for tally, figures in counted:
+            (tally.cell.flush_entry if tally.entry else tally.cell.flush)(*figures)
+
+    def carry_on(self) -> RunResult:
+        """Run to the end, from where another thread was left.
+
+        Raises:
+            BaseException: See `finish`.
+        """
+        self._drive(self.step)
+        return self.finish()
 
     # ------------------------------------------------------------------ opening
 
@@ -449,7 +551,7 @@ class Engine:
             BaseException: See `finish`.
         """
         with Interrupts(self):
-            self._drive(lambda: self.step())
+            self._drive(self.step)
             return self.finish()
 
     def next_output(self) -> tuple[Any] | None:
@@ -471,6 +573,8 @@ class Engine:
                 pass
         except Killed:
             pass
+        except Left:
+            raise
         except BaseException as error:
             self._error = error
             self.killed = True
@@ -490,6 +594,8 @@ class Engine:
         """What was asked of the engine. It is called anew if more is asked meanwhile."""
         self.bell.clear()
         self.beat.clear()
+        if self.stopping:
+            self.gate()
         if self.killed:
             raise Killed
         if self.stopping and not self._sources_stopped:
@@ -700,18 +806,18 @@ class Engine:
         interrupted = isinstance(error, KeyboardInterrupt) and not own
         self._over = True
         self._duration = monotonic() - self._began
-        self._check_edges(torn=interrupted)
+        self._check_edges(torn=interrupted or self._torn)
         stopped = interrupted or (self.stopping and error is None)
         failed = error is not None or self.producer_failed
         status = "stopped" if stopped else "failed" if failed else "completed"
-        self._ticker.stop()
+        self._ticker.stop(_NEVER if not self.killed else 0.1)
         if self.events.sinks:
             self._tell()
         self.events.emit("run_finished", status=status, duration=self._duration)
         outputs = [] if self.outputs.bounded else list(self.outputs)
         log = self.failures
         figures = self.snapshot()
-        result = RunResult(status, outputs, log.kept, figures, self._duration, log.more)
+        result = RunResult(status, outputs, log.kept, figures, self._duration, log.more, self._left)
         if not self.inside and self._opened:
             late += each_hook(hooks_of(self.graph.pipeline, "after_run"), result)
         if error is None and late:
@@ -724,13 +830,35 @@ class Engine:
         """End every cell, whatever the user's code makes of it; what failed since a stage ended."""
         late = self._late
         self.closing = True
+        if self._closing is None:
+            self._closing = self._releases()
+        for work in self._closing:
+            try:
+                work()
+            except Left:
+                raise
+            except BaseException as error:
+                late.append(error)
+            if self.killed:
+                self.gate()
+        return late
+
+    def _releases(self) -> Iterator[Any]:
+        """All that is to be done at the end, each once, whoever does it."""
+        lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
+        yield from (cell.halt for cell in lanes)
+        while any(cell.busy for cell in lanes) and monotonic() < self._kill_by:
+            yield self._wait_for_calls
         for work in ("close", "tear_down", "after_hooks"):
             for cell in self.order:
-                try:
-                    getattr(cell, work)()
-                except BaseException as error:
-                    late.append(error)
-        return late
+                yield getattr(cell, work)
+
+    def _wait_for_calls(self) -> None:
+        """Calls that cannot be ended: until one ends, or until they are left behind."""
+        self.bell.clear()
+        if any(isinstance(cell, LaneCell) and cell.busy for cell in self.order):
+            wait = self._kill_by - monotonic()
+            self.bell.wait(None if wait == _NEVER else max(0.0, wait))
 
     def _check_edges(self, torn: bool) -> None:
         """ENG-3. `torn`: Ctrl-C has raised anywhere in here, so what is missing was dropped."""

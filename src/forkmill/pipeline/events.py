@@ -49,12 +49,16 @@ class Events:
         self._number = 0
         self._lock = threading.Lock()  # for changes of `sinks`
         self._emitting = threading.RLock()  # a sink may do what emits
+        self.patience = -1.0  # seconds to wait for a sink that works elsewhere; -1: for ever
 
     def emit(self, kind: str, stage: str | None = None, **data: Any) -> None:
         """Tell everybody."""
         if not self.sinks:
             return
-        with self._emitting:
+        if not self._emitting.acquire(timeout=self.patience):
+            self.errors += 1  # the run was killed, and a sink does not come back
+            return
+        try:
             self._number += 1
             event = {
                 "number": self._number,
@@ -69,6 +73,8 @@ class Events:
                     sink(dict(event))
                 except Exception:
                     self.errors += 1
+        finally:
+            self._emitting.release()
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called from the next event on."""
@@ -104,13 +110,17 @@ class Ticker:
             while not self._end.wait(_PROGRESS_S):
                 self._tell()
 
-    def stop(self) -> None:
-        """Tell no more: when this returns, nothing is being told. Idempotent."""
+    def stop(self, patience: float) -> None:
+        """Tell no more. Idempotent.
+
+        Args:
+            patience: Seconds to wait for what is being told.
+        """
         with self._lock:
             self._end.set()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(min(patience, threading.TIMEOUT_MAX))
 
 
 def short(value: Any) -> str:

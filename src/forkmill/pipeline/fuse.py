@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .declare import to
 from .options import DeadLetter, final
+from .result import Left
 from .work import LAZY
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
     from .cells import Cell
 
-__all__ = ["BEAT", "GONE", "Outs", "Tally", "fuse", "portions", "tallied"]
+__all__ = ["BEAT", "GONE", "Code", "Outs", "disarm", "fuse", "tallied"]
 
 GONE: Any = type("Gone", (), {"__repr__": lambda self: "GONE"})()  # a failed item's output
 BEAT: Any = type("Beat", (), {"__repr__": lambda self: "BEAT"})()  # instead of a full queue
@@ -80,6 +81,25 @@ def portions(items: list[Any], look: Callable[[], int]) -> Iterator[Iterator[Any
         few = look()
         yield iter(items[at : at + few])
         at += few
+
+
+class Code(NamedTuple):
+    """What is known of a run by its code.
+
+    Attributes:
+        cell: What it hangs on.
+        tallies: How its stages count.
+        lines: Its text.
+    """
+
+    cell: Cell
+    tallies: list[Tally]
+    lines: list[str]
+
+    def calls(self, frame: FrameType) -> int:
+        """The index of the stage whose function a run of it calls now."""
+        called = re.search(r"\b(?:f|fail|hold|special)(\d+)\(", self.lines[frame.f_lineno - 1])
+        return int(called[1]) if called else self.cell.index
 
 
 class Tally(NamedTuple):
@@ -127,9 +147,27 @@ def fuse(cell: Cell, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iter
     scope: dict[str, Any] = {}
     exec(_compiled(text), scope)
     run: Any = scope["make"](*writer.names.values())
-    cell.engine.tallies[run.__code__] = writer.tallies
+    cell.engine.codes[run.__code__] = Code(cell, writer.tallies, text.splitlines())
     found: Callable[[Iterable[Any]], Iterator[Any]] = run
     return found
+
+
+def disarm(run: Any) -> None:
+    """Have a run call nothing more, which is under way in another thread: neither the user's
+    functions nor the engine's."""
+    for name, cell in zip(run.__code__.co_freevars, run.__closure__ or (), strict=True):
+        if name.startswith("flush"):
+            cell.cell_contents = _nothing
+        elif callable(cell.cell_contents) and not isinstance(cell.cell_contents, type):
+            cell.cell_contents = _left
+
+
+def _left(*_args: Any) -> Any:
+    raise Left
+
+
+def _nothing(*_args: Any) -> None:
+    pass
 
 
 @functools.lru_cache(256)

@@ -28,8 +28,9 @@ from .declare import to
 from .events import short
 from .graph import stage_hooks
 from .options import Retry, final
+from .result import PATIENCE
 from .shuffle import mixer
-from .work import initialize, make_work, run_hooks, uncarried
+from .work import Nested, initialize, make_work, run_hooks, uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from .graph import Stage
 
 __all__ = ["LaneCell"]
+
 
 _HANDFUL = 16  # outputs of which some go by fm.to, that are handed on together
 
@@ -74,10 +76,12 @@ class LaneCell(Cell):
         self._remember = stage.ordered or self._whole
         self._seq = self._next = 0
         self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
+        self._leave_at = NEVER  # when a source that blocks is left behind
         self._ending = 0  # 1: leftovers are on their way, 2: the lane ends
         self._forks = stage_hooks(stage, "before_fork")
         self._mixer = None if stage.ordered or stage.inline or self.producing else mixer()
         self.call_hooks = bool(self._forks) and stage.spec.type == "cow_fork"
+        self.nested: Nested | None = None  # where a pipeline runs in this very process
 
     def wire(self) -> None:
         super().wire()
@@ -119,7 +123,10 @@ class LaneCell(Cell):
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
         """What the lane does; the hooks are called where a copy of the state is set up."""
-        return make_work(self.stage, after_fork)
+        nested = None if self.stage.nested is None else Nested(self.stage.nested)
+        if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
+            self.nested = nested
+        return make_work(self.stage, after_fork, nested)
 
     def _reopen(self) -> None:
         self._ending = 0
@@ -135,7 +142,7 @@ class LaneCell(Cell):
         again = self._retries[0][0] if self._retries else NEVER
         if self._mixer is not None and not self._ready_pieces:
             again = min(again, self._mixer.due)
-        return min(again, super().due())
+        return min(again, self._leave_at, super().due())
 
     def load(self) -> float:
         return (sum(map(len, self.edges_in)) + self.pending) / self.width
@@ -144,6 +151,9 @@ class LaneCell(Cell):
         progress = False
         if self.lane is not None:
             progress = self._take()
+        if self._leave_at <= monotonic():
+            self._leave_source()
+            progress = True
         if any(self.edges_in):
             if self.lane is None or self.state == "ended":
                 self._reopen()
@@ -494,13 +504,35 @@ class LaneCell(Cell):
         while self._retries:
             record = heapq.heappop(self._retries)[2]
             self._finished(record, record.item, record.failure)
+        if self.nested is not None:
+            self.nested.stop()
         if self.producing and self.lane is not None and self.pending:
-            for piece in self.lane.take_many(0):
-                self._ready_pieces.append(piece)
-            self.pending = 0
-            self._ending = 2
-            self._shut(self.lane)
+            self.lane.halt()  # what it has given is worked on
+            self._leave_at = monotonic() + PATIENCE
+        elif self.producing:
+            self.live_source = False
+
+    def _leave_source(self) -> None:
+        """A source did not come back from the user's code in time."""
+        self._leave_at = NEVER
+        if not self.pending:
+            return
         self.live_source = False
+        self.pending = 0
+        self._ending = 2
+        self._shut(self.lane)
+
+    def halt(self) -> None:
+        """The run is being ended: so that all lanes end at a time, and nobody waits for each."""
+        if self.nested is not None:
+            self.nested.kill()
+        if self.lane is not None:
+            self.lane.stop()
+
+    @property
+    def busy(self) -> bool:
+        """After `halt`: whether calls still run that cannot be ended."""
+        return self.lane is not None and bool(self.lane.busy)
 
     def close(self) -> None:
         lane, self.lane = self.lane, None
@@ -516,7 +548,7 @@ class LaneCell(Cell):
     def _shut(self, lane: Any) -> None:
         """Close a lane before its end; what its copies' teardown raised is the stage's failure."""
         try:
-            lane.close()
+            self.engine.leave(self.name, lane.close(0))
         except BaseException as error:
             if self.engine.passes(error):
                 raise

@@ -5,16 +5,19 @@ Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
 import threading
 import time
 import traceback as traceback_module
+import weakref
 from dataclasses import dataclass, field
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
+from .._process import before_exit
 from ..contexts.lane import Raised
 from ..errors import add_note, slot
 
@@ -25,9 +28,26 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .stats import RunStats
 
-__all__ = ["KEEP", "Failure", "FailureLog", "Handle", "RunResult", "Stream"]
+__all__ = [
+    "GRACE",
+    "KEEP",
+    "PATIENCE",
+    "Failure",
+    "FailureLog",
+    "Handle",
+    "Left",
+    "RunResult",
+    "Stream",
+]
 
+PATIENCE = 1.0  # seconds, from `stop` to where a source that blocks is left behind
+GRACE = 0.4  # seconds, from `kill` to where any call that cannot be ended is
+RELIEF = 0.8  # seconds, from `kill` to where the thread of the run is left behind
 KEEP = 1000  # failures that a run keeps whole, if nobody says otherwise
+
+
+class Left(BaseException):
+    """The run has gone on without this thread."""
 
 
 class Failure:
@@ -218,6 +238,9 @@ class RunResult:
         duration: Seconds.
         more_failures: How many failed beyond those, by stage and type of the error:
             ``{("parse", "ValueError"): 12}``.
+        left_behind: The stages with calls that could not be ended when the run was stopped or
+            killed, one entry a call: threads cannot be stopped from outside. They are daemons, what
+            they give is dropped, and nobody waits for them, also not when the interpreter exits.
     """
 
     status: str
@@ -226,6 +249,7 @@ class RunResult:
     stats: RunStats
     duration: float
     more_failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    left_behind: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -239,35 +263,73 @@ class RunResult:
 
 
 class Handle:
-    """A run in a thread of its own."""
+    """A run in a thread of its own.
+
+    The user's code may hold that thread for ever: after `stop` an inline source that blocks, after
+    `kill` any inline function. Then the run is carried on, or ended, by another one (see
+    `Engine.gate`), and this thread, a daemon, is left behind.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._over = threading.Event()
         self._result: RunResult | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="forkmill-run", daemon=True)
+        self._lock = threading.Lock()  # guards the next one
+        self._relief: dict[str, threading.Thread] = {}
+        self._thread = threading.Thread(
+            target=self._carry, args=(engine.run,), name="forkmill-run", daemon=True
+        )
+        _RUNNING.add(self)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _carry(self, run: Callable[[], RunResult]) -> None:
         try:
-            self._result = self._engine.run()
+            self._result = run()
+        except Left:
+            return  # somebody else has the run
         except BaseException as error:
             self._error = error
-        finally:
-            self._over.set()
+        _RUNNING.discard(self)
+        self._over.set()
+
+    def _relieve(self, why: str, after: float, held: Callable[[], bool]) -> None:
+        """Have a thread carry the run on if its own is held by the user's code; once."""
+        with self._lock:
+            if why in self._relief or self._over.is_set():
+                return
+            thread = threading.Thread(
+                target=self._take_over, args=(after, held), name="forkmill-end", daemon=True
+            )
+            with contextlib.suppress(RuntimeError):  # the interpreter ends: see `_at_exit`
+                thread.start()
+                self._relief[why] = thread
+
+    def _take_over(self, after: float, held: Callable[[], bool]) -> None:
+        if not self._over.wait(after) and held():
+            self._carry(self._engine.carry_on)
 
     def done(self) -> bool:
         """Whether it is over."""
         return self._over.is_set()
 
     def stop(self) -> None:
-        """Sources stop; what is in flight is finished. Does not wait. Idempotent."""
+        """Sources stop; what is in flight is finished. Does not wait. Idempotent.
+
+        A source that blocks is left behind after a second. A stage that blocks is waited for.
+        Loops by fm.to and retries come to their end.
+        """
         self._engine.stop()
+        self._relieve("stop", PATIENCE, self._engine.held_by_source)
 
     def kill(self) -> None:
-        """Stop everything now; what is in flight is dropped. Does not wait. Idempotent."""
+        """Stop everything now; what is in flight is dropped. Does not wait. Idempotent.
+
+        All is over within a second. Calls that block in threads are left behind
+        (`RunResult.left_behind`).
+        """
         self._engine.kill()
+        self._relieve("kill", RELIEF, self._engine.held_by_anything)
 
     def stats(self) -> RunStats:
         """The figures so far."""
@@ -302,7 +364,9 @@ class Handle:
             except KeyboardInterrupt as error:
                 (self.stop if interrupt is None else self.kill)()
                 interrupt, deadline = error, None
-        self._thread.join()
+        for thread in (self._thread, *self._relief.values()):
+            if thread is not self._thread or self._engine.thread == thread.ident:
+                thread.join()
         if interrupt is not None:
             raise interrupt
         if self._error is not None:
@@ -312,6 +376,23 @@ class Handle:
                 del self
         assert self._result is not None
         return self._result
+
+
+# Those whose run goes on, for the exit hook.
+_RUNNING: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _at_exit() -> None:
+    """What runs still, in daemons, is killed: else the contexts would wait for its calls, and a
+    thread that is blocked may be in one of them."""
+    for handle in tuple(_RUNNING):
+        handle._engine.kill()
+    for handle in tuple(_RUNNING):
+        handle._take_over(RELIEF, handle._engine.held_by_anything)
+
+
+before_exit(_at_exit)
+os.register_at_fork(after_in_child=_RUNNING.clear)
 
 
 class Stream:

@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from itertools import islice, repeat
+from itertools import compress, islice, repeat
 from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from .cells import TIMED, Cell, Edge
 from .declare import to
+from .result import GRACE
 from .work import iterated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from types import FrameType
 
     from .engine import Engine
     from .graph import Stage
@@ -42,6 +44,7 @@ class Source(Cell):
         self.live_source = True
         self.feeder: Feeder | None = None
         self.values: Iterator[Any] | None = None  # the user's, where they go straight to a queue
+        self.open_gate = [True] * _HANDFUL  # empty: what a pull still brings is dropped
         self._tap: Iterator[Any] | None = None
         self._straight: Edge | None = None
         self._waiting_for_thread = False
@@ -113,7 +116,10 @@ class Source(Cell):
         seconds = perf_counter() - start
         self.wall += seconds
         self._tune(seconds, False)
-        got = len(edge) - before
+        self._filled(edge, len(edge) - before)
+
+    def _filled(self, edge: Edge, got: int) -> None:
+        """So many items have come to the queue, straight from the user's iterator."""
         if to._made:
             items = [edge.pop() for _ in range(got)]
             items.reverse()
@@ -127,8 +133,12 @@ class Source(Cell):
         try:
             if self.values is None:
                 begun(self)
+                if self.engine.stopping:
+                    self.engine.gate()
             was = len(edge)
-            filled(edge, self.values, n)  # type: ignore[arg-type]
+            filled(self, edge, n)
+            if self.engine.stopping:
+                self.engine.gate()
             if len(edge) - was == n:
                 return
         except BaseException as error:
@@ -163,6 +173,8 @@ class Source(Cell):
     def ended_by(self, error: BaseException) -> None:
         """The producer raised, or Ctrl-C did in it."""
         engine = self.engine
+        if engine.stopping:
+            engine.gate()
         if isinstance(error, KeyboardInterrupt) and (engine.interrupted or engine.may_interrupt):
             engine.interrupted = True
             engine.stop()
@@ -170,6 +182,23 @@ class Source(Cell):
             raise error
         else:
             self.failed(error)
+
+    def left_behind(self, frame: FrameType) -> None:
+        """The thread that pulls does not come back. What it has brought is worked on.
+
+        Args:
+            frame: Where it is.
+        """
+        self.open_gate.clear()
+        self.live_source = False
+        self._tap = self.values = None
+        self.run = None
+        self._over()
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_code is not Source._fill.__code__:
+            caller = caller.f_back
+        if caller is not None and self._straight is not None:
+            self._filled(self._straight, len(self._straight) - caller.f_locals["before"])
 
     def failed(self, error: BaseException) -> None:
         """The producer raised: it ends, and only it."""
@@ -186,7 +215,13 @@ class Source(Cell):
         finally:
             self.stop()
             if self.feeder is not None:
-                self.feeder.join()
+                self.engine.leave(self.name, self.feeder.join())
+
+    def disarm(self) -> None:
+        self.open_gate.clear()
+        if any(getattr(held, "gi_running", False) for held in (self._tap, self.values)):
+            self._tap = self.values = None  # it cannot be closed from here
+        super().disarm()
 
     def load(self) -> float:
         return 0.0
@@ -207,9 +242,9 @@ def begun(cell: Source) -> None:
     cell.values = iterated(cell.fn())
 
 
-def filled(edge: Edge, values: Iterable[Any], n: int) -> None:
+def filled(cell: Source, edge: Edge, n: int) -> None:
     """Items go to a queue; what came before an error stays there. KeyboardInterrupt as in `tap`."""
-    edge.extend(islice(values, n))
+    edge.extend(islice(compress(cell.values, cell.open_gate), n))  # type: ignore[arg-type]
 
 
 def tap(cell: Source) -> Iterator[Any]:
@@ -221,6 +256,8 @@ def tap(cell: Source) -> Iterator[Any]:
     engine = cell.engine
     try:
         for item in iterated(cell.fn()):
+            if engine.stopping:
+                engine.gate()
             yield item
             if engine.stopping:
                 break
@@ -278,8 +315,9 @@ class Feeder:
                 self.cell.failed(error)
         return found
 
-    def join(self) -> None:
-        """Wait for the thread, if it is not stuck in the user's code."""
+    def join(self) -> int:
+        """Wait for the thread; if it is stuck in the user's code, leave it behind: 1."""
         self.stopped = True
         self.free.set()
-        self._thread.join(0.5)
+        self._thread.join(GRACE)
+        return int(self._thread.is_alive())

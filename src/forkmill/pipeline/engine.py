@@ -53,7 +53,7 @@ from .nested import NestedCell
 from .result import GRACE, KEEP, FailureLog, Left, RunResult, attach, check_keep
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
-from .work import each_hook, run_hooks
+from .work import Nested, each_hook, run_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -242,6 +242,8 @@ class Engine:
     def stop(self) -> None:
         """Sources stop, loops and retries too; the rest is finished."""
         self.stopping = True
+        for nested in self._nested():
+            nested.stop()
         self._cut.set()
         self._call()
 
@@ -251,8 +253,15 @@ class Engine:
             self._kill_by = monotonic() + GRACE
             self.events.patience = 0.1
         self.killed = self.stopping = True
+        for nested in self._nested():
+            nested.kill()
         self._cut.set()
         self._call()
+
+    def _nested(self) -> list[Nested]:
+        """Pipelines that run in this process, as stages: in threads, and in this very one."""
+        cells = (cell for cell in self.order if isinstance(cell, LaneCell))
+        return [cell.nested for cell in cells if cell.nested is not None]
 
     def _call(self) -> None:
         """Have the engine look up, from its sleep or from a run."""

@@ -504,8 +504,6 @@ class LaneCell(Cell):
         while self._retries:
             record = heapq.heappop(self._retries)[2]
             self._finished(record, record.item, record.failure)
-        if self.nested is not None:
-            self.nested.stop()
         if self.producing and self.lane is not None and self.pending:
             self.lane.halt()  # what it has given is worked on
             self._leave_at = monotonic() + PATIENCE
@@ -525,7 +523,7 @@ class LaneCell(Cell):
     def halt(self) -> None:
         """The run is being ended: so that all lanes end at a time, and nobody waits for each."""
         if self.nested is not None:
-            self.nested.kill()
+            self.nested.kill()  # nobody waits for what it is at
         if self.lane is not None:
             self.lane.stop()
 

@@ -49,11 +49,11 @@ from .events import Events, Ticker
 from .fuse import Code, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
-from .nested import NestedCell
+from .nested import Nested, NestedCell
 from .result import GRACE, KEEP, FailureLog, Left, RunResult, attach, check_keep
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
-from .work import Nested, each_hook, run_hooks
+from .work import each_hook, run_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -260,8 +260,8 @@ class Engine:
 
     def _nested(self) -> list[Nested]:
         """Pipelines that run in this process, as stages: in threads, and in this very one."""
-        cells = (cell for cell in self.order if isinstance(cell, LaneCell))
-        return [cell.nested for cell in cells if cell.nested is not None]
+        cells = (cell for cell in self.order if isinstance(cell, NestedCell))
+        return [cell.here for cell in cells if cell.here is not None]
 
     def _call(self) -> None:
         """Have the engine look up, from its sleep or from a run."""
@@ -565,6 +565,7 @@ class Engine:
 
     def next_output(self) -> tuple[Any] | None:
         """The next output; None when the run is over."""
+        self.thread = threading.get_ident()
         if not self.outputs:
             with Interrupts(self):
                 self._drive(lambda: not self.outputs and self.step())
@@ -768,6 +769,7 @@ class Engine:
 
     def abandon(self) -> RunResult:
         """End now, without a word about what was under way."""
+        self.thread = threading.get_ident()
         self.kill()
         self._error = None
         result, error = self._released(None, False)

@@ -30,7 +30,7 @@ from .graph import stage_hooks
 from .options import Retry, final
 from .result import PATIENCE
 from .shuffle import mixer
-from .work import Nested, initialize, make_work, run_hooks, uncarried
+from .work import initialize, make_work, run_hooks, uncarried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -81,7 +81,6 @@ class LaneCell(Cell):
         self._forks = stage_hooks(stage, "before_fork")
         self._mixer = None if stage.ordered or stage.inline or self.producing else mixer()
         self.call_hooks = bool(self._forks) and stage.spec.type == "cow_fork"
-        self.nested: Nested | None = None  # where a pipeline runs in this very process
 
     def wire(self) -> None:
         super().wire()
@@ -123,10 +122,7 @@ class LaneCell(Cell):
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
         """What the lane does; the hooks are called where a copy of the state is set up."""
-        nested = None if self.stage.nested is None else Nested(self.stage.nested)
-        if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
-            self.nested = nested
-        return make_work(self.stage, after_fork, nested)
+        return make_work(self.stage, after_fork)
 
     def _reopen(self) -> None:
         self._ending = 0
@@ -522,8 +518,6 @@ class LaneCell(Cell):
 
     def halt(self) -> None:
         """The run is being ended: so that all lanes end at a time, and nobody waits for each."""
-        if self.nested is not None:
-            self.nested.kill()  # nobody waits for what it is at
         if self.lane is not None:
             self.lane.stop()
 

@@ -107,6 +107,7 @@ class InnerEvents:
 
     sinks = ()
     errors = 0
+    patience = 0.0
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, str | None, dict[str, Any]]] = []
@@ -129,6 +130,7 @@ class Nested:
         self._engine: Any = None
         self._lock = threading.RLock()  # threads share one copy
         self._copy = ""
+        self._stopping = False
         self._looked = 0.0  # when the figures were told last
         self._due = NEVER  # what was told last
 
@@ -183,10 +185,24 @@ class Nested:
 
     def close(self) -> None:
         """Free what the pipeline holds, where its end did not come."""
+        self.kill()  # an item that is in it comes back, and with it the lock
         with self._lock:
             engine, self._engine = self._engine, None
             if engine is not None:
                 engine.abandon()
+
+    def stop(self) -> None:
+        """Loops by fm.to end, as in the run that it is part of. Any thread."""
+        self._stopping = True
+        engine = self._engine
+        if engine is not None:
+            engine.stop()
+
+    def kill(self) -> None:
+        """An item that is in it comes back at once, without its outputs. Any thread."""
+        engine = self._engine
+        if engine is not None:
+            engine.kill()
 
     def _running(self) -> Any:
         if self._engine is None:
@@ -200,6 +216,8 @@ class Nested:
                 engine.abandon()
                 raise
             self._engine = engine
+            if self._stopping:
+                engine.stop()
             self._copy = f"{os.getpid()}-{next(_numbers)}"
             self._looked, self._due = monotonic(), NEVER
         return self._engine
@@ -285,6 +303,7 @@ class NestedCell(LaneCell):
         self._dues: dict[str, tuple[float, int]] = {}  # when, and in which process
         self._ticks = 0  # under way
         self._failure: Failure | None = None  # the inner one that is being recorded
+        self.here: Nested | None = None  # the copy, if it is in this very process
 
     @property
     def _graph(self) -> Graph:
@@ -294,6 +313,8 @@ class NestedCell(LaneCell):
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
         nested = Nested(self._graph, f"{self.engine.prefix}{self.name}.")
+        if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
+            self.here = nested
         setup = functools.partial(set_up, after_fork, self.name, None) if after_fork else None
         return contexts.Work(
             fn=clocked(nested.item),

@@ -1051,11 +1051,16 @@ const char *fm_worker_state_name(uint32_t state);
 
 /*
  * Why a pool is broken: the last deaths and refusals, oldest first, as LONG
- * records (DEATH or REFUSAL), copied: *owned is the caller's.  1, or 0 if
- * there is no i-th.  *zygote_status: the zygote's, if that broke it, else 0.
+ * records (DEATH or REFUSAL), copied: *owned is the caller's; *at_ns: when
+ * that was (fm_now()).  1, or 0 if there is no i-th.
  */
-int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size);
-/* The zygote's pid and, if it is gone, its wait status (else 0). */
+int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size,
+                  int64_t *at_ns);
+/* What broke a BROKEN pool: FM_EVENT_LIMIT, _INIT or _ZYGOTE (the deaths among
+ * its causes have nothing to do with that); else 0. */
+int fm_pool_broken_by(fm_pool *pool);
+/* The zygote's pid and, if it is gone, its wait status (else 0; -1: it is not
+ * known, or it could not be heard any more and was killed by the pool). */
 pid_t fm_pool_zygote(fm_pool *pool, int *status);
 
 #ifdef __cplusplus

@@ -44,6 +44,27 @@ static void *aligned_memory(size_t size)
 #endif
 }
 
+#ifndef NDEBUG
+static _Thread_local int held; /* mutexes of pools, by this thread */
+
+void fm__holds(int n)
+{
+    held += n;
+}
+
+void fm__may_wait(void)
+{
+    assert(held == 0);
+}
+#endif
+
+void fm__pause(int64_t ns)
+{
+    const struct timespec t = {ns / 1000000000, ns % 1000000000};
+    fm__may_wait();
+    nanosleep(&t, NULL);
+}
+
 uint8_t *fm_body_new(size_t size)
 {
     union body_head *head =

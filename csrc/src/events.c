@@ -14,18 +14,89 @@
  * more its outcome at once (INV-1).
  * Invariants: pool->writing counts the workers that the poller watches for
  * room, pool->ended those whose results ended before their death was told.
- * Threads: the mutex is held around every call; only zygote_gone() waits, half
- * a second at the most, for the results of workers that are being killed and
- * for the zygote's own end.
+ * What the zygote must be asked and has no room for (it is stopped, or slow)
+ * stays marked: `unsent` and `rejected` of a worker, `stop_unsent`; while
+ * `asking`, the poller tells of room.
+ * Threads: the mutex is held around every call, and nothing here waits.  The
+ * end of a zygote takes a while, for the results of workers that die with it
+ * and for its own status: `gone` says how far that is.
  */
 #include "pool.h"
 
 #define EOF_GRACE_NS 1000000000 /* results ended, death not reported */
+#define GONE_GRACE_NS 500000000 /* the zygote's socket has ended */
 #define STEAL_LOOK_NS 1000000
 #define SILENCE_NS 30000000000 /* for a fresh interpreter to say anything */
 
 #define TOKEN_CONTROL (UINT64_MAX - 1)
 #define TOKEN_ZYGOTE (UINT64_MAX - 2)
+
+/* ------------------------------------------------------ asking the zygote */
+
+static void want_room(fm_pool *pool)
+{
+    if (pool->asking)
+        return;
+    pool->asking = true;
+    pool->blind = fm__poller_want_room(pool->poller, pool->reaper.control_fd,
+                                       TOKEN_CONTROL, true) < 0;
+}
+
+bool fm__events_ask(fm_pool *pool, enum fm_report kind, uint32_t slot,
+                    uint32_t generation, int status)
+{
+    int rc = fm__reaper_ask(&pool->reaper, kind, slot, generation, status);
+    bool full = fm__sys_passes(rc);
+    if (full || pool->reaper.out_left)
+        want_room(pool);
+    return !full; /* else it is sent, or the zygote's end is on its way */
+}
+
+void fm__events_stop(fm_pool *pool, enum fm_ladder ladder)
+{
+    int harsher = FM__MAX((int)ladder, pool->stop_unsent);
+    pool->stop_unsent =
+        fm__events_ask(pool, FM_REPORT_STOP, 0, 0, harsher) ? 0 : harsher;
+}
+
+static void ask_kill(fm_pool *pool, struct fm__worker *w)
+{
+    w->unsent = !fm__events_ask(pool, FM_REPORT_KILL, w->slot, w->generation,
+                                SIGKILL);
+}
+
+static void ask_reject(fm_pool *pool, struct fm__worker *w,
+                       uint32_t generation)
+{
+    w->rejected = fm__events_ask(pool, FM_REPORT_REJECT, w->slot, generation,
+                                 SIGKILL)
+                      ? 0
+                      : generation;
+}
+
+/* There is room again, or may be: ask for what is still to be asked. */
+static void ask_again(fm_pool *pool)
+{
+    bool full = fm__sys_passes(fm__reaper_flush(&pool->reaper));
+    if (!full && pool->stop_unsent) {
+        fm__events_stop(pool, (enum fm_ladder)pool->stop_unsent);
+        full = pool->stop_unsent;
+    }
+    for (uint32_t i = 0; !full && i < pool->options.workers; i++) {
+        struct fm__worker *w = &pool->workers[i];
+        if (w->unsent)
+            ask_kill(pool, w);
+        if (w->rejected)
+            ask_reject(pool, w, w->rejected);
+        full = w->unsent || w->rejected;
+    }
+    if (full || pool->reaper.out_left)
+        return;
+    if (!pool->blind)
+        fm__poller_want_room(pool->poller, pool->reaper.control_fd,
+                             TOKEN_CONTROL, false);
+    pool->asking = pool->blind = false;
+}
 
 /* -------------------------------------------------------------- outcomes */
 
@@ -146,7 +217,8 @@ static void add_cause(fm_pool *pool, const uint8_t *record, uint64_t size)
                 (FM__CAUSES - 1) * sizeof *pool->causes);
         pool->n_causes--;
     }
-    pool->causes[pool->n_causes++] = (struct fm__cause){copy, size};
+    pool->causes[pool->n_causes++] =
+        (struct fm__cause){fm_now(), copy, size};
 }
 
 static void add_death_cause(fm_pool *pool, const struct fm_death *death,
@@ -220,8 +292,7 @@ static void doom_emptied(fm_pool *pool, struct fm__worker *w,
     w->cause = cause;
     w->state = FM_WORKER_DOOMED;
     pool->counts.killed++;
-    fm__reaper_ask(&pool->reaper, FM_REPORT_KILL, w->slot, w->generation,
-                   SIGKILL);
+    ask_kill(pool, w);
 }
 
 /* Ask for the worker's end; nothing new starts on it: what it has not
@@ -268,10 +339,11 @@ static void break_pool(fm_pool *pool, enum fm_event_kind why)
     if (pool->state >= FM_POOL_STOPPING)
         return;
     pool->state = FM_POOL_BROKEN;
+    pool->broken_by = why;
     tell(pool, (struct fm_event){.kind = why,
                                  .status = pool->counts.birth_errno});
     fm__events_settle_unstarted(pool, FM_WHAT_BROKEN);
-    fm__reaper_ask(&pool->reaper, FM_REPORT_STOP, 0, 0, FM_LADDER_KILL);
+    fm__events_stop(pool, FM_LADDER_KILL);
 }
 
 /* --------------------------------------------------------------- reports */
@@ -307,8 +379,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     int rc = fm__worker_born(w, m->generation, m->pid, fds, hello, fm_now());
     if (!w->page || w->generation != m->generation) {
         count_trouble(pool, m->slot, ENOMEM);
-        fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m->slot,
-                       m->generation, SIGKILL);
+        ask_reject(pool, w, m->generation);
         return; /* no memory to map its slot: another will be tried */
     }
     if (rc == 0)
@@ -388,9 +459,12 @@ static void on_died(fm_pool *pool, const struct fm_message *m)
         .rss_kb = FM__MAX(m->rss_kb, atomic_load(&w->page->rss_kb)),
         .task = UINT64_MAX,
         .timeout_ns = starting ? -1 : 0,
-        .cause = w->cause ? w->cause
-                 : stopping ? FM_CAUSE_STOPPED
-                            : FM_CAUSE_EXIT};
+        .cause = FM_CAUSE_EXIT};
+    /* A kill that found it dead was not its cause: why it died says how. */
+    if (w->cause && m->flags & FM_DIED_ASKED)
+        death.cause = w->cause;
+    else if (stopping)
+        death.cause = FM_CAUSE_STOPPED;
     w->left = left;
     if (!retired && !stopping && !(m->flags & FM_DIED_ASKED))
         add_death_cause(pool, &death, w->page->crash,
@@ -433,8 +507,7 @@ static void read_reports(fm_pool *pool)
         } else if (m.kind == FM_REPORT_BORN && known) {
             /* Its descriptors were lost on the way: none left here. */
             count_trouble(pool, m.slot, EMFILE);
-            fm__reaper_ask(&pool->reaper, FM_REPORT_REJECT, m.slot,
-                           m.generation, SIGKILL);
+            ask_reject(pool, &pool->workers[m.slot], m.generation);
         } else if (m.kind == FM_REPORT_DIED && known) {
             on_died(pool, &m);
         } else if (m.kind == FM_REPORT_TROUBLE) {
@@ -548,52 +621,71 @@ bool fm__events_look(fm_pool *pool)
     return news;
 }
 
-/* The zygote is gone and its workers die with it: wait for the end of one's
- * results, a moment at the most. */
-static void await_end(fm_pool *pool, struct fm__worker *w, int64_t until)
-{
-    fm__channel_shut(&w->channel);
-    while (!w->eof_ns && !w->garbled && fm_now() < until) {
-        take_in(pool, w);
-        if (!w->eof_ns)
-            fm_sys_wait_readable(&w->channel.result_fd, 1, until - fm_now());
-    }
-}
-
+/* Nothing will come from the zygote any more, and its workers die with it. */
 static void zygote_gone(fm_pool *pool, int why)
 {
-    int64_t until = fm_now() + EOF_GRACE_NS / 2;
+    if (pool->gone)
+        return;
+    pool->gone = FM__GONE_GOING;
+    pool->gone_until = fm_now() + GONE_GRACE_NS;
     fm__poller_drop(pool->poller, pool->reaper.control_fd);
-    if (why == FM_EEOF)
-        fm__reaper_collect(&pool->reaper);
+    pool->asking = false;
+    pool->reaper.unheard = why != FM_EEOF;
+    if (pool->reaper.unheard)
+        fm__reaper_kill(&pool->reaper);
     else
-        fm__reaper_kill(&pool->reaper); /* it cannot be heard any more */
+        fm__reaper_collect(&pool->reaper);
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        if (pool->workers[i].page)
+            fm__events_shut(pool, &pool->workers[i]);
+}
+
+/* Its status is in, and the results of all workers have ended: its last
+ * descriptor closes before it can be reaped. */
+static bool all_ended(const fm_pool *pool)
+{
+    bool all = pool->reaper.reaped;
+    for (uint32_t i = 0; all && i < pool->options.workers; i++) {
+        const struct fm__worker *w = &pool->workers[i];
+        all = !w->page || w->eof_ns || w->garbled;
+    }
+    return all;
+}
+
+/* Until then nothing is sent, and nothing is settled but what comes in: who
+ * asks why the pool broke shall be told how the zygote ended.  Returns when to
+ * look again. */
+static int64_t finish_gone(fm_pool *pool, int64_t now)
+{
+    if (!all_ended(pool) && now < pool->gone_until)
+        return pool->gone_until;
     bool broke = pool->state < FM_POOL_STOPPING;
     if (broke && !pool->had_workers)
         pool->counts.birth_errno = pool->birth_error;
-    if (broke)
+    pool->gone = FM__GONE_OVER;
+    if (broke) {
         pool->state = FM_POOL_BROKEN;
+        pool->broken_by = FM_EVENT_ZYGOTE;
+    }
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         struct fm_death death = {.pid = w->pid,
                                  .status = -1,
                                  .slot = w->slot,
                                  .cause = FM_CAUSE_STOPPED};
-        if (!w->page)
-            continue;
-        await_end(pool, w, until);
-        bury(pool, w, &death);
+        if (w->page)
+            bury(pool, w, &death);
     }
     if (broke) {
-        /* Its last descriptor closes before it can be reaped; and how one
-         * ends that we kill is no news. */
-        int status = why == FM_EEOF ? fm__reaper_await(&pool->reaper, until)
-                                    : -1;
-        tell(pool, (struct fm_event){.kind = FM_EVENT_ZYGOTE,
-                                     .pid = pool->reaper.zygote,
-                                     .status = status});
+        /* How one ends that we kill is no news. */
+        bool known = pool->reaper.reaped && !pool->reaper.unheard;
+        tell(pool, (struct fm_event){
+                       .kind = FM_EVENT_ZYGOTE,
+                       .pid = pool->reaper.zygote,
+                       .status = known ? pool->reaper.status : -1});
     }
     fm__events_settle_unstarted(pool, fm__events_end_what(pool));
+    return now;
 }
 
 void fm__events_bury_all(fm_pool *pool)
@@ -716,7 +808,6 @@ static int64_t expire_steal(fm_pool *pool, int64_t now)
     return pool->steal_at ? pool->steal_at : FM_FOREVER;
 }
 
-/* Act on what is due; returns when to look again. */
 /* A pool without any worker, that cannot have one. */
 static int64_t expire_births(fm_pool *pool, int64_t now)
 {
@@ -736,13 +827,21 @@ static int64_t expire_births(fm_pool *pool, int64_t now)
     return FM_FOREVER;
 }
 
+/* Act on what is due; returns when to look again. */
 int64_t fm__events_expire(fm_pool *pool, int64_t now)
 {
     int64_t next = FM_FOREVER;
+    if (pool->gone == FM__GONE_GOING)
+        return finish_gone(pool, now);
     if (pool->state < FM_POOL_STOPPING)
         next = expire_births(pool, now);
+    if (pool->blind) {
+        ask_again(pool);
+        if (pool->blind)
+            next = FM__MIN(next, now + 1000000);
+    }
     if (pool->state == FM_POOL_BROKEN || pool->state == FM_POOL_CLOSED)
-        return FM_FOREVER;
+        return next;
     /* With many workers the look at each would cost more than the turn. */
     if (pool->timed || pool->ended || pool->stuck || pool->options.hello_ns) {
         int64_t due = expire_workers(pool, now); /* once: a macro */
@@ -777,7 +876,10 @@ int fm__events_watch_zygote(fm_pool *pool)
 void fm__events_handle(fm_pool *pool, const struct fm__ready *ready)
 {
     if (ready->token == TOKEN_CONTROL) {
-        read_reports(pool);
+        if (ready->readable)
+            read_reports(pool);
+        if (ready->writable && pool->asking)
+            ask_again(pool);
     } else if (ready->token == TOKEN_ZYGOTE) {
         if (fm__reaper_collect(&pool->reaper))
             fm__poller_drop(pool->poller, pool->reaper.pid_fd);

@@ -71,7 +71,6 @@ int fm_frame_check(const struct fm_frame *frame)
 int fm_message_send(int fd, const struct fm_message *message, const int *fds,
                     int nfds)
 {
-    const struct timespec pause = {0, 1000000};
     const uint8_t *p = (const uint8_t *)message;
     size_t left = sizeof *message;
     int64_t until = 0;
@@ -85,7 +84,7 @@ int fm_message_send(int fd, const struct fm_message *message, const int *fds,
                 until = fm_now() + BEGUN_NS;
             if (fm_now() >= until)
                 return FM_EEOF; /* the stream is of no use any more */
-            nanosleep(&pause, NULL);
+            fm__pause(1000000);
             continue;
         }
         if (n < 0)
@@ -116,40 +115,62 @@ static bool wait_more(int fd, int64_t until)
     return ready > 0;
 }
 
-/*
- * The socket is a stream, but both ends send whole messages of one small
- * size, so a short read means that the rest is on its way: it is waited for,
- * which costs nothing in practice and keeps the reader free of state.  An
- * end that stops in mid-message for a second is not one of ours.
- */
-int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
+int fm__message_take(int fd, struct fm__partial *in,
+                     struct fm_message *message, int *fds, int *nfds)
 {
-    uint8_t *p = (uint8_t *)message;
-    size_t got = 0;
-    int64_t until = 0;
     *nfds = 0;
-    while (got < sizeof *message) {
+    while (in->got < sizeof in->bytes) {
         int more = 0, extra[FM_MESSAGE_FDS];
-        ssize_t n = fm__sys_recv_fds(fd, p + got, sizeof *message - got,
-                                     got ? extra : fds, got ? &more : nfds);
-        /* Without memory in the kernel the message is still there. */
-        bool later = fm__sys_passes(n);
-        if (later && got == 0)
+        ssize_t n = fm__sys_recv_fds(fd, in->bytes + in->got,
+                                     sizeof in->bytes - in->got,
+                                     in->got ? extra : in->fds,
+                                     in->got ? &more : &in->nfds);
+        if (fm__sys_passes(n)) /* without memory it is still there */
             return 0;
-        if (later && until == 0)
-            until = fm_now() + PATIENCE_NS;
-        if (later && wait_more(fd, until))
-            continue;
-        if (n <= 0)
-            return drop_message(n == 0         ? FM_EEOF
-                                : n == -EAGAIN ? FM_EPROTO
-                                               : (int)n,
-                                fds, nfds);
+        if (n <= 0) {
+            fm__partial_fini(in);
+            return n == 0 ? FM_EEOF : (int)n;
+        }
         drop_message(0, extra, &more);
-        got += (size_t)n;
+        in->got += (size_t)n;
     }
+    memcpy(message, in->bytes, sizeof *message);
+    memcpy(fds, in->fds, sizeof in->fds);
+    *nfds = in->nfds;
+    in->got = 0;
+    in->nfds = 0;
     if (message->magic != FM_MAGIC || message->kind == 0 ||
         message->kind >= FM_REPORT_COUNT)
         return drop_message(FM_EPROTO, fds, nfds);
     return 1;
+}
+
+void fm__partial_fini(struct fm__partial *in)
+{
+    drop_message(0, in->fds, &in->nfds);
+    in->got = 0;
+}
+
+/*
+ * The socket is a stream, but both ends send whole messages of one small
+ * size, so a short read means that the rest is on its way: it is waited for,
+ * which costs nothing in practice and keeps the reader free of state.  An
+ * end that stops in mid-message for a second is not one of ours.  (The pool
+ * may not wait with its mutex in hand: it keeps a struct fm__partial.)
+ */
+int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds)
+{
+    struct fm__partial in = {.got = 0};
+    int64_t until = 0;
+    for (;;) {
+        int rc = fm__message_take(fd, &in, message, fds, nfds);
+        if (rc != 0 || in.got == 0)
+            return rc;
+        if (until == 0)
+            until = fm_now() + PATIENCE_NS;
+        if (!wait_more(fd, until)) {
+            fm__partial_fini(&in);
+            return FM_EPROTO;
+        }
+    }
 }

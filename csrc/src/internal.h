@@ -56,6 +56,29 @@ static inline void *fm__calloc(size_t size)
     return p;
 }
 
+/* ----------------------------------------------------- waits (error.c) */
+
+/*
+ * Nobody waits for anything (a descriptor, a process, a clock) with a pool's
+ * mutex in hand: else every call of every thread waits with him, submit too.
+ * All that waits here calls fm__may_wait() first; builds with assertions, the
+ * tests' own, count the mutexes that a thread holds.
+ */
+#ifdef NDEBUG
+static inline void fm__may_wait(void)
+{
+}
+static inline void fm__holds(int n)
+{
+    (void)n;
+}
+#else
+void fm__may_wait(void);
+void fm__holds(int n);
+#endif
+/* Sleep; shorter if a signal comes. */
+void fm__pause(int64_t ns);
+
 /* ----------------------------------------------------- guard (guard.c) */
 
 /* Arrange for fork handlers, once.  0 or -errno. */
@@ -94,6 +117,8 @@ void fm__sys_libraries(void (*see)(const char *path, void *arg), void *arg);
 /* 1: reaped, *status is set; 0: alive; -ECHILD: somebody else has it. */
 int fm__sys_reap(pid_t pid, int *status);
 int fm__sys_kill(pid_t pid, int sig);
+/* Whether a child of ours is dead, and only waits to be collected. */
+bool fm__sys_has_ended(pid_t pid);
 
 /* For a zygote, whose children all are ours.  Any child that has ended: its
  * pid and what became of it; 0: none has; -errno. */
@@ -154,6 +179,9 @@ void fm__poller_close(fm__poller *poller);
 int fm__poller_add(fm__poller *poller, int fd, uint64_t token);
 int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
                           bool write);
+/* The same for a descriptor that is watched for reading already. */
+int fm__poller_want_room(fm__poller *poller, int fd, uint64_t token,
+                         bool write);
 void fm__poller_drop(fm__poller *poller, int fd);
 /* Events (kicks are swallowed: 0 is possible), -EINTR. */
 int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
@@ -168,6 +196,19 @@ int fm__flag_open(struct fm__flag *flag);
 void fm__flag_close(struct fm__flag *flag);
 void fm__flag_set(struct fm__flag *flag);
 void fm__flag_clear(struct fm__flag *flag);
+
+/* ----------------------------------------------------- frame (frame.c) */
+
+/* A message that is being received.  Starts at zero bytes. */
+struct fm__partial {
+    uint8_t bytes[sizeof(struct fm_message)];
+    size_t got;
+    int fds[FM_MESSAGE_FDS], nfds;
+};
+/* fm_message_recv() that never waits: 0 also if it is not whole yet. */
+int fm__message_take(int fd, struct fm__partial *in,
+                     struct fm_message *message, int *fds, int *nfds);
+void fm__partial_fini(struct fm__partial *in);
 
 /* ------------------------------------------------------- slot (slot.c) */
 
@@ -509,6 +550,8 @@ struct fm__worker {
     int64_t idle_since;      /* seen without work then, and none since; or 0 */
     uint64_t done;
     enum fm_cause cause; /* why it is doomed, or 0 */
+    bool unsent;         /* its KILL has not been sent yet */
+    uint32_t rejected;   /* generation whose REJECT has not; 0: none */
     uint32_t asked; /* the last number given to fm__slot_want() */
     bool wants_write, garbled;
     bool dirty; /* frames are queued and not flushed yet */
@@ -566,7 +609,11 @@ struct fm__reaper {
     int control_fd, pid_fd; /* -1: closed, not to be had */
     pid_t zygote;
     bool reaped, ended; /* status is in; the control socket has ended */
+    bool unheard;       /* it talked nonsense and was killed by us */
     int status;
+    struct fm__partial in;
+    uint8_t out[sizeof(struct fm_message)]; /* the end of one that did not */
+    size_t out_left;                        /* go whole */
 };
 
 /* zygote 0: fm__reaper_adopt() follows, and until then there is none. */
@@ -577,14 +624,14 @@ void fm__reaper_unwatch(struct fm__reaper *reaper);
 /* Next report: 1, 0 none now, FM_EEOF, FM_EPROTO.  fds are the caller's. */
 int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
                     int fds[FM_MESSAGE_FDS], int *nfds);
-/* Ask the zygote. 0 or -errno; never blocks for longer than 0.1 s. */
+/* Ask the zygote.  0; an errno that passes: it was not asked, for want of
+ * room; FM_EEOF, -errno: it never will be.  Never waits. */
 int fm__reaper_ask(struct fm__reaper *reaper, enum fm_report kind,
                    uint32_t slot, uint32_t generation, int status);
+/* Send what is left of a message.  0: nothing is; or as fm__reaper_ask(). */
+int fm__reaper_flush(struct fm__reaper *reaper);
 /* True once the zygote's exit status is collected.  Never blocks. */
 bool fm__reaper_collect(struct fm__reaper *reaper);
-/* The same for one that is ending: its status, as waitpid() gives it; -1: it
- * is not known by then, or there is no pidfd to wait with. */
-int fm__reaper_await(struct fm__reaper *reaper, int64_t until);
 /* Kill the zygote; its workers die with it. */
 void fm__reaper_kill(struct fm__reaper *reaper);
 void fm__reaper_fini(struct fm__reaper *reaper);

@@ -163,7 +163,7 @@ static void finish_chunks(fm_pool *pool)
 static bool pump_needed(const fm_pool *pool)
 {
     const struct fm__dispatcher *d = &pool->dispatcher;
-    if (pool->flagged)
+    if (pool->flagged || pool->asking || pool->gone == FM__GONE_GOING)
         return true;
     if (pool->state >= FM_POOL_STOPPING)
         return pool->accepted != pool->tally.outcomes;
@@ -249,6 +249,8 @@ static bool flush_dirty(fm_pool *pool)
 /* Give workers what they may have, and have more of them if that helps. */
 static void dispatch(fm_pool *pool)
 {
+    if (pool->state >= FM_POOL_STOPPING || pool->gone)
+        return;
     fm__dispatcher_run(&pool->dispatcher);
     if (fm__size_grow(pool))
         fm__lead_rearm(pool);
@@ -256,8 +258,7 @@ static void dispatch(fm_pool *pool)
 
 bool fm__lead_settle(fm_pool *pool)
 {
-    if (pool->state < FM_POOL_STOPPING)
-        dispatch(pool);
+    dispatch(pool);
     bool timed = flush_dirty(pool);
     finish_chunks(pool);
     fm__lead_wake(pool);
@@ -497,14 +498,13 @@ void fm__lead_init(fm_pool *pool)
 /* Wait until no thread is inside a wait of this pool. */
 static void expel(fm_pool *pool)
 {
-    struct timespec pause = {0, 200000};
     for (int i = 0; i < 5000 && (pool->waiting || pool->leader); i++) {
         for (struct fm__link *at = pool->parked.next; at != &pool->parked;
              at = at->next)
             wake(FM__OF(at, struct fm__waiter, parked));
         fm__lead_kick(pool);
         fm__pool_unlock(pool);
-        nanosleep(&pause, NULL);
+        fm__pause(200000);
         fm__pool_lock(pool);
     }
 }

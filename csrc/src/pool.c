@@ -497,7 +497,7 @@ int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder)
         if (first)
             pool->state = FM_POOL_STOPPING;
         fm__events_settle_unstarted(pool, fm__events_end_what(pool));
-        fm__reaper_ask(&pool->reaper, FM_REPORT_STOP, 0, 0, (int)ladder);
+        fm__events_stop(pool, ladder);
         /* Ask first: then a worker that ends at the end of its channel is
          * known to do as it was told. */
         for (uint32_t i = 0; first && i < pool->options.workers; i++)
@@ -771,7 +771,18 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
     return (int)pool->options.workers;
 }
 
-int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size)
+int fm_pool_broken_by(fm_pool *pool)
+{
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
+    fm__pool_lock(pool);
+    int why = pool->state == FM_POOL_BROKEN ? (int)pool->broken_by : 0;
+    fm__pool_unlock(pool);
+    return why;
+}
+
+int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size,
+                  int64_t *at_ns)
 {
     int rc = 0;
     if (fm__pool_foreign(pool))
@@ -785,6 +796,7 @@ int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size)
                    (size_t)pool->causes[i].size);
             *owned = copy;
             *size = pool->causes[i].size;
+            *at_ns = pool->causes[i].at_ns;
         }
     }
     fm__pool_unlock(pool);
@@ -796,7 +808,9 @@ pid_t fm_pool_zygote(fm_pool *pool, int *status)
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    *status = pool->reaper.reaped ? pool->reaper.status : 0;
+    *status = !pool->reaper.reaped    ? 0
+              : pool->reaper.unheard ? -1
+                                     : pool->reaper.status;
     pid_t pid = pool->reaper.zygote;
     fm__pool_unlock(pool);
     return pid;

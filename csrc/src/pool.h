@@ -40,7 +40,12 @@ struct fm_inbox {
     struct fm__flag flag;
 };
 
+/* The zygote: there; its socket has ended, and its workers end with it; all
+ * of that is over. */
+enum fm__gone { FM__GONE_NO, FM__GONE_GOING, FM__GONE_OVER };
+
 struct fm__cause {
+    int64_t at_ns; /* fm_now() */
     uint8_t *record; /* fm_body_new() memory */
     uint64_t size;
 };
@@ -84,6 +89,12 @@ struct fm_pool {
                              had any; 0: there is one, or will be */
     int birth_error;      /* the errno of the last one that failed */
     bool had_workers;
+    bool asking;      /* the zygote has to be asked more when there is room */
+    bool blind;       /* ... and nothing will tell of that */
+    int stop_unsent;  /* enum fm_ladder of a STOP that it has to be told */
+    enum fm__gone gone;  /* the zygote */
+    int64_t gone_until;  /* so long its end is waited for */
+    enum fm_event_kind broken_by; /* FM_POOL_BROKEN: why */
     struct fm__cause causes[FM__CAUSES];
     uint32_t n_causes;
     struct fm_toll tolls[FM_TOLLS];
@@ -100,10 +111,12 @@ struct fm_pool {
 static inline void fm__pool_lock(fm_pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
+    fm__holds(1);
 }
 
 static inline void fm__pool_unlock(fm_pool *pool)
 {
+    fm__holds(-1);
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -134,6 +147,12 @@ int64_t fm__events_expire(fm_pool *pool, int64_t now);
 void fm__events_flush(fm_pool *pool, struct fm__worker *worker);
 /* No more frames for a worker: it sees the end of its channel. */
 void fm__events_shut(fm_pool *pool, struct fm__worker *worker);
+/* Ask the zygote for something.  False: there is no room now; GROW, RETIRE:
+ * come again (the pool settles when there is). */
+bool fm__events_ask(fm_pool *pool, enum fm_report kind, uint32_t slot,
+                    uint32_t generation, int status);
+/* Tell the zygote to stop, now or when there is room. */
+void fm__events_stop(fm_pool *pool, enum fm_ladder ladder);
 /* Give each task of the pieces in a list an outcome of ours. */
 void fm__events_settle(fm_pool *pool, struct fm__link *list,
                        enum fm_what what);

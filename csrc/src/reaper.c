@@ -4,16 +4,14 @@
  * The zygote forks, reaps and signals workers; this side reads its reports,
  * asks it to kill, and collects the zygote's own exit status.
  *
- * Guarantees: never blocks on a process but in fm__reaper_await(), which has
- * a deadline; waits for exactly one pid, the zygote's, and never for any child
- * (P1 of the rules: a library must not steal another's statuses); touches no
- * signal handler.  ECHILD (somebody ignores SIGCHLD) means "gone, status
+ * Guarantees: never waits; collects exactly one pid, the zygote's, and never
+ * any child (P1 of the rules: a library must not steal another's statuses);
+ * touches no signal handler.  A message is sent once, and whole: the end of
+ * one that did not fit goes before the next.  ECHILD (somebody ignores SIGCHLD) means "gone, status
  * unknown" (-1).
  * Threads: the pool's mutex is held around every call.
  */
 #include "internal.h"
-
-#define ASK_WAIT_NS 100000000
 
 void fm__reaper_init(struct fm__reaper *reaper, int control_fd, pid_t zygote)
 {
@@ -47,7 +45,8 @@ int fm__reaper_next(struct fm__reaper *reaper, struct fm_message *message,
 {
     if (reaper->ended)
         return FM_EEOF;
-    int rc = fm_message_recv(reaper->control_fd, message, fds, nfds);
+    int rc = fm__message_take(reaper->control_fd, &reaper->in, message, fds,
+                              nfds);
     if (rc < 0)
         reaper->ended = true;
     return rc;
@@ -63,18 +62,30 @@ int fm__reaper_ask(struct fm__reaper *reaper, enum fm_report kind,
                                  .status = status};
     if (reaper->ended)
         return FM_EEOF;
-    int rc = fm_message_send(reaper->control_fd, &message, NULL, 0);
-    if (fm__sys_passes(rc)) {
-        /* The zygote reads at once unless it is stopped; give it a moment
-         * rather than lose the request. */
-        int64_t until = fm_now() + ASK_WAIT_NS;
-        struct timespec pause = {0, 1000000};
-        while (fm__sys_passes(rc) && fm_now() < until) {
-            nanosleep(&pause, NULL);
-            rc = fm_message_send(reaper->control_fd, &message, NULL, 0);
-        }
-    }
+    int rc = fm__reaper_flush(reaper);
+    if (rc < 0)
+        return rc;
+    memcpy(reaper->out, &message, sizeof message);
+    reaper->out_left = sizeof message;
+    rc = fm__reaper_flush(reaper);
+    if (reaper->out_left < sizeof message)
+        return 0; /* it has begun: the rest goes when there is room */
+    reaper->out_left = 0;
     return rc;
+}
+
+int fm__reaper_flush(struct fm__reaper *reaper)
+{
+    while (reaper->out_left) {
+        const uint8_t *rest =
+            reaper->out + sizeof reaper->out - reaper->out_left;
+        ssize_t n = fm__sys_send_fds(reaper->control_fd, rest,
+                                     reaper->out_left, NULL, 0);
+        if (n < 0)
+            return (int)n;
+        reaper->out_left -= (size_t)n;
+    }
+    return 0;
 }
 
 bool fm__reaper_collect(struct fm__reaper *reaper)
@@ -86,14 +97,6 @@ bool fm__reaper_collect(struct fm__reaper *reaper)
         reaper->reaped = rc != 0;
     }
     return reaper->reaped;
-}
-
-int fm__reaper_await(struct fm__reaper *reaper, int64_t until)
-{
-    int64_t now = fm_now();
-    if (!fm__reaper_collect(reaper) && reaper->pid_fd >= 0 && now < until)
-        fm_sys_wait_readable(&reaper->pid_fd, 1, until - now);
-    return fm__reaper_collect(reaper) ? reaper->status : -1;
 }
 
 void fm__reaper_kill(struct fm__reaper *reaper)
@@ -110,6 +113,7 @@ void fm__reaper_fini(struct fm__reaper *reaper)
         fm__sys_close(reaper->control_fd);
     }
     fm__reaper_unwatch(reaper);
+    fm__partial_fini(&reaper->in);
     reaper->control_fd = -1;
     reaper->ended = true;
 }

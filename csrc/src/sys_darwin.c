@@ -292,6 +292,8 @@ static int to_ms(int64_t timeout_ns)
 
 int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
 {
+    if (timeout_ns != 0)
+        fm__may_wait();
     struct pollfd polls[30];
     int ready = 0;
     if (n < 0 || n > 30)
@@ -447,6 +449,13 @@ int fm__sys_reap(pid_t pid, int *status)
         return 0;
     *status = got;
     return 1;
+}
+
+bool fm__sys_has_ended(pid_t pid)
+{
+    siginfo_t info = {.si_pid = 0};
+    int flags = WEXITED | WNOHANG | WNOWAIT;
+    return waitid(P_PID, (id_t)pid, &info, flags) == 0 && info.si_pid == pid;
 }
 
 int fm__sys_kill(pid_t pid, int sig)
@@ -715,6 +724,7 @@ extern int __ulock_wake(uint32_t operation, void *address, uint64_t value);
 
 int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns)
 {
+    fm__may_wait();
     const int64_t most_us = UINT32_MAX;
     int64_t us = 0;
     if (timeout_ns <= 0)
@@ -805,6 +815,12 @@ int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
                   token);
 }
 
+int fm__poller_want_room(fm__poller *poller, int fd, uint64_t token,
+                         bool write)
+{
+    return fm__poller_want_write(poller, fd, token, write);
+}
+
 void fm__poller_drop(fm__poller *poller, int fd)
 {
     /* It is watched for one of the two; the other is ENOENT. */
@@ -815,6 +831,7 @@ void fm__poller_drop(fm__poller *poller, int fd)
 int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
                     int64_t timeout_ns)
 {
+    fm__may_wait();
     struct kevent events[64];
     struct timespec t = {0, 0}, *limit = &t;
     int count = 0;

@@ -221,6 +221,8 @@ ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds)
 
 int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
 {
+    if (timeout_ns != 0)
+        fm__may_wait();
     struct pollfd polls[30];
     int ready = 0;
     if (n < 0 || n > 30)
@@ -382,6 +384,13 @@ int fm__sys_reap(pid_t pid, int *status)
         return 0;
     *status = got;
     return 1;
+}
+
+bool fm__sys_has_ended(pid_t pid)
+{
+    siginfo_t info = {.si_pid = 0};
+    int flags = WEXITED | WNOHANG | WNOWAIT;
+    return waitid(P_PID, (id_t)pid, &info, flags) == 0 && info.si_pid == pid;
 }
 
 int fm__sys_kill(pid_t pid, int sig)
@@ -776,6 +785,7 @@ bool fm__sys_witness_alone(int fd)
 
 int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns)
 {
+    fm__may_wait();
     struct timespec t = {timeout_ns / 1000000000, timeout_ns % 1000000000};
     if (timeout_ns <= 0)
         return -ETIMEDOUT;
@@ -852,6 +862,14 @@ int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
     return epoll_ctl(poller->epoll_fd, op, fd, &e) < 0 ? -errno : 0;
 }
 
+int fm__poller_want_room(fm__poller *poller, int fd, uint64_t token,
+                         bool write)
+{
+    struct epoll_event e = {.events = EPOLLIN | (write ? EPOLLOUT : 0),
+                            .data.u64 = token};
+    return epoll_ctl(poller->epoll_fd, EPOLL_CTL_MOD, fd, &e) < 0 ? -errno : 0;
+}
+
 void fm__poller_drop(fm__poller *poller, int fd)
 {
     struct epoll_event e = {0};
@@ -861,6 +879,7 @@ void fm__poller_drop(fm__poller *poller, int fd)
 int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
                     int64_t timeout_ns)
 {
+    fm__may_wait();
     struct epoll_event events[64];
     int ms = -1, count = 0;
     if (timeout_ns != FM_FOREVER) {

@@ -117,6 +117,7 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     worker->born_ns = now;
     worker->eof_ns = 0;
     worker->cause = 0;
+    worker->unsent = false;
     worker->wants_write = worker->garbled = false;
     memset(worker->known, 0, sizeof worker->known);
     return rc;
@@ -602,6 +603,7 @@ void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
         fm__list_insert(again, &piece->queue);
     }
     worker->in_flight = 0;
+    worker->unsent = false;
     fm__channel_fini(&worker->channel);
     fm_slot_unmap(worker->page);
     worker->page = NULL;

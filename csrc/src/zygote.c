@@ -147,13 +147,12 @@ static void orphaned(fm_zygote *z)
 static void tell(fm_zygote *z, struct fm_message message, const int *fds,
                  int nfds)
 {
-    const struct timespec pause = {0, TELL_PAUSE_NS};
     int rc = 0;
     message.magic = FM_MAGIC;
     while (z->control >= 0 && (rc = fm_message_send(z->control, &message, fds,
                                                     nfds)) < 0) {
         if (fm__sys_passes(rc))
-            nanosleep(&pause, NULL);
+            fm__pause(TELL_PAUSE_NS);
         else
             orphaned(z);
     }
@@ -259,6 +258,8 @@ static void kill_one(fm_zygote *z, const struct fm_message *order)
     struct child *child = &z->children[order->slot];
     if (!child->pid || child->generation != order->generation)
         return;
+    if (order->kind == FM_REPORT_KILL && fm__sys_has_ended(child->pid))
+        return; /* it died by itself, and that is what shall be told */
     child->asked = true;
     child->rejected = order->kind == FM_REPORT_REJECT;
     end_one(child, order->status);

@@ -22,6 +22,7 @@
  *   recvmsg     recvmsg                       short, EINTR, EAGAIN, ENOMEM
  *   waitpid     waitpid                       EINTR
  *   wait4       wait4                         EINTR
+ *   waitid      waitid                        EINTR, ECHILD
  *   kill        kill                          EPERM
  *   fork        fork                          EAGAIN, ENOMEM
  *   spawn       posix_spawn, its actions      ENOMEM
@@ -97,6 +98,7 @@ enum call {
     CALL_RECVMSG,
     CALL_WAITPID,
     CALL_WAIT4,
+    CALL_WAITID,
     CALL_KILL,
     CALL_FORK,
     CALL_SPAWN,
@@ -145,6 +147,7 @@ static const struct kind {
     [CALL_RECVMSG] = {"recvmsg", {SHORT_COUNT, EINTR, EAGAIN, ENOMEM}, false},
     [CALL_WAITPID] = {"waitpid", {EINTR}, false},
     [CALL_WAIT4] = {"wait4", {EINTR}, false},
+    [CALL_WAITID] = {"waitid", {EINTR, ECHILD}, false},
     [CALL_KILL] = {"kill", {EPERM}, true},
     [CALL_FORK] = {"fork", {EAGAIN, ENOMEM}, false},
     [CALL_SPAWN] = {"spawn", {ENOMEM}, false},
@@ -333,6 +336,7 @@ static bool faulty_fcntl(int command)
          : faulty_sendmsg(fd, message, flags))
 #define recvmsg(fd, message, flags) faulty_recvmsg(fd, message, flags)
 #define waitpid(...) (fault(CALL_WAITPID) ? -1 : waitpid(__VA_ARGS__))
+#define waitid(...) (fault(CALL_WAITID) ? -1 : waitid(__VA_ARGS__))
 #define wait4(...) (fault(CALL_WAIT4) ? -1 : wait4(__VA_ARGS__))
 #define kill(...) (fault(CALL_KILL) ? -1 : kill(__VA_ARGS__))
 #define fork() (fault(CALL_FORK) ? -1 : fork())
@@ -425,6 +429,7 @@ static bool faulty_number(long number, ...)
 #undef recvmsg
 #undef waitpid
 #undef wait4
+#undef waitid
 #undef kill
 #undef fork
 #undef posix_spawn

@@ -1631,8 +1631,9 @@ TEST(a_refused_initializer_breaks_the_pool_with_its_reason)
         bool found = false;
         uint8_t *cause;
         uint64_t size;
+        int64_t at = 0;
         for (uint32_t i = 0;
-             fm_pool_cause(rig.pool, i, &cause, &size) == 1; i++) {
+             fm_pool_cause(rig.pool, i, &cause, &size, &at) == 1; i++) {
             found |= cause[1] == FM_WHAT_REFUSAL && size == 16 + 11 &&
                      memcmp(cause + 16, "initializer", 11) == 0;
             fm_body_free(cause);
@@ -1661,8 +1662,11 @@ TEST(an_initializer_that_exits_or_hangs_breaks_the_pool)
         await_events(&rig, FM_EVENT_INIT, 1, e);
         uint8_t *cause;
         uint64_t size;
-        CHECK_EQ(fm_pool_cause(rig.pool, 0, &cause, &size), 1);
+        int64_t at = 0;
+        CHECK_EQ(fm_pool_cause(rig.pool, 0, &cause, &size, &at), 1);
         CHECK_EQ(cause[1], FM_WHAT_DEATH);
+        CHECK(at > 0 && at <= fm_now());
+        CHECK_EQ(fm_pool_broken_by(rig.pool), FM_EVENT_INIT);
         fm_body_free(cause);
         rig_close(&rig);
         /* As many as fit in until the order to stop is read: no endless loop,
@@ -1689,6 +1693,109 @@ TEST(workers_are_recycled_after_their_tasks)
     CHECK(s.recycled >= 500 / 7 - 2);
     CHECK_EQ(s.deaths, 0);
     rig_close(&rig);
+}
+
+/* ------------------------------------------------- a zygote that is stopped */
+
+/* Everything that follows runs with the assertion of fm__may_wait(). */
+TEST(kills_for_which_there_is_no_room_are_sent_when_there_is)
+{
+    enum { MANY = 24 };
+    struct rig rig = rig_open(MANY);
+    fm_chunk *chunks[MANY];
+    int little = 1;
+    int fd = rig.pool->reaper.control_fd;
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, fm_now() + SOON, FM_RANK_CALLER),
+             0);
+    CHECK_EQ(setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &little, sizeof little), 0);
+    for (uint32_t i = 0; i < MANY; i++)
+        chunks[i] = submit_one(&rig, command(OP_HANG, i, 0));
+    for (uint32_t i = 0; i < MANY; i++)
+        while (atomic_load(&world->ran[i]) == 0)
+            CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    CHECK_EQ(kill(rig.zygote, SIGSTOP), 0);
+    for (uint32_t i = 0; i < MANY; i++)
+        CHECK_EQ(fm_chunk_kill(rig.pool, chunks[i]), 1);
+    CHECK(rig.pool->asking); /* else the buffer was too large for this test */
+    for (uint32_t i = 0; i < MANY; i++)
+        CHECK_EQ(fm_chunk_kill(rig.pool, chunks[i]), 0); /* asked already */
+    CHECK_EQ(kill(rig.zygote, SIGCONT), 0);
+    for (uint32_t i = 0; i < MANY; i++) {
+        struct outcome o = finish_one(&rig, chunks[i]);
+        CHECK_EQ(o.what, FM_WHAT_DEATH);
+        CHECK_EQ(o.death.cause, FM_CAUSE_KILLED);
+    }
+    CHECK(!rig.pool->asking);
+    check_alive(&rig);
+    rig_close(&rig);
+}
+
+TEST(a_stop_for_which_there_is_no_room_is_not_forgotten)
+{
+    struct rig rig = rig_open(2);
+    fm_chunk *chunk = submit_one(&rig, command(OP_HANG, 1, 0));
+    struct fm_message noise = {.magic = FM_MAGIC, .kind = FM_REPORT_GROW};
+    while (atomic_load(&world->ran[1]) == 0)
+        CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    CHECK_EQ(kill(rig.zygote, SIGSTOP), 0);
+    while (fm_message_send(rig.pool->reaper.control_fd, &noise, NULL, 0) == 0)
+        ;
+    CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_GENTLE), 0);
+    CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_KILL), 0);
+    CHECK_EQ(rig.pool->stop_unsent, FM_LADDER_KILL);
+    CHECK_EQ(kill(rig.zygote, SIGCONT), 0);
+    struct outcome o = finish_one(&rig, chunk);
+    CHECK_EQ(o.death.cause, FM_CAUSE_STOPPED);
+    CHECK_EQ(fm_pool_join(rig.pool, fm_now() + SOON), 0);
+    CHECK_EQ(rig.pool->stop_unsent, 0);
+    rig_close(&rig);
+}
+
+static void *submit_meanwhile(void *arg)
+{
+    struct client *c = arg;
+    int64_t most = 0;
+    for (uint32_t i = 0; i < 200; i++) {
+        int64_t command_ = command(OP_ECHO, 10 + i, 0), start = fm_now();
+        fm_chunk *chunk;
+        CHECK_EQ(try_chunk(c->rig, &command_, 1, NULL, &chunk), 0);
+        int rc = fm_pool_submit(c->rig->pool, chunk);
+        CHECK(rc == 0 || rc == FM_EBROKEN);
+        most = FM__MAX(most, fm_now() - start);
+        fm_chunk_unref(chunk);
+        sleep_us(1000);
+    }
+    c->n = (uint32_t)(most / 1000000);
+    return NULL;
+}
+
+/* A worker's child may hold its pipe for as long as it likes: the end of the
+ * pool waits for that a while, and nobody waits with it. */
+TEST(nobody_waits_for_the_end_of_a_zygote)
+{
+    struct rig rig = rig_open(2);
+    fm_chunk *chunk = submit_one(&rig, command(OP_HANG, 1, 0));
+    while (atomic_load(&world->ran[1]) == 0)
+        CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    /* Somebody who is not stopped has the pipe, too. */
+    int held = dup(rig.pool->workers[0].channel.result_fd);
+    CHECK(held >= 0);
+    struct client client = {.rig = &rig};
+    CHECK_EQ(pthread_create(&client.thread, NULL, submit_meanwhile, &client),
+             0);
+    CHECK_EQ(kill(rig.zygote, SIGKILL), 0);
+    struct outcome o = finish_one(&rig, chunk);
+    CHECK_EQ(o.what, FM_WHAT_BROKEN);
+    CHECK_EQ(fm_pool_broken_by(rig.pool), FM_EVENT_ZYGOTE);
+    int status = 0;
+    fm_pool_zygote(rig.pool, &status);
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    pthread_join(client.thread, NULL);
+    CHECK(client.n < 100); /* milliseconds that a submit took at the most */
+    close(held);
+    fm_pool_close(rig.pool);
+    check_idle(&rig);
+    fm_pool_unref(rig.pool);
 }
 
 /* ------------------------------------------------------------------- end */

@@ -26,6 +26,7 @@
  *                  read, open                        unknown
  *   kick, flag     write EAGAIN                      readable
  *   waits          waitpid, wait4 EINTR              tried again
+ *   has_ended      waitid                            not that we know
  *   a message      poll EINTR, with half of it       waited for
  *   the rest       -                                 -errno
  */
@@ -627,6 +628,33 @@ TEST(statuses_are_collected_whatever_interrupts)
         CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
     }
     disarm();
+}
+
+TEST(who_has_ended_is_seen_and_not_collected)
+{
+    int status, gate[2];
+    CHECK_EQ(fm_sys_pipe(gate), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        uint8_t byte;
+        close(gate[1]);
+        CHECK_EQ(read(gate[0], &byte, 1), 0);
+        _exit(7);
+    }
+    CHECK(!fm__sys_has_ended(pid));
+    close(gate[1]);
+    while (!fm__sys_has_ended(pid))
+        poll(NULL, 0, 1);
+    for (int w = 0; kinds[CALL_WAITID].ways[w]; w++) {
+        arm(CALL_WAITID, kinds[CALL_WAITID].ways[w], 1);
+        CHECK(!fm__sys_has_ended(pid));
+        CHECK(hit());
+    }
+    disarm();
+    CHECK(fm__sys_has_ended(pid));
+    CHECK_EQ(fm__sys_reap(pid, &status), 1);
+    CHECK(!fm__sys_has_ended(pid));
+    close(gate[0]);
 }
 
 TEST(what_has_no_other_way_says_so)

@@ -144,6 +144,8 @@ TEST(a_kill_is_obeyed_and_counts_for_nothing)
         order.slot = 0;
         order.generation = i;
         say(&talk, order);
+        /* Not sooner: without its task pipe it ends by itself. */
+        CHECK_EQ(fm_sys_wait_readable(&talk.fds[2], 1, FM_FOREVER), 1);
         drop_fds(&talk);
         hear(&talk, FM_REPORT_DIED);
         CHECK(talk.said.flags & FM_DIED_ASKED);
@@ -151,6 +153,31 @@ TEST(a_kill_is_obeyed_and_counts_for_nothing)
     }
     hear(&talk, FM_REPORT_BORN);
     drop_fds(&talk);
+    finish(&talk);
+}
+
+TEST(a_kill_that_finds_it_dead_is_not_its_cause)
+{
+    struct talk talk = {0};
+    struct fm_message order = {
+        .kind = FM_REPORT_KILL, .generation = 1, .status = SIGKILL};
+    siginfo_t info;
+    start(&talk, plain);
+    hear(&talk, FM_REPORT_BORN);
+    CHECK_EQ(kill(talk.zygote, SIGSTOP), 0);
+    CHECK_EQ(waitid(P_PID, (id_t)talk.zygote, &info, WSTOPPED | WNOWAIT), 0);
+    CHECK_EQ(write(talk.fds[1], "\7", 1), 1); /* it exits, nobody looks */
+    CHECK_EQ(fm_sys_wait_readable(&talk.fds[2], 1, FM_FOREVER), 1);
+    say(&talk, order);
+    CHECK_EQ(kill(talk.zygote, SIGCONT), 0);
+    drop_fds(&talk);
+    hear(&talk, FM_REPORT_DIED);
+    CHECK(!(talk.said.flags & FM_DIED_ASKED));
+    CHECK_EQ(WEXITSTATUS(talk.said.status), 7);
+    hear(&talk, FM_REPORT_BORN);
+    drop_fds(&talk);
+    say(&talk, (struct fm_message){.kind = FM_REPORT_STOP,
+                                   .status = FM_LADDER_GENTLE});
     finish(&talk);
 }
 

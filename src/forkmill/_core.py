@@ -566,13 +566,15 @@ class Core:
         return error
 
     def broken(self) -> errors.PoolBroken:
-        """PoolBroken, or InitError, with the causes that the native pool has collected."""
+        """PoolBroken, or InitError, with what broke the pool and its causes."""
         code = self.native.stats()["birth_errno"]
         if code:
             return self._barren(code)
+        if self.native.broken_by() == _native.EVENT_ZYGOTE:
+            return errors.PoolBroken(self._zygotes_end(), [])
         causes: list[BaseException] = []
         init = None
-        for what, body in self.native.causes():
+        for what, body in self._collected():
             cause = self._cause(what, body)
             causes.append(cause)
             if what == _native.WHAT_REFUSAL or isinstance(cause, errors.InitError):
@@ -583,7 +585,7 @@ class Core:
             text = f"the initializer failed in a worker: {type(init).__name__}: {init}"
             error: errors.PoolBroken = errors.InitError(text, causes)
         else:
-            error = errors.PoolBroken(self._story(causes), causes)
+            error = errors.PoolBroken(self._too_many(causes), causes)
         error.__cause__ = init or (causes[-1] if causes else None)
         return error
 
@@ -602,6 +604,13 @@ class Core:
         error.__cause__ = cause
         return error
 
+    def _collected(self) -> list[tuple[int, bytes]]:
+        """The deaths and refusals that count: those within the time that `restarts` names."""
+        causes = self.native.causes()
+        # A second more: the zygote counts by its own time, before it tells.
+        since = causes[-1][2] - int((self.log.restarts[1] + 1) * 1e9) if causes else 0
+        return [(what, body) for what, body, at_ns in causes if at_ns >= since]
+
     def _cause(self, what: int, body: bytes) -> BaseException:
         if what != _native.WHAT_DEATH:
             return self.codec.load_failure(memoryview(body))
@@ -617,13 +626,15 @@ class Core:
         how = str(errors.death(info, crash)).split(" while it ran this task")[0]
         return errors.InitError(f"{how} inside its initializer")
 
-    def _story(self, causes: list[BaseException]) -> str:
+    def _too_many(self, causes: list[BaseException]) -> str:
+        last = f"({len(causes)} of them are in .causes, the last: {causes[-1]})" if causes else ""
+        return (
+            f"too many workers died {last}. Mend the cause, or allow more with "
+            "restarts=(n, seconds)."
+        )
+
+    def _zygotes_end(self) -> str:
         pid, status = self.native.zygote()
-        if causes:
-            return (
-                f"too many workers died ({len(causes)} of them are in .causes, the last: "
-                f"{causes[-1]}). Mend the cause, or allow more with restarts=(n, seconds)."
-            )
         if status > 0 and os.WIFSIGNALED(status):
             how = f"was ended by {errors.signal_name(os.WTERMSIG(status))}"
         else:

@@ -444,5 +444,6 @@ cdef extern from "forkmill.h" nogil:
         int64_t running_ns
     int fm_pool_workers(fm_pool *pool, fm_worker_info *out, uint32_t n)
     const char *fm_worker_state_name(uint32_t state)
-    int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size)
+    int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size, int64_t *at_ns)
+    int fm_pool_broken_by(fm_pool *pool)
     pid_t fm_pool_zygote(fm_pool *pool, int *status)

@@ -275,19 +275,25 @@ cdef class Pool:
             PyMem_Free(infos)
 
     def causes(self):
-        """Why it is broken: (WHAT_DEATH or WHAT_REFUSAL, body), oldest first."""
+        """The last deaths and refusals, oldest first: (WHAT_DEATH or WHAT_REFUSAL, body, when), the
+        time in nanoseconds of the monotonic clock."""
         cdef uint8_t *owned
         cdef uint64_t size
+        cdef int64_t at_ns = 0
         cdef uint32_t i = 0
         result = []
-        while check(fm_pool_cause(self._c, i, &owned, &size)):
-            result.append((owned[1], owned[sizeof(fm_long):size]))
+        while check(fm_pool_cause(self._c, i, &owned, &size, &at_ns)):
+            result.append((owned[1], owned[sizeof(fm_long):size], at_ns))
             fm_body_free(owned)
             i += 1
         return result
 
+    def broken_by(self):
+        """What broke it: EVENT_LIMIT, EVENT_INIT or EVENT_ZYGOTE; 0: it is not broken."""
+        return check(fm_pool_broken_by(self._c))
+
     def zygote(self):
-        """The zygote's pid and, once it is gone, its wait status (else 0)."""
+        """The zygote's pid and, once it is gone, its wait status (else 0; -1: not known)."""
         cdef int status = 0
         cdef int pid = check(fm_pool_zygote(self._c, &status))
         return pid, status

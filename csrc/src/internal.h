@@ -546,6 +546,9 @@ struct fm__worker {
     int64_t task_ns; /* moving average of a task's time; 0: unknown */
     int64_t busy_seen, spent;
     uint32_t settled_since; /* since it was learned from, as `spent` */
+    fm_chunk *charged; /* in this look: the last one, for so many tasks */
+    uint32_t charged_n;
+    int64_t charged_ns;
     int64_t born_ns, eof_ns; /* eof_ns: when its results ended, or 0 */
     int64_t idle_since;      /* seen without work then, and none since; or 0 */
     uint64_t done;

@@ -228,17 +228,28 @@ static void learn(struct fm__worker *worker)
         1, FM__MIN(64, 1000000 / FM__MAX(worker->task_ns, 1)));
 }
 
-/* Charge a chunk with the time that the worker has spent since the last. */
-static void charge(struct fm__worker *worker, fm_chunk *chunk)
+/* Charge a chunk, n of whose tasks are done, with the time that the worker has
+ * spent since the last.  Of chunks that ended before anybody looked the first
+ * finds the time of all: then the next one takes its part of that. */
+static void charge(struct fm__worker *worker, fm_chunk *chunk, uint32_t n)
 {
     int64_t busy = atomic_load_explicit(&worker->page->busy_ns,
                                         memory_order_relaxed);
-    if (busy <= worker->busy_seen) /* negative, too: what is seen never is */
-        return;
     int64_t spent = busy - worker->busy_seen;
-    worker->busy_seen = busy;
-    worker->spent += spent;
+    if (spent > 0) { /* negative, too: what is seen never is */
+        worker->busy_seen = busy;
+        worker->spent += spent;
+    } else if (worker->charged) {
+        double part = (double)n / ((double)worker->charged_n + n);
+        spent = (int64_t)((double)worker->charged_ns * part);
+        atomic_fetch_sub(&worker->charged->busy_ns, spent);
+    } else {
+        return;
+    }
     atomic_fetch_add(&chunk->busy_ns, spent);
+    worker->charged = chunk;
+    worker->charged_n = n;
+    worker->charged_ns = spent;
 }
 
 static void settled(struct fm__worker *worker, struct fm__piece *piece,
@@ -248,7 +259,7 @@ static void settled(struct fm__worker *worker, struct fm__piece *piece,
     worker->settled_since += n;
     worker->done += n;
     if (piece->got == piece->count) {
-        charge(worker, piece->chunk);
+        charge(worker, piece->chunk, piece->count);
         detach(piece);
         fm__piece_drop(piece);
     }
@@ -401,6 +412,7 @@ int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
 {
     struct fm__channel *channel = &worker->channel;
     *news = FM__NEWS_NONE;
+    worker->charged = NULL;
     for (;;) {
         if (!fm__list_empty(&worker->pieces)) {
             struct fm__piece *piece =
@@ -578,6 +590,7 @@ void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
                      bool broken, struct fm__link *again,
                      struct fm__tally *tally)
 {
+    worker->charged = NULL;
     if (worker->page)
         drain(worker, again, tally);
     /* One at most, unless the stream was garbled: then those that finished

@@ -164,10 +164,13 @@ TEST(a_kill_that_finds_it_dead_is_not_its_cause)
     siginfo_t info;
     start(&talk, plain);
     hear(&talk, FM_REPORT_BORN);
+    int ended = fm_sys_pidfd(talk.said.pid);
+    CHECK(ended >= 0);
     CHECK_EQ(kill(talk.zygote, SIGSTOP), 0);
     CHECK_EQ(waitid(P_PID, (id_t)talk.zygote, &info, WSTOPPED | WNOWAIT), 0);
     CHECK_EQ(write(talk.fds[1], "\7", 1), 1); /* it exits, nobody looks */
-    CHECK_EQ(fm_sys_wait_readable(&talk.fds[2], 1, FM_FOREVER), 1);
+    CHECK_EQ(fm_sys_wait_readable(&ended, 1, FM_FOREVER), 1);
+    close(ended);
     say(&talk, order);
     CHECK_EQ(kill(talk.zygote, SIGCONT), 0);
     drop_fds(&talk);

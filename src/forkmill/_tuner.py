@@ -57,9 +57,11 @@ class Tuner:
         self.fit = unit
 
     def learn(self, task: _native.Task) -> None:
-        """A chunk is done: size the next ones by what it took."""
-        count = task.count
-        self.cost = cost = max(task.busy / count, 1e-9)
+        """A chunk is done: size the next ones by what it took, as far as that is known."""
+        count, seconds = task.count, task.busy
+        if seconds <= 0:
+            return
+        self.cost = cost = max(seconds / count, 1e-9)
         self.weight = weight = max(task.size / count, 0.9 * self.weight)
         fit = int(min(self._target_s / cost, self._share / weight, count * GROWTH, self._most))
         self.fit = max(fit - fit % self._unit, self._unit)

@@ -337,6 +337,7 @@ def test_each_bound_of_the_tuner_holds_by_itself() -> None:
     assert _learned((500, 500e-6, 500 << 14)).fit == 64  # memory
     assert _learned((2000, 2e-3, 18000), (2000, 4.0, 18000)).fit == 1  # they have become slow
     assert _learned((4000, 4e-6, 36000)).fit == 4096
+    assert _learned((500, 500e-6, 4500), (500, 0.0, 4500)).fit == 2000  # nobody knows
     tuner = _learned((500, 500e-6, 4500))
     assert tuner.fair(400, 4) == 100
     assert tuner.fair(40, 4) == 100  # as many as are worth a chunk

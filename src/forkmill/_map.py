@@ -36,7 +36,6 @@ import contextlib
 import sys
 from _thread import get_ident
 from collections import deque
-from itertools import starmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from ._core import Core
     from ._options import Options
 
-__all__ = ["Feed", "Items", "MapIterator", "Stream", "inline_results"]
+__all__ = ["Feed", "Items", "MapIterator", "Stream"]
 
 TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms; of pulling for one, too
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
@@ -559,22 +558,3 @@ class Stream:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def inline_results(
-    fn: Callable[..., Any],
-    iterables: tuple[Iterable[Any], ...],
-    *,
-    star: bool,
-    return_exceptions: bool,
-) -> Iterator[Any]:
-    """`map` of a pool without workers: the built-in, with exceptions as asked for."""
-    if not return_exceptions:
-        yield from starmap(fn, iterables[0]) if star else map(fn, *iterables)
-        return
-    for args in map(tuple, iterables[0]) if star else zip(*iterables):  # noqa: B905
-        try:
-            result = fn(*args)
-        except Exception as error:
-            result = error
-        yield result

@@ -20,18 +20,21 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import time
 import weakref
+from collections import deque
 from concurrent.futures import Executor
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from . import _native, _stacks, _worker, errors
+from . import _codec, _native, _stacks, _worker, errors
 from ._core import Core
 from ._figures import PoolStats, WorkerInfo, pool_stats, worker_info
 from ._future import Future
-from ._map import MapIterator, Stream, inline_results
+from ._map import MapIterator, Stream
 from ._options import (
     Options,
     at_least_one,
@@ -56,6 +59,7 @@ __all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_
 
 _builtin_map = map  # `map` below is the module's own
 
+_LOGGER = logging.getLogger("forkmill")
 _KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
 _names = itertools.count(1)
 _BIRTHS_S = 5.0  # a fresh interpreter may take long to come up on a busy machine
@@ -127,8 +131,8 @@ class _Face(Executor):
         credit = integer("credit", credit, least=1)
         core = self._core
         if core is None:
-            self._pool._check_inline()
-            return iter(fn(*args, **kwargs))
+            must_be_callable("the first argument", fn)
+            return self._pool._here.stream(fn, args, kwargs)
         task = core.submit(fn, args, kwargs, self._options, flags=_native.RUN_STREAM, credit=credit)
         return Stream(core, task)
 
@@ -293,8 +297,11 @@ class _Face(Executor):
         check_limits(chunksize, buffersize, timeout)
         core = self._core
         if core is None:
-            self._pool._check_inline()
-            return inline_results(fn, iterables, star=star, return_exceptions=return_exceptions)
+            calls = iter(iterables[0]) if star else zip(*iterables)  # noqa: B905
+            sized = buffersize is None and all(hasattr(it, "__len__") for it in iterables)
+            return self._pool._here.map(
+                fn, calls, self._options, timeout, return_exceptions, sized=sized
+            )
         core.check()
         return MapIterator(
             core,
@@ -348,9 +355,10 @@ class _Face(Executor):
 
         core = self._core
         if core is None:
-            self._pool._check_inline()
             return _aio.asynchronous(
-                inline_results(fn, iterables, star=False, return_exceptions=return_exceptions)
+                self._lazy(
+                    fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
+                )
             )
         core.check()
         return _aio.AsyncMap(
@@ -397,6 +405,11 @@ class _Face(Executor):
         limit = old.timeout
         if timeout is not _KEEP:
             limit = 0.0 if timeout is None else seconds("timeout", timeout)
+            if limit and self._core is None:
+                raise ValueError(
+                    "a pool in a worker runs its calls itself, and cannot stop one that takes too "
+                    "long; for a timeout ask for workers, as by ProcessPool(1)"
+                )
         return View(
             self._pool,
             make_options(
@@ -413,7 +426,7 @@ class _Face(Executor):
         It takes in what has been reported so far, without waiting for anything.
         """
         if self._core is None:
-            return self._pool._inline_stats()
+            return self._pool._here.stats()
         self._core.look()
         return pool_stats(self._core)
 
@@ -495,7 +508,10 @@ class ProcessPool(_Face):
     after Ctrl-C. All methods may be called from any thread.
 
     In a worker, a pool without `max_workers` has no workers of its own: it runs its calls there
-    and then (they were parallel already).
+    and then (they were parallel already), as its one worker would: arguments and results are
+    copies, whatever a call raises is its outcome. It cannot stop a call: `options(timeout=...)` is
+    refused, the timeout of a `map` is told when the item that took too long is over. What shapes
+    worker processes (their recycling, their start) has nothing to shape.
 
     Args:
         max_workers: How many workers, 1 to 4096. None: the CPUs this process may use (affinity
@@ -594,12 +610,11 @@ class ProcessPool(_Face):
         }
         self._options = Options(flags=_native.RETRY_DEATH)
         self._name: str = options["name"]
-        self._closed = False  # of an inline pool
-        self._counts = [0, 0]  # of an inline pool: succeeded, failed
         self._core = self._accept = None
+        self._inline: _Here | None = None
         if inline:
-            if initializer is not None:
-                initializer(*initargs)
+            self._inline = _Here(initializer, initargs, finalizer, options["init_timeout"])
+            weakref.finalize(self, self._inline.close)
         else:
             method, no_fork = _start.choose_method(start_method, mp_context)
             self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
@@ -627,7 +642,7 @@ class ProcessPool(_Face):
 
     def __repr__(self) -> str:
         # Not stats(), which logs: a message may show this pool.
-        stats = self._inline_stats() if self._core is None else pool_stats(self._core)
+        stats = self._here.stats() if self._core is None else pool_stats(self._core)
         return f"<ProcessPool {self._name!r}: {stats.state}, {stats.workers} workers>"
 
     def __reduce__(self) -> Any:
@@ -651,9 +666,11 @@ class ProcessPool(_Face):
         Raises:
             KeyboardInterrupt: Ctrl-C while it waited: running tasks were ended, all is over.
         """
-        self._closed = True
         core = self._core
-        if core is None or core.life.foreign():
+        if core is None:
+            self._here.shutdown(finish=wait and not cancel_futures)
+            return
+        if core.life.foreign():
             return
         core.life.refuse()
         if cancel_futures:
@@ -668,9 +685,10 @@ class ProcessPool(_Face):
 
         Tasks that run get WorkerDied, tasks that have not started PoolClosed.
         """
-        self._closed = True
         if self._core is not None:
             self._core.life.finish(ladder=_native.LADDER_KILL)
+        else:
+            self._here.kill()
 
     def __enter__(self) -> ProcessPool:
         return self
@@ -690,13 +708,14 @@ class ProcessPool(_Face):
 
     def _is_open(self) -> bool:
         if self._core is None:
-            return not self._closed
+            return self._here.state == "inline"
         self._core.turn()
         return self._core.native.state == _native.POOL_OPEN
 
-    def _check_inline(self) -> None:
-        if self._closed:
-            raise errors.PoolClosed("cannot schedule new futures after shutdown")
+    @property
+    def _here(self) -> _Here:
+        assert self._inline is not None
+        return self._inline
 
     def _call(
         self,
@@ -707,34 +726,267 @@ class ProcessPool(_Face):
     ) -> Future:
         """Run one call here and now, with the outcome in a future as always."""
         must_be_callable("the first argument", fn)
-        self._check_inline()
-        error: Exception | None = None
-        for _ in range(options.retries + 1):
-            try:
-                result = fn(*args, **kwargs)
-            except Exception as failure:
-                error = failure
-                if not isinstance(failure, options.retry_on):
-                    break
-            else:
-                self._counts[0] += 1
-                return Future.finished(result, None)
-        self._counts[1] += 1
+        here = self._here
+        here.check()
+        result, error = here.run(here.encoded(fn, args, kwargs), options)
         try:
-            return Future.finished(None, error)
+            return Future.finished(result, error)
         finally:
             del error
 
-    def _inline_stats(self) -> PoolStats:
-        done, failed = self._counts
+
+class _Here:
+    """What a pool without workers is: it runs its calls where they are made, as a worker would.
+
+    Guarantees: a call cannot tell the difference, but for the process that it is in. Its arguments
+    and its result are encoded and decoded, so it changes nothing of its caller's; what it raises,
+    SystemExit too, is its outcome; retries start from the same bytes.
+
+    Args:
+        initializer: As of ProcessPool.
+        initargs: As of ProcessPool.
+        finalizer: As of ProcessPool.
+        init_timeout: As of ProcessPool; told when the initializer is over.
+    """
+
+    def __init__(
+        self,
+        initializer: Callable[..., object] | None,
+        initargs: tuple[Any, ...],
+        finalizer: Callable[[], object] | None,
+        init_timeout: float | None,
+    ) -> None:
+        self._codec = _codec.Codec()
+        self.state = "inline"
+        self._broken: errors.InitError | None = None
+        self._succeeded = self._failed = self._retried = 0
+        self._maps: weakref.WeakSet[_HereMap] = weakref.WeakSet()
+        begin = (initializer, initargs, finalizer)
+        with contextlib.suppress(errors.SerializationError):  # inherited then, as by a fork
+            begin = self.copied(self._codec.dumps(begin))
+        initializer, initargs, self._finalizer = begin
+        if initializer is not None:
+            self._begin(initializer, initargs, init_timeout)
+
+    def _begin(
+        self, initializer: Callable[..., object], initargs: tuple[Any, ...], limit: float | None
+    ) -> None:
+        started = time.monotonic()
+        try:
+            initializer(*initargs)
+        except BaseException as error:
+            told = self._codec.load_failure(self._codec.dump_failure(error, "initializer"))
+            text = f"the initializer failed: {type(told).__name__}: {told}"
+            self._broken = errors.InitError(text, [told])
+        else:
+            if limit is not None and time.monotonic() - started > limit:
+                self._broken = errors.InitError(f"the initializer took longer than {limit:g} s")
+        if self._broken is not None:
+            self._finalizer = None
+
+    def check(self) -> None:
+        """Whether it takes calls."""
+        if self.state != "inline":
+            raise errors.PoolClosed("cannot schedule new futures after shutdown")
+        if self._broken is not None:
+            raise self._broken
+
+    # ------------------------------------------------------------------ calls
+
+    def encoded(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call as it would be sent; SerializationError if it cannot be."""
+        return self._codec.dump_function(fn), self._codec.dumps((args, kwargs))
+
+    def copied(self, packed: tuple[bytes, Any]) -> Any:
+        """What was encoded, with memory of its own."""
+        data, buffers = packed
+        return self._codec.loads(data, [bytearray(buffer) for buffer in buffers])
+
+    def run(self, call: Any, options: Options) -> tuple[Any, BaseException | None]:
+        """A call's outcome: its result, or what it raised."""
+        function, arguments = call
+        for attempt in itertools.count(1):
+            try:
+                args, kwargs = self.copied(arguments)
+                result = self._codec.load_function(function)(*args, **kwargs)
+                result = self.copied(self._codec.dumps_result(result))
+            except BaseException as error:
+                if attempt <= options.retries and isinstance(error, options.retry_on):
+                    self._retried += 1
+                    continue
+                self._failed += 1
+                return None, self._codec.load_failure(self._codec.dump_failure(error))
+            self._succeeded += 1
+            return result, None
+        raise AssertionError("a call has an outcome")
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        calls: Iterator[Any],
+        options: Options,
+        timeout: float | None,
+        return_exceptions: bool,
+        *,
+        sized: bool,
+    ) -> _HereMap:
+        """The results of many calls, each made when it is asked for."""
+        self.check()
+        self._codec.dump_function(fn)  # what cannot be sent is told at once
+        results = _HereMap(self, fn, calls, options, timeout, return_exceptions, sized=sized)
+        self._maps.add(results)
+        return results
+
+    def stream(
+        self, fn: Callable[..., Iterable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Iterator[Any]:
+        """What a call yields, each when it is asked for."""
+        self.check()
+        return self._yielded(*self.encoded(fn, args, kwargs))
+
+    def _yielded(self, function: bytes, arguments: Any) -> Iterator[Any]:
+        outputs: Any = None
+        try:
+            args, kwargs = self.copied(arguments)
+            outputs = self._codec.load_function(function)(*args, **kwargs)
+            if not hasattr(outputs, "__iter__"):
+                raise TypeError(
+                    "a stream's function must return a generator or another iterable, not "
+                    f"{type(outputs).__name__!r}"
+                )
+            for output in outputs:
+                yield self.copied(self._codec.dumps_result(output))
+        except GeneratorExit:  # the reader has enough
+            self._succeeded += 1
+            raise
+        except BaseException as error:
+            self._failed += 1
+            failure = self._codec.load_failure(self._codec.dump_failure(error))
+        else:
+            self._succeeded += 1
+            return
+        finally:
+            if hasattr(outputs, "close"):
+                outputs.close()
+        raise failure
+
+    # ------------------------------------------------------------------ the end
+
+    def shutdown(self, *, finish: bool) -> None:
+        """Take no more calls; those of maps over input with a length were taken already."""
+        if self.state == "inline" and finish:
+            for results in list(self._maps):
+                results.finish()
+        self.close()
+
+    def kill(self) -> None:
+        """End without the finalizer."""
+        self._finalizer = None
+        for results in list(self._maps):
+            results.close()
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent; the finalizer is called once."""
+        self.state = "closed"
+        finalizer, self._finalizer = self._finalizer, None
+        if finalizer is not None:
+            try:
+                finalizer()
+            except BaseException:  # nobody waits for its outcome
+                _LOGGER.exception("the finalizer of a pool failed")
+
+    def stats(self) -> PoolStats:
+        """Its figures, as those of any pool."""
+        done = self._succeeded + self._failed
         return PoolStats(
-            "closed" if self._closed else "inline",
+            "broken" if self._broken is not None and self.state == "inline" else self.state,
             workers=0,
-            accepted=done + failed,
-            outcomes=done + failed,
-            succeeded=done,
-            failed=failed,
+            accepted=done,
+            outcomes=done,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            retried=self._retried,
         )
+
+
+class _HereMap:
+    """`map` of a pool without workers: a call is made when its result is asked for."""
+
+    def __init__(
+        self,
+        here: _Here,
+        fn: Callable[..., Any],
+        calls: Iterator[Any],
+        options: Options,
+        timeout: float | None,
+        return_exceptions: bool,
+        *,
+        sized: bool,
+    ) -> None:
+        self._here = here
+        self._fn = fn
+        self._calls: Iterator[Any] | None = calls
+        self._options = options
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._return_exceptions = return_exceptions
+        self._sized = sized
+        self._done: deque[tuple[Any, BaseException | None]] = deque()  # by `finish`
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        result, error = self._done.popleft() if self._done else self._next()
+        if self._is_late():
+            self.close()
+            raise TimeoutError
+        if error is None:
+            return result
+        if self._return_exceptions and isinstance(error, Exception):
+            return error
+        self.close()
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame
+
+    def close(self) -> None:
+        """Make no more calls. Idempotent."""
+        self._calls = None
+        self._done.clear()
+
+    def finish(self) -> None:
+        """Make the calls that were taken with the map: all, if the input has a length."""
+        while self._sized and self._calls is not None and not self._is_late():
+            try:
+                self._done.append(self._next())
+            except StopIteration:
+                return
+
+    def _next(self) -> tuple[Any, BaseException | None]:
+        if self._calls is None or self._is_late():
+            if self._calls is None:
+                raise StopIteration
+            return None, None  # `__next__` says so
+        if self._here.state != "inline" and not self._sized:
+            self.close()
+            raise errors.PoolClosed(
+                "the pool was shut down while input was left: read the results before that"
+            )
+        try:
+            args = next(self._calls)
+        except BaseException:
+            self._calls = None
+            raise
+        try:
+            call = self._here.encoded(self._fn, tuple(args), {})
+        except errors.SerializationError as error:
+            return None, error
+        return self._here.run(call, self._options)
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
 
 # ---------------------------------------------------------------------- the one-liner

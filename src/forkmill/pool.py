@@ -399,7 +399,7 @@ class _Face(Executor):
             An Executor over the same workers, with the same methods. Its `shutdown` does nothing.
 
         Raises:
-            TypeError, ValueError: A wrong option.
+            TypeError, ValueError: A wrong option; a timeout, of a pool without workers.
         """
         old = self._options
         limit = old.timeout

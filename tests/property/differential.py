@@ -1,0 +1,720 @@
+"""A search for values that do not arrive as what they are.
+
+    python tests/property/differential.py --seconds 3600 --seed 1
+
+Each round has a number, which alone decides what it does: it makes values of every kind, sends them
+as arguments and results by one of the paths that there are, kills workers and interrupts the reader
+if the number says so, and compares what comes with what a plain call gives: value, exact types, what
+is shared inside of it, and whether it can be written to. Some results are kept, and looked at again
+when others have come and gone. What differs is told with the number that repeats it:
+
+    python tests/property/differential.py --seed 1 --only 4711
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import asyncio
+import collections
+import contextlib
+import dataclasses
+import datetime
+import decimal
+import enum
+import faulthandler
+import fractions
+import itertools
+import math
+import os
+import pathlib
+import pickle
+import random
+import signal
+import sys
+import time
+import types
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import forkmill as fm
+
+try:
+    import numpy as np
+except ImportError:  # the rest is worth a search without it
+    np = None  # type: ignore[assignment]
+
+# ------------------------------------------------------------------------------ values
+
+# Around what changes the way of a value: short texts and containers, the port's and the channel's
+# buffers, half a ring, the arena, a copy without the GIL.
+EDGES = (0, 1, 2, 8, 24, 127, 255, 256, 257, 512, 4080, 4096, 4097, 16_300, 32_700, 32_768,
+         65_472, 65_519, 65_535, 65_536, 65_537, 70_000, 131_072, 300_000, 1_048_576)  # fmt: skip
+INTS = (0, 1, -1, 255, 256, 257, 2**30, 2**31, 2**62, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1,
+        2**64, -(10**40))  # fmt: skip
+FLOATS = (0.0, -0.0, 1.5, math.inf, -math.inf, math.nan, 5e-324, 1.7976931348623157e308)
+ALPHABETS = ("ab c", "\x00é", "\x7f\x80", "€ж", "😀𝄞", "\ud800x", "a\udfff😀")
+DTYPES = ("?", "i1", "u2", "<i4", ">i4", "i8", "u8", "f2", "f4", "f8", "g", "c8", "c16", "S5", "U3",
+          "M8[ns]", "m8[D]", "V7", [("a", "i4"), ("b", ">f8"), ("c", "S3")], "O")  # fmt: skip
+
+
+class Colour(enum.Enum):
+    RED = 1
+    GREEN = "green"
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+
+@dataclasses.dataclass
+class Row:
+    number: Any
+    parts: Any = ()
+
+
+class Slotted:
+    __slots__ = ("one", "other")
+
+    def __init__(self, one: Any) -> None:
+        self.one = one
+
+
+class Stateful:
+    """Rebuilt by Python code, where signals are seen."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def __getstate__(self) -> Any:
+        return (self.state, sum(range(50)))
+
+    def __setstate__(self, state: Any) -> None:
+        self.state, total = state
+        if sum(range(50)) != total:
+            raise AssertionError("state was changed on its way")
+
+
+class Odd(Exception):
+    """With an argument beside its args."""
+
+    def __init__(self, text: str, extra: Any) -> None:
+        super().__init__(text, extra)
+        self.extra = extra
+
+
+class Values:
+    """Makes values; the same ones for the same seed, in every process."""
+
+    def __init__(self, seed: int, large: bool = True) -> None:
+        self.random = random.Random(seed)
+        self.large = large
+        self.made: list[Any] = []  # containers and arrays, to be shared
+
+    def size(self) -> int:
+        edges = EDGES if self.large else EDGES[:14]
+        most = len(edges) if self.random.random() < 0.15 else 13
+        return max(0, edges[self.random.randrange(most)] + self.random.choice((0, 0, -1, 1)))
+
+    def value(self, depth: int = 0) -> Any:
+        pick = self.random.random()
+        if self.made and pick < 0.08:
+            return self.random.choice(self.made)
+        if depth > 4 or pick < 0.35:
+            return self.scalar()
+        if pick < 0.5 and np is not None:
+            return self.keep(self.array())
+        if pick < 0.6:
+            return self.odd(depth)
+        if pick < 0.66:
+            return self.buffers()
+        return self.container(depth)
+
+    def keep(self, value: Any) -> Any:
+        self.made.append(value)
+        return value
+
+    def text(self) -> str:
+        letters = self.random.choice(ALPHABETS)
+        n = self.size()
+        return (letters * (n // len(letters) + 1))[:n]
+
+    def data(self) -> bytes:
+        n = self.size()
+        block = self.random.randbytes(min(n, 509))
+        return (block * (n // 509 + 1))[:n]
+
+    def scalar(self) -> Any:
+        r = self.random
+        return r.choice((
+            lambda: r.choice((None, True, False, ..., NotImplemented)),
+            lambda: r.choice(INTS) + r.randrange(-1, 2),
+            lambda: r.choice(FLOATS),
+            lambda: complex(r.choice(FLOATS), 1),
+            self.text, self.data, self.text,
+            lambda: self.keep(bytearray(self.data())),
+            lambda: r.choice((decimal.Decimal("1.10"), fractions.Fraction(2, 3), Colour.GREEN,
+                              uuid.UUID(int=r.getrandbits(128)), pathlib.PurePath("a/b"),
+                              datetime.datetime(2024, 2, 29, 1, 2, 3, 4, datetime.UTC),
+                              datetime.timedelta(days=-1, microseconds=1), range(3, 9, 2),
+                              slice(1, None), len, Row, dict, Ellipsis)),
+        ))()  # fmt: skip
+
+    def container(self, depth: int) -> Any:
+        r = self.random
+        n = r.choice((0, 1, 2, 3, 5, 17)) if r.random() < 0.97 else r.choice((254, 256, 300))
+        if n > 17:
+            return [r.randrange(300) for _ in range(n)]
+        kind = r.randrange(10)
+        items = [self.value(depth + 1) for _ in range(n)]
+        keys = [self.key() for _ in range(n)]
+        if kind == 0:
+            return tuple(items)
+        if kind == 1:
+            return self.keep(set(keys))
+        if kind == 2:
+            return frozenset(keys)
+        if kind in (3, 4, 5):
+            made: Any = dict(zip(keys, items, strict=False))
+            if r.random() < 0.1:
+                made["itself"] = made
+        elif kind == 6:
+            made = r.choice((
+                collections.deque(items, 50), collections.OrderedDict(zip(keys, items, strict=False)),
+                collections.Counter(map(str, keys)), types.SimpleNamespace(items=items),
+                collections.defaultdict(list, {"a": items}), array.array("d", range(n)),
+            ))  # fmt: skip
+        else:
+            made = items
+            if r.random() < 0.1:
+                made.append(made)
+        return self.keep(made)
+
+    def key(self) -> Any:
+        r = self.random
+        return r.choice((r.randrange(100), str(r.randrange(9)), "k" * r.choice((1, 24, 25, 300)),
+                         (1, "x"), b"y", None, 1.5))  # fmt: skip
+
+    def odd(self, depth: int) -> Any:
+        r = self.random
+        inner = self.value(depth + 1)
+        made = r.choice((
+            lambda: Row(r.randrange(9), [inner]), lambda: Slotted(inner), lambda: Pair(inner, 1),
+            lambda: Stateful(inner), lambda: Stateful([inner] * 2), lambda: self.error(inner),
+            lambda: (inner, inner), lambda: [Stateful(i) for i in range(30)],
+        ))()  # fmt: skip
+        if isinstance(made, Row) and r.random() < 0.3:
+            made.parts.append(made)
+        return self.keep(made)
+
+    def error(self, inner: Any = None) -> Exception:
+        return self.random.choice((
+            lambda: ValueError("x", inner), lambda: KeyError(self.text()), lambda: Odd("odd", inner),
+            lambda: OSError(2, "none", "file"), lambda: ValueError(self.data()),
+        ))()  # fmt: skip
+
+    def buffers(self) -> Any:
+        """So many bytes in band, and any number of buffers beside them."""
+        count = self.random.choice((0, 1, 2, 3, 13, 14, 50))
+        sizes = [self.size() for _ in range(min(count, 3))] + [64] * max(0, count - 3)
+        views: list[Any] = [bytearray(self.random.randbytes(min(n, 700))) * (n // 700 + 1)
+                            for n in sizes]  # fmt: skip
+        if np is not None:
+            views = [np.frombuffer(view, "u1") if i % 2 else view for i, view in enumerate(views)]
+        return self.keep([Slotted(self.data()), *views])
+
+    def array(self) -> Any:
+        r = self.random
+        dtype = np.dtype(r.choice(DTYPES))
+        shape = r.choice((
+            (), (0,), (1,), (3,), (0, 5), (2, 3), (4, 1, 3), (max(1, self.size() // dtype.itemsize),),
+            (7, max(1, self.size() // dtype.itemsize // 7)),
+        ))  # fmt: skip
+        n = math.prod(shape)
+        if dtype.hasobject:
+            shape = tuple(min(side, 4) for side in shape)
+            flat = np.empty(math.prod(shape), "O")
+            for i in range(flat.size):
+                flat[i] = r.choice((None, i, "x", [i], {"a": i}))
+        else:
+            bits = np.resize(np.frombuffer(r.randbytes(257), "u1") & 0x3F, n * dtype.itemsize)
+            flat = np.frombuffer(bits.tobytes(), dtype, n).copy()
+            if dtype.kind == "b":
+                flat = flat.view("u1").__and__(1).astype("?")
+            if dtype.kind == "U":
+                flat = np.resize(np.array(["a", "éß", "€"], dtype), n)
+        made = flat.reshape(shape)
+        change = r.randrange(9)
+        if change == 0:
+            made = np.asfortranarray(made)
+        elif change == 1:
+            made = made.T
+        elif change == 2 and made.ndim:
+            made = made[::2]
+        elif change == 3 and made.ndim:
+            made = made[::-1]
+        elif change == 4:
+            made.setflags(write=False)
+        elif change == 5 and made.size and not dtype.hasobject:
+            return made.reshape(-1)[0]  # a numpy scalar
+        return made
+
+
+def make(seed: int) -> Any:
+    """The value of that seed."""
+    return Values(seed).value()
+
+
+# -------------------------------------------------------------------------- comparison
+
+_ATOMS = (type(None), bool, int, str, bytes, type(...), type(NotImplemented), range, slice, type,
+          types.BuiltinFunctionType, types.FunctionType, decimal.Decimal, fractions.Fraction,
+          uuid.UUID, pathlib.PurePath, datetime.date, datetime.timedelta, enum.Enum)  # fmt: skip
+
+
+class Difference(AssertionError):
+    """What arrived is not what was made."""
+
+
+def compare(mine: Any, theirs: Any) -> None:
+    """Raise Difference if `theirs` is not as `mine`, a round trip of pickle's taken for granted."""
+    _Comparison().look(mine, theirs, "it")
+
+
+class _Comparison:
+    def __init__(self) -> None:
+        self.pairs: dict[int, Any] = {}
+        self.back: dict[int, Any] = {}
+
+    def look(self, a: Any, b: Any, path: str) -> None:
+        if type(a) is not type(b):
+            raise Difference(f"{path}: {type(b)} for {type(a)}")
+        if isinstance(a, _ATOMS):
+            if a != b:
+                raise Difference(f"{path}: {b!r:.80} for {a!r:.80}")
+            return
+        if isinstance(a, (float, complex)):
+            if repr(a) != repr(b):
+                raise Difference(f"{path}: {b!r} for {a!r}")
+            return
+        if not isinstance(a, (tuple, frozenset)):  # what can be changed: who else sees it?
+            if id(a) in self.pairs or id(b) in self.back:
+                if self.pairs.get(id(a)) is not b or self.back.get(id(b)) is not a:
+                    raise Difference(f"{path}: what was one object is two, or the other way")
+                return
+            self.pairs[id(a)] = b
+            self.back[id(b)] = a
+        self.inside(a, b, path)
+
+    def inside(self, a: Any, b: Any, path: str) -> None:
+        if np is not None and isinstance(a, (np.ndarray, np.generic)):
+            self.arrays(a, b, path)
+        elif isinstance(a, (set, frozenset, bytearray, array.array, collections.Counter)):
+            if a != b:
+                raise Difference(f"{path}: {b!r:.80} for {a!r:.80}")
+        elif isinstance(a, dict):
+            if list(a) != list(b):
+                raise Difference(f"{path}: keys {list(b)!r:.80} for {list(a)!r:.80}")
+            for (key, x), y in zip(a.items(), b.values(), strict=True):
+                self.look(x, y, f"{path}[{key!r:.20}]")
+        elif isinstance(a, (list, tuple, collections.deque)):
+            if len(a) != len(b):
+                raise Difference(f"{path}: {len(b)} items for {len(a)}")
+            for i, (x, y) in enumerate(zip(a, b, strict=True)):
+                self.look(x, y, f"{path}[{i}]")
+        elif isinstance(a, BaseException):
+            self.look(a.args, b.args, f"{path}.args")
+            self.look(vars(a).get("extra"), vars(b).get("extra"), f"{path}.extra")
+        elif isinstance(a, Slotted):
+            self.look(a.one, b.one, f"{path}.one")
+        else:
+            self.look(vars(a), vars(b), path)
+
+    def arrays(self, a: Any, b: Any, path: str) -> None:
+        if a.dtype.hasobject:
+            if (a.dtype, a.shape) != (b.dtype, b.shape):
+                raise Difference(f"{path}: {b.dtype} {b.shape} for {a.dtype} {a.shape}")
+            for i, (x, y) in enumerate(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)):
+                self.look(x, y, f"{path}.flat[{i}]")
+            return
+        # Numpy's own pickling of what is not contiguous copies it, in the machine's byte order.
+        twin = pickle.loads(pickle.dumps(a, 5))
+        if _facts(b) not in (_facts(a), _facts(twin)):
+            raise Difference(f"{path}: {_facts(b)} for {_facts(a)} or {_facts(twin)}")
+        if b.tobytes() not in (a.tobytes(), twin.tobytes()):
+            raise Difference(f"{path}: another content, {b.dtype} {b.shape}")
+
+
+def _facts(made: Any) -> tuple[Any, ...]:
+    flags = made.flags
+    return made.dtype, made.shape, flags.writeable, flags.c_contiguous, flags.f_contiguous
+
+
+# ------------------------------------------------------------------------------- tasks
+
+
+def give(seed: int) -> Any:
+    return make(seed)
+
+
+def give_or_fail(seed: int) -> Any:
+    """One of four fails, with a value of any kind in its arguments."""
+    if seed % 4 == 3:
+        raise Values(seed).error(make(seed))
+    return make(seed)
+
+
+def echo(value: Any) -> Any:
+    return value
+
+
+def two(seed: int, value: Any) -> Any:
+    return seed, value, value
+
+
+def give_each(seeds: list[int]) -> Iterator[Any]:
+    for seed in seeds:
+        yield make(seed)
+
+
+def die_or_give(seed: int) -> Any:
+    """Some never come back."""
+    if seed % 11 == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return make(seed)
+
+
+async def give_async(seed: int) -> Any:
+    return make(seed)
+
+
+def give_once_failed(item: tuple[str, int]) -> Any:
+    """Fails at the first try: `item` has a path that says whether this is it, and the seed."""
+    path, seed = item
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return make(seed)
+    raise ValueError("once more")
+
+
+def plain(fn: Callable[..., Any], *args: Any) -> tuple[str, Any]:
+    """How a call ends: ("value", it) or ("error", it)."""
+    try:
+        return "value", fn(*args)
+    except Exception as error:
+        return "error", error
+
+
+# ------------------------------------------------------------------------------- paths
+
+Outcome = tuple[str, Any]
+
+
+class Alarm(Exception):
+    """What the signal handler raises: an ordinary exception, as timeouts are made."""
+
+
+class HardAlarm(BaseException):
+    """The same past every `except Exception`."""
+
+
+class Alarms:
+    """While it is on, SIGALRM comes at random and its handler raises."""
+
+    def __init__(self, random: random.Random, on: bool) -> None:
+        self.on = on
+        self.random = random
+        self.count = 0
+        self.kinds: tuple[type[BaseException], ...] = (Alarm, HardAlarm)
+
+    def _raise(self, *_: Any) -> None:
+        self.count += 1
+        raise self.random.choice(self.kinds)
+
+    def insist(self, call: Callable[[], Any]) -> Any:
+        """What the call gives, however often it is interrupted."""
+        if not self.on:
+            return call()
+        before = signal.signal(signal.SIGALRM, self._raise)
+        try:
+            for _ in range(50):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, self.random.uniform(1e-5, 2e-3))
+                    value = call()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    return value
+                except (Alarm, HardAlarm):
+                    continue
+        finally:
+            while True:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    signal.signal(signal.SIGALRM, before)
+                    break
+                except (Alarm, HardAlarm):
+                    continue
+        return call()
+
+
+class Round:
+    """One round: what is sent, how, and what becomes of it."""
+
+    def __init__(self, seed: int, number: int, folder: str, alarms: bool = True) -> None:
+        self.random = random.Random(f"{seed} {number}")
+        self.folder = folder
+        self.number = number
+        first = self.random.getrandbits(40)
+        self.seeds = [first + i for i in range(self.random.choice((1, 2, 3, 7, 16, 40)))]
+        self.alarms = Alarms(self.random, alarms and self.random.random() < 0.3)
+
+    def read(self, future: Any) -> Outcome:
+        error = self.alarms.insist(lambda: future.exception(60))
+        if error is not None:
+            return "error", error
+        value = self.alarms.insist(lambda: future.result(60))
+        if self.random.random() < 0.2 and future.result() is not value:
+            raise Difference("the second result() is another object")
+        return "value", value
+
+    def drain(self, results: Any) -> list[Outcome]:
+        """Everything that an iterator of map gives, exceptions as items."""
+        outcomes: list[Outcome] = []
+        end = object()
+        iterator = iter(results)
+        while (item := self.alarms.insist(lambda: next(iterator, end))) is not end:
+            outcomes.append(("error" if isinstance(item, Exception) else "value", item))
+        return outcomes
+
+    # Each gives (what is expected of each item, what came).
+
+    def submit(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        fn = self.random.choice((give, give_or_fail))
+        futures = [self.alarms.insist(lambda s=seed: pool.submit(fn, s)) for seed in self.seeds]
+        if self.random.random() < 0.3:
+            self.random.shuffle(order := list(range(len(futures))))
+        else:
+            order = list(range(len(futures)))
+        found = {i: self.read(futures[i]) for i in order}
+        return [plain(fn, s) for s in self.seeds], [found[i] for i in range(len(futures))]
+
+    def arguments(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        values = [make(seed) for seed in self.seeds]
+        futures = [self.alarms.insist(lambda v=value: pool.submit(two, 1, v)) for value in values]
+        return [plain(two, 1, v) for v in values], [self.read(f) for f in futures]
+
+    def map(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        fn = self.random.choice((give, give_or_fail))
+        source: Any = self.random.choice((list, iter, tuple))(self.seeds)
+        options: dict[str, Any] = {"chunksize": self.random.choice((None, 1, 2, 7, 64))}
+        if self.random.random() < 0.3:
+            options["buffersize"] = self.random.choice((1, 2, 30))
+        results = pool.map(fn, source, return_exceptions=True, **options)
+        return [plain(fn, s) for s in self.seeds], self.drain(results)
+
+    def unordered(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        size = self.random.choice((None, 1, 3, 16))
+        results = pool.starmap(
+            two, [(seed, make(seed)) for seed in self.seeds],
+            chunksize=size, ordered=False, return_exceptions=True,
+        )  # fmt: skip
+        found = sorted(self.drain(results), key=lambda outcome: outcome[1][0])
+        return [plain(two, s, make(s)) for s in self.seeds], found
+
+    def stream(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        credit = self.random.choice((1, 2, 50))
+        outputs = pool.stream(give_each, self.seeds, credit=credit)
+        return [plain(give, s) for s in self.seeds], self.drain(outputs)
+
+    def each(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        found = pool.each(give, self.seeds[0])
+        return [plain(give, self.seeds[0])] * len(found), [("value", value) for value in found]
+
+    def retried(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        items = [(f"{self.folder}/{self.number}-{i}", s) for i, s in enumerate(self.seeds)]
+        view = pool.options(retries=1, retry_on=(ValueError,))
+        futures = [view.submit(give_once_failed, item) for item in items]
+        return [plain(give, s) for s in self.seeds], [self.read(f) for f in futures]
+
+    def killed(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        """Workers die of some items; all others arrive."""
+        seeds = self.seeds[:7]
+        futures = [pool.submit(die_or_give, seed) for seed in seeds]
+        expected: list[Outcome] = [
+            ("error", fm.WorkerDied) if s % 11 == 5 else plain(give, s) for s in seeds
+        ]
+        return expected, [self.read(f) for f in futures]
+
+    def gathered(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        async def main() -> list[Any]:
+            loop = asyncio.get_running_loop()
+            direct = hasattr(pool, "run") and self.random.random() < 0.5
+            calls: list[Any] = [
+                pool.run(give_or_fail, s) if direct
+                else loop.run_in_executor(pool, give_or_fail, s) for s in self.seeds
+            ]  # fmt: skip
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+        found = asyncio.run(main())
+        return [plain(give_or_fail, s) for s in self.seeds], _outcomes(found)
+
+    def amap(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        async def main() -> list[Any]:
+            results = pool.amap(give_or_fail, iter(self.seeds), return_exceptions=True)
+            return [item async for item in results]
+
+        return [plain(give_or_fail, s) for s in self.seeds], _outcomes(asyncio.run(main()))
+
+    def completed(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        import concurrent.futures
+
+        futures = {pool.submit(give, s): i for i, s in enumerate(self.seeds)}
+        while True:
+            wait = self.random.choice((self._wait, self._as_completed))
+            if self.alarms.insist(lambda: wait(concurrent.futures, futures)):  # noqa: B023
+                break
+        found = {i: self.read(future) for future, i in futures.items()}
+        return [plain(give, s) for s in self.seeds], [found[i] for i in range(len(futures))]
+
+    def _wait(self, module: Any, futures: Any) -> bool:
+        return not module.wait(futures, 60).not_done
+
+    def _as_completed(self, module: Any, futures: Any) -> bool:
+        return len(list(module.as_completed(futures, 60))) == len(futures)
+
+    def pipeline(self, context: str) -> tuple[list[Outcome], list[Outcome]]:
+        result = fm.Pipeline().source(self.seeds).map(give, context=context, ordered=True).run()
+        return [plain(give, s) for s in self.seeds], _outcomes(result.outputs, "value")
+
+    def one_liner(self, _: Any) -> tuple[list[Outcome], list[Outcome]]:
+        results = fm.map(give, self.seeds)
+        return [plain(give, s) for s in self.seeds], [("value", value) for value in results]
+
+
+def _outcomes(found: list[Any], kind: str = "") -> list[Outcome]:
+    return [(kind or ("error" if isinstance(v, Exception) else "value"), v) for v in found]
+
+
+POOL = ("submit", "arguments", "map", "map", "unordered", "stream", "each", "retried", "killed",
+        "gathered", "amap", "completed")  # fmt: skip
+EXECUTOR = ("submit", "arguments", "map", "unordered", "gathered", "completed")
+PIPELINES = ("inline", "thread:2", "ipc_fork:2", "cow_fork:2", "async:2")
+
+
+class Search:
+    """Rounds, one after the other, over the same few pools."""
+
+    def __init__(self, seed: int, folder: str, *, methods: tuple[str, ...], alarms: bool = True):
+        self.seed = seed
+        self.folder = folder
+        self.alarms = alarms
+        self.methods = methods
+        self.places: dict[str, Any] = {}
+        self.kept: collections.deque[tuple[Outcome, Any]] = collections.deque()
+        self.tally: collections.Counter[str] = collections.Counter()
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Search:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.kept.clear()
+        self._stack.close()
+
+    def place(self, name: str) -> Any:
+        """An executor, kept for further rounds."""
+        if name not in self.places:
+            if name in ("fork", "zygote", "spawn"):
+                made: Any = fm.ProcessPool(2, start_method=name, restarts=(10**6, 1.0))
+            else:
+                made = fm.executor(name)
+            self.places[name] = self._stack.enter_context(made)
+        return self.places[name]
+
+    def round(self, number: int) -> None:
+        """Do one; Difference says what is wrong."""
+        one = Round(self.seed, number, self.folder, self.alarms)
+        where = one.random.choice((
+            *self.methods * 4, "cow_fork:2", "cow_fork:2", "thread:2", "inline", "async:2",
+            "pipeline", "fm.map",
+        ))  # fmt: skip
+        if where == "pipeline":
+            where = one.random.choice(PIPELINES)
+            how, expected = "pipeline", one.pipeline(where)
+        elif where == "fm.map":
+            how, expected = "fm.map", one.one_liner(None)
+        else:
+            how = one.random.choice(POOL if where in self.methods else EXECUTOR)
+            expected = getattr(one, how)(self.place(where))
+        self.tally[f"{where} {how}"] += 1
+        self.tally["interrupts"] += one.alarms.count
+        self._check(one, *expected, what=f"{where}, {how}")
+
+    def _check(self, one: Round, expected: list[Outcome], found: list[Outcome], what: str) -> None:
+        if len(expected) != len(found):
+            raise Difference(f"{what}: {len(found)} outcomes for {len(expected)}")
+        for i, (should, is_) in enumerate(zip(expected, found, strict=True)):
+            self.tally["values"] += 1
+            if isinstance(should[1], Exception) and isinstance(is_[1], Exception):
+                should, is_ = ("", should[1]), ("", is_[1])  # an iterator does not tell them apart
+            if isinstance(should[1], type) and should[0] == "error":
+                self.tally["deaths"] += 1
+                if not isinstance(is_[1], should[1]):
+                    raise Difference(f"{what}, item {i}: {is_!r:.200} for a death")
+                continue
+            try:
+                compare(should, is_)
+            except Difference as error:
+                raise Difference(f"{what}, item {i}: {error}") from (
+                    is_[1] if isinstance(is_[1], BaseException) else None
+                )
+            if one.random.random() < 0.2:
+                self.kept.append((should, is_))
+        while len(self.kept) > 40:
+            # What came long ago is still what it was.
+            should, is_ = self.kept.popleft()
+            self.tally["looked at again"] += 1
+            compare(should, is_)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--only", type=int, default=None, help="this round alone")
+    parser.add_argument("--methods", default="fork,zygote")
+    parser.add_argument("--no-alarms", action="store_true")
+    options = parser.parse_args()
+    import tempfile
+
+    methods = tuple(options.methods.split(","))
+    until = time.monotonic() + options.seconds
+    numbers = itertools.count() if options.only is None else [options.only]
+    with tempfile.TemporaryDirectory() as folder, Search(
+        options.seed, folder, methods=methods, alarms=not options.no_alarms
+    ) as search:
+        told = time.monotonic()
+        for number in numbers:
+            faulthandler.dump_traceback_later(240, exit=True)
+            try:
+                search.round(number)
+            except BaseException as error:
+                print(f"\nround {number} of seed {options.seed}: {type(error).__name__}: {error}\n"
+                      f"again: {sys.argv[0]} --seed {options.seed} --only {number}",
+                      flush=True)  # fmt: skip
+                raise
+            if time.monotonic() > told + 30:
+                told = time.monotonic()
+                print(number, dict(search.tally.most_common(6)), flush=True)
+            if time.monotonic() > until:
+                break
+        faulthandler.cancel_dump_traceback_later()
+        print(f"seed {options.seed}: {number + 1} rounds", dict(search.tally))
+    return 0
+
+
+if __name__ == "__main__":
+    # As a module of its own name: workers that are not forked import it.
+    import differential
+
+    sys.exit(differential.main())

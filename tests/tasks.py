@@ -807,3 +807,55 @@ def outcome_of_kind(item: tuple[str, int]) -> Any:
 
 def numbered_outcome(item: tuple[str, int]) -> tuple[int, Any]:
     return item[1], outcome_of_kind(item)
+
+
+# ------------------------------------------------------------ values that take Python to rebuild
+
+
+class Laborious:
+    """Sending and rebuilding it runs Python code, where signals are seen."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+
+    def __getstate__(self) -> Any:
+        return sum(range(20)), self.number
+
+    def __setstate__(self, state: Any) -> None:
+        _, self.number = state
+        sum(range(20))
+
+
+def stateful(number: int) -> Any:
+    """In band and out of band, in the arena or not."""
+    return [Laborious(number) for _ in range(100)], numbers((10, 80_000)[number % 2])
+
+
+def is_stateful(value: Any, number: int) -> bool:
+    rows, array = value
+    return (
+        len(rows) == 100
+        and all(type(row) is Laborious and row.number == number for row in rows)
+        and bool((array == numbers(len(array))).all())
+    )
+
+
+def fail_stateful(number: int) -> None:
+    raise ValueError(stateful(number))
+
+
+class Slow:
+    """Rebuilding it takes until the gate is open."""
+
+    gate = threading.Event()
+    begun = threading.Event()
+
+    def __init__(self, _: float) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.begun.set()
+        self.gate.wait(20)
+
+    def __getstate__(self) -> Any:
+        return 1

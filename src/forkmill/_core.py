@@ -32,7 +32,15 @@ from weakref import WeakSet
 
 from . import _native, errors
 from ._codec import Codec, Functions
-from ._process import OUR_THREADS, end_first, exit_failed, interrupted, our_thread
+from ._process import (
+    OUR_THREADS,
+    LoneThread,
+    Signal,
+    end_first,
+    exit_failed,
+    interrupted,
+    our_thread,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,31 +79,26 @@ class Collector:
         self._name = name
         self._lock = threading.RLock()  # guards the rest
         self._inbox: _native.Inbox | None = None
-        self._thread: threading.Thread | None = None
+        self._thread: LoneThread | None = None
 
     def arm(self, future: Future) -> None:
         """Have the future told when its task is done. The next ones come by a shorter way.
 
-        A signal handler may raise anywhere in here, also when a thread is half started: so arming
-        comes last, who finds a thread that does not live makes another, and a thread that finds
-        itself replaced ends.
+        A signal handler may raise anywhere in here, also when a thread has just been started: so
+        arming comes last, and who finds a thread that does not live yet starts it again.
         """
         with self._lock:
             if self._inbox is None:
                 self._inbox = self._native.inbox()
-            if self._thread is None or not self._thread.is_alive():
-                thread = threading.Thread(target=self._run, name=f"{self._name}-collector")
-                thread.daemon = True  # the exit hook ends it, in its own time
-                self._thread = thread
-                thread.start()
+            if self._thread is None:
+                self._thread = LoneThread(self._run, f"{self._name}-collector")
+            self._thread.start()
             self._inbox.arm(future)
 
     def here(self) -> bool:
         """Whether this is the collector's thread."""
-        # By number: current_thread() would make an entry for a thread that threading does not know,
-        # and before 3.13 keep it for ever.
         thread = self._thread
-        return thread is not None and thread.ident == _thread.get_ident()
+        return thread is not None and thread.here
 
     def end(self) -> None:
         """Deliver what is there and end. Waits for the thread, unless this is it."""
@@ -109,13 +112,9 @@ class Collector:
     def _run(self) -> None:
         inbox = self._inbox
         assert inbox is not None
-        with our_thread():
-            with self._lock:
-                if self._thread is not threading.current_thread():
-                    return
-                inbox.serve()
-            while self._turn(inbox):
-                pass
+        inbox.serve()
+        while self._turn(inbox):
+            pass
 
     def _turn(self, inbox: _native.Inbox) -> bool:
         """Deliver one batch; False: the thread shall end. Nothing of it is kept while waiting."""
@@ -150,7 +149,7 @@ class Life:
         self.streams: WeakSet[Stream] = WeakSet()
         self.inputs: set[int] = set()  # of lazy calls with input left: their tokens
         self.ended = threading.Event()
-        self._wake = threading.Event()  # an iterator has ended, or the core is gone
+        self._wake = Signal()  # an iterator has ended, or the core is gone
         self._orphan = False  # nobody holds the core
         self._left = False  # a thread of ours finishes, as the user asked
         self._lock = threading.Lock()  # held by the one that finishes
@@ -293,7 +292,6 @@ class Life:
             if self.idle():
                 break
             self._wake.wait()
-            self._wake.clear()
         self.finish(ladder=_native.LADDER_GENTLE)
 
     def _background(self, job: Callable[[], None] | None = None) -> None:

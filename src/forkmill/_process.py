@@ -6,10 +6,10 @@ Threads: any.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import sys
 import threading
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
 
 __all__ = [
-    "DAEMON", "OUR_THREADS", "before_exit", "cpus", "cpus_each", "end_first", "exit_failed",
+    "DAEMON", "OUR_THREADS", "LoneThread", "Signal", "before_exit", "cpus", "cpus_each",
+    "end_first", "exit_failed",
     "interrupted", "our_thread",
 ]  # fmt: skip
 
@@ -33,7 +34,7 @@ OUR_THREADS: set[int] = set()
 DAEMON: bool = getattr(_thread, "daemon_threads_allowed", lambda: True)()
 
 
-@contextmanager
+@contextlib.contextmanager
 def our_thread() -> Iterator[None]:
     """In here the calling thread is one of ours."""
     OUR_THREADS.add(_thread.get_ident())
@@ -42,6 +43,84 @@ def our_thread() -> Iterator[None]:
     finally:
         OUR_THREADS.discard(_thread.get_ident())
         _forget_dummy()
+
+
+class Signal:
+    """What wakes one thread, from anywhere.
+
+    `threading.Event` is Python: what a signal handler raises in it leaves its lock held for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is set already
+            self._lock.release()
+
+    def wait(self) -> None:
+        """Wait until it is set. It is not set afterwards."""
+        self._lock.acquire()
+
+
+class LoneThread:
+    """A thread of ours that runs a job once, however often, and however brokenly, it is started.
+
+    `threading.Thread.start` is Python: what a signal handler raises in it leaves a thread that
+    nobody knows, and one that fails as it begins. Here whoever starts may start again: of all that
+    have begun, one runs the job. A daemon: an exit hook ends it, in its own time.
+    """
+
+    def __init__(self, job: Callable[[], object], name: str) -> None:
+        self._job = job
+        self._name = name
+        self._claim = _thread.allocate_lock()  # taken for good by the one that runs
+        self._end = _thread.allocate_lock()  # held until it is over
+        self._end.acquire()
+        self._over = False
+        self._begun = False
+        self._ident = 0
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the thread."""
+        return self._ident == _thread.get_ident() and not self._over
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or is about to."""
+        return self._begun and not self._over
+
+    def start(self) -> None:
+        """Begin, unless it has begun.
+
+        Raises:
+            RuntimeError: There is no thread to be had.
+        """
+        if not self._begun:
+            _thread.start_new_thread(self._run, ())
+            self._begun = True
+
+    def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        self._begun = True
+        self._ident = _thread.get_ident()
+        with our_thread():
+            threading.current_thread().name = self._name
+            try:
+                self._job()
+            finally:
+                self._over = True
+                self._end.release()
+
+    def join(self) -> None:
+        """Wait for its end, if it has begun."""
+        while self.alive:
+            # Again and again: who was here before may have been interrupted, and have kept it.
+            if self._end.acquire(timeout=1.0):
+                self._end.release()
 
 
 def _forget_dummy() -> None:

@@ -649,6 +649,8 @@ cdef class Encoder:
             try:
                 self._add(<object>item)
             except Exception as error:
+                if _interrupted(error):
+                    raise
                 self._add_refused(error)
             finally:
                 Py_DECREF(<object>item)

@@ -4,8 +4,16 @@ between.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures as cf
+import contextlib
 import itertools
-from collections.abc import Iterator
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -117,3 +125,167 @@ def test_a_dropped_map_with_outcomes_of_every_kind(pool: fm.ProcessPool) -> None
         for value, (kind, i) in zip(some, items, strict=False):
             got = value if isinstance(value, Exception) else value[1]
             assert is_outcome(got, kind, i)
+
+
+# ------------------------------------------------------------------------- interrupts
+
+
+class Alarm(Exception):
+    """As timeouts by SIGALRM are made: an ordinary exception."""
+
+
+class HardAlarm(BaseException):
+    """As KeyboardInterrupt, but not the one that everybody thinks of."""
+
+
+@contextlib.contextmanager
+def alarms(error: type[BaseException]) -> Iterator[Callable[[float], None]]:
+    """In here a call of what is given sets an alarm, whose handler raises."""
+
+    def handler(*_: Any) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def storm(seconds: float, futures: list[Any], ask: Callable[[Any], Any], error: Any) -> list[Any]:
+    """Ask each future until it answers, with an alarm at a random time in each question."""
+    dice = random.Random(5)
+    answers, interrupts = [], 0
+    until = time.monotonic() + seconds
+    with alarms(error) as alarm:
+        for future in futures:
+            while True:
+                try:
+                    if time.monotonic() < until:
+                        alarm(dice.uniform(1e-5, 6e-4))
+                    answer = ask(future)
+                    alarm(0)
+                    break
+                except error:
+                    interrupts += 1
+            answers.append(answer)
+    assert interrupts
+    return answers
+
+
+POOLS = ["fork", "zygote", "cow_fork:2", "thread:2"]
+
+
+@contextlib.contextmanager
+def executor(name: str) -> Iterator[Any]:
+    made = fm.ProcessPool(2, start_method=name) if name in POOLS[:2] else fm.executor(name)
+    with made:
+        yield made
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, HardAlarm])
+@pytest.mark.parametrize("name", POOLS)
+def test_an_interrupted_result_is_there_the_next_time(name: str, error: Any) -> None:
+    with executor(name) as ex:
+        futures = [ex.submit(tasks.stateful, i) for i in range(60)]
+        answers = storm(0.3, futures, lambda future: future.result(20), error)
+        for i, (future, answer) in enumerate(zip(futures, answers, strict=True)):
+            assert tasks.is_stateful(answer, i)
+            assert future.result() is answer
+
+
+@pytest.mark.parametrize("error", [Alarm, HardAlarm])
+@pytest.mark.parametrize("name", POOLS[:3])
+def test_an_interrupted_failure_is_there_the_next_time(name: str, error: Any) -> None:
+    with executor(name) as ex:
+        futures = [ex.submit(tasks.fail_stateful, i) for i in range(60)]
+        answers = storm(0.3, futures, lambda future: future.exception(20), error)
+        for i, answer in enumerate(answers):
+            assert type(answer) is ValueError
+            assert tasks.is_stateful(answer.args[0], i)
+
+
+@pytest.mark.parametrize("function", ["wait", "as_completed", "callbacks"])
+def test_interrupted_waiting_lets_nobody_wait_for_ever(function: str) -> None:
+    def ask(futures: list[Any]) -> Any:
+        if function == "wait":
+            return not cf.wait(futures, 20).not_done
+        if function == "as_completed":
+            return len(list(cf.as_completed(futures, 20))) == len(futures)
+        # In C: what waits and wakes in Python is not safe from interrupts itself.
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(done.put)
+        return all(done.get(timeout=20) for _ in futures)
+
+    with fm.ProcessPool(2, start_method="fork") as pool:
+        groups = [[pool.submit(tasks.stateful, i) for i in range(10)] for _ in range(100)]
+        assert all(storm(0.8, groups, ask, Alarm))
+        # Nobody else was forgotten either.
+        assert not cf.wait([future for group in groups for future in group], 20).not_done
+
+
+def test_a_timeout_holds_while_another_thread_decodes() -> None:
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        future = pool.submit(tasks.Slow, 0.0)
+        cf.wait([future])
+        tasks.Slow.gate.clear()
+        tasks.Slow.begun.clear()
+        other = threading.Thread(target=future.result)
+        other.start()
+        try:
+            assert tasks.Slow.begun.wait(20)
+            with pytest.raises(TimeoutError):
+                future.result(0.1)
+        finally:
+            tasks.Slow.gate.set()
+            other.join()
+        assert type(future.result()) is tasks.Slow
+
+
+def test_an_alarm_is_not_an_arguments_failure() -> None:
+    with fm.ProcessPool(1, start_method="fork") as pool, alarms(Alarm) as alarm:
+        for _ in range(20):
+            with contextlib.suppress(Alarm):
+                alarm(0.002)
+                pool.submit(tasks.identity, [tasks.Laborious() for _ in range(3000)])
+                alarm(0)
+        assert pool.submit(abs, -1).result() == 1
+
+
+# ----------------------------------------------------------------------- who looks inside
+
+
+@pytest.mark.parametrize("name", [*POOLS, "inline", "async:2"])
+def test_private_fields_are_decoded_when_they_are_read(name: str) -> None:
+    """As asyncio reads them: _get_snapshot() from CPython 3.15 on, the fields themselves before."""
+    with executor(name) as ex:
+        for read in ("fields", "snapshot", "fields of the stock class"):
+            good, bad = ex.submit(tasks.stateful, 7), ex.submit(tasks.fail_stateful, 8)
+            cf.wait([good, bad])
+            if read == "fields":
+                assert tasks.is_stateful(good._result, 7)
+                assert good._exception is None
+                assert tasks.is_stateful(bad._exception.args[0], 8)
+            elif hasattr(good, "_get_snapshot"):
+                done, cancelled, value, error = good._get_snapshot()
+                assert (done, cancelled, error) == (True, False, None)
+                assert tasks.is_stateful(value, 7)
+                done, cancelled, value, error = bad._get_snapshot()
+                assert (done, cancelled, value) == (True, False, None)
+                assert tasks.is_stateful(error.args[0], 8)
+            assert "finished" in repr(good)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_asyncio_gets_results_exceptions_and_cancellations(name: str) -> None:
+    async def main(ex: Any) -> None:
+        loop = asyncio.get_running_loop()
+        assert tasks.is_stateful(await loop.run_in_executor(ex, tasks.stateful, 3), 3)
+        assert tasks.is_stateful(await asyncio.wrap_future(ex.submit(tasks.stateful, 4)), 4)
+        with pytest.raises(ValueError):
+            await loop.run_in_executor(ex, tasks.fail_stateful, 5)
+
+    with executor(name) as ex:
+        asyncio.run(main(ex))

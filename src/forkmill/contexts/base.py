@@ -21,10 +21,12 @@ import contextlib
 import heapq
 import itertools
 import os
+import queue
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import InvalidStateError, _base
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -121,11 +123,58 @@ class Ledger:
             return Metrics(self.created, reused, self.busy, waiting, self.failed)
 
 
+class _Condition(threading.Condition):
+    """A Condition whose `with` runs no Python: what a signal handler raised there, with the lock
+    held already, would leave it held for ever.
+    """
+
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
+
+
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     """The outcome of one call; a `concurrent.futures.Future` with `kill()`."""
 
     # Set by the type when the call has started and can be stopped.
     _kill: Callable[[], bool] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._condition = _Condition()
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            self._await(timeout)
+            return super().result(timeout)
+        finally:
+            del self  # a cycle: the exception's traceback has this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._await(timeout)
+        return super().exception(timeout)
+
+    def _await(self, timeout: float | None) -> None:
+        """Wait for the outcome.
+
+        Not as the stock class does: what a signal handler raises in `Condition.wait`, which is
+        Python, comes out of it with the lock given away or not. A SimpleQueue is C.
+        """
+        if self.done():
+            return
+        ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        told = ready.put
+        seconds = None if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+        try:
+            self.add_done_callback(told)
+            ready.get(timeout=seconds)
+        except queue.Empty:
+            if not self.done():
+                raise TimeoutError from None
+        finally:
+            with self._condition:
+                waiting: Any = self._done_callbacks  # type: ignore[attr-defined]
+                if not self.done() and told in waiting:
+                    waiting.remove(told)
 
     def cancel(self) -> bool:
         """Take the call back if it has not started.
@@ -245,7 +294,10 @@ class Backlog:
     def __init__(self) -> None:
         self._calls: list[tuple[int, int, Call]] = []
         self._number = itertools.count()
-        self._lock = threading.Condition(threading.Lock())
+        # `with` takes the lock itself: a Condition's own `with` is Python, where a signal handler
+        # may raise with the lock held.
+        self._mutex = threading.Lock()
+        self._ready = threading.Condition(self._mutex)
         self.idle = 0  # threads that wait in take()
         self.closed = False
 
@@ -261,43 +313,43 @@ class Backlog:
         Raises:
             PoolClosed: It is closed.
         """
-        with self._lock:
+        with self._mutex:
             if self.closed:
                 raise closed_error()
             heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
             if self.idle:
-                self._lock.notify()
+                self._ready.notify()
             return len(self._calls) > self.idle
 
     def take(self, timeout: float | None = None) -> Call | None:
         """The next call; None if there is none in time, or when closed and empty."""
         deadline = None if timeout is None else monotonic() + timeout
-        with self._lock:
+        with self._mutex:
             while not self._calls:
                 left = None if deadline is None else deadline - monotonic()
                 if self.closed or (left is not None and left <= 0):
                     return None
                 self.idle += 1
                 try:
-                    self._lock.wait(left)
+                    self._ready.wait(left)
                 finally:
                     self.idle -= 1
             return heapq.heappop(self._calls)[2]
 
     def take_now(self) -> Call | None:
         """The next call, if one waits."""
-        with self._lock:
+        with self._mutex:
             return heapq.heappop(self._calls)[2] if self._calls else None
 
     def close(self) -> None:
         """Accept nothing more; what waits may still be taken."""
-        with self._lock:
+        with self._mutex:
             self.closed = True
-            self._lock.notify_all()
+            self._ready.notify_all()
 
     def clear(self) -> list[Call]:
         """Take everything that waits."""
-        with self._lock:
+        with self._mutex:
             calls, self._calls = self._calls, []
         return [call for _, _, call in sorted(calls, key=lambda entry: entry[:2])]
 

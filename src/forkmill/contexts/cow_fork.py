@@ -45,7 +45,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _hazards, _native, _worker, errors
-from .._process import end_first, exit_failed, interrupted, our_thread
+from .._process import LoneThread, end_first, exit_failed, interrupted
 from .._reducers import ARROW, has_arrow
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
 from .call_lane import mark_last
@@ -120,11 +120,7 @@ class _Future(Future):
     def _await_decoded(self, timeout: float | None) -> None:
         """Not under the condition, which the stock methods take: `done` must not wait for this."""
         deadline = None if timeout is None else monotonic() + timeout
-        with self._condition:
-            if not self.done():
-                self._condition.wait(timeout)
-            if not self.done():
-                raise TimeoutError
+        self._await(timeout)
         self._decode(None if deadline is None else deadline - monotonic())
 
     def _decode(self, timeout: float | None) -> None:
@@ -254,7 +250,7 @@ class _Forker:
         self.pid = os.getpid()
         # Guards the next five. Reentrant: a finalizer may come in the middle of anything.
         self._lock = threading.RLock()
-        self._thread: threading.Thread | None = None
+        self._thread: LoneThread | None = None
         self._living: dict[_native.ForkSlot, _Child] = {}
         self._doomed: set[Call] = set()  # killed before they had a child (COW-4)
         self._wake_end = -1  # write end of the wake-up pipe
@@ -291,29 +287,30 @@ class _Forker:
         if now >= self._examine_at or _hazards.subinterpreter():
             self._examine_at = now + _EXAMINE
             _hazards.check_fork("cow_fork")
-        if self._thread is None:
+        if self._thread is None or not self._thread.alive:
             self._start()
         self.backlog.put(call)
         self._poke()
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is not None or self.backlog.closed:
+            if self.backlog.closed:
                 return
-            self._wake, self._wake_end = _native.pipe()
-            for fd in (self._wake, self._wake_end):
-                _native.nonblock(fd, True)
-            # A daemon: the exit hook ends it, in its own time.
-            thread = threading.Thread(target=self._run, name=f"{self.name}-forker", daemon=True)
+            if self._wake_end < 0:
+                self._wake, self._wake_end = _native.pipe()
+                for fd in (self._wake, self._wake_end):
+                    _native.nonblock(fd, True)
+            if self._thread is None:
+                self._thread = LoneThread(self._live, f"{self.name}-forker")
+            _ALIVE.add(self)
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError:
+                _ALIVE.discard(self)
                 os.close(self._wake)
                 os.close(self._wake_end)
                 self._wake_end = -1
                 raise
-            self._thread = thread
-            _ALIVE.add(self)
 
     def _poke(self) -> None:
         """Have the forking thread look around."""
@@ -361,10 +358,10 @@ class _Forker:
             KeyboardInterrupt: Ctrl-C came; the ladder was started, and all is over.
         """
         thread = self._thread
-        if self.foreign() or thread is None or thread is threading.current_thread():
+        if self.foreign() or thread is None or thread.here:
             return
         interrupt = None
-        while thread.is_alive():
+        while thread.alive:
             try:
                 thread.join()
             except KeyboardInterrupt as error:
@@ -403,10 +400,6 @@ class _Forker:
         return Metrics(self._created, self._reused, busy, waiting, self._failed)
 
     # ------------------------------------------------------------------ the forking thread
-
-    def _run(self) -> None:
-        with our_thread():
-            self._live()
 
     def _live(self) -> None:
         try:

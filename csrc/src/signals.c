@@ -37,7 +37,7 @@ static struct {
     _Atomic int idle_fd; /* what it reads while it may leave at once; -1 */
 } self = {.idle_fd = -1};
 
-/* Read by the loop, between two tasks. */
+/* Read by the loop, between two tasks: wanted(), as of the last look(). */
 static uint32_t leave;
 
 static const struct {
@@ -61,10 +61,17 @@ static void die_of(int number)
     raise(number);
 }
 
+static uint32_t wanted(void)
+{
+    return atomic_load(&self.asked) && atomic_load(&self.holds) == 0;
+}
+
+/* Once more if a handler has come between: its store is the newer one. */
 static void look(void)
 {
-    if (atomic_load(&self.asked) && atomic_load(&self.holds) == 0)
-        __atomic_store_n(&leave, 1, __ATOMIC_RELAXED);
+    do
+        __atomic_store_n(&leave, wanted(), __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&leave, __ATOMIC_SEQ_CST) != wanted());
 }
 
 static void ask(int number)

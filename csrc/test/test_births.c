@@ -60,7 +60,7 @@ __attribute__((constructor)) static void spawned(int argc, char **argv)
 {
     int numbers[5];
     program_path = argv[0];
-    if (argc != 7 || strcmp(argv[1], "worker") != 0)
+    if (argc != 8 || strcmp(argv[1], "worker") != 0)
         return;
     for (int i = 0; i < 5; i++)
         numbers[i] = atoi(argv[2 + i]);

@@ -40,27 +40,38 @@ class LoopPort:
         self._fd = self.inbox.fileno()
         self._life = core.life
         self._core: Core | None = None  # while calls are under way: they keep the pool alive
-        self._pending = 0
+        self._came: deque[_native.Task] = deque()  # taken from there, and not yet delivered
         self._over = False  # the pool is at its end
         self._life.ports.add(self)
 
     def begin(self, core: Core) -> None:
         """A call is on its way."""
-        if self._pending == 0:
+        if self._core is None:
             self._core = core
             self.loop.add_reader(self._fd, self._ready)
-        self._pending += 1
 
     def _ready(self) -> None:
-        """Completions are there (the loop calls this)."""
-        with contextlib.suppress(errors.PoolError):
-            for task in self.inbox.wait(0.0):
-                self._pending -= 1
+        """Completions are there (the loop calls this).
+
+        A signal handler may raise at any place: what was taken stays in `_came` until it is
+        delivered, which can be done again.
+        """
+        try:
+            with contextlib.suppress(errors.PoolError):
+                self.inbox.wait(0.0, into=self._came)
+            while self._came:
+                task = self._came[0]
                 task.tag.deliver(task)
-        if self._pending == 0 and self._core is not None:
+                self._came.popleft()
+        finally:
+            if self._came:
+                self.loop.call_soon(self._ready)
+        if self.inbox.expected:
+            return
+        if self._core is not None:
             self.loop.remove_reader(self._fd)
             self._core = None
-        if self._pending == 0 and self._over:
+        if self._over:
             self.inbox.close()  # and its descriptor, which the loop has let go of
 
     def end(self) -> None:
@@ -102,7 +113,7 @@ class _Call:
 
     def deliver(self, task: _native.Task) -> None:
         future, self.task = self.future, None
-        if future.cancelled():
+        if future.done():  # cancelled, or delivered and interrupted
             return
         if task.what == _native.WHAT_CANCELLED:
             future.cancel()
@@ -306,6 +317,8 @@ class AsyncMap:
         if not self._wake.done:
             return None
         task = self._wake.done.popleft()
+        if task not in self._line:
+            return self._take()  # it was delivered twice: see LoopPort._ready
         self._line.remove(task)
         return task
 

@@ -649,12 +649,13 @@ cdef class Inbox:
         self._pool._collecting = NULL
         return True
 
-    def wait(self, timeout=None, bint collector=False):
+    def wait(self, timeout=None, bint collector=False, into=None):
         """Finished tasks, at least one unless the timeout (seconds) came or it is closed.
 
         Args:
             timeout: seconds; None waits for ever; 0 takes what is there.
             collector: give way to callers that wait for results of their own.
+            into: a deque that gets them too, before any signal handler can run.
         """
         cdef fm_chunk *chunks[256]
         cdef int64_t deadline = _deadline(timeout)
@@ -680,6 +681,8 @@ cdef class Inbox:
                 self._tasks.discard(task)
             fm_chunk_unref(chunks[i])  # the task has a reference of its own
             result.append(task)
+        if into is not None:
+            into.extend(result)
         return result
 
     def fileno(self):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:subinterpreters need:RuntimeWarning"),
 ]
 
+HERE = Path(__file__).resolve().parent
 SOON = 5.0  # seconds: what is promised within one second, on a busy machine
 CONTEXTS = ("inline", "thread:2", "interpreter:1", "async:2", "ipc_fork:1", "cow_fork:1")
 
@@ -380,8 +384,15 @@ def test_kill_leaves_what_blocks_behind_and_says_so(run_script: Any, name: str) 
     assert script.stdout == "stopped ['x'] True\n" and script.stderr == ""
 
 
-@pytest.mark.parametrize("way", ["queue", "recv", "lock", "c"])
-@pytest.mark.parametrize("name", ["thread", "inline", "inline producer"])
+HOW = [("thread", "recv"), ("inline", "c"), ("inline producer", "queue")]
+WHATEVER = [
+    (n, w) for n in ("thread", "inline", "producer") for w in ("queue", "recv", "lock", "c")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [*HOW, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in WHATEVER)]
+)
 def test_however_it_blocks(run_script: Any, name: str, way: str) -> None:
     script = blocked(run_script, way, STAGES[name], KILLED)
     assert script.stdout == "stopped ['x'] True\n" and script.stderr == ""
@@ -546,3 +557,55 @@ def test_a_teardown_that_blocks_does_not_keep_kill_waiting(how: str) -> None:
     ended(handle)
     assert down == [1]
     gate.set()
+
+
+# ---------------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.parametrize("name", ["a stage", "lazily", "on_end", "outputs of one try"])
+def test_a_second_ctrl_c_ends_what_emits_without_end(start_script: Any, name: str) -> None:
+    script = start_script(
+        f"""
+        import sys, threading
+        import forkmill as fm
+        import test_ends
+
+        line = test_ends.ENDLESS[{name!r}]()
+        print("ready", flush=True)
+        try:
+            fm.Orchestrator(line).execute(sinks=[lambda e: print(e["kind"], flush=True)])
+        except KeyboardInterrupt as error:
+            print("interrupted", error.run_result.status)
+        """,
+        flags=(),
+        env={"PYTHONPATH": f"{HERE}:{HERE.parent}"},
+    )
+    script.wait_for("progress")
+    os.kill(script.pid, signal.SIGINT)
+    script.wait_for("progress\nprogress")  # what is in flight goes on
+    os.kill(script.pid, signal.SIGINT)
+    assert script.wait(10) == 0, script.report()
+    assert script.stdout.endswith("interrupted stopped\n"), script.report()
+
+
+def test_one_ctrl_c_ends_a_loop(start_script: Any) -> None:
+    script = start_script(
+        """
+        import time
+        import forkmill as fm
+
+        def follow(n):
+            print("ready", flush=True)
+            time.sleep(0.01)
+            return fm.to("follow", n + 1)
+
+        try:
+            fm.Pipeline().source([0]).stage(follow).run()
+        except KeyboardInterrupt as error:
+            print(error.run_result.status, error.run_result.stats.edges["follow", "follow"].dropped)
+        """
+    )
+    script.wait_for("ready")
+    os.kill(script.pid, signal.SIGINT)
+    assert script.wait(10) == 0, script.report()
+    assert script.stdout.endswith("stopped 1\n"), script.report()

@@ -937,10 +937,13 @@ class _HereMap:
         return self
 
     def __next__(self) -> Any:
-        result, error = self._done.popleft() if self._done else self._next()
-        if self._is_late():
-            self.close()
-            raise TimeoutError
+        if self._done:  # it was there in time
+            result, error = self._done.popleft()
+        else:
+            result, error = self._next()
+            if self._is_late():
+                self.close()
+                raise TimeoutError("the result was not there within the timeout of the map")
         if error is None:
             return result
         if self._return_exceptions and isinstance(error, Exception):
@@ -965,9 +968,9 @@ class _HereMap:
                 return
 
     def _next(self) -> tuple[Any, BaseException | None]:
-        if self._calls is None or self._is_late():
-            if self._calls is None:
-                raise StopIteration
+        if self._calls is None:
+            raise StopIteration
+        if self._is_late():
             return None, None  # `__next__` says so
         if self._here.state != "inline" and not self._sized:
             self.close()

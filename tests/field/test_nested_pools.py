@@ -137,6 +137,7 @@ def maps_time_out(make: Any, folder: Path) -> Any:
         return (
             outcome(lambda: list(pool.map(time.sleep, [0.4], timeout=0.1)))[0],
             list(pool.map(abs, [-1], timeout=20)),
+            outcome(lambda: list(pool.map(time.sleep, [0.3, 0.3], timeout=0.2)))[0],
         )
 
 

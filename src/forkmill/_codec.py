@@ -8,18 +8,19 @@ Guarantees:
 
 Invariants:
     INV-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
-           imported when it is first needed (about 20 ms).
+           imported, by _by_value.py, when it is first needed (about 20 ms).
     INV-2  All functions of __main__ that are sent by value to one worker share that worker's
-           __main__ namespace, so that an initializer's `global x` is seen by the tasks.
+           __main__ namespace, so that an initializer's `global x` is seen by the tasks. Who may
+           set what in there is said in _program.py.
 
 Threads: any; a Codec's caches are plain dicts with idempotent entries.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import io
-import os
 import pickle
 import sys
 import weakref
@@ -36,17 +37,11 @@ from types import (
 )
 from typing import Any
 
-from . import _failures
+from . import _failures, _program
 from ._failures import RemoteTraceback
 from ._process import interrupted
-from ._reducers import (
-    ARROW,
-    TABLE,
-    WithArrow,
-    has_arrow,
-    know_multiprocessing,
-    reduce_arrow,
-)
+from ._program import GONE
+from ._reducers import ARROW, WithArrow, has_arrow, know_multiprocessing, reduce_arrow
 from .errors import SerializationError
 
 __all__ = [
@@ -61,9 +56,9 @@ __all__ = [
 ]
 
 Buffers = Sequence[memoryview]
+_TASK = ("argument", "function")  # what goes to a worker; else it comes from one
 _pickle = pickle.dumps
 _unpickle = pickle.loads
-_GONE = object()
 
 # A large bytearray is its own buffer: pickle would copy it before it is copied to where it goes.
 _APART = 1 << 16  # bytes: what goes through an arena; smaller ones are copied in no time
@@ -81,124 +76,58 @@ class Snapshot:
     def __init__(self) -> None:
         self.modules = frozenset(sys.modules)
         self.path = tuple(sys.path)
-        self._main = {
-            name: _reference(value) for name, value in list(_main().items()) if _is_code(value)
+        self._names = frozenset(_program.main())
+        self._main = _references(_program.main())
+        # Modules that are being imported: what they get from now on, no worker has.
+        self._late = {
+            name: (frozenset(vars(module)), _references(vars(module)))
+            for name, module in list(sys.modules.items())
+            if name != "__main__" and type(module) is ModuleType and _is_under_way(module)
         }
 
+    @property
+    def late(self) -> tuple[str, ...]:
+        """Names of modules that were being imported."""
+        return tuple(self._late)
+
     def main(self, name: str) -> Any:
-        """The function or class that __main__ had under that name, if it is still alive."""
-        reference = self._main.get(name)
-        return _GONE if reference is None else reference()
+        """What __main__ had under that name, if it is still alive and goes by its name."""
+        return self.found("__main__", name)
+
+    def found(self, module: str, name: str) -> Any:
+        """As main(), of __main__ or a late module."""
+        references = self._main if module == "__main__" else self._late[module][1]
+        reference = references.get(name)
+        return GONE if reference is None else reference()
+
+    def had(self, module: str, name: str) -> bool:
+        """Whether __main__, or a late module, had such a name."""
+        return name in (self._names if module == "__main__" else self._late[module][0])
 
 
-def _main() -> dict[str, Any]:
-    return vars(sys.modules["__main__"])
+def _references(names: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Weak ones to all that may go by its name."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, value in list(names.items()):
+        if not _stands_for_itself(value):
+            with contextlib.suppress(TypeError):
+                found[name] = weakref.ref(value)
+    return found
 
 
-def _is_code(obj: Any) -> bool:
-    """Whether it is a function or a class of __main__: what pickle would send by its name."""
-    return (type(obj) is FunctionType or isinstance(obj, type)) and (
-        getattr(obj, "__module__", None) == "__main__"
-    )
+def _stands_for_itself(value: Any) -> bool:
+    """Whether it is a plain value, or a module: nothing that goes by a name in `__main__`."""
+    return type(value) in _PLAIN
 
 
-def _reference(obj: Any) -> Callable[[], Any]:
-    try:
-        return weakref.ref(obj)
-    except TypeError:
-        return lambda: obj
+_PLAIN = frozenset({
+    type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
+    frozenset, ModuleType, BuiltinFunctionType,
+})  # fmt: skip
 
 
-# ------------------------------------------------------------- by value: __main__
-
-# What was put into this process's __main__ from outside, name by name; and, in a forked worker,
-# what it inherited. A newer version of a helper replaces these, and nothing else: a global that
-# an initializer or a task has set stays (INV-2).
-_delivered: dict[str, Any] = {}
-_inherited: Snapshot | None = None
-
-
-def _main_function(code: Any, cells: int | None) -> FunctionType:
-    """A function in this process's __main__; its state comes after, so it may refer to itself."""
-    from cloudpickle.cloudpickle import _make_empty_cell
-
-    closure = None if cells is None else tuple(_make_empty_cell() for _ in range(cells))
-    return FunctionType(code, _main(), None, None, closure)
-
-
-def _set_main_function(function: FunctionType, state: tuple[dict[str, Any], Any]) -> None:
-    from cloudpickle.cloudpickle import _function_setstate
-
-    attributes, slots = state
-    main = _main()
-    for name, value in slots["__globals__"].items():
-        if name not in main or (_is_code(value) and _is_ours(name, main[name])):
-            main[name] = _delivered[name] = value
-    _function_setstate(function, (attributes, {**slots, "__globals__": {}}))
-
-
-def _is_ours(name: str, value: Any) -> bool:
-    if _delivered.get(name, _GONE) is value:
-        return True
-    return _inherited is not None and _inherited.main(name) is value
-
-
-_by_value_class: Any = None
-
-
-def _by_value() -> Any:
-    """The pickler that sends by value whatever the other side cannot find by name."""
-    global _by_value_class
-    if _by_value_class is None:
-        _by_value_class = _make_by_value()
-    return _by_value_class
-
-
-def _make_by_value() -> Any:
-    from cloudpickle import cloudpickle
-
-    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
-        dispatch_table: Any = ChainMap(TABLE, cloudpickle.Pickler.dispatch_table)  # noqa: RUF012
-
-        def __init__(
-            self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any = None
-        ) -> None:
-            if codec.reducers:  # before the pickler looks for its table
-                self.dispatch_table = ChainMap(type(self).dispatch_table, codec.reducers)
-            super().__init__(file, 5, callback)
-            self._codec = codec
-            self._persistent = persistent
-            self._arrow = has_arrow()
-
-        def reducer_override(self, obj: Any) -> Any:
-            is_function = type(obj) is FunctionType
-            if not is_function and not issubclass(type(obj), type):
-                return reduce_arrow(obj) if self._arrow else NotImplemented
-            name = getattr(obj, "__module__", None)
-            if name == "__main__":
-                if self._codec.inherits(obj):
-                    return NotImplemented
-                if is_function and obj.__globals__ is _main():
-                    return self._reduce_main(obj)
-            elif isinstance(name, str) and not self._codec.reachable(name):
-                if is_function:
-                    return self._dynamic_function_reduce(obj)
-                if obj.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE: C's own cannot be rebuilt
-                    return cloudpickle._dynamic_class_reduce(obj)
-            return super().reducer_override(obj)
-
-        def _reduce_main(self, function: FunctionType) -> tuple[Any, ...]:
-            cells = None if function.__closure__ is None else len(function.__closure__)
-            state = cloudpickle._function_getstate(function)
-            new = (function.__code__, cells)
-            return _main_function, new, state, None, None, _set_main_function
-
-    class ByValueReferring(ByValue):
-        def persistent_id(self, obj: Any) -> int | None:
-            number: int | None = self._persistent(obj)
-            return number
-
-    return ByValue, ByValueReferring
+def _is_under_way(module: ModuleType) -> bool:
+    return getattr(module.__dict__.get("__spec__"), "_initializing", False) is True
 
 
 class _Referring(pickle.Pickler):
@@ -259,17 +188,19 @@ class Codec:
         self.mode = mode
         self.inherit = tuple(inherit)
         self.snapshot = Snapshot() if snapshot is None else snapshot
-        self._forks = mode == "fork"
+        self.forks = mode == "fork"
+        self._program: _program.Program | None = None
         self.by_value = 0  # times that cloudpickle had to do it
-        self._pid = os.getpid()
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
         self._persistent = self.inherited_index if self.inherit else None
         self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
         # Names in a pickle that ask for a second look: Arrow, modules known not to be reachable.
         self._marks: tuple[bytes, ...] = (ARROW,) if has_arrow() else ()
+        if self.forks:
+            self._marks += tuple(name.encode() for name in self.snapshot.late)
         # Under fork the workers have all that is loaded now: to look through it right after the
         # fork would touch, and so copy, a page for every module.
-        self._modules_seen = len(sys.modules) if self._forks else 0
+        self._modules_seen = len(sys.modules) if self.forks else 0
         # While it encodes what processes are born with: multiprocessing's own, by type.
         self.reducers: dict[Any, Any] = {}
         know_multiprocessing()
@@ -309,7 +240,7 @@ class Codec:
             return self._dumps_by_value(obj, what, persistent)
         # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
         if data.find(b"__main__") >= 0 or self._marks or len(sys.modules) != self._modules_seen:
-            if self._needs_value(data):
+            if self._needs_value(data, task=what in _TASK):
                 return self._dumps_by_value(obj, what, persistent)
             if ARROW in self._marks and persistent is None and data.find(ARROW) >= 0:
                 buffers.clear()
@@ -326,7 +257,7 @@ class Codec:
     def _dumps_by_value(self, obj: Any, what: str, persistent: Any) -> tuple[bytes, Buffers]:
         """Encode again, with cloudpickle."""
         try:
-            return self._by_value(obj, persistent)
+            return self._by_value(obj, persistent, task=what in _TASK)
         except MemoryError:
             raise
         except Exception as error:
@@ -346,15 +277,20 @@ class Codec:
             del error
             refusal = None  # type: ignore[assignment]
 
-    def _by_value(self, obj: Any, persistent: Any) -> tuple[bytes, Buffers]:
+    def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[bytes, Buffers]:
+        from . import _by_value
+
         self.by_value += 1
-        pickler = _by_value()[persistent is not None]
+        pickler = _by_value.ByValue if persistent is None else _by_value.ByValueReferring
         buffers: list[pickle.PickleBuffer] = []
-        data = self._pickle_with(pickler, obj, buffers.append, persistent)
+        file = io.BytesIO()
+        pickler(self, file, buffers.append, persistent, task=task).dump_with_program(obj)
         try:
-            return data, [buffer.raw() for buffer in buffers]
+            return file.getvalue(), [buffer.raw() for buffer in buffers]
         except BufferError:  # not contiguous: in band, if at all
-            return self._pickle_with(pickler, obj, None, persistent), []
+            file = io.BytesIO()
+            pickler(self, file, None, persistent, task=task).dump_with_program(obj)
+            return file.getvalue(), []
 
     def loads(self, data: Any, buffers: Any = ()) -> Any:
         """Decode what dumps() made on the other side."""
@@ -368,15 +304,45 @@ class Codec:
         """Index of an object of `inherit=`, or None."""
         return self._inherit_ids.get(id(obj))
 
+    def look_at_program(self) -> None:
+        """Remember what `__main__` is now: what changes from here on is sent to the workers."""
+        self._program = _program.Program()
+
+    @property
+    def program(self) -> _program.Program:
+        """What `__main__` was at the start, and how often it has changed since."""
+        if self._program is None:
+            self._program = _program.Program()
+        return self._program
+
+    def is_late(self, module: str) -> bool:
+        """Whether a module was being imported when the workers were forked."""
+        return self.forks and module in self.snapshot.late
+
+    def had(self, module: str, name: str) -> bool:
+        """Whether __main__, or a late module, had such a name when the workers were forked."""
+        return self.forks and self.snapshot.had(module, name)
+
+    def has(self, module: str, name: str, obj: Any) -> bool:
+        """Whether the other side has this object under that name of __main__, or a late module."""
+        if not self.forks:
+            return False
+        found = self.snapshot.found(module, name)
+        return found is obj and _program.namespace(module).get(name, GONE) is obj
+
     def inherits(self, obj: Any) -> bool:
         """Whether the other side has this function or class of __main__ under the same name."""
-        if not self._forks:
+        if not self.forks:
             return False
+        module = obj.__module__
         top, *rest = getattr(obj, "__qualname__", "").split(".")
-        found = self.snapshot.main(top)
+        found = self.snapshot.found(module, top)
+        here = _program.namespace(module).get(top, GONE)
+        if here is not found:
+            return False
         for name in rest:
-            found = getattr(found, name, _GONE)
-        return found is obj and _main().get(top, _GONE) is self.snapshot.main(top)
+            found = getattr(found, name, GONE)
+        return found is obj
 
     def reachable(self, module: str) -> bool:
         """Whether the other side can import a module by its name."""
@@ -386,7 +352,7 @@ class Codec:
         return known
 
     def _is_reachable(self, name: str) -> bool:
-        if self._forks and name in self.snapshot.modules:
+        if self.forks and name in self.snapshot.modules:
             return True
         module = sys.modules.get(name)
         if module is None:
@@ -421,15 +387,15 @@ class Codec:
         # A module that its parent makes and registers by itself (os.path, six.moves).
         return bool(parent)
 
-    def _needs_value(self, data: bytes) -> bool:
-        """Whether a pickle names something that the other side cannot find."""
+    def _needs_value(self, data: bytes, *, task: bool) -> bool:
+        """Whether a pickle names something that the other side cannot find, or has otherwise."""
         if len(sys.modules) != self._modules_seen:
             self._look_for_foreign()
         if any(data.find(name) >= 0 for name in self._marks if name != ARROW):
             return True
         if data.find(b"__main__") < 0:
             return False
-        return not self._forks or not self._main_is_inherited()
+        return not self.forks or not self._main_is_inherited(data, task=task)
 
     def _look_for_foreign(self) -> None:
         """Find modules without a spec: made by hand, so nobody else can import them."""
@@ -444,14 +410,20 @@ class Codec:
             if module.__dict__.get("__spec__") is None:
                 self.reachable(name)
 
-    def _main_is_inherited(self) -> bool:
-        """Whether every function and class of __main__ is the one that the workers inherited."""
-        for name, value in list(_main().items()):
-            if type(value) is not FunctionType and not isinstance(value, type):
+    def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
+        """Whether all of __main__ that a pickle may name is what the workers inherited."""
+        for name, value in list(_program.main().items()):
+            if _stands_for_itself(value) or data.find(name.encode()) < 0:
                 continue
-            # pickle goes by an object's own name: other names for it do not matter.
-            is_named = value.__name__ == name and value.__module__ == "__main__"
-            if is_named and self.snapshot.main(name) is not value:
+            if type(value) is FunctionType or isinstance(value, type):
+                # pickle goes by an object's own name: other names for it do not matter.
+                if value.__name__ != name or value.__module__ != "__main__":
+                    continue
+                if task and (
+                    self.program.version(name, value) or self.program.changed(_program.Reach(value))
+                ):
+                    return False
+            if self.snapshot.main(name) is not value:
                 return False
         return True
 
@@ -472,13 +444,23 @@ class Codec:
         data, buffers = self._dumps(function, "function")
         return _pickle((data, [bytearray(view) for view in buffers]), 5)
 
+    def watch(self, function: Any) -> _program.Watch | None:
+        """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""
+        reach = _program.Reach(function)
+        return _program.Watch(reach, self.program.credit) if reach else None
+
     def load_function(self, blob: Any) -> Any:
         """Decode what dump_function() made."""
-        global _inherited
-        if self._forks and os.getpid() != self._pid:
-            _inherited = self.snapshot
+        function, view = self.load_with_view(blob)
+        _program.enter(view)
+        return function
+
+    def load_with_view(self, blob: Any) -> tuple[Any, _program.View]:
+        """As load_function(); __main__ is as it was for the function once the view is entered."""
+        if not _program.is_receiving():
+            _program.receive()
         data, buffers = _unpickle(blob)
-        return self.loads(data, buffers)
+        return _program.collect(lambda: self.loads(data, buffers))
 
     @staticmethod
     def is_plain_function(function: Any) -> bool:
@@ -546,7 +528,7 @@ class Codec:
 
     def _refuses(self, obj: Any) -> BaseException | None:
         try:
-            self._by_value(obj, self._persistent)
+            self._by_value(obj, self._persistent, task=True)
         except MemoryError:
             raise
         except Exception as error:
@@ -689,6 +671,11 @@ class Functions:
         entry = self._entries.get(key)
         if entry is not None and entry[0]() is function:
             return entry[1]
+        return self.renew(function, make)
+
+    def renew(self, function: Any, make: Callable[[Any], Any]) -> Any:
+        """What make(function) gives now, for the next ones who ask."""
+        key = id(function)
         value = make(function)
         entries = self._entries
         # Weakly: an entry that led to its own table would keep a dropped pool's memory until the

@@ -26,6 +26,7 @@ import struct
 import sys
 import threading
 from concurrent.futures import CancelledError, _base
+from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -50,6 +51,10 @@ if TYPE_CHECKING:
     from ._future import Future
     from ._map import Stream
     from ._options import Options
+    from ._program import Watch
+
+    # A function as it was sent: the native one, its name, and what tells when it has changed.
+    Sent = tuple[_native.Function, str, Watch | None]
 
 __all__ = ["OUR_THREADS", "Collector", "Core", "Life"]
 
@@ -401,14 +406,19 @@ class Core:
 
     # ------------------------------------------------------------------ functions
 
-    def function(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
-        """The native function of a plain function, and its name; sent to a worker once."""
-        known: tuple[_native.Function, str]
-        if not options.wrap:
-            known = self._functions.get(fn, self._define)
-        else:
-            known = self._table(options).get(fn, lambda fn: self.temporary(fn, options))
-        return known
+    def function(
+        self, fn: Callable[..., Any], options: Options, *, call: bool = False
+    ) -> tuple[_native.Function, str]:
+        """The native function of a plain function, and its name; sent to a worker once.
+
+        Anew if what it looks at in `__main__` has changed; `call`: for many tasks at once.
+        """
+        table = self._table(options)
+        make = partial(self._define, options=options)
+        known: Sent = table.get(fn, make)
+        if known[2] is not None and not known[2].same(call=call):
+            known = table.renew(fn, make)
+        return known[:2]
 
     def _table(self, options: Options) -> Functions:
         """The functions as these options have them sent."""
@@ -416,12 +426,14 @@ class Core:
             return self._functions
         return self._wrapped.setdefault(options.wrap, Functions(_MAX_FUNCTIONS))
 
-    def _define(self, fn: Callable[..., Any]) -> tuple[_native.Function, str]:
+    def _define(self, fn: Callable[..., Any], *, options: Options) -> Sent:
+        # The watch first: what changes meanwhile is seen by the next look.
+        watch = self.codec.watch(fn)
         before = self.codec.by_value
-        function, name = self.native.function(self.codec.dump_function(fn)), errors.name_of(fn)
+        function, name = self.temporary(fn, options)
         if self.codec.by_value != before:
             self.log.note(logging.DEBUG, "function %s goes by value, with cloudpickle", name)
-        return function, name
+        return function, name, watch
 
     def temporary(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
         """As `function`, for one call only: the pool does not remember it."""
@@ -441,7 +453,9 @@ class Core:
         return type(fn) is FunctionType or self.codec.is_plain_function(fn)
 
     def for_map(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
-        return self.function(fn, options) if self.plain(fn) else self.temporary(fn, options)
+        if self.plain(fn):
+            return self.function(fn, options, call=True)
+        return self.temporary(fn, options)
 
     # ------------------------------------------------------------------ tasks
 

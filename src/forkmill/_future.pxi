@@ -617,6 +617,27 @@ cdef object _complain(error):
     sys.excepthook(type(error), error, error.__traceback__)
 
 
+cdef bint _unchanged(watch) except -1:
+    """Whether what a function looks at is as it was (forkmill._program.Watch)."""
+    cdef tuple quick = watch.quick
+    cdef dict names = quick[0]
+    cdef tuple pair
+    cdef PyObject *found
+    for pair in <tuple>quick[1]:
+        found = PyDict_GetItemWithError(names, pair[0])
+        if found is not <PyObject *>pair[1]:
+            return False
+    for pair in <tuple>quick[2]:
+        found = PyDict_GetItemWithError(names, pair[0])
+        if found is NULL or pair[1]() is not <object>found:
+            return False
+    for pair in <tuple>quick[3]:
+        function = pair[0]()
+        if function is None or function.__code__ is not pair[1]:
+            return False
+    return not quick[4] or watch.same()
+
+
 cdef class Submitter:
     """Submits with one set of options; a call of plain arguments without running Python.
 
@@ -624,7 +645,7 @@ cdef class Submitter:
         core: what submits everything else, and words refusals.
         future: the class to make.
         options: the core's options for these calls.
-        known: the functions that were sent: id -> (weak reference, (Function, name)).
+        known: the functions that were sent: id -> (weak reference, (Function, name, watch)).
     """
 
     cdef Pool _pool
@@ -658,11 +679,13 @@ cdef class Submitter:
             entry = PyDict_GetItemWithError(self._known, PyLong_FromVoidPtr(<void *>fn))
             if entry is not NULL and (<tuple>entry)[0]() is fn:
                 known = (<tuple>entry)[1]
-                if PyTuple_GET_SIZE(args) == 1:
+                if known[2] is not None and not _unchanged(known[2]):
+                    n = -1  # to be sent anew
+                elif PyTuple_GET_SIZE(args) == 1:
                     n = encode_scalar(<object>PyTuple_GET_ITEM(args, 0), record, FM_SMALL)
                 else:
                     n = encode_scalar(args, record, FM_SMALL)
-        if n == 0:
+        if n <= 0:
             future = self._make()
             return future._adopt(
                 self._core, self._core.submit(fn, args, kwargs, self._options))

@@ -214,6 +214,7 @@ def _start_zygote(core: Core, config: Config, theirs: int) -> None:
     try:
         if core.method == "fork":
             zygote, first = start_fork(config, theirs, early=True)
+            config.codec.look_at_program()  # as it is after its fork hooks
         else:
             zygote, first = _start_exec(core, config, theirs), ()
     except BaseException:

@@ -23,7 +23,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _imports, _native, _stacks
+from . import _imports, _native, _program, _stacks
 from ._failures import format_error
 from .errors import SerializationError
 
@@ -72,7 +72,7 @@ class Worker:
         self.max_tasks = max_tasks
         self.max_rss_kb = max_rss_kb
         self._imports = _imports.Reporter(imports_fd)
-        self._functions: dict[int, tuple[int, Any, BaseException | None]] = {}
+        self._functions: dict[int, tuple[int, Any, Any, BaseException | None]] = {}
         self._blobs: dict[int, tuple[int, bytes]] = {}
 
     def define(self, index: int, serial: int, blob: bytes) -> None:
@@ -92,18 +92,20 @@ class Worker:
             serial, blob = self._blobs.pop(index)
             try:
                 with self._imports:
-                    self._functions[index] = (serial, self.codec.load_function(blob), None)
+                    function, view = self.codec.load_with_view(blob)
+                self._functions[index] = (serial, function, view, None)
             except Exception as error:
-                self._functions[index] = (serial, None, error)
+                self._functions[index] = (serial, None, {}, error)
         if index not in self._functions:
             raise SerializationError(f"function {index} was never sent to worker {os.getpid()}")
-        _, function, failure = self._functions[index]
+        _, function, view, failure = self._functions[index]
         if failure is not None:
             raise SerializationError(
                 f"the task's function could not be loaded in worker {os.getpid()}: "
                 f"{type(failure).__name__}: {failure}. Make its module importable there, or "
                 "define the function where it can be sent by value (a lambda, __main__)."
             ) from failure
+        _program.enter(view)
         return function
 
     def failure(self, error: BaseException, retry_on: Any) -> tuple[bool, bytes]:
@@ -323,6 +325,7 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
     """
     global IN_WORKER
     IN_WORKER = True
+    _program.receive()
     port = _native.Port(*ends)
     port.settle(*config.signals)
     if config.arena_fd >= 0:

@@ -46,6 +46,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _codec, _hazards, _native, _worker, errors
 from .._process import LoneThread, end_first, exit_failed, interrupted
+from .._program import GONE
 from .._reducers import ARROW, has_arrow
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
 from .call_lane import mark_last
@@ -868,11 +869,17 @@ class _AtFork:
     def path(self) -> tuple[str, ...]:
         return tuple(sys.path)
 
+    late: tuple[str, ...] = ()
+
     def main(self, name: str) -> Any:
         """The object that __main__ had under that name at the fork, if it still has it."""
+        return self.found("__main__", name)
+
+    def found(self, module: str, name: str) -> Any:
+        """As main()."""
         if not self.bindings.same(name):
-            return _codec._GONE
-        return self._main.get(name, _codec._GONE)
+            return GONE
+        return self._main.get(name, GONE)
 
 
 def _plain(call: Call) -> tuple[Any, ...]:

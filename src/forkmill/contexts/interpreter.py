@@ -15,7 +15,7 @@ import warnings
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
-from .. import _codec, errors
+from .. import _codec, _program, errors
 from .._process import cpus
 from .base import Call, check_initializer
 from .thread import Thread
@@ -119,6 +119,8 @@ def _prepare(blob: Any) -> None:  # pragma: no cover
 def _run(blob: Any) -> tuple[bool, bytes, list[bytes]]:  # pragma: no cover
     """In the subinterpreter: decode, call, encode."""
     try:
+        if not _program.is_receiving():
+            _program.receive()
         fn, args, kwargs = _codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])
         return True, *_encode(fn(*args, **kwargs))
     except BaseException as error:

@@ -217,6 +217,11 @@ class _Sink(io.BytesIO):
             raise _TooLong
 
 
+# Whose objects are channels and locks: they are what they are, whatever has gone through them.
+_THEMSELVES = frozenset({"multiprocessing", "_multiprocessing", "threading", "_thread", "socket",
+                         "_socket", "queue", "_queue", "asyncio", "logging"})  # fmt: skip
+
+
 class _Print(pickle.Pickler):
     """Pickles, but for what has an identity that matters, or cannot be pickled."""
 
@@ -224,6 +229,8 @@ class _Print(pickle.Pickler):
         kind = type(obj)
         if kind is FunctionType or kind in _FIXED or isinstance(obj, type):
             return NotImplemented if obj is serial else (serial, serial(obj))
+        if kind.__module__.partition(".")[0] in _THEMSELVES:
+            return serial, serial(obj)
         if kind in copyreg.dispatch_table:
             return NotImplemented
         try:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exit_tasks import grow_and_register, register, register_hanging, started_nested
 
 import forkmill as fm
 import tasks
-from exit_tasks import grow_and_register, register, register_hanging, started_nested
 
 methods = pytest.mark.parametrize("method", tasks.METHODS)
 ALL = ["atexit", "finalize", "mp", "thread"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -465,3 +466,78 @@ def test_a_handler_of_the_user_s_that_raises_ends_the_run(run_script: Any) -> No
         """
     )
     assert result.stdout == "stopped [0, 1, 2, 3]\n", result.report()
+
+
+# ------------------------------------------------------------------ dead letters and ends
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_stage_of_dead_letters_ends_once_when_the_last_has_come(context: str) -> None:
+    """Dead letters reach a stage as links do: it does not end while more may come."""
+    came: list[int] = []
+
+    class Line(fm.Pipeline, context="inline"):
+        @fm.producer(to="work")
+        def source(self) -> Iterator[int]:
+            for x in range(6):
+                yield x
+                deadline = time.monotonic() + 20
+                while x % 2 and len(came) < x // 2 and time.monotonic() < deadline:
+                    time.sleep(0.002)  # in its own thread: until the letter has been seen
+
+        @fm.stage(on_error=fm.dead_letter("bad"), to=())
+        def work(self, x: int) -> int:
+            if x % 2:
+                raise ValueError(x)
+            return x
+
+        @fm.stage(from_=(), to="after")
+        def bad(self, letter: fm.Failure) -> int:
+            came.append(letter.item)
+            return letter.item
+
+        @bad.on_end
+        def last(self) -> str:
+            return "end of bad"
+
+        @fm.stage(from_=())
+        def after(self, x: Any) -> Any:
+            return x
+
+        @after.on_end
+        def over(self) -> str:
+            return "end of after"
+
+    with place(context) as where:
+        Line.source.options["context"] = "thread:1"
+        Line.work.options["context"] = where
+        outputs = Line().run().outputs
+    assert sorted(map(str, outputs)) == ["0", "1", "2", "3", "4", "5", "end of after", "end of bad"]
+    assert outputs[-1] == "end of after"
+
+
+def test_dead_letters_that_go_back_end_all_the_same() -> None:
+    ends: list[str] = []
+
+    class Line(fm.Pipeline, context="inline"):
+        @fm.producer
+        def source(self) -> Iterator[int]:
+            yield from range(6)
+
+        @fm.stage
+        def mend(self, x: Any) -> int:
+            return x.item * 2 if isinstance(x, fm.Failure) else x
+
+        @mend.on_end
+        def mended(self) -> Iterator[int]:
+            ends.append("mend")
+            yield from ()
+
+        @fm.stage(on_error=fm.dead_letter("mend"))
+        def work(self, x: int) -> int:
+            if x % 2:
+                raise ValueError(x)
+            return x
+
+    result = Line().run()
+    assert sorted(result.outputs) == [0, 2, 2, 4, 6, 10] and ends == ["mend"]

@@ -50,6 +50,7 @@ from .fuse import Code, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
 from .nested import Nested, NestedCell
+from .options import DeadLetter, final
 from .result import GRACE, KEEP, FailureLog, Left, RunResult, attach, check_keep
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
@@ -192,10 +193,11 @@ class Engine:
         self.order = [self._cell(stage) for stage in graph.stages]
         self.cells = {cell.stage: cell for cell in self.order}
         self._outlets: dict[Cell, list[Any]] = {}
+        self._rounds: set[Cell] = set()  # whose dead letters go back
         self._wire()
         sources = [cell for cell in self.order if cell.kind == "producer"]
         self._turns = [c for c in reversed(self.order) if c.kind != "producer"] + sources
-        self._dynamic = [c for c in self.order if c.stage.dynamic]
+        self._dynamic = [c for c in self.order if c.stage.dynamic or c in self._rounds]
         self._names: dict[tuple[Cell, str], list[Cell]] = {}
         self._feeds: list[Edge] = []
 
@@ -217,11 +219,28 @@ class Engine:
         for cell in self.order:
             cell.fused = type(cell) is Cell and cell.can_fuse()
             cell.before = {b for s in cell.sources for b in (s, *s.before)}
+        self._post()
+        for cell in self.order:
             cell.wire()
         self.linked()
         jumps = any(cell.jumps for cell in self.order)
         if jumps or sum(not cell.fused for cell in self.order) > 1:
             self.pace = Pace(self.beat)
+
+    def _post(self) -> None:
+        """Dead letters keep their stage from its end as links do. Where they would go round, as
+        what may go anywhere does."""
+        for cell in self.order:
+            policy = final(cell.stage.on_error)
+            if not isinstance(policy, DeadLetter) or not cell.stage.letters_stay:
+                continue
+            for target in (self.cells[stage] for stage in resolve(cell, policy.stage)):
+                if target in cell.before:
+                    self._rounds.add(cell)
+                    continue
+                for after in self.order:
+                    if after is target or target in after.before:
+                        after.before |= {cell, *cell.before}
 
     def linked(self) -> None:
         """There are new edges: which stages are in a loop, and what closes it (CELL-3)."""

@@ -366,7 +366,7 @@ def _stage(
     functions = (fn, parts.get("on_end")) if stage.nested is None else ()
     stage.dynamic = any(may_route(f) for f in functions if f is not None)
     if stage.nested is not None:
-        stage.dynamic = any(s.dynamic for s in stage.nested.stages)
+        stage.dynamic = any(s.dynamic or not s.letters_stay for s in stage.nested.stages)
     return stage
 
 

@@ -292,10 +292,11 @@ def test_a_death_costs_its_item_and_the_books_still_add_up(context: str) -> None
     inner = fm.Pipeline().map(die).batch(2).unbatch()
     events: list[dict[str, Any]] = []
     result = within(inner, context, 1, on_error="skip").run(sinks=[events.append])
-    (failure,) = (f for f in result.failures)
-    assert isinstance(failure.error, fm.WorkerDied)
-    assert (failure.stage, failure.item) == ("pipeline", 4)
-    assert of(events, "worker_died") == {("worker_died", "pipeline"): 1}
+    # Where the machine is slow an item's outputs may be in the worker still: it dies with it.
+    assert {type(f.error) for f in result.failures} == {fm.WorkerDied}
+    assert ("pipeline", 4) in [(f.stage, f.item) for f in result.failures]
+    deaths = of(events, "worker_died")
+    assert deaths == {("worker_died", "pipeline"): len(result.failures)}
     books(result)
 
 

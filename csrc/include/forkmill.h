@@ -179,7 +179,8 @@ enum fm_cause {
     FM_CAUSE_TIMEOUT,  /* killed by the pool: the task's timeout */
     FM_CAUSE_KILLED,   /* killed by the pool: Future.kill() */
     FM_CAUSE_PROTOCOL, /* killed by the pool: malformed bytes */
-    FM_CAUSE_STOPPED   /* killed by the pool: shutdown, the ladder */
+    FM_CAUSE_STOPPED,  /* killed by the pool: shutdown, the ladder */
+    FM_CAUSE_MEMORY    /* killed by the pool: memory_limit */
 };
 
 struct fm_death {
@@ -662,6 +663,10 @@ int fm_sys_silence_others(const int *keep, size_t n);
 int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns);
 /* Resident memory of this process now, KiB. */
 uint64_t fm_sys_rss_kb(void);
+/* Resident memory of a process, bytes; 0: not to be known.  What is above
+ * `limit` is without the memory that it shares (Linux): a worker's part of the
+ * arena is the pool's. */
+uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit);
 /* How many processes of this one's control group the kernel's OOM killer has
  * ended; -1: unknown. */
 int64_t fm_sys_oom_kills(void);
@@ -706,6 +711,10 @@ struct fm_pool_options {
                                be interrupted; 0: never */
     int64_t births_ns;      /* with no worker, and births that fail, it breaks
                                after so long; 0: it tries for ever */
+    uint64_t memory_limit;  /* a task whose worker has more resident memory,
+                               bytes, is ended (FM_CAUSE_MEMORY); 0: none.
+                               With it the pool looks ten times a second, as
+                               long as there are tasks */
     fm_arena *arena;        /* whose segments workers may hold; may be NULL */
 };
 

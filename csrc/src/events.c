@@ -26,6 +26,7 @@
 #define EOF_GRACE_NS 1000000000 /* results ended, death not reported */
 #define GONE_GRACE_NS 500000000 /* the zygote's socket has ended */
 #define STEAL_LOOK_NS 1000000
+#define MEMORY_LOOK_NS 100000000
 #define SILENCE_NS 30000000000 /* for a fresh interpreter to say anything */
 
 #define TOKEN_CONTROL (UINT64_MAX - 1)
@@ -808,6 +809,29 @@ static int64_t expire_steal(fm_pool *pool, int64_t now)
     return pool->steal_at ? pool->steal_at : FM_FOREVER;
 }
 
+/* A task whose worker has grown too large is ended, and that worker with it;
+ * what it had not started runs elsewhere.  Returns when to look again. */
+static int64_t expire_memory(fm_pool *pool, int64_t now)
+{
+    uint64_t limit = pool->options.memory_limit;
+    if (!limit || pool->accepted == pool->tally.outcomes)
+        return FM_FOREVER;
+    if (now < pool->memory_at)
+        return pool->memory_at;
+    for (uint32_t i = 0; i < pool->options.workers; i++) {
+        struct fm__worker *w = &pool->workers[i];
+        if (!w->page || w->state == FM_WORKER_DOOMED)
+            continue;
+        uint64_t started = atomic_load(&w->page->started);
+        pid_t pid = w->pid ? w->pid : atomic_load(&w->page->pid);
+        if (pid > 0 && fm__worker_running(w) &&
+            fm_sys_rss_of(pid, limit) > limit)
+            fm__events_doom_task(pool, w, FM_CAUSE_MEMORY, started);
+    }
+    pool->memory_at = now + MEMORY_LOOK_NS;
+    return pool->memory_at;
+}
+
 /* A pool without any worker, that cannot have one. */
 static int64_t expire_births(fm_pool *pool, int64_t now)
 {
@@ -847,6 +871,8 @@ int64_t fm__events_expire(fm_pool *pool, int64_t now)
         int64_t due = expire_workers(pool, now); /* once: a macro */
         next = FM__MIN(next, due);
     }
+    int64_t grown = expire_memory(pool, now);
+    next = FM__MIN(next, grown);
     if (pool->state < FM_POOL_STOPPING) {
         int64_t look = expire_steal(pool, now); /* once: FM__MIN is a macro */
         next = FM__MIN(next, look);

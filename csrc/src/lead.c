@@ -169,6 +169,8 @@ static bool pump_needed(const fm_pool *pool)
         return pool->accepted != pool->tally.outcomes;
     if (d->backlog || pool->writing || pool->ended)
         return true;
+    if (pool->options.memory_limit && pool->accepted != pool->tally.outcomes)
+        return true;
     /* One task that no deadline watches: whoever waits for it does it all. */
     if (pool->accepted - pool->tally.outcomes <= 1 && !pool->timed &&
         !pool->options.hello_ns)

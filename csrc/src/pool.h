@@ -89,6 +89,7 @@ struct fm_pool {
                              had any; 0: there is one, or will be */
     int birth_error;      /* the errno of the last one that failed */
     bool had_workers;
+    int64_t memory_at; /* memory_limit: the next look at workers */
     bool asking;      /* the zygote has to be asked more when there is room */
     bool blind;       /* ... and nothing will tell of that */
     int stop_unsent;  /* enum fm_ladder of a STOP that it has to be told */

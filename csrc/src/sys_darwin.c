@@ -22,6 +22,7 @@
 #include <crt_externs.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <libproc.h>
 #include <mach-o/dyld.h>
 #include <mach/mach.h>
 #include <poll.h>
@@ -529,6 +530,14 @@ uint64_t fm_sys_rss_kb(void)
                   (task_info_t)&info, &count) != KERN_SUCCESS)
         return 0;
     return info.resident_size / 1024;
+}
+
+uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
+{
+    struct proc_taskinfo info;
+    (void)limit; /* what is shared is not told apart */
+    int n = proc_pidinfo(pid, PROC_PIDTASKINFO, 0, &info, sizeof info);
+    return n == (int)sizeof info ? info.pti_resident_size : 0;
 }
 
 /* -------------------------------------------------- threads and libraries */

@@ -491,16 +491,35 @@ int64_t fm_sys_oom_kills(void)
     return count;
 }
 
-uint64_t fm_sys_rss_kb(void)
+/* The second number of proc_pid_statm(5), bytes; 0: not to be had. */
+static uint64_t read_statm(const char *path)
 {
     char text[128];
-    unsigned long pages = 0;
-    if (read_text("/proc/self/statm", text, sizeof text) <= 0)
+    if (read_text(path, text, sizeof text) <= 0)
         return 0;
     char *end;
     strtoul(text, &end, 10);
-    pages = strtoul(end, NULL, 10);
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE) / 1024;
+    return strtoul(end, NULL, 10) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+uint64_t fm_sys_rss_kb(void)
+{
+    return read_statm("/proc/self/statm") / 1024;
+}
+
+uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
+{
+    char path[40], text[4096];
+    snprintf(path, sizeof path, "/proc/%d/statm", (int)pid);
+    uint64_t rss = read_statm(path);
+    if (rss <= limit)
+        return rss;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    if (read_text(path, text, sizeof text) <= 0)
+        return 0; /* it has ended meanwhile */
+    const char *shared = strstr(text, "RssShmem:");
+    uint64_t bytes = shared ? strtoull(shared + 9, NULL, 10) * 1024 : 0;
+    return rss > bytes ? rss - bytes : 0;
 }
 
 /* -------------------------------------------------- threads and libraries */

@@ -562,7 +562,9 @@ static void settle_victim(struct fm__worker *worker, struct fm__piece *piece,
 {
     const struct fm_chunk_options *options = &piece->chunk->options;
     uint32_t on = death->cause == FM_CAUSE_TIMEOUT ? FM_RETRY_TIMEOUT
-                  : death->cause == FM_CAUSE_EXIT  ? FM_RETRY_DEATH
+                  : death->cause == FM_CAUSE_EXIT ||
+                          death->cause == FM_CAUSE_MEMORY
+                      ? FM_RETRY_DEATH
                                                    : 0;
     bool another = (options->retry_on & on) && !broken;
     death->task = piece->first + piece->got;

@@ -722,6 +722,8 @@ TEST(files_that_tell_are_read_or_unknown)
         arm(rows[i].call, rows[i].way, 1);
         CHECK((fm_sys_rss_kb() > 0) == rows[i].read);
         arm(rows[i].call, rows[i].way, 1);
+        CHECK((fm_sys_rss_of(getpid(), UINT64_MAX) > 0) == rows[i].read);
+        arm(rows[i].call, rows[i].way, 1);
         CHECK(fm_sys_oom_kills() >= -1);
     }
     disarm();

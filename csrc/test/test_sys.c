@@ -229,6 +229,39 @@ TEST(resident_memory_is_measured)
     free((void *)p);
 }
 
+TEST(so_is_that_of_another_process)
+{
+    size_t size = 64 << 20;
+    int gate[2];
+    CHECK_EQ(fm_sys_pipe(gate), 0);
+    volatile char *p = malloc(size);
+    int fd = fm__sys_shm(size);
+    char *shared_ = fm__sys_map(fd, size, true);
+    for (size_t i = 0; i < size; i += 4096)
+        p[i] = shared_[i] = 1;
+    pid_t pid = fork();
+    if (pid == 0) {
+        char byte;
+        close(gate[1]);
+        for (size_t i = 0; i < size; i += 4096)
+            p[i] = shared_[i] = 2;
+        _exit(read(gate[0], &byte, 1) < 0);
+    }
+    while (fm_sys_rss_of(pid, UINT64_MAX) < 100 << 20)
+        poll(NULL, 0, 1);
+#ifndef __APPLE__
+    uint64_t own = fm_sys_rss_of(pid, 0);
+    CHECK(own > size && own < 100 << 20); /* without what it shares */
+#endif
+    close(gate[1]);
+    CHECK_CHILD(pid);
+    close(gate[0]);
+    close(fd);
+    CHECK_EQ(fm_sys_rss_of(pid, 0), 0); /* it is gone */
+    free((void *)p);
+    fm__sys_unmap(shared_, size);
+}
+
 /* ---------------------------------------------------------------- memory */
 
 TEST(shared_memory_is_shared_unless_it_is_not_inherited)

@@ -954,6 +954,11 @@ def rss_kb():
     return fm_sys_rss_kb()
 
 
+def resident(int pid):
+    """Resident memory of a process, bytes; 0: this system does not tell."""
+    return fm_sys_rss_of(pid, <uint64_t>-1)
+
+
 def null():
     """A new descriptor of what nothing is read from and anything written to."""
     return check(fm_sys_null())

@@ -49,7 +49,7 @@ class PoolStats:
         deaths: Workers that died, of anything.
         restarts: Workers that took a dead one's place.
         recycled: Workers that left as `max_tasks_per_child` or `max_rss` says.
-        killed: Workers killed for a timeout or `Future.kill()`.
+        killed: Workers killed for a timeout, `memory_limit` or `Future.kill()`.
         grown: Workers that were started because tasks waited.
         retired: Workers that left because they had nothing to do.
         trouble: Times the zygote could not start a worker and tried again.
@@ -61,7 +61,8 @@ class PoolStats:
         kicks: Times one thread had to wake another for the I/O.
         parks: Times a thread waited while another did the I/O.
         deaths_by_cause: How workers ended, by cause: "SIGSEGV" or another signal's name, "exit 3",
-            "oom_kill" (by the kernel, for lack of memory), "timeout", "killed" (`Future.kill()`),
+            "oom_kill" (by the kernel, for lack of memory), "timeout", "memory_limit", "killed"
+            (`Future.kill()`),
             "protocol" (it sent malformed bytes), "unknown" (somebody else took its status), and
             beside the deaths "recycled" and "retired". Only what there was; the sum is `deaths`
             + `recycled` + `retired`. After 31 different causes the rest is "other".

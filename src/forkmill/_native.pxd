@@ -61,6 +61,7 @@ cdef extern from "forkmill.h" nogil:
         FM_CAUSE_KILLED
         FM_CAUSE_PROTOCOL
         FM_CAUSE_STOPPED
+        FM_CAUSE_MEMORY
     struct fm_death:
         int32_t pid
         int32_t status
@@ -250,6 +251,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_sys_silence_others(const int *keep, size_t n)
     int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
     uint64_t fm_sys_rss_kb()
+    uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
     int64_t fm_sys_oom_kills()
     uint32_t fm_fork_generation()
     int fm_sys_threads_of(const char *const *names, char *found, size_t size)
@@ -279,6 +281,7 @@ cdef extern from "forkmill.h" nogil:
         int64_t idle_ns
         int64_t signals_ns
         int64_t births_ns
+        uint64_t memory_limit
         fm_arena *arena
     enum: FM_MAX_WORKERS
     int fm_pool_open(fm_pool **out, const fm_pool_options *options)

@@ -5,6 +5,7 @@ Every check is made in the frame of the user's call, and says what was given and
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ __all__ = [
     "exception_classes",
     "integer",
     "make_options",
+    "memory_limit",
     "must_be_callable",
     "seconds",
 ]
 
 MAX_WORKERS = 4096  # FM_MAX_WORKERS
+_BYTES = frozenset({"max_rss", "memory_limit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +57,32 @@ def integer(name: str, value: Any, *, least: int | None = None) -> int:
     number = int(value.__index__())
     if least is not None and number < least:
         raise ValueError(f"{name} must be >= {least}, not {number}")
-    if not -(1 << 31) <= number < 1 << 31 and name != "max_rss":
+    if not -(1 << 31) <= number < 1 << 31 and name not in _BYTES:
         raise ValueError(f"{name} must fit in 32 bits, not {number}")
     return number
 
 
 def at_least_one(name: str, value: Any) -> int:
     return 0 if value is None else integer(name, value, least=1)
+
+
+def memory_limit(value: Any, *, inline: bool) -> int:
+    """Bytes; 0 for None.
+
+    Raises:
+        TypeError, ValueError: Wrong, or this pool or this system could not keep it.
+    """
+    limit = at_least_one("memory_limit", value)
+    if limit >= 1 << 63:
+        raise ValueError(f"memory_limit must be less than 2**63 bytes, not {limit}")
+    if limit and inline:
+        raise ValueError(
+            "memory_limit needs workers, and this pool runs its calls in the worker that makes it: "
+            "say how many, with max_workers"
+        )
+    if limit and not _native.resident(os.getpid()):
+        raise ValueError("memory_limit needs a system that tells of memory: is /proc mounted?")
+    return limit
 
 
 def seconds(name: str, value: Any) -> float:

@@ -41,6 +41,7 @@ cdef class Pool:
         max_tasks: a worker is replaced after so many tasks; 0: never.
         hello: seconds that an initializer may take; 0: there is none.
         least: workers at first, in the first slots; 0: one a slot, always.
+        memory_limit: bytes; a task whose worker has more resident memory is ended; 0: none.
         idle: seconds without work after which a worker above `least` retires; 0: it stays.
         births: seconds without any worker after which it breaks, if births fail; 0: never.
 
@@ -57,7 +58,8 @@ cdef class Pool:
     cdef object __weakref__
 
     def __cinit__(self, int control_fd, uint32_t workers, *, uint32_t max_tasks=0,
-                  double hello=0.0, uint32_t least=0, double idle=0.0, double births=0.0):
+                  double hello=0.0, uint32_t least=0, double idle=0.0, double births=0.0,
+                  uint64_t memory_limit=0):
         cdef fm_pool_options options
         options.control_fd = control_fd
         options.zygote = 0
@@ -68,6 +70,7 @@ cdef class Pool:
         options.idle_ns = <int64_t>(idle * 1e9)
         options.births_ns = 0 if births > 9.0e9 else <int64_t>(births * 1e9)
         options.signals_ns = _SIGNALS_NS
+        options.memory_limit = memory_limit
         options.arena = NULL
         check(fm_pool_open(&self._c, &options))
 

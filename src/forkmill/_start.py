@@ -120,6 +120,7 @@ def make_core(
     inherit: tuple[Any, ...],
     max_tasks: int,
     max_rss: int,
+    memory_limit: int,
     restarts: tuple[int, float],
     init_timeout: float | None,
     name: str,
@@ -145,6 +146,8 @@ def make_core(
         _hazards.check_fork("a pool that is given locks which only a fork keeps")
         method, no_fork, in_spite_of = "fork", "", no_fork
     fork = method == "fork"
+    if memory_limit:  # the next task would be charged with what this one has left
+        max_rss = min(max_rss or memory_limit, memory_limit)
     codec = Codec("fork" if fork else "exec", inherit)
     config = Config(
         workers=workers,
@@ -169,6 +172,7 @@ def make_core(
         native = _native.Pool(
             control, workers,
             max_tasks=max_tasks, hello=hello, least=least, idle=idle_time,
+            memory_limit=memory_limit,
             births=0.0 if init_timeout is None else max(init_timeout, 1e-3),
         )  # fmt: skip
     except BaseException:

@@ -153,7 +153,8 @@ class WorkerDied(PoolError):
         oom: Whether the kernel's out-of-memory killer did it.
         cause: ``"exit"`` (by itself, or by somebody's signal), ``"oom_kill"`` (the kernel, for
             lack of memory), ``"killed"`` (``Future.kill()``), ``"stopped"`` (the pool's shutdown),
-            ``"protocol"`` (it sent malformed bytes).
+            ``"memory_limit"`` (its memory was above the pool's), ``"protocol"`` (it sent malformed
+            bytes).
         crash: What faulthandler wrote in the worker, or ``""``.
         attempts: How often the task was started.
         slot: The worker's place in the pool.
@@ -331,7 +332,7 @@ def signal_name(number: int) -> str:
 # enum fm_cause of forkmill.h. This module is row 0: it may not ask _native for the numbers.
 _TIMEOUT = 2
 _OOM = "oom_kill"
-_CAUSES = {1: "exit", 2: "timeout", 3: "killed", 4: "protocol", 5: "stopped"}
+_CAUSES = {1: "exit", 2: "timeout", 3: "killed", 4: "protocol", 5: "stopped", 6: "memory_limit"}
 
 _CRASHES = frozenset({"SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS"})
 
@@ -400,6 +401,11 @@ def _story(cause: str, signal: int | None, exitcode: int | None, oom: bool, rss_
     """What happened to a worker, and what to do."""
     if cause == "killed":
         return "was killed by Future.kill() while it ran this task."
+    if cause == "memory_limit":
+        return (
+            f"was killed while it ran this task: its memory was above memory_limit (it had "
+            f"{rss_kb / 1024:.0f} MiB at most). Give it more, or smaller tasks."
+        )
     if cause == "stopped":
         return (
             "was ended by the pool's shutdown while it ran this task. "

@@ -49,6 +49,9 @@ from ._options import (
     objects,
     seconds,
 )
+from ._options import (
+    memory_limit as check_memory_limit,
+)
 from ._process import cpus
 
 if TYPE_CHECKING:
@@ -537,6 +540,12 @@ class ProcessPool(_Face):
         max_tasks_per_child: A worker is replaced after so many tasks; None: never.
         max_rss: A worker whose resident memory is above this is replaced after its task; bytes;
             None: never.
+        memory_limit: A task is ended while it runs if its worker has more resident memory than so
+            many bytes (on Linux without memory that it shares): the outcome is WorkerDied, its
+            cause "memory_limit". Looked at ten times a second, as long as there are tasks. As
+            with a timeout only that worker is killed, its neighbours in a chunk run elsewhere,
+            and it does not count for `restarts`; `retries` try again. Between tasks it is as
+            `max_rss`. None: no limit, and no looks.
         restarts: (n, seconds): more than n abnormal deaths of workers within so many seconds
             break the pool. None: (max(3, 2 * workers), 10).
         init_timeout: Seconds the initializer may take, and that the pool may be without any worker
@@ -569,6 +578,7 @@ class ProcessPool(_Face):
         start_method: str = "auto",
         max_tasks_per_child: int | None = None,
         max_rss: int | None = None,
+        memory_limit: int | None = None,
         restarts: tuple[int, float] | None = None,
         init_timeout: float | None = 60,
         min_workers: int | None = None,
@@ -601,6 +611,7 @@ class ProcessPool(_Face):
             "inherit": objects("inherit", inherit),
             "max_tasks": at_least_one("max_tasks_per_child", max_tasks_per_child),
             "max_rss": at_least_one("max_rss", max_rss),
+            "memory_limit": check_memory_limit(memory_limit, inline=inline),
             "restarts": check_restarts(restarts, workers),
             "init_timeout": init_timeout,
             "least": check_least(min_workers, idle_time, workers),

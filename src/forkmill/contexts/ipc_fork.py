@@ -49,6 +49,7 @@ class IpcFork(ProcessPool):
         start_method: str = "auto",
         max_tasks_per_child: int | None = None,
         max_rss: int | None = None,
+        memory_limit: int | None = None,
         restarts: tuple[int, float] | None = None,
         init_timeout: float | None = 60,
         min_workers: int | None = None,
@@ -70,6 +71,7 @@ class IpcFork(ProcessPool):
                 start_method=start_method,
                 max_tasks_per_child=max_tasks_per_child,
                 max_rss=max_rss,
+                memory_limit=memory_limit,
                 restarts=restarts,
                 init_timeout=init_timeout,
                 min_workers=min_workers,
@@ -85,7 +87,8 @@ class IpcFork(ProcessPool):
         self.name = self._name
         self.width = self._max_workers
         self.window = 2 * self.width
-        self._replaces = max_tasks_per_child is not None or max_rss is not None
+        options = (max_tasks_per_child, max_rss, memory_limit)
+        self._replaces = any(option is not None for option in options)
 
     def metrics(self) -> Metrics:
         """The figures of the whole pool at this moment."""
@@ -109,7 +112,8 @@ class IpcFork(ProcessPool):
         """
         if work.on_end is not None and self._replaces:
             raise ValueError(
-                "on_end needs workers that stay, and max_tasks_per_child or max_rss replaces them"
+                "on_end needs workers that stay, and max_tasks_per_child, max_rss or memory_limit "
+                "replaces them"
             )
         if self._core is None:  # a pool without workers, in a worker
             return InlineLane(work, notify)

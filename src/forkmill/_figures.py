@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +109,6 @@ class PoolStats:
     start_reason: str = ""
 
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _COUNTERS = tuple(field.name for field in fields(PoolStats) if field.type == "int")
 
 
@@ -122,8 +120,8 @@ class WorkerInfo:
         pid: Its process id.
         state: "starting", "ready", "doomed" (to be killed), "leaving" (it had nothing to do).
         tasks: Tasks it has done.
-        rss: Resident memory, bytes; where the system does not tell (macOS), what the worker itself
-            said last, which it does with `max_rss` only.
+        rss: Resident memory, bytes; where the system does not tell, what the worker itself said
+            last.
         age: Seconds since its birth.
         slot: Its place in the pool, 0 and up.
         generation: How many workers had this place before it.
@@ -180,22 +178,13 @@ def _fallbacks(core: Core) -> dict[str, int]:
     return found
 
 
-def _resident(pid: int) -> int:
-    """Resident memory of a process, bytes; 0 where it is not to be known (proc_pid_statm(5))."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
 def worker_info(info: dict[str, Any], now: int) -> WorkerInfo:
     """One of the native pool's workers; now is in nanoseconds of the monotonic clock."""
     return WorkerInfo(
         pid=info["pid"],
         state=info["state"],
         tasks=info["tasks"],
-        rss=_resident(info["pid"]) or info["rss_kb"] << 10,
+        rss=_native.resident(info["pid"]) or info["rss_kb"] << 10,
         age=max(0, now - info["born_ns"]) / 1e9,
         slot=info["slot"],
         generation=max(info["generation"] - 1, 0),

@@ -672,6 +672,8 @@ uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit);
 int64_t fm_sys_oom_kills(void);
 /* Bumped in every forked child: compare to see a fork. */
 uint32_t fm_fork_generation(void);
+/* Whether a descriptor is one of the library's that forked children lose. */
+int fm_fork_closes(int fd);
 /* How many other threads of this process run in a library whose file name
  * begins with one of names[] (NULL ends it); found[size] gets the first one's
  * file name.  One of which nothing can be learnt counts if such a library is

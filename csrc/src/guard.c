@@ -83,6 +83,16 @@ void fm__guard_fd(int fd)
     }
 }
 
+int fm_fork_closes(int fd)
+{
+    for (struct page *p = &first_page; p; p = atomic_load(&p->next))
+        for (size_t i = 0; i < PAGE_FDS; i++)
+            if (atomic_load_explicit(&p->fds[i], memory_order_relaxed) ==
+                fd + 1)
+                return 1;
+    return 0;
+}
+
 void fm__unguard_fd(int fd)
 {
     for (struct page *p = &first_page; p; p = atomic_load(&p->next)) {

@@ -20,6 +20,7 @@ TEST(a_forked_child_loses_guarded_descriptors_only)
     fm__guard_fd(b);
     fm__guard_fd(c);
     fm__unguard_fd(b);
+    CHECK(fm_fork_closes(a) && !fm_fork_closes(b) && fm_fork_closes(c));
     uint32_t generation_before = fm_fork_generation();
     pid_t pid = fork();
     if (pid == 0) {

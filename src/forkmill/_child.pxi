@@ -1000,6 +1000,11 @@ def fork_generation():
     return fm_fork_generation()
 
 
+def fork_closes(int fd):
+    """Whether a descriptor is one of a pool's, which forked children lose by themselves."""
+    return fm_fork_closes(fd) != 0
+
+
 def nonblock(int fd, bint on):
     check(fm_sys_nonblock(fd, on))
 

@@ -254,6 +254,7 @@ cdef extern from "forkmill.h" nogil:
     uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
     int64_t fm_sys_oom_kills()
     uint32_t fm_fork_generation()
+    int fm_fork_closes(int fd)
     int fm_sys_threads_of(const char *const *names, char *found, size_t size)
 
     struct fm_limits:

@@ -509,13 +509,15 @@ def _made_of(obj: Any, name: str) -> tuple[Any, ...]:
         state = {key: value for key, value in vars(obj).items() if key != "__wrapped__"}
         return _new_cache, (obj.__wrapped__, obj.cache_parameters(), state)
     if kind is typing.TypeVar:
-        return cloudpickle._make_typevar, cloudpickle._decompose_typevar(obj)
+        return _of_module, (
+            obj.__module__, cloudpickle._make_typevar, cloudpickle._decompose_typevar(obj),
+        )  # fmt: skip
     if kind is typing.NewType:
         return _new_type, (obj.__name__, obj.__supertype__, obj.__module__)
     if kind is typing.ParamSpec:
-        return typing.ParamSpec, (obj.__name__,)
+        return _of_module, (obj.__module__, typing.ParamSpec, (obj.__name__,))
     if kind is typing.TypeVarTuple:
-        return typing.TypeVarTuple, (obj.__name__,)
+        return _of_module, (obj.__module__, typing.TypeVarTuple, (obj.__name__,))
     alias = getattr(typing, "TypeAliasType", None)
     if alias is not None and kind is alias:
         return _new_alias, (obj.__name__, obj.__value__, obj.__type_params__)
@@ -552,6 +554,13 @@ def _new_cache(function: Any, parameters: dict[str, Any], state: dict[str, Any])
     cached = functools.lru_cache(**parameters)(function)
     vars(cached).update(state)
     return cached
+
+
+def _of_module(module: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """typing's variables take the module of who makes them for their own."""
+    made = make(*arguments)
+    made.__module__ = module
+    return made
 
 
 def _new_type(name: str, supertype: Any, module: str) -> Any:

@@ -1,0 +1,113 @@
+"""By value arrive classes with slots, enums, and what pickles by a name in `__main__`."""
+
+from __future__ import annotations
+
+import pytest
+
+SOME = ["fork", "zygote", pytest.param("spawn", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", "zygote", pytest.param("spawn", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["before the pool", "after"])
+def test_slots_arrive(run_script, method: str, late: bool) -> None:
+    pool = f"pool = fm.ProcessPool(1, start_method={method!r})"
+    run_script(
+        f"""
+import dataclasses
+import forkmill as fm
+{pool if late else ""}
+class Plain: __slots__ = ("a",)
+class Weak: __slots__ = ("a", "__weakref__")
+class Dict: __slots__ = ("a", "__dict__")
+class Below(Plain): __slots__ = ("b",)
+class Open(Weak): pass
+class Text: __slots__ = "a"
+class Told:
+    "with a doc"
+    __slots__ = {{"a": "what a is"}}
+class Private:
+    __slots__ = ("__a",)
+    def set(self, value): self.__a = value
+    def get(self): return self.__a
+    a = property(get, set)
+@dataclasses.dataclass(slots=True, weakref_slot=True)
+class Data: a: int = 1
+@dataclasses.dataclass(frozen=True)
+class Frozen: a: int = 5
+def look(x): return type(x).__name__, x.a, hasattr(x, "__dict__")
+def same(x): return x
+{"" if late else pool}
+with pool:
+    for kind in (Plain, Weak, Dict, Below, Open, Text, Told, Private, Data, Frozen):
+        x = kind()
+        if kind is not Frozen: x.a = 5
+        for _ in range(2):
+            assert pool.submit(look, x).result(20) == look(x), kind
+            back = pool.submit(same, x).result(20)
+            assert type(back) is kind and back.a == 5, kind
+    assert pool.submit(lambda: (Told.__slots__["a"], Told.__doc__)).result(20) == (
+        "what a is", "with a doc"
+    )
+    assert pool.submit(lambda: dataclasses.replace(Data(), a=2).a).result(20) == 2
+    assert pool.submit(lambda: dataclasses.fields(Frozen)[0].default).result(20) == 5
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", "zygote", pytest.param("spawn", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("late", [False, True], ids=["before the pool", "after"])
+def test_what_goes_by_a_name(run_script, method: str, late: bool) -> None:
+    pool = f"pool = fm.ProcessPool(1, start_method={method!r})"
+    run_script(
+        f"""
+import collections, enum, functools, typing
+import forkmill as fm
+{pool if late else ""}
+number = 1
+@functools.lru_cache
+def cached(x): return x * number
+@functools.cache
+def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+UserId, T = typing.NewType("UserId", int), typing.TypeVar("T")
+Named = collections.namedtuple("Other", "a b")
+class Sentinel:
+    def __reduce__(self): return "MISSING"
+MISSING, mark = Sentinel(), object()
+class Alias(enum.Enum):
+    A = 1
+    B = 1
+    C = 2
+class Flags(enum.Flag):
+    X = 1
+    Y = 2
+@functools.singledispatch
+def kind(x): return "object", number
+@kind.register
+def _(x: int): return "int", number
+def marked(x=mark): return x is mark
+def marked_too(x=mark): return x is mark
+{"" if late else pool}
+def same(x): return x
+with pool:
+    for step in (10, 20):  # each process has its own cache, and keeps it
+        assert list(pool.map(cached, [step, step + 1])) == [number * step, number * (step + 1)]
+        assert pool.submit(lambda: cached(step + 2)).result(20) == number * (step + 2)
+        assert list(pool.map(kind, [1, "a"])) == [kind(1), kind("a")]
+        number += 1
+    assert list(pool.map(fib, [10, 30])) == [55, 832040]
+    for thing in (UserId, T, MISSING, Alias.B, Flags.X | Flags.Y):
+        assert pool.submit(same, thing).result(20) is thing, thing
+    assert pool.submit(lambda x: (x is UserId, UserId(3)), UserId).result(20) == (True, 3)
+    assert pool.submit(lambda x: x is T, T).result(20)
+    assert pool.submit(lambda x: x is MISSING, MISSING).result(20)
+    assert pool.submit(lambda: list(Alias.__members__)).result(20) == ["A", "B", "C"]
+    assert pool.submit(same, Named(1, 2)).result(20) == Named(1, 2)
+    assert type(pool.submit(same, Named(1, 2)).result(20)) is Named
+    assert pool.submit(marked).result(20) and pool.submit(marked_too).result(20)
+    assert pool.submit(lambda: (marked(), marked_too())).result(20) == (True, True)
+"""
+    )

@@ -62,7 +62,7 @@ _told: set[str] = set()
 
 def against_fork() -> str:
     """Why a fork is no good now: other Python threads, or what `in_libraries` says; or ""."""
-    return _threads() or in_libraries()
+    return " and ".join(filter(None, (in_libraries(), _threads())))
 
 
 def _threads() -> str:

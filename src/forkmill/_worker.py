@@ -256,6 +256,7 @@ _LIMITS = {
     "openmp": ("OMP_NUM_THREADS",),
     "mkl": ("MKL_NUM_THREADS", "OMP_NUM_THREADS"),
     "blis": ("BLIS_NUM_THREADS", "OMP_NUM_THREADS"),
+    "numexpr": ("NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS"),
 }
 
 
@@ -265,7 +266,8 @@ def obey_environment() -> None:
     They read it when they were loaded, in the user's process. In an exec'd one there is nothing
     to do: they are loaded after it was set.
     """
-    limits = {name: _first_number(variables) for name, variables in _LIMITS.items()}
+    limits = {name: _first_number(name) for name in _LIMITS}
+    n = limits.pop("numexpr")
     _native.limit_libraries(**limits)
     # Two that have no such call but their own in Python.
     arrow = sys.modules.get("pyarrow.lib")
@@ -273,14 +275,14 @@ def obey_environment() -> None:
         with suppress(Exception):
             arrow.set_cpu_count(limits["openmp"])
     numexpr = sys.modules.get("numexpr")
-    if numexpr is not None and (n := _first_number(("NUMEXPR_NUM_THREADS", "OMP_NUM_THREADS"))):
+    if numexpr is not None and n:
         with suppress(Exception):
             numexpr.set_num_threads(n)
 
 
-def _first_number(variables: tuple[str, ...]) -> int:
-    """What the first of these that is set says; 0: nothing. OMP_NUM_THREADS may be a list."""
-    for name in variables:
+def _first_number(library: str) -> int:
+    """What the environment says of a library; 0: nothing. OMP_NUM_THREADS may be a list."""
+    for name in _LIMITS[library]:
         word = os.environ.get(name, "").partition(",")[0].strip()
         if word.isdecimal() and 0 < int(word) < 1 << 16:
             return int(word)

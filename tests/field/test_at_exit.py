@@ -54,5 +54,8 @@ if child:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     for name in ("pool", "map", "stream"):
-        script = run_script(SCRIPT.format(code=LEFT_OPEN[name], then=then), flags=())
+        script = run_script(
+            SCRIPT.format(code=LEFT_OPEN[name], then=then),
+            flags=("-W", "ignore::DeprecationWarning"),
+        )
         assert script.stderr == "", script.report()

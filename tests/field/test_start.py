@@ -160,22 +160,21 @@ def test_blas_uses_as_many_threads_as_the_environment_says(
     def look():
         import numpy, threadpoolctl
         numpy.ones((300, 300)) @ numpy.ones((300, 300))
-        threads = len(os.listdir("/proc/self/task"))
-        return [i["num_threads"] for i in threadpoolctl.threadpool_info()], threads
+        return [i["num_threads"] for i in threadpoolctl.threadpool_info()]
     def before(): # what the initializer asks for stays
         import threadpoolctl
         threadpoolctl.threadpool_limits(2)
-    os.cpu_count = None
-    from forkmill import _process
+    import threadpoolctl
+    own = [i["num_threads"] for i in threadpoolctl.threadpool_info()]
     for cpus in (2, 4):
         os.sched_getaffinity = lambda pid: set(range(cpus))
         with fm.ProcessPool(2, start_method={method!r}) as pool:
-            counts, threads = pool.submit(look).result()
+            counts = pool.submit(look).result()
             assert counts and set(counts) <= {{cpus // 2}}, counts
-            assert threads <= cpus // 2, threads  # none that nobody uses
+        assert [i["num_threads"] for i in threadpoolctl.threadpool_info()] == own
     if {method!r} == "fork":
         with fm.ProcessPool(1, start_method="fork", initializer=before) as pool:
-            assert set(pool.submit(look).result()[0]) == {{2}}
+            assert set(pool.submit(look).result()) == {{2}}
     """
     run_script(script)
 

@@ -1,7 +1,8 @@
 """interpreter: n subinterpreters (CPython >= 3.14); before that n threads, and one warning.
 
 Guarantees: a call and its outcome travel as bytes, encoded as for a worker process, so values and
-errors are those of ipc_fork. Where there are no subinterpreters nothing is encoded at all.
+errors are those of ipc_fork; a call imports from where its caller does (sys.path as of the call).
+Where there are no subinterpreters nothing is encoded at all.
 
 What runs there imports this module, so nothing that it imports needs `_native`: an extension that
 knows nothing of subinterpreters cannot be loaded in one.
@@ -60,6 +61,7 @@ class Interpreter(Thread):
         name: str | None = None,
     ) -> None:
         self._inner: Any = None
+        self._path: list[str] = []  # what sys.path was when they were made
         if max_workers is None:
             max_workers = cpus()
         if sys.version_info >= (3, 14):  # pragma: no cover  # not on the CPythons tested so far
@@ -67,9 +69,13 @@ class Interpreter(Thread):
 
             super().__init__(max_workers, name=name)
             check_initializer(initializer, initargs)
-            prepare = () if initializer is None else (_encode((initializer, initargs, {})),)
+            self._path = _path()
+            names = {"path": self._path, "blob": None}
+            if initializer is not None:
+                names["blob"] = _encode((initializer, initargs, {}))
+            # A built-in: what is not on the path that it has from the start cannot be named there.
             self._inner = InterpreterPoolExecutor(
-                self.width, self.name, initializer=_prepare if prepare else None, initargs=prepare
+                self.width, self.name, initializer=exec, initargs=(_BEGIN, names)
             )
             self.copies = "call"  # type: ignore[misc]  # nothing of ours is shared with them
         else:
@@ -80,7 +86,11 @@ class Interpreter(Thread):
         if self._inner is not None:  # pragma: no cover
             # Encoded in the caller's thread (INV-3); our thread only waits for the other one.
             blob = _encode((call.fn, call.args, call.kwargs))
-            call.fn, call.args, call.kwargs = functools.partial(_remote, self._inner, blob), (), {}
+            path = _path()
+            remote = functools.partial(
+                _remote, self._inner, blob, None if path == self._path else path
+            )
+            call.fn, call.args, call.kwargs = remote, (), {}
         super()._accept(call)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -93,15 +103,33 @@ class Interpreter(Thread):
             inner.shutdown()
 
 
+# What a new subinterpreter runs first.
+_BEGIN = """\
+import sys
+sys.path[:] = path
+if blob is not None:
+    from forkmill.contexts.interpreter import _prepare
+    _prepare(blob)
+"""
+
+
+def _path() -> list[str]:  # pragma: no cover
+    """Where this interpreter imports from, as far as it can be told."""
+    return [entry for entry in sys.path if type(entry) is str]
+
+
 def _encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
     data, buffers = _codec.dumps(call)
     return data, [bytes(buffer) for buffer in buffers]
 
 
-def _remote(inner: Any, blob: Any) -> Any:  # pragma: no cover
-    """One call in a subinterpreter, from the thread that waits for it."""
+def _remote(inner: Any, blob: Any, path: list[str] | None) -> Any:  # pragma: no cover
+    """One call in a subinterpreter, from the thread that waits for it.
+
+    `path`: what sys.path is now, if that has changed since the subinterpreters were made.
+    """
     try:
-        good, data, buffers = inner.submit(_run, blob).result()
+        good, data, buffers = inner.submit(_run, blob, path).result()
     except BrokenExecutor as error:
         raise errors.InitError("the initializer failed in a subinterpreter", [error]) from error
     if good:
@@ -116,9 +144,13 @@ def _prepare(blob: Any) -> None:  # pragma: no cover
         raise _codec.load_failure(memoryview(data))
 
 
-def _run(blob: Any) -> tuple[bool, bytes, list[bytes]]:  # pragma: no cover
+def _run(
+    blob: Any, path: list[str] | None = None
+) -> tuple[bool, bytes, list[bytes]]:  # pragma: no cover
     """In the subinterpreter: decode, call, encode."""
     try:
+        if path is not None:
+            sys.path[:] = path
         if not _program.is_receiving():
             _program.receive()
         fn, args, kwargs = _codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])

@@ -28,6 +28,8 @@ CHAPTERS = {
     "forkmill.pool": "The pool",
     "forkmill._future": "The pool",
     "forkmill._figures": "The pool",
+    "forkmill._share": "Values for many tasks",
+    "forkmill._per_worker": "Values for many tasks",
     "forkmill.contexts": "Execution contexts",
     "forkmill.pipeline": "Pipelines",
     "forkmill.errors": "Errors",

@@ -78,12 +78,15 @@ from .errors import (
     PoolError,
     RemoteError,
     SerializationError,
+    SharedGone,
     TaskTimeout,
     WorkerDied,
 )
 
 if TYPE_CHECKING:
     from . import testing
+    from ._per_worker import PerWorker, per_worker
+    from ._share import Shared, share
     from .contexts import ContextPool, create_context, executor, named_pool
     from .contexts.specs import aio, cow_fork, inline, interpreter, ipc_fork, thread
     from .errors import InitError, PoolBroken
@@ -122,6 +125,7 @@ __all__ = [
     "InitError",
     "Monitor",
     "Orchestrator",
+    "PerWorker",
     "Pipeline",
     "PoolBroken",
     "PoolClosed",
@@ -131,6 +135,8 @@ __all__ = [
     "RemoteError",
     "RunResult",
     "SerializationError",
+    "Shared",
+    "SharedGone",
     "TaskTimeout",
     "WorkerDied",
     "WorkerInfo",
@@ -154,8 +160,10 @@ __all__ = [
     "ipc_fork",
     "map",
     "named_pool",
+    "per_worker",
     "producer",
     "retry",
+    "share",
     "shutdown_shared",
     "stage",
     "testing",
@@ -190,6 +198,7 @@ _PIPELINE = frozenset(
         "unbatch",
     }
 )
+_SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
 
@@ -208,6 +217,10 @@ def __getattr__(name: str) -> Any:
         from . import pipeline
 
         value = getattr(pipeline, name)
+    elif name in _SHARED:
+        from . import _share
+
+        value = getattr(_share, name)
     elif name in _SPECS:
         from .contexts import specs
 

@@ -273,6 +273,8 @@ cdef class Port:
         while True:
             if not self._next(&frame, &body, &owned):
                 return "eof"
+            if PyList_GET_SIZE(_shares):
+                _shares[0].forget_closed()
             try:
                 if frame.kind == FM_KIND_RUN:
                     full = self._run(worker, &frame, body, &owned)

@@ -39,10 +39,10 @@ from typing import Any
 
 from . import _failures, _program
 from ._failures import RemoteTraceback
-from ._process import interrupted
+from ._process import SHARES, interrupted
 from ._program import GONE
 from ._reducers import ARROW, WithArrow, has_arrow, know_multiprocessing, reduce_arrow
-from .errors import SerializationError
+from .errors import SerializationError, SharedGone
 
 __all__ = [
     "Codec",
@@ -217,7 +217,10 @@ class Codec:
 
     def dumps_result(self, obj: Any) -> tuple[bytes, Buffers]:
         """As dumps(), for what a task returned."""
-        return self._dumps(obj, "result")
+        if not SHARES:
+            return self._dumps(obj, "result")
+        with SHARES[0].going_home():
+            return self._dumps(obj, "result")
 
     def _dumps(
         self, obj: Any, what: str, persistent: Callable[[Any], int | None] | None = None
@@ -232,7 +235,7 @@ class Codec:
             else:
                 data = _pickle(obj, 5, buffer_callback=buffers.append)
             views = [buffer.raw() for buffer in buffers] if buffers else []
-        except MemoryError:
+        except (MemoryError, SharedGone):
             raise
         except Exception as error:
             if interrupted(error):
@@ -258,7 +261,7 @@ class Codec:
         """Encode again, with cloudpickle."""
         try:
             return self._by_value(obj, persistent, task=what in _TASK)
-        except MemoryError:
+        except (MemoryError, SharedGone):
             raise
         except Exception as error:
             if interrupted(error):

@@ -35,6 +35,7 @@ from . import _native, errors
 from ._codec import Codec, Functions
 from ._process import (
     OUR_THREADS,
+    SHARES,
     LoneThread,
     Signal,
     end_first,
@@ -437,8 +438,14 @@ class Core:
 
     def temporary(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
         """As `function`, for one call only: the pool does not remember it."""
-        function = self.native.function(self.codec.dump_function(self.guard(fn, options)))
-        return function, errors.name_of(fn)
+        return self._native_function(self.guard(fn, options)), errors.name_of(fn)
+
+    def _native_function(self, fn: Callable[..., Any]) -> _native.Function:
+        if not SHARES:
+            return self.native.function(self.codec.dump_function(fn))
+        shares = SHARES[0]
+        blob, pins = shares.pinned(self.codec.dump_function, shares.lift_call(fn, (), {})[0])
+        return self.native.function(blob, pins)
 
     def guard(self, fn: Callable[..., Any], options: Options) -> Callable[..., Any]:
         """fn, wrapped if the worker has to tell failures that are worth another try."""
@@ -487,6 +494,8 @@ class Core:
         """
         function = None
         value: Any
+        if SHARES:
+            fn, args, kwargs = SHARES[0].lift_call(fn, args, kwargs)
         if self.plain(fn):
             function, name = self.function(fn, options)
             if kwargs:
@@ -522,8 +531,14 @@ class Core:
         self._encoders.append(encoder)  # its body is gone: ready for the next one
         return task
 
-    def encoder(self) -> _native.Encoder:
-        return _native.Encoder(self.codec.dumps, self.codec.dump_failure, self.native.arena)
+    def encoder(self, *, star: bool = False) -> _native.Encoder:
+        """What arguments are encoded with.
+
+        Args:
+            star: Each record is the arguments of a call, not one argument.
+        """
+        dumps, failure = self.codec.dumps, self.codec.dump_failure
+        return _native.Encoder(dumps, failure, self.native.arena, star)
 
     # ------------------------------------------------------------------ failures
 

@@ -115,6 +115,7 @@ cdef class FutureBase:
     cdef fm_chunk *_c            # NULL: there is no task, or its outcome is decoded
     cdef Pool _pool
     cdef object _tag             # the function's name
+    cdef list _pins              # as Task._pins
     cdef bint _told              # the waiters were told (FUT-1)
     cdef bint _seen              # `_condition` was taken when the task was done
     cdef bint _armed
@@ -144,6 +145,7 @@ cdef class FutureBase:
         self._core = core
         self._pool = task._pool
         self._tag = task.tag
+        self._pins = task._pins
         self._c = fm_chunk_ref(task._c)
         return self
 
@@ -154,6 +156,7 @@ cdef class FutureBase:
         task._c = fm_chunk_ref(self._c)
         task._pool = self._pool
         task.tag = self._tag
+        task._pins = self._pins
         return task
 
     @property

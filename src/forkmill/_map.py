@@ -106,7 +106,7 @@ class Feed:
         self.quick = all(type(it) in _QUICK for it in iterables)
         self.flags, self.source = _records(iterables, star=star)
         self.left = _length(iterables) if self.quick else None
-        self.encoder = core.encoder()
+        self.encoder = core.encoder(star=bool(self.flags & _native.RUN_STAR))
         self.two_each = 2 * core.workers
         self.buffersize = buffersize
         most = MAX_CHUNK if buffersize is None else buffersize

@@ -94,11 +94,17 @@ cdef class Pool:
         self.arena = arena
         fm_pool_adopt(self._c, zygote, fds if first else NULL, NULL if arena is None else arena._c)
 
-    def function(self, bytes blob not None):
-        """What workers shall know as one function; sent to each before its first use."""
+    def function(self, bytes blob not None, list pins=None):
+        """What workers shall know as one function; sent to each before its first use.
+
+        Args:
+            blob: for the workers' `define`.
+            pins: what must live as long as the function.
+        """
         cdef Function function = Function.__new__(Function)
         check(fm_function_new(self._c, <const char *>blob, len(blob), &function._c))
         function._pool = self
+        function._pins = pins
         return function
 
     def submit(self, Function function, Encoder body not None, uint32_t flags=0,
@@ -138,6 +144,7 @@ cdef class Pool:
         options.credit = credit
         options.inbox = NULL if inbox is None else inbox._c
         options.tag = <void *>task
+        task._pins = body.pins
         options.body = body.release()
         rc = fm_chunk_new(self._c, &options, &task._c)
         if rc < 0:
@@ -307,6 +314,7 @@ cdef class Function:
 
     cdef fm_function *_c
     cdef Pool _pool
+    cdef list _pins  # shared values that it leads to
 
     def __dealloc__(self):
         fm_function_unref(self._c)
@@ -318,6 +326,7 @@ cdef class Task:
     cdef fm_chunk *_c
     cdef Pool _pool
     cdef readonly object tag
+    cdef list _pins       # shared values that its arguments lead to, kept for its tries
     cdef _Output _output  # of a stream, as long as it is not delivered
     cdef object __weakref__
 

@@ -18,12 +18,24 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
 
 __all__ = [
-    "DAEMON", "OUR_THREADS", "LoneThread", "Signal", "before_exit", "cpus", "cpus_each",
-    "end_first", "exit_failed",
-    "interrupted", "our_thread",
-]  # fmt: skip
+    "DAEMON",
+    "OUR_THREADS",
+    "SHARES",
+    "LoneThread",
+    "Signal",
+    "before_exit",
+    "cpus",
+    "cpus_each",
+    "end_first",
+    "exit_failed",
+    "interrupted",
+    "our_thread",
+]
 
 CO_VARARGS = 0x04  # of a code object, as `inspect` names it
+
+# forkmill._share, once it is loaded in this process: until then nobody looks for shared values.
+SHARES: list[Any] = []
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()

@@ -30,7 +30,7 @@ from cpython.unicode cimport (
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
-from forkmill import errors as _errors
+from forkmill import _process, errors as _errors
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_COMPACT_ASCII(object text)
@@ -60,6 +60,8 @@ cdef enum:
                         # a memoryview that has to be released
     _PARTS = 16         # parts of an outcome that need no memory of their own
     _FREE_GIL = 1 << 20 # a copy this long runs without the GIL
+
+cdef list _shares = _process.SHARES
 
 cdef uint8_t _zeros[64]  # FM_ALIGN of them: padding
 memset(_zeros, 0, sizeof(_zeros))
@@ -473,6 +475,7 @@ cdef class Encoder:
         size: Bytes in it, those that it leaves in the arena included.
         exhausted: Whether fill() came to the end of its input.
         error: What the input of fill() raised, or None.
+        pins: What must live until the records have their outcomes, or None.
     """
 
     cdef uint8_t *_c
@@ -483,8 +486,10 @@ cdef class Encoder:
     cdef readonly Py_ssize_t count
     cdef readonly bint exhausted
     cdef readonly object error
+    cdef readonly list pins
+    cdef bint _star  # records are the arguments of calls, not one argument
 
-    def __cinit__(self, dumps, refuse=None, Arena arena=None):
+    def __cinit__(self, dumps, refuse=None, Arena arena=None, bint star=False):
         self._c = NULL
         self._size = self._room = 0
         self._arena = arena
@@ -494,6 +499,8 @@ cdef class Encoder:
         self.error = None
         self.dumps = dumps
         self.refuse = refuse
+        self.pins = None
+        self._star = star
 
     def __dealloc__(self):
         if self._c is not NULL:
@@ -608,11 +615,31 @@ cdef class Encoder:
         what = _text_of(obj, &base, &n, keep)
         if what:
             return self._add_long(what, base, n)
-        pickle, buffers = _dumped(obj, self.dumps)
+        if PyList_GET_SIZE(_shares) == 0:
+            pickle, buffers = _dumped(obj, self.dumps)
+        else:
+            pickle, buffers = self._dumped_shared(obj)
         return self._add_pickle(pickle, buffers)
 
-    def add(self, obj):
-        """Add one value. If it cannot be encoded nothing is added, and dumps()'s error is raised."""
+    cdef tuple _dumped_shared(self, object obj):
+        """As _dumped(), with the values of handles in the place of arguments, and what they pin."""
+        cdef list pins = []
+        cdef object shares = _shares[0]
+        before = shares.collect(pins)
+        try:
+            dumped = _dumped(shares.lift(obj, self._star), self.dumps)
+        finally:
+            shares.collect(before)
+        if pins:
+            self.pins = pins if self.pins is None else self.pins + pins
+        return dumped
+
+    def add(self, obj, bint star=False):
+        """Add one value, or the arguments of a call (`star`).
+
+        If it cannot be encoded nothing is added, and dumps()'s error is raised.
+        """
+        self._star = star
         self._add(obj)
 
     cdef int _add_refused(self, object error) except -1:
@@ -701,7 +728,7 @@ cdef class Encoder:
         self._carried = 0
         self.count = 0
         self.exhausted = False
-        self.error = None
+        self.error = self.pins = None
         return memory
 
 

@@ -13,6 +13,7 @@ as it was, with the worker's traceback below it. Bad options are plain ``TypeErr
      ├─ WorkerDied           the task's, mostly: the process that ran it is gone
      ├─ TaskTimeout          the task's: it ran longer than its `timeout`      (also TimeoutError)
      ├─ SerializationError   the data's: an object cannot travel       (also pickle.PicklingError)
+     ├─ SharedGone           the caller's: a shared value was closed, or its owner has ended
      ├─ RemoteError          the task's: it raised what cannot be rebuilt on this side
      └─ BuildError           the caller's: a pipeline that cannot run as written (also ValueError)
 
@@ -52,6 +53,7 @@ __all__ = [
     "PoolError",
     "RemoteError",
     "SerializationError",
+    "SharedGone",
     "TaskTimeout",
     "WorkerDied",
 ]
@@ -299,6 +301,10 @@ def add_note(error: BaseException, text: str) -> None:
     attributes = slot(error, "__dict__")
     notes = attributes.get("__notes__")
     attributes["__notes__"] = [*notes, text] if isinstance(notes, (list, tuple)) else [text]
+
+
+class SharedGone(PoolError):
+    """A shared value (`fm.share`) that was closed, or whose owner has ended."""
 
 
 def name_of(fn: Any) -> str:

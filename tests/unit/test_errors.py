@@ -39,6 +39,7 @@ def test_the_tree_is_the_one_in_the_design() -> None:
         errors.SerializationError: (errors.PoolError, pickle.PicklingError),
         errors.RemoteError: (errors.PoolError,),
         errors.BuildError: (errors.PoolError, ValueError),
+        errors.SharedGone: (errors.PoolError,),
     }
     assert {kind.__name__ for kind in bases} == set(errors.__all__)
     for kind, expected in bases.items():
@@ -57,6 +58,7 @@ SAMPLES = [
     errors.SerializationError("no", path="[1].sock"),
     errors.RemoteError("r", type_name="m.T", text="t", notes=["n"], traceback="tb"),
     errors.BuildError("b"),
+    errors.SharedGone("s"),
 ]
 
 

@@ -23,7 +23,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 # the helpers of a module, which are named after "|".
 ROWS = [
     ["errors", "_imports", "_log", "_output", "_process", "_stacks"],
-    ["_native", "_codec | _by_value _failures _program _reducers"],
+    ["_native", "_codec | _by_value _failures _per_worker _program _reducers _share"],
     ["_mp"],
     [
         "_hazards",

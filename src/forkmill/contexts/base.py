@@ -31,7 +31,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import errors
-from .._process import cpus
+from .._process import SHARES, cpus
 from .lazy import QUICK, Results
 
 if TYPE_CHECKING:
@@ -393,6 +393,8 @@ class _Face(concurrent.futures.Executor):
             raise TypeError(f"the first argument must be callable, not {type(fn).__name__!r}")
         whole = self._whole
         whole._check_process()
+        if SHARES:
+            fn, args, kwargs = SHARES[0].hold_call(fn, args, kwargs)
         call = Call(fn, args, kwargs, self._options, whole.ledger, whole.future_class())
         future = call.future
         whole._accept(call)

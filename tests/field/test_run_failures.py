@@ -80,7 +80,8 @@ def test_the_item_s_own_exception_wins(context: str, fails_in: str, part: str) -
     assert result.status == "failed"
     assert result.failures[0].error is caught.value
     notes = "".join(getattr(caught.value, "__notes__", ()))
-    if part != "teardown" or context in SHARED or context.startswith("cow_fork"):
+    # A lane that comes to its end by itself while the sink ends the run may not tell any more.
+    if part != "teardown" or context == "inline" or (context in SHARED and fails_in == "item"):
         assert WORDS in notes
     assert "bug of ours" not in notes
     balanced(result)

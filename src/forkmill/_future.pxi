@@ -24,11 +24,13 @@
 #   3. decoded                       `_value`, `_failure`, `_what` and `_decoded` are set in one go;
 #   4. arming                        a future is `_armed` in the step in which the inbox gets it;
 #                                    before that nothing has happened, and the next one arms it;
-#   5. telling waiters               is the collector's alone, in whose thread no handler runs;
+#   5. telling waiters               is the collector's alone, in whose thread no handler runs, and
+#                                    what they wait for is a Bell: no lock of it can stay held;
 #   6. `_condition` held by the stock code's acquire(), which an exception may leave held: such a
 #      hold is found out and broken (`_acquire`, `_abandoned`).
 
 from _thread import allocate_lock as _allocate_lock
+from threading import Event as _Event
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept
@@ -512,6 +514,46 @@ cdef class FutureBase:
         return 0
 
 
+@cython.final
+cdef class Bell:
+    """What a waiter of the stock functions waits for, in the place of its threading.Event.
+
+    An Event's lock is Python's: an exception of a signal handler in its `wait` may leave it held,
+    and the collector, which sets it, would wait for it for ever, and with it everybody.
+    """
+
+    cdef bint _rung
+    cdef list _doors  # a lock for each thread that waits, held until the bell is rung
+
+    def __cinit__(self, bint rung=False):
+        self._rung = rung
+        self._doors = []
+
+    def is_set(self):
+        return self._rung
+
+    def set(self):
+        self._rung = True
+        for door in self._doors:
+            if door.locked():
+                door.release()
+
+    def clear(self):
+        self._rung = False
+
+    def wait(self, timeout=None):
+        """Whether it was rung, within so many seconds."""
+        if not self._rung:
+            door = _allocate_lock()
+            door.acquire()
+            self._doors.append(door)
+            try:
+                door.acquire(True, -1 if timeout is None else max(timeout, 0))
+            finally:
+                self._doors.remove(door)
+        return self._rung
+
+
 @cython.freelist(64)
 cdef class _Stock:
     """What `wait` and `as_completed` take for a future's lock and for its list of waiters.
@@ -547,6 +589,8 @@ cdef class _Stock:
 
     def append(self, waiter):
         if not self._future._seen:
+            if type(getattr(waiter, "event", None)) is _Event:
+                waiter.event = Bell(waiter.event.is_set())  # nobody waits for it yet
             self._future._arm()
             self._future._watching += (waiter,)
 

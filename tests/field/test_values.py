@@ -289,3 +289,40 @@ def test_asyncio_gets_results_exceptions_and_cancellations(name: str) -> None:
 
     with executor(name) as ex:
         asyncio.run(main(ex))
+
+
+def test_an_interrupted_wait_leaves_nobody_waiting(run_script) -> None:
+    """The stock functions' waiters have an Event, whose lock an exception may leave held."""
+    script = run_script(
+        """
+        import concurrent.futures as cf, faulthandler, random, signal
+        import forkmill as fm, tasks
+
+        class Alarm(BaseException): pass
+
+        def ring(number, frame):
+            raise Alarm
+
+        signal.signal(signal.SIGALRM, ring)
+        rng, alarms = random.Random(1), 0
+        with fm.ProcessPool(2) as pool:
+            while alarms < 2000:
+                faulthandler.dump_traceback_later(20, exit=True)
+                futures = [pool.submit(tasks.negative, i) for i in range(rng.choice((1, 5, 40)))]
+                for _ in range(50):
+                    wait = rng.choice((cf.wait, lambda fs, s: list(cf.as_completed(fs, s))))
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 2e-3))
+                        wait(futures, 60)
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                        break
+                    except (Alarm, RuntimeError):  # the stock Condition's, once it was broken into
+                        alarms += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                assert not cf.wait(futures, 60).not_done
+                assert [f.result() for f in futures] == [-i for i in range(len(futures))]
+            faulthandler.cancel_dump_traceback_later()
+        """,
+        timeout=50,
+    )
+    assert script.stderr == ""

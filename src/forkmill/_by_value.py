@@ -156,8 +156,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if module == "__main__" and self._of_main is None:
             self._of_main = True
         for name in _program.names_of(function.__code__):
-            if name in names:
-                self.want(module, name)
+            self.want(module, name)
         cells = None if function.__closure__ is None else len(function.__closure__)
         state, slots = cloudpickle._function_getstate(function)
         slots["__globals__"] = {}
@@ -174,7 +173,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
                 return self._inherited_class(module, kind)
             self._want_itself(module, kind.__qualname__, kind)
         elif self.codec.reachable(module) and (
-            module == "builtins" or cloudpickle._should_pickle_by_reference(kind)
+            (module == "builtins" and not _program.own_class(kind))
+            or cloudpickle._should_pickle_by_reference(kind)
         ):
             return super().reducer_override(kind)
         if not kind.__flags__ & _HEAPTYPE:
@@ -338,17 +338,18 @@ def _entries(pickler: ByValue) -> Iterator[tuple[str, str, int | None, Any]]:
         module, name = pickler._wanted.popitem()[0]
         pickler._sent.add((module, name))
         value = _program.namespace(module).get(name, GONE)
-        if value is not GONE:
-            version = _version_of(pickler, module, name, value)
-            if version == 0 and pickler.codec.had(module, name):
-                pickler._want_all(value)  # inherited; but what it looks at may have changed
-            else:
-                yield module, name, version, value
+        version = _version_of(pickler, module, name, value)
+        if version == 0 and pickler.codec.had(module, name):
+            pickler._want_all(value)  # inherited; but what it looks at may have changed
+        elif value is not GONE or version:  # what is no more is told, not what never was
+            yield module, name, version, value
     while pickler._classes:
         yield "", "", None, pickler._classes.popitem()[0]
 
 
 def _version_of(pickler: ByValue, module: str, name: str, value: Any) -> int | None:
+    if value is GONE and module != "__main__":
+        return 0
     if module != "__main__":
         # It may have been there already; from then on it is each process's own.
         return 0 if pickler.codec.had(module, name) else None
@@ -579,6 +580,19 @@ def _again(kind: type, attributes: dict[str, Any]) -> Any:
         object.__setattr__(made, name, value)
     return made
 
+
+def _reduce_cached_property(cached: Any) -> tuple[Any, ...]:
+    state = {name: value for name, value in vars(cached).items() if name != "lock"}
+    return type(cached).__new__, (type(cached),), state, None, None, _set_cached_property
+
+
+def _set_cached_property(cached: Any, state: dict[str, Any]) -> None:
+    functools.cached_property.__init__(cached, state["func"])  # with a lock of its own
+    vars(cached).update(state)
+
+
+if sys.version_info < (3, 12):  # it has a lock
+    TABLE[functools.cached_property] = _reduce_cached_property
 
 # Marks of the standard library that pickle would copy.
 for _mark in ("MISSING", "KW_ONLY"):

@@ -419,8 +419,9 @@ class Codec:
             if _stands_for_itself(value) or data.find(name.encode()) < 0:
                 continue
             if type(value) is FunctionType or isinstance(value, type):
-                # pickle goes by an object's own name: other names for it do not matter.
-                if value.__name__ != name or value.__module__ != "__main__":
+                # pickle goes by an object's own name: other names for it do not matter. One that
+                # knows no module (exec() made it) is looked for in all of them.
+                if value.__name__ != name or value.__module__ not in ("__main__", None):
                     continue
                 if task and (
                     self.program.version(name, value) or self.program.changed(_program.Reach(value))

@@ -388,7 +388,9 @@ def _unpack(codec: Codec, nodes: list[_Node], where: str, text: str) -> BaseExce
     errors: list[Any] = [None] * len(nodes)
     for number in range(len(nodes) - 1, -1, -1):  # FAIL-1
         node = nodes[number]
-        errors[number] = _revive(codec, node.blob, errors) or _stand_in(node, where, text)
+        revived = _revive(codec, node.blob, errors)
+        # Not by its truth: an exception may have a length, or a __bool__ that raises.
+        errors[number] = _stand_in(node, where, text) if revived is None else revived
     for error, node in zip(errors, nodes, strict=True):
         _link(error, node, lambda number: None if number < 0 else errors[number])
     _end_of_chain(errors[0], RemoteTraceback(text))

@@ -52,7 +52,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-GONE: Any = type("GONE", (), {"__slots__": (), "__repr__": lambda self: "GONE"})()
+
+class _Gone:
+    """What stands where there is nothing; one object, in every process."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> str:
+        return "GONE"
+
+
+GONE: Any = _Gone()
 
 _FIXED = frozenset({
     type(None), bool, int, str, bytes, type(...), type(NotImplemented), range, slice,
@@ -256,21 +266,50 @@ def _pickled(value: Any, limit: int) -> Any:
 
 
 def own_class(obj: Any) -> bool:
-    return isinstance(obj, type) and getattr(obj, "__module__", None) == "__main__"
+    """Whether something is a class of the program's, of `__main__` or of no module at all."""
+    if not isinstance(obj, type) or not obj.__flags__ & _HEAPTYPE:
+        return False
+    module = getattr(obj, "__module__", None)
+    if module == "builtins":  # also of one whose namespace had no name
+        return vars(sys.modules[module]).get(obj.__name__) is not obj
+    return module == "__main__" or _is_made_by_hand(module)
+
+
+_HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by C as one
+
+
+def _is_made_by_hand(module: Any) -> bool:
+    """Whether a name is of no module that can be imported."""
+    found = sys.modules.get(module) if type(module) is str else None
+    if type(found) is not ModuleType:
+        return found is None  # a lazy one: to look into it may load it
+    return vars(found).get("__spec__") is None
+
+
+def _is_strange(names: dict[str, Any]) -> bool:
+    """Whether a function's globals are those of no module that can be imported.
+
+    exec() makes such, doctest, runpy, an embedded IPython: its functions go by value, with copies
+    of what they name.
+    """
+    module = sys.modules.get(str(names.get("__name__")))
+    return getattr(module, "__dict__", None) is not names or names.get("__spec__") is None
 
 
 class Reach:
     """What running an object may look at, of `__main__`.
 
     Attributes:
-        names: Globals, with what they are.
+        names: Globals, with what they are; GONE: there is none of that name (yet).
         functions: Of `__main__`, and others that lead to some.
-        classes: Of `__main__`.
+        strangers: Functions with globals of their own, and those that they name.
+        classes: Of `__main__`, or of no module.
     """
 
     def __init__(self, root: Any) -> None:
         self.names: dict[str, Any] = {}
         self.functions: list[FunctionType] = []
+        self.strangers: list[tuple[FunctionType, tuple[str, ...]]] = []
         self.classes: list[type] = []
         self._main = main()
         self._seen: set[int] = set()
@@ -283,7 +322,7 @@ class Reach:
 
     def _visit(self, obj: Any) -> None:
         kind = type(obj)
-        if kind in _FIXED or kind is float or id(obj) in self._seen:
+        if kind in _FIXED or kind is float or obj is GONE or id(obj) in self._seen:
             return
         self._seen.add(id(obj))
         todo = self._todo
@@ -318,12 +357,21 @@ class Reach:
         if function.__globals__ is self._main:
             self.functions.append(function)
             for name in names_of(function.__code__):
-                if name not in self.names and name in self._main:
-                    value = self.names[name] = self._main[name]
+                if name not in self.names:
+                    value = self.names[name] = self._main.get(name, GONE)
                     self._todo.append(value)
+        elif _is_strange(function.__globals__):
+            self.functions.append(function)
+            names = names_of(function.__code__)
+            self.strangers.append((function, names))
+            self._todo += [function.__globals__.get(name, GONE) for name in names]
         elif function.__closure__ or function.__dict__:
             self.functions.append(function)
         self._todo += _state_of(function)
+
+    def strange_values(self) -> list[Any]:
+        """What strangers name, of their own globals."""
+        return [_global(name, function) for function, names in self.strangers for name in names]
 
 
 # What functools.singledispatch() makes: its registry counts, not what it keeps to be quick.
@@ -367,6 +415,8 @@ _MADE = frozenset({"__dict__", "__weakref__", "__slots__", "_abc_impl", "__slotn
 def function_print(function: FunctionType) -> Any:
     """Of a function's own state, its code included."""
     state = _state_of(function)
+    if function.__globals__ is not main() and _is_strange(function.__globals__):
+        state = [*state, *Reach(function).strange_values()]
     return serial(function.__code__), tuple(map(fingerprint, state))
 
 
@@ -469,15 +519,16 @@ def _weakly(value: Any) -> Any:
 
 
 class Watch:
-    """Whether all that a function looks at in `__main__` is what it was.
+    """Whether all that a function looks at in the program is what it was.
 
     Nothing of the program is kept alive for it, but plain values: a pool keeps it as long as the
     function lives, to which helpers and classes may lead back.
 
     Attributes:
-        quick: (the names of `__main__`, [(name, value)] of plain values, [(name, weak reference)]
-            of functions and classes, [(weak reference to a function, its code)], whether there is
-            more to look at): what Submitter looks at without a call of Python code.
+        quick: (the names of `__main__`, [(name, value)] of plain values and of what is not there,
+            [(name, weak reference)] of functions and classes, [(weak reference to a function,
+            its code)], whether there is more to look at): what Submitter looks at without a call
+            of Python code.
     """
 
     __slots__ = ("_classes", "_credit", "_items", "quick")
@@ -490,7 +541,7 @@ class Watch:
         values, references = [], []
         for name, value in reach.names.items():
             kind = type(value)
-            if kind in _FIXED or kind is float:
+            if kind in _FIXED or kind is float or value is GONE:
                 values.append((name, value))
             elif kind is FunctionType or isinstance(value, type):
                 references.append((name, weakref.ref(value)))
@@ -502,6 +553,9 @@ class Watch:
                 function.__kwdefaults__
             ):  # fmt: skip
                 self._item(f"what {function.__qualname__}() holds", function, _state_of)
+        for function, globals_ in reach.strangers:
+            for name in globals_:
+                self._item(f"global {name!r}", function, partial(_global, name))
         for kind in reach.classes:
             for name, value in class_attributes(kind).items():
                 if type(value) in _BOXES or not _is_attribute(name, value):
@@ -535,6 +589,10 @@ class Watch:
                 return False
         credit = self._credit
         return all(item.same(credit, call=call) for item in self._items)
+
+
+def _global(name: str, function: FunctionType) -> Any:
+    return function.__globals__.get(name, GONE)
 
 
 def _attribute(name: str, kind: type) -> Any:
@@ -588,8 +646,10 @@ class Program:
 
     def _version(self, place: Any, value: Any, then: Any) -> int:
         known, now = self._versions.get(place), _print(value)
-        if known is None:
-            number = int(then is GONE or then != _then(value, looked=then[0] == "looked"))
+        if known is None and then is GONE:
+            number = int(value is not GONE)
+        elif known is None:
+            number = int(then != _then(value, looked=then[0] == "looked"))
         elif known[1] == now:
             return known[0]
         else:

@@ -111,3 +111,26 @@ with pool:
     assert pool.submit(lambda: (marked(), marked_too())).result(20) == (True, True)
 """
     )
+
+
+@pytest.mark.parametrize("method", SOME)
+def test_cached_properties_arrive(run_script, method: str) -> None:
+    run_script(
+        f"""
+import functools
+import forkmill as fm
+class Cached:
+    def __init__(self, n): self.n = n
+    @functools.cached_property
+    def double(self):
+        "twice n"
+        return 2 * self.n
+def look(x): return x.double, vars(x), type(x).double.__doc__
+with fm.ProcessPool(1, start_method={method!r}) as pool:
+    class Later(Cached): pass
+    for kind in (Cached, Later):
+        for n in (1, 2):
+            assert pool.submit(look, kind(n)).result(20) == look(kind(n)), kind
+        assert pool.submit(lambda: kind(3).double).result(20) == 6
+"""
+    )

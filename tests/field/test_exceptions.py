@@ -11,6 +11,7 @@ import dataclasses
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from functools import partial
 from typing import Any
 
 import pytest
@@ -151,6 +152,23 @@ def test_members_keep_their_causes_contexts_and_notes(run, make) -> None:
 
 def raise_made(make: Callable[[], BaseException]) -> None:
     raise make()
+
+
+class Empty(Exception):
+    def __len__(self) -> int:
+        return 0
+
+
+class Neither(Exception):
+    def __bool__(self) -> bool:
+        raise RuntimeError("neither true nor false")
+
+
+@pytest.mark.parametrize("kind", [Empty, Neither])
+def test_the_truth_of_an_exception_is_not_asked_for(run, kind: type[Exception]) -> None:
+    assert type(run(raise_made, partial(kind, 1))) is kind
+    group = run(raise_made, partial(ExceptionGroup, "g", [kind(1), kind(2)]))
+    assert [type(one) for one in group.exceptions] == [kind, kind]
 
 
 def group_with_odd() -> BaseException:

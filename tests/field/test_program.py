@@ -168,6 +168,68 @@ def test_what_changed_before_the_first_call_counts_too(run_main) -> None:
     )
 
 
+def test_names_that_come_later_or_go(run_main) -> None:
+    run_main(
+        """
+        def caught(f):
+            def call(*args):
+                try: return f(*args)
+                except NameError as error: return error.name
+            return call
+        def look(x): return later(x), len([x])
+        look = caught(look)
+        class Uses:
+            def get(self, x): return coming + x
+        uses = caught(Uses().get)
+        with fm.ProcessPool(2, start_method=METHOD) as pool:
+            by_all_ways(pool, "not there yet", look)
+            by_all_ways(pool, "nor for the class", uses)
+            def later(x): return x + amount
+            coming = 1
+            by_all_ways(pool, "half there", look)
+            by_all_ways(pool, "there for the class", uses)
+            amount = 1
+            by_all_ways(pool, "there", look)
+            def len(x): return 99
+            by_all_ways(pool, "in place of a builtin", look)
+            del len, amount
+            by_all_ways(pool, "gone", look)
+            amount = 1
+            by_all_ways(pool, "there again, as it was", look)
+        """
+    )
+
+
+def test_functions_with_globals_of_their_own(run_main) -> None:
+    """By exec(), as in a doctest or an embedded shell."""
+    run_main(
+        """
+        CODE = '''
+        number = 1
+        def helper(): return number
+        class Uses:
+            kept = [1]
+            def get(self): return number, self.kept[-1], helper()
+        def look(_=0): return number, helper(), Uses().get()
+        '''
+        spaces = {}, {"__name__": "__main__"}, {"__name__": "cell"}
+        with fm.ProcessPool(2, start_method=METHOD) as pool:
+            for space in spaces:
+                exec(CODE, space)
+                look, uses = space["look"], space["Uses"]()
+                def through(_): return space["look"]()
+                for step in range(4):
+                    if step == 1: space["number"] = 2
+                    if step == 2: space["helper"] = lambda: 3
+                    if step == 3: space["Uses"].kept.append(4)
+                    what = f"{space.get('__name__')} {step}"
+                    by_all_ways(pool, what, look)
+                    check(what, pool.submit(space["Uses"].get, uses).result(20), uses.get())
+                    check(what, pool.submit(through, 0).result(20), look())
+        """
+    )
+
+
 def test_what_a_worker_set_stays_until_the_senders_changes(run_main) -> None:
     run_main(
         """

@@ -190,13 +190,13 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     # look for a copy of it.
     config.flushed = _flush_all() and len(sys._current_frames()) == 1
     parent = _own_pidfd()
-    config.pidfd = parent >= 0
-    keep = [control, parent, config.arena_fd, *config.keep_fds, *_filenos(config)]
-    if config.family:
-        from . import _mp
-
-        keep += _mp.channels(keep)
     try:
+        config.pidfd = parent >= 0
+        keep = [control, parent, config.arena_fd, *config.keep_fds, *_filenos(config)]
+        if config.family:
+            from . import _mp
+
+            keep += _mp.channels(keep)
         zygote = _zygote(config, control, parent, keep=keep, early=early, environment=config.caps)
         pid = zygote.start()
         if pid is None:

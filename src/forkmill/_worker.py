@@ -428,6 +428,11 @@ def _leave() -> None:
     are no daemons, call what atexit was given. What raises is told, and nothing else."""
     threading = sys.modules.get("threading")
     if threading is not None:
+        main = threading.main_thread()
+        if getattr(main, "_tstate_lock", main) is None:
+            # Forked from a thread that threading has not made, which CPython < 3.13 takes for one
+            # that is over: a child by cow_fork, a callback of C code.
+            main._set_tstate_lock()
         try:
             threading._shutdown()  # also ends what pools were made here
         except BaseException as error:

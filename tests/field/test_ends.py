@@ -560,6 +560,66 @@ def test_a_teardown_that_blocks_does_not_keep_kill_waiting(how: str) -> None:
 # ---------------------------------------------------------------------- Ctrl-C
 
 
+# What is held by the gate, of all that is called at a run's two ends; and who is named for it.
+HELD: dict[str, tuple[Callable[[Any], Any], tuple[str, ...]]] = {
+    "initializers": (
+        lambda held: fm.Pipeline().source([1]).map(same, context=fm.thread(1, initializer=held)),
+        ("same",),
+    ),
+    "setup of a source": (lambda held: fm.Pipeline().source(source, setup=held), ("source",)),
+    "setup in a loop": (
+        lambda held: fm.Pipeline().source([1]).map(same, context="async:1", setup=held),
+        ("same",),
+    ),
+    "before_run": (lambda held: fm.Pipeline(before_run=held).source(source).map(same), ()),
+    "teardowns": (
+        lambda held: (
+            fm.Pipeline()
+            .source([1])
+            .map(same, name="a", teardown=held)
+            .map(same, name="b", teardown=held)
+        ),
+        ("a", "b"),
+    ),
+    "after_stage": (
+        lambda held: fm.Pipeline(after_stage=held).source([1], name="s").map(same),
+        ("s", "same"),
+    ),
+    "after_run": (lambda held: fm.Pipeline(after_run=held).source([1]).map(same), ()),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_is_called_at_both_ends_of_a_run_keeps_nobody_waiting(name: str) -> None:
+    """Each of them may block: kill is over, and what comes back late calls nothing more."""
+    make, names = HELD[name]
+    gate, calls, entered = threading.Event(), [0], threading.Event()
+
+    def held(*args: Any) -> None:
+        calls[0] += 1
+        entered.set()
+        gate.wait(30)
+
+    before = threading.active_count()
+    handle = make(held).start()
+    try:
+        assert entered.wait(20)
+        handle.kill()
+        result = handle.result(SOON)
+        assert tuple(result.left_behind) == names
+        balanced(result)
+        if name == "after_run":  # all was done by then
+            assert (result.status, result.outputs) == ("completed", [1])
+        else:
+            assert result.status == "stopped"
+        called = calls[0]
+    finally:
+        gate.set()
+    tasks.eventually(lambda: threading.active_count() <= before)
+    assert calls[0] == called
+    assert tuple(result.left_behind) == names
+
+
 @pytest.mark.parametrize("name", ["a stage", "lazily", "on_end", "outputs of one try"])
 def test_a_second_ctrl_c_ends_what_emits_without_end(start_script: Any, name: str) -> None:
     script = start_script(

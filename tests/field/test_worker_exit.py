@@ -149,6 +149,32 @@ def test_a_pool_made_in_a_task_ends_with_its_worker(method: str) -> None:
         tasks.eventually(lambda: not any(alive(pid) for pid in pids))
 
 
+@pytest.mark.parametrize("executor", ["cow_fork:1", "thread:1"])
+def test_a_pool_made_in_a_child_ends_without_a_word(executor: str, run_script: Any) -> None:
+    """Its workers come from a thread that threading has not made."""
+    script = run_script(
+        f"""
+        import _thread, threading
+        import forkmill as fm
+
+        def nested(n):
+            with fm.ProcessPool(1, start_method="fork") as pool:
+                return pool.submit(abs, n).result()
+
+        def raw():
+            found.append(nested(-2))
+            over.set()
+
+        found, over = [], threading.Event()
+        with fm.executor({executor!r}) as ex:
+            assert ex.submit(nested, -1).result() == 1
+        _thread.start_new_thread(raw, ())
+        assert over.wait(20) and found == [2]
+        """
+    )
+    assert script.stderr == "", script.report()
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

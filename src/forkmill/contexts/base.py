@@ -601,6 +601,10 @@ class Executor(_Face, ABC):
     def leave(self, futures: Iterable[Any]) -> None:
         """Wait for these calls no more, at shutdown and at exit neither: they cannot be ended."""
 
+    def leave_births(self) -> int:
+        """Once it is shut: wait for no initializer that does not come back; how many there are."""
+        return 0
+
     def _waiting(self) -> int:
         """How many accepted calls have not started."""
         return 0

@@ -61,6 +61,7 @@ class CallLane(SharedLane):
             self._face = executor.options(timeout=work.timeout)
         self._copy = Copy(work)
         self._under_way: set[Future[Any]] = set()
+        self._last_call: Future[Any] | None = None  # the copy's end, until it is told
         self._stopped: list[Future[Any]] = []  # by close: those that were under way
 
     # ------------------------------------------------------------------ in
@@ -169,20 +170,17 @@ class CallLane(SharedLane):
             return
         with self._lock:
             self._under_way.add(future)
+            self._last_call = future
         future.add_done_callback(self._copies_ended)
 
     def _copies_ended(self, future: Future[Any]) -> None:
         with self._lock:
             self._under_way.discard(future)
-            over = self._over
-        if over:
-            self._deliver(None)  # nobody takes it, but somebody may wait for us
-            return
-        failure = failure_of(future)
-        if failure is not None:
-            self._finished([Taken(END, [], failure)])
-        else:
-            self._finished(ended(future.result()))
+            if not self._over:
+                self._last_call = None
+                self._finished(_last_words(future))
+                return
+        self._deliver(None)  # nobody takes it, but somebody may wait for us
 
     def _stop(self) -> None:
         with self._lock:
@@ -210,7 +208,14 @@ class CallLane(SharedLane):
             with self._lock:
                 self._under_way -= late
             self._executor.leave(late)
+        last, self._last_call = self._last_call, None
+        if last is not None and last.done() and not last.cancelled():
+            words = [piece.failure for piece in _last_words(last)]
+            self._untold += [failure for failure in words if failure is not None]
         return len(late)
+
+    def _leave_births(self) -> int:
+        return self._executor.leave_births()
 
     def _tear_down(self) -> None:
         self._copy.tear_down()
@@ -312,10 +317,14 @@ class AsyncLane(CallLane):
     def _ask(self) -> None:
         """Have setup run, for the first of those that wait."""
         try:
-            self._executor.submit(self._prepare).add_done_callback(self._prepared)
+            future = self._executor.submit(self._prepare)
         except Exception as error:
             while self._refuse(error):
                 pass
+            return
+        with self._lock:
+            self._under_way.add(future)
+        future.add_done_callback(self._prepared)
 
     async def _prepare(self) -> None:
         self._copy.tried = True
@@ -326,6 +335,8 @@ class AsyncLane(CallLane):
         self._copy.ready = True
 
     def _prepared(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
         failure = failure_of(future)
         if failure is not None:
             if self._refuse(failure):
@@ -513,6 +524,12 @@ def _is_own(error: BaseException) -> bool:
     except RuntimeError:  # no loop: a thread
         return True
     return task is None or not task.cancelling()
+
+
+def _last_words(future: Future[Any]) -> list[Taken]:
+    """What the end of a copy has told."""
+    failure = failure_of(future)
+    return ended(future.result()) if failure is None else [Taken(END, [], failure)]
 
 
 def failure_of(future: Future[Any]) -> BaseException | None:

@@ -357,6 +357,7 @@ class SharedLane(Lane):
         self._over = False  # nothing more will be delivered
         self._halted = False  # streams end at their next output
         self._left = 0  # calls that were left behind
+        self._untold: list[BaseException] = []  # what a copy's end failed with, and nobody took
         self._credit = threading.Semaphore(CREDIT)
 
     # ------------------------------------------------------------------ in
@@ -506,6 +507,8 @@ class SharedLane(Lane):
         with self._lock:
             self._open, self._ending = False, True
             self._over = True
+            last = [p for p in (*self._split, *self._out) if type(p) is Taken and p.item is END]
+            self._untold += [piece.failure for piece in last if piece.failure is not None]
             self._out.clear()
             self._split.clear()
             self._untaken = self._to_come = 0
@@ -520,11 +523,17 @@ class SharedLane(Lane):
         finally:  # it may have run a teardown
             own, self._own = self._own, None
             if own is not None:
-                own.shutdown(wait=True, cancel_futures=True)
+                own.shutdown(wait=False, cancel_futures=True)
+                if deadline is not None:
+                    self._left += self._leave_births()
+                own.shutdown(wait=True)
             if self._notify is not None:
                 self._notify()
         if not self._left:
             self._tear_down()
+        untold, self._untold = self._untold, []
+        if untold:
+            raise untold[0]
         return self._left
 
     @abstractmethod
@@ -533,6 +542,10 @@ class SharedLane(Lane):
 
     def _wait(self, deadline: float | None) -> int:
         """Wait for what cannot be ended, and leave behind what is late; how many calls that is."""
+        return 0
+
+    def _leave_births(self) -> int:
+        """Leave initializers behind that do not come back; how many."""
         return 0
 
     def _tear_down(self) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 __all__ = ["Thread", "Threads"]
+
+_BIRTH_S = 0.05  # for an initializer, where calls that run have had their time
 
 _ALIVE: set[Threads] = set()  # for the exit hook; strong, as the threads themselves are
 
@@ -58,6 +61,7 @@ class Threads:
         self.alive: set[threading.Thread] = set()  # when closed, also those that have ended
         self.at: dict[int, Any] = {}  # by a thread's identifier: the future of its call
         self.left: set[threading.Thread] = set()
+        self.births: dict[threading.Thread, threading.Event] = {}  # in `prepare`, and its end
         self.running = 0
         self.born = 0
         self.broken: BaseException | None = None
@@ -148,16 +152,23 @@ class Threads:
 
     def _prepared(self, number: int) -> bool:
         assert self.prepare is not None
+        me = threading.current_thread()
         try:
-            self.prepare(number)
+            self.births[me] = threading.Event()
+            try:
+                self.prepare(number)
+            finally:
+                self.births.pop(me).set()
         except BaseException as error:
+            if me in self.left:
+                return False
             self.broken = error
             self.backlog.close()
             for call in self.backlog.clear():
                 if call.start():
                     call.fail(self._broken_error(error))
             return False
-        return True
+        return me not in self.left
 
     def _broken_error(self, error: BaseException) -> BaseException:
         failure = errors.InitError(
@@ -193,6 +204,20 @@ class Threads:
             _ALIVE.discard(self)
         else:
             self.hire(len(self.alive) + len(self.backlog))  # who waits must not wait for them
+
+    def leave_births(self) -> int:
+        """Once closed: threads whose initializer does not come back are ours no more."""
+        deadline = monotonic() + _BIRTH_S
+        for birth in tuple(self.births.values()):
+            birth.wait(max(0.0, deadline - monotonic()))
+        with self.lock:
+            late = self.alive.intersection(self.births)
+            self.alive -= late
+            self.left |= late
+            self.running -= len(late)
+            if self.backlog.closed and not self.running:
+                _ALIVE.discard(self)
+        return len(late)
 
     def join(self) -> None:
         """Wait for all threads but this one."""
@@ -266,6 +291,9 @@ class Thread(Executor):
 
     def leave(self, futures: Iterable[Any]) -> None:
         self._threads.leave(futures)
+
+    def leave_births(self) -> int:
+        return self._threads.leave_births()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more, finish what was accepted, end the threads. Idempotent.

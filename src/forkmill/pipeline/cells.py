@@ -41,7 +41,6 @@ from .result import Failure
 from .stats import Reservoir
 from .work import (
     adapted,
-    each_hook,
     emitted,
     is_async,
     is_generator,
@@ -329,7 +328,7 @@ class Cell:
         if not self._hooked:
             return
         self._hooked = False
-        raised = each_hook(stage_hooks(self.stage, "after_stage"), self.name)
+        raised = self.engine.hooks(stage_hooks(self.stage, "after_stage"), self.name)
         self.engine.events.emit(
             "stage_finished",
             self.name,
@@ -387,6 +386,8 @@ class Cell:
                 try:
                     settle(teardown())
                 except BaseException as error:
+                    if self.engine.killed:
+                        self.engine.gate()
                     if self.engine.passes(error):
                         raise
                     self.fail_at_end(error)

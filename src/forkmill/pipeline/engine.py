@@ -35,6 +35,7 @@ Threads: `run`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` 
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import signal
 import sys
@@ -42,6 +43,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ..contexts.lane import Copy
 from ..errors import PoolError
 from .cells import Abort, Cell, Edge, Killed, Outlet, Pace, resolve, width_of
 from .declare import hooks_of, to
@@ -185,6 +187,10 @@ class Engine:
         self._kill_by = _NEVER  # when nothing is waited for any more
         self._left: list[str] = []  # stages with calls that were left behind
         self._torn = False  # and with one in the middle of our own work
+        self._result: RunResult | None = None
+        self._raised: BaseException | None = None  # what the run is going to raise
+        self._own = False  # it is an item's
+        self._finished = False  # the hooks have been called too
         self._lead = threading.Lock()  # guards `thread` against who takes over
         self._passed = False  # since `stop`: no source holds the thread of the run any more
         self._closing: Iterator[Any] | None = None  # what is still to be released
@@ -458,6 +464,8 @@ class Engine:
     #
     # After `stop` no source is pulled again once `_passed` is true, so nobody takes over then.
     # After `kill` the functions of its runs raise Left too: what comes back calls nothing more.
+    # Who ends a killed run may be held by a hook or a teardown: then the next one takes over, and
+    # goes on behind it (`_releases` says what is still to be done).
 
     def gate(self) -> None:
         """Who comes back from the user's code, in a run that is being ended.
@@ -492,7 +500,7 @@ class Engine:
     def held_by_anything(self) -> bool:
         """After `kill`: whether the run is not over; if so the caller has it now."""
         with self._lead:
-            if self._over:
+            if self._finished:
                 return False
             where = self._calls()
             self._take_over()
@@ -503,15 +511,33 @@ class Engine:
             self.leave(where, 1)
         return True
 
+    def held_at_end(self) -> bool:
+        """Whether a hook or a teardown holds who ends a killed run; if so the caller has it now."""
+        with self._lead:
+            frame = None if self._finished else sys._current_frames().get(self.thread)
+            while frame is not None and frame.f_code not in _CALLING:
+                frame = frame.f_back
+            if frame is None:
+                return False
+            where = self._calls()
+            self.thread = threading.get_ident()
+        if where:
+            self.leave(where, 1)
+        return True
+
     def _calls(self) -> str:
         """The stage whose function the thread of the run is in; "": none that is known."""
-        frame = sys._current_frames().get(self.thread)
+        frame, calling = sys._current_frames().get(self.thread), False
         while frame is not None:
             if self._pulls(frame):
                 name: str = frame.f_locals["cell"].name
                 return name
             if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
                 return self.order[self.codes[frame.f_code].calls(frame)].name
+            calling = calling or frame.f_code in _CALLING
+            cell = frame.f_locals.get("self") if calling else None
+            if isinstance(cell, Cell) and cell.engine is self:
+                return cell.name
             frame = frame.f_back
         return ""
 
@@ -531,6 +557,7 @@ class Engine:
         Raises:
             BaseException: See `finish`.
         """
+        self.thread = threading.get_ident()
         self._drive(self.step)
         return self.finish()
 
@@ -830,13 +857,34 @@ class Engine:
             The result, and what is to be raised: `error`, or the first failure of what was done
             here. The others are noted on it; it has the result.
         """
+        if not self._over:
+            self._raised, self._own = error, own
         late = self._close_all()
+        with self._lead:
+            if self.thread != threading.get_ident():
+                raise Left
+            self._finished = True
+        result, error = self._result, self._raised
+        assert result is not None
         if error is None and late:
             error = late.pop(0)
-        interrupted = isinstance(error, KeyboardInterrupt) and not own
+        if error is not None:
+            attach(error, result, late)
+        return result, error
+
+    def _conclude(self) -> None:
+        """Everything is released: make the result."""
+        if self._raised is None and self._late:
+            self._raised = self._late.pop(0)
+        error = self._raised
+        interrupted = isinstance(error, KeyboardInterrupt) and not self._own
         self._over = True
         self._duration = monotonic() - self._began
-        self._check_edges(torn=interrupted or self._torn)
+        try:
+            self._check_edges(torn=interrupted or self._torn)
+        except PoolError as bug:
+            bug.__cause__ = error
+            self._raised = error = bug
         stopped = interrupted or (self.stopping and error is None)
         failed = error is not None or self.producer_failed
         status = "stopped" if stopped else "failed" if failed else "completed"
@@ -847,14 +895,9 @@ class Engine:
         outputs = [] if self.outputs.bounded else list(self.outputs)
         log = self.failures
         figures = self.snapshot()
-        result = RunResult(status, outputs, log.kept, figures, self._duration, log.more, self._left)
-        if not self.inside and self._opened:
-            late += each_hook(hooks_of(self.graph.pipeline, "after_run"), result)
-        if error is None and late:
-            error = late.pop(0)
-        if error is not None:
-            attach(error, result, late)
-        return result, error
+        self._result = RunResult(
+            status, outputs, log.kept, figures, self._duration, log.more, self._left
+        )
 
     def _close_all(self) -> list[BaseException]:
         """End every cell, whatever the user's code makes of it; what failed since a stage ended."""
@@ -868,6 +911,8 @@ class Engine:
             except Left:
                 raise
             except BaseException as error:
+                if self.killed:
+                    self.gate()
                 late.append(error)
             if self.killed:
                 self.gate()
@@ -882,6 +927,19 @@ class Engine:
         for work in ("close", "tear_down", "after_hooks"):
             for cell in self.order:
                 yield getattr(cell, work)
+        yield self._conclude
+        if not self.inside and self._opened:
+            for hook in hooks_of(self.graph.pipeline, "after_run"):
+                yield functools.partial(run_hooks, [hook], self._result)
+
+    def hooks(self, hooks: list[Any], *args: Any) -> list[BaseException]:
+        """Call all hooks of a stage's end, whatever one of them raises; what they raised."""
+        raised: list[BaseException] = []
+        for hook in hooks:
+            raised += each_hook([hook], *args)
+            if self.killed:
+                self.gate()
+        return raised
 
     def _wait_for_calls(self) -> None:
         """Calls that cannot be ended: until one ends, or until they are left behind."""
@@ -901,6 +959,19 @@ class Engine:
                         f"a bug of ours: {e.source} -> {cell.name}: emitted {e.emitted}, but "
                         f"delivered {e.delivered}, failed {e.failed}, dropped {e.dropped}"
                     )
+
+
+# What calls the user's code at both ends of a run. (Items are called by runs, and by lanes.)
+_CALLING = frozenset(
+    {
+        run_hooks.__code__,
+        Cell._begin.__code__,
+        Cell.tear_down.__code__,
+        Cell.drop.__code__,  # a generator's `finally`
+        Source.stop.__code__,
+        Copy.tear_down.__code__,
+    }
+)
 
 
 def _has_clock(stage: Any) -> bool:

@@ -539,12 +539,18 @@ class LaneCell(Cell):
 
     def _shut(self, lane: Any) -> None:
         """Close a lane before its end; what its copies' teardown raised is the stage's failure."""
+        engine, failure, left = self.engine, None, 0
         try:
-            self.engine.leave(self.name, lane.close(0))
+            left = lane.close(0)
         except BaseException as error:
-            if self.engine.passes(error):
+            if engine.passes(error):
                 raise
-            self.fail_at_end(error)
+            failure = error
+        if engine.killed:
+            engine.gate()
+        engine.leave(self.name, left)
+        if failure is not None:
+            self.fail_at_end(failure)
 
     def fail_once(self, item: Any, error: BaseException) -> None:
         if self.producing:

@@ -37,7 +37,7 @@ from .lanes import LaneCell
 from .options import final
 from .result import Failure
 from .stats import EdgeStats, Reservoir, RunStats, StageStats
-from .work import clocked, each_hook, run_hooks, run_inline, set_up
+from .work import clocked, run_hooks, run_inline, set_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,7 +346,7 @@ class NestedCell(LaneCell):
             return
         figures = self.inner_figures().stages
         for inner in self.inner.values():
-            for error in each_hook(inner.hooks("after_stage"), inner.name):
+            for error in self.engine.hooks(inner.hooks("after_stage"), inner.name):
                 self.engine.fail_late(error)
             one = figures[inner.name]
             self.engine.events.emit(

@@ -43,6 +43,7 @@ __all__ = [
 PATIENCE = 1.0  # seconds, from `stop` to where a source that blocks is left behind
 GRACE = 0.4  # seconds, from `kill` to where any call that cannot be ended is
 RELIEF = 0.8  # seconds, from `kill` to where the thread of the run is left behind
+AGAIN = 0.03  # and from there to where one that ends it is, if a hook or a teardown holds it too
 KEEP = 1000  # failures that a run keeps whole, if nobody says otherwise
 
 
@@ -277,11 +278,14 @@ class Handle:
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # guards the next one
         self._relief: dict[str, threading.Thread] = {}
-        self._thread = threading.Thread(
-            target=self._carry, args=(engine.run,), name="forkmill-run", daemon=True
-        )
+        self._carriers: list[threading.Thread] = []  # of which the last one has the run
         _RUNNING.add(self)
-        self._thread.start()
+        self._start(engine.run)
+
+    def _start(self, run: Callable[[], RunResult]) -> None:
+        thread = threading.Thread(target=self._carry, args=(run,), name="forkmill-run", daemon=True)
+        thread.start()
+        self._carriers.append(thread)
 
     def _carry(self, run: Callable[[], RunResult]) -> None:
         try:
@@ -293,20 +297,35 @@ class Handle:
         _RUNNING.discard(self)
         self._over.set()
 
-    def _relieve(self, why: str, after: float, held: Callable[[], bool]) -> None:
-        """Have a thread carry the run on if its own is held by the user's code; once."""
+    def _relieve(self, relief: Callable[[], None]) -> None:
+        """Have a thread see to it that the run does not stay in the user's code; once."""
         with self._lock:
-            if why in self._relief or self._over.is_set():
+            if relief.__name__ in self._relief or self._over.is_set():
                 return
-            thread = threading.Thread(
-                target=self._take_over, args=(after, held), name="forkmill-end", daemon=True
-            )
+            thread = threading.Thread(target=relief, name="forkmill-end", daemon=True)
             with contextlib.suppress(RuntimeError):  # the interpreter ends: see `_at_exit`
                 thread.start()
-                self._relief[why] = thread
+                self._relief[relief.__name__] = thread
 
-    def _take_over(self, after: float, held: Callable[[], bool]) -> None:
-        if not self._over.wait(after) and held():
+    def _relieve_stopped(self) -> None:
+        if not self._over.wait(PATIENCE) and self._engine.held_by_source():
+            self._hand_on()
+
+    def _relieve_killed(self) -> None:
+        if self._over.wait(RELIEF) or not self._engine.held_by_anything():
+            return
+        self._hand_on()
+        pause = AGAIN
+        while not self._over.wait(pause):
+            pause *= 2
+            if self._engine.held_at_end():
+                self._hand_on()
+                pause = AGAIN
+
+    def _hand_on(self) -> None:
+        try:
+            self._start(self._engine.carry_on)
+        except RuntimeError:  # no thread can be had
             self._carry(self._engine.carry_on)
 
     def done(self) -> bool:
@@ -320,7 +339,7 @@ class Handle:
         Loops by fm.to and retries come to their end.
         """
         self._engine.stop()
-        self._relieve("stop", PATIENCE, self._engine.held_by_source)
+        self._relieve(self._relieve_stopped)
 
     def kill(self) -> None:
         """Stop everything now; what is in flight is dropped. Does not wait. Idempotent.
@@ -329,7 +348,7 @@ class Handle:
         (`RunResult.left_behind`).
         """
         self._engine.kill()
-        self._relieve("kill", RELIEF, self._engine.held_by_anything)
+        self._relieve(self._relieve_killed)
 
     def stats(self) -> RunStats:
         """The figures so far."""
@@ -364,9 +383,9 @@ class Handle:
             except KeyboardInterrupt as error:
                 (self.stop if interrupt is None else self.kill)()
                 interrupt, deadline = error, None
-        for thread in (self._thread, *self._relief.values()):
-            if thread is not self._thread or self._engine.thread == thread.ident:
-                thread.join()
+        for thread in self._relief.values():
+            thread.join()
+        self._carriers[-1].join()  # read after those that may add one
         if interrupt is not None:
             raise interrupt
         if self._error is not None:
@@ -388,7 +407,7 @@ def _at_exit() -> None:
     for handle in tuple(_RUNNING):
         handle._engine.kill()
     for handle in tuple(_RUNNING):
-        handle._take_over(RELIEF, handle._engine.held_by_anything)
+        handle._relieve_killed()
 
 
 before_exit(_at_exit)

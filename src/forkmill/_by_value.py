@@ -69,13 +69,16 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._arrow = has_arrow()
         self._wanted: dict[tuple[str, str], None] = {}  # globals to go along, (module, name)
         self._sent: set[tuple[str, str]] = set()
+        self._open: set[type] = set()  # classes by value that are not complete yet
+        self._alone: Any = None  # what is pickled right now, for itself
         self._classes: dict[type, None] = {}  # that the other side has, and may have otherwise
         self._of_main: bool | None = None  # whether code of `__main__` goes by value; False: told
         self._sources: dict[str, Any] = {}
 
     def dump_with_program(self, obj: Any) -> None:
         try:
-            self.dump(_Along(obj, self))
+            self._alone = obj
+            self.dump(_Along(obj))
         finally:
             # What was pickled leads back here, and would stay until the next collection of cycles.
             self.clear_memo()
@@ -91,9 +94,14 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is CodeType:
             return self._code(obj)
         if kind is _Along:
-            return _arrive, (obj.value, _Rest(self))
+            return _arrive, (obj.value, _Rest())
         if kind is _Rest:
-            return obj.reduce()
+            return list, (), None, _entries(self)
+        if kind is _Entry:
+            return _enter, obj.parts
+        if kind is _Close:
+            self._open.discard(obj.kind)
+            return _nothing, ()
         if self._arrow:
             reduced = reduce_arrow(obj)
             if reduced is not NotImplemented:
@@ -161,7 +169,10 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         state, slots = cloudpickle._function_getstate(function)
         slots["__globals__"] = {}
         new = (module, function.__code__, cells)
-        return _new_function, new, (state, slots), None, None, cloudpickle._function_setstate
+        # What it names goes before whatever may call it: an object's __setstate__ as it is rebuilt.
+        # Nobody does before the next entry if it is one itself, and chains of them may be long.
+        before = _Rest() if self._wanted and function is not self._alone else None
+        return _new_function, new, (before, state, slots), None, None, _set_function
 
     def _class(self, kind: type) -> Any:
         module = getattr(kind, "__module__", None)
@@ -219,7 +230,9 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(kind, abc.ABCMeta):
             found = [reference() for reference in abc._get_dump(kind)[0]]  # type: ignore[attr-defined]
             registry = [one for one in found if one is not None]
-        state = self._versioned(kind, attributes), registry, _member_attributes(kind)
+        self._open.add(kind)
+        entries = self._versioned(kind, attributes)
+        state = entries, registry, _member_attributes(kind), _Close(kind)
         return make, new, state, None, None, _set_class
 
     def _inherited_class(self, module: str, kind: type) -> Any:
@@ -231,7 +244,14 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         changed += [(name, 1, GONE) for name in self.program.lost(kind)]
         if not changed:
             return NotImplemented
-        return _find_class, (module, kind.__qualname__), (changed, None, {}), None, None, _set_class
+        return (
+            _find_class,
+            (module, kind.__qualname__),
+            (changed, None, {}, None),
+            None,
+            None,
+            _set_class,
+        )
 
     def _versioned(self, kind: type, attributes: dict[str, Any]) -> list[tuple[str, Any, Any]]:
         if self.program is None:
@@ -303,48 +323,74 @@ class ByValueReferring(ByValue):
 
 
 class _Along:
-    """An object, and after it what it needs."""
+    """An object, and after it what it needs and has not been sent before."""
 
-    __slots__ = ("pickler", "value")
+    __slots__ = ("value",)
 
-    def __init__(self, value: Any, pickler: ByValue) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
-        self.pickler = pickler
 
 
 class _Rest:
-    """The globals that what was pickled before has asked for; what these ask for comes after."""
+    """The globals that what was pickled before has asked for, and what these ask for."""
 
-    __slots__ = ("pickler",)
-
-    def __init__(self, pickler: ByValue) -> None:
-        self.pickler = pickler
-
-    def reduce(self) -> Any:
-        pickler = self.pickler
-        entries = [*_entries(pickler)]
-        if not entries:
-            return tuple, ()
-        return _and_more, (entries, _Rest(pickler))
+    __slots__ = ()
 
 
-def _entries(pickler: ByValue) -> Iterator[tuple[str, str, int | None, Any]]:
-    """(module, name, version, value) of the globals that have been asked for."""
+class _Entry:
+    """One global: (module, name, version, value). It is there as soon as it is read."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+
+class _Close:
+    """The end of a class."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+
+def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
+    """The globals that have been asked for, one by one: to pickle one may ask for more of them.
+
+    pickle takes two items of such an iterator before it writes the first.
+    """
+    yield from (None, None)
     if pickler._of_main and pickler.program is not None and not pickler.codec.forks:
         pickler._of_main = False  # once
         for name in _program.ORIGIN:
-            yield "__main__", name, -1, _program.origin(name)
-    while pickler._wanted:
-        module, name = pickler._wanted.popitem()[0]
-        pickler._sent.add((module, name))
+            yield _Entry("__main__", name, -1, _program.origin(name))
+    while (wanted := _next_wanted(pickler)) is not None:
+        module, name = wanted
+        pickler._sent.add(wanted)
         value = _program.namespace(module).get(name, GONE)
         version = _version_of(pickler, module, name, value)
         if version == 0 and pickler.codec.had(module, name):
             pickler._want_all(value)  # inherited; but what it looks at may have changed
         elif value is not GONE or version:  # what is no more is told, not what never was
-            yield module, name, version, value
-    while pickler._classes:
-        yield "", "", None, pickler._classes.popitem()[0]
+            pickler._alone = value
+            yield _Entry(module, name, version, value)
+    while pickler._classes and not pickler._open:
+        yield _Entry("", "", None, pickler._classes.popitem()[0])
+
+
+def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
+    """The next global that can go now; within a class none that may be built with that class.
+
+    The last one first: what a helper names goes before an object that was asked for before it.
+    """
+    for wanted in reversed(pickler._wanted):
+        module, name = wanted
+        value = _program.namespace(module).get(name, GONE)
+        if not pickler._open or _program.builds_nothing(value):
+            del pickler._wanted[wanted]
+            return wanted
+    return None
 
 
 def _version_of(pickler: ByValue, module: str, name: str, value: Any) -> int | None:
@@ -359,13 +405,21 @@ def _version_of(pickler: ByValue, module: str, name: str, value: Any) -> int | N
 # ------------------------------------------------------------------------- on arrival
 
 
-def _and_more(entries: list[Any], rest: Any) -> list[Any]:
-    return [*entries, *rest]
+def _enter(module: str, name: str, version: int | None, value: Any) -> None:
+    _program.arrived(module, name, version, value)
 
 
-def _arrive(value: Any, entries: Any) -> Any:
-    _program.arrived(entries)
+def _nothing() -> None:
+    return None
+
+
+def _arrive(value: Any, _entries: Any) -> Any:
     return value
+
+
+def _set_function(function: FunctionType, parts: tuple[Any, Any, Any]) -> None:
+    _, state, slots = parts
+    cloudpickle._function_setstate(function, (state, slots))
 
 
 def _new_function(module: str, code: CodeType, cells: int | None) -> FunctionType:
@@ -478,8 +532,8 @@ def _find_class(module: str, name: str) -> Any:
     return found
 
 
-def _set_class(kind: Any, state: tuple[list[tuple[str, int | None, Any]], Any, Any]) -> None:
-    attributes, registry, members = state
+def _set_class(kind: Any, state: tuple[list[tuple[str, int | None, Any]], Any, Any, None]) -> None:
+    attributes, registry, members, _ = state
     fresh = kind in _fresh
     _fresh.discard(kind)
     if not fresh and not _program.is_receiving():

@@ -412,6 +412,19 @@ _MADE = frozenset({"__dict__", "__weakref__", "__slots__", "_abc_impl", "__slotn
                    "__annotations_cache__"})  # fmt: skip
 
 
+def builds_nothing(value: Any) -> bool:
+    """Whether no class of the program's has to be complete for a value to be rebuilt."""
+    kind = type(value)
+    if kind in _FIXED or kind in (float, complex, FunctionType) or isinstance(value, type):
+        return True
+    if kind in _BOXES:
+        try:
+            return bool(marshal.dumps(value, 2))
+        except ValueError:
+            return False
+    return not own_class(kind)
+
+
 def function_print(function: FunctionType) -> Any:
     """Of a function's own state, its code included."""
     state = _state_of(function)
@@ -768,28 +781,26 @@ def value_at(name: str, version: int) -> Any:
     return GONE if cell is None else cell.value
 
 
-def arrived(entries: Iterable[tuple[str, str, int | None, Any]]) -> None:
-    """Globals came along with something: (module, name, version, value).
+def arrived(module: str, name: str, version: int | None, value: Any) -> None:
+    """A global came along with something, and is there from now on.
 
-    With a function they make up the view that its tasks have; else they are there from now on.
+    With a function it is part of the view that its tasks have, too.
     """
-    view: View = {}
-    for module, name, version, value in entries:
-        if not module:
-            continue  # a class: what has changed of it is there now
-        if module != "__main__" or not _receiving or version is None:
-            namespace(module).setdefault(name, value)  # only what lacks
-        elif version < 0:
-            main()[name] = value
-        else:
-            cell = _cells.get((name, version))
-            if cell is None:
-                cell = _cells[name, version] = _Cell(value)
-            view[name] = (version, cell)
+    if not module:
+        return  # a class: what has changed of it is there now
+    if module != "__main__" or not _receiving or version is None:
+        namespace(module).setdefault(name, value)  # only what lacks
+        return
+    if version < 0:
+        main()[name] = value
+        return
+    cell = _cells.get((name, version))
+    if cell is None:
+        cell = _cells[name, version] = _Cell(value)
+    view = {name: (version, cell)}
     if _collected is not None:
         _collected.update(view)
-    elif view:
-        enter(view, whole=False)
+    enter(view, whole=False)
 
 
 _collected: View | None = None

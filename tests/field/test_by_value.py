@@ -134,3 +134,62 @@ with fm.ProcessPool(1, start_method={method!r}) as pool:
         assert pool.submit(lambda: kind(3).double).result(20) == 6
 """
     )
+
+
+@pytest.mark.parametrize("method", SOME)
+def test_what_rebuilding_an_object_looks_at_is_there_before(run_script, method: str) -> None:
+    """Methods that pickle calls, in objects, containers and chains of helpers."""
+    run_script(
+        f"""
+import collections, functools
+import forkmill as fm
+pool = fm.ProcessPool(2, start_method={method!r})
+import json, threading
+config, limit = {{"k": 1}}, 3
+def helper(v): return deeper(v)
+def deeper(v): return v, limit, config["k"]
+class State:
+    def __init__(self, v): self.v, self.lock = v, threading.Lock()
+    def __getstate__(self): return {{"v": self.v}}
+    def __setstate__(self, state): self.__init__(helper(state["v"])[0])
+    def me(self): return first.v, self.v  # the class's own instance
+    def __eq__(self, other): return helper(self.v) == helper(other.v)
+    def __hash__(self): return hash(helper(self.v))
+first = State(9)
+def make(v):
+    made = State.__new__(State)
+    made.__init__(helper(v)[0])
+    return made
+class ByFunction(State):
+    def __reduce__(self): return make, (self.v,)
+class ByClass(State):
+    def __reduce__(self): return ByClass, (self.v,)
+class New(State):
+    def __new__(cls, v=1):
+        made = object.__new__(cls)
+        made.text = json.dumps(config)
+        return made
+kinds = State, ByFunction, ByClass, New
+listed, hashed = [kind(1) for kind in kinds], {{State(1), State(2)}}
+queued, plain = collections.deque([State(5)]), State(1)
+def look():
+    return plain.v, [one.me() for one in listed], len(hashed), queued[0].v, first.me()
+def same(one): return one
+with pool:
+    for step in range(2):
+        for _ in range(2):
+            assert pool.submit(look).result(20) == look()
+            for kind in kinds:
+                assert pool.submit(kind.me, kind(2)).result(20) == kind(2).me()
+                assert pool.submit(kind(3).me).result(20) == kind(3).me()
+                assert list(pool.map(same, [kind(4)]))[0].v == 4
+                assert pool.submit(functools.partial(State.me, kind(5))).result(20)[1] == 5
+            assert pool.submit(len, {{State(7), State(8)}}).result(20) == 2
+        plain.v, limit, config["k"], first.v, listed[1].v = 50, 4, 5, 10, 77
+# A long chain of helpers is no deep recursion.
+exec("".join(f"def f{{i}}(): return f{{i + 1}}()\\n" for i in range(400)))
+def f400(): return "end"
+with fm.ProcessPool(1, start_method={method!r}) as pool:
+    assert pool.submit(f0).result(20) == "end"
+"""
+    )

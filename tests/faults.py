@@ -288,16 +288,29 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def pipes(process: str) -> dict[int, str]:
+    """Descriptor -> pipe, of a process."""
+    found = {}
+    for name in os.listdir(f"/proc/{process}/fd"):
+        with contextlib.suppress(OSError):  # the listing's own is gone
+            link = os.readlink(f"/proc/{process}/fd/{name}")
+            if int(name) > 2 and link.startswith("pipe:"):
+                found[int(name)] = link
+    return found
+
+
 def channel() -> tuple[list[int], list[int]]:
     """This worker's own ends: (task pipes, result pipes)."""
     reads, writes = [], []
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # the listing's own is gone
-            if int(name) > 2 and os.readlink(f"/proc/self/fd/{name}").startswith("pipe:"):
-                mode = fcntl.fcntl(int(name), fcntl.F_GETFL)
+    # Not what it shares with its siblings: the way to multiprocessing's resource tracker.
+    shared = set(pipes(str(os.getppid())).values())
+    for name, link in pipes("self").items():
+        with contextlib.suppress(OSError):
+            if link not in shared:
+                mode = fcntl.fcntl(name, fcntl.F_GETFL)
                 if not mode & os.O_NONBLOCK:  # that one goes to the zygote
                     writing = mode & os.O_ACCMODE == os.O_WRONLY
-                    (writes if writing else reads).append(int(name))
+                    (writes if writing else reads).append(name)
     return reads, writes
 
 

@@ -114,13 +114,21 @@ def _read_ps() -> Iterator[Process]:
             yield Process(int(pid), int(parent), int(group), int(group), state[0], command)
 
 
+def resource_tracker() -> tuple[int | None, int | None]:
+    """The process of multiprocessing's resource tracker, and the descriptor that leads there: the
+    program's, once started, to its end, whoever was the first to need it."""
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    tracker = getattr(module, "_resource_tracker", None)
+    return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+
+
 def children() -> set[Process]:
     """Our descendants, and the orphans of our process group: theirs is lost to the family tree."""
     table = process_table()
     ours = {os.getpid()}
     while more := {p.pid for p in table.values() if p.parent in ours} - ours:
         ours |= more
-    ours.discard(os.getpid())
+    ours -= {os.getpid(), resource_tracker()[0]}
     # An orphan's zombie is for init to reap; in a container there may be none that does.
     orphans = {
         p.pid
@@ -141,7 +149,8 @@ def threads() -> list[str]:
         with contextlib.suppress(OSError):
             if name is None:
                 name = "native:" + Path("/proc/self/task", task, "comm").read_text().strip()
-            names.append(name)
+            if name != "native:jemalloc_bg_thd":  # Arrow's allocator begins it whenever it likes
+                names.append(name)
     return names
 
 
@@ -155,6 +164,7 @@ def descriptors() -> dict[int, str]:
                 found[int(name)] = os.readlink(f"{folder}/{name}")
             else:
                 found[int(name)] = f"mode {os.fstat(int(name)).st_mode:o}"
+    found.pop(resource_tracker()[1], None)
     return found
 
 

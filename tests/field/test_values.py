@@ -184,6 +184,8 @@ def executor(name: str) -> Iterator[Any]:
         yield made
 
 
+# An alarm that comes in a callback of a weak reference is Python's to tell.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, HardAlarm])
 @pytest.mark.parametrize("name", POOLS)
 def test_an_interrupted_result_is_there_the_next_time(name: str, error: Any) -> None:

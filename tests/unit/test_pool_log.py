@@ -333,7 +333,7 @@ def test_functions_by_value(log: Kept) -> None:
         twice = lambda x: 2 * x  # noqa: E731
         assert [pool.submit(twice, i).result() for i in range(3)] == [0, 2, 4]
         assert pool.stats().fallbacks == {"pickle": 1}
-    assert len(log.matching(r"^DEBUG .* function .*<lambda> goes by value")) == 1
+    assert len(log.matching(r"^DEBUG .* function .*<lambda> \(.*\) goes by value")) == 1
 
 
 def test_a_full_arena_is_counted_on_either_side() -> None:

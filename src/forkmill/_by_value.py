@@ -459,8 +459,9 @@ def _creation(kind: type) -> dict[str, Any]:
     """What a class needs when it is made."""
     own = vars(kind)
     given: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    if isinstance(own.get("__dict__"), property):
-        given["__dict__"] = own["__dict__"]
+    for name in ("__dict__", "__class__"):  # a property: to set it later would mean another thing
+        if isinstance(own.get(name), property):
+            given[name] = own[name]
     if "__firstlineno__" in own:
         given["__firstlineno__"] = own["__firstlineno__"]
     if "__slots__" in own:
@@ -474,7 +475,7 @@ def _creation(kind: type) -> dict[str, Any]:
 
 def _class_attributes(kind: type) -> dict[str, Any]:
     attributes = _program.class_attributes(kind)
-    for name in ("__module__", "__qualname__", "__annotate_func__", "__firstlineno__",
+    for name in ("__module__", "__qualname__", "__class__", "__annotate_func__", "__firstlineno__",
                  "_abc_cache", "_abc_negative_cache", "_abc_registry",
                  "_abc_negative_cache_version"):  # fmt: skip
         attributes.pop(name, None)

@@ -418,7 +418,7 @@ class Codec:
         for name, value in list(_program.main().items()):
             if _stands_for_itself(value) or data.find(name.encode()) < 0:
                 continue
-            if type(value) is FunctionType or isinstance(value, type):
+            if type(value) is FunctionType or _program.is_class(value):
                 # pickle goes by an object's own name: other names for it do not matter. One that
                 # knows no module (exec() made it) is looked for in all of them.
                 if value.__name__ != name or value.__module__ not in ("__main__", None):
@@ -544,26 +544,29 @@ class Codec:
 
 def _children(obj: Any) -> Iterator[tuple[str, Any]]:
     """The parts of an object with the step that leads to each. Looks, but runs no user code."""
-    if isinstance(obj, dict):
+    kind = type(obj)  # not isinstance(): a proxy's `__class__` is user code, and no truth
+    if issubclass(kind, dict):
         for key, value in list(dict.items(obj)):
             name = repr(key) if isinstance(key, (str, int, bytes)) else type(key).__name__
             yield f"[{name}]", value
             yield f"<key {name}>", key
-    elif isinstance(obj, (list, tuple)):
-        for index, value in enumerate(list(obj)):
+    elif issubclass(kind, (list, tuple)):
+        parts: Any = list if issubclass(kind, list) else tuple
+        for index, value in enumerate(parts.__iter__(obj)):
             yield f"[{index}]", value
-    elif isinstance(obj, (set, frozenset)):
-        for value in list(obj):
+    elif issubclass(kind, (set, frozenset)):
+        members: Any = set if issubclass(kind, set) else frozenset
+        for value in members.copy(obj):
             yield "<member>", value
-    elif isinstance(obj, MethodType):
+    elif issubclass(kind, MethodType):
         yield ".__self__", obj.__self__
-    elif isinstance(obj, FunctionType):
+    elif issubclass(kind, FunctionType):
         yield from _captured(obj)
-    elif isinstance(obj, partial):
+    elif issubclass(kind, partial):
         yield from ((".func", obj.func), (".args", obj.args), (".keywords", obj.keywords))
-    elif isinstance(obj, BaseException):
+    elif issubclass(kind, BaseException):
         yield ".args", obj.args
-    if _pickles_attributes(type(obj)):
+    if _pickles_attributes(kind):
         yield from _attributes(obj)
 
 

@@ -220,7 +220,7 @@ def _called_as_handler(frame: FrameType, below: FrameType | None) -> bool:
     values: list[Any] = []
     for name in names:
         value = frame.f_locals.get(name)
-        values.extend(value if isinstance(value, tuple) else (value,))
+        values.extend(value if type(value) is tuple else (value,))
     frames = (below, frame.f_back)
     return any(
         type(number) is int and any(at is known for known in frames if known is not None)

@@ -47,7 +47,7 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,6 +75,11 @@ _CHEAP_S = 50e-6  # and so is what takes no longer
 # fresh process gets it once and for all.
 OWN = frozenset({"__name__", "__builtins__", "__annotations__", "__loader__", "__cached__"})
 ORIGIN = ("__package__", "__spec__", "__doc__", "__file__")
+
+
+def is_class(obj: Any) -> TypeGuard[type]:
+    """As isinstance(obj, type), which believes the `__class__` that a proxy shows."""
+    return issubclass(type(obj), type)
 
 
 def main() -> dict[str, Any]:
@@ -163,7 +168,7 @@ def fingerprint(value: Any, limit: int = sys.maxsize) -> Any:
         return (kind, value) if kind is not bytes or len(value) < 4096 else serial_of_bytes(value)
     if kind in (float, complex):
         return kind, repr(value)
-    if kind in _FIXED or kind is FunctionType or isinstance(value, type):
+    if kind in _FIXED or kind is FunctionType or is_class(value):
         return serial(value)
     if kind in _BOXES:
         if _size(value) > limit:
@@ -237,7 +242,7 @@ class _Print(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        if kind is FunctionType or kind in _FIXED or isinstance(obj, type):
+        if kind is FunctionType or kind in _FIXED or is_class(obj):
             return NotImplemented if obj is serial else (serial, serial(obj))
         if kind.__module__.partition(".")[0] in _THEMSELVES:
             return serial, serial(obj)
@@ -267,7 +272,7 @@ def _pickled(value: Any, limit: int) -> Any:
 
 def own_class(obj: Any) -> bool:
     """Whether something is a class of the program's, of `__main__` or of no module at all."""
-    if not isinstance(obj, type) or not obj.__flags__ & _HEAPTYPE:
+    if not is_class(obj) or not obj.__flags__ & _HEAPTYPE:
         return False
     module = getattr(obj, "__module__", None)
     if module == "builtins":  # also of one whose namespace had no name
@@ -328,7 +333,7 @@ class Reach:
         todo = self._todo
         if kind is FunctionType:
             self._function(obj)
-        elif isinstance(obj, type):
+        elif is_class(obj):
             if own_class(obj):
                 self.classes.append(obj)
                 todo += vars(obj).values()
@@ -415,7 +420,7 @@ _MADE = frozenset({"__dict__", "__weakref__", "__slots__", "_abc_impl", "__slotn
 def builds_nothing(value: Any) -> bool:
     """Whether no class of the program's has to be complete for a value to be rebuilt."""
     kind = type(value)
-    if kind in _FIXED or kind in (float, complex, FunctionType) or isinstance(value, type):
+    if kind in _FIXED or kind in (float, complex, FunctionType) or is_class(value):
         return True
     if kind in _BOXES:
         try:
@@ -556,7 +561,7 @@ class Watch:
             kind = type(value)
             if kind in _FIXED or kind is float or value is GONE:
                 values.append((name, value))
-            elif kind is FunctionType or isinstance(value, type):
+            elif kind is FunctionType or is_class(value):
                 references.append((name, weakref.ref(value)))
             else:
                 self._items.append(_Item(f"global {name!r}", partial(names.get, name, GONE)))
@@ -614,7 +619,7 @@ def _attribute(name: str, kind: type) -> Any:
 
 def _is_attribute(name: str, value: Any) -> bool:
     """Whether it is enough to know which object a class has under a name."""
-    if name[:2] == "__" or isinstance(value, type):
+    if name[:2] == "__" or is_class(value):
         return True
     return type(value) in _FIXED or type(value) in (
         FunctionType, float, complex, property, staticmethod, classmethod,
@@ -704,7 +709,7 @@ def _is_data(value: Any) -> bool:
     kind: Any = type(value)
     if kind in _FIXED or kind in _BOXES or kind in (float, complex, FunctionType):
         return True
-    if isinstance(value, type) or kind.__module__ in _DATA:
+    if is_class(value) or kind.__module__ in _DATA:
         return True
     return kind.__module__ == "__main__" and pickles_as_it_is(kind)
 

@@ -193,3 +193,39 @@ with fm.ProcessPool(1, start_method={method!r}) as pool:
     assert pool.submit(f0).result(20) == "end"
 """
     )
+
+
+@pytest.mark.parametrize("method", SOME)
+def test_a_proxy_is_what_it_is_and_not_what_it_says(run_script, method: str) -> None:
+    """A lazy object, a context-local: its `__class__` is that of another object."""
+    run_script(
+        f"""
+import forkmill as fm
+pool = fm.ProcessPool(1, start_method={method!r})
+class Proxy:
+    def __init__(self, of): object.__setattr__(self, "of", of)
+    def __getattr__(self, name):
+        if name.startswith("__"): raise AttributeError(name)
+        return getattr(object.__getattribute__(self, "of"), name)
+    @property
+    def __class__(self): return type(object.__getattribute__(self, "of"))
+class Sent(Proxy):
+    def __reduce_ex__(self, protocol): return Sent, (object.__getattribute__(self, "of"),)
+class Strange(list):
+    def __iter__(self): raise RuntimeError("not to be called")
+def of(proxy): return type(proxy).__name__, proxy.__class__.__name__
+def of_global(): return of(proxy)
+with pool:
+    for shown in ([1], {{"a": 1}}, (1,), {{1}}, frozenset(), int, of, ValueError("x"), pool.submit):
+        try:
+            pool.submit(len, [Proxy(shown), Strange([1])])
+        except fm.SerializationError as error:
+            assert error.path.startswith("[0]"), error.path
+        else:
+            assert False, shown
+    for shown in ([1], {{"a": 1}}, int, len):
+        proxy = Sent(shown)
+        assert pool.submit(of, proxy).result(20) == of(proxy)
+        assert pool.submit(of_global).result(20) == of(proxy)
+"""
+    )

@@ -575,6 +575,28 @@ static int want_library(struct dl_phdr_info *info, size_t size, void *arg)
     return 0;
 }
 
+/* A thread that begins or ends has no descriptor yet, or any more: it is
+ * looked at again, so often and so much later. */
+enum { MAX_LOOKS = 50, LOOK_NS = 100 * 1000 };
+
+/* Copy a thread's descriptor, from its list of robust mutexes on.  False:
+ * errno is ESRCH (it has ended), EFAULT (look again) or why not. */
+static bool read_origin(pid_t tid, void *words, size_t size)
+{
+    void *head = NULL;
+    size_t length = 0;
+    if (syscall(SYS_get_robust_list, (int)tid, &head, &length) < 0)
+        return false;
+    struct iovec here = {words, size}, there = {head, size};
+    ssize_t n = -1;
+    errno = EFAULT;
+    if (head)
+        n = syscall(SYS_process_vm_readv, getpid(), &here, 1L, &there, 1L, 0L);
+    if (n >= 0 && (size_t)n < size)
+        errno = EFAULT;
+    return n >= 0 && (size_t)n == size;
+}
+
 /*
  * Where a thread began.  The C library keeps that in the thread's descriptor,
  * and the kernel knows an address in there: that of the list of its robust
@@ -586,14 +608,13 @@ static const struct code *origin(const struct wanted *w, pid_t tid)
 {
     static const struct code unknown;
     uintptr_t words[160];
-    void *head = NULL;
-    size_t length = 0;
-    if (syscall(SYS_get_robust_list, (int)tid, &head, &length) < 0)
-        return errno == ESRCH ? NULL : &unknown;
-    struct iovec here = {words, sizeof words}, there = {head, sizeof words};
-    if (!head || syscall(SYS_process_vm_readv, getpid(), &here, 1L, &there,
-                         1L, 0L) < (ssize_t)sizeof words)
-        return &unknown;
+    for (int looks = 0; !read_origin(tid, words, sizeof words); looks++) {
+        if (errno == ESRCH)
+            return NULL;
+        if (errno != EFAULT || looks == MAX_LOOKS)
+            return &unknown;
+        fm__pause(LOOK_NS);
+    }
     for (size_t i = 0; i < ARRAY_LEN(words); i++)
         for (size_t k = 0; k < w->n; k++)
             if (words[i] >= w->code[k].begin && words[i] < w->code[k].end)

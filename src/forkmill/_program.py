@@ -173,12 +173,37 @@ def fingerprint(value: Any, limit: int = sys.maxsize) -> Any:
     if kind in _BOXES:
         if _size(value) > limit:
             return _outside(value)
-        try:
-            data = marshal.dumps(value, 2)  # 2: without references, which depend on counts
+        data = _marshalled(value)
+        if data is not None:
             return kind, len(data), hash(data)
-        except ValueError:
-            pass
     return _pickled(value, limit)
+
+
+def _marshalled(box: Any) -> bytes | None:
+    """The bytes of plain data; None for other things."""
+    try:
+        # 2: without references, which depend on counts. So it never ends in what leads to itself.
+        return marshal.dumps(box, 2) if _is_tree(box) else None
+    except ValueError:
+        return None
+
+
+_HOLDERS = frozenset({list, tuple, dict, set, frozenset})
+
+
+def _is_tree(box: Any) -> bool:
+    """Whether no container is met twice, below a container."""
+    seen: set[int] = set()
+    todo = [box]
+    while todo:
+        box = todo.pop()
+        if id(box) in seen:
+            return False
+        seen.add(id(box))
+        parts = box.values() if type(box) is dict else box
+        if type(box) is not bytearray and not _HOLDERS.isdisjoint(map(type, parts)):
+            todo += [part for part in parts if type(part) in _HOLDERS and part]
+    return True
 
 
 def serial_of_bytes(value: bytes) -> tuple[Any, ...]:
@@ -423,10 +448,7 @@ def builds_nothing(value: Any) -> bool:
     if kind in _FIXED or kind in (float, complex, FunctionType) or is_class(value):
         return True
     if kind in _BOXES:
-        try:
-            return bool(marshal.dumps(value, 2))
-        except ValueError:
-            return False
+        return _marshalled(value) is not None
     return not own_class(kind)
 
 

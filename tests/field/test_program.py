@@ -230,6 +230,21 @@ def test_functions_with_globals_of_their_own(run_main) -> None:
     )
 
 
+def test_what_leads_to_itself_is_looked_through_once(run_main) -> None:
+    run_main(
+        """
+        twice, table = [1], {"a": 1}
+        twice += [twice, twice, (twice, twice)]
+        table["self"], table["more"] = table, [table, twice]
+        def look(_=0): return twice[0], twice[1] is twice[2], table["a"], table["more"][0]["a"]
+        with fm.ProcessPool(1, start_method=METHOD) as pool:
+            by_all_ways(pool, "at first", look)
+            twice[0], table["a"] = 2, 3
+            by_all_ways(pool, "changed", look)
+        """
+    )
+
+
 def test_what_a_worker_set_stays_until_the_senders_changes(run_main) -> None:
     run_main(
         """

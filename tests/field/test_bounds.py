@@ -225,14 +225,40 @@ def test_stop_ends_every_loop_by_fm_to(context: str, name: str) -> None:
         assert edge.emitted == edge.delivered + edge.failed + edge.dropped, ends
 
 
-@pytest.mark.parametrize("context", [None, "inline", "thread:1", "async:1"])
-def test_stop_ends_a_loop_of_a_nested_pipeline(context: str | None) -> None:
+APART = [fm.ipc_fork(1, start_method=method) for method in tasks.METHODS]
+NESTED = [None, "inline", "thread:1", "async:1", "ipc_fork:2", "cow_fork:1", *APART]
+
+
+@pytest.mark.parametrize("context", NESTED, ids=str)
+def test_stop_ends_a_loop_of_a_nested_pipeline(context: Any) -> None:
     options = {} if context is None else {"context": context}
-    line = fm.Pipeline().source([0]).through(Inner(), name="inner", **options)
+    line = fm.Pipeline().source([0, 1]).through(Inner(), name="inner", **options)
     handle = line.start()
     time.sleep(0.1)
     handle.stop()
+    result = handle.result(20)
+    assert result.status == "stopped"
+    for ends, edge in result.stats.edges.items():
+        assert edge.emitted == edge.delivered + edge.failed + edge.dropped, ends
+
+
+@pytest.mark.parametrize("outer", ["thread:1", "ipc_fork:1", "cow_fork:1"])
+@pytest.mark.parametrize("inner", ["inline", "thread:1", "cow_fork:1"])
+def test_stop_reaches_what_is_nested_twice(outer: str, inner: str) -> None:
+    """Loops, and what waits for another try."""
+    middle = fm.Pipeline(name="middle").through(Inner(), name="inner", context=inner)
+    handle = fm.Pipeline().source([0]).through(middle, name="middle", context=outer).start()
+    waits = fm.Pipeline(name="waits").map(
+        fails, name="fails", context=inner, on_error=fm.retry(9, backoff=60)
+    )
+    other = fm.Pipeline().source([7]).through(waits, name="waits", context=outer).start()
+    time.sleep(0.2)
+    handle.stop()
+    other.stop()
     assert handle.result(20).status == "stopped"
+    result = other.result(20)
+    # What had not begun when it was stopped has had no try yet.
+    assert [(failure.stage, failure.item) for failure in result.failures] == [("waits.fails", 7)]
 
 
 def test_what_is_no_loop_is_finished_after_stop() -> None:

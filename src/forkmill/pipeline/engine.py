@@ -51,9 +51,10 @@ from .events import Events, Ticker
 from .fuse import Code, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
-from .nested import Nested, NestedCell
+from .nested import NestedCell
 from .options import DeadLetter, final
 from .result import GRACE, KEEP, FailureLog, Left, RunResult, attach, check_keep
+from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .stats import EdgeStats, RunStats, StageStats
 from .work import each_hook, run_hooks
@@ -164,6 +165,8 @@ class Engine:
         self.graph = graph
         self.prefix = prefix
         self.inside = feed  # what happens is told to another engine
+        self.sign: Any = None  # not 0 at [0]: that one is being stopped, in another process
+        self.sign_path = ""
         self.events: Any = Events(sinks)
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
@@ -267,8 +270,9 @@ class Engine:
     def stop(self) -> None:
         """Sources stop, loops and retries too; the rest is finished."""
         self.stopping = True
-        for nested in self._nested():
-            nested.stop()
+        for cell in self.order:
+            if isinstance(cell, NestedCell):
+                cell.tell_stop()
         self._cut.set()
         self._call()
 
@@ -278,15 +282,11 @@ class Engine:
             self._kill_by = monotonic() + GRACE
             self.events.patience = 0.1
         self.killed = self.stopping = True
-        for nested in self._nested():
-            nested.kill()
+        for cell in self.order:
+            if isinstance(cell, NestedCell) and cell.here is not None:
+                cell.here.kill()
         self._cut.set()
         self._call()
-
-    def _nested(self) -> list[Nested]:
-        """Pipelines that run in this process, as stages: in threads, and in this very one."""
-        cells = (cell for cell in self.order if isinstance(cell, NestedCell))
-        return [cell.here for cell in cells if cell.here is not None]
 
     def _call(self) -> None:
         """Have the engine look up, from its sleep or from a run."""
@@ -447,7 +447,11 @@ class Engine:
 
     def pause(self, seconds: float) -> bool:
         """Wait, in the thread of the run; False: the run is being ended."""
-        return not self._cut.wait(seconds)
+        end = monotonic() + seconds
+        while self.sign is not None and (left := end - monotonic()) > LOOK_S:
+            if self.sign[0] or self._cut.wait(min(left, LOOK_S)):
+                return False
+        return not self._cut.wait(max(0.0, end - monotonic()))
 
     def leave(self, stage: str, calls: int) -> None:
         """So many calls of a stage cannot be ended, and nobody waits for them any more."""
@@ -648,6 +652,8 @@ class Engine:
 
     def _attend(self) -> None:
         """What was asked of the engine. It is called anew if more is asked meanwhile."""
+        if self.sign is not None and self.sign[0] and not self.stopping:
+            self.stop()
         self.bell.clear()
         self.beat.clear()
         if self.stopping:
@@ -701,8 +707,15 @@ class Engine:
                 return True
             raise PoolError(f"the run is stuck, a bug of ours: {self._state()}")
         self._quiet = False
-        self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
+        self._rest(due)
         return True
+
+    def _rest(self, due: float) -> None:
+        """Wait for the bell, or until then."""
+        left = None if due == _NEVER else max(0.0, due - monotonic())
+        if self.sign is not None and not self.stopping:
+            left = LOOK_S if left is None else min(left, LOOK_S)
+        self.bell.wait(left)
 
     def due(self) -> float:
         """When something is to be done although nothing comes."""
@@ -773,8 +786,7 @@ class Engine:
                 continue
             if not any(self._outside(cell) for cell in self.order):
                 return
-            due = self.due()
-            self.bell.wait(None if due == _NEVER else max(0.0, due - monotonic()))
+            self._rest(self.due())
 
     def recover(self, abort: Abort) -> Failure:
         """Go on after a failure that is another's to deal with: what was made of the item goes."""

@@ -36,6 +36,7 @@ from .declare import hooks_of
 from .lanes import LaneCell
 from .options import final
 from .result import Failure
+from .sign import Sign, seen
 from .stats import EdgeStats, Reservoir, RunStats, StageStats
 from .work import clocked, run_hooks, run_inline, set_up
 
@@ -124,9 +125,10 @@ class InnerEvents:
 class Nested:
     """A copy of a pipeline inside a context: items in, outputs and Tolds out, one at a time."""
 
-    def __init__(self, graph: Graph, prefix: str) -> None:
+    def __init__(self, graph: Graph, prefix: str, sign: str = "") -> None:
         self.graph = graph
         self.prefix = prefix
+        self.sign = sign  # the path of what tells that the run is being stopped
         self._engine: Any = None
         self._lock = threading.RLock()  # threads share one copy
         self._copy = ""
@@ -135,7 +137,7 @@ class Nested:
         self._due = NEVER  # what was told last
 
     def __reduce__(self) -> Any:
-        return Nested, (self.graph, self.prefix)
+        return Nested, (self.graph, self.prefix, self.sign)
 
     def item(self, item: Any) -> Iterator[Any]:
         """What comes out for an item, as far as it does not wait for more."""
@@ -210,6 +212,7 @@ class Nested:
 
             engine = Engine(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
             engine.events = InnerEvents()
+            engine.sign, engine.sign_path = seen(self.sign), self.sign
             try:
                 engine.open()
             except BaseException:
@@ -304,6 +307,7 @@ class NestedCell(LaneCell):
         self._ticks = 0  # under way
         self._failure: Failure | None = None  # the inner one that is being recorded
         self.here: Nested | None = None  # the copy, if it is in this very process
+        self.sign: Sign | None = None  # by which other processes know that the run is being stopped
 
     @property
     def _graph(self) -> Graph:
@@ -312,9 +316,16 @@ class NestedCell(LaneCell):
         return graph
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
-        nested = Nested(self._graph, f"{self.engine.prefix}{self.name}.")
+        apart = self.stage.spec.type in ("ipc_fork", "cow_fork", "interpreter")
+        if apart and self.sign is None:
+            self.sign = Sign()
+        # Else the copy holds this engine's thread while it works, and looks itself.
+        path = self.sign.path if self.sign is not None else self.engine.sign_path
+        nested = Nested(self._graph, f"{self.engine.prefix}{self.name}.", path)
         if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
             self.here = nested
+        if self.engine.stopping:
+            self.tell_stop()  # or else it comes later
         setup = functools.partial(set_up, after_fork, self.name, None) if after_fork else None
         return contexts.Work(
             fn=clocked(nested.item),
@@ -328,6 +339,13 @@ class NestedCell(LaneCell):
             timeout=self.stage.timeout,
             label=f"the nested pipeline {self.name!r}",
         )
+
+    def tell_stop(self) -> None:
+        """Have the copies do what this run does. Any thread."""
+        if self.here is not None:
+            self.here.stop()
+        if self.sign is not None:
+            self.sign.give()
 
     # Hooks and events of the inner stages.
 
@@ -499,7 +517,11 @@ class NestedCell(LaneCell):
         self.pending -= self._ticks  # they are nobody's items
         self._ticks = 0
         self._dues.clear()
-        super().close()
+        try:
+            super().close()
+        finally:
+            if self.sign is not None:
+                self.sign.close()
 
 
 class _Recording:

@@ -261,6 +261,30 @@ def test_stop_reaches_what_is_nested_twice(outer: str, inner: str) -> None:
     assert [(failure.stage, failure.item) for failure in result.failures] == [("waits.fails", 7)]
 
 
+def slowly(item: int) -> int:
+    time.sleep(0.002)
+    return item
+
+
+@pytest.mark.parametrize("ending", ["kill", "stop"])
+@pytest.mark.parametrize("inner", ["thread:2", "async:2", "cow_fork:1"])
+@pytest.mark.parametrize("outer", ["inline", "thread:1"])
+def test_a_run_is_ended_while_a_copy_waits_for_its_own_contexts(
+    outer: str, inner: str, ending: str
+) -> None:
+    for _ in range(3):
+        line = fm.Pipeline(name="in").map(slowly, context=inner, name="slowly")
+        run = fm.Pipeline().source(iter(int, 1))
+        run.through(line, context=outer, name="in", queue_size=4)
+        handle = run.start()
+        tasks.eventually(lambda handle=handle: handle.stats()["in"].out > 3)  # type: ignore[misc]
+        getattr(handle, ending)()
+        result = handle.result(20)
+        assert (result.status, result.failures) == ("stopped", [])
+        for ends, edge in result.stats.edges.items():
+            assert edge.emitted == edge.delivered + edge.failed + edge.dropped, ends
+
+
 def test_what_is_no_loop_is_finished_after_stop() -> None:
     """Also what goes on by fm.to, and what is on its way in the loop's stages."""
     begun, gate = threading.Event(), threading.Event()

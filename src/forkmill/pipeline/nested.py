@@ -31,7 +31,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from .cells import NEVER, Abort, width_of
+from .cells import NEVER, Abort, Killed, width_of
 from .declare import hooks_of
 from .lanes import LaneCell
 from .options import final
@@ -405,6 +405,8 @@ class NestedCell(LaneCell):
 
     def _taken(self, taken: Any) -> None:
         item, outputs, failure, done = taken
+        if type(failure) is Killed:
+            raise failure  # a copy in this very thread came back: the item is dropped with the rest
         if item is not TICK:
             super()._taken(taken)
             return

@@ -397,7 +397,7 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
     with Bar("map", total if known else None, in_bytes=True) as bar:
         run.on_progress = show
         if to_stdout and terminal(sys.stdout):
-            run.output.before = bar.hide
+            run.output.around = bar.away
         run.run()
 
 
@@ -469,7 +469,7 @@ def run_(
 
         output = None if as_json else Output(1)
         if output is not None and terminal(sys.stdout):
-            output.before = board.hide
+            output.around = board.away
         sinks = [show] if board.on else []
         result, count, end = parts.run(plan, output, sinks, keep_failures)
     if isinstance(end, OutputError) and end.unread:

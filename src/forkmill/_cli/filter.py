@@ -25,6 +25,7 @@ import os
 import select
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +71,13 @@ class Output:
         name: What it is called in messages.
 
     Attributes:
-        before: Called before something is written, if it is set.
+        around: Makes what is entered while something is written.
     """
 
     def __init__(self, fd: int, name: str = "the results") -> None:
         self._fd = fd
         self._name = name
-        self.before: Callable[[], None] | None = None
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def write(self, data: bytes) -> None:
         """Write it all.
@@ -85,15 +86,14 @@ class Output:
             OutputError: The disk is full, nobody reads any more, or so.
         """
         view = memoryview(data)
-        if self.before is not None and view:
-            self.before()
-        while view:
-            try:
-                view = view[os.write(self._fd, view) :]
-            except BlockingIOError:  # somebody's terminal or pipe, and he made it so
-                select.select([], [self._fd], [])
-            except OSError as error:
-                raise OutputError(self._name, error) from None
+        with self.around() if view else nullcontext():
+            while view:
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BlockingIOError:  # somebody's terminal or pipe, and he made it so
+                    select.select([], [self._fd], [])
+                except OSError as error:
+                    raise OutputError(self._name, error) from None
 
 
 @dataclass

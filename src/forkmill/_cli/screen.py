@@ -3,8 +3,9 @@
 Guarantees:
     * Progress goes to stderr, and only if that is a terminal.
     * No thread is started: a bar is drawn when there is something new, ten times a second at most.
-    * Results may go to the same terminal: what is drawn is taken away before they are written
-      (`hide`), and comes again with the next news. What the program prints goes where it would.
+    * Results may go to the same terminal: what is drawn is taken away while they are written
+      (`away`), and comes again with the next news. What the program prints goes where it would.
+    * Who brings the news and who writes results may be two threads: one after the other.
     * A terminal that goes away is no failure.
 """
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -49,6 +51,7 @@ class _Drawn:
     def __init__(self, wanted: bool) -> None:
         self.on = wanted and terminal(sys.stderr)
         self._live: Live | None = None
+        self._lock = threading.Lock()  # held while something is drawn, or results are written
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +62,11 @@ class _Drawn:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
-        self.hide()
+        with self.away():
+            pass
 
     def _draw(self, shown: RenderableType) -> None:
-        with contextlib.suppress(OSError):
+        with self._lock, contextlib.suppress(OSError):
             if self._live is None:
                 # A new one each time: it remembers where it was, and results are there now.
                 self._live = Live(
@@ -74,12 +78,15 @@ class _Drawn:
                 self._live.start()
             self._live.update(shown, refresh=True)
 
-    def hide(self) -> None:
-        """Take it away, until it is shown again."""
-        live, self._live = self._live, None
-        if live is not None:
-            with contextlib.suppress(OSError):
-                live.stop()
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Within it nothing is drawn; it comes again with the next news."""
+        with self._lock:
+            live, self._live = self._live, None
+            if live is not None:
+                with contextlib.suppress(OSError):
+                    live.stop()
+            yield
 
 
 class Bar(_Drawn):

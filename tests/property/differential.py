@@ -24,13 +24,16 @@ import decimal
 import enum
 import faulthandler
 import fractions
+import importlib.util
 import itertools
+import json
 import math
 import os
 import pathlib
 import pickle
 import random
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -44,6 +47,9 @@ try:
     import numpy as np
 except ImportError:  # the rest is worth a search without it
     np = None  # type: ignore[assignment]
+
+# Frames and Arrow tables too (--tables): every process has to make the same values.
+TABLES = os.environ.get("FM_DIFFERENTIAL_TABLES") == "1"
 
 # ------------------------------------------------------------------------------ values
 
@@ -122,6 +128,8 @@ class Values:
             return self.random.choice(self.made)
         if depth > 4 or pick < 0.35:
             return self.scalar()
+        if TABLES and pick < 0.42:
+            return self.keep(self.table())
         if pick < 0.5 and np is not None:
             return self.keep(self.array())
         if pick < 0.6:
@@ -225,6 +233,29 @@ class Values:
             views = [np.frombuffer(view, "u1") if i % 2 else view for i, view in enumerate(views)]
         return self.keep([Slotted(self.data()), *views])
 
+    def table(self) -> Any:
+        """A frame, an Arrow table, a batch or a column; often a slice of a larger one."""
+        import pandas as pd
+        import pyarrow as pa
+
+        r = self.random
+        n = max(1, self.size() // 8)
+        columns = {
+            "a": np.arange(n) * r.randrange(1, 9), "b": np.linspace(0.0, 1.0, n),
+            "c": [self.key_text(i) for i in range(n)],
+        }  # fmt: skip
+        low = r.randrange(n)
+        if r.random() < 0.5:
+            frame = pd.DataFrame(columns, index=r.choice((None, np.arange(n)[::-1])))
+            return r.choice((lambda: frame, lambda: frame.iloc[low:], lambda: frame["b"],
+                             lambda: frame[["c", "a"]].iloc[::2]))()  # fmt: skip
+        table = pa.table(columns)
+        return r.choice((lambda: table, lambda: table.slice(low), lambda: table.to_batches()[0],
+                         lambda: table.slice(low)["c"], lambda: table["b"].chunk(0)))()  # fmt: skip
+
+    def key_text(self, i: int) -> str:
+        return ("", "a", "é", "€" * 3)[i % 4] + str(i)
+
     def array(self) -> Any:
         r = self.random
         dtype = np.dtype(r.choice(DTYPES))
@@ -309,7 +340,10 @@ class _Comparison:
         self.inside(a, b, path)
 
     def inside(self, a: Any, b: Any, path: str) -> None:
-        if np is not None and isinstance(a, (np.ndarray, np.generic)):
+        if hasattr(a, "equals"):  # frames and columns, Arrow's and pandas's
+            if not a.equals(b) or str(getattr(a, "dtypes", "")) != str(getattr(b, "dtypes", "")):
+                raise Difference(f"{path}: another {type(a).__name__}")
+        elif np is not None and isinstance(a, (np.ndarray, np.generic)):
             self.arrays(a, b, path)
         elif isinstance(a, (set, frozenset, bytearray, array.array, collections.Counter)):
             if a != b:
@@ -398,6 +432,12 @@ def give_once_failed(item: tuple[str, int]) -> Any:
     except FileExistsError:
         return make(seed)
     raise ValueError("once more")
+
+
+def as_json(line: str) -> dict[str, Any]:
+    """What the command line prints for a seed."""
+    values = Values(int(line))
+    return {"seed": int(line), "text": values.text(), "data": values.data().hex()}
 
 
 def plain(fn: Callable[..., Any], *args: Any) -> tuple[str, Any]:
@@ -600,6 +640,29 @@ class Round:
         results = fm.map(give, self.seeds)
         return [plain(give, s) for s in self.seeds], [("value", value) for value in results]
 
+    def joblib(self, _: Any) -> tuple[list[Outcome], list[Outcome]]:
+        from joblib import Parallel, delayed
+
+        from forkmill.integrations import register_joblib
+
+        register_joblib()
+        results = Parallel(n_jobs=2, backend="forkmill")(delayed(give)(s) for s in self.seeds)
+        return [plain(give, s) for s in self.seeds], _outcomes(results, "value")
+
+    def command(self, _: Any) -> tuple[list[Outcome], list[Outcome]]:
+        here = os.path.dirname(os.path.abspath(__file__))
+        ran = subprocess.run(
+            [sys.executable, "-m", "forkmill", "map", "differential:as_json", "-j", "2"],
+            input="".join(f"{seed}\n" for seed in self.seeds),
+            env={**os.environ, "PYTHONPATH": here},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
+        found = [json.loads(line) for line in ran.stdout.splitlines()]
+        return [plain(as_json, str(s)) for s in self.seeds], _outcomes(found, "value")
+
 
 def _matching(expected: list[Outcome], found: list[Outcome]) -> list[Outcome]:
     """Those of the expected outcomes, in their order, that are there."""
@@ -622,6 +685,9 @@ def _outcomes(found: list[Any], kind: str = "") -> list[Outcome]:
 POOL = ("submit", "arguments", "map", "map", "unordered", "stream", "each", "retried", "killed",
         "gathered", "amap", "completed")  # fmt: skip
 EXECUTOR = ("submit", "arguments", "map", "unordered", "gathered", "completed")
+ALONE = {"fm.map": "one_liner", "command": "command"}
+if importlib.util.find_spec("joblib") is not None:
+    ALONE["joblib"] = "joblib"
 PIPELINES = ("inline", "thread:2", "ipc_fork:2", "cow_fork:2", "async:2")
 
 
@@ -660,13 +726,13 @@ class Search:
         one = Round(self.seed, number, self.folder, self.alarms)
         where = one.random.choice((
             *self.methods * 4, "cow_fork:2", "cow_fork:2", "thread:2", "inline", "async:2",
-            "pipeline", "fm.map",
+            "pipeline", *ALONE,
         ))  # fmt: skip
         if where == "pipeline":
             where = one.random.choice(PIPELINES)
             how, expected = "pipeline", one.pipeline(where)
-        elif where == "fm.map":
-            how, expected = "fm.map", one.one_liner(None)
+        elif where in ALONE:
+            how, expected = where, getattr(one, ALONE[where])(None)
         else:
             if where == "inline":
                 one.alarms.on = False  # it runs the calls where the handlers run: it is theirs
@@ -712,10 +778,15 @@ def main() -> int:
     parser.add_argument("--only", type=int, default=None, help="this round alone")
     parser.add_argument("--methods", default="fork,zygote")
     parser.add_argument("--no-alarms", action="store_true")
+    parser.add_argument("--tables", action="store_true", help="pandas and Arrow are among them")
     parser.add_argument("--patience", type=float, default=240.0, help="seconds a round may take")
     options = parser.parse_args()
     import tempfile
 
+    if options.tables:
+        global TABLES
+        TABLES = True
+        os.environ["FM_DIFFERENTIAL_TABLES"] = "1"
     methods = tuple(options.methods.split(","))
     until = time.monotonic() + options.seconds
     numbers = itertools.count() if options.only is None else [options.only]

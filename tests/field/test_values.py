@@ -328,3 +328,48 @@ def test_an_interrupted_wait_leaves_nobody_waiting(run_script) -> None:
         timeout=50,
     )
     assert script.stderr == ""
+
+
+def test_an_interrupted_submit_takes_no_later_call_s_notice(run_script) -> None:
+    """Threads that wait for calls are all told, whatever a handler has broken off before."""
+    script = run_script(
+        """
+        import faulthandler, os, random, signal
+        import forkmill as fm, tasks
+
+        class Alarm(BaseException): pass
+
+        on, rng, alarms = [False], random.Random(1), 0
+
+        def ring(number, frame):
+            if on[0]:
+                on[0] = False
+                raise Alarm
+
+        def insist(call):
+            global alarms
+            for _ in range(30):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+                    on[0] = True
+                    value = call()
+                    on[0] = False
+                    return value
+                except Alarm:
+                    alarms += 1
+            on[0] = False
+            return call()
+
+        signal.signal(signal.SIGALRM, ring)
+        faulthandler.dump_traceback_later(45, exit=True)
+        executor = fm.executor("thread", 2)
+        while alarms < 1500:
+            results = executor.map(tasks.negative, range(20), ordered=rng.random() < 0.5)
+            while insist(lambda: next(results, None)) is not None:
+                pass
+            assert list(executor.map(tasks.negative, iter(range(5)), buffersize=1, timeout=20))
+        os._exit(0)  # threads whose start was interrupted are nobody's
+        """,
+        timeout=50,
+    )
+    assert script.stderr == ""

@@ -289,15 +289,19 @@ class Call:
 
 
 class Backlog:
-    """Accepted calls that wait, by priority and then in their order. Any thread."""
+    """Accepted calls that wait, by priority and then in their order. Any thread.
+
+    Not with a Condition: an exception of a signal handler in its `notify` leaves a waiter in its
+    list that is none any more, and the next call's notice would go there. A thread that waits is
+    counted in `idle` first, under the lock; whoever adds a call leaves a token for it, unless there
+    is one for each. A token too many is a look for nothing.
+    """
 
     def __init__(self) -> None:
         self._calls: list[tuple[int, int, Call]] = []
         self._number = itertools.count()
-        # `with` takes the lock itself: a Condition's own `with` is Python, where a signal handler
-        # may raise with the lock held.
         self._mutex = threading.Lock()
-        self._ready = threading.Condition(self._mutex)
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.idle = 0  # threads that wait in take()
         self.closed = False
 
@@ -316,25 +320,27 @@ class Backlog:
         with self._mutex:
             if self.closed:
                 raise closed_error()
+            # The token first: a handler may raise in between.
+            if self._tokens.qsize() < self.idle:
+                self._tokens.put(None)
             heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
-            if self.idle:
-                self._ready.notify()
             return len(self._calls) > self.idle
 
     def take(self, timeout: float | None = None) -> Call | None:
         """The next call; None if there is none in time, or when closed and empty."""
         deadline = None if timeout is None else monotonic() + timeout
-        with self._mutex:
-            while not self._calls:
+        while True:
+            with self._mutex:
+                if self._calls:
+                    return heapq.heappop(self._calls)[2]
                 left = None if deadline is None else deadline - monotonic()
                 if self.closed or (left is not None and left <= 0):
                     return None
                 self.idle += 1
-                try:
-                    self._ready.wait(left)
-                finally:
-                    self.idle -= 1
-            return heapq.heappop(self._calls)[2]
+            with contextlib.suppress(queue.Empty):
+                self._tokens.get(timeout=left)
+            with self._mutex:
+                self.idle -= 1
 
     def take_now(self) -> Call | None:
         """The next call, if one waits."""
@@ -345,7 +351,8 @@ class Backlog:
         """Accept nothing more; what waits may still be taken."""
         with self._mutex:
             self.closed = True
-            self._ready.notify_all()
+            for _ in range(self.idle - self._tokens.qsize()):
+                self._tokens.put(None)
 
     def clear(self) -> list[Call]:
         """Take everything that waits."""

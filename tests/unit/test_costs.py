@@ -41,7 +41,7 @@ MOST_CALLS = {"lone": 5.5, "futures": 3.0, "bulk": 0.1, "single": 5.5}
 
 # Instructions a task in the user's process, in units of what it takes to make, finish and read one
 # stock Future: so it hardly matters how the interpreter was built.
-INSTRUCTIONS = {"lone": 0.27, "futures": 0.70, "bulk": 0.16, "single": 1.65}
+INSTRUCTIONS = {"lone": 0.27, "futures": 0.70, "bulk": 0.14, "single": 1.45}
 TOLERANCE = 1.35
 
 

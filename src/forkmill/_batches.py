@@ -94,7 +94,7 @@ class Batches:
             refused: Called with each portion that the pool does not accept, its `error` being set.
         """
         self.core = core
-        self.options = Options(timeout=timeout or 0.0)
+        self.options = Options(timeout=timeout)
         self.function, self.name = core.temporary(fn, self.options)
         share = MAX_WINDOW // (2 * core.workers)
         most = MAX_CHUNK if most is None else most
@@ -309,7 +309,7 @@ class Batches:
         portion = Portion(self.name, items, self._encoder.size, slot, first)
         try:
             task = self.core.native.submit(
-                self.function, self._encoder, flags, self.options.timeout, 0, 0, 0, slot, 0,
+                self.function, self._encoder, flags, self.options.limit, 0, 0, 0, slot, 0,
                 self.inbox, portion,
             )  # fmt: skip
         except errors.PoolError as error:

@@ -523,7 +523,7 @@ class Core:
             tag._name = name
         try:
             task = self.native.submit(
-                function, encoder, flags, options.timeout, options.retries, options.flags,
+                function, encoder, flags, options.limit, options.retries, options.flags,
                 options.priority, slot, credit, inbox, tag,
             )  # fmt: skip
         except errors.PoolError as error:

@@ -710,7 +710,7 @@ cdef class Submitter:
         self._c.count = 1
         self._c.slot = -1
         self._c.arena = NULL if self._pool.arena is None else self._pool.arena._c
-        self._c.timeout_ns = <int64_t>(<double>options.timeout * 1e9)
+        self._c.timeout_ns = <int64_t>(<double>options.limit * 1e9)
         self._c.retries = options.retries
         self._c.retry_on = options.flags
         self._c.priority = options.priority

@@ -160,7 +160,7 @@ class Feed:
         tag.done = self.done
         try:
             task = self.core.native.submit(
-                self.function, encoder, self.flags, options.timeout, options.retries,
+                self.function, encoder, self.flags, options.limit, options.retries,
                 options.flags, options.priority, -1, 0, self.inbox, tag,
             )  # fmt: skip
         except errors.PoolError as error:

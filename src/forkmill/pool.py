@@ -26,31 +26,22 @@ import logging
 import time
 import weakref
 from collections import deque
-from concurrent.futures import Executor
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from . import _codec, _native, _stacks, _worker, errors
+from . import _checks, _codec, _native, _stacks, _worker, errors
 from ._core import Core
+from ._executor import Face
 from ._figures import PoolStats, WorkerInfo, pool_stats, worker_info
 from ._future import Future
 from ._map import MapIterator, Stream
 from ._options import (
+    MOST_BYTES,
     Options,
     at_least_one,
     check_least,
-    check_limits,
+    check_memory_limit,
     check_restarts,
-    check_workers,
-    exception_classes,
-    integer,
-    make_options,
-    must_be_callable,
-    objects,
-    seconds,
-)
-from ._options import (
-    memory_limit as check_memory_limit,
 )
 from ._process import cpus
 
@@ -60,15 +51,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_shared"]
 
-_builtin_map = map  # `map` below is the module's own
-
 _LOGGER = logging.getLogger("forkmill")
-_KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
 _names = itertools.count(1)
 _BIRTHS_S = 5.0  # a fresh interpreter may take long to come up on a busy machine
 
 
-class _Face(Executor):
+class _Face(Face["View"]):
     """What a pool and its views have in common: everything but the end."""
 
     _core: Core | None  # None: no workers, calls run where they are made
@@ -131,10 +119,10 @@ class _Face(Executor):
             TypeError, ValueError: A wrong credit, or fn cannot be called.
             SerializationError, PoolClosed, PoolBroken, PoolError: As `submit`.
         """
-        credit = integer("credit", credit, least=1)
+        credit = _checks.integer("credit", credit, least=1)
         core = self._core
         if core is None:
-            must_be_callable("the first argument", fn)
+            _checks.a_callable("the first argument", fn)
             return self._pool._here.stream(fn, args, kwargs)
         task = core.submit(fn, args, kwargs, self._options, flags=_native.RUN_STREAM, credit=credit)
         return Stream(core, task)
@@ -207,82 +195,6 @@ class _Face(Executor):
 
     # ------------------------------------------------------------------ many calls
 
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-    ) -> Iterator[Any]:
-        """Call fn on every item, in parallel; yield the results as they are asked for.
-
-        Lazy: the input is pulled as results are taken, never more than the window ahead. With
-        several iterables fn gets one item of each, and the shortest ends it. Close the iterator,
-        or drop it, to cancel what has not started.
-
-        Args:
-            fn: What to call.
-            *iterables: Its arguments. They are iterated here, in the thread that asks for results.
-            timeout: Seconds from now; a result that is not there by then raises TimeoutError.
-            chunksize: Items sent to a worker at once, at most 4096; None finds out what is best.
-            buffersize: The window: how many items may be pulled and not yet consumed. None: two
-                chunks a worker. In either case at most 64 MB, encoded.
-            ordered: Results in the order of the input; else as they finish.
-            return_exceptions: Yield an item's exception in its place; else raise it, which ends
-                the iteration.
-
-        Returns:
-            An iterator, with `close()`. Its window is full when this returns, unless the input is
-            so slow that there are results sooner (with a `buffersize` it always is). Besides the
-            items' exceptions it raises what the input raises, and PoolClosed or PoolBroken if input
-            is left when the pool ends: each after the results of the items before it.
-
-        Raises:
-            TypeError, ValueError: A wrong option.
-            SerializationError: fn cannot be sent. (An item that cannot is that item's exception.)
-            PoolClosed, PoolBroken, PoolError: As `submit`.
-        """
-        if not iterables:
-            raise TypeError("map() needs at least one iterable")
-        return self._lazy(
-            fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
-        )
-
-    def starmap(
-        self,
-        fn: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        *,
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-    ) -> Iterator[Any]:
-        """As `map`, calling ``fn(*item)`` on every item.
-
-        Args:
-            fn: What to call.
-            iterable: Tuples (or other iterables) of arguments.
-            timeout: As in `map`, seconds.
-            chunksize: As in `map`, items.
-            buffersize: As in `map`, items.
-            ordered: As in `map`.
-            return_exceptions: As in `map`.
-
-        Returns:
-            As `map`.
-
-        Raises:
-            TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
-        """
-        return self._lazy(
-            fn, (iterable,), True, timeout, chunksize, buffersize, ordered, return_exceptions
-        )
-
     def _lazy(
         self,
         fn: Callable[..., Any],
@@ -296,8 +208,8 @@ class _Face(Executor):
         *,
         own: bool = False,
     ) -> Iterator[Any]:
-        must_be_callable("fn", fn)
-        check_limits(chunksize, buffersize, timeout)
+        _checks.a_callable("fn", fn)
+        _checks.window_limits(chunksize, buffersize, timeout)
         core = self._core
         if core is None:
             calls = iter(iterables[0]) if star else zip(*iterables)  # noqa: B905
@@ -352,8 +264,8 @@ class _Face(Executor):
         """
         if not iterables:
             raise TypeError("amap() needs at least one iterable")
-        must_be_callable("fn", fn)
-        check_limits(chunksize, buffersize, timeout)
+        _checks.a_callable("fn", fn)
+        _checks.window_limits(chunksize, buffersize, timeout)
         from . import _aio
 
         core = self._core
@@ -378,50 +290,15 @@ class _Face(Executor):
 
     # ------------------------------------------------------------------ views and figures
 
-    def options(
-        self,
-        *,
-        timeout: float | None = _KEEP,
-        retries: int = _KEEP,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] = _KEEP,
-        priority: int = _KEEP,
-    ) -> View:
-        """A view of the pool whose calls have other options; what is not given stays as it is.
+    def _check_stops(self) -> None:
+        if self._core is None:
+            raise ValueError(
+                "a pool in a worker runs its calls itself, and cannot stop one that takes too "
+                "long; for a timeout ask for workers, as by ProcessPool(1)"
+            )
 
-        Args:
-            timeout: Seconds a task may run, from its start in the worker, for each item of a
-                `map` too. Then its worker is killed, and the outcome is TaskTimeout. None (the
-                pool's default): as long as it likes.
-            retries: How many further tries a failing task gets (default 0). An attempt counts
-                once a worker has started it.
-            retry_on: Which failures are worth another try, an exception class or a tuple of
-                them: WorkerDied (the default), TaskTimeout, or what the task itself raises.
-            priority: Tasks with a higher one are sent first (default 0).
-
-        Returns:
-            An Executor over the same workers, with the same methods. Its `shutdown` does nothing.
-
-        Raises:
-            TypeError, ValueError: A wrong option; a timeout, of a pool without workers.
-        """
-        old = self._options
-        limit = old.timeout
-        if timeout is not _KEEP:
-            limit = 0.0 if timeout is None else seconds("timeout", timeout)
-            if limit and self._core is None:
-                raise ValueError(
-                    "a pool in a worker runs its calls itself, and cannot stop one that takes too "
-                    "long; for a timeout ask for workers, as by ProcessPool(1)"
-                )
-        return View(
-            self._pool,
-            make_options(
-                limit,
-                old.retries if retries is _KEEP else integer("retries", retries, least=0),
-                old.retry_on if retry_on is _KEEP else exception_classes(retry_on),
-                old.priority if priority is _KEEP else integer("priority", priority),
-            ),
-        )
+    def _view(self, options: Options) -> View:
+        return View(self._pool, options)
 
     def stats(self) -> PoolStats:
         """The pool's counters; shared by all its views. Cheap, also after shutdown.
@@ -469,7 +346,7 @@ class _Face(Executor):
             TypeError, ValueError: A wrong timeout.
             PoolError: This system does not let us look (it takes Linux 5.4).
         """
-        limit = seconds("timeout", timeout)
+        limit = _checks.seconds("timeout", timeout)
         if self._core is None:
             return {}
         if not _stacks.supported():
@@ -499,7 +376,7 @@ class View(_Face):
         o = self._options
         retry_on = ", ".join(cls.__name__ for cls in o.retry_on)
         return (
-            f"<view of {self._pool!r}: timeout={o.timeout or None}, retries={o.retries}, "
+            f"<view of {self._pool!r}: timeout={o.timeout}, retries={o.retries}, "
             f"retry_on=({retry_on}), priority={o.priority}>"
         )
 
@@ -589,37 +466,29 @@ class ProcessPool(_Face):
         from . import _start
 
         inline = max_workers is None and _worker.IN_WORKER
-        workers = check_workers(max_workers) or cpus()
-        must_be_callable("initializer", initializer, optional=True)
-        must_be_callable("finalizer", finalizer, optional=True)
-        if not isinstance(initargs, tuple):
-            raise TypeError(f"initargs must be a tuple, not {type(initargs).__name__!r}")
-        if initializer is None and initargs:
-            raise ValueError("initargs were given, but no initializer")
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
-        if not isinstance(tag_output, bool):
-            raise TypeError(f"tag_output must be a bool, not {type(tag_output).__name__!r}")
+        workers = _checks.max_workers(max_workers) or cpus()
+        _checks.initializer(initializer, initargs)
+        _checks.a_callable("finalizer", finalizer, optional=True)
         if init_timeout is not None:
-            init_timeout = seconds("init_timeout", init_timeout)
+            init_timeout = _checks.seconds("init_timeout", init_timeout)
         _start.asked_method(start_method, mp_context)
         options: dict[str, Any] = {
             "workers": workers,
             "initializer": initializer,
             "initargs": initargs,
             "finalizer": finalizer,
-            "inherit": objects("inherit", inherit),
+            "inherit": _checks.objects("inherit", inherit),
             "max_tasks": at_least_one("max_tasks_per_child", max_tasks_per_child),
-            "max_rss": at_least_one("max_rss", max_rss),
+            "max_rss": at_least_one("max_rss", max_rss, MOST_BYTES),
             "memory_limit": check_memory_limit(memory_limit, inline=inline),
             "restarts": check_restarts(restarts, workers),
             "init_timeout": init_timeout,
             "least": check_least(min_workers, idle_time, workers),
-            "idle_time": 0.0 if idle_time is None else seconds("idle_time", idle_time),
-            "tag_output": tag_output,
-            "name": name or f"pool-{next(_names)}",
+            "idle_time": 0.0 if idle_time is None else _checks.seconds("idle_time", idle_time),
+            "tag_output": _checks.a_bool("tag_output", tag_output),
+            "name": _checks.text("name", name) or f"pool-{next(_names)}",
         }
-        self._options = Options(flags=_native.RETRY_DEATH)
+        self._options = Options()
         self._name: str = options["name"]
         self._core = self._accept = None
         self._inline: _Here | None = None
@@ -736,7 +605,7 @@ class ProcessPool(_Face):
         options: Options,
     ) -> Future:
         """Run one call here and now, with the outcome in a future as always."""
-        must_be_callable("the first argument", fn)
+        _checks.a_callable("the first argument", fn)
         here = self._here
         here.check()
         result, error = here.run(here.encoded(fn, args, kwargs), options)
@@ -1047,8 +916,7 @@ def shutdown_shared(kill: bool = False) -> None:
     May be called from any thread, any number of times; and in a forked child, where it concerns
     the child's own pools.
     """
-    if not isinstance(kill, bool):
-        raise TypeError(f"kill must be a bool, not {type(kill).__name__!r}")
+    _checks.a_bool("kill", kill)
     lock, pools = _shared.setdefault(_native.fork_generation(), (Lock(), {}))
     with lock:
         ending = tuple(pools.values())
@@ -1100,7 +968,7 @@ def map(
         TypeError, ValueError, OSError: As `ProcessPool`.
         SerializationError, PoolBroken: As `ProcessPool.map`.
     """
-    check_workers(workers)
+    _checks.max_workers(workers)
     if not iterables:
         raise TypeError("map() needs at least one iterable")
     pool = shared_pool(workers)

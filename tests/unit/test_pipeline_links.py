@@ -116,7 +116,7 @@ def test_names_are_made_unique_in_a_chain() -> None:
         (lambda p: p.map(str, name="a", context="threed"), "did you mean 'thread'"),
         (lambda p: p.map(str, name="a", on_error="skp"), "did you mean 'skip'"),
         (lambda p: p.map(str, name="a", on_error=fm.dead_letter("gone")), "no stage 'gone'"),
-        (lambda p: p.map(str, name="a", queue_size=0), "queue_size must be more than 0"),
+        (lambda p: p.map(str, name="a", queue_size=0), "queue_size must be >= 1, not 0"),
         (lambda p: p.map(str, name="a", to="source"), "'source' is a producer"),
         (lambda p: p.map(str, name="a", key=len, context="cow_fork"), "key needs copies"),
         (lambda p: p.map(str, name="a", timeout=1), "cannot stop"),

@@ -25,12 +25,13 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import InvalidStateError, _base
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import errors
+from .. import _checks, errors
+from .._executor import Face, Options
 from .._process import SHARES, cpus
 from .lazy import QUICK, Results
 
@@ -51,9 +52,6 @@ __all__ = [
     "cpus",
 ]
 
-MAX_WORKERS = 4096
-
-_KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
 _numbers = itertools.count(1)
 
 
@@ -74,23 +72,6 @@ class Metrics:
     busy: int = 0
     waiting: int = 0
     failed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What `Executor.options` sets.
-
-    Attributes:
-        timeout: Seconds a call may run; None: as long as it likes.
-        retries: Further tries of a call that fails as `retry_on` says.
-        retry_on: The exception classes that are worth another try.
-        priority: Higher first.
-    """
-
-    timeout: float | None = None
-    retries: int = 0
-    retry_on: tuple[type[BaseException], ...] = (errors.WorkerDied,)
-    priority: int = 0
 
 
 class Ledger:
@@ -366,7 +347,7 @@ class Backlog:
             call.future.cancel()
 
 
-class _Face(concurrent.futures.Executor):
+class _Face(Face["View"]):
     """What an executor and its views have in common: everything but the end."""
 
     _options: Options
@@ -396,8 +377,7 @@ class _Face(concurrent.futures.Executor):
             PoolBroken: The initializer failed.
             PoolError: The executor belongs to another process (fork).
         """
-        if not callable(fn):
-            raise TypeError(f"the first argument must be callable, not {type(fn).__name__!r}")
+        _checks.a_callable("the first argument", fn)
         whole = self._whole
         whole._check_process()
         if SHARES:
@@ -406,61 +386,6 @@ class _Face(concurrent.futures.Executor):
         future = call.future
         whole._accept(call)
         return future
-
-    def map(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-    ) -> Iterator[Any]:
-        """Call fn on every item; yield the results as they are asked for.
-
-        Lazy: the input is pulled as results are taken, never more than the window ahead. Close
-        the iterator, or drop it, to cancel what has not started.
-
-        Args:
-            fn: What to call.
-            *iterables: Its arguments; the shortest ends it.
-            timeout: Seconds from now; a result that is not there by then raises TimeoutError.
-            chunksize: A hint: the window is at least so long. Nothing is copied here, so there
-                is nothing that larger portions would save.
-            buffersize: The window, in items; None: enough to keep everything busy.
-            ordered: Results in the order of the input; else as they finish.
-            return_exceptions: Yield an item's exception in its place; else raise it, which ends
-                the iteration.
-
-        Returns:
-            An iterator, with `close()`.
-
-        Raises:
-            TypeError, ValueError: A wrong option.
-            PoolClosed, PoolBroken, PoolError: As `submit`.
-        """
-        if not iterables:
-            raise TypeError("map() needs at least one iterable")
-        return self._lazy(
-            fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
-        )
-
-    def starmap(
-        self,
-        fn: Callable[..., Any],
-        iterable: Iterable[Iterable[Any]],
-        *,
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-    ) -> Iterator[Any]:
-        """As `map`, calling ``fn(*item)`` on every item."""
-        return self._lazy(
-            fn, (iterable,), True, timeout, chunksize, buffersize, ordered, return_exceptions
-        )
 
     def _lazy(
         self,
@@ -473,13 +398,9 @@ class _Face(concurrent.futures.Executor):
         ordered: bool,
         return_exceptions: bool,
     ) -> Iterator[Any]:
-        if not callable(fn):
-            raise TypeError(f"fn must be callable, not {type(fn).__name__!r}")
-        limit = None if timeout is None else seconds("timeout", timeout, least=None)
-        chunk = 1 if chunksize is None else integer("chunksize", chunksize, least=1)
-        window = max(self._whole.window, chunk)
-        if buffersize is not None:
-            window = integer("buffersize", buffersize, least=1)
+        _checks.a_callable("fn", fn)
+        _checks.window_limits(chunksize, buffersize, timeout)
+        window = buffersize or max(self._whole.window, chunksize or 1)
         self._whole._check_open()
         source = iterables[0] if star else zip(*iterables)  # noqa: B905  # shortest, as map
         return Results(
@@ -488,50 +409,20 @@ class _Face(concurrent.futures.Executor):
             quick=all(type(it) in QUICK for it in iterables),
             sized=buffersize is not None,
             window=window,
-            timeout=limit,
+            timeout=timeout,
             ordered=ordered,
             return_exceptions=return_exceptions,
         )
 
-    def options(
-        self,
-        *,
-        timeout: float | None = _KEEP,
-        retries: int = _KEEP,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] = _KEEP,
-        priority: int = _KEEP,
-    ) -> View:
-        """A view whose calls have other options; what is not given stays as it is.
+    def _check_stops(self) -> None:
+        if not self._whole.kills:
+            raise ValueError(
+                f"{self._whole.type!r} cannot stop a call that runs, so it takes no timeout; "
+                "use 'ipc_fork', 'cow_fork', or 'async' with coroutines"
+            )
 
-        Args:
-            timeout: Seconds a call may run, from its start; then it is stopped, and its outcome
-                is TaskTimeout. None: as long as it likes.
-            retries: How many further tries a failing call gets.
-            retry_on: Which failures are worth another try: an exception class or a tuple of them.
-            priority: Calls with a higher one go first where there is a backlog.
-
-        Returns:
-            An Executor over the same context, with the same methods. Its `shutdown` does nothing.
-
-        Raises:
-            TypeError, ValueError: A wrong option, or a timeout where a call cannot be stopped.
-        """
-        old, whole = self._options, self._whole
-        changes: dict[str, Any] = {}
-        if timeout is not _KEEP:
-            changes["timeout"] = None if timeout is None else seconds("timeout", timeout)
-            if timeout is not None and not whole.kills:
-                raise ValueError(
-                    f"{whole.type!r} cannot stop a call that runs, so it takes no timeout; "
-                    "use 'ipc_fork', 'cow_fork', or 'async' with coroutines"
-                )
-        if retries is not _KEEP:
-            changes["retries"] = integer("retries", retries, least=0)
-        if retry_on is not _KEEP:
-            changes["retry_on"] = exception_classes(retry_on)
-        if priority is not _KEEP:
-            changes["priority"] = integer("priority", priority)
-        return View(whole, replace(old, **changes))
+    def _view(self, options: Options) -> View:
+        return View(self._whole, options)
 
     def metrics(self) -> Metrics:
         """The figures of the whole executor at this moment. Cheap, also after shutdown."""
@@ -585,11 +476,9 @@ class Executor(_Face, ABC):
 
     def __init__(self, max_workers: int | None = None, *, name: str | None = None) -> None:
         self._options = Options()
-        self.width = cpus() if max_workers is None else check_workers(max_workers)
+        self.width = _checks.max_workers(max_workers) or cpus()
         self.window = 2 * self.width
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name must be a str or None, not {type(name).__name__!r}")
-        self.name = name or f"{self.type}-{next(_numbers)}"
+        self.name = _checks.text("name", name) or f"{self.type}-{next(_numbers)}"
         self.ledger = Ledger()
         self._pid = os.getpid()
 
@@ -649,7 +538,7 @@ class Executor(_Face, ABC):
         raise TypeError("an executor cannot be sent or copied; a task that needs one makes its own")
 
 
-# ---------------------------------------------------------------------- errors and options
+# ------------------------------------------------------------------------------ errors
 
 
 def closed_error() -> errors.PoolClosed:
@@ -663,46 +552,3 @@ def foreign_error() -> errors.PoolError:
         "this executor belongs to the process that made it; after a fork the child needs one of "
         "its own"
     )
-
-
-def check_workers(value: Any) -> int:
-    number = integer("max_workers", value, least=1)
-    if number > MAX_WORKERS:
-        raise ValueError(f"max_workers must be at most {MAX_WORKERS}, not {number}")
-    return number
-
-
-def integer(name: str, value: Any, *, least: int | None = None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__!r}")
-    number = int(value.__index__())
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be >= {least}, not {number}")
-    return number
-
-
-def seconds(name: str, value: Any, *, least: float | None = 0.0) -> float:
-    """A number of seconds; with a `least`, more than that."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be seconds or None, not {type(value).__name__!r}")
-    number = float(value)
-    if number != number or (least is not None and number <= least):
-        raise ValueError(f"{name} must be more than 0 seconds, not {number:g}")
-    return number
-
-
-def exception_classes(value: Any) -> tuple[type[BaseException], ...]:
-    classes = value if isinstance(value, tuple) else (value,)
-    for cls in classes:
-        if not isinstance(cls, type) or not issubclass(cls, BaseException):
-            raise TypeError(f"retry_on must be exception classes, not {cls!r}")
-    return classes
-
-
-def check_initializer(initializer: Any, initargs: Any) -> None:
-    if initializer is not None and not callable(initializer):
-        raise TypeError(f"initializer must be callable, not {type(initializer).__name__!r}")
-    if not isinstance(initargs, tuple):
-        raise TypeError(f"initargs must be a tuple, not {type(initargs).__name__!r}")
-    if initializer is None and initargs:
-        raise ValueError("initargs were given, but no initializer")

@@ -27,8 +27,8 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from .base import Metrics, integer
+from .. import _checks, errors
+from .base import Metrics
 from .context import Context
 from .specs import Spec, spec
 
@@ -175,7 +175,7 @@ class ContextPool:
 
     def __init__(self, type: str | Spec, max_size: int = 10, **options: Any) -> None:
         self._spec = spec(type, **options)
-        self._capacity = integer("max_size", max_size, least=1)
+        self._capacity = _checks.integer("max_size", max_size, least=1)
         self._numbers = itertools.count(1)
         self._places = Places(self._capacity)
         self._lock = self._places.lock  # guards the rest

@@ -44,11 +44,11 @@ from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _codec, _hazards, _native, _worker, errors
+from .. import _checks, _codec, _hazards, _native, _worker, errors
 from .._process import LoneThread, end_first, exit_failed, interrupted
 from .._program import GONE
 from .._reducers import ARROW, has_arrow
-from .base import Backlog, Call, Executor, Future, Metrics, closed_error, integer
+from .base import Backlog, Call, Executor, Future, Metrics, closed_error
 from .call_lane import mark_last
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class CowFork(Executor):
     @classmethod
     def check(cls, *, batch: Any = 1, **_: Any) -> None:
         """Refuse wrong values of options."""
-        if integer("batch", batch, least=1) > _MAX_BATCH:
+        if _checks.integer("batch", batch, least=1) > _MAX_BATCH:
             raise ValueError(f"batch must be at most {_MAX_BATCH}, not {batch}")
 
     def _accept(self, call: Call) -> None:

@@ -16,9 +16,9 @@ import warnings
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Any
 
-from .. import _codec, _program, errors
+from .. import _checks, _codec, _program, errors
 from .._process import cpus
-from .base import Call, check_initializer
+from .base import Call
 from .thread import Thread
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Interpreter(Thread):
             from concurrent.futures import InterpreterPoolExecutor
 
             super().__init__(max_workers, name=name)
-            check_initializer(initializer, initargs)
+            _checks.initializer(initializer, initargs)
             self._path = _path()
             names = {"path": self._path, "blob": None}
             if initializer is not None:

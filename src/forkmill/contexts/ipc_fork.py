@@ -6,6 +6,7 @@ Guarantees: everything of a ProcessPool, and the face that all contexts have.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["IpcFork"]
 
 
+_REPLACING = ("max_tasks_per_child", "max_rss", "memory_limit")
+
+
+def _signature() -> inspect.Signature:
+    """A ProcessPool's, without what stands for another executor's, and with `pin`."""
+    its = inspect.signature(ProcessPool)
+    first, _, *others = its.parameters.values()
+    pin = inspect.Parameter("pin", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
+    options = (other.replace(kind=other.KEYWORD_ONLY) for other in others)
+    return its.replace(parameters=[first, pin, *options])
+
+
 class IpcFork(ProcessPool):
     """A ProcessPool as a context; its arguments, and one more.
 
@@ -37,6 +50,8 @@ class IpcFork(ProcessPool):
     isolated: ClassVar[bool] = True
     copies: ClassVar[str] = "worker"
 
+    __signature__ = _signature()
+
     def __init__(
         self,
         max_workers: int | None = None,
@@ -44,41 +59,14 @@ class IpcFork(ProcessPool):
         pin: bool = False,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
-        finalizer: Callable[[], object] | None = None,
-        inherit: Any = (),
-        start_method: str = "auto",
-        max_tasks_per_child: int | None = None,
-        max_rss: int | None = None,
-        memory_limit: int | None = None,
-        restarts: tuple[int, float] | None = None,
-        init_timeout: float | None = 60,
-        min_workers: int | None = None,
-        idle_time: float | None = None,
-        tag_output: bool = False,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
         with contextlib.ExitStack() as undo:
             claims = None
             if pin:
                 claims, initializer, initargs = pinning(initializer, initargs)
                 undo.callback(claims.close)
-            super().__init__(
-                max_workers,
-                initializer=initializer,
-                initargs=initargs,
-                finalizer=finalizer,
-                inherit=inherit,
-                start_method=start_method,
-                max_tasks_per_child=max_tasks_per_child,
-                max_rss=max_rss,
-                memory_limit=memory_limit,
-                restarts=restarts,
-                init_timeout=init_timeout,
-                min_workers=min_workers,
-                idle_time=idle_time,
-                tag_output=tag_output,
-                name=name,
-            )
+            super().__init__(max_workers, initializer=initializer, initargs=initargs, **options)
             if claims is not None:
                 # Not for as long as this object: a dropped pool lives on in its pending futures,
                 # and the workers that it starts until then have to find the file.
@@ -87,8 +75,7 @@ class IpcFork(ProcessPool):
         self.name = self._name
         self.width = self._max_workers
         self.window = 2 * self.width
-        options = (max_tasks_per_child, max_rss, memory_limit)
-        self._replaces = any(option is not None for option in options)
+        self._replaces = any(options.get(name) is not None for name in _REPLACING)
 
     def metrics(self) -> Metrics:
         """The figures of the whole pool at this moment."""

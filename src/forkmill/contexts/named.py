@@ -21,8 +21,9 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .._checks import nearest
 from .base import Executor, closed_error
-from .specs import ALIASES, POOLS, TYPES, Spec, nearest, spec
+from .specs import ALIASES, POOLS, TYPES, Spec, spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

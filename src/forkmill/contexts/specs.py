@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base import check_workers
+from .. import _checks
+from .._checks import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         if self.max_workers is not None:
-            check_workers(self.max_workers)
+            _checks.max_workers(self.max_workers)
         cls = class_of(self.type)
         parameters = inspect.signature(cls).parameters
         for name in self.options:
@@ -158,12 +159,6 @@ def type_name(name: Any) -> str:
         f"unknown context type {name!r}{nearest(name, [*TYPES, *ALIASES, *POOLS], hint)}; "
         f"there are {', '.join(TYPES)} (and {', '.join(ALIASES)}){pools}"
     )
-
-
-def nearest(name: str, names: Any, hint: str | None = None) -> str:
-    """ ", did you mean ...?", or nothing."""
-    near = hint or next(iter(difflib.get_close_matches(name, list(names), 1, 0.4)), None)
-    return f", did you mean {near!r}?" if near else ""
 
 
 def class_of(name: str) -> Any:

@@ -23,9 +23,9 @@ import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
+from .. import _checks, errors
 from .._process import DAEMON, end_first, exit_failed
-from .base import Backlog, Call, Executor, Ledger, check_initializer, integer, seconds
+from .base import Backlog, Call, Executor, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -260,11 +260,11 @@ class Thread(Executor):
         if max_workers is None:
             self.width = min(32, self.width + 4)  # they wait for others more than they compute
             self.window = 2 * self.width
-        least = 0 if min_workers is None else integer("min_workers", min_workers, least=0)
+        least = 0 if min_workers is None else _checks.integer("min_workers", min_workers, least=0)
         if least > self.width:
             raise ValueError(f"min_workers must be at most max_workers, not {least}")
-        patience = None if idle_time is None else seconds("idle_time", idle_time)
-        check_initializer(initializer, initargs)
+        patience = None if idle_time is None else _checks.seconds("idle_time", idle_time)
+        _checks.initializer(initializer, initargs)
         if pin:
             check_pin()
         prepare = None

@@ -23,8 +23,9 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .._checks import nearest
 from ..errors import BuildError
-from .options import OptionError, check_options, nearest
+from .options import OptionError, check_options
 from .result import KEEP
 
 if TYPE_CHECKING:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
+from .._checks import nearest
 from ..errors import BuildError
 from .declare import STAGE_HOOKS, Declared, Pipeline, class_changes, class_stages, hooks_of
 from .options import (
@@ -32,7 +33,6 @@ from .options import (
     OptionError,
     Retry,
     final,
-    nearest,
     number,
     policy,
     resolved,

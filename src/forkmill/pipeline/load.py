@@ -13,9 +13,9 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from .._checks import nearest
 from ..errors import BuildError
 from .declare import Pipeline
-from .options import nearest
 
 __all__ = ["load"]
 

@@ -8,17 +8,19 @@ Threads: any; everything here is plain data.
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .. import _checks
+from .._checks import nearest
 from ..errors import BuildError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
-__all__ = ["DeadLetter", "OptionError", "Retry", "dead_letter", "nearest", "retry"]
+__all__ = ["DeadLetter", "OptionError", "Retry", "dead_letter", "retry"]
 
 QUEUE_SIZE = 1000
 
@@ -49,12 +51,6 @@ class OptionError(BuildError, TypeError):
     """An option that does not exist, or is of a wrong kind."""
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """ ", did you mean ...?", or nothing."""
-    near = difflib.get_close_matches(str(name), [str(n) for n in names], 1, 0.5)
-    return f", did you mean {near[0]!r}?" if near else ""
-
-
 def check_options(kind: str, who: str, options: dict[str, Any]) -> None:
     """Refuse what no stage of this kind has.
 
@@ -68,14 +64,11 @@ def check_options(kind: str, who: str, options: dict[str, Any]) -> None:
                 f"stage {who!r}: a {kind} has no option {option!r}"
                 f"{nearest(option, allowed)}; there are {', '.join(allowed)}"
             )
-    for option in ("setup", "teardown", "key"):
-        value = options.get(option)
-        if value is not None and not callable(value):
-            raise OptionError(f"stage {who!r}: {option} must be callable, not {value!r}")
-    for option in ("ordered", "copy"):
-        value = options.get(option, False)
-        if not isinstance(value, bool):
-            raise OptionError(f"stage {who!r}: {option} must be True or False, not {value!r}")
+    with _told(f"stage {who!r}"):
+        for option in ("setup", "teardown", "key"):
+            _checks.a_callable(option, options.get(option), optional=True)
+        for option in ("ordered", "copy"):
+            _checks.a_bool(option, options.get(option, False))
     routing = options.get("routing", "broadcast")
     if routing not in ROUTINGS:
         raise BuildError(
@@ -89,14 +82,21 @@ def number(who: str, option: str, value: Any) -> Any:
     """A number that an option was resolved to, checked."""
     if value is None and option != "queue_size":
         return None
-    whole = option in ("size", "queue_size")
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        what = "an int" if whole else "seconds"
-        raise OptionError(f"stage {who!r}: {option} must be {what}, not {value!r}")
-    if value <= 0:
-        raise BuildError(f"stage {who!r}: {option} must be more than 0, not {value!r}")
-    return value
+    with _told(f"stage {who!r}"):
+        if option in ("size", "queue_size"):
+            return _checks.integer(option, value, least=1)
+        return _checks.seconds(option, value)
+
+
+@contextlib.contextmanager
+def _told(who: str) -> Iterator[None]:
+    """What a check says in here is said of a stage or policy, as an error of the building."""
+    try:
+        yield
+    except TypeError as error:
+        raise OptionError(f"{who}: {error}") from None
+    except ValueError as error:
+        raise BuildError(f"{who}: {error}") from None
 
 
 # ---------------------------------------------------------------------- policies
@@ -158,18 +158,14 @@ def retry(
     Raises:
         BuildError: A wrong value (a TypeError too where it is of a wrong kind).
     """
-    if isinstance(attempts, bool) or not isinstance(attempts, int):
-        raise OptionError(f"retry: attempts must be an int, not {attempts!r}")
-    if attempts < 1:
-        raise BuildError(f"retry: attempts must be at least 1, not {attempts}")
+    with _told("retry"):
+        _checks.integer("attempts", attempts, least=1)
+        classes = _checks.exception_classes("on", on)
     for name, value in (("backoff", backoff), ("jitter", jitter)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise OptionError(f"retry: {name} must be a number, not {value!r}")
         if value < 0:
             raise BuildError(f"retry: {name} must not be negative: {value!r}")
-    classes = on if isinstance(on, tuple) else (on,)
-    if not all(isinstance(c, type) and issubclass(c, BaseException) for c in classes):
-        raise OptionError(f"retry: on must be exception classes, not {on!r}")
     if then not in ("skip", "raise") and not isinstance(then, DeadLetter):
         raise BuildError(f"retry: then must be 'skip', 'raise' or fm.dead_letter, not {then!r}")
     return Retry(attempts, backoff, classes, jitter, then)

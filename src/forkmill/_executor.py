@@ -1,0 +1,189 @@
+"""The face that every executor shows: pools, contexts, and the views of both.
+
+    Face ──┬── pools (`ProcessPool`, its views): each of their tasks goes to a worker
+           └── contexts (`contexts.base.Executor`, its views): calls run wherever the type says
+
+Guarantees: a lazy call and an option mean the same in all of them, and a wrong one is refused in
+the caller's frame with the same words.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from . import _checks, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Face", "Options"]
+
+V = TypeVar("V")  # the kind of views
+
+_KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `options` sets.
+
+    Attributes:
+        timeout: Seconds a call may run; None: as long as it likes.
+        retries: Further tries of a call that fails as `retry_on` says.
+        retry_on: The exception classes that are worth another try.
+        priority: Higher first.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] = (errors.WorkerDied,)
+    priority: int = 0
+
+
+class Face(concurrent.futures.Executor, Generic[V]):
+    """What executors and their views have in common: everything but the end."""
+
+    _options: Options
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """Call fn on every item, in parallel; yield the results as they are asked for.
+
+        Lazy: the input is pulled as results are taken, never more than the window ahead. With
+        several iterables fn gets one item of each, and the shortest ends it. Close the iterator,
+        or drop it, to cancel what has not started.
+
+        Args:
+            fn: What to call.
+            *iterables: Its arguments. They are iterated here, in the thread that asks for results.
+            timeout: Seconds from now; a result that is not there by then raises TimeoutError.
+            chunksize: Items sent to a worker at once, at most 4096; None finds out what is best.
+                Where nothing is sent (threads, coroutines, forks), the window is at least so long.
+            buffersize: The window: how many items may be pulled and not yet consumed. None: enough
+                to keep everything busy; two chunks a worker. In a pool at most 64 MB, encoded.
+            ordered: Results in the order of the input; else as they finish.
+            return_exceptions: Yield an item's exception in its place; else raise it, which ends
+                the iteration.
+
+        Returns:
+            An iterator, with `close()`. Its window is full when this returns, unless the input is
+            so slow that there are results sooner (with a `buffersize` it always is). Besides the
+            items' exceptions it raises what the input raises, and PoolClosed or PoolBroken if input
+            is left when the executor ends: each after the results of the items before it.
+
+        Raises:
+            TypeError, ValueError: A wrong option.
+            SerializationError: fn cannot be sent. (An item that cannot is that item's exception.)
+            PoolClosed, PoolBroken, PoolError: As `submit`.
+        """
+        if not iterables:
+            raise TypeError("map() needs at least one iterable")
+        return self._lazy(
+            fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
+        )
+
+    def starmap(
+        self,
+        fn: Callable[..., Any],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """As `map`, calling ``fn(*item)`` on every item.
+
+        Args:
+            fn: What to call.
+            iterable: Tuples (or other iterables) of arguments.
+            timeout: As in `map`, seconds.
+            chunksize: As in `map`, items.
+            buffersize: As in `map`, items.
+            ordered: As in `map`.
+            return_exceptions: As in `map`.
+
+        Returns:
+            As `map`.
+
+        Raises:
+            TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
+        """
+        return self._lazy(
+            fn, (iterable,), True, timeout, chunksize, buffersize, ordered, return_exceptions
+        )
+
+    def options(
+        self,
+        *,
+        timeout: float | None = _KEEP,
+        retries: int = _KEEP,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = _KEEP,
+        priority: int = _KEEP,
+    ) -> V:
+        """A view whose calls have other options; what is not given stays as it is.
+
+        Args:
+            timeout: Seconds a call may run, from its start, for each item of a `map` too. Then it
+                is stopped (a worker is killed for it), and the outcome is TaskTimeout. None (the
+                default): as long as it likes.
+            retries: How many tries more a failing call gets (default 0). An attempt counts once it
+                has started.
+            retry_on: Which failures are worth another try, an exception class or a tuple of
+                them: WorkerDied (the default), TaskTimeout, or what the call itself raises.
+            priority: Calls with a higher one go first where there is a backlog (default 0).
+
+        Returns:
+            An Executor over the same workers, with the same methods. Its `shutdown` does nothing.
+
+        Raises:
+            TypeError, ValueError: A wrong option, or a timeout where a call cannot be stopped.
+        """
+        changes: dict[str, Any] = {}
+        if timeout is not _KEEP:
+            limit = None if timeout is None else _checks.seconds("timeout", timeout)
+            if limit is not None:
+                self._check_stops()
+            changes["timeout"] = limit
+        if retries is not _KEEP:
+            changes["retries"] = _checks.integer("retries", retries, least=0)
+        if retry_on is not _KEEP:
+            changes["retry_on"] = _checks.exception_classes("retry_on", retry_on)
+        if priority is not _KEEP:
+            changes["priority"] = _checks.integer("priority", priority)
+        return self._view(replace(self._options, **changes))
+
+    def _lazy(
+        self,
+        fn: Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        star: bool,
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        ordered: bool,
+        return_exceptions: bool,
+    ) -> Iterator[Any]:
+        """The iterator of `map`, and with `star` of `starmap`."""
+        raise NotImplementedError
+
+    def _check_stops(self) -> None:
+        """ValueError if a call that runs cannot be stopped, and so has no timeout."""
+        raise NotImplementedError
+
+    def _view(self, options: Any) -> V:
+        """The view with these options."""
+        raise NotImplementedError

@@ -24,7 +24,7 @@ from click.shell_completion import get_completion_class
 
 from . import __version__, errors
 from ._cli.outputs import OpenError, mixes, opened, overwrites, own_streams, terminal
-from ._cli.target import TargetError, check_function, load, load_module
+from ._target import TargetError, check_function, load, load_module, setting
 
 if TYPE_CHECKING:
     from ._cli.filter import Filter
@@ -146,7 +146,7 @@ class _Target(ParamType):
         if not isinstance(value, str):
             return value
         try:
-            found = load(value, example=self._example)
+            found = load(value, example=self._example, search_here=True)
             if self._called:
                 check_function(found, value)
         except TargetError as error:
@@ -449,14 +449,15 @@ def run_(
     from ._cli import pipelines as parts
     from ._cli.filter import Output, OutputError
     from ._cli.screen import Board, table
+    from .pipeline.load import make
 
     try:
-        given = dict(map(parts.parse_setting, settings))
+        given = dict(map(setting, settings))
     except TargetError as error:
         raise click.BadParameter(str(error), param_hint="'--set'") from None
     try:
-        plan = parts.sized(parts.make(pipeline, given), workers)
-    except (TargetError, errors.BuildError) as error:
+        plan = parts.sized(make(pipeline, given), workers)
+    except errors.BuildError as error:
         raise click.BadParameter(str(error), param_hint="'MODULE:PIPELINE'") from None
     if plan_only:
         click.echo(plan_text(plan, as_json))
@@ -670,7 +671,7 @@ def doctor(as_json: bool, modules: tuple[str, ...]) -> int:
     """
     for name in modules:
         try:
-            load_module(name)
+            load_module(name, search_here=True)
         except TargetError as error:
             raise click.BadParameter(str(error), param_hint="'--import'") from None
     from ._cli.doctor import WRONG, examine

@@ -22,7 +22,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 # A module imports only from rows above its own; within a row nobody knows the others, but for
 # the helpers of a module, which are named after "|".
 ROWS = [
-    ["errors", "_checks", "_imports", "_log", "_output", "_process", "_stacks"],
+    ["errors", "_checks", "_imports", "_log", "_output", "_process", "_stacks", "_target"],
     ["_native", "_codec | _by_value _failures _per_worker _program _reducers _share"],
     ["_executor", "_mp"],
     [

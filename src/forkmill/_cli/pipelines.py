@@ -1,6 +1,6 @@
 """`forkmill run`: a pipeline by its name, its settings, its outputs and its figures.
 
-    MODULE:PIPELINE ──make──▶ Pipeline ──sized──▶ ExecutionPlan ──▶ Stream ──▶ stdout
+    MODULE:PIPELINE ──load──▶ Pipeline ──sized──▶ ExecutionPlan ──▶ Stream ──▶ stdout
                                                      events ──▶ board on stderr
 
 Guarantees: outputs are written as they come, so memory does not depend on their number.
@@ -11,9 +11,6 @@ Threads: one.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import inspect
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,79 +19,10 @@ from ..pipeline.events import short
 from ..pipeline.result import KEEP
 from .filter import Output
 from .records import text_of, to_line
-from .target import TargetError
 
-__all__ = ["facts", "make", "parse_setting", "rows", "run", "sized", "stages"]
+__all__ = ["facts", "rows", "run", "sized", "stages"]
 
 COLUMNS = ("stage", "context", ">in", ">out", ">failed", ">busy s", ">p50 ms", ">p99 ms")
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; the value is JSON if it can be, else text.
-
-    Raises:
-        TargetError: It is not of that form.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise TargetError(f"{text!r} is not NAME=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def make(thing: Any, settings: dict[str, Any]) -> Pipeline:
-    """The pipeline that a name stands for: itself, or what a class or function makes.
-
-    Args:
-        thing: A Pipeline, a subclass, or a function that returns one.
-        settings: Arguments for the class or function; what it has no parameter for must be an
-            attribute of the pipeline, and is set.
-
-    Raises:
-        TargetError: It makes no pipeline, or there is no such setting.
-    """
-    arguments: dict[str, Any] = {}
-    names: list[str] = []
-    if not isinstance(thing, Pipeline):
-        if not callable(thing):
-            raise TargetError(f"is a {type(thing).__name__}, not a Pipeline, nor what makes one")
-        try:
-            parameters = inspect.signature(thing).parameters
-        except ValueError:  # some builtins have none
-            raise TargetError("is neither a Pipeline nor what makes one") from None
-        names = [p.name for p in parameters.values() if p.kind in (p.KEYWORD_ONLY, _EITHER)]
-        arguments = {name: settings[name] for name in names if name in settings}
-        missing = [n for n in names if parameters[n].default is _NONE and n not in arguments]
-        if missing:
-            raise TargetError(f"needs --set {missing[0]}=VALUE")
-        try:
-            thing = thing(**arguments)
-        except Exception as error:  # the user's code, and settings that it refuses
-            raise TargetError(f"cannot be made: {type(error).__name__}: {error}") from error
-        if not isinstance(thing, Pipeline):
-            raise TargetError(f"makes a {type(thing).__name__}, not a Pipeline")
-    names += [name for name in vars(thing) if not name.startswith("_")]
-    for name, value in settings.items():
-        if name in arguments:
-            continue
-        if name not in names and not _is_data(thing, name):
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TargetError(f"has no setting {name!r}{hint}")
-        setattr(thing, name, value)
-    return thing
-
-
-_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
-_NONE = inspect.Parameter.empty
-
-
-def _is_data(pipeline: Pipeline, name: str) -> bool:
-    """Whether a class gives a default under that name, and no stage or method."""
-    value = inspect.getattr_static(pipeline, name, _NONE)
-    return value is not _NONE and not callable(value) and not hasattr(value, "__get__")
 
 
 def sized(pipeline: Pipeline, workers: int | None) -> ExecutionPlan:

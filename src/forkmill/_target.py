@@ -1,17 +1,21 @@
-"""MODULE:NAME, as typed on a command line, to the object that it names.
+"""MODULE:NAME, as text, to the object that it names; and NAME=VALUE to a value.
 
-The current folder comes before installed packages, and after the standard library: a csv.py or
-select.py in it is nobody's but the user's, who can name it (csv:parse). Such a module is loaded
-beside the one of the standard library, under a name of its own.
+On a command line the current folder comes before installed packages, and after the standard
+library: a csv.py or select.py in it is nobody's but the user's, who can name it (csv:parse). Such a
+module is loaded beside the one of the standard library, under a name of its own.
 
 Guarantees: whatever is wrong with it is a `TargetError` that says which part, and what to do.
+
+Threads: one at a time; imports have locks of their own.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import site
@@ -20,9 +24,12 @@ import sysconfig
 import traceback
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TargetError", "check_function", "here", "load", "load_module"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["TargetError", "check_function", "here", "load", "load_module", "setting", "value_of"]
 
 # What we import that is not of the standard library.
 _OURS = ("cloudpickle", "click", "rich.console", "rich.live", "rich.progress", "rich.table")
@@ -32,12 +39,20 @@ class TargetError(Exception):
     """The text does not name an object that can be used; the message says why."""
 
 
-def load(text: str, *, example: str) -> Any:
+def load(
+    text: str,
+    *,
+    example: str,
+    search_here: bool = False,
+    only: Callable[[Any], Any] | None = None,
+) -> Any:
     """The object that MODULE:NAME names; NAME may have dots.
 
     Args:
         text: What was typed.
         example: A text that is right, for the message.
+        search_here: The current folder comes before installed packages, from now on.
+        only: Finds the object in a module that is named alone; None: a name it has to be.
 
     Raises:
         TargetError: No such module or name, or the module cannot be imported.
@@ -45,14 +60,17 @@ def load(text: str, *, example: str) -> Any:
     module_name, colon, path = text.partition(":")
     if re.match(r"\w+://", text):
         raise TargetError(f"{text!r} is a URL, not MODULE:NAME, such as {example}")
-    if not (module_name and colon and path):
+    if not (module_name and bool(colon) == bool(path) and (path or only)):
         raise TargetError(f"{text!r} is not MODULE:NAME, such as {example}{_hint(text, 'NAME')}")
     if not all(part.isidentifier() for part in module_name.split(".")):
         hint = _hint(module_name, path)
         raise TargetError(f"{module_name!r} is not a module's name{hint}")
+    if not path:
+        assert only is not None
+        return only(load_module(module_name, search_here=search_here))
     first: Any = None
     failed = None
-    beside = _beside(module_name.partition(".")[0])
+    beside = _beside(module_name.partition(".")[0]) if search_here else None
     if beside is not None:
         try:
             first = _load_beside(module_name, beside)
@@ -62,7 +80,7 @@ def load(text: str, *, example: str) -> Any:
         except TargetError as error:
             failed = error
     try:
-        module = load_module(module_name)
+        module = load_module(module_name, search_here=search_here)
     except TargetError:
         if not module_name.endswith(".py"):
             raise
@@ -122,23 +140,30 @@ def here() -> str | None:
         return None
 
 
-def load_module(name: str) -> Any:
-    """Import a module; the current folder comes before installed packages.
+def load_module(name: str, *, search_here: bool = False) -> Any:
+    """Import a module.
+
+    Args:
+        name: With dots, if it is in a package.
+        search_here: The current folder comes before installed packages, from now on.
 
     Raises:
         TargetError: There is none, or it cannot be imported.
     """
-    _search_here()
+    if search_here:
+        _search_here()
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             near = _near_module(name, error.name)
             hint = f"; did you mean {near!r}?" if near else ""
-            where = here() or "the current folder, which was removed"
+            where = "on its path"
+            if search_here:
+                where = f"in {here() or 'the current folder, which was removed'}"
             raise TargetError(
                 f"there is no module {error.name!r}, neither installed for {sys.executable} "
-                f"nor in {where}{hint}"
+                f"nor {where}{hint}"
             ) from None
         raise TargetError(f"{name} cannot be imported: {_told(error)}") from error
     except (Exception, SystemExit) as error:
@@ -247,6 +272,31 @@ def _told(error: BaseException) -> str:
     own = [f for f in frames if f.filename != __file__ and "importlib" not in f.filename]
     if own and not isinstance(error, SyntaxError):  # its text has the place
         text += f" ({own[-1].filename}, line {own[-1].lineno})"
+    return text
+
+
+# -------------------------------------------------------------------------- values
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as `value_of` reads it.
+
+    Raises:
+        TargetError: It is not of that form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise TargetError(f"{text!r} is not NAME=VALUE")
+    return name, value_of(value)
+
+
+def value_of(text: str) -> Any:
+    """A value as typed: JSON, or else a literal of Python, or else text."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
     return text
 
 

@@ -25,7 +25,7 @@
  * Threads: pieces and segments under the pool's mutex until the chunk is
  * DONE; then the segments belong to the one reader, as do those in `read`.
  */
-#include "internal.h"
+#include "pool.h"
 
 /* A timeout that can be added to any time of this machine. */
 #define LONGEST_NS (FM_FOREVER / 4)
@@ -370,6 +370,63 @@ int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
     *chunk->outputs_tail = output;
     chunk->outputs_tail = &output->next;
     return 0;
+}
+
+/* ------------------------------------------------------------------- inbox */
+
+int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out)
+{
+    if (fm__pool_foreign(pool))
+        return FM_EFORKED;
+    fm_inbox *inbox = fm__calloc(sizeof *inbox);
+    if (!inbox)
+        return -ENOMEM;
+    inbox->flag.read_fd = inbox->flag.write_fd = -1;
+    int rc = with_fd ? fm__flag_open(&inbox->flag) : 0;
+    if (rc < 0) {
+        free(inbox);
+        return rc;
+    }
+    atomic_init(&inbox->refs, 1);
+    inbox->has_flag = with_fd;
+    inbox->tail = &inbox->head;
+    inbox->pool = fm_pool_ref(pool);
+    *out = inbox;
+    return 0;
+}
+
+void fm_inbox_unref(fm_inbox *inbox)
+{
+    if (!inbox || atomic_fetch_sub(&inbox->refs, 1) != 1)
+        return;
+    fm_pool *pool = inbox->pool;
+    if (inbox->flag.read_fd >= 0 && !fm__pool_foreign(pool))
+        fm__flag_close(&inbox->flag);
+    for (fm_chunk *chunk = inbox->head, *next; chunk; chunk = next) {
+        next = chunk->next;
+        fm_chunk_unref(chunk);
+    }
+    free(inbox);
+    fm_pool_unref(pool);
+}
+
+int fm_inbox_fd(const fm_inbox *inbox)
+{
+    return inbox->flag.read_fd >= 0 ? inbox->flag.read_fd : FM_ESTATE;
+}
+
+void fm__inbox_put(fm_inbox *inbox, fm_chunk *chunk)
+{
+    if (chunk->queued)
+        return;
+    atomic_fetch_add(&chunk->refs, 1); /* the inbox's, then its reader's */
+    chunk->next = NULL;
+    chunk->queued = true;
+    *inbox->tail = chunk;
+    inbox->tail = &chunk->next;
+    if (inbox->has_flag && !inbox->flag_up && inbox->flag.write_fd >= 0)
+        fm__flag_set(&inbox->flag);
+    inbox->flag_up |= inbox->has_flag;
 }
 
 /* ------------------------------------------------------------- life cycle */

@@ -38,6 +38,7 @@ void fm__dispatcher_fini(struct fm__dispatcher *d)
         if (level != &d->zero)
             free(level);
     }
+    d->levels = &d->zero;
 }
 
 /* --------------------------------------------------------------- backlog */

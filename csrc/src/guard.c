@@ -28,14 +28,16 @@ static int once_error;
 
 static void after_fork_in_child(void)
 {
+    int saved = errno;
     atomic_fetch_add(&generation, 1);
     for (struct page *p = &first_page; p; p = atomic_load(&p->next)) {
         for (size_t i = 0; i < PAGE_FDS; i++) {
             int fd = atomic_exchange(&p->fds[i], 0);
             if (fd)
-                fm__sys_close(fd - 1);
+                close(fd - 1);
         }
     }
+    errno = saved;
 }
 
 static void register_handler(void)

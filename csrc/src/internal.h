@@ -416,7 +416,7 @@ struct fm_function {
     uint32_t index;
     uint64_t serial;
     struct fm__bytes *blob;
-    fm_pool *pool; /* a reference */
+    struct fm__functions *table; /* a reference */
 };
 
 /* Outcome records of consecutive tasks, or one record in its own memory. */
@@ -603,7 +603,6 @@ struct fm__piece *fm__worker_running(struct fm__worker *worker);
 void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
                      bool broken, struct fm__link *again,
                      struct fm__tally *tally);
-void fm__worker_fini(struct fm__worker *worker);
 
 /* --------------------------------------------------- reaper (reaper.c) */
 

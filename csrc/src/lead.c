@@ -110,24 +110,9 @@ void fm__lead_wake(fm_pool *pool)
 
 /* ----------------------------------------------------------- completions */
 
-/* Into the inbox's queue, unless it lies there since its last outcomes. */
-static void enqueue(fm_inbox *inbox, fm_chunk *chunk)
-{
-    if (chunk->queued)
-        return;
-    atomic_fetch_add(&chunk->refs, 1); /* the inbox's, then its reader's */
-    chunk->next = NULL;
-    chunk->queued = true;
-    *inbox->tail = chunk;
-    inbox->tail = &chunk->next;
-    if (inbox->has_flag && !inbox->flag_up && inbox->flag.write_fd >= 0)
-        fm__flag_set(&inbox->flag);
-    inbox->flag_up |= inbox->has_flag;
-}
-
 void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
 {
-    enqueue(inbox, chunk);
+    fm__inbox_put(inbox, chunk);
     pool->flagged -= inbox->has_flag;
     /* The chunk lets go: an inbox that nobody else holds ends here. */
     chunk->inbox = NULL;
@@ -147,7 +132,7 @@ static void finish_chunks(fm_pool *pool)
         chunk->noted = false;
         if (atomic_load(&chunk->outcomes) < chunk->options.count) {
             if (chunk->inbox)
-                enqueue(chunk->inbox, chunk);
+                fm__inbox_put(chunk->inbox, chunk);
             continue;
         }
         pool->timed -= chunk->options.timeout_ns > 0;

@@ -152,26 +152,6 @@ int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
     return (int)n;
 }
 
-/* A frame about a streaming task, to the worker that has it; 0 or -errno.
- * None has: there is nobody to tell, and nothing that would need it. */
-static int tell_stream(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
-                       uint64_t serial)
-{
-    struct fm__piece *p = FM__OF(chunk->pieces.next, struct fm__piece,
-                                 in_chunk);
-    if (fm__list_empty(&chunk->pieces) || !p->worker)
-        return 0;
-    struct fm_frame frame = {
-        .magic = FM_MAGIC,
-        .kind = (uint16_t)kind,
-        .index = (uint32_t)p->number,
-        .serial = kind == FM_KIND_CREDIT ? serial : p->number};
-    int rc = fm__channel_put(&p->worker->channel, &frame, NULL);
-    if (rc == 0)
-        fm__events_flush(pool, p->worker);
-    return rc;
-}
-
 int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
 {
     int rc = 0;
@@ -181,7 +161,7 @@ int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         rc = (int)cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
     if (rc == 0 && chunk->options.flags & FM_RUN_STREAM)
-        rc = tell_stream(pool, chunk, FM_KIND_CLOSE, 0);
+        rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);
     chunk->abandoned = true;
     fm__lead_settle(pool);
     fm__lead_nudge(pool);
@@ -242,107 +222,7 @@ int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank)
     return wait_for(pool, FM__WAIT_WORKERS, NULL, deadline, rank);
 }
 
-/* ---------------------------------------------------------------- streams */
-
-/* Grant in steps of half the credit: one small frame for many outputs. */
-static int grant(fm_pool *pool, fm_chunk *chunk)
-{
-    uint64_t credit = chunk->options.credit;
-    uint64_t all = chunk->consumed + credit;
-    if (all - chunk->granted < FM__MAX(credit / 2, 1))
-        return 0;
-    int rc = tell_stream(pool, chunk, FM_KIND_CREDIT, all);
-    if (rc == 0)
-        chunk->granted = all;
-    return rc;
-}
-
-int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
-                   const uint8_t **record, uint64_t *size, uint8_t **memory)
-{
-    struct fm__waiter w = {
-        .kind = FM__WAIT_STREAM, .rank = FM_RANK_CALLER, .on = chunk};
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED;
-    fm__pool_lock(pool);
-    /* What could not be granted for want of memory must not be waited for. */
-    int rc = chunk->outputs ? 0 : grant(pool, chunk);
-    if (rc == 0)
-        rc = fm__lead_wait(pool, &w, deadline);
-    if (rc == 0 && chunk->abandoned)
-        rc = FM_ECLOSED;
-    struct fm__output *output = rc == 0 ? chunk->outputs : NULL;
-    if (output) {
-        chunk->outputs = output->next;
-        if (!chunk->outputs)
-            chunk->outputs_tail = &chunk->outputs;
-        *record = output->record;
-        *size = output->size;
-        *memory = output->memory;
-        free(output);
-        chunk->consumed++;
-        grant(pool, chunk);
-        rc = 1;
-    }
-    fm__pool_unlock(pool);
-    return rc;
-}
-
-int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
-{
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED;
-    fm__pool_lock(pool);
-    int rc = 0;
-    if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
-        rc = tell_stream(pool, chunk, FM_KIND_CLOSE, 0);
-    fm__lead_nudge(pool);
-    fm__pool_unlock(pool);
-    return rc;
-}
-
 /* ------------------------------------------------------------------- inbox */
-
-int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out)
-{
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED;
-    fm_inbox *inbox = fm__calloc(sizeof *inbox);
-    if (!inbox)
-        return -ENOMEM;
-    inbox->flag.read_fd = inbox->flag.write_fd = -1;
-    int rc = with_fd ? fm__flag_open(&inbox->flag) : 0;
-    if (rc < 0) {
-        free(inbox);
-        return rc;
-    }
-    atomic_init(&inbox->refs, 1);
-    inbox->has_flag = with_fd;
-    inbox->tail = &inbox->head;
-    inbox->pool = fm_pool_ref(pool);
-    *out = inbox;
-    return 0;
-}
-
-void fm_inbox_unref(fm_inbox *inbox)
-{
-    if (!inbox || atomic_fetch_sub(&inbox->refs, 1) != 1)
-        return;
-    fm_pool *pool = inbox->pool;
-    if (inbox->flag.read_fd >= 0 && !fm__pool_foreign(pool))
-        fm__flag_close(&inbox->flag);
-    for (fm_chunk *chunk = inbox->head, *next; chunk; chunk = next) {
-        next = chunk->next;
-        fm_chunk_unref(chunk);
-    }
-    free(inbox);
-    fm_pool_unref(pool);
-}
-
-int fm_inbox_fd(const fm_inbox *inbox)
-{
-    return inbox->flag.read_fd >= 0 ? inbox->flag.read_fd : FM_ESTATE;
-}
 
 int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
 {
@@ -408,56 +288,6 @@ void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
         fm__flag_close(&inbox->flag);
     fm__lead_wake(pool);
     fm__pool_unlock(pool);
-}
-
-/* --------------------------------------------------------------- functions */
-
-int fm_function_new(fm_pool *pool, const void *blob, size_t size,
-                    fm_function **out)
-{
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED; /* its lock may be held by nobody here */
-    fm_function *function = fm__calloc(sizeof *function);
-    uint8_t *copy = fm_body_new(size);
-    struct fm__bytes *bytes = copy ? fm__bytes_new(copy, size) : NULL;
-    if (!function || !bytes) {
-        fm_body_free(copy);
-        free(bytes);
-        free(function);
-        return -ENOMEM;
-    }
-    memcpy(copy, blob, size);
-    atomic_init(&function->refs, 1);
-    function->blob = bytes;
-    function->pool = fm_pool_ref(pool);
-    function->index = FM__FUNCTIONS - 1; /* shared, when all are taken */
-    pthread_mutex_lock(&pool->functions_lock);
-    function->serial = ++pool->next_serial;
-    for (uint32_t i = 0; i < FM__FUNCTIONS - 1; i++)
-        if (!pool->functions[i]) {
-            pool->functions[i] = function;
-            function->index = i;
-            break;
-        }
-    pthread_mutex_unlock(&pool->functions_lock);
-    *out = function;
-    return 0;
-}
-
-void fm_function_unref(fm_function *function)
-{
-    if (!function || atomic_fetch_sub(&function->refs, 1) != 1)
-        return;
-    fm_pool *pool = function->pool;
-    if (!fm__pool_foreign(pool)) {
-        pthread_mutex_lock(&pool->functions_lock);
-        if (pool->functions[function->index] == function)
-            pool->functions[function->index] = NULL;
-        pthread_mutex_unlock(&pool->functions_lock);
-    }
-    fm__bytes_unref(function->blob);
-    free(function);
-    fm_pool_unref(pool);
 }
 
 /* -------------------------------------------------------------------- end */
@@ -550,6 +380,7 @@ void fm_pool_close(fm_pool *pool)
         pool->state = FM_POOL_CLOSED;
         bool alone = fm__lead_end(pool);
         fm__reaper_fini(&pool->reaper);
+        fm__dispatcher_fini(&pool->dispatcher);
         if (alone) {
             fm__poller_close(pool->poller);
             pool->poller = NULL;
@@ -582,7 +413,9 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
     if (!pool)
         return -ENOMEM;
     pool->workers = fm__malloc(options->workers * sizeof *pool->workers);
-    rc = pool->workers ? fm__poller_open(&pool->poller) : -ENOMEM;
+    rc = pool->workers ? fm__functions_open(&pool->functions) : -ENOMEM;
+    if (rc == 0 && (rc = fm__poller_open(&pool->poller)) < 0)
+        fm__functions_unref(pool->functions);
     if (rc < 0) {
         free(pool->workers);
         free(pool);
@@ -600,7 +433,6 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
                         options->max_tasks);
     fm__size_init(pool);
     pthread_mutex_init(&pool->lock, NULL);
-    pthread_mutex_init(&pool->functions_lock, NULL);
     fm__reaper_init(&pool->reaper, options->control_fd, options->zygote);
     rc = fm__events_watch(pool);
     if (rc < 0) {
@@ -636,31 +468,6 @@ void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
         fm__events_first(pool, first);
     pool->barren_since = fm_now(); /* until the first is born */
     fm__pool_unlock(pool);
-}
-
-fm_pool *fm_pool_ref(fm_pool *pool)
-{
-    atomic_fetch_add(&pool->refs, 1);
-    return pool;
-}
-
-void fm_pool_unref(fm_pool *pool)
-{
-    if (!pool || atomic_fetch_sub(&pool->refs, 1) != 1)
-        return;
-    fm_pool_close(pool);
-    if (!fm__pool_foreign(pool)) {
-        for (uint32_t i = 0; i < pool->options.workers; i++)
-            fm__worker_fini(&pool->workers[i]);
-        pthread_mutex_destroy(&pool->lock);
-        pthread_mutex_destroy(&pool->functions_lock);
-    }
-    for (uint32_t i = 0; i < pool->n_causes; i++)
-        fm_body_free(pool->causes[i].record);
-    fm__dispatcher_fini(&pool->dispatcher);
-    fm_arena_unref(pool->options.arena);
-    free(pool->workers);
-    free(pool);
 }
 
 /* ------------------------------------------------------------------ looks */

@@ -40,6 +40,15 @@ struct fm_inbox {
     struct fm__flag flag;
 };
 
+/* The functions of a pool; it outlives it if one of them does. */
+struct fm__functions {
+    _Atomic uint32_t refs;
+    uint32_t generation;
+    pthread_mutex_t lock; /* guards all that follows */
+    uint64_t next_serial;
+    fm_function *places[FM__FUNCTIONS];
+};
+
 /* The zygote: there; its socket has ended, and its workers end with it; all
  * of that is over. */
 enum fm__gone { FM__GONE_NO, FM__GONE_GOING, FM__GONE_OVER };
@@ -55,6 +64,7 @@ struct fm_pool {
     _Atomic uint32_t refs;
     uint32_t generation; /* of forks: the process it belongs to */
     struct fm_pool_options options;
+    struct fm__functions *functions; /* a reference */
 
     pthread_mutex_t lock; /* guards all that follows */
     _Atomic uint32_t state;
@@ -103,10 +113,6 @@ struct fm_pool {
     struct fm_event events[FM_EVENTS]; /* a ring: event i at i % FM_EVENTS */
     /* Written under the lock; fm_pool_has_events() reads them without. */
     _Atomic uint64_t events_told, events_taken;
-
-    pthread_mutex_t functions_lock; /* guards the two below */
-    fm_function *functions[FM__FUNCTIONS];
-    uint64_t next_serial;
 };
 
 static inline void fm__pool_lock(fm_pool *pool)
@@ -126,6 +132,16 @@ static inline bool fm__pool_foreign(const fm_pool *pool)
 {
     return pool->generation != fm_fork_generation();
 }
+
+/* ------------------------------------------------ function (function.c) */
+
+int fm__functions_open(struct fm__functions **out);
+void fm__functions_unref(struct fm__functions *table);
+
+/* ----------------------------------------------------- chunk (chunk.c) */
+
+/* Into the inbox's queue, unless it lies there since its last outcomes. */
+void fm__inbox_put(fm_inbox *inbox, fm_chunk *chunk);
 
 /* --------------------------------------------------- events (events.c) */
 
@@ -213,5 +229,12 @@ void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk);
 /* The pool is CLOSED: end the pump, get every thread out of its wait.  The
  * mutex is free in between.  False: one has not come out within a second. */
 bool fm__lead_end(fm_pool *pool);
+
+/* --------------------------------------------------- stream (stream.c) */
+
+/* A frame about a streaming task, to the worker that has it; 0 or -errno.
+ * None has: there is nobody to tell, and nothing that would need it. */
+int fm__stream_tell(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
+                    uint64_t serial);
 
 #endif

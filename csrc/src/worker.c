@@ -625,10 +625,3 @@ void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
     worker->pid = 0;
     worker->state = FM_WORKER_EMPTY;
 }
-
-void fm__worker_fini(struct fm__worker *worker)
-{
-    fm__channel_fini(&worker->channel);
-    fm_slot_unmap(worker->page);
-    worker->page = NULL;
-}

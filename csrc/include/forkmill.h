@@ -19,10 +19,13 @@
  *   port      the worker's own end of its channel and slot
  *   lead      the right, of one thread at a time, to do the pool's I/O
  *
- * Layers, each knowing only those before it:
+ * Files, each calling only those before it (src/internal.h):
  *
- *   error, guard <- sys <- frame <- slot <- channel, port, arena, zygote <- chunk
- *         <- worker, reaper <- dispatcher <- events <- size <- lead <- pool
+ *   error guard sys_* signals limit   the system, and errors
+ *   slot frame arena segment channel port   bytes between two processes
+ *   function life chunk               what is asked of a pool
+ *   worker reaper zygote dispatcher   who does it
+ *   events supervise size leader stream pool   how the pool goes on
  *
  * Use of a pool, numbered as the binding does it:
  *

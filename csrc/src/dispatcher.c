@@ -2,9 +2,10 @@
  * dispatcher.c - which worker gets the next frame.
  *
  * Round-robin over workers with credit, idle ones first; where workers may
- * retire, the first ones first, so that the last have nothing to do.  The backlog is a
- * list a priority; within one, first come first served, and what comes back
- * (recalled, or from a dead worker) goes to the front: it has waited longest.
+ * retire, the first ones first, so that the last have nothing to do.  The
+ * backlog is a list a priority; within one, first come first served, and what
+ * comes back (recalled, or from a dead worker) goes to the front: it has
+ * waited longest.
  *
  * Credit: single tasks queue as deep as a millisecond of work (see
  * learn() in worker.c), chunks two deep; a worker under way with a stream

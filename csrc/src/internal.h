@@ -1,9 +1,13 @@
 /*
  * internal.h - what the layers of the core share with each other.
  *
- * Order: error, guard <- sys, signals <- limit, frame <- slot <- channel, port,
- * arena, zygote <- chunk <- worker, reaper <- dispatcher <- events <- size <- lead <- pool.
- * A layer calls only those before it; what the last three share is in pool.h.
+ * A file calls only files before it in
+ *
+ *   error guard sys_* signals limit slot frame arena segment channel port
+ *   function life chunk worker reaper zygote dispatcher events supervise size
+ *   leader stream pool
+ *
+ * What those share that know a whole pool is in pool.h.
  */
 #ifndef FORKMILL_INTERNAL_H
 #define FORKMILL_INTERNAL_H
@@ -97,6 +101,14 @@ ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n);
 ssize_t fm__sys_read_wait(int fd, void *buffer, size_t n);
 /* Never retries, keeps errno. */
 void fm__sys_close(int fd);
+/* A fresh descriptor, or -1 and errno: above the standard streams and
+ * close-on-exec, or -errno.  Of a pair both or, closed, none. */
+int fm__sys_lift(int fd);
+int fm__sys_lift_pair(int fds[2], const int fresh[2]);
+/* Call see() for every open descriptor; false: there may be more. */
+bool fm__sys_each_fd(void (*see)(int fd, void *arg), void *arg);
+/* Close all above 2 that are not kept, in few calls; -errno: not all are. */
+int fm__sys_close_ranges(const int *keep, size_t n);
 
 /* One message with descriptors.  Bytes, 0 at the end, -errno. */
 ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,

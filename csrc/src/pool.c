@@ -5,7 +5,7 @@
  *                   ▲  recall, death  │
  *                   └─────────────────┘
  *
- * How it gets its I/O done is in lead.c, what comes in by it in events.c.
+ * How it gets its I/O done is in leader.c, what comes in by it in supervise.c.
  *
  * Guarantees: INV-1: accepted == outcomes + backlog + in flight whenever the
  * mutex is free; no call but the waits, join and close blocks; a write never
@@ -28,7 +28,7 @@ static int wait_for(fm_pool *pool, enum fm__wait kind, void *on,
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    int rc = fm__lead_wait(pool, &w, deadline);
+    int rc = fm__leader_wait(pool, &w, deadline);
     fm__pool_unlock(pool);
     return rc;
 }
@@ -37,7 +37,7 @@ int fm_pool_turn(fm_pool *pool)
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    fm__lead_turn(pool);
+    fm__leader_turn(pool);
     fm__pool_unlock(pool);
     return 0;
 }
@@ -67,7 +67,7 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
     if (rc == 0 && atomic_load(&chunk->state) != FM_CHUNK_NEW)
         rc = FM_ESTATE;
     if (rc == 0 && chunk->options.inbox && chunk->options.inbox->has_flag)
-        rc = fm__lead_ensure(pool);
+        rc = fm__leader_ensure(pool);
     if (rc == 0)
         rc = fm__dispatcher_queue(&pool->dispatcher, &chunk->whole, false);
     if (rc == 0) {
@@ -81,13 +81,13 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
         atomic_store(&chunk->state, FM_CHUNK_PENDING);
         pool->accepted += chunk->options.count;
         pool->timed += chunk->options.timeout_ns > 0;
-        bool held = fm__lead_send(pool);
+        bool held = fm__leader_send(pool);
         /* Whoever submits a lot works too: no other thread need be woken. */
         if (++pool->submits >= SUBMIT_TURN && !pool->leader)
-            fm__lead_turn(pool);
+            fm__leader_turn(pool);
         else if (held && pool->submits % SUBMIT_FLUSH == 0)
-            fm__lead_settle(pool);
-        fm__lead_nudge(pool);
+            fm__leader_settle(pool);
+        fm__leader_nudge(pool);
     }
     fm__pool_unlock(pool);
     return rc;
@@ -132,7 +132,7 @@ static uint32_t cancel_locked(fm_pool *pool, fm_chunk *chunk,
             fm__list_insert(&back, &p->queue);
         }
     }
-    fm__events_settle(pool, &back, what);
+    fm__supervise_settle(pool, &back, what);
     if (n)
         fm__dispatcher_look(&pool->dispatcher);
     return n;
@@ -146,8 +146,8 @@ int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
     fm__pool_lock(pool);
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         n = cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
-    fm__lead_settle(pool);
-    fm__lead_nudge(pool);
+    fm__leader_settle(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     return (int)n;
 }
@@ -163,8 +163,8 @@ int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
     if (rc == 0 && chunk->options.flags & FM_RUN_STREAM)
         rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);
     chunk->abandoned = true;
-    fm__lead_settle(pool);
-    fm__lead_nudge(pool);
+    fm__leader_settle(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     return rc;
 }
@@ -175,10 +175,10 @@ int fm_pool_cancel_pending(fm_pool *pool)
         return FM_EFORKED;
     fm__pool_lock(pool);
     uint64_t before = pool->tally.cancelled;
-    fm__events_settle_unstarted(pool, FM_WHAT_CANCELLED);
+    fm__supervise_settle_unstarted(pool, FM_WHAT_CANCELLED);
     uint64_t n = pool->tally.cancelled - before;
     fm__dispatcher_look(&pool->dispatcher);
-    fm__lead_settle(pool);
+    fm__leader_settle(pool);
     fm__pool_unlock(pool);
     return (int)FM__MIN(n, INT32_MAX);
 }
@@ -195,10 +195,10 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)
         struct fm__piece *running = fm__worker_running(w);
         if (running && running->chunk == chunk &&
             w->state != FM_WORKER_DOOMED)
-            n += fm__events_doom_task(pool, w, FM_CAUSE_KILLED, started);
+            n += fm__supervise_doom_task(pool, w, FM_CAUSE_KILLED, started);
     }
-    fm__lead_settle(pool);
-    fm__lead_nudge(pool);
+    fm__leader_settle(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     return n;
 }
@@ -234,7 +234,7 @@ int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
                  ? FM_ESTATE
                  : 0;
     if (rc == 0 && inbox->has_flag && !fm_chunk_done(chunk))
-        rc = fm__lead_ensure(pool);
+        rc = fm__leader_ensure(pool);
     if (rc < 0) {
         fm__pool_unlock(pool);
         return rc;
@@ -244,9 +244,9 @@ int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
     atomic_fetch_add(&inbox->refs, 1);
     pool->flagged += inbox->has_flag;
     if (atomic_load(&chunk->state) == FM_CHUNK_DONE)
-        fm__lead_deliver(pool, inbox, chunk);
-    fm__lead_wake(pool);
-    fm__lead_nudge(pool);
+        fm__leader_deliver(pool, inbox, chunk);
+    fm__leader_wake(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     return 0;
 }
@@ -259,7 +259,7 @@ int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    int rc = fm__lead_wait(pool, &w, deadline);
+    int rc = fm__leader_wait(pool, &w, deadline);
     while (count < n && inbox->head) {
         fm_chunk *chunk = inbox->head;
         inbox->head = chunk->next;
@@ -286,7 +286,7 @@ void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
     inbox->closed = true;
     if (inbox->flag.read_fd >= 0)
         fm__flag_close(&inbox->flag);
-    fm__lead_wake(pool);
+    fm__leader_wake(pool);
     fm__pool_unlock(pool);
 }
 
@@ -299,7 +299,7 @@ int fm_pool_hold(fm_pool *pool, int n)
     fm__pool_lock(pool);
     pool->holds += n;
     fm__size_look(pool); /* from now on their time counts again */
-    fm__lead_rearm(pool);
+    fm__leader_rearm(pool);
     fm__pool_unlock(pool);
     return 0;
 }
@@ -311,8 +311,8 @@ int fm_pool_drain(fm_pool *pool)
     fm__pool_lock(pool);
     if (pool->state == FM_POOL_OPEN)
         pool->state = FM_POOL_DRAINING;
-    fm__lead_settle(pool);
-    fm__lead_nudge(pool);
+    fm__leader_settle(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     return 0;
 }
@@ -326,13 +326,13 @@ int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder)
         bool first = pool->state < FM_POOL_STOPPING;
         if (first)
             pool->state = FM_POOL_STOPPING;
-        fm__events_settle_unstarted(pool, fm__events_end_what(pool));
-        fm__events_stop(pool, ladder);
+        fm__supervise_settle_unstarted(pool, fm__supervise_end_what(pool));
+        fm__supervise_stop(pool, ladder);
         /* Ask first: then a worker that ends at the end of its channel is
          * known to do as it was told. */
         for (uint32_t i = 0; first && i < pool->options.workers; i++)
-            fm__events_shut(pool, &pool->workers[i]);
-        fm__lead_settle(pool);
+            fm__supervise_shut(pool, &pool->workers[i]);
+        fm__leader_settle(pool);
     }
     fm__pool_unlock(pool);
     return 0;
@@ -346,10 +346,10 @@ int fm_pool_join(fm_pool *pool, int64_t deadline)
     fm__pool_lock(pool);
     int rc = 0;
     if (pool->state != FM_POOL_CLOSED)
-        rc = fm__lead_wait(pool, &w, deadline);
+        rc = fm__leader_wait(pool, &w, deadline);
     if (rc == -ETIMEDOUT) {
         fm__reaper_kill(&pool->reaper);
-        rc = fm__lead_wait(pool, &w, fm_now() + KILLED_GRACE_NS);
+        rc = fm__leader_wait(pool, &w, fm_now() + KILLED_GRACE_NS);
         if (rc == -ETIMEDOUT)
             rc = 0; /* not to be had: in an uninterruptible sleep */
     }
@@ -363,7 +363,7 @@ void fm_pool_close(fm_pool *pool)
         return;
     fm__pool_lock(pool);
     bool closed = pool->state == FM_POOL_CLOSED;
-    bool over = fm__lead_gone(pool);
+    bool over = fm__leader_gone(pool);
     fm__pool_unlock(pool);
     if (closed)
         return;
@@ -375,10 +375,10 @@ void fm_pool_close(fm_pool *pool)
     }
     fm__pool_lock(pool);
     if (pool->state != FM_POOL_CLOSED) {
-        fm__events_bury_all(pool);
-        fm__lead_settle(pool);
+        fm__supervise_bury_all(pool);
+        fm__leader_settle(pool);
         pool->state = FM_POOL_CLOSED;
-        bool alone = fm__lead_end(pool);
+        bool alone = fm__leader_end(pool);
         fm__reaper_fini(&pool->reaper);
         fm__dispatcher_fini(&pool->dispatcher);
         if (alone) {
@@ -426,7 +426,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
     pool->options = *options;
     fm_arena_ref(options->arena);
     pool->finished.tail = &pool->finished.head;
-    fm__lead_init(pool);
+    fm__leader_init(pool);
     for (uint32_t i = 0; i < options->workers; i++)
         fm__worker_init(&pool->workers[i], i);
     fm__dispatcher_init(&pool->dispatcher, pool->workers, options->workers,
@@ -434,7 +434,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
     fm__size_init(pool);
     pthread_mutex_init(&pool->lock, NULL);
     fm__reaper_init(&pool->reaper, options->control_fd, options->zygote);
-    rc = fm__events_watch(pool);
+    rc = fm__supervise_watch(pool);
     if (rc < 0) {
         fm__unguard_fd(options->control_fd);
         pool->reaper.control_fd = -1; /* stays the caller's */
@@ -446,7 +446,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
         return rc;
     }
     fm__pool_lock(pool);
-    fm__lead_nudge(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     *out = pool;
     return 0;
@@ -462,10 +462,10 @@ void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
     }
     fm__reaper_adopt(&pool->reaper, zygote);
     /* If it cannot be watched, the end of the socket has to tell. */
-    if (fm__events_watch_zygote(pool) < 0)
+    if (fm__supervise_watch_zygote(pool) < 0)
         fm__reaper_unwatch(&pool->reaper);
     if (first)
-        fm__events_first(pool, first);
+        fm__supervise_first(pool, first);
     pool->barren_since = fm_now(); /* until the first is born */
     fm__pool_unlock(pool);
 }
@@ -499,39 +499,6 @@ int fm_pool_stats(fm_pool *pool, struct fm_stats *out)
     out->bytes_sent = pool->dispatcher.bytes;
     fm__pool_unlock(pool);
     return 0;
-}
-
-int fm_pool_tolls(fm_pool *pool, struct fm_toll out[FM_TOLLS])
-{
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED;
-    fm__pool_lock(pool);
-    memcpy(out, pool->tolls, pool->n_tolls * sizeof *out);
-    int n = (int)pool->n_tolls;
-    fm__pool_unlock(pool);
-    return n;
-}
-
-int fm_pool_has_events(const fm_pool *pool)
-{
-    return atomic_load_explicit(&pool->events_told, memory_order_relaxed) !=
-           atomic_load_explicit(&pool->events_taken, memory_order_relaxed);
-}
-
-int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
-                        uint64_t *lost)
-{
-    int n = 0;
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED;
-    fm__pool_lock(pool);
-    uint64_t told = pool->events_told, at = pool->events_taken;
-    *lost = told - at > FM_EVENTS ? told - at - FM_EVENTS : 0;
-    for (at += *lost; at < told; at++)
-        out[n++] = pool->events[at % FM_EVENTS];
-    pool->events_taken = told;
-    fm__pool_unlock(pool);
-    return n;
 }
 
 /* Time in frames, the one that runs included. */
@@ -586,28 +553,6 @@ int fm_pool_broken_by(fm_pool *pool)
     int why = pool->state == FM_POOL_BROKEN ? (int)pool->broken_by : 0;
     fm__pool_unlock(pool);
     return why;
-}
-
-int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size,
-                  int64_t *at_ns)
-{
-    int rc = 0;
-    if (fm__pool_foreign(pool))
-        return FM_EFORKED;
-    fm__pool_lock(pool);
-    if (i < pool->n_causes) {
-        uint8_t *copy = fm_body_new((size_t)pool->causes[i].size);
-        rc = copy ? 1 : -ENOMEM;
-        if (copy) {
-            memcpy(copy, pool->causes[i].record,
-                   (size_t)pool->causes[i].size);
-            *owned = copy;
-            *size = pool->causes[i].size;
-            *at_ns = pool->causes[i].at_ns;
-        }
-    }
-    fm__pool_unlock(pool);
-    return rc;
 }
 
 pid_t fm_pool_zygote(fm_pool *pool, int *status)

@@ -1,10 +1,8 @@
 /*
- * pool.h - what the files that make up the pool share: events.c (what workers
- * and zygote tell, and what is due), size.c (how many workers there are),
- * lead.c (who does the I/O, who waits), pool.c (the public calls).
+ * pool.h - what the files that know a whole pool share.
  *
  * Everything named here is called with the pool's mutex held, but for the
- * lock itself and fm__pool_foreign().
+ * lock itself, fm__pool_foreign() and what is about functions.
  */
 #ifndef FORKMILL_POOL_H
 #define FORKMILL_POOL_H
@@ -145,45 +143,55 @@ void fm__inbox_put(fm_inbox *inbox, fm_chunk *chunk);
 
 /* --------------------------------------------------- events (events.c) */
 
+void fm__events_tell(fm_pool *pool, struct fm_event event);
+/* Count a death with those of its kind. */
+void fm__events_add_toll(fm_pool *pool, const struct fm_death *death);
+/* Why the pool may break: a record, or a death with its crash text. */
+void fm__events_add_cause(fm_pool *pool, const uint8_t *record, uint64_t size);
+void fm__events_add_death(fm_pool *pool, const struct fm_death *death,
+                          const char *text, size_t n);
+
+/* --------------------------------------------- supervise (supervise.c) */
+
 /* Watch the control socket and the zygote, if it is there. 0 or -errno. */
-int fm__events_watch(fm_pool *pool);
-int fm__events_watch_zygote(fm_pool *pool);
+int fm__supervise_watch(fm_pool *pool);
+int fm__supervise_watch_zygote(fm_pool *pool);
 /* The first worker's channel is there before the worker. */
-void fm__events_first(fm_pool *pool, const int *fds);
+void fm__supervise_first(fm_pool *pool, const int *fds);
 /* Take in what the poller found. */
-void fm__events_handle(fm_pool *pool, const struct fm__ready *ready);
+void fm__supervise_handle(fm_pool *pool, const struct fm__ready *ready);
 /* Take in what lies in the workers' rings; they need not write while we are
  * awake.  True if there was something. */
-bool fm__events_look(fm_pool *pool);
+bool fm__supervise_look(fm_pool *pool);
 /* Before sleeping: have every worker write its next outcome.  True if there
  * is something in a ring already: look, and do not sleep. */
-bool fm__events_listen(fm_pool *pool);
+bool fm__supervise_listen(fm_pool *pool);
 /* Act on what is due at `now`; returns when to look again. */
-int64_t fm__events_expire(fm_pool *pool, int64_t now);
+int64_t fm__supervise_expire(fm_pool *pool, int64_t now);
 /* Write what is queued for a worker, and watch for room if it is not all. */
-void fm__events_flush(fm_pool *pool, struct fm__worker *worker);
+void fm__supervise_flush(fm_pool *pool, struct fm__worker *worker);
 /* No more frames for a worker: it sees the end of its channel. */
-void fm__events_shut(fm_pool *pool, struct fm__worker *worker);
+void fm__supervise_shut(fm_pool *pool, struct fm__worker *worker);
 /* Ask the zygote for something.  False: there is no room now; GROW, RETIRE:
  * come again (the pool settles when there is). */
-bool fm__events_ask(fm_pool *pool, enum fm_report kind, uint32_t slot,
-                    uint32_t generation, int status);
+bool fm__supervise_ask(fm_pool *pool, enum fm_report kind, uint32_t slot,
+                       uint32_t generation, int status);
 /* Tell the zygote to stop, now or when there is room. */
-void fm__events_stop(fm_pool *pool, enum fm_ladder ladder);
+void fm__supervise_stop(fm_pool *pool, enum fm_ladder ladder);
 /* Give each task of the pieces in a list an outcome of ours. */
-void fm__events_settle(fm_pool *pool, struct fm__link *list,
-                       enum fm_what what);
+void fm__supervise_settle(fm_pool *pool, struct fm__link *list,
+                          enum fm_what what);
 /* The same for every task that is queued, or sent and not started. */
-void fm__events_settle_unstarted(fm_pool *pool, enum fm_what what);
+void fm__supervise_settle_unstarted(fm_pool *pool, enum fm_what what);
 /* The outcome of a task that did not start before the pool's end. */
-enum fm_what fm__events_end_what(const fm_pool *pool);
+enum fm_what fm__supervise_end_what(const fm_pool *pool);
 /* Kill a worker on account of one task, `started` being what its slot said
  * when it was looked at.  False: it has gone on to another task since, and
  * is left alone. */
-bool fm__events_doom_task(fm_pool *pool, struct fm__worker *worker,
-                          enum fm_cause cause, uint64_t started);
+bool fm__supervise_doom_task(fm_pool *pool, struct fm__worker *worker,
+                             enum fm_cause cause, uint64_t started);
 /* The end: nothing will come from any worker any more. */
-void fm__events_bury_all(fm_pool *pool);
+void fm__supervise_bury_all(fm_pool *pool);
 
 /* ------------------------------------------------------- size (size.c) */
 
@@ -198,37 +206,37 @@ void fm__size_look(fm_pool *pool);
  * again. */
 int64_t fm__size_shrink(fm_pool *pool, int64_t now);
 
-/* ------------------------------------------------------- lead (lead.c) */
+/* ------------------------------------------------------- leader (leader.c) */
 
-void fm__lead_init(fm_pool *pool);
+void fm__leader_init(fm_pool *pool);
 /* Send what can be sent, tell who waits: after every change.  True if tasks
  * with a timeout were sent; a leader in the poller has been told then. */
-bool fm__lead_settle(fm_pool *pool);
+bool fm__leader_settle(fm_pool *pool);
 /* The same for a submit: the frame of a very short task may wait for more
  * of them if its worker has others to do.  True if frames wait. */
-bool fm__lead_send(fm_pool *pool);
+bool fm__leader_send(fm_pool *pool);
 /* Wake those whose wait is over: settle's second half. */
-void fm__lead_wake(fm_pool *pool);
+void fm__leader_wake(fm_pool *pool);
 /* End the leader's wait in the poller: what it waits for has changed. */
-void fm__lead_kick(fm_pool *pool);
+void fm__leader_kick(fm_pool *pool);
 /* After anything that may give the pump a reason to lead. */
-void fm__lead_nudge(fm_pool *pool);
+void fm__leader_nudge(fm_pool *pool);
 /* There may be something to retire: have the pump look at the clock. */
-void fm__lead_rearm(fm_pool *pool);
+void fm__leader_rearm(fm_pool *pool);
 /* Have a pump at all, for one who cannot lead himself.  0 or -errno. */
-int fm__lead_ensure(fm_pool *pool);
+int fm__leader_ensure(fm_pool *pool);
 /* One turn without waiting, if nobody leads. */
-void fm__lead_turn(fm_pool *pool);
+void fm__leader_turn(fm_pool *pool);
 /* Wait: lead, or park while another leads.  0; -ETIMEDOUT; -EINTR;
  * FM_ECLOSED.  The mutex is free while it waits. */
-int fm__lead_wait(fm_pool *pool, struct fm__waiter *waiter, int64_t deadline);
+int fm__leader_wait(fm_pool *pool, struct fm__waiter *waiter, int64_t deadline);
 /* True when zygote and workers are gone and reaped. */
-bool fm__lead_gone(const fm_pool *pool);
+bool fm__leader_gone(const fm_pool *pool);
 /* A finished chunk goes to its inbox, which the chunk held until now. */
-void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk);
+void fm__leader_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk);
 /* The pool is CLOSED: end the pump, get every thread out of its wait.  The
  * mutex is free in between.  False: one has not come out within a second. */
-bool fm__lead_end(fm_pool *pool);
+bool fm__leader_end(fm_pool *pool);
 
 /* --------------------------------------------------- stream (stream.c) */
 

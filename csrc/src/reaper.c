@@ -7,8 +7,8 @@
  * Guarantees: never waits; collects exactly one pid, the zygote's, and never
  * any child (P1 of the rules: a library must not steal another's statuses);
  * touches no signal handler.  A message is sent once, and whole: the end of
- * one that did not fit goes before the next.  ECHILD (somebody ignores SIGCHLD) means "gone, status
- * unknown" (-1).
+ * one that did not fit goes before the next.  ECHILD (somebody ignores SIGCHLD)
+ * means "gone, status unknown" (-1).
  * Threads: the pool's mutex is held around every call.
  */
 #include "internal.h"

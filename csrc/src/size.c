@@ -47,7 +47,7 @@ static bool ask_for(fm_pool *pool, struct fm__worker *w)
 {
     if (w->wanted || w->state != FM_WORKER_EMPTY)
         return false;
-    if (!fm__events_ask(pool, FM_REPORT_GROW, w->slot, 0, 0))
+    if (!fm__supervise_ask(pool, FM_REPORT_GROW, w->slot, 0, 0))
         return false;
     w->wanted = true;
     pool->counts.grown++;
@@ -119,12 +119,12 @@ static void retire(fm_pool *pool, struct fm__worker *w)
 {
     /* 1. the zygote is told; 2. its channel ends.  The other way round it
      * could be dead, and replaced, before the zygote knows. */
-    if (!fm__events_ask(pool, FM_REPORT_RETIRE, w->slot, w->generation, 0))
+    if (!fm__supervise_ask(pool, FM_REPORT_RETIRE, w->slot, w->generation, 0))
         return;
     w->state = (enum fm_worker_state)fm__worker_next_state(w->state,
                                                            FM_WORKER_LEAVE);
     w->wanted = false;
-    fm__events_shut(pool, w);
+    fm__supervise_shut(pool, w);
 }
 
 int64_t fm__size_shrink(fm_pool *pool, int64_t now)

@@ -21,7 +21,7 @@ int fm__stream_tell(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
         .serial = kind == FM_KIND_CREDIT ? serial : p->number};
     int rc = fm__channel_put(&p->worker->channel, &frame, NULL);
     if (rc == 0)
-        fm__events_flush(pool, p->worker);
+        fm__supervise_flush(pool, p->worker);
     return rc;
 }
 
@@ -49,7 +49,7 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
     /* What could not be granted for want of memory must not be waited for. */
     int rc = chunk->outputs ? 0 : grant(pool, chunk);
     if (rc == 0)
-        rc = fm__lead_wait(pool, &w, deadline);
+        rc = fm__leader_wait(pool, &w, deadline);
     if (rc == 0 && chunk->abandoned)
         rc = FM_ECLOSED;
     struct fm__output *output = rc == 0 ? chunk->outputs : NULL;
@@ -77,7 +77,7 @@ int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
     int rc = 0;
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);
-    fm__lead_nudge(pool);
+    fm__leader_nudge(pool);
     fm__pool_unlock(pool);
     return rc;
 }

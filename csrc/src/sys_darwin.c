@@ -4,7 +4,8 @@
  * Guarantees: every descriptor made here is close-on-exec and above 2 (a user
  * who closed the standard streams must not find protocol bytes on them).
  * EINTR is retried here and nowhere else, but in the calls that say that they
- * give it back.  sys_linux.c defines the same functions.
+ * give it back.  sys_linux.c defines the same functions; what needs no
+ * difference is in sys_posix.c.
  * Differences that cannot be hidden:
  *   - there is no pipe2 and no MSG_CMSG_CLOEXEC: a descriptor is open for an
  *     instant without close-on-exec.  No fork() falls into that instant of a
@@ -35,37 +36,6 @@
 
 /* ----------------------------------------------------------- descriptors */
 
-/* Move a fresh descriptor above the standard streams, close-on-exec. */
-static int lift(int fd)
-{
-    if (fd < 0)
-        return -errno;
-    if (fd > 2) {
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-        return fd;
-    }
-    int high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    int rc = high < 0 ? -errno : high;
-    close(fd);
-    return rc;
-}
-
-/* Lift both or close both. */
-static int lift_pair(int fds[2], const int fresh[2])
-{
-    int a = lift(fresh[0]), b = lift(fresh[1]);
-    if (a >= 0 && b >= 0) {
-        fds[0] = a;
-        fds[1] = b;
-        return 0;
-    }
-    if (a >= 0)
-        close(a);
-    if (b >= 0)
-        close(b);
-    return a < 0 ? a : b;
-}
-
 /* Writing to an end whose reader is gone shall be EPIPE and not SIGPIPE,
  * whatever the process has done to that signal.  Best effort: not every kind
  * of descriptor knows the flag. */
@@ -76,6 +46,23 @@ static void no_sigpipe(int fd)
 #else
     (void)fd;
 #endif
+}
+
+int fm__sys_lift(int fd)
+{
+    if (fd < 0)
+        return -errno;
+    if (fd > 2) {
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+        no_sigpipe(fd);
+        return fd;
+    }
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int rc = high < 0 ? -errno : high;
+    if (high >= 0)
+        no_sigpipe(high);
+    close(fd);
+    return rc;
 }
 
 static void no_sigpipe_socket(int fd)
@@ -115,17 +102,14 @@ static int open_pair(int fds[2], bool sockets)
     lock_opening();
     int rc = sockets ? socketpair(AF_UNIX, SOCK_STREAM, 0, fresh)
                      : pipe(fresh);
-    rc = rc < 0 ? -errno : lift_pair(fds, fresh);
+    rc = rc < 0 ? -errno : fm__sys_lift_pair(fds, fresh);
     unlock_opening();
     return rc;
 }
 
 int fm_sys_pipe(int fds[2])
 {
-    int rc = open_pair(fds, false);
-    if (rc == 0)
-        no_sigpipe(fds[1]);
-    return rc;
+    return open_pair(fds, false);
 }
 
 int fm_sys_socketpair(int fds[2])
@@ -136,34 +120,12 @@ int fm_sys_socketpair(int fds[2])
     return rc;
 }
 
-int fm_sys_nonblock(int fd, int on)
-{
-    int flags = fcntl(fd, F_GETFL);
-    if (flags < 0)
-        return -errno;
-    int want = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
-    return want == flags || fcntl(fd, F_SETFL, want) == 0 ? 0 : -errno;
-}
-
-int fm_sys_cloexec(int fd, int on)
-{
-    return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
-}
-
 int fm_sys_null(void)
 {
     int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     if (fd < 0 && errno != EMFILE && errno != ENFILE)
         fd = open("/", O_RDONLY | O_CLOEXEC);
-    return lift(fd);
-}
-
-void fm__sys_close(int fd)
-{
-    int saved = errno;
-    if (fd >= 0)
-        close(fd);
-    errno = saved;
+    return fm__sys_lift(fd);
 }
 
 /* One call moves at most INT_MAX bytes here; more is EINVAL. */
@@ -173,15 +135,6 @@ ssize_t fm__sys_read_wait(int fd, void *buffer, size_t n)
 {
     ssize_t got = read(fd, buffer, FM__MIN(n, MOST));
     return got < 0 ? -errno : got;
-}
-
-ssize_t fm__sys_read(int fd, void *buffer, size_t n)
-{
-    ssize_t got;
-    do
-        got = fm__sys_read_wait(fd, buffer, n);
-    while (got == -EINTR);
-    return got;
 }
 
 ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n)
@@ -201,85 +154,6 @@ ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n)
         done = writev(fd, iov, fit);
     while (done < 0 && errno == EINTR);
     return done < 0 ? -errno : done;
-}
-
-/* CMSG_SPACE is no constant expression in these headers. */
-union fds_buffer {
-    struct cmsghdr align;
-    char bytes[sizeof(struct cmsghdr) + 16 + sizeof(int) * FM_MESSAGE_FDS];
-};
-
-ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,
-                         int nfds)
-{
-    union fds_buffer control;
-    struct iovec iov = {(void *)(uintptr_t)data, n};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (nfds > 0) {
-        memset(&control, 0, sizeof control);
-        message.msg_control = &control;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)nfds);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)nfds);
-        memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)nfds);
-    }
-    ssize_t sent;
-    do
-        sent = sendmsg(fd, &message, 0); /* SO_NOSIGPIPE is on the socket */
-    while (sent < 0 && errno == EINTR);
-    return sent < 0 ? -errno : sent;
-}
-
-/* Take the descriptors out of a received message; all or none. */
-static int take_fds(struct msghdr *message, int *fds, int *nfds)
-{
-    int rc = 0;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c;
-         c = CMSG_NXTHDR(message, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        int n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-        for (int i = 0; i < n; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c) + sizeof(int) * (size_t)i, sizeof fd);
-            fd = lift(fd);
-            if (fd >= 0)
-                no_sigpipe(fd);
-            if (fd >= 0 && *nfds < FM_MESSAGE_FDS)
-                fds[(*nfds)++] = fd;
-            else if (fd >= 0)
-                close(fd);
-            else
-                rc = fd;
-        }
-    }
-    if (message->msg_flags & MSG_CTRUNC)
-        rc = -EMFILE; /* the kernel dropped some: no descriptors left */
-    if (rc < 0)
-        while (*nfds > 0)
-            close(fds[--*nfds]);
-    return rc;
-}
-
-ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds)
-{
-    union fds_buffer control;
-    struct iovec iov = {data, n};
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control};
-    ssize_t got;
-    *nfds = 0;
-    do
-        got = recvmsg(fd, &message, 0);
-    while (got < 0 && errno == EINTR);
-    if (got < 0)
-        return errno == ECONNRESET ? 0 : -errno;
-    take_fds(&message, fds, nfds);
-    return got;
 }
 
 /* ppoll is not here; milliseconds, rounded up, are what there is. */
@@ -309,70 +183,25 @@ int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
     return ready;
 }
 
-/* ---------------------------------------------------- other descriptors */
-
-static bool listed(int fd, const int *keep, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (keep[i] == fd)
-            return true;
-    return false;
-}
-
-/* Call act(fd) for every open descriptor above 2 that is not kept. */
-static int each_other(const int *keep, size_t n, void (*act)(int, void *),
-                      void *arg)
+bool fm__sys_each_fd(void (*see)(int fd, void *arg), void *arg)
 {
     DIR *dir = opendir("/dev/fd");
-    if (!dir) {
-        /* No /dev/fd: try every number. */
-        long most = sysconf(_SC_OPEN_MAX);
-        for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
-            if (!listed(fd, keep, n))
-                act(fd, arg);
-        return 0;
-    }
+    if (!dir)
+        return false;
     for (struct dirent *e; (e = readdir(dir));) {
         int fd = atoi(e->d_name);
-        if (fd > 2 && fd != dirfd(dir) && !listed(fd, keep, n))
-            act(fd, arg);
+        if (fd != dirfd(dir))
+            see(fd, arg);
     }
     closedir(dir);
-    return 0;
+    return true;
 }
 
-static void close_one(int fd, void *arg)
+int fm__sys_close_ranges(const int *keep, size_t n)
 {
-    (void)arg;
-    close(fd);
-}
-
-int fm_sys_close_others(const int *keep, size_t n)
-{
-    return each_other(keep, n, close_one, NULL);
-}
-
-static void silence_one(int fd, void *arg)
-{
-    struct stat st;
-    int rc;
-    if (fstat(fd, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
-        return;
-    do
-        rc = dup2(*(int *)arg, fd);
-    while (rc < 0 && errno == EINTR);
-    if (rc == fd)
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-}
-
-int fm_sys_silence_others(const int *keep, size_t n)
-{
-    int null = fm_sys_null();
-    if (null < 0)
-        return null;
-    int rc = each_other(keep, n, silence_one, &null);
-    close(null);
-    return rc;
+    (void)keep;
+    (void)n;
+    return -ENOSYS;
 }
 
 /* -------------------------------------------------------------- processes */
@@ -386,7 +215,7 @@ int fm_sys_silence_others(const int *keep, size_t n)
 int fm_sys_pidfd(pid_t pid)
 {
     struct kevent e;
-    int fd = lift(kqueue());
+    int fd = fm__sys_lift(kqueue());
     if (fd < 0)
         return fd;
     EV_SET(&e, (uintptr_t)pid, EVFILT_PROC, EV_ADD, NOTE_EXIT, 0, NULL);
@@ -452,18 +281,6 @@ int fm__sys_reap(pid_t pid, int *status)
     return 1;
 }
 
-bool fm__sys_has_ended(pid_t pid)
-{
-    siginfo_t info = {.si_pid = 0};
-    int flags = WEXITED | WNOHANG | WNOWAIT;
-    return waitid(P_PID, (id_t)pid, &info, flags) == 0 && info.si_pid == pid;
-}
-
-int fm__sys_kill(pid_t pid, int sig)
-{
-    return kill(pid, sig) < 0 ? -errno : 0;
-}
-
 pid_t fm__sys_reap_any(int *status, uint64_t *rss_kb)
 {
     struct rusage usage;
@@ -481,7 +298,7 @@ pid_t fm__sys_reap_any(int *status, uint64_t *rss_kb)
 int fm__sys_watch_children(void)
 {
     struct kevent e;
-    int fd = lift(kqueue());
+    int fd = fm__sys_lift(kqueue());
     if (fd < 0)
         return fd;
     EV_SET(&e, SIGCHLD, EVFILT_SIGNAL, EV_ADD, 0, 0, NULL);
@@ -595,7 +412,7 @@ int fm__sys_shm(size_t size)
         int fd = mkostemp(path, O_CLOEXEC);
         if (fd >= 0)
             unlink(path);
-        rc = lift(fd);
+        rc = fm__sys_lift(fd);
     }
     if (rc >= 0 && ftruncate(rc, (off_t)size) < 0) {
         int failed = -errno;
@@ -613,11 +430,6 @@ void *fm__sys_map(int fd, size_t size, bool inherit)
     if (!inherit)
         minherit(p, size, VM_INHERIT_NONE);
     return p;
-}
-
-void fm__sys_unmap(void *p, size_t size)
-{
-    munmap(p, size);
 }
 
 /* A shared memory object cannot be sparse beyond all bounds here: 64 segments
@@ -642,7 +454,7 @@ int fm__sys_arena(uint64_t size, size_t head)
     if (fd < 0)
         return -EEXIST;
     shm_unlink(name);
-    fd = lift(fd);
+    fd = fm__sys_lift(fd);
     if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
         int rc = -errno;
         close(fd);
@@ -656,15 +468,6 @@ void *fm__sys_map_part(int fd, uint64_t offset, size_t size)
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
                    (off_t)offset);
     return p == MAP_FAILED ? NULL : p;
-}
-
-void fm__sys_map_private(void *at, size_t size, int fd, uint64_t offset)
-{
-    void *p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
-                   fd, (off_t)offset);
-    if (p == MAP_FAILED) /* shared is wrong only if somebody writes */
-        mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-             (off_t)offset);
 }
 
 /* The object has its memory since ftruncate(): there is no SIGBUS to fear,
@@ -689,12 +492,6 @@ void fm__sys_punch(int fd, uint64_t offset, uint64_t size)
 int64_t fm_sys_tick(void)
 {
     return (int64_t)clock_gettime_nsec_np(CLOCK_MONOTONIC_RAW_APPROX);
-}
-
-uint64_t fm__sys_memory(void)
-{
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) *
-           (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 /* No file tells who maps it: what a forked child may read waits for the
@@ -790,7 +587,7 @@ int fm__poller_open(fm__poller **out)
     struct kevent e;
     if (!poller)
         return -ENOMEM;
-    poller->queue_fd = lift(kqueue());
+    poller->queue_fd = fm__sys_lift(kqueue());
     int rc = poller->queue_fd;
     EV_SET(&e, KICK, EVFILT_USER, EV_ADD | EV_CLEAR, 0, 0, NULL);
     if (rc >= 0 && kevent(poller->queue_fd, &e, 1, NULL, 0, NULL) < 0)

@@ -6,10 +6,11 @@
  * EINTR is retried here and nowhere else, but in the calls that say that they
  * give it back.  Newer calls (pidfd, memfd, close_range) have fallbacks for
  * old kernels and seccomp filters; they are made by number because glibc
- * 2.28 has no wrappers.  sys_darwin.c defines the same functions.
+ * 2.28 has no wrappers.  sys_darwin.c defines the same functions; what needs
+ * no difference is in sys_posix.c.
  * Threads: any.
  */
-#define _GNU_SOURCE /* pipe2, ppoll, dup3, memfd_create, dl_iterate_phdr */
+#define _GNU_SOURCE /* pipe2, ppoll, memfd_create, dl_iterate_phdr */
 #include "internal.h"
 
 #include <fcntl.h>
@@ -23,7 +24,6 @@
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -42,8 +42,7 @@
 
 /* ----------------------------------------------------------- descriptors */
 
-/* Move a fresh descriptor above the standard streams. */
-static int lift(int fd)
+int fm__sys_lift(int fd)
 {
     if (fd < 0)
         return -errno;
@@ -55,28 +54,12 @@ static int lift(int fd)
     return rc;
 }
 
-/* Lift both or close both. */
-static int lift_pair(int fds[2], const int fresh[2])
-{
-    int a = lift(fresh[0]), b = lift(fresh[1]);
-    if (a >= 0 && b >= 0) {
-        fds[0] = a;
-        fds[1] = b;
-        return 0;
-    }
-    if (a >= 0)
-        close(a);
-    if (b >= 0)
-        close(b);
-    return a < 0 ? a : b;
-}
-
 int fm_sys_pipe(int fds[2])
 {
     int fresh[2];
     if (pipe2(fresh, O_CLOEXEC) < 0)
         return -errno;
-    return lift_pair(fds, fresh);
+    return fm__sys_lift_pair(fds, fresh);
 }
 
 int fm_sys_socketpair(int fds[2])
@@ -84,21 +67,7 @@ int fm_sys_socketpair(int fds[2])
     int fresh[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fresh) < 0)
         return -errno;
-    return lift_pair(fds, fresh);
-}
-
-int fm_sys_nonblock(int fd, int on)
-{
-    int flags = fcntl(fd, F_GETFL);
-    if (flags < 0)
-        return -errno;
-    int want = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
-    return want == flags || fcntl(fd, F_SETFL, want) == 0 ? 0 : -errno;
-}
-
-int fm_sys_cloexec(int fd, int on)
-{
-    return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
+    return fm__sys_lift_pair(fds, fresh);
 }
 
 int fm_sys_null(void)
@@ -108,30 +77,13 @@ int fm_sys_null(void)
         fd = memfd_create("forkmill-null", MFD_CLOEXEC);
     if (fd < 0 && errno != EMFILE && errno != ENFILE)
         fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return lift(fd);
-}
-
-void fm__sys_close(int fd)
-{
-    int saved = errno;
-    if (fd >= 0)
-        close(fd);
-    errno = saved;
+    return fm__sys_lift(fd);
 }
 
 ssize_t fm__sys_read_wait(int fd, void *buffer, size_t n)
 {
     ssize_t got = read(fd, buffer, n);
     return got < 0 ? -errno : got;
-}
-
-ssize_t fm__sys_read(int fd, void *buffer, size_t n)
-{
-    ssize_t got;
-    do
-        got = fm__sys_read_wait(fd, buffer, n);
-    while (got == -EINTR);
-    return got;
 }
 
 ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n)
@@ -141,82 +93,6 @@ ssize_t fm__sys_writev(int fd, const struct iovec *iov, int n)
         done = writev(fd, iov, n);
     while (done < 0 && errno == EINTR);
     return done < 0 ? -errno : done;
-}
-
-union fds_buffer {
-    struct cmsghdr align;
-    char bytes[CMSG_SPACE(sizeof(int) * FM_MESSAGE_FDS)];
-};
-
-ssize_t fm__sys_send_fds(int fd, const void *data, size_t n, const int *fds,
-                         int nfds)
-{
-    union fds_buffer control;
-    struct iovec iov = {(void *)(uintptr_t)data, n};
-    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
-    if (nfds > 0) {
-        memset(&control, 0, sizeof control);
-        message.msg_control = &control;
-        message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)nfds);
-        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)nfds);
-        memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)nfds);
-    }
-    ssize_t sent;
-    do
-        sent = sendmsg(fd, &message, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent < 0 ? -errno : sent;
-}
-
-/* Take the descriptors out of a received message; all or none. */
-static int take_fds(struct msghdr *message, int *fds, int *nfds)
-{
-    int rc = 0;
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c;
-         c = CMSG_NXTHDR(message, c)) {
-        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-            continue;
-        int n = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-        for (int i = 0; i < n; i++) {
-            int fd;
-            memcpy(&fd, CMSG_DATA(c) + sizeof(int) * (size_t)i, sizeof fd);
-            fd = lift(fd);
-            if (fd >= 0 && *nfds < FM_MESSAGE_FDS)
-                fds[(*nfds)++] = fd;
-            else if (fd >= 0)
-                close(fd);
-            else
-                rc = fd;
-        }
-    }
-    if (message->msg_flags & MSG_CTRUNC)
-        rc = -EMFILE; /* the kernel dropped some: no descriptors left */
-    if (rc < 0)
-        while (*nfds > 0)
-            close(fds[--*nfds]);
-    return rc;
-}
-
-ssize_t fm__sys_recv_fds(int fd, void *data, size_t n, int *fds, int *nfds)
-{
-    union fds_buffer control;
-    struct iovec iov = {data, n};
-    struct msghdr message = {.msg_iov = &iov,
-                             .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control};
-    ssize_t got;
-    *nfds = 0;
-    do
-        got = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
-    while (got < 0 && errno == EINTR);
-    if (got < 0)
-        return errno == ECONNRESET ? 0 : -errno;
-    take_fds(&message, fds, nfds);
-    return got;
 }
 
 int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
@@ -238,16 +114,6 @@ int fm_sys_wait_readable(const int *fds, int n, int64_t timeout_ns)
         if (polls[i].revents)
             ready |= 1 << i;
     return ready;
-}
-
-/* ---------------------------------------------------- other descriptors */
-
-static bool listed(int fd, const int *keep, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (keep[i] == fd)
-            return true;
-    return false;
 }
 
 /* A directory that is read without malloc, which in a forked process copies
@@ -286,9 +152,7 @@ static const char *next_entry(struct entries *e)
     return entry->name;
 }
 
-/* Call act(fd) for every open descriptor above 2 that is not kept. */
-static int each_other(const int *keep, size_t n, void (*act)(int, void *),
-                      void *arg)
+bool fm__sys_each_fd(void (*see)(int fd, void *arg), void *arg)
 {
     struct entries entries;
     entries.pos = entries.filled = 0;
@@ -297,27 +161,14 @@ static int each_other(const int *keep, size_t n, void (*act)(int, void *),
     for (const char *name;
          entries.fd >= 0 && (name = next_entry(&entries));) {
         int fd = atoi(name);
-        if (fd > 2 && fd != entries.fd && !listed(fd, keep, n))
-            act(fd, arg);
+        if (fd != entries.fd)
+            see(fd, arg);
     }
     fm__sys_close(entries.fd);
-    if (entries.fd >= 0 && !entries.failed)
-        return 0;
-    /* No /proc, or it cannot be read: try every number. */
-    long most = sysconf(_SC_OPEN_MAX);
-    for (int fd = 3; fd < (most > 0 && most < 65536 ? most : 65536); fd++)
-        if (!listed(fd, keep, n))
-            act(fd, arg);
-    return 0;
+    return entries.fd >= 0 && !entries.failed;
 }
 
-static void close_one(int fd, void *arg)
-{
-    (void)arg;
-    close(fd);
-}
-
-int fm_sys_close_others(const int *keep, size_t n)
+int fm__sys_close_ranges(const int *keep, size_t n)
 {
     int low = 3;
     /* close_range between the kept ones, in ascending order. */
@@ -329,38 +180,18 @@ int fm_sys_close_others(const int *keep, size_t n)
         if (next != low &&
             syscall(SYS_close_range, low, next < 0 ? ~0U : (unsigned)next - 1,
                     0) < 0)
-            return each_other(keep, n, close_one, NULL);
+            return -errno;
         if (next < 0)
             return 0;
         low = next + 1;
     }
 }
 
-static void silence_one(int fd, void *arg)
-{
-    struct stat st;
-    int rc = 0;
-    if (fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
-        do
-            rc = dup3(*(int *)arg, fd, O_CLOEXEC);
-        while (rc < 0 && errno == EINTR);
-}
-
-int fm_sys_silence_others(const int *keep, size_t n)
-{
-    int null = fm_sys_null();
-    if (null < 0)
-        return null;
-    int rc = each_other(keep, n, silence_one, &null);
-    close(null);
-    return rc;
-}
-
 /* -------------------------------------------------------------- processes */
 
 int fm_sys_pidfd(pid_t pid)
 {
-    return lift((int)syscall(SYS_pidfd_open, pid, 0));
+    return fm__sys_lift((int)syscall(SYS_pidfd_open, pid, 0));
 }
 
 int fm_sys_die_with_parent(pid_t parent)
@@ -386,18 +217,6 @@ int fm__sys_reap(pid_t pid, int *status)
     return 1;
 }
 
-bool fm__sys_has_ended(pid_t pid)
-{
-    siginfo_t info = {.si_pid = 0};
-    int flags = WEXITED | WNOHANG | WNOWAIT;
-    return waitid(P_PID, (id_t)pid, &info, flags) == 0 && info.si_pid == pid;
-}
-
-int fm__sys_kill(pid_t pid, int sig)
-{
-    return kill(pid, sig) < 0 ? -errno : 0;
-}
-
 pid_t fm__sys_reap_any(int *status, uint64_t *rss_kb)
 {
     struct rusage usage;
@@ -416,7 +235,7 @@ int fm__sys_watch_children(void)
     sigset_t children;
     sigemptyset(&children);
     sigaddset(&children, SIGCHLD);
-    return lift(signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK));
+    return fm__sys_lift(signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK));
 }
 
 void fm__sys_watch_clear(int fd)
@@ -676,7 +495,7 @@ static int unnamed_file(size_t size)
             if (fd >= 0)
                 unlink(path);
         }
-        fd = lift(fd);
+        fd = fm__sys_lift(fd);
         rc = fd < 0 ? fd : reserve(fd, size);
         if (rc == 0)
             return fd;
@@ -690,7 +509,7 @@ int fm__sys_shm(size_t size)
     int fd = memfd_create("forkmill", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
     if (fd < 0 && errno == EINVAL)
         fd = memfd_create("forkmill", MFD_CLOEXEC);
-    fd = lift(fd);
+    fd = fm__sys_lift(fd);
     if (fd == -ENOSYS || fd == -EPERM || fd == -EACCES)
         return unnamed_file(size);
     if (fd >= 0 && ftruncate(fd, (off_t)size) < 0) {
@@ -711,11 +530,6 @@ void *fm__sys_map(int fd, size_t size, bool inherit)
     return p;
 }
 
-void fm__sys_unmap(void *p, size_t size)
-{
-    munmap(p, size);
-}
-
 /* So far apart that no segment ever meets the next: 64 GiB, 64 TiB in all. */
 const uint64_t fm__sys_arena_stride = (uint64_t)1 << 36;
 const uint32_t fm__sys_arena_count = FM_SEGMENTS;
@@ -732,7 +546,7 @@ int fm__sys_arena(uint64_t size, size_t head)
     bool memory = fd >= 0;
     if (fd < 0)
         fd = open("/dev/shm", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    fd = lift(fd);
+    fd = fm__sys_lift(fd);
     int rc = fd < 0 || memory ? 0 : reserve(fd, head);
     if (fd >= 0 && rc == 0 && ftruncate(fd, (off_t)size) < 0)
         rc = -errno;
@@ -751,15 +565,6 @@ void *fm__sys_map_part(int fd, uint64_t offset, size_t size)
     /* Where shmem_enabled is `advise`; elsewhere it says no. */
     madvise(p, size, MADV_HUGEPAGE);
     return p;
-}
-
-void fm__sys_map_private(void *at, size_t size, int fd, uint64_t offset)
-{
-    void *p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED,
-                   fd, (off_t)offset);
-    if (p == MAP_FAILED) /* shared is wrong only if somebody writes */
-        mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-             (off_t)offset);
 }
 
 int fm__sys_furnish(int fd, uint64_t offset, void *at, size_t size)
@@ -786,12 +591,6 @@ int64_t fm_sys_tick(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-uint64_t fm__sys_memory(void)
-{
-    return (uint64_t)sysconf(_SC_PHYS_PAGES) *
-           (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 /*
  * Who holds a shared page?  A file may be sealed against writing only while
  * nobody has a writable shared mapping of it.  Descriptors that a child
@@ -799,8 +598,8 @@ uint64_t fm__sys_memory(void)
  */
 int fm__sys_witness(void **page)
 {
-    int fd = lift(memfd_create("forkmill-witness",
-                               MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    int fd = fm__sys_lift(
+        memfd_create("forkmill-witness", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (fd < 0)
         return fd;
     void *p = ftruncate(fd, FM__WITNESS) < 0
@@ -856,8 +655,8 @@ int fm__poller_open(fm__poller **out)
         return -ENOMEM;
     struct epoll_event e = {.events = EPOLLIN, .data.u64 = KICK};
     int rc = 0;
-    poller->epoll_fd = lift(epoll_create1(EPOLL_CLOEXEC));
-    poller->kick_fd = lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    poller->epoll_fd = fm__sys_lift(epoll_create1(EPOLL_CLOEXEC));
+    poller->kick_fd = fm__sys_lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (poller->epoll_fd < 0)
         rc = poller->epoll_fd;
     else if (poller->kick_fd < 0)
@@ -957,7 +756,7 @@ void fm__poller_kick(fm__poller *poller)
 
 int fm__flag_open(struct fm__flag *flag)
 {
-    int fd = lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    int fd = fm__sys_lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (fd < 0)
         return fd;
     flag->read_fd = flag->write_fd = fd;

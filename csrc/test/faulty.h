@@ -4,7 +4,7 @@
  * The files of the core that call the system are compiled here once more,
  * with each call behind a macro that may refuse it: release builds know
  * nothing of it.  A program that includes this (once) names them in its
- * first line:  includes: sys_linux.c sys_darwin.c zygote.c
+ * first line:  includes: sys_posix.c sys_linux.c sys_darwin.c zygote.c
  *
  *   arm(call, way, nth)     the n-th call of that kind fails in that way
  *   arm_at_random(...)      calls of some kinds fail at random
@@ -41,7 +41,7 @@
  *   lift        fcntl F_DUPFD_CLOEXEC         EMFILE
  *   flags       fcntl F_GETFL, F_SETFL        EPERM
  *   seal        fcntl F_ADD_SEALS             EBUSY, EPERM, EINVAL
- *   dup         dup2, dup3                    EINTR
+ *   dup         dup2                          EINTR
  *   pidfd       pidfd_open                    ENOSYS, EPERM, EMFILE, ENOMEM
  *   futex       a wait on a futex             EINTR, EAGAIN
  *   poller      epoll_create1, kqueue         EMFILE, ENFILE, ENOMEM
@@ -360,6 +360,7 @@ static bool faulty_fcntl(int command)
 #define poll(...) (fault(CALL_POLL) ? -1 : poll(__VA_ARGS__))
 #define kqueue() (fault(CALL_POLLER) ? -1 : kqueue())
 #include "../src/sys_darwin.c"
+#include "../src/sys_posix.c"
 #include "../src/zygote.c"
 #undef pipe
 #undef poll
@@ -376,7 +377,6 @@ static bool faulty_number(long number, ...);
 #define prctl(...) (fault(CALL_PRCTL) ? -1 : prctl(__VA_ARGS__))
 #define signalfd(...) (fault(CALL_SIGNALFD) ? -1 : signalfd(__VA_ARGS__))
 #define ppoll(...) (fault(CALL_POLL) ? -1 : ppoll(__VA_ARGS__))
-#define dup3(...) (fault(CALL_DUP) ? -1 : dup3(__VA_ARGS__))
 #define eventfd(...) (fault(CALL_EVENTFD) ? -1 : eventfd(__VA_ARGS__))
 #define epoll_create1(flags)                                                  \
     (fault(CALL_POLLER) ? -1 : epoll_create1(flags))
@@ -387,6 +387,7 @@ static bool faulty_number(long number, ...);
 #define epoll_wait(...)                                                       \
     (fault(CALL_POLLER_WAIT) ? -1 : epoll_wait(__VA_ARGS__))
 #include "../src/sys_linux.c"
+#include "../src/sys_posix.c"
 #include "../src/zygote.c"
 #undef syscall
 #undef pipe2
@@ -396,7 +397,6 @@ static bool faulty_number(long number, ...);
 #undef prctl
 #undef signalfd
 #undef ppoll
-#undef dup3
 #undef eventfd
 #undef epoll_create1
 #undef epoll_ctl

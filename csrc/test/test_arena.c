@@ -1,9 +1,10 @@
-/* includes: arena.c */
+/* includes: arena.c segment.c */
 /* test_arena.c - whose is a segment, whatever happens; a pool's process and
  * its workers are played by arenas of one memory, here and in children. */
 #include "harness.h"
 
 #include "../src/arena.c"
+#include "../src/segment.c"
 
 #ifdef __SANITIZE_ADDRESS__
 #define UNDER_ASAN 1

@@ -1,4 +1,4 @@
-/* includes: sys_linux.c sys_darwin.c zygote.c */
+/* includes: sys_posix.c sys_linux.c sys_darwin.c zygote.c */
 /*
  * test_births.c - the real zygote while its system calls fail.
  *

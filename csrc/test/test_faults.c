@@ -1,4 +1,4 @@
-/* includes: sys_linux.c sys_darwin.c zygote.c */
+/* includes: sys_posix.c sys_linux.c sys_darwin.c zygote.c */
 /*
  * test_faults.c - the pool while system calls of its process fail.
  *

@@ -1,4 +1,4 @@
-/* includes: events.c */
+/* includes: supervise.c */
 /* test_pool.c - the pool against a zygote and workers written in C.
  *
  *   test (this process)  --control socket-->  fake zygote  --fork-->  fake
@@ -22,7 +22,7 @@ static uint32_t late_recall(struct fm__worker *worker, uint32_t n,
 }
 
 #define fm__worker_recall late_recall
-#include "../src/events.c"
+#include "../src/supervise.c"
 #undef fm__worker_recall
 
 enum op {

@@ -1,5 +1,5 @@
 /*
- * lead.c - the lead: which thread does the pool's I/O, who waits for what.
+ * leader.c - the leader: which thread does the pool's I/O, who waits for what.
  *
  * One mutex guards all; the thread that has the lead waits in the poller
  * without it, and does the I/O with it.  Whoever waits works:
@@ -42,7 +42,7 @@ static bool all_alive(const fm_pool *pool)
     return true;
 }
 
-bool fm__lead_gone(const fm_pool *pool)
+bool fm__leader_gone(const fm_pool *pool)
 {
     for (uint32_t i = 0; i < pool->options.workers; i++)
         if (pool->workers[i].page)
@@ -68,7 +68,7 @@ static bool satisfied(const fm_pool *pool, const struct fm__waiter *w)
     case FM__WAIT_WORKERS:
         return pool->state >= FM_POOL_STOPPING || all_alive(pool);
     case FM__WAIT_GONE:
-        return fm__lead_gone(pool);
+        return fm__leader_gone(pool);
     case FM__WAIT_PUMP:
         return pool->pump_quit;
     }
@@ -84,7 +84,7 @@ static void wake(struct fm__waiter *w)
     fm__sys_unpark(&w->word);
 }
 
-void fm__lead_kick(fm_pool *pool)
+void fm__leader_kick(fm_pool *pool)
 {
     /* Once is enough; and a leader that is not in the poller looks at what
      * has changed before it goes there. */
@@ -96,10 +96,10 @@ void fm__lead_kick(fm_pool *pool)
 }
 
 /* Those whose wait is over: parked ones, and the leader in the poller. */
-void fm__lead_wake(fm_pool *pool)
+void fm__leader_wake(fm_pool *pool)
 {
     if (pool->polling && satisfied(pool, pool->leader))
-        fm__lead_kick(pool);
+        fm__leader_kick(pool);
     for (struct fm__link *at = pool->parked.next; at != &pool->parked;
          at = at->next) {
         struct fm__waiter *w = FM__OF(at, struct fm__waiter, parked);
@@ -110,7 +110,7 @@ void fm__lead_wake(fm_pool *pool)
 
 /* ----------------------------------------------------------- completions */
 
-void fm__lead_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
+void fm__leader_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
 {
     fm__inbox_put(inbox, chunk);
     pool->flagged -= inbox->has_flag;
@@ -138,7 +138,7 @@ static void finish_chunks(fm_pool *pool)
         pool->timed -= chunk->options.timeout_ns > 0;
         atomic_store(&chunk->state, FM_CHUNK_DONE);
         if (chunk->inbox)
-            fm__lead_deliver(pool, chunk->inbox, chunk);
+            fm__leader_deliver(pool, chunk->inbox, chunk);
         fm_chunk_unref(chunk); /* taken in fm_pool_submit */
     }
 }
@@ -188,12 +188,12 @@ static int start_pump(fm_pool *pool)
     return -rc;
 }
 
-int fm__lead_ensure(fm_pool *pool)
+int fm__leader_ensure(fm_pool *pool)
 {
     return pool->pump_started || pool->pump_quit ? 0 : start_pump(pool);
 }
 
-void fm__lead_nudge(fm_pool *pool)
+void fm__leader_nudge(fm_pool *pool)
 {
     if (pool->leader || pool->pump_quit ||
         (pool->pump_started && !pool->pump_parked) || !pump_needed(pool))
@@ -206,11 +206,11 @@ void fm__lead_nudge(fm_pool *pool)
     }
 }
 
-void fm__lead_rearm(fm_pool *pool)
+void fm__leader_rearm(fm_pool *pool)
 {
     if (!pool->options.idle_ns || pool->pump_quit)
         return;
-    if (fm__lead_ensure(pool) == 0 && pool->pump_parked) {
+    if (fm__leader_ensure(pool) == 0 && pool->pump_parked) {
         pool->pump_parked = false;
         wake(&pool->pump_waiter);
     }
@@ -223,13 +223,13 @@ static bool flush_dirty(fm_pool *pool)
     bool timed = false;
     for (struct fm__worker *w; (w = d->dirty);) {
         d->dirty = w->next_dirty;
-        fm__events_flush(pool, w);
+        fm__supervise_flush(pool, w);
         w->dirty = false;
         timed |= w->timed > 0;
     }
     d->urgent = false;
     if (timed && pool->polling)
-        fm__lead_kick(pool); /* its wait may have to end earlier now */
+        fm__leader_kick(pool); /* its wait may have to end earlier now */
     return timed;
 }
 
@@ -240,19 +240,19 @@ static void dispatch(fm_pool *pool)
         return;
     fm__dispatcher_run(&pool->dispatcher);
     if (fm__size_grow(pool))
-        fm__lead_rearm(pool);
+        fm__leader_rearm(pool);
 }
 
-bool fm__lead_settle(fm_pool *pool)
+bool fm__leader_settle(fm_pool *pool)
 {
     dispatch(pool);
     bool timed = flush_dirty(pool);
     finish_chunks(pool);
-    fm__lead_wake(pool);
+    fm__leader_wake(pool);
     return timed;
 }
 
-bool fm__lead_send(fm_pool *pool)
+bool fm__leader_send(fm_pool *pool)
 {
     struct fm__dispatcher *d = &pool->dispatcher;
     dispatch(pool);
@@ -294,9 +294,9 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
 {
     struct fm__ready ready[READY];
     /* First: what falls due depends on it, a look at long queues too. */
-    bool news = fm__events_look(pool);
-    int64_t now = fm_now(), next = fm__events_expire(pool, now);
-    if (fm__lead_settle(pool))
+    bool news = fm__supervise_look(pool);
+    int64_t now = fm_now(), next = fm__supervise_expire(pool, now);
+    if (fm__leader_settle(pool))
         next = now; /* deadlines that expire() has not seen */
     next = FM__MIN(next, fm__size_shrink(pool, now));
     if (collect_by_hand(pool))
@@ -319,7 +319,7 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
         next = now;
     else if (pool->leader->signals_at)
         next = FM__MIN(next, pool->leader->signals_at);
-    if (next > now && fm__events_listen(pool))
+    if (next > now && fm__supervise_listen(pool))
         next = now; /* and look at the next turn */
     pool->polling = true;
     fm__pool_unlock(pool);
@@ -329,8 +329,8 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
     fm__pool_lock(pool);
     pool->polling = pool->kicked = false;
     for (int i = 0; i < n; i++)
-        fm__events_handle(pool, &ready[i]);
-    fm__lead_settle(pool);
+        fm__supervise_handle(pool, &ready[i]);
+    fm__leader_settle(pool);
     fm__size_look(pool);
     return n < 0 ? n : due ? -EINTR : 0;
 }
@@ -357,7 +357,7 @@ static void leave_lead(fm_pool *pool)
         pool->leader = best; /* not free for anybody to take in between */
         wake(best);
     } else {
-        fm__lead_nudge(pool);
+        fm__leader_nudge(pool);
     }
 }
 
@@ -366,7 +366,7 @@ static int park(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
     uint32_t old = atomic_load(&w->word);
     if (pool->leader->rank < w->rank && !pool->want) {
         pool->want = true;
-        fm__lead_kick(pool);
+        fm__leader_kick(pool);
     }
     pool->counts.parks++;
     w->woken = false;
@@ -385,7 +385,7 @@ static int park(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
 }
 
 /* Wait, with the mutex: lead, or park while another leads. */
-int fm__lead_wait(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
+int fm__leader_wait(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
 {
     int rc = 0;
     fm__list_init(&w->parked);
@@ -463,7 +463,7 @@ static void *pump_main(void *arg)
 }
 
 /* One turn without waiting, if nobody leads. */
-void fm__lead_turn(fm_pool *pool)
+void fm__leader_turn(fm_pool *pool)
 {
     struct fm__waiter w = {.kind = FM__WAIT_IDLE, .rank = FM_RANK_CALLER};
     if (pool->leader || pool->state == FM_POOL_CLOSED)
@@ -475,7 +475,7 @@ void fm__lead_turn(fm_pool *pool)
 
 /* --------------------------------------------------------- beginning, end */
 
-void fm__lead_init(fm_pool *pool)
+void fm__leader_init(fm_pool *pool)
 {
     fm__list_init(&pool->parked);
     pool->pump_waiter =
@@ -489,7 +489,7 @@ static void expel(fm_pool *pool)
         for (struct fm__link *at = pool->parked.next; at != &pool->parked;
              at = at->next)
             wake(FM__OF(at, struct fm__waiter, parked));
-        fm__lead_kick(pool);
+        fm__leader_kick(pool);
         fm__pool_unlock(pool);
         fm__pause(200000);
         fm__pool_lock(pool);
@@ -504,13 +504,13 @@ static void end_pump(fm_pool *pool)
     if (!started)
         return;
     wake(&pool->pump_waiter);
-    fm__lead_kick(pool);
+    fm__leader_kick(pool);
     fm__pool_unlock(pool);
     pthread_join(pool->pump, NULL);
     fm__pool_lock(pool);
 }
 
-bool fm__lead_end(fm_pool *pool)
+bool fm__leader_end(fm_pool *pool)
 {
     end_pump(pool);
     expel(pool);

@@ -15,10 +15,26 @@ Invariants:
     * AIO-1  `Loop` never refers to its executor: when that is dropped, what was accepted is
       finished, and the loop ends.
     * AIO-2  `running`, and all tasks, belong to the loop's thread alone.
-    * AIO-3  The loop ends only when it is closed, nothing waits and nothing runs.
+    * AIO-3  The loop ends only when it is closed, nothing waits and nothing runs. Once that is so
+      it stays so.
     * AIO-4  A plain function's thread is made in the thread that submits it. The loop's cannot be
       relied on for that: CPython 3.12 starts no thread once the interpreter has begun to end,
       while what was accepted is still to be finished.
+    * AIO-5  A stop of the loop is an occasion to look whether what the thread waits for has come,
+      and says nothing else: a job that was queued late, or code of a call, may stop it at any time.
+    * AIO-6  What is cleaned up is cleaned up to its end, whatever the tasks do meanwhile.
+
+The loop's life:
+
+    state     begins when                              a job of wake()
+    --------  ---------------------------------------  ------------------------------------------
+    open      its thread starts                        runs, soon
+    closing   close(), in any thread                   runs, soon: what was accepted is finished
+    cleaning  nothing waits, nothing runs (AIO-3)      may run; a pump finds nothing to start, and
+                                                       the stop that it asks for is passed (AIO-5)
+    ended     cleaned up; `open` is false, the lock    is refused, and wake() says so. One that was
+              says since when                          queued before is dropped: nobody waits for
+                                                       it, as every call has had its outcome
 """
 
 from __future__ import annotations
@@ -49,6 +65,7 @@ __all__ = ["Aio"]
 
 _DEFAULT_WIDTH = 100
 _PATIENCE = 0.05  # seconds for a loop in which a call was left behind
+_ROUNDS = 10  # of cancelling tasks: one may start another when it is cancelled, and that, again
 _ALIVE: set[Loop] = set()  # for the exit hook
 _FOREIGN: list[Loop] = []  # in a forked child: the parent's
 
@@ -128,12 +145,7 @@ class Loop:
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            while not self._over():
-                try:
-                    self.loop.run_forever()
-                except (SystemExit, KeyboardInterrupt):
-                    # A task that a call has left in the loop; the other calls must not suffer.
-                    sys.excepthook(*sys.exc_info())
+            self._go_on_until(self._over)
             self._clean()
         finally:
             with self.lock:
@@ -142,17 +154,39 @@ class Loop:
             self.loop.close()
             _ALIVE.discard(self)
 
+    def _go_on_until(self, come: Callable[[], bool]) -> None:
+        """Run the loop until something has come. Whoever brings it about stops the loop (AIO-5)."""
+        while not come():
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # A task that a call has left in the loop; whatever else is there must not suffer.
+                sys.excepthook(*sys.exc_info())
+
+    def _await(self, end: asyncio.Future[Any]) -> None:
+        end.add_done_callback(lambda _: self.loop.stop())
+        self._go_on_until(end.done)
+
     def _clean(self) -> None:
         """Cancel what the calls left behind, as asyncio.run does."""
-        left = asyncio.all_tasks(self.loop)
-        for task in left:
-            task.cancel()
-        if left:
-            self.loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        self.loop.run_until_complete(self.loop.shutdown_default_executor())
-        self.threads.close()
-        self.threads.join()
+        try:
+            for _ in range(_ROUNDS):
+                left = asyncio.all_tasks(self.loop)
+                if not left:
+                    break
+                for task in left:
+                    task.cancel()
+                self._await(asyncio.gather(*left, return_exceptions=True))
+            self._await(self.loop.create_task(self.loop.shutdown_asyncgens()))
+            end = self.loop.create_task(self.loop.shutdown_default_executor())
+            self._await(end)
+            # It takes a thread, and CPython 3.12 starts none once the interpreter has begun to end;
+            # then concurrent.futures joins the executor's threads.
+            with contextlib.suppress(RuntimeError):
+                end.result()
+        finally:
+            self.threads.close()
+            self.threads.join()
 
     def _pump(self) -> None:
         """Start as many calls as may run; end if there will be none (AIO-3)."""

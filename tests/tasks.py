@@ -73,6 +73,10 @@ class Gate:
         self.open()
 
 
+# Whether `interpreter` means subinterpreters, each with a copy of the state; else it means threads.
+SUBINTERPRETERS = sys.version_info >= (3, 14)
+
+
 def pass_gate(path: str, value: Any = None) -> Any:
     """Wait until the gate is open, then return the value."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -139,6 +143,13 @@ def note_here(path: str, number: int) -> int:
     with open(path, "ab", buffering=0) as file:
         file.write(_ENTRY.pack(number))
     return number
+
+
+def noted_and_held(log: str, gate: str, item: int) -> int:
+    """Say that it runs, and do so until the gate opens."""
+    note_here(log, item)
+    pass_gate(gate)
+    return item
 
 
 def note(path: str, number: int) -> int:

@@ -195,7 +195,9 @@ def test_on_end_runs_once_a_copy_of_the_state(kind: str) -> None:
     finally:
         lane.close()
     assert items == 10 and sum(ends) == 10, ends
-    if kind in ("inline", "thread", "interpreter", "async"):
+    if kind == "interpreter" and tasks.SUBINTERPRETERS:
+        assert len(ends) <= 2
+    elif kind in ("inline", "thread", "interpreter", "async"):
         assert ends == [10]
     elif kind == "cow_fork":
         assert ends == [1] * 10

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,9 @@ from forkmill import contexts
 from forkmill.contexts import END, Batch, Taken, Work
 
 TYPES = list(contexts.TYPES)
-SHARED = ("inline", "thread", "interpreter", "async")  # one copy of the state
 PROCESSES = ("ipc_fork", "cow_fork")
+EACH = ("ipc_fork", "interpreter") if tasks.SUBINTERPRETERS else ("ipc_fork",)  # one copy a worker
+SHARED = tuple(kind for kind in TYPES if kind not in (*PROCESSES, *EACH))  # one copy of the state
 
 pytestmark = pytest.mark.filterwarnings("ignore:subinterpreters need:RuntimeWarning")
 
@@ -249,8 +252,8 @@ def test_on_end_runs_once_a_copy_after_its_last_item(kind: str) -> None:
     assert sorted(item for _, items in ends for item in items) == [*range(12)]
     if kind in SHARED:
         assert len(ends) == 1
-    elif kind == "ipc_fork":
-        assert len(ends) == len({pid for pid, _ in ends}) <= 2
+    elif kind in EACH:
+        assert len(ends) <= 2 and len({pid for pid, _ in ends}) in (1, len(ends))
     else:
         assert len(ends) == 12
     assert seen == []
@@ -308,9 +311,10 @@ def test_a_dead_worker_takes_its_copy_with_it() -> None:
     assert len(ends) == 1 and ends[0][1] == 12  # those after the seventh: a new worker's
 
 
-def test_items_for_a_copy_meet_no_other() -> None:
+@pytest.mark.parametrize("kind", EACH)
+def test_items_for_a_copy_meet_no_other(kind: str) -> None:
     work, _ = remembering()
-    lane = contexts.spec("ipc_fork", 2).lane(work)
+    lane = contexts.spec(kind, 2).lane(work)
     assert lane.copies == 2
     try:
         for n in range(50):
@@ -320,7 +324,7 @@ def test_items_for_a_copy_meet_no_other() -> None:
     finally:
         lane.close()
     ends = [output for piece in pieces if piece.item is END for output in piece.outputs]
-    assert sorted(sorted(items) for _, items in ends) == [[*range(0, 50, 2)], [*range(1, 50, 2)]]
+    assert sorted(items for _, items in ends) == [[*range(0, 50, 2)], [*range(1, 50, 2)]]
 
 
 @pytest.mark.parametrize("option", [{"max_tasks_per_child": 5}, {"max_rss": 1 << 40}])
@@ -333,17 +337,17 @@ def test_on_end_is_refused_where_workers_are_replaced(option: dict[str, Any]) ->
 # ---------------------------------------------------------------------- the end
 
 
-def test_teardown_runs_when_a_lane_is_closed_before_its_end(kind: str) -> None:
-    if kind not in SHARED:
+def test_teardown_runs_when_a_lane_is_closed_before_its_end(kind: str, tmp_path: Path) -> None:
+    if kind in PROCESSES:
         return
-    log: list[str] = []
-    work = Work(tasks.negative, setup=lambda: log.append("up"), teardown=lambda: log.append("down"))
-    lane = contexts.spec(kind, 2).lane(work)
+    log = tasks.Log(tmp_path)
+    up, down = partial(tasks.note_here, log.path, 1), partial(tasks.note_here, log.path, 2)
+    lane = contexts.spec(kind, 2).lane(Work(tasks.negative, setup=up, teardown=down))
     lane.put(1)
     assert lane.take(20) is not None
     lane.close()
     lane.close()
-    assert log == ["up", "down"]
+    assert log.entries() == [1, 2]
 
 
 def test_a_closed_lane_takes_nothing_more(kind: str, tmp_path: Any) -> None:

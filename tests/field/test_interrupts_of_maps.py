@@ -82,13 +82,6 @@ def interrupted(
             thread.join()
 
 
-def noted_and_held(log: str, gate: str, item: int) -> int:
-    """Say that it runs, and do so until the gate opens."""
-    tasks.note_here(log, item)
-    tasks.pass_gate(gate)
-    return item
-
-
 def noted_generator(log: str, gate: str) -> Iterator[int]:
     """One output, then nothing for a while; notes how it ends."""
     try:
@@ -123,7 +116,7 @@ def gate(tmp_path: Path) -> Iterator[tasks.Gate]:
 def test_an_interrupt_in_next_takes_the_rest_back(
     log: tasks.Log, gate: tasks.Gate, kind: str, ordered: bool, raised: type[BaseException]
 ) -> None:
-    fn = partial(noted_and_held, log.path, gate.path)
+    fn = partial(tasks.noted_and_held, log.path, gate.path)
     with fm.ProcessPool(2, start_method="fork") as pool:
         if kind == "starmap":
             results = pool.starmap(fn, ((i,) for i in range(ITEMS)), ordered=ordered)
@@ -146,7 +139,7 @@ def test_so_it_is_with_every_start_method(
     log: tasks.Log, gate: tasks.Gate, start_method: str
 ) -> None:
     with fm.ProcessPool(2, start_method=start_method) as pool:
-        results = pool.map(partial(noted_and_held, log.path, gate.path), range(ITEMS))
+        results = pool.map(partial(tasks.noted_and_held, log.path, gate.path), range(ITEMS))
         interrupted(lambda: list(results), lambda: len(log.entries()) == 2)
         gate.open()
         tasks.eventually(lambda: pool.stats().accepted == pool.stats().outcomes)
@@ -160,7 +153,7 @@ def test_an_interrupt_in_a_contexts_map_takes_the_rest_back(
 ) -> None:
     with fm.executor(kind, 2) as executor:
         results = executor.map(
-            partial(noted_and_held, log.path, gate.path), range(ITEMS), ordered=ordered
+            partial(tasks.noted_and_held, log.path, gate.path), range(ITEMS), ordered=ordered
         )
         interrupted(lambda: list(results), lambda: len(log.entries()) == 2)
         gate.open()
@@ -185,7 +178,7 @@ def test_an_interrupt_in_the_input_does_not_wait_for_its_turn(
 
     with fm.executor(kind, 2) as executor:
         interrupted(
-            lambda: list(executor.map(partial(noted_and_held, log.path, gate.path), given())),
+            lambda: list(executor.map(partial(tasks.noted_and_held, log.path, gate.path), given())),
             waiting.is_set,
         )
         gate.open()
@@ -208,7 +201,7 @@ def test_a_cancelled_reader_of_amap_takes_the_rest_back(
 ) -> None:
     async def run(pool: fm.ProcessPool) -> None:
         results = pool.amap(
-            partial(noted_and_held, log.path, gate.path), range(ITEMS), ordered=ordered
+            partial(tasks.noted_and_held, log.path, gate.path), range(ITEMS), ordered=ordered
         )
 
         async def read() -> None:
@@ -272,7 +265,7 @@ def test_interrupts_at_any_place_leave_a_pool_that_works() -> None:
 def test_an_interrupt_of_the_one_liner_ends_what_runs(
     log: tasks.Log, gate: tasks.Gate, ordered: bool
 ) -> None:
-    fn = partial(noted_and_held, log.path, gate.path)  # nobody opens that gate
+    fn = partial(tasks.noted_and_held, log.path, gate.path)  # nobody opens that gate
     interrupted(
         lambda: list(fm.map(fn, range(ITEMS), workers=2, ordered=ordered)),
         lambda: len(log.entries()) == 2,
@@ -288,7 +281,9 @@ def test_an_interrupt_of_the_one_liner_ends_what_runs(
 def test_other_calls_of_the_shared_pool_are_not_harmed(log: tasks.Log, gate: tasks.Gate) -> None:
     other = fm.map(tasks.pass_gate, [gate.path], [5], workers=2)
     interrupted(
-        lambda: list(fm.map(partial(noted_and_held, log.path, gate.path), range(ITEMS), workers=2)),
+        lambda: list(
+            fm.map(partial(tasks.noted_and_held, log.path, gate.path), range(ITEMS), workers=2)
+        ),
         lambda: len(log.entries()) == 1,
     )
     gate.open()
@@ -312,7 +307,7 @@ def test_shutdown_shared_finishes_what_was_accepted(gate: tasks.Gate) -> None:
 
 @pytest.mark.shared_pool
 def test_shutdown_shared_kills_if_it_shall(gate: tasks.Gate, log: tasks.Log) -> None:
-    results = fm.map(partial(noted_and_held, log.path, gate.path), range(ITEMS), workers=1)
+    results = fm.map(partial(tasks.noted_and_held, log.path, gate.path), range(ITEMS), workers=1)
     tasks.eventually(lambda: log.entries() == [0])
     fm.shutdown_shared(kill=True)
     with pytest.raises(fm.WorkerDied):
@@ -348,10 +343,10 @@ def read_in_a_thread(results: Any) -> tuple[threading.Thread, list[Any]]:
 def test_a_close_lets_the_reader_go(
     log: tasks.Log, gate: tasks.Gate, kind: str, ordered: bool
 ) -> None:
-    if kind == "interpreter" and sys.version_info < (3, 14):
+    if kind == "interpreter" and not tasks.SUBINTERPRETERS:
         pytest.skip("no subinterpreters to be had: threads take their place")
     with fm.executor(kind, 2) as executor:
-        fn = partial(noted_and_held, log.path, gate.path)
+        fn = partial(tasks.noted_and_held, log.path, gate.path)
         results = executor.map(fn, range(ITEMS), ordered=ordered)
         thread, got = read_in_a_thread(results)
         tasks.eventually(lambda: len(log.entries()) == 2)
@@ -378,7 +373,7 @@ def test_a_close_lets_the_reader_of_a_stream_go(log: tasks.Log, gate: tasks.Gate
 def test_aclose_lets_the_reader_go(log: tasks.Log, gate: tasks.Gate, ordered: bool) -> None:
     async def run(pool: fm.ProcessPool) -> None:
         results = pool.amap(
-            partial(noted_and_held, log.path, gate.path), range(ITEMS), ordered=ordered
+            partial(tasks.noted_and_held, log.path, gate.path), range(ITEMS), ordered=ordered
         )
 
         async def read() -> list[int]:

@@ -17,10 +17,13 @@ from typing import Any
 import pytest
 
 import forkmill as fm
+import tasks
 
 OWN = ["inline", "thread:1", "thread:2", "async:4", "ipc_fork:1", "ipc_fork:2", "cow_fork:1"]
 CONTEXTS = [*OWN, "interpreter:1", "named ipc_fork:2", "named cow_fork:2", "named thread:2"]
-SHARED = ("inline", "thread", "async", "interpreter", "named thread")
+SHARED = ("inline", "thread", "async", "named thread")
+if not tasks.SUBINTERPRETERS:
+    SHARED = (*SHARED, "interpreter")
 pytestmark = [
     pytest.mark.timeout(120),
     pytest.mark.filterwarnings("ignore:subinterpreters:RuntimeWarning"),

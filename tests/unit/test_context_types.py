@@ -316,9 +316,9 @@ def test_forkmill_works_inside_a_subinterpreter(run_script: Any) -> None:
             from forkmill import _codec
             from forkmill.contexts import interpreter
 
-            good, data, buffers = interpreter._run(interpreter._encode((divmod, (7, 2), {})))
+            good, data, buffers = interpreter._run(interpreter.encode((divmod, (7, 2), {})))
             assert good and _codec.loads(data, buffers) == (3, 1)
-            good, data, _ = interpreter._run(interpreter._encode((divmod, (7, 0), {})))
+            good, data, _ = interpreter._run(interpreter.encode((divmod, (7, 0), {})))
             assert not good
             assert type(_codec.load_failure(memoryview(data))) is ZeroDivisionError
             for kind in ("inline", "thread", "async"):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from .base import Executor, Metrics
 from .context import Context
 from .context_pool import ContextPool, make
-from .lane import END, Batch, Lane, Taken, Work
+from .lane import END, Batch, Lane, Taken, Work, place
 from .named import NamedPool, named_pool
 from .specs import ALIASES, TYPES, Spec, register, spec, type_name
 
@@ -50,6 +50,7 @@ __all__ = [
     "executor",
     "marker",
     "named_pool",
+    "place",
     "register",
     "spec",
     "type_name",

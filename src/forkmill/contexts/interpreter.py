@@ -1,8 +1,18 @@
 """interpreter: n subinterpreters (CPython >= 3.14); before that n threads, and one warning.
 
-Guarantees: a call and its outcome travel as bytes, encoded as for a worker process, so values and
-errors are those of ipc_fork; a call imports from where its caller does (sys.path as of the call).
-Where there are no subinterpreters nothing is encoded at all.
+    submit ──▶ backlog ──▶ a thread of ours ──▶ a Home that is free: its own thread ──▶ decode,
+    result ◀── decoded ◀──                  ◀──                                     ◀── call, encode
+
+Guarantees:
+    * A call and its outcome travel as bytes, encoded as for a worker process, so values and errors
+      are those of ipc_fork; a call imports from where its caller does (sys.path as of the call).
+    * A subinterpreter runs in one thread as long as it lives: what libraries tie to a thread (event
+      loops, connections) is there in the next call.
+    * Where there are no subinterpreters nothing is encoded at all.
+
+Invariants:
+    * HOME-1  Who has a Home to himself (`Homes.one`) may ask it several times, for what belongs
+      together: the outputs of a stream.
 
 What runs there imports this module, so nothing that it imports needs `_native`: an extension that
 knows nothing of subinterpreters cannot be loaded in one.
@@ -11,22 +21,32 @@ knows nothing of subinterpreters cannot be loaded in one.
 from __future__ import annotations
 
 import functools
+import itertools
+import queue
 import sys
+import threading
 import warnings
-from concurrent.futures import BrokenExecutor
+import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks, _codec, _program, errors
-from .._process import cpus
+from .._process import DAEMON, SHARES, cpus
+from . import lane as _lane
 from .base import Call
 from .thread import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
-__all__ = ["Interpreter"]
+    from .thread import Threads
+
+    Reply = tuple[bool, bytes, list[bytes]]  # whether it returned; what, or what it raised
+
+__all__ = ["Home", "Homes", "Interpreter", "encode", "opened"]
 
 _warned = False
+_serials = itertools.count()
 
 
 def _warn_once() -> None:
@@ -60,100 +80,231 @@ class Interpreter(Thread):
         initargs: tuple[Any, ...] = (),
         name: str | None = None,
     ) -> None:
-        self._inner: Any = None
-        self._path: list[str] = []  # what sys.path was when they were made
+        self.homes: Homes | None = None
         if max_workers is None:
             max_workers = cpus()
         if sys.version_info >= (3, 14):  # pragma: no cover  # not on the CPythons tested so far
-            from concurrent.futures import InterpreterPoolExecutor
+            from concurrent import interpreters
 
             super().__init__(max_workers, name=name)
             _checks.initializer(initializer, initargs)
-            self._path = _path()
-            names = {"path": self._path, "blob": None}
-            if initializer is not None:
-                names["blob"] = _encode((initializer, initargs, {}))
-            # A built-in: what is not on the path that it has from the start cannot be named there.
-            self._inner = InterpreterPoolExecutor(
-                self.width, self.name, initializer=exec, initargs=(_BEGIN, names)
-            )
-            self.copies = "call"  # type: ignore[misc]  # nothing of ours is shared with them
+            blob = None if initializer is None else encode((initializer, initargs, {}))
+            self.homes = Homes(self._threads, interpreters.create, blob)
+            self.copies = "worker"  # type: ignore[misc]  # one a subinterpreter
         else:
             _warn_once()
             super().__init__(max_workers, initializer=initializer, initargs=initargs, name=name)
 
     def _accept(self, call: Call) -> None:
-        if self._inner is not None:  # pragma: no cover
+        if self.homes is not None:  # pragma: no cover
             # Encoded in the caller's thread (INV-3); our thread only waits for the other one.
-            blob = _encode((call.fn, call.args, call.kwargs))
-            path = _path()
-            remote = functools.partial(
-                _remote, self._inner, blob, None if path == self._path else path
-            )
+            blob = encode((call.fn, call.args, call.kwargs))
+            remote = functools.partial(_remote, self.homes, blob, path())
             call.fn, call.args, call.kwargs = remote, (), {}
         super()._accept(call)
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept nothing more, finish what was accepted, end the subinterpreters. Idempotent."""
-        super().shutdown(wait, cancel_futures=cancel_futures)
-        # Not before our calls are through, which still need it: without `wait` they hold it, and it
-        # ends with the last of them.
-        inner, self._inner = self._inner, None
-        if inner is not None and wait:  # pragma: no cover
-            inner.shutdown()
+    def submit_here(self, fn: Callable[..., Any], *args: Any) -> Any:  # pragma: no cover
+        """Have a call run in a thread of ours, which asks the Homes itself (for lanes)."""
+        self._check_process()
+        kwargs: dict[str, Any] = {}
+        if SHARES:
+            fn, args, kwargs = SHARES[0].hold_call(fn, args, kwargs)
+        call = Call(fn, args, kwargs, self._options, self.ledger, self.future_class())
+        future = call.future
+        super()._accept(call)
+        return future
+
+    def lane(self, work: _lane.Work, notify: Callable[[], None] | None = None) -> _lane.Lane:
+        """A lane that runs one stage's work here (for pipelines)."""
+        if self.homes is None:
+            return super().lane(work, notify)
+        from .interpreter_lane import InterpreterLane  # pragma: no cover
+
+        return InterpreterLane(self, work, notify)  # pragma: no cover
+
+    def leave(self, futures: Iterable[Any]) -> None:
+        super().leave(futures)
+        if self.homes is not None:  # pragma: no cover
+            with self._threads.lock:
+                left = {*self._threads.left}
+            self.homes.leave(left)
 
 
-# What a new subinterpreter runs first.
-_BEGIN = """\
-import sys
-sys.path[:] = path
-if blob is not None:
-    from forkmill.contexts.interpreter import _prepare
-    _prepare(blob)
-"""
+# ------------------------------------------------------------------ in this interpreter
 
 
-def _path() -> list[str]:  # pragma: no cover
+class Home:  # pragma: no cover
+    """One subinterpreter, and the thread that all its calls run in. It has one user at a time."""
+
+    def __init__(self, homes: Homes, number: int) -> None:
+        self.number = number
+        self.place = next(_serials)  # no other one ever has it
+        self._homes = homes
+        self._path: list[str] = path()  # what sys.path is there, as far as we set it
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        name = f"{homes.threads.name}-home-{number}"
+        self.thread = threading.Thread(target=self._live, name=name, daemon=DAEMON)
+        self.thread.start()
+
+    def ask(self, blob: Any, path: list[str]) -> Reply:
+        """Have an encoded call made there; wait for what becomes of it."""
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._jobs.put((blob, None if path == self._path else path, answer))
+        self._path = path
+        reply = answer.get()
+        if isinstance(reply, BaseException):
+            raise reply
+        return reply  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """No more calls: the subinterpreter and the thread end."""
+        self._jobs.put(None)
+
+    def _live(self) -> None:
+        interpreter = None
+        try:
+            interpreter = self._homes.create()
+            # A built-in: what is not on the path that it has from the start has no name there.
+            interpreter.call(exec, _BEGIN, {"path": self._path, "place": self.place})
+            if self._homes.initializer is not None:
+                opened(interpreter.call(_run, self._homes.initializer))
+        except BaseException as error:
+            self._homes.threads.fail_all(error)
+            while (job := self._jobs.get()) is not None:
+                job[2].put(self._homes.threads.broken_error(error))
+        else:
+            while (job := self._jobs.get()) is not None:
+                self._do(interpreter, *job)
+                del job
+        finally:
+            if interpreter is not None:
+                interpreter.close()
+
+    def _do(self, interpreter: Any, blob: Any, path: list[str] | None, answer: Any) -> None:
+        try:
+            answer.put(interpreter.call(_run, blob, path))
+        except BaseException as error:  # of the subinterpreter itself: no memory, for one
+            answer.put(error)
+
+
+class Homes:  # pragma: no cover
+    """The subinterpreters of one executor, made as they are needed, and who uses them.
+
+    There are as many as threads, so a thread waits for one only if it asks for a certain one.
+    """
+
+    def __init__(self, threads: Threads, create: Callable[[], Any], initializer: Any) -> None:
+        self.threads = threads
+        self.width = threads.most
+        self.create = create
+        self.initializer = initializer  # encoded
+        self._change = threading.Condition()  # guards the rest
+        self._homes: dict[int, Home] = {}
+        self._free = [*reversed(range(self.width))]  # who was there last comes first
+        self._users: dict[int, threading.Thread] = {}
+        self._left: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._ending: list[Home] = []
+        threads.what = "a subinterpreter"
+        threads.last = self.close
+
+    @contextmanager
+    def one(self, number: int | None = None) -> Iterator[Home]:
+        """Have a Home to oneself: a certain one, or any."""
+        me = threading.current_thread()
+        with self._change:
+            while number not in self._free if number is not None else not self._free:
+                self._change.wait()
+            if me in self._left:
+                raise errors.PoolClosed("nobody waits for this call any more")
+            number = self._free[-1] if number is None else number
+            home = self._homes.get(number)
+            if home is None:
+                home = self._homes[number] = Home(self, number)
+            self._free.remove(number)
+            self._users[number] = me
+        try:
+            yield home
+        finally:
+            with self._change:
+                mine = self._users.get(number) is me
+                if mine:
+                    del self._users[number]
+                    self._free.append(number)
+                    self._change.notify_all()
+            if not mine:
+                home.end()  # it was left behind with our call, which has come back
+
+    def leave(self, users: Collection[threading.Thread]) -> None:
+        """Others may take the places of those that these threads use, and do not come back from."""
+        with self._change:
+            self._left.update(users)  # some of them may not have come so far
+            late = [number for number, user in self._users.items() if user in users]
+            for number in late:
+                del self._users[number]
+                self._homes.pop(number, None)
+            self._free += late
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """End all that nobody uses; wait for their end. Idempotent."""
+        with self._change:
+            for number in self._homes.keys() - self._users.keys():
+                home = self._homes.pop(number)
+                home.end()
+                self._ending.append(home)
+        for home in self._ending:
+            if home.thread is not threading.current_thread():
+                home.thread.join()
+
+
+def path() -> list[str]:  # pragma: no cover
     """Where this interpreter imports from, as far as it can be told."""
     return [entry for entry in sys.path if type(entry) is str]
 
 
-def _encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
+def encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
     data, buffers = _codec.dumps(call)
     return data, [bytes(buffer) for buffer in buffers]
 
 
-def _remote(inner: Any, blob: Any, path: list[str] | None) -> Any:  # pragma: no cover
-    """One call in a subinterpreter, from the thread that waits for it.
-
-    `path`: what sys.path is now, if that has changed since the subinterpreters were made.
-    """
-    try:
-        good, data, buffers = inner.submit(_run, blob, path).result()
-    except BrokenExecutor as error:
-        raise errors.InitError("the initializer failed in a subinterpreter", [error]) from error
+def opened(reply: Reply) -> Any:  # pragma: no cover
+    """What a call there returned; raises what it raised."""
+    good, data, buffers = reply
     if good:
         return _codec.loads(data, [bytearray(buffer) for buffer in buffers])
     raise _codec.load_failure(memoryview(data))
 
 
-def _prepare(blob: Any) -> None:  # pragma: no cover
-    """In a new subinterpreter: its initializer. What it raises breaks the pool."""
-    good, data, _ = _run(blob)
-    if not good:
-        raise _codec.load_failure(memoryview(data))
+def _remote(homes: Homes, blob: Any, path: list[str]) -> Any:  # pragma: no cover
+    """One call in a subinterpreter, from the thread that waits for it."""
+    with homes.one() as home:
+        reply = home.ask(blob, path)
+    return opened(reply)
 
 
-def _run(
-    blob: Any, path: list[str] | None = None
-) -> tuple[bool, bytes, list[bytes]]:  # pragma: no cover
-    """In the subinterpreter: decode, call, encode."""
+# --------------------------------------------------------------------- in a subinterpreter
+
+# What a new one runs first.
+_BEGIN = """\
+import sys
+sys.path[:] = path
+from forkmill.contexts.interpreter import _settle
+_settle(place)
+"""
+
+
+def _settle(place: int) -> None:  # pragma: no cover
+    """This is that one; from here on it is sent parts of the program."""
+    _lane._places[:] = [place]
+    _program.receive()
+
+
+def _run(blob: Any, path: list[str] | None = None) -> Reply:  # pragma: no cover
+    """Decode, call, encode."""
     try:
         if path is not None:
             sys.path[:] = path
-        if not _program.is_receiving():
-            _program.receive()
         fn, args, kwargs = _codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])
-        return True, *_encode(fn(*args, **kwargs))
+        return True, *encode(fn(*args, **kwargs))
     except BaseException as error:
         return False, _codec.dump_failure(error), []

@@ -17,9 +17,9 @@ Guarantees:
       outputs or its failure. A worker's death or a timeout costs the item that was running
       (WorkerDied, TaskTimeout); its neighbours in the same chunk are not harmed (INV-2).
     * setup, on_end and teardown run once for each copy of the state: one where calls share it
-      (inline, thread, async), one a worker (ipc_fork), one a child (cow_fork). A copy that saw no
-      item has none of them (but see `Work.always`). One that dies with its process takes what it
-      knew with it; a new worker starts with a new copy.
+      (inline, thread, async), one a worker (ipc_fork) or subinterpreter, one a child (cow_fork). A
+      copy that saw no item has none of them (but see `Work.always`). One that dies with its process
+      takes what it knew with it; a new worker starts with a new copy.
     * setup runs before a copy's first item. If it fails so does that item, and the next one to
       arrive there, or the next try of this one, has it run again.
     * A generator (sync or async) emits what it yields; anything else is one output, None included.
@@ -38,6 +38,7 @@ let go at the end). `notify` is called in any thread, with no lock held.
 from __future__ import annotations
 
 import inspect
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -62,6 +63,7 @@ __all__ = [
     "SharedLane",
     "Taken",
     "Work",
+    "place",
 ]
 
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
@@ -228,7 +230,8 @@ class Lane(ABC):
 
     Attributes:
         copies: How many copies of the state are there side by side, at most: 1 where calls share
-            it, n for n workers, 0 for a new one each time. What is put for copy k meets no other.
+            it, n for n workers or subinterpreters, 0 for a new one each time. What is put for copy
+            k meets no other.
         start_method: How the processes start that do it; "" where there are none.
         start_reason: Why a pool's "auto" did not fork; else "".
     """
@@ -287,8 +290,8 @@ class Lane(ABC):
     def pending(self) -> int:
         """How many items were put and have not been taken."""
 
-    def copy_of(self, pid: int) -> int | None:
-        """Which copy lives in a process, for `put_many`; None: none does any more."""
+    def copy_of(self, place: int) -> int | None:
+        """Which copy lives there (see `place`), for `put_many`; None: none does any more."""
         return 0
 
     def own(self, executor: Any) -> None:  # noqa: B027  # nothing to do where nothing is shared
@@ -558,6 +561,14 @@ class SharedLane(Lane):
 
 
 # ---------------------------------------------------------------------- copies of the state
+
+
+_places: list[int] = []  # in a subinterpreter: which one it is
+
+
+def place() -> int:
+    """Where a copy lives, as `Lane.copy_of` knows it: the process, or which subinterpreter."""
+    return _places[0] if _places else os.getpid()
 
 
 class Outputs(list):  # type: ignore[type-arg]

@@ -48,8 +48,12 @@ class Threads:
         least: int = 0,
         idle_time: float | None = None,
         prepare: Callable[[int], object] | None = None,
+        what: str = "a thread",
+        last: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
+        self.what = what  # where an initializer runs, for messages
+        self.last = last  # called when the last of the threads has ended, or the interpreter ends
         self.pid = os.getpid()
         self.ledger = ledger
         self.most = most
@@ -71,7 +75,7 @@ class Threads:
 
     def check(self) -> None:
         if self.broken is not None:
-            raise self._broken_error(self.broken)
+            raise self.broken_error(self.broken)
         if self.backlog.closed:
             raise errors.PoolClosed(
                 "cannot schedule new futures after shutdown: this executor takes no more work"
@@ -124,7 +128,7 @@ class Threads:
                     if not self.backlog.closed:
                         self.alive.discard(threading.current_thread())
             if over:
-                _ALIVE.discard(self)
+                self._end()
 
     def _turn(self) -> bool:
         """Run one call; False: the thread shall end. Nothing of it is kept while waiting."""
@@ -160,19 +164,22 @@ class Threads:
             finally:
                 self.births.pop(me).set()
         except BaseException as error:
-            if me in self.left:
-                return False
-            self.broken = error
-            self.backlog.close()
-            for call in self.backlog.clear():
-                if call.start():
-                    call.fail(self._broken_error(error))
+            if me not in self.left:
+                self.fail_all(error)
             return False
         return me not in self.left
 
-    def _broken_error(self, error: BaseException) -> BaseException:
+    def fail_all(self, error: BaseException) -> None:
+        """The initializer has failed: so does every call from now on."""
+        self.broken = error
+        self.backlog.close()
+        for call in self.backlog.clear():
+            if call.start():
+                call.fail(self.broken_error(error))
+
+    def broken_error(self, error: BaseException) -> BaseException:
         failure = errors.InitError(
-            f"the initializer failed in a thread: {type(error).__name__}: {error}", [error]
+            f"the initializer failed in {self.what}: {type(error).__name__}: {error}", [error]
         )
         failure.__cause__ = error
         return failure
@@ -187,8 +194,15 @@ class Threads:
         if cancel:
             self.backlog.cancel_all()
         with self.lock:
-            if not self.running:
-                _ALIVE.discard(self)
+            over = not self.running
+        if over:
+            self._end()
+
+    def _end(self) -> None:
+        """Closed, and no thread is left."""
+        if self.last is not None:
+            self.last()
+        _ALIVE.discard(self)  # not before: the exit hook waits for those that it finds there
 
     def leave(self, futures: Iterable[Any]) -> None:
         """Threads that run these calls are ours no more."""
@@ -201,7 +215,7 @@ class Threads:
                     self.running -= 1
             over = self.backlog.closed and not self.running
         if over:
-            _ALIVE.discard(self)
+            self._end()
         else:
             self.hire(len(self.alive) + len(self.backlog))  # who waits must not wait for them
 
@@ -215,8 +229,9 @@ class Threads:
             self.alive -= late
             self.left |= late
             self.running -= len(late)
-            if self.backlog.closed and not self.running:
-                _ALIVE.discard(self)
+            over = self.backlog.closed and not self.running
+        if over:
+            self._end()
         return len(late)
 
     def join(self) -> None:
@@ -330,6 +345,9 @@ def _at_exit() -> None:
     for threads in alive:
         threads.close(cancel=failed)
     if failed:
+        for threads in alive:
+            if threads.last is not None:
+                threads.last()
         return
     try:
         for threads in alive:

@@ -102,8 +102,8 @@ class WorkerLane(SharedLane):
             self._batches.watch(self._came)
         self._batches.put(items, -1 if copy is None else copy % self.copies)
 
-    def copy_of(self, pid: int) -> int | None:
-        slot: int | None = self._batches.slot_of(pid)
+    def copy_of(self, place: int) -> int | None:
+        slot: int | None = self._batches.slot_of(place)
         return slot
 
     def _came(self, task: Any) -> None:

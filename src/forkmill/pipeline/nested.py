@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -69,7 +68,7 @@ class Told:
 
     Attributes:
         copy: Which one.
-        pid: Where it lives.
+        place: Where it lives, as its lane knows it.
         due: When it wants a TICK, by the monotonic clock, which processes share; NEVER.
         failures: Those since it told last.
         events: (kind, stage, data) of those since.
@@ -79,11 +78,21 @@ class Told:
         failed: Whether a producer in it has failed.
     """
 
-    __slots__ = ("copy", "due", "events", "failed", "failures", "figures", "last", "pid", "samples")
+    __slots__ = (
+        "copy",
+        "due",
+        "events",
+        "failed",
+        "failures",
+        "figures",
+        "last",
+        "place",
+        "samples",
+    )
 
     def __init__(self, copy: str, due: float) -> None:
         self.copy = copy
-        self.pid = os.getpid()
+        self.place = contexts.place()
         self.due = due
         self.failures: list[Failure] = []
         self.events: list[tuple[str, str | None, dict[str, Any]]] = []
@@ -221,7 +230,7 @@ class Nested:
             self._engine = engine
             if self._stopping:
                 engine.stop()
-            self._copy = f"{os.getpid()}-{next(_numbers)}"
+            self._copy = f"{contexts.place()}-{next(_numbers)}"
             self._looked, self._due = monotonic(), NEVER
         return self._engine
 
@@ -303,7 +312,7 @@ class NestedCell(LaneCell):
         self.inner = {inner.name: inner for inner in found}
         self._figures: dict[str, RunStats] = {}  # of copies that live, or have died
         self._sum = _Sum()  # of copies that have ended
-        self._dues: dict[str, tuple[float, int]] = {}  # when, and in which process
+        self._dues: dict[str, tuple[float, int]] = {}  # when, and where
         self._ticks = 0  # under way
         self._failure: Failure | None = None  # the inner one that is being recorded
         self.here: Nested | None = None  # the copy, if it is in this very process
@@ -381,19 +390,19 @@ class NestedCell(LaneCell):
         if not self._dues or self.lane is None or self._ending:
             return progress
         now = monotonic()
-        for copy, (due, pid) in [*self._dues.items()]:
+        for copy, (due, place) in [*self._dues.items()]:
             if due <= now:
                 del self._dues[copy]
-                progress = self._tick(pid) or progress
+                progress = self._tick(place) or progress
         return progress
 
-    def _tick(self, pid: int) -> bool:
-        place = self.lane.copy_of(pid)
-        if place is None:
+    def _tick(self, place: int) -> bool:
+        copy = self.lane.copy_of(place)
+        if copy is None:
             return False  # it has died, or had its end
         self.pending += 1
         self._ticks += 1
-        self.lane.put_many([TICK], place)
+        self.lane.put_many([TICK], copy)
         return True
 
     # What comes out.
@@ -482,7 +491,7 @@ class NestedCell(LaneCell):
             for value in values:
                 self.inner[f"{self.name}.{stage}"].reservoir.add(value)
         if told.due < NEVER and self.lane is not None and self.lane.copies:
-            self._dues[told.copy] = told.due, told.pid
+            self._dues[told.copy] = told.due, told.place
         else:
             self._dues.pop(told.copy, None)
         if told.last:

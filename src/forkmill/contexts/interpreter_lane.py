@@ -1,0 +1,321 @@
+"""InterpreterLane: a lane over subinterpreters, each of which has a copy of the state.
+
+    put ──▶ encoded ──▶ a thread of ours, with a Home to itself ──▶ begin(item): its output
+    take ◀───────────── decoded, as they come                   ◀── or a generator: more(), more()
+
+Guarantees: those of a Lane. A generator stays where it is and is asked for some outputs at a time,
+so it can be told to end between two of them, and what it emits is never collected whole unless it
+must be.
+
+Invariants:
+    * A thread has the Home to itself until its item is done (HOME-1): one generator at a time.
+    * Items that are put for a certain copy are sent one after the other, in their order: a thread
+      would wait for that Home else, while another one has nothing to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from concurrent.futures import wait
+from contextlib import closing
+from functools import partial
+from time import monotonic, perf_counter
+from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from .call_lane import CallLane, _last_words
+from .interpreter import encode, opened, path
+from .lane import (
+    END,
+    Copy,
+    Outputs,
+    Raised,
+    Taken,
+    as_outputs,
+    gathered,
+    iterated,
+    settle,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from concurrent.futures import Future
+
+    from .interpreter import Home, Interpreter
+    from .lane import Work
+
+__all__ = ["InterpreterLane"]
+
+_numbers = itertools.count()
+_SOME = 32  # outputs that a generator is asked for at once
+_SOME_S = 1e-3  # but not for longer
+
+
+class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons tested so far
+    """A lane over an `Interpreter`."""
+
+    def __init__(
+        self, executor: Interpreter, work: Work, notify: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(executor, work, notify)
+        assert executor.homes is not None
+        self._homes = executor.homes
+        self._submit = executor.submit_here
+        self._face = SimpleNamespace(submit=self._submit)
+        self.copies = self._homes.width
+        self._token = next(_numbers)
+        self._path = path()
+        self._blob: Any = None  # the copy, encoded
+        self._lived: dict[int, Home] = {}  # where there is a copy
+        self._lines: dict[int, deque[tuple[Any, Any]]] = {}  # by copy: items, the first under way
+        self._ends: list[Future[Any]] = []
+
+    def copy_of(self, place: int) -> int | None:
+        for number, home in [*self._lived.items()]:
+            if home.place == place:
+                return number
+        return None
+
+    # ------------------------------------------------------------------ in
+
+    def _start(self, items: Iterable[Any], copy: int | None) -> None:
+        if copy is None:
+            for item in items:
+                blob = self._encoded(item)
+                if blob is not None:
+                    self._call(item, self._one, item, blob)
+            return
+        number = copy % self.copies
+        pairs = [(item, blob) for item in items if (blob := self._encoded(item)) is not None]
+        with self._lock:
+            line = self._lines.setdefault(number, deque())
+            idle = not line
+            line += pairs
+        if idle:
+            self._go_on(number)
+
+    def _encoded(self, item: Any) -> Any:
+        """The call for an item, in its sender's thread (INV-3); None: it has failed."""
+        try:
+            if self._blob is None:
+                self._path = path()
+                self._blob = encode((_settle_in, (self._token, self._copy), {}))
+            return encode((_begin, (self._token, item), {}))
+        except Exception as error:
+            self._deliver(Taken(item, [], error))
+            return None
+
+    def _go_on(self, number: int) -> None:
+        """Send the first of those that wait for a copy."""
+        while True:
+            with self._lock:
+                line = self._lines.get(number)
+                if not line:
+                    return
+                item, blob = line[0]
+            try:
+                future = self._submit(self._one, item, blob, number)
+            except Exception as error:
+                self._deliver(Taken(item, [], error))
+                with self._lock:
+                    if line:
+                        line.popleft()
+                continue
+            with self._lock:
+                self._under_way.add(future)
+            future.add_done_callback(partial(self._placed_returned, number, item))
+            return
+
+    def _placed_returned(self, number: int, item: Any, future: Future[Any]) -> None:
+        with self._lock:
+            line = self._lines.get(number)
+            if line:
+                line.popleft()
+        self._go_on(number)
+        self._returned(item, future)
+
+    # ------------------------------------------------------------------ out
+
+    def _one(self, item: Any, blob: Any, number: int | None = None) -> Any:
+        """In a thread of ours: one item's outputs."""
+        with self._homes.one(number) as home:
+            self._settle_in(home)
+            more, value = opened(home.ask(blob, self._path))
+            if not more:
+                return value
+            with closing(self._outputs(home)) as outputs:
+                return self._gathered(item, outputs)
+
+    def _settle_in(self, home: Home) -> None:
+        """Have a copy there."""
+        if self._lived.get(home.number) is not home:
+            opened(home.ask(self._blob, self._path))
+            self._lived[home.number] = home
+
+    def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
+        if self.work.stream or not self.work.whole or item is END:
+            return self._stream_all(item, outputs)
+        return gathered(self._while_open(outputs), self.work.atomic)
+
+    def _outputs(self, home: Home) -> Generator[Any, None, None]:
+        """What the generator there emits, as it comes."""
+        more = True
+        try:
+            while more:
+                more, some = opened(home.ask(_MORE, self._path))
+                for output in some:
+                    if type(output) is Raised:
+                        raise output.error
+                    yield output
+        finally:
+            if more:
+                opened(home.ask(_CLOSE, self._path))
+
+    # ------------------------------------------------------------------ the end
+
+    def _finish(self) -> None:
+        lived = [*self._lived.values()]
+        if not lived:
+            self._finished()
+            return
+        try:
+            for home in lived:
+                self._ends.append(self._submit(self._last_of, home))
+        except Exception as error:
+            self._finished([Taken(END, [], error)])
+            return
+        with self._lock:
+            self._under_way.update(self._ends)
+        left = itertools.count(len(lived) - 1, -1)
+        for future in self._ends:
+            future.add_done_callback(lambda future: self._end_came(future, next(left)))
+
+    def _end_came(self, future: Future[Any], left: int) -> None:
+        with self._lock:
+            self._under_way.discard(future)
+            if not self._over:
+                if not left:
+                    ends, self._ends = self._ends, []
+                    self._finished([piece for end in ends for piece in _last_words(end)])
+                return
+        self._deliver(None)  # nobody takes it, but somebody may wait for us
+
+    def _last_of(self, home: Home) -> Outputs:
+        """In a thread of ours: on_end and teardown of one copy."""
+        outputs = Outputs()
+        with self._homes.one(home.number) as there:
+            if there is not home:
+                return outputs  # it was left behind, and the copy with it
+            try:
+                more, value = opened(home.ask(encode((_end, (self._token,), {})), self._path))
+                if more:
+                    with closing(self._outputs(home)) as emitted:
+                        self._stream_all(END, emitted)
+                else:
+                    outputs = as_outputs(value)
+            except BaseException as error:
+                outputs.append(Raised(error))
+            try:
+                if not self._over:  # else whoever closes the lane does it
+                    self._move_out(home)
+            except BaseException as error:
+                outputs.append(Raised(error))
+        return outputs
+
+    def _move_out(self, home: Home) -> None:
+        """Tear down a copy."""
+        if self._lived.pop(home.number, None) is home:
+            opened(home.ask(encode((_move_out, (self._token,), {})), self._path))
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._lines.clear()
+        super()._stop()
+
+    def _wait(self, deadline: float | None) -> int:
+        left = super()._wait(deadline)
+        for end in self._ends:
+            if end.done() and not end.cancelled():
+                words = [piece.failure for piece in _last_words(end)]
+                self._untold += [failure for failure in words if failure is not None]
+        self._ends.clear()
+        if left or not self._lived:
+            return left
+        # Not in _tear_down: our executor, and every copy with it, may have ended by then.
+        try:
+            ends = [self._submit(self._torn_down, home) for home in self._lived.values()]
+        except Exception:
+            return left  # it has ended already
+        patience = None if deadline is None else max(0.0, deadline - monotonic())
+        late = wait(ends, patience).not_done
+        self._executor.leave(late)
+        self._untold += [error for end in ends if end.done() and (error := end.exception())]
+        return len(late)
+
+    def _torn_down(self, home: Home) -> None:
+        with self._homes.one(home.number) as there:
+            if there is home:
+                self._move_out(home)
+
+    def _tear_down(self) -> None:
+        """The copies were torn down where they are."""
+
+
+# --------------------------------------------------------------------- in a subinterpreter
+
+_copies: dict[int, Copy] = {}  # by the lane's token
+_stream: list[Any] = []  # the generator that is asked for more, if there is one
+
+
+def _settle_in(token: int, copy: Copy) -> None:  # pragma: no cover
+    _copies[token] = copy
+
+
+def _begin(token: int, item: Any) -> tuple[bool, Any]:  # pragma: no cover
+    """Whether there is a generator that can be asked for more; else the one output."""
+    copy = _copies[token]
+    copy.prepare()
+    return _unrolled(copy.work.fn(item))
+
+
+def _unrolled(value: Any) -> tuple[bool, Any]:  # pragma: no cover
+    if type(value) is GeneratorType or type(value) is AsyncGeneratorType:
+        _stream[:] = [iterated(value)]
+        return True, None
+    return False, settle(value)
+
+
+def _more() -> tuple[bool, Outputs]:  # pragma: no cover
+    """Some outputs of the generator, last what it raised; and whether there may be more."""
+    outputs, start = Outputs(), perf_counter()
+    try:
+        for output in _stream[0]:
+            outputs.append(output)
+            if len(outputs) == _SOME or perf_counter() - start > _SOME_S:
+                return True, outputs
+    except BaseException as error:
+        outputs.append(Raised(error))
+    _stream.clear()
+    return False, outputs
+
+
+def _close() -> None:  # pragma: no cover
+    while _stream:
+        _stream.pop().close()
+
+
+def _end(token: int) -> tuple[bool, Any]:  # pragma: no cover
+    """As `_begin`, for on_end."""
+    copy = _copies[token]
+    if copy.ready and copy.work.on_end is not None:
+        return _unrolled(copy.work.on_end())
+    return False, Outputs()
+
+
+def _move_out(token: int) -> None:  # pragma: no cover
+    _copies.pop(token).tear_down()
+
+
+_MORE = encode((_more, (), {}))
+_CLOSE = encode((_close, (), {}))

@@ -68,11 +68,13 @@ class Chunk:
 
     __slots__ = ("_name", "done", "first", "size")
 
-    def __init__(self, name: str, size: int, first: int) -> None:
+    def __init__(
+        self, name: str, size: int, first: int, done: Callable[[_native.Task], None] | None
+    ) -> None:
         self._name = name
         self.size = size
         self.first = first  # the number of its first item, in the input
-        self.done: Callable[[_native.Task], None] | None = None
+        self.done = done
 
     def deliver(self, task: _native.Task) -> None:
         """An event loop's port has the finished chunk (`amap`)."""
@@ -105,9 +107,10 @@ class Feed:
         self.error: BaseException | None = None  # to be raised after the results
         self.quick = all(type(it) in _QUICK for it in iterables)
         self.flags, self.source = _records(iterables, star=star)
-        self.left = _length(iterables) if self.quick else None
         self.encoder = core.encoder(star=bool(self.flags & _native.RUN_STAR))
         self.two_each = 2 * core.workers
+        # Bytes that one chunk may have: each worker shall get some of the window.
+        self.share = MAX_WINDOW // self.two_each
         self.buffersize = buffersize
         most = MAX_CHUNK if buffersize is None else buffersize
         # Items of a message: a multiple of `unit`, as many as the tuner says.
@@ -116,39 +119,50 @@ class Feed:
         prompt = prompt and not self.free
         self.flags |= _native.RUN_PROMPT if prompt else 0
         self.tuned = self.free or prompt
+        self.left = _length(iterables) if self.quick and self.tuned else None
         self.wide = self.free or self.quick  # MAP-3
         if buffersize is not None:
             most //= self.two_each
         elif prompt:
             most = SPAN if self.quick else 0
         limit = min(MAX_CHUNK, most) if self.tuned else 0
-        self.tuner = Tuner(TARGET_S, LEAST_S, self._share(), unit=self.unit, most=limit)
+        self.tuner = Tuner(TARGET_S, LEAST_S, self.share, unit=self.unit, most=limit)
         # An input of unknown kind may be slow: what it has given by then is the chunk.
         self.patience = TARGET_S if self.free and not self.quick else 0.0
         self.pulled = 0
         self.items = self.bytes = self.chunks = 0  # of the window, under way (MAP-1)
-
-    @property
-    def spent(self) -> bool:
-        """Whether there is nothing more to pull."""
-        return self.source is None
+        self.window = self._window()  # items that may be under way
+        # Whether, and up to how many bytes of results, a chunk can change nothing of that.
+        self.settled = not self.tuned and (buffersize is not None or not self.wide)
+        self.light = sys.maxsize if self.settled else self.share // SPAN
 
     def pull(self) -> _native.Task | None:
-        """Pull, encode and submit one chunk; None if the window is full or the input is spent."""
+        """Pull, encode and submit one chunk; None if the window is full or the input is spent.
+
+        Nothing is left to pull, now and ever, once `source` is None.
+        """
         source, encoder = self.source, self.encoder
-        n = 0 if source is None else self._room()
-        if source is None or n == 0:
+        if source is None:
             return None
-        share = max(1, min(MAX_WINDOW - self.bytes, self._share()))
+        n = self._size() if self.tuned else self.unit
+        share = self.share
+        if self.chunks:
+            left = MAX_WINDOW - self.bytes
+            if left <= 0 or n > self.window - self.items:
+                return None
+            if left < share:
+                share = left
         count = encoder.fill(source, n, share, self.patience)
         if self.source is None:
             return None  # the input itself closed the iterator
-        if encoder.error is not None and interrupted(encoder.error):
-            raise encoder.error  # it is not the input's, and does not wait for its turn
-        if encoder.exhausted or encoder.error is not None:
-            self.error, self.source = encoder.error, None
-        if count == 0:
-            return None
+        if count < n:
+            error = encoder.error
+            if error is not None and interrupted(error):
+                raise error  # it is not the input's, and does not wait for its turn
+            if encoder.exhausted or error is not None:
+                self.error, self.source = error, None
+            if count == 0:
+                return None
         self.pulled += count
         if self.left is not None:
             self.left -= count
@@ -156,8 +170,8 @@ class Feed:
 
     def _submit(self, count: int) -> _native.Task | None:
         encoder, options = self.encoder, self.options
-        tag = Chunk(self.name, encoder.size, self.pulled - count)
-        tag.done = self.done
+        size = encoder.size
+        tag = Chunk(self.name, size, self.pulled - count, self.done)
         try:
             task = self.core.native.submit(
                 self.function, encoder, self.flags, options.limit, options.retries,
@@ -167,7 +181,7 @@ class Feed:
             self.error, self.source = self.core.refusal(error), None
             return None
         self.items += count
-        self.bytes += tag.size
+        self.bytes += size
         self.chunks += 1
         return task
 
@@ -180,8 +194,13 @@ class Feed:
 
     def finished(self, task: _native.Task) -> None:
         """A chunk has results: learn from it once it has all."""
+        if self.settled and task.size <= self.light:
+            return
         if task.done and task.attempts <= 1:
             self.tuner.learn(task)
+            self.window = self._window()
+            # Of a given size, and all that is left to be learned is that results are heavy.
+            self.settled = not self.tuned and self.window == self.two_each * max(self.unit, SPAN)
 
     def slow_at(self) -> float:
         """When an input that has not filled the window by then is a slow one; 0: never.
@@ -196,36 +215,28 @@ class Feed:
         self.source = None
         self.error = None
 
-    def _room(self) -> int:
-        """How many items the next chunk may have; 0: the window is full."""
-        n = self.tuner.fit
-        if self.tuned and self.left is not None:
+    def _size(self) -> int:
+        """How many items the next chunk may have, where that is ours to choose."""
+        if self.left is not None:
             # Smaller near the end, so that the workers end together.
-            n = self.tuner.fair(self.left, self.two_each)
-        elif self.tuned:
-            # Nobody knows where the end is: a chunk is a share of what there was so far, and so
-            # is what comes late where tasks get slower.
-            n = max(self.unit, min(n, self.pulled // self.two_each))
-        if not self.chunks:
-            return n
-        if self.bytes >= MAX_WINDOW:
-            return 0
-        return n if n <= self._window() - self.items else 0
+            return self.tuner.fair(self.left, self.two_each)
+        # Nobody knows where the end is: a chunk is a share of what there was so far, and so
+        # is what comes late where tasks get slower.
+        n = self.pulled // self.two_each
+        if n > self.tuner.fit:
+            n = self.tuner.fit
+        return n if n > self.unit else self.unit
 
     def _window(self) -> int:
         """How many items may be under way."""
         if self.buffersize is not None:
             return self.buffersize
         chunk = self.tuner.fit if self.free else self.unit
-        if self.wide and self.tuner.cost:
+        if self.wide and self.tuner.cost and chunk < SPAN:
             # Their results wait here too, behind a long task: no more than fit.
-            fit = int(self._share() / self.tuner.weight)
+            fit = int(self.share / self.tuner.weight)
             chunk = max(chunk, min(SPAN, fit))
         return self.two_each * chunk
-
-    def _share(self) -> int:
-        """How many bytes one chunk may have: each worker shall get some of the window."""
-        return MAX_WINDOW // self.two_each
 
 
 def _records(iterables: tuple[Iterable[Any], ...], *, star: bool) -> tuple[int, Any]:
@@ -301,6 +312,7 @@ class MapIterator(_native.RecordIterator):
         self._busy = True
         self._life = core.life
         self._token = self._life.input_begins()
+        self._released = False
         self._closed = False
         self._open = True
         try:
@@ -359,6 +371,7 @@ class MapIterator(_native.RecordIterator):
     def _release(self) -> None:
         """No more input: a dropped pool need not live on for this iterator."""
         self._life.input_ended(self._token)
+        self._released = True
 
     # ------------------------------------------------------------------ chunk by chunk
 
@@ -393,8 +406,11 @@ class MapIterator(_native.RecordIterator):
         return StopIteration() if error is None else error
 
     def _pull(self) -> bool:
-        task = self._feed.pull()
-        if self._feed.spent:
+        if self._released:
+            return False  # there is no more
+        feed = self._feed
+        task = feed.pull()
+        if feed.source is None:
             self._release()
         if task is None:
             return False

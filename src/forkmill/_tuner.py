@@ -33,7 +33,9 @@ class Tuner:
         weight: Bytes of a result, the large ones remembered.
     """
 
-    __slots__ = ("_least_s", "_most", "_share", "_target_s", "_unit", "cost", "fit", "weight")
+    __slots__ = (
+        "_least", "_least_s", "_most", "_share", "_target_s", "_unit", "cost", "fit", "weight",
+    )  # fmt: skip
 
     def __init__(
         self, target_s: float, least_s: float, share: int, *, unit: int = 1, most: int = MAX_CHUNK
@@ -54,19 +56,24 @@ class Tuner:
         self._most = max(unit, most)
         self.cost = 0.0
         self.weight = 1.0
-        self.fit = unit
+        self.fit = self._least = unit
 
     def learn(self, task: _native.Task) -> None:
         """A chunk is done: size the next ones by what it took, as far as that is known."""
         count, seconds = task.count, task.busy
         if seconds <= 0:
             return
+        unit = self._unit
         self.cost = cost = max(seconds / count, 1e-9)
         self.weight = weight = max(task.size / count, 0.9 * self.weight)
         fit = int(min(self._target_s / cost, self._share / weight, count * GROWTH, self._most))
-        self.fit = max(fit - fit % self._unit, self._unit)
+        self.fit = fit - fit % unit if fit > unit else unit
+        least = int(self._least_s / cost)
+        self._least = least if least > unit else unit
 
     def fair(self, items: int, chunks: int) -> int:
         """The size of the next chunk if so many items are to be shared by so many chunks."""
-        least = int(self._least_s / self.cost) if self.cost else 1
-        return min(self.fit, max(-(-items // chunks), least, self._unit))
+        size = -(-items // chunks)
+        if size < self._least:
+            size = self._least
+        return size if size < self.fit else self.fit

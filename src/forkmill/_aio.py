@@ -183,10 +183,8 @@ class _Records(_native.RecordIterator):
 
     ready: _native.Task | None = None
 
-    def _advance(self) -> _native.Task:
+    def _advance(self) -> _native.Task | None:
         task, self.ready = self.ready, None
-        if task is None:
-            raise StopIteration
         return task
 
     def _failed(self) -> None:

@@ -370,15 +370,16 @@ class MapIterator(_native.RecordIterator):
 
     def _release(self) -> None:
         """No more input: a dropped pool need not live on for this iterator."""
-        self._life.input_ended(self._token)
-        self._released = True
+        if not self._released:
+            self._life.input_ended(self._token)
+            self._released = True
 
     # ------------------------------------------------------------------ chunk by chunk
 
-    def _advance(self) -> _native.Task:
+    def _advance(self) -> _native.Task | None:
         """The next finished chunk (called by `__next__` when the last one is used up)."""
         if not self._open:
-            raise StopIteration
+            return None
         if self._busy:
             raise ValueError("map iterator already executing")
         try:
@@ -388,7 +389,8 @@ class MapIterator(_native.RecordIterator):
                 self._current = None
             task = self._ordered() if self._inbox is None else self._unordered(self._inbox)
             if task is None or not self._open:
-                raise self._ending()
+                self._end()
+                return None
             self._feed.finished(task)
             self._current = task
             return task
@@ -399,11 +401,12 @@ class MapIterator(_native.RecordIterator):
         """An item's exception is about to be raised: nothing comes after it."""
         self.close()
 
-    def _ending(self) -> BaseException:
-        """Close; what to raise after the results."""
+    def _end(self) -> None:
+        """Close, and raise what comes after the results."""
         error, self._feed.error = self._feed.error, None
         self.close()
-        return StopIteration() if error is None else error
+        if error is not None:
+            raise error
 
     def _pull(self) -> bool:
         if self._released:

@@ -710,8 +710,8 @@ cdef class Inbox:
 cdef class RecordIterator:
     """Yields the values of finished chunks at the speed of C.
 
-    A subclass has `_advance()`: the next finished Task in the order to yield, or an exception,
-    StopIteration at the end; `_failed()`, called before a task's exception is raised; and
+    A subclass has `_advance()`: the next finished Task in the order to yield, None at the end, or
+    an exception; `_failed()`, called before a task's exception is raised; and
     `_broken_off()`, called before what a signal handler raised comes out of `next`.
     """
 
@@ -751,6 +751,8 @@ cdef class RecordIterator:
                 if _interrupted(error):
                     self._break_off()
                 raise
+            if task is None:
+                raise StopIteration
             outcomes = _Outcomes.__new__(_Outcomes)
             outcomes.begin(task)
             self._outcomes = outcomes

@@ -5,6 +5,7 @@ Threads: any.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import _thread
 import contextlib
 import os
@@ -68,8 +69,9 @@ class Signal:
         self._lock.acquire()
 
     def set(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it is set already
-            self._lock.release()
+        if self._lock.locked():
+            with contextlib.suppress(RuntimeError):  # another thread has set it meanwhile
+                self._lock.release()
 
     def wait(self) -> None:
         """Wait until it is set. It is not set afterwards."""
@@ -189,13 +191,11 @@ def _from_handler(error: BaseException) -> bool:
 
 def _handlers() -> set[CodeType]:
     """The code of every signal handler that is installed now."""
-    import signal
-
     codes = set()
-    for number in range(1, signal.NSIG):
-        try:
-            handler: Any = signal.getsignal(number)
-        except ValueError:  # a number without a signal
+    for number in range(1, _signal.NSIG):
+        # Of the C module: that of Python makes an enum of each, which is most of the time here.
+        handler: Any = _signal.getsignal(number)
+        if handler is None or type(handler) is int:  # not Python's, the default, ignored
             continue
         while hasattr(handler, "func"):  # a partial
             handler = handler.func

@@ -467,6 +467,25 @@ cdef class Numbers:
         return number
 
 
+cdef struct _Pull:
+    # One fill(): items that it has, at most, bytes at most; the last tick of the coarse clock that
+    # was seen, and when it shall end (0: the clock does not matter).
+    Py_ssize_t done, most
+    size_t max_bytes
+    int64_t tick, until
+
+
+cdef inline bint _is_late(_Pull *pull) noexcept:
+    # A tick costs a fourth of what a look at the clock does: that is for when time has passed, and
+    # now and then in between, for a tick may be as long as a chunk should take.
+    cdef int64_t now = fm_sys_tick()
+    if now == pull.tick and pull.done >= 16 and pull.done % 64:
+        return False
+    pull.tick = now
+    return fm_now() >= pull.until
+
+
+@cython.final
 cdef class Encoder:
     """The body of a chunk under construction: argument records, one after another.
 
@@ -659,37 +678,41 @@ cdef class Encoder:
         of the input (`error`). An item that cannot be encoded
         is added as a REFUSED record, so that it fails at its turn.
         """
-        cdef Py_ssize_t done = 0
-        cdef PyObject *item
-        cdef bint timed = seconds > 0.0
-        cdef int64_t tick = fm_sys_tick() if timed else 0, now
-        cdef int64_t until = fm_now() + <int64_t>(seconds * 1e9) if timed else 0
+        cdef _Pull pull
         if type(iterator) is Numbers:
             return self._fill_numbers(iterator, n, max_bytes)
         if not PyIter_Check(iterator):
             raise TypeError(f"fill() needs an iterator, not {type(iterator).__name__}")
-        while done < n and (done == 0 or self._size + self._carried < max_bytes):
-            item = PyIter_Next(iterator)
-            if item is NULL:
-                self._ended()
-                break
+        pull.done, pull.most, pull.max_bytes = 0, n, max_bytes
+        pull.tick = pull.until = 0
+        if seconds > 0.0:
+            pull.tick, pull.until = fm_sys_tick(), fm_now() + <int64_t>(seconds * 1e9)
+        while True:
+            # Around all items, not around each: to set a `try` up costs as much as an int.
             try:
-                self._add(<object>item)
+                self._pull_items(iterator, &pull)
+                return pull.done
             except Exception as error:
                 if _interrupted(error):
                     raise
                 self._add_refused(error)
-            finally:
-                Py_DECREF(<object>item)
-            done += 1
-            if timed:
-                # A fourth of what a look at the clock costs: that is for when time has passed.
-                now = fm_sys_tick()
-                if now != tick or done < 16 or done % 16 == 0:
-                    tick = now
-                    if fm_now() >= until:
-                        break
-        return done
+                pull.done += 1
+
+    cdef int _pull_items(self, object iterator, _Pull *pull) except -1:
+        """fill(), until an item cannot be encoded: its error is raised."""
+        cdef PyObject *item
+        while pull.done < pull.most and (
+                pull.done == 0 or self._size + self._carried < pull.max_bytes):
+            if pull.until and pull.done and _is_late(pull):
+                return 0
+            item = PyIter_Next(iterator)
+            if item is NULL:
+                return self._ended()
+            obj = <object>item
+            Py_DECREF(obj)  # `obj` holds it
+            self._add(obj)
+            pull.done += 1
+        return 0
 
     cdef Py_ssize_t _fill_numbers(self, Numbers numbers, Py_ssize_t n, size_t max_bytes) except -1:
         cdef Py_ssize_t done, fit = 1

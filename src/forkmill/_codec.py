@@ -18,6 +18,7 @@ Threads: any; a Codec's caches are plain dicts with idempotent entries.
 
 from __future__ import annotations
 
+import _frozen_importlib
 import contextlib
 import copyreg
 import io
@@ -81,8 +82,7 @@ class Snapshot:
         # Modules that are being imported: what they get from now on, no worker has.
         self._late = {
             name: (frozenset(vars(module)), _references(vars(module)))
-            for name, module in list(sys.modules.items())
-            if name != "__main__" and type(module) is ModuleType and _is_under_way(module)
+            for name, module in _under_way()
         }
 
     @property
@@ -124,6 +124,19 @@ _PLAIN = frozenset({
     type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
     frozenset, ModuleType, BuiltinFunctionType,
 })  # fmt: skip
+
+
+def _under_way() -> list[tuple[str, ModuleType]]:
+    """The modules that are being imported."""
+    # The import system has a lock for each. As a rule there is none, and then the modules need not
+    # be looked at: after a fork each look at an object is a page to be copied.
+    if getattr(_frozen_importlib, "_module_locks", None) == {}:
+        return []
+    return [
+        (name, module)
+        for name, module in list(sys.modules.items())
+        if name != "__main__" and type(module) is ModuleType and _is_under_way(module)
+    ]
 
 
 def _is_under_way(module: ModuleType) -> bool:

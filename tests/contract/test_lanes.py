@@ -292,7 +292,12 @@ def test_a_failing_on_end_is_told(kind: str) -> None:
 def test_an_end_is_not_missed_where_the_birth_was_not_told_yet() -> None:
     """A worker has done its only item before the pool has read that it was born."""
     for _ in range(60):
-        pieces = run(contexts.spec("ipc_fork", 2).lane(Work(tasks.negative, on_end=tuple)), [4])
+        pieces = run(
+            contexts.spec("ipc_fork", 2, start_method="fork").lane(
+                Work(tasks.negative, on_end=tuple)
+            ),
+            [4],
+        )
         assert [p.outputs for p in pieces if p.item is END] == [[()]]
 
 

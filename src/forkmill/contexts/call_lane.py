@@ -19,20 +19,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import _codec, errors
-from .lane import (
-    END,
-    MANY,
-    Copy,
-    Outputs,
-    Raised,
-    SharedLane,
-    Taken,
-    as_outputs,
-    emitted,
-    ended,
-    gathered,
-    told,
-)
+from .emit import Outputs, Raised, as_outputs, collect, emitted, gathered, is_own
+from .lane import END, MANY, Copy, SharedLane, Taken, ended, told
 
 if TYPE_CHECKING:
     import asyncio
@@ -370,7 +358,7 @@ class AsyncLane(CallLane):
         try:
             return await fn(*args)
         except BaseException as error:
-            if not _is_own(error):
+            if not is_own(error):
                 raise
             return Outputs([Raised(error)])
 
@@ -387,7 +375,7 @@ class AsyncLane(CallLane):
             if inspect.isgenerator(value):
                 return self._gathered(item, value)
         except BaseException as error:
-            if not _is_own(error):
+            if not is_own(error):
                 raise
             return Outputs([Raised(error)])
         if inspect.isasyncgen(value):
@@ -415,7 +403,7 @@ class AsyncLane(CallLane):
                 if self._halted:
                     break
         except BaseException as error:
-            if not _is_own(error):
+            if not is_own(error):
                 raise
             return Outputs([Raised(error)])
         return Outputs()
@@ -487,43 +475,8 @@ async def _each(values: Iterator[Any]) -> AsyncIterator[Any]:
         await sleep(0)
 
 
-async def collect(values: AsyncIterator[Any], atomic: bool) -> Outputs:
-    """As `gathered`, where an event loop runs."""
-    outputs = Outputs()
-    try:
-        async for output in values:
-            outputs.append(output)
-    except BaseException as error:
-        if not _is_own(error) and (atomic or not outputs or _is_cancelled(error)):
-            raise
-        if atomic:
-            outputs.clear()
-        outputs.append(Raised(error))
-    return outputs
-
-
 async def _same(value: Any) -> Any:
     return await value
-
-
-def _is_cancelled(error: BaseException) -> bool:
-    from asyncio import CancelledError
-
-    return isinstance(error, CancelledError)
-
-
-def _is_own(error: BaseException) -> bool:
-    """Whether a function has raised asyncio's CancelledError itself. It would look like the end of
-    the call, if it did not travel as an output; unless the call was cancelled from outside."""
-    if not _is_cancelled(error):
-        return False
-    from asyncio import current_task
-
-    try:
-        task = current_task()
-    except RuntimeError:  # no loop: a thread
-        return True
-    return task is None or not task.cancelling()
 
 
 def _last_words(future: Future[Any]) -> list[Taken]:

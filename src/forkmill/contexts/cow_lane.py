@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from .._process import our_thread
 from .call_lane import CopyLane, Whole
-from .lane import Outputs, Taken
+from .emit import Outputs
+from .lane import Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from .._native import hold, mark
 from ..errors import WorkerDied
-from .lane import UNUSUAL, Copy, Measured, Outputs, Raised, gathered, iterated, settle
+from .emit import UNUSUAL, Outputs, Raised, gathered, pieces, settle
+from .lane import Copy, Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,8 +54,8 @@ class State(Copy):
         if type(value) is CoroutineType:
             return settle(value)
         if not self.work.stream:
-            return gathered(iterated(value), self.work.atomic)
-        first = self.begun(iterated(value))
+            return gathered(pieces(value), self.work.atomic)
+        first = self.begun(pieces(value))
         return Outputs(first) if isinstance(first, list) else first
 
     def begun(self, outputs: Iterator[Any]) -> list[Any] | Parked:
@@ -167,7 +168,7 @@ def _listing(state: State) -> Callable[..., Any]:
             return _end(state.token)
         if not state.ready:
             state.prepare()
-        values = iterated(fn(item))
+        values = pieces(fn(item))
         return state.begun(values) if stream else list(values)
 
     return run

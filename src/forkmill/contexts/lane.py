@@ -37,20 +37,20 @@ let go at the end). `notify` is called in any thread, with no lock held.
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from .. import _codec, errors
+from .. import errors
+from .emit import UNUSUAL, Outputs, Raised, as_outputs, emitted, pieces, settle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = [
     "END",
@@ -58,7 +58,6 @@ __all__ = [
     "InlineLane",
     "Lane",
     "Measured",
-    "Raised",
     "Report",
     "SharedLane",
     "Taken",
@@ -69,7 +68,6 @@ __all__ = [
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 CREDIT = 256  # outputs of a lane's streams that may wait to be taken
 MANY = 4096  # more than there can be streams: credit for all of them, at the end
-UNUSUAL = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
 _SHORT = 20e-6  # seconds: shorter calls are not all measured
 _EVERY = 64  # one in so many short calls is measured
 _TELL = 5e-3  # seconds between two reports of one copy
@@ -204,25 +202,6 @@ class Measured:
             return value
         seconds, self.seconds, self.told = self.seconds, 0.0, end
         return Report(value, end - start, seconds)
-
-
-class Raised:
-    """An exception as an output: it travels as failures do, with its traceback.
-
-    As the last of an item's outputs it is the item's failure, after these.
-    """
-
-    __slots__ = ("error",)
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-    def __reduce__(self) -> Any:
-        return _raised, (_codec.dump_failure(self.error),)
-
-
-def _raised(data: bytes) -> Raised:
-    return Raised(_codec.load_failure(memoryview(data)))
 
 
 class Lane(ABC):
@@ -571,10 +550,6 @@ def place() -> int:
     return _places[0] if _places else os.getpid()
 
 
-class Outputs(list):  # type: ignore[type-arg]
-    """What a generator emitted, on its way back; anything else is one output."""
-
-
 class Copy:
     """One copy of the state: the work, and whether its setup has run. Lives where the work runs."""
 
@@ -606,7 +581,7 @@ class Copy:
     def pieces(self, item: Any) -> Iterator[Any]:
         """The outputs of one item, as they come."""
         self.prepare()
-        return iterated(self.work.fn(item))
+        return pieces(self.work.fn(item))
 
     def finish(self, always: bool = False) -> Outputs:
         """on_end, then teardown; last come the failures of both, as Raised.
@@ -634,63 +609,6 @@ class Copy:
             ready, self.ready = self.ready, False
         if ready and self.work.teardown is not None:
             settle(self.work.teardown())
-
-
-def emitted(value: Any, atomic: bool = False) -> Any:
-    """What a call emits, where no event loop runs."""
-    kind = type(value)
-    if kind is GeneratorType or kind is AsyncGeneratorType:
-        return gathered(iterated(value), atomic)
-    return settle(value) if kind is CoroutineType else value
-
-
-def gathered(values: Iterator[Any], atomic: bool) -> Outputs:
-    """All outputs; if they end with an exception, this too (`atomic`: then only this, raised)."""
-    outputs = Outputs()
-    try:
-        for output in values:
-            outputs.append(output)
-    except BaseException as error:
-        if atomic or not outputs:
-            raise
-        outputs.append(Raised(error))
-    return outputs
-
-
-def settle(value: Any) -> Any:
-    """The value of a coroutine, where no event loop runs; anything else as it is."""
-    if not inspect.iscoroutine(value):
-        return value
-    from asyncio import run  # not before it is needed: it takes long to import
-
-    return run(value)
-
-
-def iterated(value: Any) -> Iterator[Any]:
-    """What a call emits, as it comes, where no event loop runs."""
-    kind = type(value)
-    if kind is GeneratorType:
-        return value  # type: ignore[no-any-return]
-    if kind is AsyncGeneratorType:
-        return driven(value)
-    return iter((settle(value),))
-
-
-def driven(values: AsyncIterator[Any]) -> Iterator[Any]:
-    """An async generator, as a plain one."""
-    from asyncio import Runner
-
-    with Runner() as runner:
-        while True:
-            try:
-                value: Any = runner.run(values.__anext__())  # type: ignore[arg-type]
-            except StopAsyncIteration:
-                return
-            yield value
-
-
-def as_outputs(value: Any) -> Outputs:
-    return value if type(value) is Outputs else Outputs([value])
 
 
 def told(item: Any, value: Any) -> Taken:

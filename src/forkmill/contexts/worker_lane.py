@@ -16,8 +16,9 @@ import queue
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .emit import Outputs
 from .in_worker import Drop, Function, Parked, Resume, is_generator
-from .lane import END, MANY, Batch, Outputs, Report, SharedLane, Taken, ended, told
+from .lane import END, MANY, Batch, Report, SharedLane, Taken, ended, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -31,6 +31,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .._process import cpus
+from ..contexts.emit import each, pieces, settle
 from ..errors import BuildError, WorkerDied
 from .declare import to
 from .events import short
@@ -41,13 +42,10 @@ from .result import Failure
 from .stats import Reservoir
 from .work import (
     adapted,
-    emitted,
     is_async,
     is_generator,
-    iterated,
     run_hooks,
     run_inline,
-    settle,
 )
 
 if TYPE_CHECKING:
@@ -903,7 +901,7 @@ class Cell:
 
 def emitted_now(value: Any) -> Iterable[Any]:
     """What a value emits, where it may be all outputs of another try."""
-    return value if value.__class__ is Outs else emitted(value)
+    return value if value.__class__ is Outs else pieces(value)
 
 
 def _form(stage: Stage, watched: Callable[[Any], Any]) -> tuple[str, Any]:
@@ -949,11 +947,11 @@ def _settled(fn: Any, item: Any) -> Any:
 
 
 def _all(watched: Any, fn: Any, item: Any) -> Any:
-    return Outs(watched(emitted(fn(item))))
+    return Outs(watched(pieces(fn(item))))
 
 
 def _all_of(watched: Any, fn: Any, item: Any) -> Any:
-    return Outs(watched(iterated(fn(item))))
+    return Outs(watched(each(fn(item))))
 
 
 def width_of(stage: Stage) -> int:

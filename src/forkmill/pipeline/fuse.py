@@ -39,10 +39,10 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..contexts.emit import UNUSUAL
 from .declare import to
 from .options import DeadLetter, final
 from .result import Left
-from .work import LAZY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +61,7 @@ class Outs(list):  # type: ignore[type-arg]
     """All outputs of an item together."""
 
 
-SPECIAL = frozenset({*LAZY, to, Outs})
+SPECIAL = frozenset({*UNUSUAL, to, Outs})
 
 
 def clocked(values: Iterable[Any], note: Callable[[float], None]) -> Iterator[Any]:

@@ -32,22 +32,20 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from ..contexts.lane import Measured, Raised, Report
+from ..contexts.emit import UNUSUAL, Raised, pieces, settle
+from ..contexts.lane import Measured, Report
 from ..errors import WorkerDied
 from .declare import to
 from .graph import stage_hooks
 from .lanes import LaneCell
 from .options import DeadLetter, Retry, final
 from .work import (
-    LAZY,
     adapted,
     clocked,
-    emitted,
     is_async,
     is_generator,
     label_of,
     run_inline,
-    settle,
     uncarried,
 )
 
@@ -155,7 +153,7 @@ class Passed:
 
 
 _TOLD = frozenset({Aside, Lost, Passed})
-_UNUSUAL = frozenset({*LAZY, Report, to})
+_UNUSUAL = frozenset({*UNUSUAL, Report, to})
 
 
 class Group:
@@ -270,7 +268,7 @@ class Group:
     def _outputs(self, k: int, item: Any, value: Any, counts: list[int]) -> Iterator[Any]:
         """What a stage's call gave goes on. The first stage's failure is that of the call."""
         try:
-            values = emitted(value)
+            values: Iterable[Any] = pieces(value)
             if k == 0 and self.whole:
                 values = list(values)
             yield from self._emit(k, values, counts)
@@ -323,7 +321,7 @@ class Group:
                 continue
             self.mark(k)
             try:
-                yield from self._emit(k, emitted(parts["on_end"]()), counts)
+                yield from self._emit(k, pieces(parts["on_end"]()), counts)
             except GeneratorExit:
                 raise
             except BaseException as error:

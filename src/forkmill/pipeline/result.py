@@ -18,7 +18,7 @@ from time import time as now
 from typing import TYPE_CHECKING, Any
 
 from .._process import before_exit
-from ..contexts.lane import Raised
+from ..contexts.emit import Raised
 from ..errors import add_note, slot
 
 if TYPE_CHECKING:

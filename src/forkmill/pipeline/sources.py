@@ -18,10 +18,10 @@ from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from ..contexts.emit import each
 from .cells import TIMED, Cell, Edge
 from .declare import to
 from .result import GRACE
-from .work import iterated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -239,7 +239,7 @@ def _handfuls(n: int) -> Iterator[int]:
 
 def begun(cell: Source) -> None:
     """Call a producer. KeyboardInterrupt as in `tap`."""
-    cell.values = iterated(cell.fn())
+    cell.values = each(cell.fn())
 
 
 def filled(cell: Source, edge: Edge, n: int) -> None:
@@ -255,7 +255,7 @@ def tap(cell: Source) -> Iterator[Any]:
     """
     engine = cell.engine
     try:
-        for item in iterated(cell.fn()):
+        for item in each(cell.fn()):
             if engine.stopping:
                 engine.gate()
             yield item
@@ -288,7 +288,7 @@ class Feeder:
     def _run(self) -> None:
         items, ring = self.items, self.cell.engine.bell.ring
         try:
-            for item in iterated(self.cell.fn()):
+            for item in each(self.cell.fn()):
                 while len(items) >= self._limit and not self.stopped:
                     self.free.clear()
                     if len(items) >= self._limit and not self.stopped:

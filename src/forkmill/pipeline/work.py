@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from time import perf_counter
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from ..contexts.lane import Measured, Raised, Report
+from ..contexts.emit import UNUSUAL, Raised, each, pieces, settle
+from ..contexts.lane import Measured, Report
 from ..errors import name_of
 from .declare import to
 from .options import Retry, hook_caller
@@ -29,79 +29,7 @@ if TYPE_CHECKING:
 
     from .graph import Stage
 
-__all__ = ["emitted", "make_work", "run_inline"]
-
-LAZY = frozenset({GeneratorType, AsyncGeneratorType, CoroutineType})
-
-
-# ---------------------------------------------------------------------- values inline
-
-
-def settle(value: Any) -> Any:
-    """A coroutine's result, where no loop runs in this thread; anything else as it is."""
-    if type(value) is CoroutineType:
-        return _in_loop(lambda: value)
-    return value
-
-
-def _in_loop(make: Callable[[], Any]) -> Any:
-    import asyncio
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(make())
-    # A loop runs in this very thread (a notebook): it is not ours to stop.
-    box: list[Any] = []
-
-    def other() -> None:
-        try:
-            box.append((asyncio.run(make()), None))
-        except BaseException as error:
-            box.append((None, error))
-
-    thread = threading.Thread(target=other, name="forkmill-await")
-    thread.start()
-    thread.join()
-    value, error = box[0]
-    if error is not None:
-        raise error
-    return value
-
-
-def emitted(value: Any) -> Any:
-    """An iterable of what a call's value emits."""
-    kind = type(value)
-    if kind is GeneratorType:
-        return value
-    if kind is AsyncGeneratorType:
-        return driven(value)
-    if kind is CoroutineType:
-        return emitted(settle(value))
-    return (value,)
-
-
-def driven(values: AsyncIterator[Any]) -> Iterator[Any]:
-    """An async iterator's elements, in a loop of their own."""
-    import asyncio
-
-    end = object()
-    with asyncio.Runner() as runner:
-
-        async def step() -> Any:
-            return await anext(values, end)
-
-        while (value := runner.run(step())) is not end:
-            yield value
-
-
-def iterated(values: Any) -> Any:
-    """An iterable of what a producer gave: an iterable, sync or async."""
-    values = settle(values)
-    if hasattr(values, "__aiter__"):
-        return driven(aiter(values))
-    return iter(values)
-
+__all__ = ["make_work", "run_inline"]
 
 # ---------------------------------------------------------------------- adapters
 
@@ -135,7 +63,7 @@ def _called(fn: Any, *args: Any) -> Any:
 
 
 def _flat(fn: Any, item: Any) -> Iterator[Any]:
-    yield from iterated(_called(fn, item))
+    yield from each(_called(fn, item))
 
 
 def _filter(fn: Any, item: Any) -> Iterator[Any]:
@@ -164,7 +92,7 @@ def _consume(fn: Any, item: Any) -> Any:
     value = fn(item)
     if type(value) is to:
         return value
-    if type(value) in LAZY:
+    if type(value) in UNUSUAL:
         return _async_consumed(value) if type(value) is not GeneratorType else _sent(value)
     return None
 
@@ -184,27 +112,23 @@ async def _async_consumed(value: Any) -> AsyncIterator[Any]:
             yield output
 
 
-def _produce(fn: Any, item: Any) -> Iterator[Any]:
-    yield from iterated(_called(fn))
+class _Ignoring:
+    """A function of nothing, as one of an item."""
 
+    __slots__ = ("fn",)
 
-async def _async_produce(fn: Any, item: Any) -> AsyncIterator[Any]:
-    values = fn()
-    if inspect.isawaitable(values):
-        values = await values
-    if hasattr(values, "__aiter__"):
-        async for value in values:
-            yield value
-    else:
-        for value in values:
-            yield value
+    def __init__(self, fn: Any) -> None:
+        self.fn = fn
+
+    def __call__(self, item: Any) -> Any:
+        return self.fn()
 
 
 _ADAPTERS: dict[str, tuple[Any, Any]] = {
     "flat": (_flat, _async_flat),
     "filter": (_filter, _async_filter),
     "consumer": (_consume, _consume),
-    "producer": (_produce, _async_produce),
+    "producer": (_flat, _async_flat),
 }
 
 
@@ -229,7 +153,8 @@ def adapted(stage: Stage) -> Any:
         return functools.partial(_flat, _same)
     if stage.kind in _ADAPTERS:
         plain, awaits = _ADAPTERS[stage.kind]
-        return functools.partial(awaits if is_async(stage.fn) else plain, stage.fn)
+        fn = _Ignoring(stage.fn) if stage.kind == "producer" else stage.fn
+        return functools.partial(awaits if is_async(stage.fn) else plain, fn)
     return stage.fn
 
 
@@ -240,7 +165,7 @@ def _same(item: Any) -> Any:
 def run_inline(stage: Stage, item: Any) -> list[Any]:
     """What a stage emits for an item, called here (for `Failure.reproduce`)."""
     fn = adapted(stage)
-    return list(emitted(fn(item)))
+    return list(pieces(fn(item)))
 
 
 # ---------------------------------------------------------------------- time
@@ -290,7 +215,7 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
     fn = adapted(stage)
     many = is_generator(fn)
     if stage.kind == "consumer" and on_end is not None:
-        on_end = functools.partial(_consume_end, on_end)
+        on_end = functools.partial(_consume, _Ignoring(on_end), None)
     if after_fork:
         setup = functools.partial(set_up, after_fork, stage.name, setup)
     whole = isinstance(stage.on_error, Retry) and stage.kind != "producer"
@@ -313,14 +238,6 @@ def label_of(stages: list[Stage]) -> str:
     fns = ", ".join(name_of(stage.fn) if stage.fn else stage.kind for stage in stages)
     names = ", ".join(repr(stage.name) for stage in stages)
     return f"{fns} ({'stages' if len(stages) > 1 else 'stage'} {names})"
-
-
-def _consume_end(on_end: Any) -> Any:
-    return _consume(_ignoring(on_end), None)
-
-
-def _ignoring(fn: Any) -> Any:
-    return lambda item: fn()
 
 
 def set_up(hooks: list[Callable[..., Any]], name: str, setup: Any) -> Any:

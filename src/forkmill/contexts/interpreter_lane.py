@@ -25,18 +25,9 @@ from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .call_lane import CallLane, _last_words
+from .emit import Outputs, Raised, as_outputs, gathered, pieces, settle
 from .interpreter import encode, opened, path
-from .lane import (
-    END,
-    Copy,
-    Outputs,
-    Raised,
-    Taken,
-    as_outputs,
-    gathered,
-    iterated,
-    settle,
-)
+from .lane import END, Copy, Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -281,7 +272,7 @@ def _begin(token: int, item: Any) -> tuple[bool, Any]:  # pragma: no cover
 
 def _unrolled(value: Any) -> tuple[bool, Any]:  # pragma: no cover
     if type(value) is GeneratorType or type(value) is AsyncGeneratorType:
-        _stream[:] = [iterated(value)]
+        _stream[:] = [pieces(value)]
         return True, None
     return False, settle(value)
 

@@ -27,7 +27,7 @@ elif not TRACE:
 native = Extension(
     "forkmill._native",
     ["src/forkmill/_native.pyx", *sorted(set(glob("csrc/src/*.c")) - {OTHER_SYS})],
-    include_dirs=["csrc/include"],
+    include_dirs=["csrc/include", "src/forkmill"],
     define_macros=[("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     if TRACE
     else [],
@@ -37,6 +37,7 @@ native = Extension(
     depends=sorted(
         [
             *glob("csrc/**/*.h", recursive=True),
+            *glob("src/forkmill/*.h"),
             *(
                 path
                 for path in glob("src/forkmill/*.p[xy]*")

@@ -140,7 +140,7 @@ enum fm_what {
     FM_WHAT_CLOSED,     /* outcome, made by the pool: shut down before the
                            task started; empty */
     FM_WHAT_BROKEN,     /* outcome, made by the pool: the pool broke; empty,
-                           the causes are fm_pool_causes() */
+                           the causes are fm_pool_cause() */
     FM_WHAT_NOMEM,      /* outcome, made by the pool: no memory to receive
                            `length` bytes (body empty) */
     FM_WHAT_COUNT
@@ -341,9 +341,7 @@ enum fm_claim { FM_CLAIM_SENT = 0, FM_CLAIM_STARTED = 1, FM_CLAIM_RECALLED = 2 }
 
 typedef struct fm_slot fm_slot; /* mapped memory; layout in internal.h */
 
-/* Size of a slot in bytes, a multiple of the page size; offset of its crash
- * text, where the worker's faulthandler writes. */
-size_t fm_slot_size(void);
+/* Offset of its crash text, where the worker's faulthandler writes. */
 size_t fm_slot_crash_offset(void);
 
 /* Make the memory for a slot, zeroed: memfd, or an unlinked file where memfd
@@ -436,7 +434,7 @@ int fm_zygote_run(fm_zygote *zygote, struct fm_birth *born);
  *     fm_port_next   -> a frame; its body stays valid until the next call
  *     RUN: fm_port_begin(frame), then
  *          for each task fm_port_start(number): 1 run it, 0 skip it;
- *          then fm_port_put() or fm_port_put_long(): its outcome
+ *          then fm_port_put() or fm_port_commit(): its outcome
  *          after the last: fm_port_finish()
  */
 typedef struct fm_port fm_port;
@@ -646,7 +644,6 @@ uint32_t fm_arena_refused(fm_arena *arena);
 int fm_sys_pipe(int fds[2]);
 int fm_sys_socketpair(int fds[2]);
 int fm_sys_nonblock(int fd, int on);
-int fm_sys_cloexec(int fd, int on);
 /* What nothing can be read from and anything written to: /dev/null, or what
  * does its work where there is none. */
 int fm_sys_null(void);

@@ -37,11 +37,6 @@
  */
 #include "internal.h"
 
-size_t fm_slot_size(void)
-{
-    return sizeof(struct fm_slot);
-}
-
 size_t fm_slot_crash_offset(void)
 {
     return offsetof(struct fm_slot, crash);

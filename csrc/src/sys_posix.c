@@ -48,11 +48,6 @@ int fm_sys_nonblock(int fd, int on)
     return want == flags || fcntl(fd, F_SETFL, want) == 0 ? 0 : -errno;
 }
 
-int fm_sys_cloexec(int fd, int on)
-{
-    return fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0) == 0 ? 0 : -errno;
-}
-
 void fm__sys_close(int fd)
 {
     int saved = errno;

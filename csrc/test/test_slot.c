@@ -18,9 +18,9 @@ static fm_slot *new_slot(void)
 TEST(a_slot_is_whole_pages_and_zeroed)
 {
     fm_slot *slot = new_slot();
-    CHECK_EQ(fm_slot_size() % 4096, 0);
-    CHECK_EQ(fm_slot_crash_offset() + FM_CRASH, fm_slot_size());
-    for (size_t i = 0; i < fm_slot_size(); i++)
+    CHECK_EQ(sizeof *slot % 4096, 0);
+    CHECK_EQ(fm_slot_crash_offset() + FM_CRASH, sizeof *slot);
+    for (size_t i = 0; i < sizeof *slot; i++)
         CHECK_EQ(((const uint8_t *)slot)[i], 0);
     CHECK_EQ(fm_slot_retired(slot), 0);
     fm_slot_unmap(slot);

@@ -333,8 +333,3 @@ def arena_create():
     """A descriptor of fresh shared memory for an Arena; -1: there is none to be had here."""
     cdef int fd = fm_arena_create()
     return fd if fd >= 0 else -1
-
-
-def arena_threshold():
-    """The least bytes of a value that go through an arena."""
-    return _CARRY

@@ -26,36 +26,8 @@ cdef extern from "Python.h":
     void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
 
-cdef extern from *:
-    """
-    /* The int `number`: `old`, which it takes over, with another value if nobody else has that, as
-     * zip() does with its tuple; allocating an int and freeing it is a sixth of what a trivial task
-     * costs. Only among ints of one digit that are not shared by all (257 and more). A counted
-     * reference less: CPython stores 4 bytes of a count and loads 8, which stalls for 5 ns. */
-    static inline PyObject *fm_int_again(PyObject *old, long long number)
-    {
-    #if PY_VERSION_HEX < 0x030f0000 && !defined(Py_GIL_DISABLED) && !defined(PYPY_VERSION)
-        if (old && Py_REFCNT(old) == 1 && PyLong_CheckExact(old) && 256 < number &&
-            number <= PyLong_MASK) {
-            PyLongObject *it = (PyLongObject *)old;
-    #if PY_VERSION_HEX >= 0x030c0000
-            int fits = it->long_value.lv_tag == 1 << 3;
-            digit *digits = it->long_value.ob_digit;
-    #else
-            int fits = Py_SIZE(it) == 1;
-            digit *digits = it->ob_digit;
-    #endif
-            if (fits) {
-                digits[0] = (digit)number;
-                return old;
-            }
-        }
-    #endif
-        Py_XDECREF(old);
-        return PyLong_FromLongLong(number);
-    }
-    """
-    PyObject *fm_int_again(PyObject *old, long long number)
+cdef extern from "_int_again.h":
+    PyObject *int_again(PyObject *old, long long number)
 
 cdef extern from "<unistd.h>" nogil:
     int c_fork "fork"()
@@ -429,7 +401,7 @@ cdef class Port:
             at.inside = True
             if at.p[0] == FM_TAG_INT:
                 memcpy(&number, at.p + 1, 8)
-                at.number = fm_int_again(at.number, number)
+                at.number = int_again(at.number, number)
                 if at.number is NULL:
                     raise MemoryError
                 room[1] = at.number
@@ -648,64 +620,18 @@ cdef object _close_quietly(outputs):
 
 # ------------------------------------------------- for zygote and its starter
 
-cdef class Message:
-    """One message between pool and zygote."""
-
-    cdef readonly int kind, slot, pid, status, flags
-    cdef readonly unsigned int generation
-    cdef readonly unsigned long long rss_kb
-    cdef readonly tuple fds
-
-    def __repr__(self):
-        return (f"Message(kind={self.kind}, slot={self.slot}, generation={self.generation}, "
-                f"pid={self.pid}, status={self.status}, flags={self.flags}, fds={self.fds})")
-
-
-def send_message(int fd, int kind, *, uint32_t slot=0, uint32_t generation=0, int pid=0,
-                 int status=0, uint64_t rss_kb=0, int flags=0, fds=()):
+cdef int _report_trouble(int fd, int error) noexcept nogil:
     cdef fm_message message
-    cdef int c_fds[FM_MESSAGE_FDS]
-    cdef int rc, i, n = len(fds)
-    if n > <int>FM_MESSAGE_FDS:
-        raise ValueError(f"at most {FM_MESSAGE_FDS} descriptors travel with a message")
-    for i in range(n):
-        c_fds[i] = fds[i]
+    memset(&message, 0, sizeof(message))
     message.magic = FM_MAGIC
-    message.kind = kind
-    message.flags = flags
-    message.slot = slot
-    message.generation = generation
-    message.pid = pid
-    message.status = status
-    message.rss_kb = rss_kb
-    with nogil:  # message and c_fds are this frame's
-        rc = fm_message_send(fd, &message, c_fds, n)
-    check(rc)
+    message.kind = FM_REPORT_TROUBLE
+    message.status = error
+    return fm_message_send(fd, &message, NULL, 0)
 
 
-def recv_message(int fd):
-    """The next message, None if there is none now; EOFError when the other end is gone."""
-    cdef fm_message message
-    cdef int c_fds[FM_MESSAGE_FDS]
-    cdef int rc, n = 0
-    cdef Message result
-    with nogil:  # message and c_fds are this frame's
-        rc = fm_message_recv(fd, &message, c_fds, &n)
-    if rc == FM_EEOF:
-        raise EOFError("the other end of the control socket is gone")
-    check(rc)
-    if rc == 0:
-        return None
-    result = Message.__new__(Message)
-    result.kind = message.kind
-    result.flags = message.flags
-    result.slot = message.slot
-    result.generation = message.generation
-    result.pid = message.pid
-    result.status = message.status
-    result.rss_kb = message.rss_kb
-    result.fds = tuple([c_fds[i] for i in range(n)])
-    return result
+def report_trouble(int fd, int error):
+    """As a zygote to be: tell the pool with which errno no worker could be started."""
+    check(_report_trouble(fd, error))
 
 
 cdef class Zygote:
@@ -873,12 +799,7 @@ cdef class Zygote:
 
     cdef void _give_up(self, int rc) noexcept:
         """End the process, with no worker ever born; the pool is told why."""
-        cdef fm_message message
-        memset(&message, 0, sizeof(message))
-        message.magic = FM_MAGIC
-        message.kind = FM_REPORT_TROUBLE
-        message.status = -rc
-        fm_message_send(self.options.control_fd, &message, NULL, 0)
+        _report_trouble(self.options.control_fd, -rc)
         c_exit(_FAILED)
 
     @property
@@ -952,10 +873,6 @@ def oom_kills():
     return fm_sys_oom_kills()
 
 
-def rss_kb():
-    return fm_sys_rss_kb()
-
-
 def resident(int pid):
     """Resident memory of a process, bytes; 0: this system does not tell."""
     return fm_sys_rss_of(pid, <uint64_t>-1)
@@ -1009,7 +926,3 @@ def fork_closes(int fd):
 
 def nonblock(int fd, bint on):
     check(fm_sys_nonblock(fd, on))
-
-
-def cloexec(int fd, bint on):
-    check(fm_sys_cloexec(fd, on))

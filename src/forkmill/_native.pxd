@@ -165,7 +165,6 @@ cdef extern from "forkmill.h" nogil:
         FM_CLAIM_RECALLED
     struct fm_slot:
         pass
-    size_t fm_slot_size()
     size_t fm_slot_crash_offset()
     int fm_slot_create()
     int fm_slot_map(int fd, fm_slot **out)
@@ -243,7 +242,6 @@ cdef extern from "forkmill.h" nogil:
     int fm_sys_pipe(int fds[2])
     int fm_sys_socketpair(int fds[2])
     int fm_sys_nonblock(int fd, int on)
-    int fm_sys_cloexec(int fd, int on)
     int fm_sys_null()
     int fm_sys_pidfd(pid_t pid)
     int fm_sys_die_with_parent(pid_t parent)

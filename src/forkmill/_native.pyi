@@ -23,16 +23,11 @@ RUN_STAR: int
 RUN_CALL: int
 RUN_APPLY: int
 RUN_STREAM: int
-RUN_TIMED: int
 RUN_PROMPT: int
 
-WHAT_PICKLE: int
-WHAT_STR: int
-WHAT_BYTES: int
 WHAT_REFUSED: int
 WHAT_ERROR: int
 WHAT_RETRY: int
-WHAT_OUTPUT: int
 WHAT_HELLO: int
 WHAT_REFUSAL: int
 WHAT_DEATH: int
@@ -46,7 +41,6 @@ CAUSE_TIMEOUT: int
 CAUSE_KILLED: int
 CAUSE_PROTOCOL: int
 CAUSE_STOPPED: int
-CAUSE_MEMORY: int
 
 EVENT_DIED: int
 EVENT_RECYCLED: int
@@ -62,40 +56,11 @@ LADDER_GENTLE: int
 LADDER_TERM: int
 LADDER_KILL: int
 
-RANK_PUMP: int
-RANK_COLLECTOR: int
-RANK_CALLER: int
-
 POOL_OPEN: int
 POOL_DRAINING: int
 POOL_STOPPING: int
 POOL_CLOSED: int
 POOL_BROKEN: int
-
-CHUNK_NEW: int
-CHUNK_PENDING: int
-CHUNK_RUNNING: int
-CHUNK_DONE: int
-
-KIND_DEFINE: int
-KIND_RUN: int
-KIND_CREDIT: int
-KIND_CLOSE: int
-KIND_EXIT: int
-
-REPORT_BORN: int
-REPORT_DIED: int
-REPORT_TROUBLE: int
-REPORT_BROKEN: int
-REPORT_KILL: int
-REPORT_STOP: int
-REPORT_REJECT: int
-REPORT_GROW: int
-REPORT_RETIRE: int
-
-DIED_RETIRED: int
-DIED_OOM: int
-DIED_ASKED: int
 
 RETRY_DEATH: int
 RETRY_TIMEOUT: int
@@ -137,14 +102,12 @@ class Encoder:
         star: bool = ...,
     ) -> Self: ...
     def add(self, obj: object, star: bool = ...) -> None: ...
+    def __bytes__(self) -> bytes: ...
     def fill(
         self, iterator: Iterator[Any], n: int, max_bytes: int, seconds: float = ...
     ) -> int: ...
 
-def encode(obj: object, dumps: _Dumps | None = ...) -> bytes: ...
-def encoded(encoder: Encoder) -> bytes: ...
-def decode(data: bytes, loads: Callable[..., Any] | None = ..., owned: bool = ...) -> Any: ...
-def record_size(data: bytes) -> int: ...
+def decode(data: bytes, loads: Callable[..., Any], owned: bool = ...) -> Any: ...
 
 # ------------------------------------------------------------------ _child.pxi
 
@@ -161,7 +124,6 @@ class Segment(Block):
     """One view of a piece of it that is in our hands."""
 
 def arena_create() -> int: ...
-def arena_threshold() -> int: ...
 def mark(number: int) -> None:
     """Say how far the task has come: should this worker die, `WorkerDied.mark` is that number."""
 
@@ -212,38 +174,13 @@ class Zygote:
     @property
     def slot(self) -> int: ...
 
-class Message:
-    """One message between pool and zygote."""
-
-    kind: int
-    slot: int
-    generation: int
-    pid: int
-    status: int
-    rss_kb: int
-    flags: int
-    fds: tuple[int, ...]
-
-def send_message(
-    fd: int,
-    kind: int,
-    *,
-    slot: int = ...,
-    generation: int = ...,
-    pid: int = ...,
-    status: int = ...,
-    rss_kb: int = ...,
-    flags: int = ...,
-    fds: tuple[int, ...] = ...,
-) -> None: ...
-def recv_message(fd: int) -> Message | None: ...
+def report_trouble(fd: int, error: int) -> None: ...
 def pipe() -> tuple[int, int]: ...
 def socketpair() -> tuple[int, int]: ...
 def pidfd_open(pid: int) -> int: ...
 def die_with_parent(parent: int) -> None: ...
 def close_others(keep: Sequence[int]) -> None: ...
 def of_types(objects: list[Any], types: tuple[type, ...]) -> list[Any]: ...
-def rss_kb() -> int: ...
 def resident(pid: int) -> int: ...
 def oom_kills() -> int: ...
 def null() -> int: ...
@@ -258,7 +195,6 @@ def hold(more: int) -> None: ...
 def ending(within: float) -> None: ...
 def signal_masks() -> tuple[int, int]: ...
 def nonblock(fd: int, on: bool) -> None: ...
-def cloexec(fd: int, on: bool) -> None: ...
 
 # ------------------------------------------------------------------ _pool.pxi
 

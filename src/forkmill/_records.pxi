@@ -531,6 +531,9 @@ cdef class Encoder:
     def size(self):
         return self._size + self._carried
 
+    def __bytes__(self):
+        return PyBytes_FromStringAndSize(<const char *>self._c, <Py_ssize_t>self._size)
+
     cdef int _reserve(self, uint64_t n) except -1:
         """Make room for n more bytes, doubling. On error nothing has changed."""
         cdef uint64_t need = <uint64_t>self._size + n
@@ -1164,31 +1167,7 @@ cdef object decode_record(const uint8_t *p, uint64_t size, Block owner, object l
 
 # ------------------------------------------------------------ for the tests
 
-def _dumps5(obj):
-    import pickle
-    buffers = []
-    data = pickle.dumps(obj, 5, buffer_callback=buffers.append)
-    return data, [buffer.raw() for buffer in buffers]
-
-
-def _loads5(data, buffers):
-    import pickle
-    return pickle.loads(data, buffers=buffers)
-
-
-def encode(obj, dumps=None):
-    """The record of one value, as bytes."""
-    cdef Encoder encoder = Encoder.__new__(Encoder, _dumps5 if dumps is None else dumps)
-    encoder._add(obj)
-    return PyBytes_FromStringAndSize(<const char *>encoder._c, <Py_ssize_t>encoder._size)
-
-
-def encoded(Encoder encoder):
-    """The bytes of an encoder's body, which it keeps."""
-    return PyBytes_FromStringAndSize(<const char *>encoder._c, <Py_ssize_t>encoder._size)
-
-
-def decode(bytes data, loads=None, bint owned=False):
+def decode(bytes data, loads, bint owned=False):
     """The value of one record. `owned`: as if its memory were handed over with it."""
     cdef Block owner = None
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -1197,29 +1176,4 @@ def decode(bytes data, loads=None, bint owned=False):
         owner = Body.new(n)
         memcpy(owner._c, p, n)
         p = owner._c
-    return decode_record(p, n, owner, _loads5 if loads is None else loads)
-
-
-def record_size(bytes data):
-    """Size of the record that `data` begins with: 0 if that cannot be told yet."""
-    cdef int64_t n = fm_record_size(
-        <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-    if n < 0:
-        raise _malformed("its first bytes make no sense")
-    return n
-
-
-def _time_records(obj, Py_ssize_t n):
-    """Nanoseconds to encode and to decode `obj`, mean of n: what one call costs inside C."""
-    cdef uint8_t room[4096]
-    cdef Py_ssize_t i, size = 0
-    cdef int64_t start, middle
-    start = fm_now()
-    for i in range(n):
-        size = encode_scalar(obj, room, sizeof(room))
-    middle = fm_now()
-    if size == 0:
-        raise ValueError("not plain")
-    for i in range(n):
-        decode_record(room, size, None, None)
-    return (middle - start) / n, (fm_now() - middle) / n
+    return decode_record(p, n, owner, loads)

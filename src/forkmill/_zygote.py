@@ -514,7 +514,7 @@ def main() -> NoReturn:
         _worker._complain(f"an exec'd process ({' '.join(sys.argv[1:2])}) failed", error)
         if role == "zygote" and isinstance(error, OSError) and error.errno:
             # The pool tells the program why it has no workers.
-            _native.send_message(numbers[0], _native.REPORT_TROUBLE, status=error.errno)
+            _native.report_trouble(numbers[0], error.errno)
     finally:
         os._exit(status)
 

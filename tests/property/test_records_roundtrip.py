@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import wire
 from forkmill import _native, errors
 
 scalars = (
@@ -50,19 +51,19 @@ def same(one: Any, other: Any) -> bool:
 
 @given(values)
 def test_any_value_comes_back_the_same(value: Any) -> None:
-    data = _native.encode(value)
-    assert _native.record_size(data) == len(data)
-    assert same(_native.decode(data), value)
+    data = wire.encode(value)
+    assert wire.record_size(data) == len(data)
+    assert same(wire.decode(data), value)
 
 
 @given(st.lists(values, max_size=8))
 def test_a_chunk_splits_into_its_records(items: list[Any]) -> None:
-    encoder = _native.Encoder(_native._dumps5)
+    encoder = _native.Encoder(wire.dumps5)
     assert encoder.fill(iter(items), 100, 1 << 30) == len(items)
-    data, back = _native.encoded(encoder), []
+    data, back = bytes(encoder), []
     while data:
-        size = _native.record_size(data)
-        back.append(_native.decode(data[:size]))
+        size = wire.record_size(data)
+        back.append(wire.decode(data[:size]))
         data = data[size:]
     assert same(back, items)
 
@@ -107,7 +108,7 @@ def shape(value: Any) -> list[Any]:
 @given(graphs())
 def test_what_is_shared_comes_back_as_from_pickle(value: Any) -> None:
     expected = shape(pickle.loads(pickle.dumps(value, 5)))
-    assert shape(_native.decode(_native.encode(value))) == expected
+    assert shape(wire.decode(wire.encode(value))) == expected
 
 
 def give_up(data: Any, buffers: Any) -> Any:
@@ -119,7 +120,7 @@ def give_up(data: Any, buffers: Any) -> Any:
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> None:
     try:
-        _native.decode(data, give_up, owned)
+        wire.decode(data, give_up, owned)
     except errors.PoolError as error:
         assert "malformed" in str(error)
 
@@ -129,12 +130,12 @@ def test_any_bytes_decode_or_are_called_malformed(data: bytes, owned: bool) -> N
 def test_a_damaged_record_decodes_or_is_called_malformed(
     value: Any, draw: st.DataObject, owned: bool
 ) -> None:
-    data = bytearray(_native.encode(value))
+    data = bytearray(wire.encode(value))
     for _ in range(draw.draw(st.integers(1, 3))):
         data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
     del data[draw.draw(st.integers(len(data) // 2, len(data))) :]
     try:
-        _native.decode(bytes(data), give_up, owned)
+        wire.decode(bytes(data), give_up, owned)
     except errors.PoolError as error:
         assert "malformed" in str(error)
 
@@ -144,9 +145,9 @@ def test_buffers_come_back_the_same(parts: list[bytes], data_in: bytes, owned: b
     def dumps(obj: Any) -> tuple[bytes, list[memoryview]]:
         return data_in, [memoryview(part) for part in parts]
 
-    data = _native.encode(object(), dumps)
-    assert _native.record_size(data) == len(data)
-    body, views = _native.decode(data, give_up, owned)
+    data = wire.encode(object(), dumps)
+    assert wire.record_size(data) == len(data)
+    body, views = wire.decode(data, give_up, owned)
     # The padding up to the first buffer cannot be told from the pickle, which ends by itself.
     assert body[: len(data_in)] == data_in
     assert not any(body[len(data_in) :])

@@ -14,12 +14,12 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _native
+from forkmill import _codec
 
 np = pytest.importorskip("numpy")
 
 MB = 1 << 20
-FROM = _native.arena_threshold()
+FROM = _codec._APART
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="what goes through the arena is told apart by its statistics"

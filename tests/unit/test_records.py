@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import wire
 from forkmill import _native, errors
 
 LONG = 16
@@ -66,10 +67,10 @@ def test_plain_values_keep_value_and_type_without_pickle(value) -> None:
     def dumps(obj):
         raise AssertionError("plain values need no pickle")
 
-    data = _native.encode(value, dumps)
+    data = wire.encode(value, dumps)
     assert data[0] < LONG
-    assert _native.record_size(data) == len(data)
-    back = _native.decode(data)
+    assert wire.record_size(data) == len(data)
+    back = wire.decode(data)
     assert back == value
     assert repr(back) == repr(value)
     assert type(back) is type(value)
@@ -77,11 +78,11 @@ def test_plain_values_keep_value_and_type_without_pickle(value) -> None:
 
 @pytest.mark.parametrize("value", LONGER + PICKLED, ids=lambda value: ascii(value)[:20])
 def test_all_other_values_go_as_long_records(value) -> None:
-    data = _native.encode(value)
+    data = wire.encode(value)
     if value != PICKLED[-1]:  # 255 strings of 255 bytes just fit the format
         assert data[0] == LONG
-    assert _native.record_size(data) == len(data)
-    assert _native.decode(data) == value
+    assert wire.record_size(data) == len(data)
+    assert wire.decode(data) == value
 
 
 def test_long_text_and_bytes_need_no_pickle() -> None:
@@ -89,13 +90,13 @@ def test_long_text_and_bytes_need_no_pickle() -> None:
         raise AssertionError("needs no pickle")
 
     for value in ("x" * 1000, "é" * 1000, "\ud800" * 1000, b"z" * 1000):
-        assert _native.decode(_native.encode(value, dumps)) == value
+        assert wire.decode(wire.encode(value, dumps)) == value
 
 
 def test_subclasses_and_bools_are_told_apart() -> None:
-    assert type(_native.decode(_native.encode(Int(3)))) is Int
-    assert _native.decode(_native.encode(True)) is True
-    assert type(_native.decode(_native.encode([True, 1]))[1]) is int
+    assert type(wire.decode(wire.encode(Int(3)))) is Int
+    assert wire.decode(wire.encode(True)) is True
+    assert type(wire.decode(wire.encode([True, 1]))[1]) is int
 
 
 def nested(depth: int) -> list:
@@ -109,15 +110,15 @@ def test_containers_of_subclasses_inside_are_told_apart() -> None:
     from collections import OrderedDict
 
     for value in ([OrderedDict(a=1)], {"a": Int(3)}, ([Int(3)],)):
-        data = _native.encode(value)
+        data = wire.encode(value)
         assert data[0] == LONG
-        assert repr(_native.decode(data)) == repr(value)
+        assert repr(wire.decode(data)) == repr(value)
 
 
 def test_a_container_that_is_there_twice_stays_one() -> None:
     inner = [1]
     for value in ([inner, inner], (inner, {"a": inner}), {"a": inner, "b": [[inner]]}):
-        back = _native.decode(_native.encode(value))
+        back = wire.decode(wire.encode(value))
         assert back == value
         found = back["a"] if isinstance(back, dict) else back[0]
         found.append(2)
@@ -126,37 +127,37 @@ def test_a_container_that_is_there_twice_stays_one() -> None:
 
 def test_an_inner_container_that_somebody_else_holds_too_is_plain() -> None:
     inner = [1]
-    assert _native.encode([inner, [1]])[0] < LONG
+    assert wire.encode([inner, [1]])[0] < LONG
 
 
 def test_cycles_come_back_as_cycles() -> None:
     direct: list = []
     direct.append(direct)
-    back = _native.decode(_native.encode(direct))
+    back = wire.decode(wire.encode(direct))
     assert back[0] is back
     around: dict = {"a": [({},)]}
     around["a"][0][0]["b"] = around
-    back = _native.decode(_native.encode(around))
+    back = wire.decode(wire.encode(around))
     assert back["a"][0][0]["b"] is back
 
 
 def test_depth_is_bounded_on_both_sides() -> None:
-    assert _native.encode(nested(15))[0] < LONG
-    assert _native.encode(nested(16))[0] == LONG
+    assert wire.encode(nested(15))[0] < LONG
+    assert wire.encode(nested(16))[0] == LONG
     # Before CPython 3.13 pickle in C goes less deep, in a deep stack of tests.
     for depth in (15, 16, 200 if sys.version_info < (3, 13) else 900):
-        assert _native.decode(_native.encode(nested(depth))) == nested(depth)
+        assert wire.decode(wire.encode(nested(depth))) == nested(depth)
     record = b""
     for _ in range(17):
         record = bytes([9]) + struct.pack("<HB", len(record), bool(record)) + record
     with pytest.raises(errors.PoolError, match="too deep"):
-        _native.decode(record)
+        wire.decode(record)
 
 
 def test_floats_keep_every_bit() -> None:
     for bits in (0x8000000000000000, 0x7FF8000000000123, 0xFFF8000000000001, 1):
         value = struct.unpack("<d", struct.pack("<Q", bits))[0]
-        back = _native.decode(_native.encode(value))
+        back = wire.decode(wire.encode(value))
         assert struct.unpack("<Q", struct.pack("<d", back))[0] == bits
 
 
@@ -165,15 +166,15 @@ def test_encoding_leaves_no_copy_inside_the_users_string() -> None:
 
     text = "é" * 50
     before = sys.getsizeof(text)
-    _native.encode(text)
-    _native.encode([text])
+    wire.encode(text)
+    wire.encode([text])
     assert sys.getsizeof(text) == before
 
 
 def test_dict_keys_that_share_a_cache_place_stay_apart() -> None:
     for i in range(3000):
         row = {f"key{i}": i, f"yek{i % 7}": 1, "é" * (i % 5 + 2): 2, "k" * (i % 30 + 1): 3}
-        assert _native.decode(_native.encode(row)) == row
+        assert wire.decode(wire.encode(row)) == row
 
 
 @pytest.mark.parametrize("owned", [False, True])
@@ -189,9 +190,9 @@ def test_buffers_arrive_writable_and_private(owned: bool) -> None:
         assert pickle.loads(data) == len(buffers)
         return buffers
 
-    data = _native.encode([first, second, b""], dumps)
-    assert _native.record_size(data) == len(data)
-    views = _native.decode(data, loads, owned)
+    data = wire.encode([first, second, b""], dumps)
+    assert wire.record_size(data) == len(data)
+    views = wire.decode(data, loads, owned)
     assert [bytes(view) for view in views] == [first, second, b""]
     views[0][0] = 7
     assert views[1][0] == ord("b")
@@ -205,9 +206,7 @@ def test_arrays_go_out_of_band(owned: bool) -> None:
     array = np.arange(1000.0)
     frozen = np.arange(10)
     frozen.flags.writeable = False
-    a, b, c, d = _native.decode(
-        _native.encode([array, array[::-1], array[:0], frozen]), owned=owned
-    )
+    a, b, c, d = wire.decode(wire.encode([array, array[::-1], array[:0], frozen]), owned=owned)
     assert (a == array).all()
     assert (b == array[::-1]).all()
     assert c.shape == (0,)
@@ -266,7 +265,7 @@ MALFORMED = {
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_records_raise_and_harm_nobody(data: bytes, owned: bool) -> None:
     with pytest.raises(errors.PoolError, match="malformed"):
-        _native.decode(data, owned=owned)
+        wire.decode(data, owned=owned)
 
 
 def test_what_loads_raises_comes_through_and_leaves_no_dangling_memory() -> None:
@@ -277,7 +276,7 @@ def test_what_loads_raises_comes_through_and_leaves_no_dangling_memory() -> None
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        _native.decode(_native.encode([["x" * 10_000]]), loads)
+        wire.decode(wire.encode([["x" * 10_000]]), loads)
     with pytest.raises(ValueError, match="released"):
         bytes(kept[0])
 
@@ -298,9 +297,9 @@ def test_encoder_concatenates_records() -> None:
     values = [1, "two", (3.0,), "x" * 5000, None, b"z" * 70_000]
     for value in values:
         encoder.add(value)
-    data = _native.encoded(encoder)
+    data = bytes(encoder)
     assert (encoder.count, encoder.size) == (len(values), len(data))
-    assert data == b"".join(_native.encode(value) for value in values)
+    assert data == b"".join(wire.encode(value) for value in values)
 
 
 def test_encoder_adds_nothing_when_dumps_fails() -> None:
@@ -309,7 +308,7 @@ def test_encoder_adds_nothing_when_dumps_fails() -> None:
     with pytest.raises(errors.SerializationError):
         encoder.add(object())
     assert encoder.count == 1
-    assert _native.encoded(encoder) == _native.encode(1)
+    assert bytes(encoder) == wire.encode(1)
 
 
 @pytest.mark.parametrize("answer", [None, 1, (b"", []), ("x", []), (b"x", [3]), (b"x", [b"a", 3])])
@@ -360,11 +359,11 @@ def test_fill_keeps_the_inputs_exception_behind_what_came_before(kind) -> None:
 def test_fill_gives_an_item_that_cannot_be_sent_its_own_record() -> None:
     encoder = _native.Encoder(no_dumps, refuse)
     assert encoder.fill(iter([1, {2: 1j}, 3]), 10, 1 << 20) == 3
-    data = _native.encoded(encoder)
-    middle = data[9 : 9 + _native.record_size(data[9:])]
+    data = bytes(encoder)
+    middle = data[9 : 9 + wire.record_size(data[9:])]
     assert middle[:2] == bytes([LONG, 4])
     assert middle[16:] == b"refused: cannot send {2: 1j}"
-    assert data[-9:] == _native.encode(3)
+    assert data[-9:] == wire.encode(3)
 
 
 def test_fill_lets_ctrl_c_in_an_item_through() -> None:
@@ -403,7 +402,7 @@ def test_numbers_are_a_range(numbers: range, most: int) -> None:
     for n in (0, 2, 1, 2, 9, 9):
         assert encoder.fill(source, n, most) == other.fill(plain, n, most)
         assert encoder.exhausted == other.exhausted
-        assert _native.encoded(encoder) == _native.encoded(other)
+        assert bytes(encoder) == bytes(other)
         assert (encoder.count, encoder.size) == (other.count, other.size)
     assert list(source) == list(plain)
 

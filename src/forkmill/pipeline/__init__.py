@@ -15,6 +15,7 @@ groups         neighbours on a named pool as one call in the worker
 shuffle        a test mode: no order where none is promised
 stats, events  what a run counts, and tells
 result         what comes out
+aio            a run for asyncio
 monitor        what somebody beside the run sees of it
 load           a pipeline by its name, for command lines
 =============  =============================================================================

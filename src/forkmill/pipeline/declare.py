@@ -31,6 +31,7 @@ from .result import KEEP
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .aio import AsyncStream
     from .graph import Graph
     from .result import Handle, RunResult, Stream
 
@@ -48,7 +49,7 @@ __all__ = [
 
 HOOKS = ("before_run", "after_run", "before_stage", "after_stage", "before_fork", "after_fork")
 STAGE_HOOKS = HOOKS[2:]
-_RESERVED = ("run", "stream", "start", "build")
+_RESERVED = ("run", "stream", "start", "arun", "astream", "build")
 
 
 class Declared:
@@ -511,11 +512,77 @@ class Pipeline:
         """Run in a thread of its own.
 
         Returns:
-            A handle with done(), stop(), kill(), result(timeout), stats().
+            A handle with done(), stop(), kill(), result(timeout), stats(). It can be awaited: what
+            result() gives, without a wait in the event loop's thread; a task that is cancelled
+            there leaves the run alone.
         """
         from .orchestrator import Orchestrator
 
         return Orchestrator(self).start(sinks=sinks, keep_failures=keep_failures)
+
+    async def arun(
+        self,
+        *,
+        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
+        keep_failures: int | None = KEEP,
+    ) -> RunResult:
+        """As `run`, for the running event loop: ``result = await pipeline.arun()``.
+
+        The pipeline is built here; it runs in a thread, whose functions see the context variables
+        of the caller. Its async functions have a loop of their own there, not the caller's.
+
+        If the task is cancelled (asyncio.timeout, a task group, Ctrl-C in asyncio.run), the run is
+        stopped: sources stop, what is in flight is finished; after 1.5 seconds, or if the task is
+        cancelled once more, it is killed, which is over within a second. Only then the cancellation
+        goes on, with the result as its attribute `run_result`. For a run that outlives its task:
+        ``await pipeline.start()``.
+
+        Args:
+            sinks: As `run`; called in the run's threads.
+            keep_failures: As `run`.
+
+        Returns:
+            Status, outputs, failures, statistics.
+
+        Raises:
+            BuildError: The pipeline is wrong; nothing has run.
+            Exception: As `run`.
+            RuntimeError: The run raised StopIteration, StopAsyncIteration or CancelledError (the
+                cause), which would look like something else here.
+            asyncio.CancelledError: The task was cancelled; the run is over.
+        """
+        from .aio import run
+        from .orchestrator import Orchestrator
+
+        start = Orchestrator(self).start
+        return await run(functools.partial(start, sinks=sinks, keep_failures=keep_failures))
+
+    def astream(
+        self,
+        *,
+        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
+        keep_failures: int | None = KEEP,
+    ) -> AsyncStream:
+        """As `stream`, for ``async for``: computed ahead of the queues is only what is asked for.
+
+        The run is in a thread, from the first output on that is asked for. It ends with the stream:
+        if it is closed by aclose() (contextlib.aclosing, ``async with``), if the task that waits
+        for an output is cancelled, if it is dropped. Then it is killed, within a second.
+
+        Args:
+            sinks: As `run`; called in the run's threads.
+            keep_failures: As `run`.
+
+        Returns:
+            An async iterator with aclose(), and `result` when the run is over.
+
+        Raises:
+            BuildError: The pipeline is wrong; nothing has run. Everything else as `arun`, where it
+                is iterated.
+        """
+        from .orchestrator import Orchestrator
+
+        return Orchestrator(self).astream(sinks=sinks, keep_failures=keep_failures)
 
     def _title(self) -> str:
         return self._name or type(self)._class_name or type(self).__name__

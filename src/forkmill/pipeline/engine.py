@@ -14,7 +14,8 @@ Guarantees:
 
 Invariants:
     * ENG-1  Only the bell is touched by other threads. It is rung after what it tells of.
-    * ENG-2  Before it sleeps, the engine has looked at everything since it last cleared the bell.
+    * ENG-2  Before it sleeps, the engine has looked at everything since it last cleared the bell
+      (where nobody asks for an output: at whether somebody does).
     * ENG-3  On every edge emitted = delivered + failed + dropped, when the run is over.
     * ENG-4  That nothing is left to wait for is believed only when a look at everything, begun
       after it was first seen, has found nothing.
@@ -29,7 +30,7 @@ it goes on; d. sleeps if one does, and not at all if the bell has rung since a.
       made by now, and the engine goes back to a, once (ENG-4). If b then finds nothing and c is
       "no" again, nothing can come any more: nobody is left who could make a change.
 
-Threads: `run`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
+Threads: `run`, `serve`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ from .stats import EdgeStats, RunStats, StageStats
 from .work import each_hook, run_hooks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections import deque
+    from collections.abc import Callable, Iterable, Iterator
     from types import CodeType, FrameType
 
     from .graph import Graph
@@ -620,6 +622,27 @@ class Engine:
             with Interrupts(self):
                 self._drive(lambda: not self.outputs and self.step())
         return (self.outputs.popleft(),) if self.outputs else None
+
+    def serve(self, offer: Callable[[deque[Any]], bool]) -> RunResult:
+        """Run to the end, for somebody elsewhere who takes the outputs one by one.
+
+        Args:
+            offer: Takes the outputs that are there; whether more is asked for. Who asks later
+                rings the bell.
+
+        Raises:
+            BaseException: See `finish`.
+        """
+
+        def more() -> bool:
+            while not offer(self.outputs):
+                self.bell.wait(None)
+                self._attend()
+            return self.step()
+
+        self._drive(more)
+        offer(self.outputs)
+        return self.finish()
 
     def _drive(self, more: Any) -> None:
         """Work until `more` says no. What ends the run is kept for `finish`."""

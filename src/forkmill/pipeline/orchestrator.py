@@ -18,6 +18,7 @@ from .result import KEEP, Handle, RunResult, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from .aio import AsyncStream
     from .declare import Pipeline
 
     Sinks = Iterable[Callable[[dict[str, Any]], object]]
@@ -76,8 +77,22 @@ class Orchestrator:
         sinks: Sinks = (),
         keep_failures: int | None = KEEP,
     ) -> Handle:
-        """Run in a thread. As `Pipeline.start`."""
+        """Run in a thread. As `Pipeline.start`; ``await orchestrator.start(plan)`` is a run for
+        asyncio, which a cancelled task leaves alone."""
         return Handle(Engine(self._graph(plan), sinks, keep_failures=keep_failures))
+
+    def astream(
+        self,
+        plan: ExecutionPlan | None = None,
+        *,
+        sinks: Sinks = (),
+        keep_failures: int | None = KEEP,
+    ) -> AsyncStream:
+        """The outputs one by one, for ``async for``. As `Pipeline.astream`."""
+        from .aio import AsyncStream  # with asyncio, which takes long to import
+
+        engine = Engine(self._graph(plan), sinks, stream=True, keep_failures=keep_failures)
+        return AsyncStream(engine)
 
     def _graph(self, plan: ExecutionPlan | None) -> Graph:
         graph = (plan or self.plan()).plan().graph

@@ -6,6 +6,7 @@ Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import pickle
 import sys
@@ -22,7 +23,7 @@ from ..contexts.emit import Raised
 from ..errors import add_note, slot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
     from .engine import Engine
@@ -226,6 +227,15 @@ def attach(error: BaseException, result: RunResult, others: Iterable[BaseExcepti
     slot(error, "__dict__")["run_result"] = result
 
 
+def disguised(error: BaseException) -> RuntimeError:
+    """What a run has raised, as the cause of another exception: where it is raised now, it would
+    mean something else. Has the result too."""
+    found = RuntimeError(f"the run raised {type(error).__name__}, which means something else here")
+    found.__cause__ = error
+    found.__dict__["run_result"] = getattr(error, "run_result", None)
+    return found
+
+
 @dataclass(frozen=True)
 class RunResult:
     """What a run came to.
@@ -269,9 +279,16 @@ class Handle:
     The user's code may hold that thread for ever: after `stop` an inline source that blocks, after
     `kill` any inline function. Then the run is carried on, or ended, by another one (see
     `Engine.gate`), and this thread, a daemon, is left behind.
+
+    Functions that the run calls there see the context variables of who started it.
+
+    ``await handle`` gives the RunResult, and raises what `result` raises, in any event loop, for
+    any number of tasks, also when the run is over. A task that is cancelled meanwhile only waits no
+    longer: the run may be awaited by others, and has a `stop` and a `kill` of its own. (`arun` is
+    the run that ends with its task.)
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, run: Callable[[], RunResult] | None = None) -> None:
         self._engine = engine
         self._over = threading.Event()
         self._result: RunResult | None = None
@@ -279,11 +296,20 @@ class Handle:
         self._lock = threading.Lock()  # guards the next one
         self._relief: dict[str, threading.Thread] = {}
         self._carriers: list[threading.Thread] = []  # of which the last one has the run
+        self._waiters: set[Callable[[], None]] = set()
+        self._context = contextvars.copy_context()
         _RUNNING.add(self)
-        self._start(engine.run)
+        try:
+            self._start(run or engine.run)
+        except BaseException:  # Ctrl-C: the thread may have begun, and nobody gets the handle
+            engine.kill()
+            raise
 
     def _start(self, run: Callable[[], RunResult]) -> None:
-        thread = threading.Thread(target=self._carry, args=(run,), name="forkmill-run", daemon=True)
+        carry = self._context.copy().run  # a thread that is left behind is in its copy for ever
+        thread = threading.Thread(
+            target=carry, args=(self._carry, run), name="forkmill-run", daemon=True
+        )
         thread.start()
         self._carriers.append(thread)
 
@@ -296,6 +322,25 @@ class Handle:
             self._error = error
         _RUNNING.discard(self)
         self._over.set()
+        self._tell_all()
+
+    def _tell(self, waiter: Callable[[], None]) -> None:
+        """Call a waiter when the run is over, once: in the thread that ends it, or here and now."""
+        self._waiters.add(waiter)
+        if self._over.is_set():  # looked at after that: one of us finds it
+            self._tell_all()
+
+    def _forget(self, waiter: Callable[[], None]) -> None:
+        """Do not call it any more; nothing if it has been called."""
+        self._waiters.discard(waiter)
+
+    def _tell_all(self) -> None:
+        while self._waiters:
+            try:
+                waiter = self._waiters.pop()
+            except KeyError:  # somebody else does it
+                return
+            waiter()
 
     def _relieve(self, relief: Callable[[], None]) -> None:
         """Have a thread see to it that the run does not stay in the user's code; once."""
@@ -388,6 +433,10 @@ class Handle:
         self._carriers[-1].join()  # read after those that may add one
         if interrupt is not None:
             raise interrupt
+        return self._outcome()
+
+    def _outcome(self) -> RunResult:
+        """What it came to, when it is over."""
         if self._error is not None:
             try:
                 raise self._error
@@ -395,6 +444,11 @@ class Handle:
                 del self
         assert self._result is not None
         return self._result
+
+    def __await__(self) -> Generator[Any, None, RunResult]:
+        from .aio import awaited  # which needs asyncio: it takes long to import
+
+        return awaited(self).__await__()
 
 
 # Those whose run goes on, for the exit hook.
@@ -445,6 +499,8 @@ class Stream:
         except BaseException as error:
             self._engine = None
             self.result = self.result or getattr(error, "run_result", None)
+            if isinstance(error, StopIteration):  # it would look like the end
+                raise disguised(error) from error
             raise
         finally:
             self._busy = False

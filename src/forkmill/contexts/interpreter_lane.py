@@ -89,8 +89,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
     def _encoded(self, item: Any) -> Any:
         """The call for an item, in its sender's thread (INV-3); None: it has failed."""
         try:
+            self._path = path()
             if self._blob is None:
-                self._path = path()
                 self._blob = encode((_settle_in, (self._token, self._copy), {}))
             return encode((_begin, (self._token, item), {}))
         except Exception as error:
@@ -170,16 +170,19 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         if not lived:
             self._finished()
             return
-        try:
-            for home in lived:
+        failure = None
+        for home in lived:
+            try:
                 self._ends.append(self._submit(self._last_of, home))
-        except Exception as error:
-            self._finished([Taken(END, [], error)])
-            return
+            except Exception as error:
+                failure = error
         with self._lock:
             self._under_way.update(self._ends)
-        left = itertools.count(len(lived) - 1, -1)
-        for future in self._ends:
+        if failure is not None:
+            self._finished([Taken(END, [], failure)])
+        ends = [*self._ends]
+        left = itertools.count(len(ends) - 1, -1)
+        for future in ends:
             future.add_done_callback(lambda future: self._end_came(future, next(left)))
 
     def _end_came(self, future: Future[Any], left: int) -> None:

@@ -794,6 +794,12 @@ int fm_chunk_new(fm_pool *pool, const struct fm_chunk_options *options,
 #define FM_SMALL 512u
 int fm_chunk_new_small(fm_pool *pool, const struct fm_chunk_options *options,
                        const void *body, fm_chunk **out);
+/*
+ * What a worker gets before it gets the chunk, besides the chunk's function:
+ * values that its tasks lead to, which workers keep as they keep functions.
+ * Before fm_pool_submit().  The chunk has a reference of its own.
+ */
+int fm_chunk_need(fm_chunk *chunk, fm_function *value);
 fm_chunk *fm_chunk_ref(fm_chunk *chunk);
 void fm_chunk_unref(fm_chunk *chunk);
 

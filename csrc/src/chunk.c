@@ -512,6 +512,17 @@ static void free_segments(fm_chunk *chunk, struct fm__segment *segment)
     }
 }
 
+int fm_chunk_need(fm_chunk *chunk, fm_function *value)
+{
+    struct fm__need *need = fm__malloc(sizeof *need);
+    if (!need)
+        return -ENOMEM;
+    atomic_fetch_add(&value->refs, 1);
+    *need = (struct fm__need){chunk->needs, value};
+    chunk->needs = need;
+    return 0;
+}
+
 fm_chunk *fm_chunk_ref(fm_chunk *chunk)
 {
     atomic_fetch_add(&chunk->refs, 1);
@@ -538,6 +549,11 @@ void fm_chunk_unref(fm_chunk *chunk)
     fm_arena_unref(chunk->options.arena);
     fm_inbox_unref(chunk->inbox);
     fm_function_unref(chunk->options.function);
+    for (struct fm__need *need = chunk->needs, *next; need; need = next) {
+        next = need->next;
+        fm_function_unref(need->value);
+        free(need);
+    }
     fm_pool *pool = chunk->pool;
     free(chunk->retried);
     free(chunk);

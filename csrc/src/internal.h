@@ -431,6 +431,12 @@ struct fm_function {
     struct fm__functions *table; /* a reference */
 };
 
+/* A value that a chunk's tasks lead to. */
+struct fm__need {
+    struct fm__need *next;
+    fm_function *value; /* a reference */
+};
+
 /* Outcome records of consecutive tasks, or one record in its own memory. */
 struct fm__segment {
     struct fm__segment *next;
@@ -476,6 +482,7 @@ struct fm_chunk {
     fm_pool *pool; /* a reference */
     struct fm_chunk_options options;
     struct fm__bytes *body; /* NULL: it is in `record` */
+    struct fm__need *needs; /* what a worker has to know before */
     uint32_t *retried; /* tries of each task but the first; may be NULL */
     _Atomic int64_t busy_ns;
     _Atomic uint64_t bytes; /* of outcomes */

@@ -140,7 +140,7 @@ bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n)
     return worker->next_number + n - oldest <= FM_CLAIMS;
 }
 
-/* A worker gets a function before the first piece that needs it. */
+/* A worker gets a function, or a value, before the first piece that needs it. */
 static int define(struct fm__worker *worker, const fm_function *function)
 {
     struct fm_frame frame = {.magic = FM_MAGIC,
@@ -168,7 +168,12 @@ int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
                              .credit = chunk->options.credit,
                              .serial = worker->next_number,
                              .length = chunk->options.size};
-    int rc = function ? define(worker, function) : 0;
+    int rc = 0;
+    for (struct fm__need *need = chunk->needs; need && rc == 0;
+         need = need->next)
+        rc = define(worker, need->value);
+    if (rc == 0 && function)
+        rc = define(worker, function);
     if (function)
         frame.index = function->index;
     if (rc == 0)

@@ -107,7 +107,7 @@ class Batches:
         self._flying: set[_native.Task] = set()
         self._bytes = 0
         self._sent = 0  # items
-        self._encoder = core.encoder()
+        self._encoder = core.encoder(lift=False)  # a stage looks at its items itself
         self._feeding = False
         self._held = False  # the workers must stay: a lane's state lies in them
         self._closed = False

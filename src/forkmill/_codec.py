@@ -452,14 +452,22 @@ class Codec:
         Raises:
             SerializationError: It cannot be sent.
         """
+        return self.joined(*self.function_parts(function))
+
+    @staticmethod
+    def joined(data: bytes, buffers: Buffers) -> bytes:
+        """What load_function() takes: the two that function_parts() gave, as one."""
+        return _pickle((data, [bytearray(view) for view in buffers]), 5)
+
+    def function_parts(self, function: Any) -> tuple[bytes, Buffers]:
+        """As dump_function(), in two parts."""
         # Asked first, so that _dumps() knows the names to look for.
         inner = getattr(function, "func", None), getattr(function, "__self__", None)
         for part in (function, *inner):
             module = getattr(part, "__module__", None)
             if isinstance(module, str):
                 self.reachable(module)
-        data, buffers = self._dumps(function, "function")
-        return _pickle((data, [bytearray(view) for view in buffers]), 5)
+        return self._dumps(function, "function")
 
     def watch(self, function: Any) -> _program.Watch | None:
         """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""

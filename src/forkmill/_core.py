@@ -62,6 +62,7 @@ __all__ = ["OUR_THREADS", "Collector", "Core", "Life"]
 _LINGER_S = 0.1  # an idle collector ends after this
 _JOIN_S = 1.4  # the gentle ladder takes 1.0 s at most, plus the reaping
 _MAX_FUNCTIONS = 1024  # that a pool remembers; the oldest is sent again
+_APART = 1 << 20  # bytes: a larger function is no message, workers map it
 _FOREIGN = (
     "this pool belongs to the process that made it; after a fork the child needs one of its own"
 )
@@ -441,11 +442,26 @@ class Core:
         return self._native_function(self.guard(fn, options)), errors.name_of(fn)
 
     def _native_function(self, fn: Callable[..., Any]) -> _native.Function:
-        if not SHARES:
-            return self.native.function(self.codec.dump_function(fn))
-        shares = SHARES[0]
-        blob, pins = shares.pinned(self.codec.dump_function, shares.lift_call(fn, (), {})[0])
-        return self.native.function(blob, pins)
+        pins: list[Any] = []
+        if SHARES:
+            shares = SHARES[0]
+            fn = shares.lift_call(fn, (), {})[0]
+            (data, buffers), pins = shares.pinned(self.codec.function_parts, fn)
+        else:
+            data, buffers = self.codec.function_parts(fn)
+        if len(data) + sum(map(len, buffers)) >= _APART and self._one_user:
+            from ._segment import apart
+
+            found = apart(data, buffers)
+            if found is not None:
+                blob, segment = found
+                return self.native.function(blob, [*pins, segment])
+        return self.native.function(self.codec.joined(data, buffers), pins or None)
+
+    @property
+    def _one_user(self) -> bool:
+        """Whether workers surely stay this user's: root's initializer may give that up."""
+        return not self.initializes or os.geteuid() != 0
 
     def guard(self, fn: Callable[..., Any], options: Options) -> Callable[..., Any]:
         """fn, wrapped if the worker has to tell failures that are worth another try."""
@@ -531,14 +547,15 @@ class Core:
         self._encoders.append(encoder)  # its body is gone: ready for the next one
         return task
 
-    def encoder(self, *, star: bool = False) -> _native.Encoder:
+    def encoder(self, *, star: bool = False, lift: bool = True) -> _native.Encoder:
         """What arguments are encoded with.
 
         Args:
             star: Each record is the arguments of a call, not one argument.
+            lift: Of a handle among them the value arrives.
         """
         dumps, failure = self.codec.dumps, self.codec.dump_failure
-        return _native.Encoder(dumps, failure, self.native.arena, star)
+        return _native.Encoder(dumps, failure, self.native.arena, star, lift)
 
     # ------------------------------------------------------------------ failures
 

@@ -726,7 +726,9 @@ cdef class Submitter:
             entry = PyDict_GetItemWithError(self._known, PyLong_FromVoidPtr(<void *>fn))
             if entry is not NULL and (<tuple>entry)[0]() is fn:
                 known = (<tuple>entry)[1]
-                if known[2] is not None and not _unchanged(known[2]):
+                if (<Function?>known[0])._pins is not None:
+                    n = -1  # the task keeps what it leads to
+                elif known[2] is not None and not _unchanged(known[2]):
                     n = -1  # to be sent anew
                 elif PyTuple_GET_SIZE(args) == 1:
                     n = encode_scalar(<object>PyTuple_GET_ITEM(args, 0), record, FM_SMALL)

@@ -308,6 +308,7 @@ cdef extern from "forkmill.h" nogil:
         void *tag
     int fm_chunk_new(fm_pool *pool, const fm_chunk_options *options, fm_chunk **out)
     enum: FM_SMALL
+    int fm_chunk_need(fm_chunk *chunk, fm_function *value)
     int fm_chunk_new_small(fm_pool *pool, const fm_chunk_options *options, const void *body,
                            fm_chunk **out)
     fm_chunk *fm_chunk_ref(fm_chunk *chunk)

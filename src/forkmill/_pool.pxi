@@ -8,6 +8,8 @@
 #   borrowed pointer, its chunk's tag.
 # Threads: any; the C pool has a mutex of its own.
 
+from weakref import WeakKeyDictionary as _WeakKeys
+
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         void *tp_iternext
@@ -55,6 +57,7 @@ cdef class Pool:
     cdef readonly Arena arena
     cdef public object log  # called with the pool when something has happened to it; or None
     cdef PyObject *_collecting  # the Inbox that a collector serves, borrowed (INV-g); or NULL
+    cdef object _values  # what pins is sent by channel -> its Function; or None
     cdef object __weakref__
 
     def __cinit__(self, int control_fd, uint32_t workers, *, uint32_t max_tasks=0,
@@ -144,7 +147,7 @@ cdef class Pool:
         options.credit = credit
         options.inbox = NULL if inbox is None else inbox._c
         options.tag = <void *>task
-        task._pins = body.pins
+        task._pins = _together(body.pins, function)
         options.body = body.release()
         rc = fm_chunk_new(self._c, &options, &task._c)
         if rc < 0:
@@ -154,6 +157,8 @@ cdef class Pool:
             check(rc)
         task._pool = self
         task.tag = tag
+        if task._pins is not None:
+            self._need(task)
         if inbox is not None:
             inbox._tasks.add(task)
         rc = fm_pool_submit(self._c, task._c)  # never blocks
@@ -162,6 +167,20 @@ cdef class Pool:
                 inbox._tasks.discard(task)
             check(rc)
         return task
+
+    cdef int _need(self, Task task) except -1:
+        """Have workers get what the task leads to and cannot find by itself."""
+        cdef Function value
+        for pin in task._pins:
+            if hasattr(pin, "blob"):
+                if self._values is None:
+                    self._values = _WeakKeys()
+                value = self._values.get(pin)
+                if value is None:
+                    value = self._values[pin] = self.function(pin.blob())
+                    value._pool = None  # else the table would keep the pool that has it
+                check(fm_chunk_need(task._c, value._c))
+        return 0
 
     def inbox(self, bint with_fd=False):
         """A new queue of finished tasks, with a descriptor for an event loop if asked for."""
@@ -307,6 +326,13 @@ cdef class Pool:
         cdef int status = 0
         cdef int pid = check(fm_pool_zygote(self._c, &status))
         return pid, status
+
+
+cdef inline list _together(list pins, Function function):
+    """What a task's arguments lead to, and what its function does."""
+    if function is None or function._pins is None:
+        return pins
+    return function._pins if pins is None else pins + function._pins
 
 
 cdef class Function:

@@ -507,8 +507,9 @@ cdef class Encoder:
     cdef readonly object error
     cdef readonly list pins
     cdef bint _star  # records are the arguments of calls, not one argument
+    cdef bint _lift  # ... among which handles stand for their values
 
-    def __cinit__(self, dumps, refuse=None, Arena arena=None, bint star=False):
+    def __cinit__(self, dumps, refuse=None, Arena arena=None, bint star=False, bint lift=True):
         self._c = NULL
         self._size = self._room = 0
         self._arena = arena
@@ -520,6 +521,7 @@ cdef class Encoder:
         self.refuse = refuse
         self.pins = None
         self._star = star
+        self._lift = lift
 
     def __dealloc__(self):
         if self._c is not NULL:
@@ -649,12 +651,22 @@ cdef class Encoder:
         cdef object shares = _shares[0]
         before = shares.collect(pins)
         try:
-            dumped = _dumped(shares.lift(obj, self._star), self.dumps)
+            if self._lift:
+                obj = shares.lift(obj, self._star)
+            dumped = _dumped(obj, self.dumps)
         finally:
             shares.collect(before)
         if pins:
-            self.pins = pins if self.pins is None else self.pins + pins
+            self._pin(pins)
         return dumped
+
+    cdef int _pin(self, list pins) except -1:
+        if self.pins is None:
+            self.pins = []
+        for pin in pins:
+            if pin not in self.pins[-8:]:  # of many items that name the same few
+                self.pins.append(pin)
+        return 0
 
     def add(self, obj, bint star=False):
         """Add one value, or the arguments of a call (`star`).

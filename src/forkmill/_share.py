@@ -1,13 +1,10 @@
 """Shared values: encoded once, read by every process that needs them, copied by none.
 
-    the owner                                     any other process
-    share(value) ─encode─▶ memfd, sealed          Shared (its address: pid, fd, size, nonce)
-    Shared ──▶ _Segment: the descriptor              │ .value, at first use
-       ▲           ▲                                 ▼
-       │           └── pins: each accepted task   /proc/PID/fd/FD ─▶ mmap ─▶ decoded, kept
-
-    a segment:   0 magic  8 nonce  24 closed  32 n  40 (offset, length) * (n + 1)  ... parts
-                 the first part is the pickle, the others its out-of-band buffers
+    the owner                                   any other process
+    share(value) ─encode─▶ _segment.hold        Shared (its address: pid, fd, size, nonce)
+    Shared ──▶ Segment: the descriptor             │ .value, at first use
+       ▲          ▲                                ▼
+       │          └── pins: each accepted task  _segment.memory ─▶ decoded, kept
 
 Guarantees:
     * A value is encoded at the call, once: a snapshot. Another process maps it at its first use,
@@ -17,12 +14,9 @@ Guarantees:
       descriptor and mapping; whoever is killed leaves nothing behind.
 
 Invariants:
-    * SHARE-1  The descriptor has one owner, the `_Segment`. It lives as long as the open handle and
-      each task that was accepted with it: `close()` ends new use and takes nothing from old use.
-    * SHARE-2  An address is believed only if the nonce stands at the head of what it leads to: pids
-      and numbers of descriptors are used again, 128 random bits are not.
-    * SHARE-3  One word of a segment changes after it is sealed: `closed`, through the owner's own
-      mapping (F_SEAL_FUTURE_WRITE). Who keeps the decoded value looks at it (`forget_closed`).
+    * SHARE-1  A segment lives as long as the open handle and each task that was accepted with it:
+      `close()` ends new use and takes nothing from old use.
+    * SHARE-2  Who keeps a decoded value looks whether its owner has closed it (`forget_closed`).
 
 Threads: any, for all of it.
 """
@@ -30,12 +24,8 @@ Threads: any, for all of it.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import mmap
 import os
 import pickle
-import struct
 import sys
 import threading
 import weakref
@@ -43,9 +33,10 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from . import _codec, errors
+from . import _codec, _segment, errors
 from ._per_worker import PerWorker, per_worker
 from ._process import SHARES
+from ._segment import Address, Parcel, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,123 +47,6 @@ __all__ = ["PerWorker", "Shared", "per_worker", "share"]
 T = TypeVar("T")
 
 CACHED = 64  # decoded values that a process keeps
-_NAME = "forkmill-share"
-_MAGIC = b"fmshare1"
-_HEAD = struct.Struct("<8s16sQQ")
-_PART = struct.Struct("<QQ")
-_CLOSED = 24  # where the word is (SHARE-3)
-_ALIGN = 64
-_SEALS = 0x0001 | 0x0002 | 0x0004 | 0x0010  # F_SEAL_SEAL, SHRINK, GROW, FUTURE_WRITE
-_SEALS_OLD = 0x0001 | 0x0002 | 0x0004  # before Linux 5.1
-
-
-class Address(NamedTuple):
-    """Where a shared value is; all that travels."""
-
-    pid: int
-    fd: int
-    size: int
-    nonce: bytes
-
-
-class _Segment:
-    """The memory of a shared value, in its owner (SHARE-1)."""
-
-    __slots__ = ("__weakref__", "_head", "address")
-
-    def __init__(self, parts: list[memoryview]) -> None:
-        where = _HEAD.size + _PART.size * len(parts)
-        table = []
-        for part in parts:
-            where = -(-where // _ALIGN) * _ALIGN
-            table.append((where, part.nbytes))
-            where += part.nbytes
-        where = max(where, mmap.PAGESIZE)  # the head is mapped as a page
-        nonce = os.urandom(16)
-        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            if fd <= 2:  # the program has closed its standard streams
-                fd, low = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fd
-                os.close(low)
-            os.posix_fallocate(fd, 0, where)  # no room is an error here, not SIGBUS in a reader
-            head = _HEAD.pack(_MAGIC, nonce, 0, len(parts) - 1)
-            os.pwrite(fd, head + b"".join(_PART.pack(*entry) for entry in table), 0)
-            for (offset, _), part in zip(table, parts, strict=True):
-                _write_all(fd, part, offset)
-            self._head = _map_head(fd)
-            _seal(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self.address = Address(os.getpid(), fd, where, nonce)
-        weakref.finalize(self, _release, self.address, self._head).atexit = False
-
-    def tell_closed(self) -> None:
-        """Have those who keep the value forget it."""
-        if os.getpid() == self.address.pid:
-            self._head[_CLOSED] = 1
-
-
-class _Parcel:
-    """What stands for a segment where the system has no memfd or no /proc: the parts themselves.
-
-    They go with each task that needs them; a process decodes them once, as it does a segment.
-    """
-
-    __slots__ = ("address", "parts")
-
-    def __init__(self, parts: list[memoryview]) -> None:
-        self.parts = parts
-        self.address = Address(os.getpid(), -1, sum(p.nbytes for p in parts), os.urandom(16))
-
-    def tell_closed(self) -> None:
-        """Nobody can be told; those who keep the value let go of it as of one that is not used."""
-
-
-def _hold(parts: list[memoryview]) -> _Segment | _Parcel:
-    """The memory of a new shared value."""
-    if not hasattr(os, "memfd_create") or not os.path.exists("/proc/self/fd"):
-        return _Parcel([memoryview(bytes(part)) for part in parts])
-    try:
-        return _Segment(parts)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.ENOMEM):
-            raise MemoryError(f"no room in shared memory for it: {error.strerror}") from error
-        if error.errno in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # a sandbox forbids it
-            return _Parcel([memoryview(bytes(part)) for part in parts])
-        raise
-
-
-def _map_head(fd: int) -> mmap.mmap:
-    """The first page, writable. Not in forked children: it would keep all the memory there."""
-    more = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-    head = mmap.mmap(fd, mmap.PAGESIZE, **more)
-    head.madvise(mmap.MADV_DONTFORK)
-    return head
-
-
-def _release(address: Address, head: mmap.mmap, getpid: Any = os.getpid) -> None:
-    # In a forked child the descriptor may be closed already, its number somebody else's, and the
-    # page is not there at all.
-    if getpid() == address.pid:
-        head[_CLOSED] = 1
-        os.close(address.fd)
-        head.close()
-
-
-def _write_all(fd: int, part: memoryview, offset: int) -> None:
-    rest = part.cast("B") if part.nbytes else part
-    while rest.nbytes:  # one call writes 2 GiB at most
-        done = os.pwrite(fd, rest, offset)
-        offset += done
-        rest = rest[done:]
-
-
-def _seal(fd: int) -> None:
-    try:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except OSError:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_OLD)
 
 
 # ------------------------------------------------------------------- the handle
@@ -191,7 +65,7 @@ class Shared(Generic[T]):
     __slots__ = ("__weakref__", "_address", "_segment", "_value")
 
     _address: Address
-    _segment: _Segment | _Parcel | None
+    _segment: Segment | Parcel | None
     _value: Any
 
     def __init__(self) -> None:
@@ -244,9 +118,10 @@ class Shared(Generic[T]):
 
     def __reduce__(self) -> Any:
         address = self._send()
-        if type(self._segment) is _Parcel:
-            parts = [pickle.PickleBuffer(part) for part in self._segment.parts]
-            return _rebuild_parcel, (address, parts)
+        parcel = self._segment
+        if type(parcel) is Parcel and _encoding.pins is None and not _encoding.result:
+            # Nobody sees to it that whoever decodes this has the bytes.
+            return _unpacked, (address, pickle.PickleBuffer(parcel.image))
         return _rebuild, tuple(address)
 
     def __copy__(self) -> Self:
@@ -295,11 +170,11 @@ def share(value: T) -> Shared[T]:
     last task that was accepted with it.
     """
     data, buffers = _codec.dumps(value)
-    segment = _hold([memoryview(data), *buffers])
+    segment = _segment.hold([memoryview(data), *buffers])
     return _handle(segment.address, segment, value)
 
 
-def _handle(address: Address, segment: _Segment | _Parcel | None, value: Any) -> Shared[Any]:
+def _handle(address: Address, segment: Segment | Parcel | None, value: Any) -> Shared[Any]:
     handle: Shared[Any] = Shared.__new__(Shared)
     handle._address = address
     handle._segment = segment
@@ -312,16 +187,15 @@ def _rebuild(pid: int, fd: int, size: int, nonce: bytes) -> Shared[Any]:
     handle = _handles.get(nonce)
     if handle is not None:
         return handle
-    return _handle(Address(pid, fd, size, nonce), None, _ELSEWHERE)
+    address = Address(pid, fd, size, nonce)
+    return _handle(address, _segment.received(address), _ELSEWHERE)
 
 
-def _rebuild_parcel(address: Address, parts: list[Any]) -> Shared[Any]:
-    """As _rebuild(), with the parts: decoded here and now, unless this process has them."""
-    handle = _rebuild(*address)
-    if handle._value is _ELSEWHERE and address.nonce not in _cache:
-        first, *buffers = (memoryview(part).toreadonly() for part in parts)
-        _keep(address.nonce, _Mapped(pickle.loads(first, buffers=buffers), memoryview(bytes(40))))
-    return handle
+def _unpacked(address: Address, image: Any) -> Shared[Any]:
+    """As _rebuild(), with the bytes, unless this process has them."""
+    if address.nonce not in _handles:
+        _segment.unpack(address.nonce, memoryview(image))
+    return _rebuild(*address)
 
 
 # ----------------------------------------------------------- as a task's argument
@@ -375,20 +249,71 @@ def lift(obj: Any, star: bool) -> Any:
 def lift_call(
     fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """As lift(), for a whole call; a partial's arguments are arguments too."""
+    """As lift(), for a whole call that is sent; a partial's arguments are arguments too."""
     if type(fn) is partial:
-        func, first, named = lift_call(fn.func, fn.args, fn.keywords)
-        if first is not fn.args or named is not fn.keywords:
-            fn = partial(func, *first, **named)
-    args = lift(args, True)
-    if kwargs and any(type(value) in _HANDLES for value in kwargs.values()):
-        kwargs = {key: lift(value, False) for key, value in kwargs.items()}
-    return fn, args, kwargs
+        kinds = set(map(type, (*fn.args, *fn.keywords.values())))
+        if PerWorker in kinds:
+            fn = given(fn)  # what a factory raises must be the task's, not its function's
+        elif Shared in kinds or type(fn.func) is partial:
+            func = lift_call(fn.func, (), {})[0]
+            fn = partial(func, *lift(fn.args, True), **_lift_named(fn.keywords))
+    return fn, lift(args, True), _lift_named(kwargs)
+
+
+def _lift_named(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not kwargs or _HANDLES.isdisjoint(map(type, kwargs.values())):
+        return kwargs
+    return {key: lift(value, False) for key, value in kwargs.items()}
 
 
 def resolve(obj: Any) -> Any:
     """The value of a handle; anything else as it is."""
     return obj.value if type(obj) in _HANDLES else obj
+
+
+class _Given(partial[Any]):
+    """A stage's function: to it handles are values, as arguments that it was bound to and as items.
+
+    A partial, so that whoever looks for the function finds it. The items themselves stay handles:
+    a stage that passes one on passes on no copy.
+    """
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or self.keywords:
+            kwargs = {key: _held(value) for key, value in (self.keywords | kwargs).items()}
+        return self.func(*map(_held, self.args), *map(_held, args), **kwargs)
+
+    def __reduce__(self) -> Any:
+        return _given, (self.func, self.args, self.keywords)
+
+
+def given(fn: Any) -> Any:
+    """What a pipeline calls in the place of `fn`; shared values that it is bound to are kept.
+
+    What `per_worker` makes is made by the first call, whose failure it is if that fails.
+
+    Raises:
+        SharedGone: A handle that it is bound to is closed.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if type(fn) is partial:
+        fn, args, kwargs = fn.func, fn.args, fn.keywords
+        fn = given(fn) if type(fn) is partial else fn
+    named = {key: _kept(value) for key, value in kwargs.items()}
+    return _given(fn, tuple(map(_kept, args)), named)
+
+
+def _kept(item: Any) -> Any:
+    if type(item) is not Shared:
+        return item
+    lifted = _Lifted(item)
+    lifted.hold()
+    return lifted
+
+
+def _given(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Given:
+    return _Given(func, *args, **kwargs)
 
 
 def hold_call(
@@ -401,10 +326,12 @@ def hold_call(
     Raises:
         SharedGone: A handle is closed.
     """
-    lifted = lift_call(fn, args, kwargs)
-    if lifted[0] is fn and lifted[1] is args and lifted[2] is kwargs:
-        return lifted
-    return _HeldCall(*lifted), (), {}
+    if type(fn) is partial:
+        fn = given(fn)
+    first, named = lift(args, True), _lift_named(kwargs)
+    if first is args and named is kwargs:
+        return fn, args, kwargs
+    return _HeldCall(fn, first, named), (), {}
 
 
 class _HeldCall:
@@ -413,27 +340,20 @@ class _HeldCall:
     __slots__ = ("args", "fn", "kwargs")
 
     def __init__(self, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        held: list[Any] = [*args, *kwargs.values()]
-        if type(fn) is partial:
-            held += [*fn.args, *fn.keywords.values()]
-        for item in held:
+        for item in (*args, *kwargs.values()):
             if type(item) is _Lifted:
                 item.hold()
         self.fn, self.args, self.kwargs = fn, args, kwargs
 
     def __call__(self) -> Any:
-        fn = self.fn
-        if type(fn) is partial:
-            fn = partial(fn.func, *map(_held, fn.args), **_held_all(fn.keywords))
-        return fn(*map(_held, self.args), **_held_all(self.kwargs))
+        kwargs = {key: _held(value) for key, value in self.kwargs.items()}
+        return self.fn(*map(_held, self.args), **kwargs)
 
 
 def _held(item: Any) -> Any:
-    return item.value() if type(item) is _Lifted else item
-
-
-def _held_all(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: _held(value) for key, value in kwargs.items()}
+    if type(item) is _Lifted:
+        return item.value()
+    return item.value if type(item) in _HANDLES else item
 
 
 class _Lifted:
@@ -465,7 +385,7 @@ _HANDLES: frozenset[type] = frozenset({Shared, PerWorker})
 
 class _Mapped(NamedTuple):
     value: Any
-    head: memoryview  # of the mapping, which lives as long as this and the value's views
+    head: Any  # says whether it is closed
 
 
 _cache: OrderedDict[bytes, _Mapped] = OrderedDict()
@@ -509,43 +429,9 @@ def _keep(nonce: bytes, entry: _Mapped) -> None:
 
 
 def _decode(address: Address) -> _Mapped:
-    memory = memoryview(_map(address))
-    magic, nonce, _, n = _HEAD.unpack_from(memory)
-    if magic != _MAGIC or nonce != address.nonce:
-        raise _lost(address)
-    first, *buffers = (
-        memory[offset : offset + length]
-        for offset, length in _PART.iter_unpack(
-            memory[_HEAD.size : _HEAD.size + _PART.size * (n + 1)]
-        )
-    )
-    return _Mapped(pickle.loads(first, buffers=buffers), memory[: _HEAD.size])
-
-
-def _map(address: Address) -> mmap.mmap:
-    """The owner's segment, mapped read-only."""
-    path = f"/proc/{address.pid}/fd/{address.fd}"
-    try:
-        # By its name first: to open a stranger's pipe or device does something.
-        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
-            raise _lost(address)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _lost(address) from error
-    try:
-        if os.fstat(fd).st_size != address.size:
-            raise _lost(address)
-        more = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-        return mmap.mmap(fd, address.size, prot=mmap.PROT_READ, **more)
-    finally:
-        os.close(fd)
-
-
-def _lost(address: Address) -> errors.SharedGone:
-    return errors.SharedGone(
-        f"a value that process {address.pid} shared is gone: its handle was closed or dropped "
-        "before this use, or that process has ended. Keep the handle open as long as tasks need it."
-    )
+    memory, head = _segment.memory(address)
+    first, buffers = _segment.parts_of(memory)
+    return _Mapped(pickle.loads(first, buffers=buffers), head)
 
 
 def _forget(nonce: bytes) -> None:
@@ -554,9 +440,9 @@ def _forget(nonce: bytes) -> None:
 
 
 def forget_closed() -> None:
-    """Let go of what its owner has closed (SHARE-3): a worker does so with each frame."""
+    """Let go of what its owner has closed (SHARE-2): a worker does so with each frame."""
     for nonce, entry in list(_cache.items()):
-        if entry.head[_CLOSED]:
+        if _segment.is_closed(entry.head):
             _forget(nonce)
 
 

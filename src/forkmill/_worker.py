@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _imports, _native, _program, _stacks
 from ._failures import format_error
-from .errors import SerializationError
+from .errors import SerializationError, SharedGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,7 @@ EXIT_REFUSED = 66  # the initializer failed; the REFUSAL record says how
 EXIT_FAILED = 70  # a bug of ours, or the pool is gone in the middle of a write
 _LEAVE_S = 10.0  # that a worker may take to leave, should nobody end it before
 _FUNCTIONS = 512  # indexes that the pool uses (FM__FUNCTIONS)
+_VALUE = b"fmshare1"  # what a shared value begins with; a function is a pickle
 
 
 class _RetryCall:
@@ -76,7 +77,13 @@ class Worker:
         self._blobs: dict[int, tuple[int, bytes]] = {}
 
     def define(self, index: int, serial: int, blob: bytes) -> None:
-        """Keep a function's blob; an index is used again, so the table is bounded."""
+        """Keep a function's blob; an index is used again, so the table is bounded.
+
+        A shared value comes the same way, if there is no other; it is kept elsewhere.
+        """
+        if blob.startswith(_VALUE):
+            _ours("_segment").receive(blob)
+            return
         if index >= _FUNCTIONS:
             raise SerializationError(f"function index {index} is beyond {_FUNCTIONS - 1}")
         self._functions.pop(index, None)
@@ -99,6 +106,8 @@ class Worker:
         if index not in self._functions:
             raise SerializationError(f"function {index} was never sent to worker {os.getpid()}")
         _, function, view, failure = self._functions[index]
+        if type(failure) is SharedGone:
+            raise SharedGone(*failure.args)
         if failure is not None:
             raise SerializationError(
                 f"the task's function could not be loaded in worker {os.getpid()}: "

@@ -26,7 +26,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 # the helpers of a module, which are named after "|".
 ROWS = [
     ["errors", "_checks", "_imports", "_log", "_output", "_process", "_stacks", "_target"],
-    ["_native", "_codec | _by_value _failures _per_worker _program _reducers _share"],
+    ["_native", "_codec | _by_value _failures _per_worker _program _reducers _segment _share"],
     ["_executor", "_mp"],
     [
         "_hazards",

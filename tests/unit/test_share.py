@@ -19,7 +19,7 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _share
+from forkmill import _segment, _share
 
 np = pytest.importorskip("numpy")
 
@@ -253,7 +253,7 @@ def test_without_memfd_or_proc_the_parts_go_by_pipe(method: str, monkeypatch) ->
     def refused(parts: Any) -> Any:
         raise PermissionError(errno.EPERM, "memfd_create")
 
-    monkeypatch.setattr(_share, "_Segment", refused)
+    monkeypatch.setattr(_segment, "Segment", refused)
     array = np.arange(BIG)
     with fm.ProcessPool(1, start_method=method) as pool, fm.share(array) as shared:
         assert pool.submit(total, shared).result(20) == total(array)

@@ -378,10 +378,14 @@ class _Face(Face["View"]):
             PoolError: The executor belongs to another process (fork).
         """
         _checks.a_callable("the first argument", fn)
-        whole = self._whole
-        whole._check_process()
         if SHARES:
             fn, args, kwargs = SHARES[0].hold_call(fn, args, kwargs)
+        return self._begin(fn, args, kwargs)
+
+    def _begin(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Future:
+        """A call as it is: handles among its arguments stay handles."""
+        whole = self._whole
+        whole._check_process()
         call = Call(fn, args, kwargs, self._options, whole.ledger, whole.future_class())
         future = call.future
         whole._accept(call)

@@ -67,7 +67,7 @@ class CallLane(SharedLane):
     def _call(self, item: Any, fn: Callable[..., Any], *args: Any) -> None:
         """Submit a call whose end is that of an item."""
         try:
-            future = self._face.submit(fn, *args)
+            future = self._face._begin(fn, args, {})
         except Exception as error:
             self._deliver(Taken(item, [], error))
             return

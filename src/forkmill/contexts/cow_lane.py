@@ -82,7 +82,7 @@ class CowLane(CopyLane):
             pipes.append(outputs := _Pipe(self._cow))
             pipes.append(over := _Pipe(self._cow))
             call = _Stream(self._copy, outputs.outlet, self._cow._forker)
-            future = self._face.submit(call, item)
+            future = self._face._begin(call, (item,), {})
         except Exception as error:
             _close(pipes)
             self._deliver(Taken(item, [], error))

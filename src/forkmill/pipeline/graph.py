@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import contexts
 from .._checks import nearest
+from .._process import SHARES
 from ..errors import BuildError
 from .declare import STAGE_HOOKS, Declared, Pipeline, class_changes, class_stages, hooks_of
 from .options import (
@@ -338,11 +339,11 @@ def _stage(
     explicit = values.get("context") is not None
     native = declared.fn is None  # batch and unbatch without a body run where the run is
     spec = _spec(name, "inline" if native else values.get("context", default))
-    parts = {part: _bound(pipeline, declared, fn) for part, fn in declared.parts.items()}
+    parts = {part: _given(_bound(pipeline, declared, fn)) for part, fn in declared.parts.items()}
     for part in ("setup", "teardown"):
         if part in values:
-            parts[part] = _member(pipeline, values[part])
-    fn = _bound(pipeline, declared, declared.fn) if inner is None else None
+            parts[part] = _given(_member(pipeline, values[part]))
+    fn = _given(_bound(pipeline, declared, declared.fn)) if inner is None else None
     stage = Stage(
         name=name,
         kind=declared.kind,
@@ -354,7 +355,7 @@ def _stage(
         routing=values.get("routing", "broadcast"),
         copy=values.get("copy", False),
         ordered=values.get("ordered", False),
-        key=_member(pipeline, values.get("key")),
+        key=_given(_member(pipeline, values.get("key"))),
         queue_size=number(name, "queue_size", values.get("queue_size", QUEUE_SIZE)),
         on_error=policy(name, values.get("on_error", "raise")),
         timeout=number(name, "timeout", values.get("timeout")),
@@ -388,6 +389,11 @@ def _bound(pipeline: Pipeline, declared: Declared, fn: Any) -> Any:
     if inspect.isfunction(fn) and next(iter(inspect.signature(fn).parameters), "") == "self":
         return fn.__get__(pipeline, type(pipeline))
     return fn
+
+
+def _given(fn: Any) -> Any:
+    """A function to which shared values are values, not handles, if there may be some."""
+    return SHARES[0].given(fn) if SHARES and callable(fn) else fn
 
 
 def _member(pipeline: Pipeline, fn: Any) -> Any:

@@ -1,0 +1,337 @@
+"""Memory that one process fills once and any number of others read: shared values, large functions.
+
+    the owner                                        any other process
+    hold(parts) ──▶ Segment: memfd, sealed           memory(address): /proc/PID/fd/FD ─▶ mmap
+                └─▶ Parcel, without memfd or /proc ──channel, once a worker──▶ receive
+
+    both:   0 magic  8 nonce  24 closed  32 n  40 (offset, length) * (n + 1)  ... parts
+            the first part is a pickle, the others its out-of-band buffers
+
+Guarantees:
+    * The parts are copied once, by the owner, and a reader of a segment copies nothing: it reads
+      the owner's pages, or has private ones of its own where it writes.
+    * Nothing of ours is counted between processes. The kernel frees a segment with the last
+      descriptor and mapping; whoever is killed leaves nothing behind.
+
+Invariants:
+    * SEG-1  The descriptor has one owner, the `Segment`.
+    * SEG-2  An address is believed only if the nonce stands at the head of what it leads to: pids
+      and numbers of descriptors are used again, 128 random bits are not.
+    * SEG-3  One word of a segment changes after it is sealed: `closed`, through the owner's own
+      mapping (F_SEAL_FUTURE_WRITE).
+    * SEG-4  What came by a channel a worker keeps until it is told that it is closed: the pool
+      remembers that it has it, and does not send it again.
+
+Threads: any, for all of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import pickle
+import struct
+import sys
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Address", "Parcel", "Segment", "apart", "hold", "is_closed", "memory", "parts_of"]
+
+_NAME = "forkmill-share"
+_MAGIC = b"fmshare1"
+_HEAD = struct.Struct("<8s16sQQ")
+_PART = struct.Struct("<QQ")
+_CLOSED = 24  # where the word is (SEG-3)
+_ALIGN = 64
+_SEALS = 0x0001 | 0x0002 | 0x0004 | 0x0010  # F_SEAL_SEAL, SHRINK, GROW, FUTURE_WRITE
+_SEALS_OLD = 0x0001 | 0x0002 | 0x0004  # before Linux 5.1
+_NOWHERE = -1  # the descriptor of a parcel
+
+
+class Address(NamedTuple):
+    """Where a shared value is; all that travels."""
+
+    pid: int
+    fd: int
+    size: int
+    nonce: bytes
+
+
+def _head_of(parts: Sequence[memoryview], nonce: bytes) -> tuple[bytes, list[int], int]:
+    """What stands before the parts, where each of them begins, and where the last one ends."""
+    end = _HEAD.size + _PART.size * len(parts)
+    starts = []
+    for part in parts:
+        starts.append(-(-end // _ALIGN) * _ALIGN)
+        end = starts[-1] + part.nbytes
+    table = (_PART.pack(at, part.nbytes) for at, part in zip(starts, parts, strict=True))
+    return _HEAD.pack(_MAGIC, nonce, 0, len(parts) - 1) + b"".join(table), starts, end
+
+
+def parts_of(memory: memoryview) -> tuple[memoryview, list[memoryview]]:
+    """The pickle, and its buffers."""
+    n = _HEAD.unpack_from(memory)[3]
+    table = memory[_HEAD.size : _HEAD.size + _PART.size * (n + 1)]
+    first, *rest = (memory[at : at + length] for at, length in _PART.iter_unpack(table))
+    return first, rest
+
+
+# ---------------------------------------------------------------------- the owner
+
+
+class Segment:
+    """The memory of a shared value, in its owner (SEG-1)."""
+
+    __slots__ = ("__weakref__", "_head", "address")
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        nonce = os.urandom(16)
+        head, starts, end = _head_of(parts, nonce)
+        size = max(end, mmap.PAGESIZE)  # the head is mapped as a page
+        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            if fd <= 2:  # the program has closed its standard streams
+                fd, low = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fd
+                os.close(low)
+            # Each page is written, so no room is an error here, not SIGBUS in a reader. To allocate
+            # them first would clear what is then written.
+            os.ftruncate(fd, size)
+            _write_all(fd, memoryview(head), 0)
+            for start, part in zip(starts, parts, strict=True):
+                _write_all(fd, part, start)
+            self._head = _map_head(fd)
+            _seal(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.address = Address(os.getpid(), fd, size, nonce)
+        weakref.finalize(self, _release, self.address, self._head).atexit = False
+
+    def tell_closed(self) -> None:
+        """Have those who keep the value forget it."""
+        if os.getpid() == self.address.pid:
+            self._head[_CLOSED] = 1
+
+
+class Parcel:
+    """What stands for a segment where the system has no memfd or no /proc: the same bytes, here.
+
+    A pool sends them to each worker before the first task that needs them, as it does a function.
+    Who is told of a new one is told which others are closed.
+
+    Attributes:
+        image: The bytes.
+    """
+
+    __slots__ = ("__weakref__", "address", "image")
+
+    def __init__(self, address: Address, image: memoryview) -> None:
+        self.address = address
+        self.image = image
+
+    @staticmethod
+    def of(parts: Sequence[memoryview]) -> Parcel:
+        """A new one."""
+        nonce = os.urandom(16)
+        head, starts, end = _head_of(parts, nonce)
+        image = bytearray(end)
+        image[: len(head)] = head
+        for start, part in zip(starts, parts, strict=True):
+            if part.nbytes:
+                image[start : start + part.nbytes] = part.cast("B")
+        address = Address(os.getpid(), _NOWHERE, end, nonce)
+        parcel = Parcel(address, memoryview(image).toreadonly())
+        weakref.finalize(parcel, _closed.append, nonce).atexit = False
+        return parcel
+
+    def tell_closed(self) -> None:
+        """The workers hear of it with the next parcel, and only when no task needs this one."""
+
+    def blob(self) -> bytes:
+        """What a worker gets: see `receive`."""
+        return b"".join((self.image, *_closed))
+
+
+_closed: deque[bytes] = deque(maxlen=1024)  # nonces of parcels that were
+
+
+def hold(parts: Sequence[memoryview]) -> Segment | Parcel:
+    """Copy the parts to where others can read them.
+
+    Raises:
+        MemoryError: There is no room.
+        OSError: There is no descriptor.
+    """
+    if not hasattr(os, "memfd_create") or not os.path.exists("/proc/self/fd"):
+        return Parcel.of(parts)
+    try:
+        return Segment(parts)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.ENOMEM):
+            raise MemoryError(f"no room in shared memory for it: {error.strerror}") from error
+        if error.errno in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # a sandbox forbids it
+            return Parcel.of(parts)
+        raise
+
+
+def _map_head(fd: int) -> mmap.mmap:
+    """The first page, writable. Not in forked children: it would keep all the memory there."""
+    more = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+    head = mmap.mmap(fd, mmap.PAGESIZE, **more)
+    head.madvise(mmap.MADV_DONTFORK)
+    return head
+
+
+def _release(address: Address, head: mmap.mmap, getpid: Any = os.getpid) -> None:
+    # In a forked child the descriptor may be closed already, its number somebody else's, and the
+    # page is not there at all.
+    if getpid() == address.pid:
+        head[_CLOSED] = 1
+        os.close(address.fd)
+        head.close()
+
+
+def _write_all(fd: int, part: memoryview, offset: int) -> None:
+    rest = part.cast("B") if part.nbytes else part
+    while rest.nbytes:  # one call writes 2 GiB at most
+        done = os.pwrite(fd, rest, offset)
+        offset += done
+        rest = rest[done:]
+
+
+def _seal(fd: int) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_OLD)
+
+
+# ----------------------------------------------------------- in any other process
+
+
+def memory(address: Address, *, private: bool = False) -> tuple[memoryview, Any]:
+    """The bytes at an address, and what `is_closed` looks at, which does not keep them.
+
+    Args:
+        address: Where.
+        private: Writable, each page a copy as soon as it is written to; else read-only.
+
+    Raises:
+        SharedGone: It is not there.
+    """
+    if address.fd == _NOWHERE:
+        found = _received.get(address.nonce)
+        if found is None:
+            raise _lost(address)
+        return found
+    view = memoryview(_map(address, private))
+    magic, nonce, *_ = _HEAD.unpack_from(view)
+    if magic != _MAGIC or nonce != address.nonce:
+        raise _lost(address)
+    return view, view[: _HEAD.size]
+
+
+def is_closed(head: Any) -> bool:
+    """Whether the owner has closed what `memory` gave."""
+    return bool(head[_CLOSED])
+
+
+def _map(address: Address, private: bool) -> mmap.mmap:
+    path = f"/proc/{address.pid}/fd/{address.fd}"
+    try:
+        # By its name first: to open a stranger's pipe or device does something.
+        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+            raise _lost(address)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise errors.SharedGone(
+            f"process {os.getpid()} may not look at what process {address.pid} shares: another "
+            "user's, or one that has given up its rights. Share values between processes of one "
+            "user."
+        ) from error
+    except OSError as error:
+        raise _lost(address) from error
+    try:
+        if os.fstat(fd).st_size != address.size:
+            raise _lost(address)
+        more = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+        if private:
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            return mmap.mmap(fd, address.size, mmap.MAP_PRIVATE, access, **more)
+        return mmap.mmap(fd, address.size, prot=mmap.PROT_READ, **more)
+    finally:
+        os.close(fd)
+
+
+def _lost(address: Address) -> errors.SharedGone:
+    return errors.SharedGone(
+        f"a value that process {address.pid} shared is gone: its handle was closed or dropped "
+        "before this use, or that process has ended. Keep the handle open as long as tasks need it."
+    )
+
+
+# By nonce: the bytes of parcels, and a head that says whether they are closed (SEG-4).
+_received: dict[bytes, tuple[memoryview, bytearray]] = {}
+
+
+def receive(blob: bytes) -> None:
+    """Keep what a pool has sent of a parcel, and let go of those that are closed."""
+    view = memoryview(blob)
+    _, nonce, _, n = _HEAD.unpack_from(view)
+    at, length = _PART.unpack_from(view, _HEAD.size + _PART.size * n)
+    for start in range(at + length, len(blob), len(nonce)):
+        found = _received.pop(blob[start : start + len(nonce)], None)
+        if found is not None:
+            found[1][_CLOSED] = 1
+    unpack(nonce, view[: at + length])
+
+
+def unpack(nonce: bytes, image: memoryview) -> None:
+    """Keep the bytes of a parcel, unless they are here."""
+    _received.setdefault(nonce, (image.toreadonly(), bytearray(_HEAD.size)))
+
+
+def received(address: Address) -> Parcel | None:
+    """The parcel that has come here under an address; this process may have workers, too."""
+    found = _received.get(address.nonce)
+    return None if found is None else Parcel(address, found[0])
+
+
+# ------------------------------------------------------------- large functions
+
+
+def apart(data: bytes, buffers: Sequence[memoryview]) -> tuple[bytes, Segment] | None:
+    """A function's parts, put where each worker maps them: what to send instead, and what must live
+    as long as that. None: there is no such place, and they go through the channel.
+    """
+    try:
+        segment = hold([memoryview(data), *buffers])
+    except (MemoryError, OSError):
+        return None
+    if type(segment) is not Segment:
+        return None
+    return pickle.dumps(_Apart(segment.address), 5), segment
+
+
+class _Apart:
+    """Becomes the parts, in the worker: writable ones, and nobody else's."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def __reduce__(self) -> Any:
+        return _joined, tuple(self.address)
+
+
+def _joined(pid: int, fd: int, size: int, nonce: bytes) -> tuple[memoryview, list[memoryview]]:
+    return parts_of(memory(Address(pid, fd, size, nonce), private=True)[0])

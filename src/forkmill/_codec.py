@@ -139,6 +139,22 @@ def _under_way() -> list[tuple[str, ModuleType]]:
     ]
 
 
+def _may_name(data: bytes, name: bytes) -> bool:
+    """Whether a pickle may refer to something by that name, or to a part of it.
+
+    A name is a string of its own there, with its length before it, or begins one ("A.method"):
+    else every program with a global `s` would have what it sends looked through.
+    """
+    if data.find(name) < 0:
+        return False
+    return (
+        len(name) > 255
+        or data.find(bytes((len(name),)) + name) >= 0
+        or data.find(name + b".") >= 0
+        or data.find(b"\n" + name + b"\n") >= 0  # as the oldest protocols have it
+    )
+
+
 def _is_under_way(module: ModuleType) -> bool:
     return getattr(module.__dict__.get("__spec__"), "_initializing", False) is True
 
@@ -429,7 +445,7 @@ class Codec:
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
         for name, value in list(_program.main().items()):
-            if _stands_for_itself(value) or data.find(name.encode()) < 0:
+            if _stands_for_itself(value) or not _may_name(data, name.encode()):
                 continue
             if type(value) is FunctionType or _program.is_class(value):
                 # pickle goes by an object's own name: other names for it do not matter. One that

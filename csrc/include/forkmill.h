@@ -654,7 +654,8 @@ int fm_sys_pidfd(pid_t pid);
 int fm_sys_die_with_parent(pid_t parent);
 /* Close every descriptor above 2 that is not in keep[n]. */
 int fm_sys_close_others(const int *keep, size_t n);
-/* Give every pipe and socket above 2 that is not in keep[n] fm_sys_null()
+/* Give every pipe and socket above 2 that is not in keep[n], and what the
+ * process shares by its descriptors (_segment.py), fm_sys_null()
  * instead: its number stays taken, so that a stale owner who closes it
  * cannot close a stranger. */
 int fm_sys_silence_others(const int *keep, size_t n);

@@ -186,11 +186,20 @@ int fm_sys_close_others(const int *keep, size_t n)
     return 0;
 }
 
+/* A pipe, a socket, or memory that the process shares by its descriptor
+ * (_segment.py): a copy of that would keep it.  No other file has no name and
+ * a sticky bit. */
+static bool is_private(const struct stat *st)
+{
+    return S_ISFIFO(st->st_mode) || S_ISSOCK(st->st_mode) ||
+           (S_ISREG(st->st_mode) && st->st_mode & S_ISVTX && st->st_nlink == 0);
+}
+
 static void silence_one(int fd, const struct others *others)
 {
     struct stat st;
     int rc;
-    if (fstat(fd, &st) < 0 || !(S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode)))
+    if (fstat(fd, &st) < 0 || !is_private(&st))
         return;
     do
         rc = dup2(others->null, fd);

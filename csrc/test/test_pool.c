@@ -2206,7 +2206,7 @@ static void exercise(long fail, long count, bool *failed)
     struct rig rig;
     struct fm_chunk_options o = {.slot = -1, .priority = 3, .retries = 1};
     int64_t commands[40];
-    fm_function *function = NULL;
+    fm_function *function = NULL, *value = NULL;
     fm_inbox *inbox = NULL;
     fm_chunk *chunk = NULL;
     make_world();
@@ -2224,10 +2224,16 @@ static void exercise(long fail, long count, bool *failed)
     }
     if (fm_function_new(rig.pool, "f", 1, &function) == 0)
         o.function = function;
+    if (fm_function_new(rig.pool, "v", 1, &value) < 0)
+        value = NULL;
     if (fm_inbox_new(rig.pool, 0, &inbox) == 0)
         o.inbox = inbox;
     rc = try_chunk(&rig, commands, 40, &o, &chunk);
     if (rc == 0) {
+        if (value) {
+            rc = fm_chunk_need(chunk, value);
+            CHECK(rc == 0 || rc == -ENOMEM);
+        }
         rc = fm_pool_submit(rig.pool, chunk);
         CHECK(rc == 0 || rc == -ENOMEM);
         if (rc == 0) {
@@ -2253,6 +2259,7 @@ static void exercise(long fail, long count, bool *failed)
     check_alive(&rig);
     fm_inbox_unref(inbox);
     fm_function_unref(function);
+    fm_function_unref(value);
     rig_close(&rig);
 }
 

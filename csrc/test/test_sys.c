@@ -128,6 +128,11 @@ TEST(silence_others_keeps_the_number_taken)
     CHECK_EQ(fm_sys_pipe(p), 0);
     CHECK_EQ(fm_sys_pipe(kept), 0);
     CHECK_EQ(fm_sys_socketpair(s), 0);
+#ifdef __linux__
+    int plain = memfd_create("plain", MFD_CLOEXEC);
+    int shared = memfd_create("shared", MFD_CLOEXEC);
+    CHECK_EQ(fchmod(shared, S_ISVTX | S_IRUSR), 0);
+#endif
     CHECK_EQ(fm_sys_silence_others(kept, 2), 0);
     CHECK(is_open(p[0]) && is_open(s[1]));
     CHECK_EQ(write(p[1], &byte, 1), 1);
@@ -137,6 +142,11 @@ TEST(silence_others_keeps_the_number_taken)
     CHECK_EQ(write(kept[1], &byte, 1), 1);
     CHECK_EQ(read(kept[0], &byte, 1), 1);
     CHECK_EQ(read(file, &byte, 1), 1); /* a file is nobody's business */
+#ifdef __linux__
+    struct stat st;
+    CHECK(fstat(plain, &st) == 0 && S_ISREG(st.st_mode));
+    CHECK(fstat(shared, &st) == 0 && S_ISCHR(st.st_mode)); /* _segment.py's */
+#endif
     _exit(0);
 }
 

@@ -218,6 +218,11 @@ def _outside(value: Any) -> tuple[Any, ...]:
     return "outside", type(value), id(value), length
 
 
+def _outsides(values: Any) -> list[Any]:
+    """Of a list that is made anew each time."""
+    return [*map(_outside, values)] if type(values) is list else [_outside(values)]
+
+
 def _size(value: Any) -> int:
     total = len(value)
     if total <= _SMALL and type(value) is not bytearray:
@@ -483,23 +488,26 @@ class _Credit:
 class _Item:
     """One value that can change in place."""
 
-    __slots__ = ("cost", "get", "outside", "print", "skipped", "what")
+    __slots__ = ("cost", "get", "outside", "print", "shell", "skipped", "what")
 
-    def __init__(self, what: str, get: Callable[[], Any]) -> None:
+    def __init__(
+        self, what: str, get: Callable[[], Any], shell: Callable[[Any], Any] = _outside
+    ) -> None:
         self.what = what
         self.get = get
+        self.shell = shell  # what is looked at where the whole costs too much
         self.skipped = False
         started = perf_counter()
         value = get()
         self.print = fingerprint(value)
-        self.outside = _outside(value)
+        self.outside = shell(value)
         self.cost = perf_counter() - started
 
     def same(self, credit: _Credit, *, call: bool) -> bool:
         value = self.get()
         if not credit.allows(self.cost, call=call):
             self.skipped = True
-            return _outside(value) == self.outside
+            return bool(self.shell(value) == self.outside)
         started = perf_counter()
         now = fingerprint(value)
         self.cost = perf_counter() - started
@@ -507,7 +515,7 @@ class _Item:
         if now == self.print:
             self.skipped = False
             return True
-        if self.skipped and _outside(value) == self.outside:
+        if self.skipped and self.shell(value) == self.outside:
             warnings.warn(
                 f"{self.what} of __main__ was changed in place, and is too large to be looked "
                 "through with each submit: tasks submitted just before now may have seen it as it "
@@ -592,7 +600,8 @@ class Watch:
             if function.__defaults__ or function.__closure__ or function.__dict__ or (
                 function.__kwdefaults__
             ):  # fmt: skip
-                self._item(f"what {function.__qualname__}() holds", function, _state_of)
+                what = f"what {function.__qualname__}() holds"
+                self._item(what, function, _state_of, _outsides)
         for function, globals_ in reach.strangers:
             for name in globals_:
                 self._item(f"global {name!r}", function, partial(_global, name))
@@ -603,14 +612,20 @@ class Watch:
         more = bool(self._classes or self._items)
         self.quick = (names, tuple(values), tuple(references), tuple(codes), more)
 
-    def _item(self, what: str, holder: Any, get: Callable[[Any], Any]) -> None:
+    def _item(
+        self,
+        what: str,
+        holder: Any,
+        get: Callable[[Any], Any],
+        shell: Callable[[Any], Any] = _outside,
+    ) -> None:
         reference = weakref.ref(holder)
 
         def now() -> Any:
             held = reference()
             return GONE if held is None else get(held)
 
-        self._items.append(_Item(what, now))
+        self._items.append(_Item(what, now, shell))
 
     def same(self, *, call: bool = False) -> bool:
         """Look. `call`: for many tasks at once, so that it may cost more."""

@@ -27,11 +27,13 @@ Threads: any, for all of it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
 import os
 import pickle
+import stat
 import struct
 import sys
 import weakref
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["Address", "Parcel", "Segment", "apart", "hold", "is_closed", "memory", "parts_of"]
 
 _NAME = "forkmill-share"
+_LINK = f"/memfd:{_NAME} "  # what /proc says of it
 _MAGIC = b"fmshare1"
 _HEAD = struct.Struct("<8s16sQQ")
 _PART = struct.Struct("<QQ")
@@ -53,6 +56,7 @@ _CLOSED = 24  # where the word is (SEG-3)
 _ALIGN = 64
 _SEALS = 0x0001 | 0x0002 | 0x0004 | 0x0010  # F_SEAL_SEAL, SHRINK, GROW, FUTURE_WRITE
 _SEALS_OLD = 0x0001 | 0x0002 | 0x0004  # before Linux 5.1
+_MARK = stat.S_ISVTX | stat.S_IRUSR  # its mode: the user's, and nobody's inheritance (sys_posix.c)
 _NOWHERE = -1  # the descriptor of a parcel
 
 
@@ -90,7 +94,9 @@ def parts_of(memory: memoryview) -> tuple[memoryview, list[memoryview]]:
 class Segment:
     """The memory of a shared value, in its owner (SEG-1)."""
 
-    __slots__ = ("__weakref__", "_head", "address")
+    __slots__ = ("__weakref__", "_head", "address", "pins")
+
+    pins: Any  # what its value leads to: other segments
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
         nonce = os.urandom(16)
@@ -101,6 +107,7 @@ class Segment:
             if fd <= 2:  # the program has closed its standard streams
                 fd, low = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10), fd
                 os.close(low)
+            os.fchmod(fd, _MARK)
             # Each page is written, so no room is an error here, not SIGBUS in a reader. To allocate
             # them first would clear what is then written.
             os.ftruncate(fd, size)
@@ -114,6 +121,7 @@ class Segment:
             raise
         self.address = Address(os.getpid(), fd, size, nonce)
         weakref.finalize(self, _release, self.address, self._head).atexit = False
+        _open.add(self)
 
     def tell_closed(self) -> None:
         """Have those who keep the value forget it."""
@@ -122,7 +130,7 @@ class Segment:
 
 
 class Parcel:
-    """What stands for a segment where the system has no memfd or no /proc: the same bytes, here.
+    """What stands for a Segment where the system has no memfd or no /proc: the same bytes, here.
 
     A pool sends them to each worker before the first task that needs them, as it does a function.
     Who is told of a new one is told which others are closed.
@@ -131,11 +139,14 @@ class Parcel:
         image: The bytes.
     """
 
-    __slots__ = ("__weakref__", "address", "image")
+    __slots__ = ("__weakref__", "address", "image", "pins")
+
+    pins: Any
 
     def __init__(self, address: Address, image: memoryview) -> None:
         self.address = address
         self.image = image
+        self.pins = ()
 
     @staticmethod
     def of(parts: Sequence[memoryview]) -> Parcel:
@@ -199,6 +210,34 @@ def _release(address: Address, head: mmap.mmap, getpid: Any = os.getpid) -> None
         head.close()
 
 
+_open: weakref.WeakSet[Segment] = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    """In a forked child, which may live long: it has the original, and would keep the memory.
+
+    Before CPython 3.13 a mapping has a descriptor of its own, which it closes by its number: so
+    each becomes one of /dev/null. A pool's zygote runs no Python, and does the same by their _MARK.
+    """
+    if not _open:
+        return
+    inodes = set()
+    for segment in _open:
+        with contextlib.suppress(OSError):
+            inodes.add(os.fstat(segment.address.fd).st_ino)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        with contextlib.suppress(OSError):
+            if os.readlink(path).startswith(_LINK) and os.stat(path).st_ino in inodes:
+                os.dup2(null, int(name), inheritable=False)
+    os.close(null)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
 def _write_all(fd: int, part: memoryview, offset: int) -> None:
     rest = part.cast("B") if part.nbytes else part
     while rest.nbytes:  # one call writes 2 GiB at most
@@ -248,7 +287,7 @@ def _map(address: Address, private: bool) -> mmap.mmap:
     path = f"/proc/{address.pid}/fd/{address.fd}"
     try:
         # By its name first: to open a stranger's pipe or device does something.
-        if not os.readlink(path).startswith(f"/memfd:{_NAME}"):
+        if not os.readlink(path).startswith(_LINK):
             raise _lost(address)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["PerWorker", "Shared", "per_worker", "share"]
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 CACHED = 64  # decoded values that a process keeps
 
@@ -116,12 +117,16 @@ class Shared(Generic[T]):
     def _gone(self, why: str) -> errors.SharedGone:
         return errors.SharedGone(f"this shared value cannot be had any more: {why}")
 
-    def __reduce__(self) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         address = self._send()
         parcel = self._segment
         if type(parcel) is Parcel and _encoding.pins is None and not _encoding.result:
             # Nobody sees to it that whoever decodes this has the bytes.
-            return _unpacked, (address, pickle.PickleBuffer(parcel.image))
+            image = parcel.image
+            return _unpacked, (
+                address,
+                pickle.PickleBuffer(image) if protocol > 4 else bytes(image),
+            )
         return _rebuild, tuple(address)
 
     def __copy__(self) -> Self:
@@ -156,7 +161,7 @@ def share(value: T) -> Shared[T]:
     which tasks should not change. This process keeps the original.
 
     Args:
-        value: Whatever could be an argument.
+        value: Whatever could be an argument; of a handle its value, for a life of its own.
 
     Returns:
         The handle to give to tasks: `submit(fn, handle)` calls ``fn(value)``.
@@ -169,8 +174,11 @@ def share(value: T) -> Shared[T]:
     May be called from any thread. The memory is freed with the handle (or its `close()`) and the
     last task that was accepted with it.
     """
-    data, buffers = _codec.dumps(value)
+    if type(value) is Shared:
+        value = value.value  # type: ignore[attr-defined]
+    (data, buffers), pins = pinned(_codec.dumps, value)
     segment = _segment.hold([memoryview(data), *buffers])
+    segment.pins = pins
     return _handle(segment.address, segment, value)
 
 
@@ -227,7 +235,7 @@ def going_home() -> Iterator[None]:
         _encoding.result = False
 
 
-def pinned(encode: Callable[[Any], bytes], obj: Any) -> tuple[bytes, list[Any]]:
+def pinned(encode: Callable[[Any], E], obj: Any) -> tuple[E, list[Any]]:
     """What encode(obj) gives, and what must live as long as that is used."""
     pins: list[Any] = []
     before = collect(pins)
@@ -374,7 +382,10 @@ class _Lifted:
         return self.handle.value if self._held is _ELSEWHERE else self._held
 
     def __reduce__(self) -> Any:
-        return resolve, (self.handle,)
+        handle = self.handle
+        if type(handle) is not Shared or type(handle._segment) is Parcel:
+            return resolve, (handle,)
+        return _value_at, tuple(handle._send())  # in one step: many items may name it
 
 
 _HANDLES: frozenset[type] = frozenset({Shared, PerWorker})
@@ -418,6 +429,16 @@ def _attached(address: Address) -> Any:
             entry = _decode(address)
             _keep(nonce, entry)
         return entry.value
+
+
+def _value_at(pid: int, fd: int, size: int, nonce: bytes) -> Any:
+    """The value of a handle that would come under this address."""
+    entry = _cache.get(nonce)
+    if entry is None:
+        return _rebuild(pid, fd, size, nonce).value
+    with contextlib.suppress(KeyError):  # another thread has made it go
+        _cache.move_to_end(nonce)
+    return entry.value
 
 
 def _keep(nonce: bytes, entry: _Mapped) -> None:

@@ -10,7 +10,10 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,12 +58,13 @@ def mappings() -> str:
     return Path("/proc/self/maps").read_text()
 
 
-def segments() -> int:
-    """How many segments this process has descriptors of."""
+def segments(pid: Any = "self") -> int:
+    """How many descriptors of segments a process has."""
     count = 0
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
-            count += os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:forkmill-share")
+            link = os.readlink(f"/proc/{pid}/fd/{name}")
+            count += link.startswith("/memfd:forkmill-share")
     return count
 
 
@@ -361,3 +365,405 @@ def test_what_cannot_be_sent_works_here_and_is_refused_elsewhere() -> None:
         pool.submit(same, handle)
     with pytest.raises(TypeError, match="callable"):
         fm.per_worker(3)
+
+
+# ------------------------------------------------------------------ where it may be
+
+
+class Holder:
+    """An object that has a handle in it."""
+
+    def __init__(self, shared: Any) -> None:
+        self.parts = {"a": [(shared,)]}
+
+    def pick(self, index: int) -> int:
+        return pick(index, self.parts["a"][0][0].value)
+
+    def __call__(self, index: int) -> int:
+        return self.pick(index)
+
+
+def nested_total(things: Any) -> int:
+    return total(things["a"][0][0].value)
+
+
+def test_closures_methods_and_containers_keep_the_handle(ex: Any) -> None:
+    with fm.share(np.arange(BIG)) as shared:
+        holder, want = Holder(shared), [3, 4]
+        assert list(ex.map(holder.pick, want)) == want
+        assert list(ex.map(holder, want)) == want
+        assert list(ex.map(lambda i: pick(i, shared.value), want)) == want
+        assert ex.submit(holder.pick, 5).result(20) == 5
+        assert ex.submit(nested_total, {"a": [(shared,)]}).result(20) == total(shared.value)
+        later = functools.partial(functools.partial(pick), array=shared)
+        assert list(ex.map(later, want)) == want
+
+
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_and_in_fresh_processes(method: str) -> None:
+    with fm.ProcessPool(1, start_method=method) as pool:
+        pool.submit(tasks.pid).result(20)
+        with fm.share(np.arange(BIG)) as shared:
+            holder = Holder(shared)
+            assert list(pool.map(holder.pick, [3, 4])) == [3, 4]
+            assert list(pool.map(lambda i: pick(i, shared.value), [5])) == [5]
+            assert pool.submit(nested_total, {"a": [(shared,)]}).result(20) == total(shared.value)
+
+
+def flat(index: int, array: Any) -> Iterator[int]:
+    yield from (pick(index, array), -1)
+
+
+def even(index: int, array: Any) -> bool:
+    return pick(index, array) % 2 == 0
+
+
+def first(array: Any, n: int) -> Iterator[int]:
+    yield from map(int, array[:n])
+
+
+def set_up(array: Any) -> None:
+    assert kind_of(array) == "ndarray"
+
+
+async def later_pick(index: int, array: Any) -> int:
+    return pick(index, array)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_stages_get_values(context: str) -> None:
+    def outputs(line: fm.Pipeline) -> list[Any]:
+        return sorted(line.run().outputs)
+
+    def source(items: Any) -> fm.Pipeline:
+        return fm.Pipeline().source(items)
+
+    with fm.share(np.arange(BIG)) as shared:
+        bound = functools.partial(pick, array=shared)
+        three = [0, 1, 2]
+        assert outputs(source(three).map(bound, context=context)) == three
+        assert outputs(source(three).map(bound, context=context).map(abs)) == three
+        many = functools.partial(flat, array=shared)
+        assert outputs(source(three).flat_map(many, context=context)) == [-1, -1, -1, *three]
+        assert outputs(source(three).filter(functools.partial(even, array=shared))) == [0, 2]
+        begin = functools.partial(first, shared, 3)
+        assert outputs(source(begin).map(abs, context=context)) == three
+        coroutine = functools.partial(later_pick, array=shared)
+        assert outputs(source(three).map(coroutine, context=context)) == three
+        ready = functools.partial(set_up, shared)
+        assert outputs(source(three).map(abs, context=context, setup=ready)) == three
+        # Items: a stage gets the value, and what it passes on is the handle.
+        assert outputs(source([shared]).map(total, context=context)) == [total(shared.value)]
+        passed = source([shared]).filter(len, context=context).run().outputs
+        assert passed[0] is shared
+
+
+class Inner(fm.Pipeline):
+    def __init__(self, shared: Any) -> None:
+        super().__init__()
+        self.shared = shared
+        self.bound = functools.partial(pick, array=shared)
+
+    @fm.stage
+    def through(self, item: int) -> int:
+        return self.bound.func(item, self.shared.value)
+
+
+@pytest.mark.parametrize("context", ["thread:2", "ipc_fork:1", "cow_fork:1"])
+def test_pipelines_inside_contexts(context: str) -> None:
+    with fm.share(np.arange(BIG)) as shared:
+        inner = Inner(shared).map(functools.partial(pick, array=shared))
+        line = fm.Pipeline().source([1, 2]).through(inner, context=context)
+        assert sorted(line.run().outputs) == [1, 2]
+
+
+def test_a_run_keeps_what_its_stages_were_given() -> None:
+    for context in CONTEXTS:
+        shared = fm.share(np.arange(BIG))
+        line = fm.Pipeline().source(range(3))
+        line = line.map(functools.partial(pick, array=shared), context=context)
+        plan = fm.ExecutionPlan(line).plan()
+        shared.close()
+        assert sorted(fm.Orchestrator(line).execute(plan).outputs) == [0, 1, 2]
+        with pytest.raises(fm.SharedGone):
+            line.run()
+
+
+def begun(pool: Any) -> tuple[Any, Any]:
+    """Calls whose functions and handles are gone when this is left."""
+    shared = fm.share(np.arange(BIG))
+    future = pool.submit(lambda: total(shared.value))
+    return future, pool.map(functools.partial(pick, array=shared), [1, 2])
+
+
+def test_a_task_keeps_what_its_function_leads_to(tmp_path: Any) -> None:
+    door = tmp_path / "door"
+    os.mkfifo(door)
+    with fm.ProcessPool(1, start_method="zygote") as pool:
+        waits = pool.submit(door.read_text)
+        future, several = begun(pool)
+        gc.collect()
+        assert segments() > 0
+        door.write_text("go")
+        assert waits.result(20) == "go"
+        assert future.result(20) == BIG * (BIG - 1) // 2
+        assert list(several) == [1, 2]
+    del future, several
+
+
+def test_a_share_of_a_share_has_a_life_of_its_own() -> None:
+    with fm.ProcessPool(1, start_method="zygote") as pool:
+        one = fm.share(np.arange(BIG))
+        two, deep = fm.share(one), fm.share([one])
+        one.close()
+        assert pool.submit(total, two).result(20) == total(two.value)
+        # In the list it is the handle, and the list keeps what that leads to.
+        assert pool.submit(first_of, deep).result(20) == ("Shared", total(two.value))
+        two.close()
+        deep.close()
+
+
+def test_threads_of_one_process_decode_once() -> None:
+    def ids(handles: Any) -> int:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(8) as threads:
+            return len(set(threads.map(lambda _: id(handles[0].value), range(64))))
+
+    with fm.ProcessPool(1, start_method="zygote") as pool, fm.share({"a": [1] * 1000}) as shared:
+        assert pool.submit(ids, [shared]).result(20) == 1
+
+
+def test_a_forked_child_has_the_original_and_keeps_no_memory() -> None:
+    shared = fm.share(np.arange(BIG))
+    pid = os.fork()
+    if pid == 0:
+        ok = segments() == 0 and total(shared.value) == BIG * (BIG - 1) // 2
+        shared.close()
+        with contextlib.suppress(fm.SharedGone):
+            shared.value  # noqa: B018
+            ok = False
+        os._exit(0 if ok else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    with fm.ProcessPool(1, start_method="zygote") as pool:
+        assert pool.submit(total, shared).result(20) == BIG * (BIG - 1) // 2
+    shared.close()
+
+
+def test_a_forked_pool_keeps_no_memory_either() -> None:
+    shared = fm.share(np.arange(BIG))
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        assert pool.submit(total, shared).result(20)
+        mine = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+        assert mine
+        assert [segments(pid) for pid in [*mine, pool.workers()[0].pid]] == [0] * (len(mine) + 1)
+    shared.close()
+
+
+def test_a_handle_is_good_after_a_pools_end() -> None:
+    with fm.share(np.arange(BIG)) as shared:
+        for _ in range(2):
+            with fm.ProcessPool(1) as pool:
+                assert pool.submit(pick, 7, shared).result(20) == 7
+            with pytest.raises(fm.PoolClosed):
+                pool.submit(pick, 7, shared)
+
+
+def test_exit_with_open_handles_and_tasks(run_script: Any) -> None:
+    script = run_script(
+        """
+        import numpy as np, forkmill as fm
+        pool = fm.ProcessPool(1, start_method="zygote")
+        kept = [fm.share(np.arange(100_000)) for _ in range(5)]
+        futures = [pool.submit(np.sum, one) for one in kept]
+        futures[-1].add_done_callback(lambda f: print("sum", f.result()))
+        """
+    )
+    assert script.stdout.strip() == "sum 4999950000"
+    assert script.stderr == ""
+
+
+def test_a_factory_of_a_maps_function_fails_its_tasks(ex: Any, tmp_path: Any) -> None:
+    handle = fm.per_worker(connect, tasks.Log(tmp_path).path, True)
+    with pytest.raises(KeyError, match="no server"):
+        list(ex.map(functools.partial(pid_of, handle), [1]))
+
+
+# ----------------------------------------------------------- what goes once a worker
+
+
+def written() -> int:
+    """Bytes that this process has written by system calls."""
+    text = Path("/proc/self/io").read_text()
+    return int(text.split("wchar:")[1].split()[0])
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_without_memfd_the_bytes_go_once_a_worker(method: str, monkeypatch: Any) -> None:
+    def refused(parts: Any) -> Any:
+        raise PermissionError(errno.EPERM, "memfd_create")
+
+    monkeypatch.setattr(_segment, "Segment", refused)
+    array = np.arange(BIG)
+    with fm.ProcessPool(1, start_method=method) as pool, fm.share(array) as shared:
+        before = written()
+        for _ in range(10):
+            assert pool.submit(total, shared).result(20) == total(array)
+        assert list(pool.map(functools.partial(pick, array=shared), range(50))) == [*range(50)]
+        assert pool.submit(lambda: total(shared.value)).result(20) == total(array)
+        assert array.nbytes <= written() - before < 1.5 * array.nbytes
+        with pytest.raises(fm.WorkerDied):  # a new worker gets it anew
+            pool.submit(tasks.die, "kill").result(20)
+        assert pool.submit(total, shared).result(20) == total(array)
+        # With the next one it hears of those that are closed.
+        assert pool.submit(lambda: len(_segment._received)).result(20) == 1
+        shared.close()
+        with fm.share([1]) as other:
+            assert pool.submit(len, other).result(20) == 1
+            assert pool.submit(lambda: len(_segment._received)).result(20) == 1
+
+
+def test_without_memfd_a_worker_can_pass_it_on(monkeypatch: Any) -> None:
+    def refused(parts: Any) -> Any:
+        raise PermissionError(errno.EPERM, "memfd_create")
+
+    def inside(things: Any) -> int:
+        with fm.ProcessPool(1, start_method="zygote") as pool:
+            return int(pool.submit(total, things[0]).result(20))
+
+    monkeypatch.setattr(_segment, "Segment", refused)
+    with fm.share(np.arange(BIG)) as shared:
+        with fm.ProcessPool(1, start_method="zygote") as pool:
+            assert pool.submit(inside, [shared]).result(30) == total(shared.value)
+        assert pickle.loads(pickle.dumps([shared]))[0] is shared
+
+
+class Large(fm.Pipeline):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = np.arange(1_000_000)
+
+    @fm.stage(context="ipc_fork:2")
+    def add(self, item: int) -> Any:
+        self.table[0] += 1  # each worker's own
+        return os.getpid(), int(self.table[item]), int(self.table[0])
+
+
+def test_a_pipelines_self_is_mapped_by_its_workers() -> None:
+    line = Large()
+    rest = fm.Pipeline().source(range(1, 2001)).through(line)
+    before = written()
+    outputs = rest.run().outputs
+    assert written() - before < line.table.nbytes / 4
+    assert sorted(value for _, value, _ in outputs) == [*range(1, 2001)]
+    for pid in {pid for pid, _, _ in outputs}:
+        counts = [count for who, _, count in outputs if who == pid]
+        assert counts == [*range(1, len(counts) + 1)]
+    assert line.table[0] == 0
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_a_large_function_outlives_its_worker(method: str) -> None:
+    table = np.arange(1_000_000)
+
+    def look(index: int) -> int:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        table[index] += 1
+        return int(table[index])
+
+    with fm.ProcessPool(1, start_method=method) as pool:
+        assert pool.submit(look, 5).result(20) == 6
+        with pytest.raises(fm.WorkerDied):
+            pool.submit(look, 3).result(20)
+        assert [pool.submit(look, 5).result(20) for _ in range(2)] == [6, 7]
+        assert segments() > 0
+    assert table[5] == 5
+    del look, pool
+
+
+# ----------------------------------------------------------------------- under fire
+
+OWNER = """
+import os, random, signal, sys
+import numpy as np, forkmill as fm
+from forkmill import _segment
+seed, shares = int(sys.argv[1]), int(sys.argv[2])
+rng = random.Random(seed)
+def total(array): return int(array.sum())
+with fm.ProcessPool(2, start_method=rng.choice(["fork", "zygote"]), restarts=(10**6, 1)) as pool:
+    pool.submit(int).result()
+    before = len(os.listdir("/proc/self/fd"))
+    for n in range(shares):
+        array = np.arange(rng.randrange(1, 20_000))
+        with fm.share(array) as shared:
+            futures = [pool.submit(total, shared) for _ in range(3)]
+            if rng.random() < 0.3:
+                victim = rng.choice(pool.workers()).pid
+                if victim:
+                    try:
+                        os.kill(victim, signal.SIGKILL)
+                    except ProcessLookupError:
+                        pass
+            for future in futures:
+                try:
+                    assert future.result(30) == total(array)
+                except fm.WorkerDied:
+                    pass
+        print(n, flush=True)
+    del shared, futures, future
+    pool.submit(int).result()
+    assert len(os.listdir("/proc/self/fd")) <= before + 4, os.listdir("/proc/self/fd")
+    assert "forkmill-share" not in open("/proc/self/maps").read()
+print("done", flush=True)
+"""
+
+
+def holders(session: int) -> list[int]:
+    """Processes of a session that are alive."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(name))
+    return found
+
+
+def attack(seed: int, owners: int, shares: int) -> int:
+    """Owners that share, and whose workers die, some of them killed themselves; how many shares."""
+    rng = random.Random(seed)
+    done = 0
+    for number in range(owners):
+        owner = subprocess.Popen(
+            [sys.executable, "-c", OWNER, str(seed + number), str(shares)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        last = rng.randrange(shares) if number % 2 else shares
+        for line in owner.stdout or ():
+            if line.strip() == str(last):
+                owner.kill()
+                break
+            done += line[0].isdigit()
+        _, errors = owner.communicate(timeout=60)
+        assert last < shares or owner.returncode == 0, errors
+        end = time.monotonic() + 10
+        while holders(owner.pid):  # with them goes the memory: it has no name
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    return done
+
+
+def test_owners_and_workers_are_killed() -> None:
+    assert attack(1, owners=2, shares=20) >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_thousand_shares_and_random_kills() -> None:
+    before = segments(), mappings().count("forkmill-share")
+    assert attack(7, owners=16, shares=90) >= 1000
+    assert (segments(), mappings().count("forkmill-share")) == before

@@ -192,9 +192,9 @@ class CallLane(SharedLane):
         if self._executor.isolated:
             patience = None  # they were killed
         late = wait(stopped, patience).not_done  # they still use the copy
+        with self._lock:
+            self._under_way.difference_update(stopped)  # they are through, or left behind
         if late:
-            with self._lock:
-                self._under_way -= late
             self._executor.leave(late)
         last, self._last_call = self._last_call, None
         if last is not None and last.done() and not last.cancelled():
@@ -288,6 +288,8 @@ class AsyncLane(CallLane):
         self._held: deque[Any] | None = deque()  # until setup has succeeded
         self._preparing = False
         self._hungry: list[asyncio.Future[None]] = []  # streams that wait for credit
+        self._teardown: Future[None] | None = None  # where the lane is closed before its end
+        self._kept = True  # the copy: its teardown may still be called for
 
     def _start(self, items: Iterable[Any], copy: int | None) -> None:
         if self.work.setup is None and self._held is not None:
@@ -332,9 +334,11 @@ class AsyncLane(CallLane):
             return
         with self._lock:
             held, self._held = self._held, None
-            if self._over:
-                held = None
-        super()._start(held or (), None)
+            over = self._over
+        if over:
+            self._deliver(None)  # nobody takes it, but somebody may wait for us
+        else:
+            super()._start(held or (), None)
 
     def _refuse(self, failure: BaseException) -> bool:
         """setup has failed, for one item; whether others wait."""
@@ -414,17 +418,47 @@ class AsyncLane(CallLane):
         for space in hungry:
             self._executor.wake(space)  # type: ignore[attr-defined]  # an Aio
 
+    # The teardown of a lane that is closed before its end is a call in the loop, made when no other
+    # uses the copy any more: by `_stop`, or by the last one's outcome. Till its end we are busy.
+
+    def _deliver(self, piece: Any, done: int = 1) -> None:
+        if self._over:
+            self._let_go()
+        super()._deliver(piece, done)
+
+    def _stop(self) -> None:
+        super()._stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            if self._under_way or not self._kept or not self._copy.ready:
+                return
+            self._kept = False
+            try:
+                future = self._executor.submit(self._tear_down_async)
+            except errors.PoolError:  # the loop is about to end
+                return
+            self._teardown = future
+        future.add_done_callback(lambda _: self._deliver(None))
+
+    @property
+    def busy(self) -> int:
+        teardown = self._teardown
+        return super().busy + (teardown is not None and not teardown.done())
+
     def _wait(self, deadline: float | None) -> int:
         left = super()._wait(deadline)
-        if left or not self._copy.ready:
+        if left:
+            self._kept = False  # what was left behind uses the copy
             return left
-        # The copy is torn down in the loop, which may be about to end.
-        with contextlib.suppress(errors.PoolError):
-            future = self._executor.submit(self._tear_down_async)
-            self._stopped.append(future)
+        self._let_go()
+        teardown, self._teardown = self._teardown, None
+        if teardown is not None:
+            self._stopped.append(teardown)
             left = super()._wait(deadline)
             if not left:
-                future.result()
+                teardown.result()
         return left
 
     def _finish(self) -> None:

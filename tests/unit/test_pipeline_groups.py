@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections import Counter
@@ -240,17 +241,15 @@ def test_a_death_at_the_end_is_that_of_the_stage_that_ended(pool: str) -> None:
 def test_a_death_can_be_called_again() -> None:
     with fm.named_pool("groups", "ipc_fork:1"):
         line = fm.Pipeline(context="groups").source([4], context="inline")
-        line = line.map(double, name="a", on_error="skip").map(refuse_in_workers, on_error="skip")
+        refuse = functools.partial(refuse_elsewhere, os.getpid())
+        line = line.map(double, name="a", on_error="skip").map(refuse, name="b", on_error="skip")
         (failure,) = line.run().failures
-    assert (failure.stage, failure.item) == ("refuse_in_workers", 4)
+    assert (failure.stage, failure.item) == ("b", 4)
     assert failure.reproduce() == [8]
 
 
-HERE = os.getpid()
-
-
-def refuse_in_workers(x: int) -> int:
-    if os.getpid() != HERE:
+def refuse_elsewhere(home: int, x: int) -> int:
+    if os.getpid() != home:
         os._exit(3)
     return x
 

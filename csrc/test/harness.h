@@ -45,8 +45,16 @@
 
 #include "internal.h"
 
+/* Somebody keeps a record of every byte that is allocated. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||          \
+    defined(FM_UNDER_VALGRIND)
+#define MARKED 1
+#else
+#define MARKED 0
+#endif
+
 #ifndef TEST_SECONDS
-#define TEST_SECONDS 60
+#define TEST_SECONDS (MARKED ? 300 : 60)
 #endif
 
 /* In a forked child of a test too: exit status 1 is a failed check. */
@@ -76,14 +84,6 @@
         harness_add(#name, name);                                             \
     }                                                                         \
     static void name(void)
-
-/* Somebody keeps a record of every byte that is allocated. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) ||          \
-    defined(FM_UNDER_VALGRIND)
-#define MARKED 1
-#else
-#define MARKED 0
-#endif
 
 /* For tests of what valgrind does in the kernel's place: limits, new calls. */
 #ifdef FM_UNDER_VALGRIND

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import gc
 import os
+import threading
 import time
 import traceback
 from collections import Counter
@@ -130,6 +131,37 @@ def test_a_run_that_fails_waits_for_the_teardown_in_a_loop(width: int, fails_in:
     with pytest.raises(ZeroDivisionError) as caught:
         Line().run()
     assert steps[-2:] == ["begun", "over"] and steps.count("begun") == 1
+    assert caught.value.run_result.left_behind == []
+    assert WORDS in "".join(caught.value.__notes__)
+
+
+def test_a_run_that_fails_does_not_cut_a_teardown_short_that_has_begun() -> None:
+    begun, steps = threading.Event(), []
+
+    class Line(fm.Pipeline, context="inline"):
+        @fm.producer
+        def numbers(self) -> Iterator[int]:
+            yield 1
+
+        @fm.stage(context="async:1")
+        async def work(self, x: int) -> int:
+            return x
+
+        @work.teardown
+        async def clean(self) -> None:
+            begun.set()
+            await asyncio.sleep(0.1)
+            steps.append("over")
+            raise RuntimeError(WORDS)
+
+        @fm.stage(context="thread:1")
+        def keep(self, x: int) -> int:
+            assert begun.wait(20)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        Line().run()
+    assert steps == ["over"]
     assert caught.value.run_result.left_behind == []
     assert WORDS in "".join(caught.value.__notes__)
 

@@ -288,7 +288,7 @@ class AsyncLane(CallLane):
         self._held: deque[Any] | None = deque()  # until setup has succeeded
         self._preparing = False
         self._hungry: list[asyncio.Future[None]] = []  # streams that wait for credit
-        self._teardown: Future[None] | None = None  # where the lane is closed before its end
+        self._teardown: Future[Any] | None = None  # the call that it is a part of
         self._kept = True  # the copy: its teardown may still be called for
 
     def _start(self, items: Iterable[Any], copy: int | None) -> None:
@@ -448,6 +448,9 @@ class AsyncLane(CallLane):
         return super().busy + (teardown is not None and not teardown.done())
 
     def _wait(self, deadline: float | None) -> int:
+        with self._lock:
+            if self._teardown is not None:
+                self._stopped.append(self._teardown)
         left = super()._wait(deadline)
         if left:
             self._kept = False  # what was left behind uses the copy
@@ -462,7 +465,8 @@ class AsyncLane(CallLane):
         return left
 
     def _finish(self) -> None:
-        self._end_by(self._finish_async)
+        with self._lock:  # the call waits for it before it looks which one it is
+            self._end_by(self._finish_async)
 
     async def _finish_async(self) -> Outputs:
         """As `Copy.finish`."""
@@ -475,11 +479,22 @@ class AsyncLane(CallLane):
         except BaseException as error:
             outputs.append(Raised(error))
         try:
-            if not self._over:  # else whoever closes the lane does it
+            if self._tears_down():
                 await self._tear_down_async()
         except BaseException as error:
             outputs.append(Raised(error))
         return outputs
+
+    def _tears_down(self) -> bool:
+        """Whether the copy's end goes on with its teardown, which nobody cuts short then; else
+        whoever closes the lane has it done."""
+        with self._lock:
+            last = self._last_call
+            if self._over or last is None:
+                return False
+            self._under_way.discard(last)
+            self._teardown, self._kept = last, False
+            return True
 
     async def _unrolled(self, value: Any) -> Outputs:
         """What on_end emits, as it comes."""

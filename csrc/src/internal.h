@@ -233,7 +233,7 @@ struct fm_slot {
     alignas(64) _Atomic uint64_t out_end; /* result stream, absolute */
     _Atomic uint64_t started;             /* number of the last task + 1 */
     _Atomic uint64_t seen; /* the same, recalled ones included */
-    _Atomic int64_t t_start;              /* TIMED: its start */
+    _Atomic int64_t t_start;              /* TIMED: its start, or ahead */
     _Atomic uint64_t done;                /* outcomes published */
     alignas(64) _Atomic int64_t busy_ns;  /* time in finished frames */
     _Atomic int64_t frame_start; /* of the one that runs, or 0 */

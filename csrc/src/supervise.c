@@ -657,7 +657,8 @@ static int64_t task_due(struct fm__worker *w, int64_t now)
         int64_t timeout = running->chunk->options.timeout_ns;
         int64_t start = atomic_load(&w->page->t_start);
         /* t_start is stored before the claim: it belongs to this task or to
-         * a later one, and then this one is over. */
+         * a later one, and then this one is over.  While the task is loaded
+         * it lies ahead: look again when it might be due at the earliest. */
         return timeout > 0 ? FM__MIN(start, now) + timeout : due;
     }
     /* Not started: it cannot be due before its whole time has passed. */

@@ -36,6 +36,7 @@ cdef enum:
     _FAILED = 70  # exit code: a zygote that could not begin
 
 cdef int64_t _RSS_EVERY = 100_000_000  # ns between two looks at our own size
+cdef int64_t _LOADING = 60_000_000_000  # ns for what a timed call needs; as an initializer has
 
 
 cdef class _Kept:
@@ -349,6 +350,12 @@ cdef class Port:
         at.size = self._size(at)
         if not self._claim(at):
             return 0
+        # What the function needs is imported with it, perhaps: that is not the task's time. The
+        # task is claimed before, for a death in there is its own.
+        cdef bint loads = at.frame.flags & FM_RUN_TIMED and (
+            at.style & FM_RUN_APPLY or self._index != at.frame.index)
+        if loads:
+            fm_port_time(self._c, fm_now() + _LOADING)
         if self._refused(at.p):
             put_long(self._c, FM_WHAT_ERROR, at.p + sizeof(fm_long), at.size - sizeof(fm_long), 1)
         else:
@@ -364,6 +371,8 @@ cdef class Port:
             if at.style & FM_RUN_APPLY:
                 self._use(value[0])
                 value = value[1:]
+            if loads:
+                fm_port_time(self._c, fm_now())
             if at.style == 0:
                 result = PyObject_CallOneArg(self._current, value)
             else:

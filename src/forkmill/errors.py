@@ -199,7 +199,8 @@ class TaskTimeout(PoolError, TimeoutError):
     """The task ran longer than its ``timeout``; its worker was killed and replaced.
 
     Attributes:
-        timeout: The limit in seconds, counted from the start of the task in its worker.
+        timeout: The limit in seconds, counted from the start of the task in its worker. Loading the
+            function there comes before that, unless it takes more than a minute.
         pid: The process id of the worker that was killed, or 0.
         task: Which item of the input it was, counted from 0, if it came by `map`, `starmap` or
             `amap`; 0 for a `submit`, whose future it is. (In a pipeline the Failure has the item.)

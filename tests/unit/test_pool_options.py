@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,40 @@ def pool() -> Iterator[fm.ProcessPool]:
 
 
 # ------------------------------------------------------------------ timeout
+
+
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_a_timeout_does_not_count_what_is_imported_for_a_function(
+    run_script: Any, tmp_path: Path, method: str
+) -> None:
+    """As a big library takes its time in each new worker, also in one after a death."""
+    (tmp_path / "slow_to_import.py").write_text(
+        "import os, time\n"
+        "if os.environ['MAIN'] != str(os.getpid()):\n"
+        "    time.sleep(1.3)\n"
+        "def call(x):\n"
+        "    time.sleep(60 if x == 1 else 0)\n"
+        "    return x\n"
+    )
+    script = run_script(
+        f"""
+        import os, sys
+        os.environ["MAIN"] = str(os.getpid())
+        sys.path.insert(0, {str(tmp_path)!r})
+        import slow_to_import as slow
+        import forkmill as fm
+
+        if __name__ == "__main__":
+            pools = [fm.ProcessPool(1, start_method={method!r}) for _ in range(3)]
+            views = [pool.options(timeout=1) for pool in pools]
+            results = views[0].map(slow.call, range(3), return_exceptions=True)
+            futures = [view.submit(slow.call, i) for i, view in enumerate(views[1:])]
+            print(*(type(r).__name__ for r in results))
+            print(*(type(f.exception()).__name__ for f in futures))
+        """
+    )
+    assert script.stderr == ""
+    assert script.stdout == "int TaskTimeout int\nNoneType TaskTimeout\n"
 
 
 @pytest.mark.parametrize("what", [tasks.spin, partial(time.sleep, 60)], ids=["in C", "asleep"])

@@ -21,6 +21,7 @@ import abc
 import dataclasses
 import enum
 import functools
+import io
 import linecache
 import os
 import sys
@@ -34,15 +35,17 @@ from typing import TYPE_CHECKING, Any
 from cloudpickle import cloudpickle
 
 from . import _program
+from ._process import interrupted
 from ._program import GONE
 from ._reducers import TABLE, has_arrow, reduce_arrow
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable, Iterator
 
     from ._codec import Codec
 
+_CHOICE = 20  # objects that are looked through to find the next one
+_DEEP = 20  # levels of entries within entries: deeper ones come later, and recursion ends
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: C's own cannot be rebuilt
 
 
@@ -68,8 +71,14 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._persistent = persistent
         self._arrow = has_arrow()
         self._wanted: dict[tuple[str, str], None] = {}  # globals to go along, (module, name)
+        self._texts: dict[str, bool] = {}  # of `__main__`, that may be looked up by a text
+        self._hidden: dict[str, int] = {}  # those of them that do not go along
+        self._tries = False  # whether it is only to see if an object can be pickled
         self._sent: set[tuple[str, str]] = set()
         self._open: set[type] = set()  # classes by value that are not complete yet
+        self._begun: set[type] = set()  # classes that have been looked at
+        self._made: set[type] = set()  # those by value that are there, if not complete
+        self._deep = 0  # entries within entries
         self._alone: Any = None  # what is pickled right now, for itself
         self._classes: dict[type, None] = {}  # that the other side has, and may have otherwise
         self._of_main: bool | None = None  # whether code of `__main__` goes by value; False: told
@@ -95,10 +104,15 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return self._code(obj)
         if kind is _Along:
             return _arrive, (obj.value, _Rest())
+        if kind is _Itself:
+            return self._itself(obj.value)
         if kind is _Rest:
             return list, (), None, _entries(self)
         if kind is _Entry:
             return _enter, obj.parts
+        if kind is _Made:
+            self._made.add(obj.kind)
+            return _nothing, ()
         if kind is _Close:
             self._open.discard(obj.kind)
             return _nothing, ()
@@ -123,6 +137,24 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if (module, name) not in self._sent:
             self._wanted[module, name] = None
 
+    def want_by_text(self, texts: dict[str, bool]) -> None:
+        for name, mentioned in texts.items():
+            self._texts[name] = mentioned or self._texts.get(name, False)
+
+    def can_go(self, value: Any) -> bool:
+        """Whether something can be pickled."""
+        tried = type(self)(self.codec, io.BytesIO(), lambda _: None, self._persistent, task=True)
+        tried._tries = True
+        try:
+            tried.dump_with_program(value)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if interrupted(error):
+                raise
+            return False
+        return True
+
     def _function(self, function: FunctionType) -> Any:
         module = function.__module__
         if not isinstance(module, str):
@@ -132,7 +164,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if module == "__main__" or self.codec.is_late(module):
             if self.codec.inherits(function) and self._is_as_it_was(function):
                 self._want_all(function)
-                return NotImplemented
+                return self._with_rest(function) if self._wanted else NotImplemented
             names = _program.namespace(module)
             if function.__globals__ is names:
                 return self._function_of(module, names, function)
@@ -154,10 +186,17 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _is_as_it_was(self, function: FunctionType) -> bool:
         """Whether what the other side has of that name is the same in all its parts."""
-        name = function.__qualname__
-        if self.program is None or function.__module__ != "__main__" or "." in name:
+        module, name = function.__module__, function.__qualname__
+        if self.program is None or not self.codec.is_home(module):
             return True
-        return self.program.version(name, function) == 0
+        top, *rest = name.split(".")
+        if not rest:
+            return self.program.version(_program.place(module, name), function) == 0
+        owner: Any = _program.namespace(module).get(top)
+        for part in rest[:-1]:
+            owner = getattr(owner, part, None)
+        method = vars(owner).get(rest[-1]) if _program.is_class(owner) else None
+        return method is None or self.program.attribute(owner, rest[-1], method) == 0
 
     def _function_of(self, module: str, names: dict[str, Any], function: FunctionType) -> Any:
         """A function that shall live in a module that the other side has, too."""
@@ -165,6 +204,8 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             self._of_main = True
         for name in _program.names_of(function.__code__):
             self.want(module, name)
+        if module == "__main__" and self.program is not None:
+            self.want_by_text(self.program.by_text(function.__code__))
         cells = None if function.__closure__ is None else len(function.__closure__)
         state, slots = cloudpickle._function_getstate(function)
         slots["__globals__"] = {}
@@ -181,7 +222,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if module == "__main__" or self.codec.is_late(module):
             if self.codec.inherits(kind):
                 self._want_all(kind)
-                return self._inherited_class(module, kind)
+                return self._begin(kind) if self._wanted else self._inherited_class(module, kind)
             self._want_itself(module, kind.__qualname__, kind)
         elif self.codec.reachable(module) and (
             (module == "builtins" and not _program.own_class(kind))
@@ -192,7 +233,37 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             if cloudpickle._should_pickle_by_reference(kind):
                 return NotImplemented
             raise TypeError(f"cannot pickle the class {module}.{kind.__qualname__}")
-        return self._class_by_value(kind)
+        return self._begin(kind)
+
+    def _begin(self, kind: type) -> Any:
+        """A class, and before anything is made of it the globals that it looks at."""
+        if kind in self._begun:  # and not there yet: it is a part of itself, or of these globals
+            if self.codec.inherits(kind):
+                return _find_class, (kind.__module__, kind.__qualname__)
+            if kind in self._made:
+                return _find_made, (cloudpickle._get_or_create_tracker_id(kind),)
+            return self._class_by_value(kind)  # a base of it leads to it: one of both is made first
+        self._begun.add(kind)
+        return self._itself(kind) if self._open else self._with_rest(kind)
+
+    def _with_rest(self, obj: Any) -> Any:
+        """Something, and after it what it looks at: before its user, which may be a __setstate__.
+
+        An entry's own user comes after the next entries anyway, and chains of them may be long.
+        """
+        if self.program is None or obj is self._alone or self._deep >= _DEEP:
+            return self._itself(obj)
+        return _arrive, (_Itself(obj), _Rest())
+
+    def _itself(self, obj: Any) -> Any:
+        if type(obj) is FunctionType:
+            return _find_class, (obj.__module__, obj.__qualname__)
+        if self.codec.inherits(obj):
+            reduced = self._inherited_class(obj.__module__, obj)
+            if reduced is NotImplemented:
+                return _find_class, (obj.__module__, obj.__qualname__)
+            return reduced
+        return self._class_by_value(obj)
 
     def _want_itself(self, module: str, name: str, obj: Any) -> None:
         """What has a name there shall have it on the other side."""
@@ -202,9 +273,10 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _want_all(self, obj: Any) -> None:
         """The globals that what the other side has already may look at."""
         if self.program is not None:
-            reach = _program.Reach(obj)
-            for name in reach.names:
-                self.want("__main__", name)
+            reach = _program.Reach(obj, self.program)
+            for at in reach.names:
+                self.want(*_program.parts_of(at))
+            self.want_by_text(reach.texts)
             self._classes.update(dict.fromkeys(reach.classes))
 
     # ------------------------------------------------------------------ classes
@@ -218,9 +290,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
                 kind.__module__, tracker, None,
             )  # fmt: skip
             make = _new_enum
-            attributes = _enum_attributes(kind)
         else:
-            attributes = _class_attributes(kind)
             new = (
                 type(kind), kind.__name__, cloudpickle._get_bases(kind),
                 _creation(kind), tracker, None,
@@ -231,15 +301,15 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             found = [reference() for reference in abc._get_dump(kind)[0]]  # type: ignore[attr-defined]
             registry = [one for one in found if one is not None]
         self._open.add(kind)
-        entries = self._versioned(kind, attributes)
-        state = entries, registry, _member_attributes(kind), _Close(kind)
+        entries = self._versioned(kind, _class_state(kind))
+        state = _Made(kind), entries, registry, _Close(kind)
         return make, new, state, None, None, _set_class
 
     def _inherited_class(self, module: str, kind: type) -> Any:
         """A class that the other side has; what has changed goes along."""
-        if self.program is None or isinstance(kind, enum.EnumMeta):
+        if self.program is None:
             return NotImplemented
-        every = self._versioned(kind, _program.class_attributes(kind))
+        every = self._versioned(kind, _program.class_state(kind))
         changed = [entry for entry in every if entry[1]]
         changed += [(name, 1, GONE) for name in self.program.lost(kind)]
         if not changed:
@@ -247,7 +317,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         return (
             _find_class,
             (module, kind.__qualname__),
-            (changed, None, {}, None),
+            (None, changed, None, None),
             None,
             None,
             _set_class,
@@ -275,7 +345,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         module = cloudpickle._whichmodule(obj, reduced) or "__main__"
         late = self.codec.is_late(module)
         if (not late and self.codec.reachable(module)) or self.codec.has(module, reduced, obj):
-            if module == "__main__":
+            if self.codec.is_home(module):
                 self._want_all(obj)
             return reduced
         return self._global(module, reduced, obj, _made_of(obj, reduced))
@@ -283,10 +353,10 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _global(self, module: str, name: str, obj: Any, made_of: tuple[Any, ...]) -> Any:
         """An object that is one and the same for all that name it."""
         version = None
-        if module == "__main__" and _program.main().get(name, GONE) is obj:
+        if self.codec.is_home(module) and _program.namespace(module).get(name, GONE) is obj:
             self.want(module, name)
             if self.program is not None:
-                version = self.program.version(name, obj)
+                version = self.program.version(_program.place(module, name), obj)
         return _the_global, (module, name, version, *made_of)
 
     # ------------------------------------------------------------------ code
@@ -331,6 +401,15 @@ class _Along:
         self.value = value
 
 
+class _Itself:
+    """A class or an inherited function, without what it needs."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class _Rest:
     """The globals that what was pickled before has asked for, and what these ask for."""
 
@@ -344,6 +423,15 @@ class _Entry:
 
     def __init__(self, *parts: Any) -> None:
         self.parts = parts
+
+
+class _Made:
+    """From here on a class by value is there, with nothing in it."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
 
 
 class _Close:
@@ -361,11 +449,12 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
     pickle takes two items of such an iterator before it writes the first.
     """
     yield from (None, None)
+    pickler._deep += 1
     if pickler._of_main and pickler.program is not None and not pickler.codec.forks:
         pickler._of_main = False  # once
         for name in _program.ORIGIN:
             yield _Entry("__main__", name, -1, _program.origin(name))
-    while (wanted := _next_wanted(pickler)) is not None:
+    while (wanted := _next_wanted(pickler) or _next_text(pickler)) is not None:
         module, name = wanted
         pickler._sent.add(wanted)
         value = _program.namespace(module).get(name, GONE)
@@ -375,31 +464,82 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
         elif value is not GONE or version:  # what is no more is told, not what never was
             pickler._alone = value
             yield _Entry(module, name, version, value)
+    for name, version in _hidden(pickler):
+        yield _Entry("__main__", name, version | _program.HIDDEN, GONE)
     while pickler._classes and not pickler._open:
         yield _Entry("", "", None, pickler._classes.popitem()[0])
+    pickler._deep -= 1
 
 
 def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
     """The next global that can go now; within a class none that may be built with that class.
 
     The last one first: what a helper names goes before an object that was asked for before it.
+    Of objects, one that does not look at others which wait: its __setstate__ may.
     """
+    waiting = []
     for wanted in reversed(pickler._wanted):
         module, name = wanted
         value = _program.namespace(module).get(name, GONE)
-        if not pickler._open or _program.builds_nothing(value):
+        if _program.builds_nothing(value):
             del pickler._wanted[wanted]
             return wanted
+        waiting.append((wanted, value))
+    if pickler._open or not waiting:
+        return None
+    wanted = waiting[0][0]
+    if len(waiting) > 1 and pickler.program is not None:
+        places = {_program.place(*one) for one, _ in waiting}
+        for one, value in waiting[:_CHOICE]:
+            looks = _program.Reach(value, pickler.program).names.keys() & places
+            if looks <= {_program.place(*one)}:
+                wanted = one
+                break
+    del pickler._wanted[wanted]
+    return wanted
+
+
+def _next_text(pickler: ByValue) -> tuple[str, str] | None:
+    """The next global that may be looked up by a text, if it can go along."""
+    if pickler._open or pickler._tries or pickler.program is None:
+        return None
+    for name in list(pickler._texts):
+        mentioned = pickler._texts.pop(name)
+        if ("__main__", name) in pickler._sent:
+            continue
+        value = _program.main().get(name, GONE)
+        version = pickler.program.version(name, value)
+        small = value is GONE or _program.is_small(value)
+        fresh = small and not pickler.codec.forks and type(value) is not types.ModuleType
+        if mentioned or version or fresh:
+            inherited = version == 0 and pickler.codec.had("__main__", name)
+            if small or inherited or (mentioned and pickler.can_go(value)):
+                return "__main__", name
+            if version:
+                pickler._hidden[name] = version
+        elif _program.own_class(value) and pickler.program.changed_class(value):
+            if pickler.can_go(value):
+                pickler._classes[value] = None
+            else:
+                pickler._hidden[name] = version
     return None
 
 
+def _hidden(pickler: ByValue) -> Iterator[tuple[str, int]]:
+    """The globals that a worker may have as they were, and that do not go along."""
+    for name, version in pickler._hidden.items():
+        if ("__main__", name) not in pickler._sent:
+            pickler._sent.add(("__main__", name))
+            yield name, version
+
+
 def _version_of(pickler: ByValue, module: str, name: str, value: Any) -> int | None:
-    if value is GONE and module != "__main__":
-        return 0
-    if module != "__main__":
+    if not pickler.codec.is_home(module):
         # It may have been there already; from then on it is each process's own.
-        return 0 if pickler.codec.had(module, name) else None
-    return None if pickler.program is None else pickler.program.version(name, value)
+        return 0 if value is GONE or pickler.codec.had(module, name) else None
+    if pickler.program is None:
+        return None
+    return pickler.program.version(_program.place(module, name), value)
 
 
 # ------------------------------------------------------------------------- on arrival
@@ -440,7 +580,7 @@ def _the_global(
     module: str, name: str, version: int | None, make: Any, arguments: tuple[Any, ...]
 ) -> Any:
     if version is not None:
-        known = _program.value_at(name, version)
+        known = _program.value_at(_program.place(module, name), version)
         if known is not GONE:
             return known
     if version is None and not _program.is_receiving():
@@ -473,39 +613,18 @@ def _creation(kind: type) -> dict[str, Any]:
     return given
 
 
-def _class_attributes(kind: type) -> dict[str, Any]:
-    attributes = _program.class_attributes(kind)
+def _class_state(kind: type) -> dict[str, Any]:
+    state = _program.class_state(kind)
     for name in ("__module__", "__qualname__", "__class__", "__annotate_func__", "__firstlineno__",
                  "_abc_cache", "_abc_negative_cache", "_abc_registry",
                  "_abc_negative_cache_version"):  # fmt: skip
-        attributes.pop(name, None)
-    return attributes
-
-
-def _enum_attributes(kind: Any) -> dict[str, Any]:
-    attributes = _class_attributes(kind)
-    for name in ("_generate_next_value_", "_member_names_", "_member_map_", "_member_type_",
-                 "_value2member_map_", "_unhashable_values_", "_unhashable_values_map_",
-                 "_hashable_values_", *kind.__members__):  # fmt: skip
-        attributes.pop(name, None)
-    return attributes
+        state.pop(name, None)
+    return state
 
 
 def _members(kind: Any) -> list[tuple[str, Any]]:
     """Those of an enum, aliases too."""
     return list(kind.__members__.items())
-
-
-def _member_attributes(kind: Any) -> dict[str, dict[str, Any]]:
-    """What the members of an enum have besides their values."""
-    if not isinstance(kind, enum.EnumMeta):
-        return {}
-    made = ("_value_", "_name_", "__objclass__", "_sort_order_")
-    found = {
-        name: {key: value for key, value in vars(member).items() if key not in made}
-        for name, member in _members(kind)
-    }
-    return {name: own for name, own in found.items() if own}
 
 
 def _new_class(*arguments: Any) -> Any:
@@ -526,6 +645,10 @@ def _made(make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     return kind
 
 
+def _find_made(tracker: str) -> Any:
+    return cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID[tracker]
+
+
 def _find_class(module: str, name: str) -> Any:
     found: Any = sys.modules[module]
     for part in name.split("."):
@@ -533,8 +656,8 @@ def _find_class(module: str, name: str) -> Any:
     return found
 
 
-def _set_class(kind: Any, state: tuple[list[tuple[str, int | None, Any]], Any, Any, None]) -> None:
-    attributes, registry, members, _ = state
+def _set_class(kind: Any, state: tuple[None, list[tuple[str, int | None, Any]], Any, None]) -> None:
+    _, attributes, registry, _ = state
     fresh = kind in _fresh
     _fresh.discard(kind)
     if not fresh and not _program.is_receiving():
@@ -542,17 +665,23 @@ def _set_class(kind: Any, state: tuple[list[tuple[str, int | None, Any]], Any, A
     came = _came.setdefault(kind, {})
     for name, version, value in attributes:
         if fresh or (version is not None and version > came.get(name, 0)):
-            if value is GONE:
-                if name in vars(kind):
-                    type.__delattr__(kind, name)
-            else:
-                type.__setattr__(kind, name, value)
+            _set_attribute(kind, name, value, fresh=fresh)
             came[name] = version or 0
     for subclass in registry or ():
         kind.register(subclass)
-    if fresh:
-        for name, own in members.items():
-            vars(kind.__members__[name]).update(own)
+
+
+def _set_attribute(kind: Any, name: str, value: Any, *, fresh: bool) -> None:
+    if name == _program.MEMBERS:
+        for member, own in value.items():
+            vars(kind.__members__[member]).update(own)
+    elif name in (_program.BASES, _program.METACLASS):
+        if not fresh:  # it was made with them
+            type.__setattr__(kind, "__bases__" if name == _program.BASES else "__class__", value)
+    elif value is not GONE:
+        type.__setattr__(kind, name, value)
+    elif name in vars(kind):
+        type.__delattr__(kind, name)
 
 
 # ------------------------------------------------------------------- by a name, in parts

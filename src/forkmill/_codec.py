@@ -40,7 +40,7 @@ from typing import Any
 
 from . import _failures, _program
 from ._failures import RemoteTraceback
-from ._process import SHARES, interrupted
+from ._process import SHARES, interrupted, warn_user
 from ._program import GONE
 from ._reducers import ARROW, WithArrow, has_arrow, know_multiprocessing, reduce_arrow
 from .errors import SerializationError, SharedGone
@@ -72,6 +72,7 @@ class Snapshot:
     Attributes:
         modules: Names of the modules that were loaded.
         path: sys.path.
+        by_hand: Names of those that run and that no import has made: `runpy.run_path` does so.
     """
 
     def __init__(self) -> None:
@@ -79,15 +80,19 @@ class Snapshot:
         self.path = tuple(sys.path)
         self._names = frozenset(_program.main())
         self._main = _references(_program.main())
-        # Modules that are being imported: what they get from now on, no worker has.
+        # Modules that are being imported, or made by hand: what they get from now on, no worker
+        # has.
         self._late = {
             name: (frozenset(vars(module)), _references(vars(module)))
-            for name, module in _under_way()
+            for name, module in (*_under_way(), *_by_hand())
         }
+        self.by_hand = tuple(
+            name for name in self._late if vars(sys.modules[name]).get("__spec__") is None
+        )
 
     @property
     def late(self) -> tuple[str, ...]:
-        """Names of modules that were being imported."""
+        """Names of modules that were being imported, or made by hand."""
         return tuple(self._late)
 
     def main(self, name: str) -> Any:
@@ -159,6 +164,32 @@ def _is_under_way(module: ModuleType) -> bool:
     return getattr(module.__dict__.get("__spec__"), "_initializing", False) is True
 
 
+def _is_by_hand(module: Any) -> bool:
+    """Whether no import has made a module, and it has code that may look at what is in there."""
+    if type(module) is not ModuleType or vars(module).get("__spec__") is not None:
+        return False
+    return any(map(_has_code, list(vars(module).values())))
+
+
+def _has_code(value: Any) -> bool:
+    if _program.is_class(value):
+        return FunctionType in map(type, vars(value).values())
+    return type(value) is FunctionType
+
+
+def _by_hand() -> Iterator[tuple[str, ModuleType]]:
+    """The modules that no import has made, of which code is running now, but `__main__`."""
+    main, frame = _program.main(), sys._getframe()
+    while frame is not None:
+        names = frame.f_globals
+        if names.get("__spec__") is None and names is not main:
+            name = str(names.get("__name__"))
+            module = sys.modules.get(name)
+            if type(module) is ModuleType and vars(module) is names:
+                yield name, module
+        frame = frame.f_back  # type: ignore[assignment]
+
+
 class _Referring(pickle.Pickler):
     """Sends some objects as numbers: what is in `inherit=`, what a failure leads to."""
 
@@ -218,6 +249,8 @@ class Codec:
         self.inherit = tuple(inherit)
         self.snapshot = Snapshot() if snapshot is None else snapshot
         self.forks = mode == "fork"
+        # What the modules were loaded by of which workers have got functions.
+        self._loaded: dict[str, Any] = {}
         self._program: _program.Program | None = None
         self.by_value = 0  # times that cloudpickle had to do it
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
@@ -338,18 +371,27 @@ class Codec:
 
     def look_at_program(self) -> None:
         """Remember what `__main__` is now: what changes from here on is sent to the workers."""
-        self._program = _program.Program()
+        self._program = self._look()
+
+    def _look(self) -> _program.Program:
+        return _program.Program([name for name in self.snapshot.by_hand if self.is_home(name)])
 
     @property
     def program(self) -> _program.Program:
         """What `__main__` was at the start, and how often it has changed since."""
         if self._program is None:
-            self._program = _program.Program()
+            self._program = self._look()
         return self._program
 
     def is_late(self, module: str) -> bool:
-        """Whether a module was being imported when the workers were forked."""
-        return self.forks and module in self.snapshot.late
+        """Whether a module was being imported, or made by hand, when the workers were forked."""
+        return self.forks and module in self.snapshot.late and module in sys.modules
+
+    def is_home(self, module: str) -> bool:
+        """Whether each global of a module has its versions, as those of `__main__` do."""
+        return module == "__main__" or (
+            self.forks and module in self.snapshot.by_hand and module in sys.modules
+        )
 
     def had(self, module: str, name: str) -> bool:
         """Whether __main__, or a late module, had such a name when the workers were forked."""
@@ -363,10 +405,11 @@ class Codec:
         return found is obj and _program.namespace(module).get(name, GONE) is obj
 
     def inherits(self, obj: Any) -> bool:
-        """Whether the other side has this function or class of __main__ under the same name."""
-        if not self.forks:
-            return False
+        """Whether the other side has this function or class under the same name, in __main__ or a
+        late module."""
         module = obj.__module__
+        if not (self.is_late(module) or (self.forks and module == "__main__")):
+            return False
         top, *rest = getattr(obj, "__qualname__", "").split(".")
         found = self.snapshot.found(module, top)
         here = _program.namespace(module).get(top, GONE)
@@ -384,9 +427,11 @@ class Codec:
         return known
 
     def _is_reachable(self, name: str) -> bool:
-        if self.forks and name in self.snapshot.modules:
-            return True
         module = sys.modules.get(name)
+        if self.forks and name in self.snapshot.modules and (
+            name in self.snapshot.late or not _is_by_hand(module)
+        ):  # fmt: skip
+            return True
         if module is None:
             return True  # not a module at all, or gone: let pickle say so
         spec = getattr(module, "__spec__", None)
@@ -453,7 +498,8 @@ class Codec:
                 if value.__name__ != name or value.__module__ not in ("__main__", None):
                     continue
                 if task and (
-                    self.program.version(name, value) or self.program.changed(_program.Reach(value))
+                    self.program.version(name, value)
+                    or self.program.changed(_program.Reach(value, self.program))
                 ):
                     return False
             if self.snapshot.main(name) is not value:
@@ -483,11 +529,27 @@ class Codec:
             module = getattr(part, "__module__", None)
             if isinstance(module, str):
                 self.reachable(module)
+                self._look_at_module(module)
         return self._dumps(function, "function")
+
+    def _look_at_module(self, name: str) -> None:
+        """Tell that workers have a module as it was before it was loaded again."""
+        module = sys.modules.get(name)
+        if type(module) is not ModuleType or name == "__main__":
+            return
+        spec = module.__dict__.get("__spec__")
+        known = self._loaded.setdefault(name, spec)
+        if known is not spec and known is not None and spec is not None:
+            self._loaded[name] = spec
+            warn_user(
+                f"module {name} was loaded again after this pool had got functions of it: workers "
+                "that have it already keep it as it was. Make a new pool to have it everywhere as "
+                "it is now."
+            )
 
     def watch(self, function: Any) -> _program.Watch | None:
         """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""
-        reach = _program.Reach(function)
+        reach = _program.Reach(function, self.program)
         return _program.Watch(reach, self.program.credit) if reach else None
 
     def load_function(self, blob: Any) -> Any:
@@ -517,6 +579,7 @@ class Codec:
 
     def dump_failure(self, error: BaseException, where: str = "task") -> bytes:
         """Encode an exception so that load_failure() has something true to raise. Never raises."""
+        _program.explain(error)
         return _failures.dump(self, error, where)
 
     def load_failure(self, data: Any) -> BaseException:

@@ -667,20 +667,24 @@ cdef object _complain(error):
 cdef bint _unchanged(watch) except -1:
     """Whether what a function looks at is as it was (forkmill._program.Watch)."""
     cdef tuple quick = watch.quick
-    cdef dict names = quick[0]
-    cdef tuple pair
+    cdef object gone = quick[0]
+    cdef tuple one, pair
     cdef PyObject *found
-    for pair in <tuple>quick[1]:
-        found = PyDict_GetItemWithError(names, pair[0])
-        if found is not <PyObject *>pair[1]:
+    for one in <tuple>quick[1]:
+        found = PyDict_GetItemWithError(<dict>one[0], one[1])
+        if found is NULL:
+            found = <PyObject *>gone
+        if found is not <PyObject *>one[2]:
             return False
-    for pair in <tuple>quick[2]:
-        found = PyDict_GetItemWithError(names, pair[0])
-        if found is NULL or pair[1]() is not <object>found:
+    for one in <tuple>quick[2]:
+        found = PyDict_GetItemWithError(<dict>one[0], one[1])
+        if found is NULL or one[2]() is not <object>found:
             return False
     for pair in <tuple>quick[3]:
         function = pair[0]()
         if function is None or function.__code__ is not pair[1]:
+            return False
+        if function.__defaults__ is not pair[2] or function.__kwdefaults__ is not pair[3]:
             return False
     return not quick[4] or watch.same()
 

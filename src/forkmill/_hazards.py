@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 from _thread import get_ident
 
 from . import _native, errors
-from ._process import OUR_THREADS
+from ._process import OUR_THREADS, warn_user
 
 __all__ = [
     "LIBRARIES",
@@ -139,11 +138,4 @@ def tell_user(key: str, text: str) -> None:
     if key in _told:
         return
     _told.add(key)
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
-
-
-def _is_ours(module: object) -> bool:
-    return isinstance(module, str) and module.partition(".")[0] == "forkmill"
+    warn_user(text)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 import threading
+import warnings
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +238,18 @@ def _is_running(frame: FrameType) -> bool:
 
 # What is to be done at exit before any executor waits for its calls: what makes these calls.
 _first: list[Callable[[], None]] = []
+
+
+def warn_user(text: str) -> None:
+    """Warn in the frame that called us."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__")):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
+
+
+def _is_ours(module: object) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] == "forkmill"
 
 
 def before_exit(job: Callable[[], None]) -> None:

@@ -13,6 +13,9 @@ Guarantees:
       when calls before and after a change take turns in one worker.
     * What a worker has set itself (an initializer, a task's `global x`) stays, until the sender's
       changes.
+    * Code that seems to look names up by a text sees what its words name, and other plain data, as
+      it is now; what has changed and does not come along is not there, and the task is told.
+    * A module that no import has made and that runs as the pool is made is as `__main__`.
     * A look costs what the names cost: identity for what cannot change, a fingerprint for the rest.
 
 Invariants:
@@ -26,15 +29,17 @@ Threads: any in the user's process (entries of plain dicts); in a worker its fir
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import io
 import marshal
 import operator
 import pickle
+import re
 import sys
-import warnings
 import weakref
 import zlib
+from enum import EnumMeta
 from functools import partial, singledispatch
 from opcode import opmap
 from time import perf_counter
@@ -43,14 +48,17 @@ from types import (
     CodeType,
     FunctionType,
     GetSetDescriptorType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     ModuleType,
 )
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from ._process import warn_user
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
 
 class _Gone:
@@ -75,6 +83,7 @@ _CHEAP_S = 50e-6  # and so is what takes no longer
 # fresh process gets it once and for all.
 OWN = frozenset({"__name__", "__builtins__", "__annotations__", "__loader__", "__cached__"})
 ORIGIN = ("__package__", "__spec__", "__doc__", "__file__")
+_ORIGIN = frozenset(ORIGIN)
 
 
 def is_class(obj: Any) -> TypeGuard[type]:
@@ -88,6 +97,26 @@ def main() -> dict[str, Any]:
 
 def namespace(module: str) -> dict[str, Any]:
     return vars(sys.modules[module])
+
+
+# Where a global is: its name alone in `__main__`, (module, name) in a module made by hand that
+# forked workers have too, which is treated alike.
+Place = str | tuple[str, str]
+
+
+def place(module: str, name: str) -> Place:
+    return name if module == "__main__" else (module, name)
+
+
+def parts_of(at: Place) -> tuple[str, str]:
+    """(module, name)."""
+    return ("__main__", at) if isinstance(at, str) else at
+
+
+def _found(at: Place) -> tuple[dict[str, Any], str]:
+    """(the namespace, the name there)."""
+    module, name = parts_of(at)
+    return namespace(module), name
 
 
 def origin(name: str) -> Any:
@@ -133,6 +162,47 @@ def _read(code: CodeType) -> Iterable[str]:
     for constant in code.co_consts:
         if type(constant) is CodeType:
             yield from _read(constant)
+
+
+# What looks names up by a text, as far as code can show it.
+_LOOKS_UP = frozenset({
+    "eval", "exec", "globals", "vars", "modules", "import_module", "__import__", "__main__",
+    "_getframe", "currentframe", "f_globals", "__globals__", "get_type_hints",
+    "query", "evaluate", "sql",  # of pandas, numexpr, duckdb: they look into their caller's names
+})  # fmt: skip
+_WORD = re.compile(r"[^\W\d]\w*")
+_words: dict[int, tuple[CodeType, tuple[bool, frozenset[str]]]] = {}
+
+
+def words_of(code: CodeType) -> tuple[bool, frozenset[str]]:
+    """Whether code seems to look up names by a text; and the words that such a text may have."""
+    known = _words.get(id(code))
+    if known is not None and known[0] is code:
+        return known[1]
+    words = {word for text in _texts(code) for word in _WORD.findall(text)}
+    found = not _LOOKS_UP.isdisjoint(words), frozenset(words - OWN - _ORIGIN)
+    if len(_words) > 4096:
+        _words.clear()
+    _words[id(code)] = (code, found)
+    return found
+
+
+def _texts(code: CodeType) -> Iterable[str]:
+    yield from code.co_names
+    todo = list(code.co_consts)
+    while todo:
+        constant = todo.pop()
+        if type(constant) is str:
+            yield constant
+        elif type(constant) is CodeType:
+            yield from _texts(constant)
+        elif type(constant) in (tuple, frozenset):
+            todo += constant
+
+
+def _has_looks() -> tuple[Any, ...]:
+    """What a name of `__main__` may stand for that looks names up there."""
+    return sys.modules["__main__"], eval, exec, globals, vars, sys._getframe
 
 
 # -------------------------------------------------------------------- fingerprints
@@ -267,6 +337,16 @@ _THEMSELVES = frozenset({"multiprocessing", "_multiprocessing", "threading", "_t
                          "_socket", "queue", "_queue", "asyncio", "logging"})  # fmt: skip
 
 
+# What pickle refuses, and our pickler does not: as what one sees in it.
+_INSIDE: dict[type, Callable[[Any], Any]] = {
+    MappingProxyType: dict,
+    memoryview: bytes,
+    type({}.keys()): list,
+    type({}.values()): list,
+    type({}.items()): list,
+}
+
+
 class _Print(pickle.Pickler):
     """Pickles, but for what has an identity that matters, or cannot be pickled."""
 
@@ -274,6 +354,9 @@ class _Print(pickle.Pickler):
         kind = type(obj)
         if kind is FunctionType or kind in _FIXED or is_class(obj):
             return NotImplemented if obj is serial else (serial, serial(obj))
+        inside = _INSIDE.get(kind)
+        if inside is not None:
+            return inside, (inside(obj),)
         if kind.__module__.partition(".")[0] in _THEMSELVES:
             return serial, serial(obj)
         if kind in copyreg.dispatch_table:
@@ -331,22 +414,44 @@ def _is_strange(names: dict[str, Any]) -> bool:
     return getattr(module, "__dict__", None) is not names or names.get("__spec__") is None
 
 
+def _is_nested(obj: Any) -> bool:
+    """Whether a function or class of a module that can be imported is not found there by its name.
+
+    A lambda, what another function has made: it goes by value, with copies of what it names.
+    """
+    module = sys.modules.get(str(obj.__module__))
+    if module is None or obj.__module__ == "__main__" or "<" in obj.__qualname__:
+        return True
+    top, *rest = obj.__qualname__.split(".")
+    found = vars(module).get(top, GONE)
+    for name in rest:
+        found = getattr(found, name, GONE)
+    return found is not obj
+
+
 class Reach:
-    """What running an object may look at, of `__main__`.
+    """What running an object may look at, of `__main__` and modules like it (`Program.homes`).
 
     Attributes:
-        names: Globals, with what they are; GONE: there is none of that name (yet).
+        names: Globals by their places, with what they are; GONE: there is none of that name (yet).
+        texts: Other globals, of which code may have the name as a text (`Program.by_text`).
+        by_text: Classes among these that the code does not mention.
         functions: Of `__main__`, and others that lead to some.
-        strangers: Functions with globals of their own, and those that they name.
-        classes: Of `__main__`, or of no module.
+        strangers: Functions with globals of their own, and those that they name; nested ones of
+            modules too, which go by value.
+        classes: Of `__main__`, or of no module; or nested ones.
     """
 
-    def __init__(self, root: Any) -> None:
-        self.names: dict[str, Any] = {}
+    def __init__(self, root: Any, program: Program | None = None) -> None:
+        self.names: dict[Place, Any] = {}
+        self.texts: dict[str, bool] = {}
+        self.by_text: list[type] = []
         self.functions: list[FunctionType] = []
         self.strangers: list[tuple[FunctionType, tuple[str, ...]]] = []
         self.classes: list[type] = []
         self._main = main()
+        self._program = program
+        self._homes = {} if program is None else program.homes
         self._seen: set[int] = set()
         self._todo: list[Any] = [root]
         while self._todo:
@@ -364,18 +469,15 @@ class Reach:
         if kind is FunctionType:
             self._function(obj)
         elif is_class(obj):
-            if own_class(obj):
+            if own_class(obj) or "<locals>" in obj.__qualname__:
                 self.classes.append(obj)
-                todo += vars(obj).values()
-                todo += obj.__bases__
+                todo += (*vars(obj).values(), *obj.__bases__, type(obj))
         elif kind is MethodType:
             todo += (obj.__func__, obj.__self__)
         elif kind is partial:
             todo += (obj.func, obj.args, obj.keywords)
-        elif kind in (staticmethod, classmethod):
-            todo.append(obj.__func__)
-        elif kind is property:
-            todo += (obj.fget, obj.fset, obj.fdel)
+        elif kind in (staticmethod, classmethod, property):
+            todo += _wrapped(obj)
         elif kind in _BOXES:
             self._entries(obj)
         elif kind.__module__ != "builtins":
@@ -389,24 +491,50 @@ class Reach:
             self._todo += list(box.values() if type(box) is dict else box)
 
     def _function(self, function: FunctionType) -> None:
-        if function.__globals__ is self._main:
+        names = function.__globals__
+        if names is self._main or id(names) in self._homes:
             self.functions.append(function)
+            module = self._homes.get(id(names), "__main__")
             for name in names_of(function.__code__):
-                if name not in self.names:
-                    value = self.names[name] = self._main.get(name, GONE)
+                at = place(module, name)
+                if at not in self.names:
+                    value = self.names[at] = names.get(name, GONE)
                     self._todo.append(value)
-        elif _is_strange(function.__globals__):
+            if self._program is not None and names is self._main:
+                self._by_text(self._program.by_text(function.__code__))
+        elif _is_strange(names) or _is_nested(function):
             self.functions.append(function)
-            names = names_of(function.__code__)
-            self.strangers.append((function, names))
-            self._todo += [function.__globals__.get(name, GONE) for name in names]
+            named = names_of(function.__code__)
+            self.strangers.append((function, named))
+            self._todo += [names.get(name, GONE) for name in named]
         elif function.__closure__ or function.__dict__:
             self.functions.append(function)
         self._todo += _state_of(function)
 
-    def strange_values(self) -> list[Any]:
-        """What strangers name, of their own globals."""
-        return [_global(name, function) for function, names in self.strangers for name in names]
+    def _by_text(self, texts: dict[str, bool]) -> None:
+        for name, mentioned in texts.items():
+            value = self._main.get(name, GONE)
+            if mentioned and not self.texts.get(name):
+                self._todo.append(value)
+            elif own_class(value):
+                self.by_text.append(value)
+            self.texts[name] = mentioned or self.texts.get(name, False)
+
+    def strange_values(self, *, nested: bool) -> list[Any]:
+        """What strangers name, of their own globals; `nested`: also those of modules."""
+        return [
+            _global(name, function)
+            for function, names in self.strangers
+            if nested or _is_strange(function.__globals__)
+            for name in names
+        ]
+
+
+def _wrapped(method: Any) -> tuple[Any, ...]:
+    """The functions of a staticmethod, classmethod or property."""
+    if type(method) is property:
+        return method.fget, method.fset, method.fdel
+    return (method.__func__,)
 
 
 # What functools.singledispatch() makes: its registry counts, not what it keeps to be quick.
@@ -435,16 +563,44 @@ def _state_of(function: Any) -> list[Any]:
 
 def class_attributes(kind: type) -> dict[str, Any]:
     """What a class statement has put there, and what was set since; not what the type makes."""
+    made: Container[str] = _MADE
+    if isinstance(kind, EnumMeta):
+        made = {*_MADE, *_MADE_BY_ENUM, *kind.__members__}
     return {
         name: value
         for name, value in vars(kind).items()
-        if type(value) not in (MemberDescriptorType, GetSetDescriptorType) and name not in _MADE
+        if type(value) not in (MemberDescriptorType, GetSetDescriptorType) and name not in made
     }
+
+
+# What a class has beside attributes, in class_state(): no attribute has such a name.
+BASES, METACLASS, MEMBERS = "<bases>", "<metaclass>", "<members>"
+
+
+def class_state(kind: type) -> dict[str, Any]:
+    """The attributes of a class, and what else of it can change."""
+    state = {**class_attributes(kind), BASES: kind.__bases__, METACLASS: type(kind)}
+    if isinstance(kind, EnumMeta):
+        state[MEMBERS] = member_attributes(kind)
+    return state
+
+
+def member_attributes(kind: Any) -> dict[str, dict[str, Any]]:
+    """What the members of an enum have besides their values."""
+    found = {
+        name: {key: value for key, value in vars(member).items() if key not in _MADE_FOR_MEMBERS}
+        for name, member in kind.__members__.items()
+    }
+    return {name: own for name, own in found.items() if own}
 
 
 # What the interpreter and the standard library keep in a class.
 _MADE = frozenset({"__dict__", "__weakref__", "__slots__", "_abc_impl", "__slotnames__",
                    "__annotations_cache__"})  # fmt: skip
+_MADE_BY_ENUM = frozenset({"_generate_next_value_", "_member_names_", "_member_map_",
+                           "_member_type_", "_value2member_map_", "_unhashable_values_",
+                           "_unhashable_values_map_", "_hashable_values_"})  # fmt: skip
+_MADE_FOR_MEMBERS = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 
 
 def builds_nothing(value: Any) -> bool:
@@ -457,11 +613,16 @@ def builds_nothing(value: Any) -> bool:
     return not own_class(kind)
 
 
-def function_print(function: FunctionType) -> Any:
-    """Of a function's own state, its code included."""
+def function_print(function: FunctionType, *, nested: bool) -> Any:
+    """Of a function's own state, its code included, and of the globals that go with it.
+
+    Args:
+        nested: Also those of modules that can be imported, which only go with what is by value.
+    """
     state = _state_of(function)
-    if function.__globals__ is not main() and _is_strange(function.__globals__):
-        state = [*state, *Reach(function).strange_values()]
+    names = function.__globals__
+    if names is not main() and (_is_strange(names) or (nested and _is_nested(function))):
+        state = [*state, *Reach(function).strange_values(nested=nested)]
     return serial(function.__code__), tuple(map(fingerprint, state))
 
 
@@ -516,20 +677,18 @@ class _Item:
             self.skipped = False
             return True
         if self.skipped and self.shell(value) == self.outside:
-            warnings.warn(
-                f"{self.what} of __main__ was changed in place, and is too large to be looked "
+            warn_user(
+                f"{self.what} was changed in place, and is too large to be looked "
                 "through with each submit: tasks submitted just before now may have seen it as it "
-                "was. Pass it as an argument, or bind the name to a new object.",
-                RuntimeWarning,
-                stacklevel=2,
+                "was. Pass it as an argument, or bind the name to a new object."
             )
         return False
 
 
 class _Class:
-    """Which objects a class has as attributes."""
+    """Which objects a class has as attributes, and what it derives from and is made by."""
 
-    __slots__ = ("ids", "keep", "kind", "parts", "prints")
+    __slots__ = ("bases", "ids", "keep", "kind", "parts", "prints")
 
     def __init__(self, kind: type) -> None:
         self.kind = weakref.ref(kind)
@@ -538,14 +697,18 @@ class _Class:
     def _look(self, kind: type) -> None:
         values = list(vars(kind).values())
         self.ids = list(map(id, values))
+        self.bases = list(map(id, (type(kind), *kind.__bases__)))
         self.prints = {name: id(value) for name, value in class_attributes(kind).items()}
         # An id means nothing once its object is gone: plain values are kept, of others it is seen.
         self.keep = [value for value in values if type(value) in _KEPT]
-        self.parts = [one for value in values if (one := _weakly(value)) is not None]
+        parts = (*values, *kind.__bases__, type(kind))
+        self.parts = [one for part in parts if (one := _weakly(part)) is not None]
 
     def same(self) -> bool:
         kind = self.kind()
         if kind is None or None in map(operator.call, self.parts):
+            return False
+        if list(map(id, (type(kind), *kind.__bases__))) != self.bases:
             return False
         if list(map(id, vars(kind).values())) == self.ids:
             return True
@@ -573,29 +736,31 @@ class Watch:
     function lives, to which helpers and classes may lead back.
 
     Attributes:
-        quick: (the names of `__main__`, [(name, value)] of plain values and of what is not there,
-            [(name, weak reference)] of functions and classes, [(weak reference to a function,
-            its code)], whether there is more to look at): what Submitter looks at without a call
-            of Python code.
+        quick: (GONE, [(namespace, name, value)] of plain values and of what is not there,
+            [(namespace, name, weak reference)] of functions and classes, [(weak reference to a
+            function, its code, defaults, keyword defaults)], whether there is more to look at):
+            what Submitter looks at without a call of Python code. Namespaces are those of
+            `__main__` and other modules.
     """
 
-    __slots__ = ("_classes", "_credit", "_items", "quick")
+    __slots__ = ("_classes", "_credit", "_items", "_references", "_values", "quick")
 
     def __init__(self, reach: Reach, credit: _Credit) -> None:
         self._credit = credit
-        self._classes = [_Class(kind) for kind in reach.classes]
+        kinds = dict.fromkeys((*reach.classes, *reach.by_text))
+        self._classes = [_Class(kind) for kind in kinds]
         self._items: list[_Item] = []
-        names = main()
-        values, references = [], []
-        for name, value in reach.names.items():
-            kind = type(value)
-            if kind in _FIXED or kind is float or value is GONE:
-                values.append((name, value))
-            elif kind is FunctionType or is_class(value):
-                references.append((name, weakref.ref(value)))
-            else:
-                self._items.append(_Item(f"global {name!r}", partial(names.get, name, GONE)))
-        codes = [(weakref.ref(function), function.__code__) for function in reach.functions]
+        self._values: list[tuple[dict[str, Any], str, Any]] = []
+        self._references: list[tuple[dict[str, Any], str, weakref.ref[Any]]] = []
+        for at in reach.names:
+            self._name(*_found(at))
+        for name, mentioned in reach.texts.items():
+            if name not in reach.names:
+                self._name(main(), name, itself=not mentioned)
+        codes = [
+            (weakref.ref(one), one.__code__, one.__defaults__, one.__kwdefaults__)
+            for one in reach.functions
+        ]
         for function in reach.functions:
             if function.__defaults__ or function.__closure__ or function.__dict__ or (
                 function.__kwdefaults__
@@ -603,14 +768,38 @@ class Watch:
                 what = f"what {function.__qualname__}() holds"
                 self._item(what, function, _state_of, _outsides)
         for function, globals_ in reach.strangers:
+            own = None if _is_strange(function.__globals__) else function.__globals__
             for name in globals_:
-                self._item(f"global {name!r}", function, partial(_global, name))
-        for kind in reach.classes:
+                if own is not None:  # a module's, which nobody drops
+                    self._name(own, name)
+                else:
+                    self._item(
+                        f"global {name!r} of {function.__qualname__}()",
+                        function,
+                        partial(_global, name),
+                    )
+        for kind in kinds:
             for name, value in class_attributes(kind).items():
-                if type(value) in _BOXES or not _is_attribute(name, value):
+                if not _is_attribute(name, value):
                     self._item(f"{kind.__qualname__}.{name}", kind, partial(_attribute, name))
+            if isinstance(kind, EnumMeta):
+                self._item(f"what members of {kind.__qualname__} hold", kind, member_attributes)
         more = bool(self._classes or self._items)
-        self.quick = (names, tuple(values), tuple(references), tuple(codes), more)
+        self.quick = (GONE, tuple(self._values), tuple(self._references), tuple(codes), more)
+
+    def _name(self, names: dict[str, Any], name: str, *, itself: bool = False) -> None:
+        """Look at one global of a module; `itself`: what an object has in it does not matter."""
+        value = names.get(name, GONE)
+        kind = type(value)
+        if kind in _FIXED or kind is float or value is GONE:
+            self._values.append((names, name, value))
+            return
+        if kind is FunctionType or is_class(value) or (itself and kind not in _BOXES):
+            with contextlib.suppress(TypeError):
+                self._references.append((names, name, weakref.ref(value)))
+                return
+        of = names.get("__name__", "?")
+        self._items.append(_Item(f"global {name!r} of {of}", partial(names.get, name, GONE)))
 
     def _item(
         self,
@@ -629,15 +818,19 @@ class Watch:
 
     def same(self, *, call: bool = False) -> bool:
         """Look. `call`: for many tasks at once, so that it may cost more."""
-        names, values, references, codes, _ = self.quick
-        for name, value in values:
+        _, values, references, codes, _ = self.quick
+        for names, name, value in values:
             if names.get(name, GONE) is not value:
                 return False
-        for name, reference in references:
+        for names, name, reference in references:
             if names.get(name, GONE) is not reference():
                 return False
-        for reference, code in codes:
-            if getattr(reference(), "__code__", None) is not code:
+        for reference, code, *defaults in codes:
+            function: Any = reference()
+            if function is None or function.__code__ is not code or (
+                function.__defaults__ is not defaults[0]
+                or function.__kwdefaults__ is not defaults[1]
+            ):  # fmt: skip
                 return False
         for one in self._classes:
             if not one.same():
@@ -656,6 +849,8 @@ def _attribute(name: str, kind: type) -> Any:
 
 def _is_attribute(name: str, value: Any) -> bool:
     """Whether it is enough to know which object a class has under a name."""
+    if type(value) in _BOXES:
+        return False
     if name[:2] == "__" or is_class(value):
         return True
     return type(value) in _FIXED or type(value) in (
@@ -667,79 +862,135 @@ def _is_attribute(name: str, value: Any) -> bool:
 
 
 class Program:
-    """What was where when a pool was made, and how often that has changed since."""
+    """What was where when a pool was made, and how often that has changed since.
 
-    def __init__(self) -> None:
+    Args:
+        by_hand: Names of modules made by hand that workers have: they are as `__main__` here.
+
+    Attributes:
+        homes: id of the namespace -> name, of these modules.
+    """
+
+    def __init__(self, by_hand: Iterable[str] = ()) -> None:
         self.credit = _Credit()
-        self._then: dict[str, Any] = {}
+        self.homes = {id(namespace(module)): module for module in by_hand}
+        self._then: dict[Place, Any] = {}
         self._classes: dict[tuple[str, int], dict[str, Any]] = {}
         self._versions: dict[Any, tuple[int, Any]] = {}
-        named = _names_in_sight()
-        for name, value in list(main().items()):
+        for module in ("__main__", *by_hand):
+            self._look(module)
+
+    def _look(self, module: str) -> None:
+        names = namespace(module)
+        named = _names_in_sight(names)
+        for name, value in list(names.items()):
             if name in OWN or name in ORIGIN:
                 continue
-            self._then[name] = _then(value, looked=name in named)
+            self._then[place(module, name)] = self._now(value, looked=name in named)
             if own_class(value):
-                self._classes[serial(value)] = _class_then(value)
+                self._classes[serial(value)] = self._class_now(value)
 
-    def version(self, name: str, value: Any) -> int:
+    def version(self, at: Place, value: Any) -> int:
         """The version of a global that is `value` now; 0: what it was at the start."""
-        return self._version(name, value, self._then.get(name, GONE))
+        return self._version(at, value, self._then.get(at, GONE))
+
+    def by_text(self, code: CodeType) -> dict[str, bool]:
+        """The globals, beside those that it names, which code may look up by a text.
+
+        The text can come from anywhere, so these are all that there are, or were; those that the
+        code has the word for are True.
+        """
+        names = main()
+        strong = names_of(code)
+        looks, words = words_of(code)
+        if not looks:
+            known = _has_looks()
+            if not any(names.get(name, GONE) is one for name in strong for one in known):
+                return {}
+        found = dict.fromkeys(words, True)
+        for name in (*names, *self._then):
+            if type(name) is str and name not in OWN and name not in ORIGIN:
+                found.setdefault(name, False)
+        for name in strong:
+            found.pop(name, None)
+        return found
 
     def attribute(self, kind: type, name: str, value: Any) -> int:
         """As version(), of a class's attribute; for a class that came later, since first asked."""
         key = serial(kind)
         then = self._classes.get(key)
         if then is None:
-            then = self._classes[key] = _class_then(kind)
+            then = self._classes[key] = self._class_now(kind)
         return self._version((key, name), value, then.get(name, GONE))
 
     def lost(self, kind: type) -> list[str]:
         """Attributes that a class had at the start, and has no more."""
-        now = vars(kind)
+        now = class_state(kind)
         return [name for name in self._classes.get(serial(kind), ()) if name not in now]
 
-    def _version(self, place: Any, value: Any, then: Any) -> int:
-        known, now = self._versions.get(place), _print(value)
+    def _version(self, at: Any, value: Any, then: Any) -> int:
+        known, now = self._versions.get(at), self._print(value)
         if known is None and then is GONE:
             number = int(value is not GONE)
         elif known is None:
-            number = int(then != _then(value, looked=then[0] == "looked"))
+            number = int(then != self._now(value, looked=then[0] == "looked"))
         elif known[1] == now:
             return known[0]
         else:
             number = known[0] + 1
-        self._versions[place] = (number, now)
+        self._versions[at] = (number, now)
         return number
 
     def changed(self, reach: Reach) -> bool:
         """Whether anything is not what it was at the start."""
-        return any(self.version(name, value) for name, value in reach.names.items()) or any(
-            self.lost(kind)
-            or any(self.attribute(kind, *pair) for pair in class_attributes(kind).items())
-            for kind in reach.classes
+        names = main()
+        by_text = ((name, names.get(name, GONE)) for name in reach.texts)
+        if any(self.version(name, value) for name, value in by_text):
+            return True
+        return any(self.version(at, value) for at, value in reach.names.items()) or any(
+            map(self.changed_class, (*reach.classes, *reach.by_text))
         )
 
+    def changed_class(self, kind: type) -> bool:
+        """Whether a class has something that it had not, or otherwise."""
+        if self.lost(kind):
+            return True
+        return any(self.attribute(kind, *pair) for pair in class_state(kind).items())
 
-def _print(value: Any, limit: int = sys.maxsize) -> Any:
-    if type(value) is FunctionType:
-        return serial(value), function_print(value)
-    return fingerprint(value, limit)
+    def _print(self, value: Any, limit: int = sys.maxsize, *, nested: bool = True) -> Any:
+        kind = type(value)
+        if kind in (staticmethod, classmethod, property):
+            return kind, tuple(self._print(one, limit, nested=nested) for one in _wrapped(value))
+        if kind is not FunctionType:
+            return fingerprint(value, limit)
+        if id(value.__globals__) in self.homes:
+            return serial(value), serial(value.__code__), tuple(map(fingerprint, _state_of(value)))
+        return serial(value), function_print(value, nested=nested)
+
+    def _now(self, value: Any, *, looked: bool = False) -> tuple[Any, ...]:
+        """What a value is at the start, for a comparison later.
+
+        To look through all that a program has might take long, and run code of the user's: what
+        is not `looked` at for a reason, and not plain data, has its identity only.
+        """
+        if looked or _is_data(value):
+            return "looked", self._print(value, _SMALL, nested=False)
+        return "itself", serial(value)
+
+    def _class_now(self, kind: type) -> dict[str, Any]:
+        found = class_state(kind).items()
+        return {name: self._now(value, looked=True) for name, value in found}
 
 
-def _then(value: Any, *, looked: bool = False) -> tuple[Any, ...]:
-    """What a value was at the start, for a comparison later.
-
-    To look through all that a program has might take long, and run code of the user's: what is
-    not `looked` at for a reason, and not plain data, has its identity only.
-    """
-    if looked or _is_data(value):
-        return "looked", _print(value, _SMALL)
-    return "itself", serial(value)
-
-
-def _class_then(kind: type) -> dict[str, Any]:
-    return {name: _then(value, looked=True) for name, value in class_attributes(kind).items()}
+def is_small(value: Any) -> bool:
+    """Whether it is plain data and not much, or a module: what may go along unasked."""
+    kind = type(value)
+    if kind in _BOXES:
+        data = _marshalled(value) if _size(value) <= _SMALL else None
+        return data is not None and len(data) < 1 << 16
+    if kind in (str, bytes):
+        return len(value) < 1 << 16
+    return kind in _FIXED or kind in (float, complex)
 
 
 def _is_data(value: Any) -> bool:
@@ -748,7 +999,7 @@ def _is_data(value: Any) -> bool:
         return True
     if is_class(value) or kind.__module__ in _DATA:
         return True
-    return kind.__module__ == "__main__" and pickles_as_it_is(kind)
+    return bool(kind.__flags__ & _HEAPTYPE) and pickles_as_it_is(kind)
 
 
 def pickles_as_it_is(kind: Any) -> bool:
@@ -765,16 +1016,18 @@ _DATA = frozenset({"builtins", "collections", "types", "array", "datetime", "dec
                    "numpy", "enum"})  # fmt: skip
 
 
-def _names_in_sight() -> frozenset[str]:
-    """The globals that code of `__main__` reads, as far as there is any yet."""
-    names = main()
+def _names_in_sight(names: dict[str, Any]) -> frozenset[str]:
+    """The globals that a module's code reads, as far as there is any yet."""
     codes = [value.__code__ for value in names.values() if type(value) is FunctionType]
     frame = sys._getframe()
     while frame is not None:
         if frame.f_globals is names:
             codes.append(frame.f_code)  # a script's own has all others in it
         frame = frame.f_back  # type: ignore[assignment]
-    return frozenset(name for code in codes for name in names_of(code))
+    words = [words_of(code) for code in codes]
+    return frozenset(name for code in codes for name in names_of(code)).union(
+        *(found for looks, found in words if looks)
+    )
 
 
 # --------------------------------------------------------------------------- in a worker
@@ -789,12 +1042,14 @@ class _Cell:
         self.value = value
 
 
-View = dict[str, tuple[int, _Cell]]
+View = dict[Place, tuple[int, _Cell]]
+# Beside a version: the sender's is that one but did not come along, so there is none here.
+HIDDEN = 1 << 60
 
 _receiving = False
-_cells: weakref.WeakValueDictionary[tuple[str, int], _Cell] = weakref.WeakValueDictionary()
+_cells: weakref.WeakValueDictionary[tuple[Place, int], _Cell] = weakref.WeakValueDictionary()
 _installed: View = {}
-_at_first: dict[str, _Cell] = {}  # what a later version has replaced
+_at_first: dict[Place, _Cell] = {}  # what a later version has replaced
 _current: Any = None  # the view that was entered last
 
 
@@ -811,15 +1066,16 @@ def is_receiving() -> bool:
     return _receiving
 
 
-def value_at(name: str, version: int) -> Any:
+def value_at(at: Place, version: int) -> Any:
     """What a global of a worker is at a version, if that has come before; or GONE."""
     if not _receiving:
         return GONE
-    cell = _cells.get((name, version))
+    cell = _cells.get((at, version))
     if cell is None and version == 0:
-        cell = _at_first.get(name)
+        cell = _at_first.get(at)
         if cell is None:
-            return main().get(name, GONE)
+            names, name = _found(at)
+            return names.get(name, GONE)
     return GONE if cell is None else cell.value
 
 
@@ -830,16 +1086,17 @@ def arrived(module: str, name: str, version: int | None, value: Any) -> None:
     """
     if not module:
         return  # a class: what has changed of it is there now
-    if module != "__main__" or not _receiving or version is None:
+    if not _receiving or version is None:
         namespace(module).setdefault(name, value)  # only what lacks
         return
     if version < 0:
         main()[name] = value
         return
-    cell = _cells.get((name, version))
+    at = place(module, name)
+    cell = _cells.get((at, version))
     if cell is None:
-        cell = _cells[name, version] = _Cell(value)
-    view = {name: (version, cell)}
+        cell = _cells[at, version] = _Cell(value)
+    view = {at: (version, cell)}
     if _collected is not None:
         _collected.update(view)
     enter(view, whole=False)
@@ -863,33 +1120,49 @@ def enter(view: View, *, whole: bool = True) -> None:
     global _current
     if view is _current:
         return
-    names = main()
-    for name, (version, cell) in view.items():
-        now = _installed.get(name)
+    for at, (version, cell) in view.items():
+        names, name = _found(at)
+        now = _installed.get(at)
         if now is None:
             here = names.get(name, GONE)
             if version == 0 and here is not GONE:
                 cell.value = here  # an initializer's, which stays
             elif here is not GONE or version:
-                _at_first[name] = _Cell(here)
+                _at_first[at] = _Cell(here)
         elif now[0] == version:
             continue
         else:
             now[1].value = names.get(name, GONE)  # its own, if a task has set it
         _put(names, name, cell.value)
-        _installed[name] = (version, cell)
+        _installed[at] = (version, cell)
     if whole:
-        for name, (version, cell) in list(_installed.items()):
-            if name not in view and version and _has_first(name):
+        for at, (version, cell) in list(_installed.items()):
+            if at not in view and version and _has_first(at):
+                names, name = _found(at)
                 cell.value = names.get(name, GONE)
-                first = _at_first[name]
+                first = _at_first[at]
                 _put(names, name, first.value)
-                _installed[name] = (0, first)
+                _installed[at] = (0, first)
     _current = view if whole else None
 
 
-def _has_first(name: str) -> bool:
-    first = _at_first.get(name)
+def explain(error: BaseException) -> None:
+    """Tell who misses a global that did not come along; never raises."""
+    if not isinstance(error, (NameError, KeyError, AttributeError)):
+        return
+    with contextlib.suppress(Exception):
+        text = str(error)
+        for at, (version, _) in list(_installed.items()):
+            name = parts_of(at)[1]
+            if version & HIDDEN and re.search(rf"\b{name}\b", text):
+                error.add_note(
+                    f"The global {name!r} of __main__ has changed since the pool was made, and did "
+                    "not come along: a task gets those that its code names. Pass it as an argument."
+                )
+
+
+def _has_first(at: Place) -> bool:
+    first = _at_first.get(at)
     return first is not None and first.value is not GONE
 
 

@@ -830,6 +830,9 @@ class _ForkCodec(_codec.Codec):
         self.bindings = at_fork.bindings
         super().__init__("fork", (), at_fork)  # type: ignore[arg-type]
 
+    def _is_reachable(self, name: str) -> bool:
+        return name in self.snapshot.modules or super()._is_reachable(name)
+
     # Lies where a child can set it without a Python call (see ForkKit).
     @property
     def _modules_seen(self) -> int:
@@ -870,6 +873,7 @@ class _AtFork:
         return tuple(sys.path)
 
     late: tuple[str, ...] = ()
+    by_hand: tuple[str, ...] = ()
 
     def main(self, name: str) -> Any:
         """The object that __main__ had under that name at the fork, if it still has it."""

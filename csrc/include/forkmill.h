@@ -10,14 +10,16 @@
  *   task      one call of one function
  *   chunk     one or several tasks that were accepted together and share one
  *             body of encoded arguments; a submit is a chunk of one
- *   piece     a contiguous run of a chunk's tasks, sent to one worker
+ *   range     some of a chunk's tasks, one after another, sent to one worker
  *   frame     one length-prefixed message on a task stream (pool -> worker)
  *   record    one self-delimiting value: an argument or an outcome
- *   slot      shared page of one worker: claims, result ring, crash text
+ *   slot      a place for one worker, by its number from 0
+ *   page      what pool and worker share: claims, result ring, crash text
  *   arena     shared memory that carries large records
- *   segment   one piece of it, in the hands of one process at a time
- *   port      the worker's own end of its channel and slot
- *   lead      the right, of one thread at a time, to do the pool's I/O
+ *   segment   a part of it, in the hands of one process at a time
+ *   port      the worker's own end of its channel and page
+ *   leader    the thread that does the pool's I/O, one at a time
+ *   completion queue   chunks that are done, for who waits for any of them
  *
  * Files, each calling only those before it (src/internal.h):
  *
@@ -33,8 +35,8 @@
  *   2. start a zygote with the other end, fm_pool_adopt() it (what is made
  *      before the fork is not copied by it);
  *   3. fm_function_new(), fm_chunk_new(), fm_pool_submit(), in any thread;
- *   4. fm_pool_wait_chunk() or fm_pool_wait_inbox(), in any thread: whoever
- *      waits does the I/O (the lead); nothing happens behind one's back but
+ *   4. fm_pool_wait_chunk() or fm_pool_wait_completions(), in any thread: who
+ *      waits does the I/O (the leader); nothing happens behind one's back but
  *      what the pump does (see fm_pool_open);
  *   5. fm_chunk_next() reads the outcome records of a finished chunk;
  *   6. fm_pool_stop(), fm_pool_join(), fm_pool_close().
@@ -217,9 +219,10 @@ enum fm_kind {
 #define FM_RUN_APPLY 0x04u  /* a record is (callable, args, kwargs) */
 #define FM_RUN_STREAM 0x08u /* many outputs, one outcome */
 #define FM_RUN_TIMED 0x10u  /* publish when each task starts */
-#define FM_RUN_PROMPT 0x20u /* each outcome is wanted at once; the chunk goes to
-                               its inbox with the first ones, and again
-                               whenever there are more */
+#define FM_RUN_PROMPT                                                          \
+    0x20u                   /* each outcome is wanted at once; the chunk goes to
+                               its completion queue with the first ones,
+                               and again whenever there are more */
 #define FM_RUN_KEEP 0x40u   /* set by fm_chunk_new(): the bytes may be needed
                                again, accept no segment */
 #define FM_RUN_ARENA 0x80u  /* some records are FM_LONG_ARENA */
@@ -229,7 +232,7 @@ enum fm_kind {
  *  | magic| kind| flags| index| first| count|credit| serial  | length | body
  *
  * RUN: skip `first` records of the body, then run `count` tasks, whose
- * numbers on this worker are serial, serial + 1, ...  (see the slot's claims).
+ * numbers on this worker are serial, serial + 1, ...  (see the page's claims).
  */
 struct fm_frame {
     uint32_t magic;
@@ -255,24 +258,24 @@ enum fm_report {
     /* zygote -> pool */
     FM_REPORT_BORN = 1, /* slot, generation, pid; 4 descriptors travel along:
                            task read end, task write end, result read end,
-                           slot memory */
+                           page */
     FM_REPORT_DIED,     /* slot, generation, pid, status, rss_kb, flags */
     FM_REPORT_TROUBLE,  /* status = errno: a worker could not be started; it
                            is tried again */
     FM_REPORT_BROKEN,   /* too many abnormal deaths: no more replacements */
     /* pool -> zygote */
-    FM_REPORT_KILL,     /* slot, generation, status = signal; the death will
+    FM_REPORT_KILL,   /* slot, generation, status = signal; the death will
                            not count against the restart limit */
-    FM_REPORT_STOP,     /* status = enum fm_ladder: end all workers, exit */
-    FM_REPORT_REJECT,   /* slot, generation: no descriptors or memory to take
+    FM_REPORT_STOP,   /* status = enum fm_ladder: end all workers, exit */
+    FM_REPORT_REJECT, /* slot, generation: no descriptors or memory to take
                            this BORN; as KILL, and the next after a pause */
-    FM_REPORT_GROW,     /* slot: there shall be a worker, from now on */
-    FM_REPORT_RETIRE,   /* slot, generation: its channel is closed now; none
+    FM_REPORT_GROW,   /* slot: there shall be a worker, from now on */
+    FM_REPORT_RETIRE, /* slot, generation: its channel is closed now; none
                            shall take its place */
     FM_REPORT_COUNT
 };
 
-#define FM_DIED_RETIRED 0x1u /* recycled: it had marked its slot */
+#define FM_DIED_RETIRED 0x1u /* recycled: it had marked its page */
 #define FM_DIED_OOM 0x2u     /* the kernel's OOM killer */
 #define FM_DIED_ASKED 0x4u   /* after FM_REPORT_KILL */
 
@@ -308,7 +311,7 @@ int fm_message_send(int fd, const struct fm_message *message, const int *fds,
  * FM_EEOF: the other end is gone; FM_EPROTO. */
 int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds);
 
-/* ------------------------------------------------------------------ slot */
+/* ------------------------------------------------------------------ page */
 
 /*
  * Shared memory of one worker, made by the zygote for each generation.
@@ -331,7 +334,7 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds);
  *           and results cost no system call.
  *   mark    a number that the worker's code leaves there, to say how far it
  *           has come; its death tells it.
- *   crash   what faulthandler wrote through the slot's descriptor.
+ *   crash   what faulthandler wrote through the page's descriptor.
  */
 #define FM_CLAIMS 16384u
 #define FM_RING 65536u
@@ -339,21 +342,21 @@ int fm_message_recv(int fd, struct fm_message *message, int *fds, int *nfds);
 
 enum fm_claim { FM_CLAIM_SENT = 0, FM_CLAIM_STARTED = 1, FM_CLAIM_RECALLED = 2 };
 
-typedef struct fm_slot fm_slot; /* mapped memory; layout in internal.h */
+typedef struct fm_page fm_page; /* mapped memory; layout in internal.h */
 
 /* Offset of its crash text, where the worker's faulthandler writes. */
-size_t fm_slot_crash_offset(void);
+size_t fm_page_crash_offset(void);
 
-/* Make the memory for a slot, zeroed: memfd, or an unlinked file where memfd
+/* Make a page, zeroed: memfd, or an unlinked file where memfd
  * is refused.  Returns a close-on-exec descriptor above 2, or -errno. */
-int fm_slot_create(void);
+int fm_page_create(void);
 
-/* Map a slot.  Owns: the descriptor stays the caller's. */
-int fm_slot_map(int fd, fm_slot **out);
-void fm_slot_unmap(fm_slot *slot);
+/* Map a page.  Owns: the descriptor stays the caller's. */
+int fm_page_map(int fd, fm_page **out);
+void fm_page_unmap(fm_page *page);
 
 /* 1 if the worker said that it exits by itself to be replaced. */
-int fm_slot_retired(const fm_slot *slot);
+int fm_page_retired(const fm_page *page);
 
 /* ---------------------------------------------------------------- zygote */
 
@@ -374,7 +377,7 @@ struct fm_zygote_options {
                             * fm_birth), the zygote's pid, share_fd and its
                             * slot */
     int first[5];          /* the first worker's descriptors, made by the pool
-                            * (fm_pool_adopt): task pipe, result pipe, slot;
+                            * (fm_pool_adopt): task pipe, result pipe, page;
                             * its BORN brings none.  first[0] -1: none */
     int spawn_fd;          /* with spawn: a descriptor that workers get too;
                             * forked ones do not.  -1: none */
@@ -388,7 +391,7 @@ struct fm_zygote_options {
 
 /* What a forked worker is given; the descriptors are its own. */
 struct fm_birth {
-    int task_fd, result_fd, slot_fd; /* for fm_port_open() */
+    int task_fd, result_fd, page_fd; /* for fm_port_open() */
     uint32_t slot;                   /* its number, from 0 */
 };
 
@@ -398,7 +401,7 @@ struct fm_birth {
  * /dev/null too, for they are others'; `variables` ("name=value", NULL at
  * the end) are added to the environment and stay part of it.  0 or -errno.
  */
-int fm_zygote_settle(const int *keep, size_t n, char *const *variables);
+int fm_zygote_detach(const int *keep, size_t n, char *const *variables);
 
 typedef struct fm_zygote fm_zygote;
 
@@ -440,18 +443,18 @@ int fm_zygote_run(fm_zygote *zygote, struct fm_birth *born);
 typedef struct fm_port fm_port;
 
 /* Owns: the three descriptors belong to the port from now on, on error too. */
-int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd);
+int fm_port_open(fm_port **out, int task_fd, int result_fd, int page_fd);
 void fm_port_close(fm_port *port);
 
-/* Descriptor of the slot's memory, its offset at the crash text: for
+/* Descriptor of the page's memory, its offset at the crash text: for
  * faulthandler.  Stays the port's. */
 int fm_port_crash_fd(const fm_port *port);
 
-/* Where the worker's code may leave a number at any time (see the slot's
+/* Where the worker's code may leave a number at any time (see the page's
  * mark).  Stays the port's; only its process writes there. */
 uint32_t *fm_port_mark(fm_port *port);
 
-/* Not 0 there: SIGTERM means now (for fm_signals_settle). */
+/* Not 0 there: SIGTERM means now (for fm_signals_install). */
 const uint32_t *fm_port_told(const fm_port *port);
 
 /*
@@ -515,7 +518,7 @@ uint32_t *fm_port_owner(fm_port *port);
 void fm_port_rss(fm_port *port, uint64_t kb);
 
 /* Memory for bodies: aligned to FM_ALIGN; NULL without memory.  It is counted:
- * whoever keeps a pointer into it has a reference of his own, and gives that
+ * who keeps a pointer into it has a reference of his own, and gives that
  * back with fm_body_free().  The first is fm_body_new()'s caller's. */
 uint8_t *fm_body_new(size_t size);
 uint8_t *fm_body_ref(uint8_t *body);
@@ -537,11 +540,11 @@ void fm_signals_look(uint32_t *ignored, uint32_t *handled);
  *   told      not 0: SIGTERM and SIGHUP end the process at once; NULL: always.
  *             Read as long as the process lives.
  */
-void fm_signals_settle(uint32_t ignored, uint32_t handled,
-                       const uint32_t *told);
+void fm_signals_install(uint32_t ignored, uint32_t handled,
+                        const uint32_t *told);
 /* Not 0 there: leave, as soon as no task runs. */
 const uint32_t *fm_signals_leave(void);
-/* What must not be left behind is there (1), or is gone (-1): whoever holds
+/* What must not be left behind is there (1), or is gone (-1): who holds
  * something stays. */
 void fm_signals_hold(int more);
 /* Before a read that waits for work on a blocking descriptor, and after it.
@@ -553,7 +556,7 @@ void fm_signals_work(void);
  * long it gets SIGKILL; 0: never.  Starts a thread for that, which knows
  * nothing but the clock. */
 void fm_signals_end(int64_t within_ns);
-/* In a process that one with fm_signals_settle() has forked, once: which
+/* In a process that one with fm_signals_install() has forked, once: which
  * signals (a mask) still have that one's handlers. */
 uint32_t fm_signals_stale(void);
 
@@ -699,7 +702,7 @@ int fm_limit_libraries(const struct fm_limits *limits);
 typedef struct fm_pool fm_pool;
 typedef struct fm_function fm_function;
 typedef struct fm_chunk fm_chunk;
-typedef struct fm_inbox fm_inbox;
+typedef struct fm_completion_queue fm_completion_queue;
 
 struct fm_pool_options {
     int control_fd;         /* our end of the socket to the zygote */
@@ -744,7 +747,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options);
  * fm_pool_close().
  *
  * first: NULL, or what a BORN of the first worker would bring, and then does
- * not: task pipe (read end, write end), result pipe (read end), slot memory.
+ * not: task pipe (read end, write end), result pipe (read end), page.
  * What is submitted lies in the pipe before the worker is there.  Owns: they
  * are the pool's.
  * arena: NULL, or what the options could not name yet: an arena that was opened
@@ -753,9 +756,9 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options);
 void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
                    fm_arena *arena);
 
-/* References: a chunk, function or inbox keeps its pool's memory.  Whoever
- * opened the pool calls fm_pool_close() before he gives up his: the last one
- * may go in the pump, which cannot end itself. */
+/* References: a chunk or completion queue keeps its pool's memory.  Who opened
+ * the pool calls fm_pool_close() before he gives up his: the last one may go
+ * in the pump, which cannot end itself. */
 fm_pool *fm_pool_ref(fm_pool *pool);
 void fm_pool_unref(fm_pool *pool);
 
@@ -784,7 +787,7 @@ struct fm_chunk_options {
     int32_t slot;          /* only this worker; -1: any */
     uint32_t credit;       /* STREAM: outputs ahead of the reader */
     fm_arena *arena;       /* of its records and outcomes; may be NULL */
-    fm_inbox *inbox;       /* where it goes when done; may be NULL */
+    fm_completion_queue *completions; /* where it goes when done; may be NULL */
     void *tag;             /* the caller's; given back, never looked at */
 };
 
@@ -811,10 +814,10 @@ void fm_chunk_unref(fm_chunk *chunk);
 /*
  * Accept a chunk.  Never blocks; writes the frame at once when a worker has
  * credit, but for a few frames of very short tasks for a worker that has some
- * already: these are gathered, and the next turn of the lead (there is one
- * coming) writes them.  From here on each of its tasks reaches exactly one outcome
- * (INV-1).  Errors: FM_ECLOSED, FM_EBROKEN, FM_EFORKED, -ENOMEM, -EAGAIN (no
- * thread to be had for the pump, and its inbox needs one): not accepted.
+ * already: these are gathered, and the next turn of a leader (there is one
+ * coming) writes them.  From here on each of its tasks reaches exactly one
+ * outcome (INV-1).  Errors: FM_ECLOSED, FM_EBROKEN, FM_EFORKED, -ENOMEM, -EAGAIN (no
+ * thread to be had for the pump, and its queue needs one): not accepted.
  */
 int fm_pool_submit(fm_pool *pool, fm_chunk *chunk);
 
@@ -826,7 +829,7 @@ enum fm_progress {
     FM_CHUNK_DONE     /* every task has its outcome */
 };
 
-/* Exact: looks at the slots' claims.  Threads: any. */
+/* Exact: looks at the pages' claims.  Threads: any. */
 int fm_chunk_state(fm_pool *pool, fm_chunk *chunk);
 /* 1 once it is DONE.  No lock. */
 int fm_chunk_done(const fm_chunk *chunk);
@@ -846,7 +849,7 @@ void *fm_chunk_tag(const fm_chunk *chunk);
  */
 int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk);
 /*
- * The same, for a chunk whose outcomes nobody wants any more: whoever waits
+ * The same, for a chunk whose outcomes nobody wants any more: who waits
  * for it, now or later, is let go (FM_ECLOSED), although a task of it may
  * still run.  That of a stream is asked to close its generator.  How many
  * were taken back; -ENOMEM: the stream was not asked.
@@ -873,11 +876,11 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk);
  * Threads: one at a time.
  */
 /*
- * A PROMPT chunk is read whenever fm_pool_wait_inbox() has given it: then
+ * A PROMPT chunk is read whenever fm_pool_wait_completions() has given it: then
  * fm_chunk_next() has what was new at that time (with a cursor from zero), in
  * no order, and says 0 after that.  fm_chunk_fresh() tells how many there
  * are, all of them for any other chunk; fm_chunk_all_shown() that it will not
- * come to its inbox again.
+ * come to its completion queue again.
  */
 uint32_t fm_chunk_fresh(const fm_chunk *chunk);
 int fm_chunk_all_shown(const fm_chunk *chunk);
@@ -895,7 +898,7 @@ int fm_chunk_next(fm_chunk *chunk, struct fm_cursor *cursor,
  */
 void fm_chunk_drop(fm_chunk *chunk, const struct fm_cursor *cursor,
                    const uint8_t *record, uint64_t size);
-/* Bytes of whole records that lie right behind the one just read: whoever
+/* Bytes of whole records that lie right behind the one just read: who
  * walks through them himself moves the cursor (offset and task) along. */
 size_t fm_chunk_ahead(const struct fm_cursor *cursor);
 
@@ -913,7 +916,7 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
  * fm_chunk_cancel() it first.  0, -ENOMEM: not asked. */
 int fm_stream_close(fm_pool *pool, fm_chunk *chunk);
 
-/* Who waits; a higher one takes the lead from a lower one. */
+/* Who waits; a higher one takes over from a leader of a lower one. */
 enum fm_rank { FM_RANK_PUMP, FM_RANK_COLLECTOR, FM_RANK_CALLER };
 
 /*
@@ -932,24 +935,28 @@ int fm_pool_turn(fm_pool *pool);
  * while the queue is not empty, and somebody (the pump at least) leads as
  * long as chunks for it are on their way.
  */
-int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out);
-void fm_inbox_unref(fm_inbox *inbox);
-int fm_inbox_fd(const fm_inbox *inbox);
+int fm_completion_queue_new(fm_pool *pool, int with_fd,
+                            fm_completion_queue **out);
+void fm_completion_queue_unref(fm_completion_queue *queue);
+int fm_completion_queue_fd(const fm_completion_queue *queue);
 /* Send the chunk there when it is done (at once if it is). FM_ESTATE if it
- * has an inbox already or was not accepted; -EAGAIN as fm_pool_submit.  The
- * inbox holds a reference to the chunk from then on, which
- * fm_pool_wait_inbox() hands over. */
-int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag);
+ * has a queue already or was not accepted; -EAGAIN as fm_pool_submit.  The
+ * queue holds a reference to the chunk from then on, which
+ * fm_pool_wait_completions() hands over. */
+int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_completion_queue *queue,
+                 void *tag);
 /*
  * Take up to n finished chunks; waits for the first until the deadline.
  * A count >= 1 (each with a reference for the caller), or as
- * fm_pool_wait_chunk; FM_ECLOSED after fm_inbox_close() when it is empty;
+ * fm_pool_wait_chunk; FM_ECLOSED after fm_completion_queue_close() when it is
+ * empty.
  */
-int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
-                       int n, int64_t deadline, enum fm_rank rank);
-/* Wake whoever waits for it; waits on an empty inbox fail from now on.  Its
+int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,
+                             fm_chunk **chunks, int n, int64_t deadline,
+                             enum fm_rank rank);
+/* Wake who waits for it; waits fail from now on when it is empty.  Its
  * descriptor is closed: let no poller watch it any more. */
-void fm_inbox_close(fm_pool *pool, fm_inbox *inbox);
+void fm_completion_queue_close(fm_pool *pool, fm_completion_queue *queue);
 
 /* Wait until every accepted task has its outcome (a drain). */
 int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, enum fm_rank rank);
@@ -1013,15 +1020,17 @@ struct fm_stats {
 int fm_pool_stats(fm_pool *pool, struct fm_stats *out);
 
 /* How often workers died of one thing. */
-struct fm_toll {
+struct fm_death_count {
     uint32_t cause; /* enum fm_cause */
     int32_t status; /* CAUSE_EXIT: as waitpid() gives it, else 0 */
     uint32_t oom;
     uint32_t deaths;
 };
-#define FM_TOLLS 32 /* the last one takes all that came too late for its own */
+#define FM_DEATH_COUNTS                                                        \
+    32 /* the last one takes all that came too late for its own */
 /* `deaths` of fm_stats by cause, oldest kind first; how many kinds. */
-int fm_pool_tolls(fm_pool *pool, struct fm_toll out[FM_TOLLS]);
+int fm_pool_death_counts(fm_pool *pool,
+                         struct fm_death_count out[FM_DEATH_COUNTS]);
 
 /*
  * What happened to workers, for those who keep a log: FM_EVENTS at the most

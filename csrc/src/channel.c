@@ -251,14 +251,14 @@ int64_t fm__channel_fill(struct fm__channel *channel)
     return n == 0 ? FM_EEOF : n;
 }
 
-size_t fm__channel_peek(struct fm__channel *channel, fm_slot *slot)
+size_t fm__channel_peek(struct fm__channel *channel, fm_page *page)
 {
     if (channel->in_long)
         return 0; /* the rest of it comes by the pipe */
     compact(channel);
-    size_t n = fm__slot_take(slot, channel->received,
-                             channel->in + channel->in_end,
-                             FM__INPUT - channel->in_end);
+    size_t n =
+        fm__page_take(page, channel->received, channel->in + channel->in_end,
+                      FM__INPUT - channel->in_end);
     channel->in_end += n;
     channel->received += n;
     return n;

@@ -1,12 +1,12 @@
 /*
  * chunk.c - chunks of tasks, and where their outcomes gather.
  *
- * A chunk is cut into pieces when a part of it is recalled or tried again;
- * outcomes come back piece by piece and are kept as segments, sorted by the
+ * A chunk is cut into ranges when a part of it is recalled or tried again;
+ * outcomes come back range by range and are kept as segments, sorted by the
  * task they begin with, until every task has one.
  *
  *   tasks      0 1 2 3 4 5 6 7
- *   pieces     |worker 0 |w. 1 |
+ *   ranges     |worker 0 |w. 1 |
  *   segments   [0 1][2][3 4][5 6 7]      2: a long record of its own
  *
  * The outcomes of a PROMPT chunk are read while others still come: what is
@@ -20,9 +20,9 @@
  * reader who wants them longer has a reference, or an accepted view, of his
  * own.  So whatever becomes of a reading, the record can be read again.
  *
- * Invariants: a task settles once: a piece moves `got` forward and never
- * back, pieces never overlap (INV-1).
- * Threads: pieces and segments under the pool's mutex until the chunk is
+ * Invariants: a task completes once: a range moves `got` forward and never
+ * back, ranges never overlap (INV-1).
+ * Threads: ranges and segments under the pool's mutex until the chunk is
  * DONE; then the segments belong to the one reader, as do those in `read`.
  */
 #include "pool.h"
@@ -87,9 +87,9 @@ static void enter_segment(fm_chunk *chunk, struct fm__segment *segment)
     *at = segment;
 }
 
-static struct fm__segment *new_segment(struct fm__piece *piece, size_t room)
+static struct fm__segment *new_segment(struct fm__range *range, size_t room)
 {
-    fm_chunk *chunk = piece->chunk;
+    fm_chunk *chunk = range->chunk;
     bool only = chunk->options.count == 1;
     struct fm__segment *segment =
         only ? &chunk->only : fm__calloc(sizeof *segment);
@@ -104,17 +104,17 @@ static struct fm__segment *new_segment(struct fm__piece *piece, size_t room)
         return NULL;
     }
     segment->room = room;
-    segment->first = piece->first + piece->got;
+    segment->first = range->first + range->got;
     return segment;
 }
 
-static void count_settled(struct fm__piece *piece, struct fm__segment *segment,
-                          uint32_t n)
+static void count_completed(struct fm__range *range,
+                            struct fm__segment *segment, uint32_t n)
 {
     if (segment)
         segment->count += n;
-    piece->got += n;
-    fm_chunk *chunk = piece->chunk;
+    range->got += n;
+    fm_chunk *chunk = range->chunk;
     bool whole =
         atomic_fetch_add(&chunk->outcomes, n) + n == chunk->options.count;
     if ((whole || chunk->options.flags & FM_RUN_PROMPT) && !chunk->noted) {
@@ -124,25 +124,25 @@ static void count_settled(struct fm__piece *piece, struct fm__segment *segment,
     }
 }
 
-static bool settle_owned(struct fm__piece *piece, const uint8_t *data,
-                         size_t size, uint8_t *owned)
+static bool complete_owned(struct fm__range *range, const uint8_t *data,
+                           size_t size, uint8_t *owned)
 {
-    struct fm__segment *segment = new_segment(piece, 0);
+    struct fm__segment *segment = new_segment(range, 0);
     if (!segment)
         return false;
     segment->data = (uint8_t *)(uintptr_t)data;
     segment->size = size;
     segment->memory = owned;
-    count_settled(piece, segment, 1);
-    enter_segment(piece->chunk, segment);
-    piece->open = NULL;
+    count_completed(range, segment, 1);
+    enter_segment(range->chunk, segment);
+    range->open = NULL;
     return true;
 }
 
-/* Room for `size` more bytes in the piece's open segment. */
-static struct fm__segment *open_segment(struct fm__piece *piece, size_t size)
+/* Room for `size` more bytes in the range's open segment. */
+static struct fm__segment *open_segment(struct fm__range *range, size_t size)
 {
-    struct fm__segment *segment = piece->open;
+    struct fm__segment *segment = range->open;
     if (segment && segment->room - segment->size >= size)
         return segment;
     if (segment) {
@@ -156,11 +156,11 @@ static struct fm__segment *open_segment(struct fm__piece *piece, size_t size)
         segment->room = room;
         return segment;
     }
-    uint32_t left = piece->count - piece->got;
-    segment = new_segment(piece, left == 1 ? size : size + 12 * (size_t)left);
+    uint32_t left = range->count - range->got;
+    segment = new_segment(range, left == 1 ? size : size + 12 * (size_t)left);
     if (segment) {
-        enter_segment(piece->chunk, segment);
-        piece->open = segment;
+        enter_segment(range->chunk, segment);
+        range->open = segment;
     }
     return segment;
 }
@@ -173,30 +173,29 @@ static void let_go(fm_chunk *chunk, const uint8_t *records, size_t size)
                         size);
 }
 
-void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
-                      size_t size, uint8_t *owned)
+void fm__chunk_complete(struct fm__range *range, uint32_t n,
+                        const uint8_t *data, size_t size, uint8_t *owned)
 {
-    assert(piece->got + n <= piece->count);
-    atomic_fetch_add_explicit(&piece->chunk->bytes, size,
-                              memory_order_relaxed);
-    if (owned && settle_owned(piece, data, size, owned))
+    assert(range->got + n <= range->count);
+    atomic_fetch_add_explicit(&range->chunk->bytes, size, memory_order_relaxed);
+    if (owned && complete_owned(range, data, size, owned))
         return;
-    struct fm__segment *segment = owned ? NULL : open_segment(piece, size);
+    struct fm__segment *segment = owned ? NULL : open_segment(range, size);
     if (segment) {
         memcpy(segment->data + segment->size, data, size);
         segment->size += size;
     } else {
         /* No memory: a gap in the segments is read as NOMEM. */
-        let_go(piece->chunk, data, size);
+        let_go(range->chunk, data, size);
         fm_body_free(owned);
-        piece->open = NULL;
+        range->open = NULL;
     }
-    count_settled(piece, segment, n);
+    count_completed(range, segment, n);
 }
 
-void fm__chunk_settle_made(struct fm__piece *piece, enum fm_what what,
-                          const void *body, size_t size, const char *text,
-                          size_t text_size)
+void fm__chunk_complete_made(struct fm__range *range, enum fm_what what,
+                             const void *body, size_t size, const char *text,
+                             size_t text_size)
 {
     struct fm_long head = {
         .tag = FM_TAG_LONG, .what = (uint8_t)what, .length = size + text_size};
@@ -207,32 +206,32 @@ void fm__chunk_settle_made(struct fm__piece *piece, enum fm_what what,
         memcpy(made + sizeof head, body, size);
     if (text_size)
         memcpy(made + sizeof head + size, text, text_size);
-    fm__chunk_settle(piece, 1, made, sizeof head + size + text_size, NULL);
+    fm__chunk_complete(range, 1, made, sizeof head + size + text_size, NULL);
 }
 
-/* ---------------------------------------------------------------- pieces */
+/* ---------------------------------------------------------------- ranges */
 
-struct fm__piece *fm__piece_split(struct fm__piece *piece, uint32_t n)
+struct fm__range *fm__range_split(struct fm__range *range, uint32_t n)
 {
-    struct fm__piece *tail = fm__calloc(sizeof *tail);
-    assert(n > 0 && piece->got + n <= piece->count);
+    struct fm__range *tail = fm__calloc(sizeof *tail);
+    assert(n > 0 && range->got + n <= range->count);
     if (!tail)
         return NULL;
-    tail->chunk = piece->chunk;
-    tail->first = piece->first + piece->count - n;
+    tail->chunk = range->chunk;
+    tail->first = range->first + range->count - n;
     tail->count = n;
-    piece->count -= n;
+    range->count -= n;
     fm__list_init(&tail->queue);
-    fm__list_insert(piece->in_chunk.next, &tail->in_chunk);
+    fm__list_insert(range->in_chunk.next, &tail->in_chunk);
     return tail;
 }
 
-void fm__piece_drop(struct fm__piece *piece)
+void fm__range_drop(struct fm__range *range)
 {
-    fm__list_remove(&piece->queue);
-    fm__list_remove(&piece->in_chunk);
-    if (piece != &piece->chunk->whole)
-        free(piece);
+    fm__list_remove(&range->queue);
+    fm__list_remove(&range->in_chunk);
+    if (range != &range->chunk->whole)
+        free(range);
 }
 
 /* --------------------------------------------------------------- reading */
@@ -253,9 +252,9 @@ void fm__chunk_show(fm_chunk *chunk)
     *tail = chunk->segments;
     chunk->latest = tail;
     chunk->segments = NULL;
-    for (struct fm__link *at = chunk->pieces.next; at != &chunk->pieces;
+    for (struct fm__link *at = chunk->ranges.next; at != &chunk->ranges;
          at = at->next)
-        FM__OF(at, struct fm__piece, in_chunk)->open = NULL;
+        FM__OF(at, struct fm__range, in_chunk)->open = NULL;
     chunk->fresh = now - chunk->shown;
     chunk->shown = now;
 }
@@ -372,61 +371,64 @@ int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record)
     return 0;
 }
 
-/* ------------------------------------------------------------------- inbox */
+/* ------------------------------------------------------ completion queue */
 
-int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out)
+int fm_completion_queue_new(fm_pool *pool, int with_fd,
+                            fm_completion_queue **out)
 {
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
-    fm_inbox *inbox = fm__calloc(sizeof *inbox);
-    if (!inbox)
+    fm_completion_queue *queue = fm__calloc(sizeof *queue);
+    if (!queue)
         return -ENOMEM;
-    inbox->flag.read_fd = inbox->flag.write_fd = -1;
-    int rc = with_fd ? fm__flag_open(&inbox->flag) : 0;
+    queue->flag.read_fd = queue->flag.write_fd = -1;
+    int rc = with_fd ? fm__flag_open(&queue->flag) : 0;
     if (rc < 0) {
-        free(inbox);
+        free(queue);
         return rc;
     }
-    atomic_init(&inbox->refs, 1);
-    inbox->has_flag = with_fd;
-    inbox->tail = &inbox->head;
-    inbox->pool = fm_pool_ref(pool);
-    *out = inbox;
+    atomic_init(&queue->refs, 1);
+    queue->notice = with_fd ? FM__NOTICE_DOWN : FM__NOTICE_NONE;
+    queue->tail = &queue->head;
+    queue->pool = fm_pool_ref(pool);
+    *out = queue;
     return 0;
 }
 
-void fm_inbox_unref(fm_inbox *inbox)
+void fm_completion_queue_unref(fm_completion_queue *queue)
 {
-    if (!inbox || atomic_fetch_sub(&inbox->refs, 1) != 1)
+    if (!queue || atomic_fetch_sub(&queue->refs, 1) != 1)
         return;
-    fm_pool *pool = inbox->pool;
-    if (inbox->flag.read_fd >= 0 && !fm__pool_foreign(pool))
-        fm__flag_close(&inbox->flag);
-    for (fm_chunk *chunk = inbox->head, *next; chunk; chunk = next) {
+    fm_pool *pool = queue->pool;
+    if (queue->flag.read_fd >= 0 && !fm__pool_foreign(pool))
+        fm__flag_close(&queue->flag);
+    for (fm_chunk *chunk = queue->head, *next; chunk; chunk = next) {
         next = chunk->next;
         fm_chunk_unref(chunk);
     }
-    free(inbox);
+    free(queue);
     fm_pool_unref(pool);
 }
 
-int fm_inbox_fd(const fm_inbox *inbox)
+int fm_completion_queue_fd(const fm_completion_queue *queue)
 {
-    return inbox->flag.read_fd >= 0 ? inbox->flag.read_fd : FM_ESTATE;
+    return queue->flag.read_fd >= 0 ? queue->flag.read_fd : FM_ESTATE;
 }
 
-void fm__inbox_put(fm_inbox *inbox, fm_chunk *chunk)
+void fm__completion_queue_put(fm_completion_queue *queue, fm_chunk *chunk)
 {
     if (chunk->queued)
         return;
-    atomic_fetch_add(&chunk->refs, 1); /* the inbox's, then its reader's */
+    atomic_fetch_add(&chunk->refs, 1); /* the queue's, then its reader's */
     chunk->next = NULL;
     chunk->queued = true;
-    *inbox->tail = chunk;
-    inbox->tail = &chunk->next;
-    if (inbox->has_flag && !inbox->flag_up && inbox->flag.write_fd >= 0)
-        fm__flag_set(&inbox->flag);
-    inbox->flag_up |= inbox->has_flag;
+    *queue->tail = chunk;
+    queue->tail = &chunk->next;
+    if (queue->notice != FM__NOTICE_DOWN)
+        return;
+    queue->notice = FM__NOTICE_UP;
+    if (queue->flag.write_fd >= 0)
+        fm__flag_set(&queue->flag);
 }
 
 /* ------------------------------------------------------------- life cycle */
@@ -436,7 +438,7 @@ static int make_chunk(fm_pool *pool, const struct fm_chunk_options *options,
                       size_t extra, fm_chunk **out)
 {
     if (options->count == 0 || options->count > FM_CLAIMS / 4 ||
-        (options->flags & FM_RUN_PROMPT && !options->inbox) ||
+        (options->flags & FM_RUN_PROMPT && !options->completions) ||
         (!options->function && !(options->flags & FM_RUN_APPLY)))
         return -EINVAL;
     fm_chunk *chunk = fm__malloc(sizeof *chunk + extra);
@@ -464,11 +466,10 @@ static int make_chunk(fm_pool *pool, const struct fm_chunk_options *options,
     chunk->pool = fm_pool_ref(pool);
     chunk->granted = chunk->options.credit;
     chunk->outputs_tail = &chunk->outputs;
-    fm__list_init(&chunk->pieces);
-    chunk->whole =
-        (struct fm__piece){.chunk = chunk, .count = options->count};
+    fm__list_init(&chunk->ranges);
+    chunk->whole = (struct fm__range){.chunk = chunk, .count = options->count};
     fm__list_init(&chunk->whole.queue);
-    fm__list_insert(&chunk->pieces, &chunk->whole.in_chunk);
+    fm__list_insert(&chunk->ranges, &chunk->whole.in_chunk);
     *out = chunk;
     return 0;
 }
@@ -547,7 +548,7 @@ void fm_chunk_unref(fm_chunk *chunk)
     }
     fm__bytes_unref(chunk->body);
     fm_arena_unref(chunk->options.arena);
-    fm_inbox_unref(chunk->inbox);
+    fm_completion_queue_unref(chunk->completions);
     fm_function_unref(chunk->options.function);
     for (struct fm__need *need = chunk->needs, *next; need; need = next) {
         next = need->next;

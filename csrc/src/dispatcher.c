@@ -28,7 +28,7 @@ void fm__dispatcher_init(struct fm__dispatcher *d, struct fm__worker *workers,
 {
     *d = (struct fm__dispatcher){
         .workers = workers, .n = n, .max_tasks = max_tasks};
-    fm__list_init(&d->zero.pieces);
+    fm__list_init(&d->zero.ranges);
     d->levels = &d->zero;
 }
 
@@ -56,17 +56,17 @@ static struct fm__level *find_level(struct fm__dispatcher *d, int32_t priority)
     struct fm__level *level = fm__malloc(sizeof *level);
     if (!level)
         return NULL;
-    fm__list_init(&level->pieces);
+    fm__list_init(&level->ranges);
     level->priority = priority;
     level->next = *at;
     *at = level;
     return level;
 }
 
-int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__piece *piece,
+int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__range *range,
                          bool front)
 {
-    const struct fm_chunk_options *options = &piece->chunk->options;
+    const struct fm_chunk_options *options = &range->chunk->options;
     struct fm__link *list;
     if (options->slot >= 0) {
         list = &d->workers[options->slot].pinned;
@@ -74,20 +74,20 @@ int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__piece *piece,
         struct fm__level *level = find_level(d, options->priority);
         if (!level)
             return -ENOMEM;
-        list = &level->pieces;
+        list = &level->ranges;
     }
-    fm__list_insert(front ? list->next : list, &piece->queue);
-    d->backlog += piece->count;
+    fm__list_insert(front ? list->next : list, &range->queue);
+    d->backlog += range->count;
     return 0;
 }
 
 void fm__dispatcher_requeue(struct fm__dispatcher *d, struct fm__link *list)
 {
     while (!fm__list_empty(list)) {
-        struct fm__piece *piece = FM__OF(list->prev, struct fm__piece, queue);
-        fm__list_remove(&piece->queue);
+        struct fm__range *range = FM__OF(list->prev, struct fm__range, queue);
+        fm__list_remove(&range->queue);
         /* Its level exists since it was queued first: this cannot fail. */
-        int rc = fm__dispatcher_queue(d, piece, true);
+        int rc = fm__dispatcher_queue(d, range, true);
         assert(rc == 0);
         (void)rc;
     }
@@ -99,70 +99,69 @@ void fm__dispatcher_look(struct fm__dispatcher *d)
     d->saturated = d->all_busy = false;
 }
 
-void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__piece *piece)
+void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__range *range)
 {
-    fm__list_remove(&piece->queue);
-    d->backlog -= piece->count;
+    fm__list_remove(&range->queue);
+    d->backlog -= range->count;
 }
 
-static struct fm__piece *highest(struct fm__dispatcher *d)
+static struct fm__range *highest(struct fm__dispatcher *d)
 {
     for (struct fm__level *level = d->levels; level; level = level->next)
-        if (!fm__list_empty(&level->pieces))
-            return FM__OF(level->pieces.next, struct fm__piece, queue);
+        if (!fm__list_empty(&level->ranges))
+            return FM__OF(level->ranges.next, struct fm__range, queue);
     return NULL;
 }
 
-struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d)
+struct fm__range *fm__dispatcher_any(struct fm__dispatcher *d)
 {
-    struct fm__piece *piece = highest(d);
-    for (uint32_t i = 0; !piece && i < d->n; i++) {
+    struct fm__range *range = highest(d);
+    for (uint32_t i = 0; !range && i < d->n; i++) {
         struct fm__link *pinned = &d->workers[i].pinned;
         if (!fm__list_empty(pinned))
-            piece = FM__OF(pinned->next, struct fm__piece, queue);
+            range = FM__OF(pinned->next, struct fm__range, queue);
     }
-    return piece;
+    return range;
 }
 
 /* -------------------------------------------------------------- dispatch */
 
-static bool has_credit(struct fm__dispatcher *d,
-                       const struct fm__worker *w,
-                       const struct fm__piece *piece)
+static bool has_credit(struct fm__dispatcher *d, const struct fm__worker *w,
+                       const struct fm__range *range)
 {
     if (w->state != FM_WORKER_READY && w->state != FM_WORKER_STARTING)
         return false;
     if (d->max_tasks && w->assigned >= d->max_tasks)
         return false;
-    if (!fm__worker_has_claims(w, piece->count)) {
-        d->starved |= w->n_pieces == 0;
+    if (!fm__worker_has_claims(w, range->count)) {
+        d->starved |= w->n_ranges == 0;
         return false;
     }
-    if (w->n_pieces == 0)
+    if (w->n_ranges == 0)
         return true;
     if (w->state == FM_WORKER_STARTING || w->streams ||
-        piece->chunk->options.flags & FM_RUN_STREAM)
+        range->chunk->options.flags & FM_RUN_STREAM)
         return false;
-    if (piece->count > 1 || w->in_flight > w->n_pieces)
-        return w->n_pieces < 2;
-    return w->n_pieces < w->credit;
+    if (range->count > 1 || w->in_flight > w->n_ranges)
+        return w->n_ranges < 2;
+    return w->n_ranges < w->credit;
 }
 
 /* How well a worker suits: at once, after its initializer, after others. */
 static int rank(const struct fm__worker *w)
 {
-    return w->n_pieces ? 1 : w->state == FM_WORKER_STARTING ? 2 : 3;
+    return w->n_ranges ? 1 : w->state == FM_WORKER_STARTING ? 2 : 3;
 }
 
-/* The next worker for the piece, idle ones first; NULL: none has credit. */
+/* The next worker for the range, idle ones first; NULL: none has credit. */
 static struct fm__worker *choose(struct fm__dispatcher *d,
-                                 const struct fm__piece *piece)
+                                 const struct fm__range *range)
 {
     struct fm__worker *best = NULL;
     for (uint32_t i = 0; i < d->n; i++) {
         struct fm__worker *w =
             &d->workers[(d->packed ? i : d->turn + i) % d->n];
-        if (!has_credit(d, w, piece))
+        if (!has_credit(d, w, range))
             continue;
         if (!best || rank(w) > rank(best))
             best = w;
@@ -176,29 +175,28 @@ static struct fm__worker *choose(struct fm__dispatcher *d,
     return best;
 }
 
-/* Send a queued piece, or as much of it as the worker may still take. */
+/* Send a queued range, or as much of it as the worker may still take. */
 static uint32_t send(struct fm__dispatcher *d, struct fm__worker *w,
-                     struct fm__piece *piece)
+                     struct fm__range *range)
 {
-    uint64_t most = d->max_tasks ? d->max_tasks - w->assigned : piece->count;
-    struct fm__link *after = piece->queue.next;
-    uint32_t count = piece->count;
+    uint64_t most = d->max_tasks ? d->max_tasks - w->assigned : range->count;
+    struct fm__link *after = range->queue.next;
+    uint32_t count = range->count;
     if (most < count) {
-        struct fm__piece *tail =
-            fm__piece_split(piece, count - (uint32_t)most);
+        struct fm__range *tail = fm__range_split(range, count - (uint32_t)most);
         if (tail)
             fm__list_insert(after, &tail->queue);
-        count = piece->count;
+        count = range->count;
     }
-    fm__list_remove(&piece->queue);
-    if (fm__worker_send(w, piece) < 0) {
-        fm__list_insert(after, &piece->queue); /* no memory: later */
+    fm__list_remove(&range->queue);
+    if (fm__worker_send(w, range) < 0) {
+        fm__list_insert(after, &range->queue); /* no memory: later */
         d->starved = true;
         return 0;
     }
     d->backlog -= count;
     d->frames++;
-    d->bytes += sizeof(struct fm_frame) + piece->chunk->options.size;
+    d->bytes += sizeof(struct fm_frame) + range->chunk->options.size;
     if (!w->dirty) {
         w->dirty = true;
         w->next_dirty = d->dirty;
@@ -206,7 +204,7 @@ static uint32_t send(struct fm__dispatcher *d, struct fm__worker *w,
     }
     /* It answers what it has before it is out of work, and who takes that in
      * flushes: only then may its frame wait for others. */
-    d->urgent |= w->n_pieces == 1 || !w->task_ns || w->task_ns > SHORT_NS;
+    d->urgent |= w->n_ranges == 1 || !w->task_ns || w->task_ns > SHORT_NS;
     return count;
 }
 
@@ -216,9 +214,9 @@ static uint64_t run_pinned(struct fm__dispatcher *d)
     for (uint32_t i = 0; i < d->n; i++) {
         struct fm__worker *w = &d->workers[i];
         while (!fm__list_empty(&w->pinned)) {
-            struct fm__piece *piece =
-                FM__OF(w->pinned.next, struct fm__piece, queue);
-            uint32_t n = has_credit(d, w, piece) ? send(d, w, piece) : 0;
+            struct fm__range *range =
+                FM__OF(w->pinned.next, struct fm__range, queue);
+            uint32_t n = has_credit(d, w, range) ? send(d, w, range) : 0;
             if (n == 0)
                 break;
             sent += n;
@@ -236,9 +234,9 @@ uint64_t fm__dispatcher_run(struct fm__dispatcher *d)
         return 0;
     d->starved = false;
     sent = run_pinned(d);
-    for (struct fm__piece *piece; (piece = highest(d));) {
-        struct fm__worker *w = choose(d, piece);
-        uint32_t n = w ? send(d, w, piece) : 0;
+    for (struct fm__range *range; (range = highest(d));) {
+        struct fm__worker *w = choose(d, range);
+        uint32_t n = w ? send(d, w, range) : 0;
         if (n == 0) {
             d->saturated = !w;
             break;
@@ -271,7 +269,7 @@ uint32_t fm__dispatcher_steal(struct fm__dispatcher *d, bool insist,
         return 0;
     for (uint32_t i = 0; i < d->n; i++) {
         struct fm__worker *w = &d->workers[i];
-        if (w->n_pieces == 0 && w->state == FM_WORKER_READY &&
+        if (w->n_ranges == 0 && w->state == FM_WORKER_READY &&
             (!d->max_tasks || w->assigned < d->max_tasks))
             idle = true;
         if (waiting(w) > (victim ? waiting(victim) : 0))

@@ -16,22 +16,23 @@ void fm__events_tell(fm_pool *pool, struct fm_event event)
     pool->events_told++;
 }
 
-void fm__events_add_toll(fm_pool *pool, const struct fm_death *death)
+void fm__events_count_death(fm_pool *pool, const struct fm_death *death)
 {
-    struct fm_toll toll = {.cause = death->cause, .oom = death->oom};
+    struct fm_death_count kind = {.cause = death->cause, .oom = death->oom};
     uint32_t i = 0;
     if (death->cause == FM_CAUSE_EXIT && !death->oom)
-        toll.status = death->status;
-    while (i < pool->n_tolls &&
-           (pool->tolls[i].cause != toll.cause ||
-            pool->tolls[i].status != toll.status ||
-            pool->tolls[i].oom != toll.oom))
+        kind.status = death->status;
+    while (i < pool->n_death_counts &&
+           (pool->death_counts[i].cause != kind.cause ||
+            pool->death_counts[i].status != kind.status ||
+            pool->death_counts[i].oom != kind.oom))
         i++;
-    if (i == FM_TOLLS) /* so many kinds: the last one is "of anything else" */
-        pool->tolls[--i].cause = 0;
-    else if (i == pool->n_tolls)
-        pool->tolls[pool->n_tolls++] = toll;
-    pool->tolls[i].deaths++;
+    if (i ==
+        FM_DEATH_COUNTS) /* so many kinds: the last one is "of anything else" */
+        pool->death_counts[--i].cause = 0;
+    else if (i == pool->n_death_counts)
+        pool->death_counts[pool->n_death_counts++] = kind;
+    pool->death_counts[i].deaths++;
 }
 
 void fm__events_add_cause(fm_pool *pool, const uint8_t *record, uint64_t size)
@@ -66,13 +67,14 @@ void fm__events_add_death(fm_pool *pool, const struct fm_death *death,
 
 /* ------------------------------------------------------------------ looks */
 
-int fm_pool_tolls(fm_pool *pool, struct fm_toll out[FM_TOLLS])
+int fm_pool_death_counts(fm_pool *pool,
+                         struct fm_death_count out[FM_DEATH_COUNTS])
 {
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    memcpy(out, pool->tolls, pool->n_tolls * sizeof *out);
-    int n = (int)pool->n_tolls;
+    memcpy(out, pool->death_counts, pool->n_death_counts * sizeof *out);
+    int n = (int)pool->n_death_counts;
     fm__pool_unlock(pool);
     return n;
 }

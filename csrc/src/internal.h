@@ -180,7 +180,7 @@ int fm__sys_park(_Atomic uint32_t *word, uint32_t old, int64_t timeout_ns);
 void fm__sys_unpark(_Atomic uint32_t *word);
 
 /* Readiness.  A poller is used by one waiting thread; add, want, drop and
- * kick by any. */
+ * wake by any. */
 typedef struct fm__poller fm__poller;
 struct fm__ready {
     uint64_t token;
@@ -195,10 +195,10 @@ int fm__poller_want_write(fm__poller *poller, int fd, uint64_t token,
 int fm__poller_want_room(fm__poller *poller, int fd, uint64_t token,
                          bool write);
 void fm__poller_drop(fm__poller *poller, int fd);
-/* Events (kicks are swallowed: 0 is possible), -EINTR. */
+/* Events (wake-ups are swallowed: 0 is possible), -EINTR. */
 int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
                     int64_t timeout_ns);
-void fm__poller_kick(fm__poller *poller);
+void fm__poller_wake(fm__poller *poller);
 
 /* A descriptor that is readable between set and clear. */
 struct fm__flag {
@@ -226,10 +226,10 @@ void fm__partial_fini(struct fm__partial *in);
 
 /*
  * One writer a field: the worker writes the first two lines.  What both write
- * (claims, sent) moves by compare-and-swap; want is only a hint to whoever
+ * (claims, sent) moves by compare-and-swap; want is only a hint to who
  * reads it next.  Nobody waits on any of it.
  */
-struct fm_slot {
+struct fm_page {
     alignas(64) _Atomic uint64_t out_end; /* result stream, absolute */
     _Atomic uint64_t started;             /* number of the last task + 1 */
     _Atomic uint64_t seen; /* the same, recalled ones included */
@@ -261,26 +261,26 @@ static_assert(sizeof(struct fm_message) == 32, "wire format");
 static_assert(sizeof(struct fm_death) == 56, "wire format");
 
 /* Pool's side: mark numbers [from, from + n) as sent, before sending. */
-void fm__slot_offer(fm_slot *slot, uint64_t from, uint32_t n);
+void fm__page_offer(fm_page *page, uint64_t from, uint32_t n);
 /* Take a task back: true if the worker had not claimed it. */
-bool fm__slot_recall(fm_slot *slot, uint64_t number);
-enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number);
+bool fm__page_recall(fm_page *page, uint64_t number);
+enum fm_claim fm__page_claim(const fm_page *page, uint64_t number);
 /* Copy the result stream's bytes [from, out_end) out of the ring: their
  * count, or FM_EPROTO if they are not (all) there.  n is FM_RING. */
-int64_t fm__slot_rescue(const fm_slot *slot, uint64_t from, uint8_t *out);
+int64_t fm__page_rescue(const fm_page *page, uint64_t from, uint8_t *out);
 /* Pool's side: take up to `room` bytes of the result stream from `from` on
  * out of the ring, so that they need not be written.  0: none are there, or
  * they are in the pipe, or the worker is just writing them. */
-size_t fm__slot_take(fm_slot *slot, uint64_t from, uint8_t *out, size_t room);
-/* Whether fm__slot_take() would find something. */
-bool fm__slot_ahead(const fm_slot *slot, uint64_t from);
+size_t fm__page_take(fm_page *page, uint64_t from, uint8_t *out, size_t room);
+/* Whether fm__page_take() would find something. */
+bool fm__page_ahead(const fm_page *page, uint64_t from);
 /* Ask to be told of the next outcome by a write, with another number than the
  * last time, above FM__WANT_NOTHING; or say that it need not.  What came before
  * may be in the ring: look there once more before sleeping. */
 enum { FM__WANT_ALWAYS, FM__WANT_NOTHING };
-void fm__slot_want(fm_slot *slot, uint32_t want);
+void fm__page_want(fm_page *page, uint32_t want);
 /* Worker's side: copy n bytes to absolute offset `at`. */
-void fm__slot_store(fm_slot *slot, uint64_t at, const void *data, size_t n);
+void fm__page_store(fm_page *page, uint64_t at, const void *data, size_t n);
 
 /* ------------------------------------------------- channel (channel.c) */
 
@@ -364,8 +364,8 @@ bool fm__channel_pending(const struct fm__channel *channel);
 void fm__channel_shut(struct fm__channel *channel);
 /* Read once from the pipe: bytes, 0 nothing now, FM_EEOF, -errno. */
 int64_t fm__channel_fill(struct fm__channel *channel);
-/* Take what lies in the slot's ring and is not in the pipe: bytes, or 0. */
-size_t fm__channel_peek(struct fm__channel *channel, fm_slot *slot);
+/* Take what lies in the page's ring and is not in the pipe: bytes, or 0. */
+size_t fm__channel_peek(struct fm__channel *channel, fm_page *page);
 /* Feed bytes that did not come by the pipe (the rescued ring): how many
  * were taken; parse, then feed the rest. */
 size_t fm__channel_feed(struct fm__channel *channel, const uint8_t *data,
@@ -450,9 +450,9 @@ struct fm__segment {
  * A contiguous run of a chunk's tasks: in the backlog, or on a worker.
  * Its tasks [first, first + got) have their outcome, in order.
  */
-struct fm__piece {
+struct fm__range {
     struct fm__link queue;    /* backlog level, pinned list or worker */
-    struct fm__link in_chunk; /* the chunk's pieces */
+    struct fm__link in_chunk; /* the chunk's ranges */
     fm_chunk *chunk;
     uint32_t first, count, got;
     uint64_t number; /* of task `first` on the worker */
@@ -486,15 +486,15 @@ struct fm_chunk {
     uint32_t *retried; /* tries of each task but the first; may be NULL */
     _Atomic int64_t busy_ns;
     _Atomic uint64_t bytes; /* of outcomes */
-    struct fm__link pieces;
-    struct fm__piece whole; /* the first piece needs no memory */
+    struct fm__link ranges;
+    struct fm__range whole;       /* the first range needs no memory */
     struct fm__segment *segments; /* sorted by first */
     struct fm__finished *finished; /* the pool's, once accepted */
     bool noted;                    /* it is in that list */
     fm_chunk *after;               /* there */
-    fm_chunk *next;                /* in the inbox */
-    fm_inbox *inbox;               /* a reference, until it goes there */
-    bool queued;                   /* it lies in an inbox */
+    fm_chunk *next;                /* in the completion queue */
+    fm_completion_queue *completions; /* a reference, until it goes there */
+    bool queued;                      /* it lies in a completion queue */
     /* PROMPT: segments that the reader was given, where those of the last
      * time begin, how many outcomes they have in all, and those. */
     struct fm__segment *read, **latest;
@@ -509,40 +509,40 @@ struct fm_chunk {
 };
 
 uint32_t fm__chunk_tries(const fm_chunk *chunk, uint32_t task);
-/* Append outcome records of `n` tasks of the piece, from its first without
+/* Append outcome records of `n` tasks of the range, from its first without
  * one.  Owned: takes `owned` (n is 1, data lies in it).  Never fails: an
  * outcome that finds no memory is read as NOMEM (INV-1). */
-void fm__chunk_settle(struct fm__piece *piece, uint32_t n, const uint8_t *data,
-                      size_t size, uint8_t *owned);
+void fm__chunk_complete(struct fm__range *range, uint32_t n,
+                        const uint8_t *data, size_t size, uint8_t *owned);
 /* The same with a record that the pool makes: LONG with this body. */
-void fm__chunk_settle_made(struct fm__piece *piece, enum fm_what what,
-                          const void *body, size_t size, const char *text,
-                          size_t text_size);
+void fm__chunk_complete_made(struct fm__range *range, enum fm_what what,
+                             const void *body, size_t size, const char *text,
+                             size_t text_size);
 /* PROMPT: what is there goes over to the reader, once. */
 void fm__chunk_show(fm_chunk *chunk);
-/* Cut the last n tasks off a piece, as a piece of its own (no memory: the
- * piece stays as it is and NULL is returned). */
-struct fm__piece *fm__piece_split(struct fm__piece *piece, uint32_t n);
-/* A piece that is used up: unlink it and free its memory. */
-void fm__piece_drop(struct fm__piece *piece);
+/* Cut the last n tasks off a range, as a range of its own (no memory: the
+ * range stays as it is and NULL is returned). */
+struct fm__range *fm__range_split(struct fm__range *range, uint32_t n);
+/* A range that is used up: unlink it and free its memory. */
+void fm__range_drop(struct fm__range *range);
 int fm__chunk_output(fm_chunk *chunk, const struct fm__record *record);
 
 /* --------------------------------------------------- worker (worker.c) */
 
 enum fm_worker_state {
     FM_WORKER_EMPTY,    /* no process: not born yet, or being replaced */
-    FM_WORKER_STARTING, /* its initializer runs; it may be sent one piece */
+    FM_WORKER_STARTING, /* its initializer runs; it may be sent one range */
     FM_WORKER_READY,
-    FM_WORKER_DOOMED,  /* a kill was asked for; nothing more is sent */
-    FM_WORKER_LEAVING, /* it has had nothing to do; its channel is closed */
+    FM_WORKER_CONDEMNED, /* a kill was asked for; nothing more is sent */
+    FM_WORKER_LEAVING,   /* it has had nothing to do; its channel is closed */
     FM_WORKER_STATE_COUNT
 };
 
 enum fm_worker_event {
-    FM_WORKER_BORN,  /* born, and will say HELLO */
+    FM_WORKER_BORN, /* born, and will say HELLO */
     FM_WORKER_BORN_READY,
     FM_WORKER_HELLO,
-    FM_WORKER_DOOM,
+    FM_WORKER_CONDEMN,
     FM_WORKER_LEAVE,
     FM_WORKER_DIED,
     FM_WORKER_EVENT_COUNT
@@ -556,25 +556,25 @@ struct fm__worker {
     uint32_t slot, generation, births;
     pid_t pid;
     enum fm_worker_state state;
-    fm_slot *page;
-    struct fm__link pieces; /* in the order sent */
+    fm_page *page;
+    struct fm__link ranges; /* in the order sent */
     struct fm__link pinned; /* only for this slot, not sent yet */
-    uint32_t n_pieces, in_flight, streams, timed;
+    uint32_t n_ranges, in_flight, streams, timed;
     uint64_t next_number, assigned;
     uint32_t credit;
     int64_t task_ns; /* moving average of a task's time; 0: unknown */
     int64_t busy_seen, spent;
-    uint32_t settled_since; /* since it was learned from, as `spent` */
+    uint32_t completed_since; /* since it was learned from, as `spent` */
     fm_chunk *charged; /* in this look: the last one, for so many tasks */
     uint32_t charged_n;
     int64_t charged_ns;
     int64_t born_ns, eof_ns; /* eof_ns: when its results ended, or 0 */
     int64_t idle_since;      /* seen without work then, and none since; or 0 */
     uint64_t done;
-    enum fm_cause cause; /* why it is doomed, or 0 */
+    enum fm_cause cause; /* why it is condemned, or 0 */
     bool unsent;         /* its KILL has not been sent yet */
     uint32_t rejected;   /* generation whose REJECT has not; 0: none */
-    uint32_t asked; /* the last number given to fm__slot_want() */
+    uint32_t asked;      /* the last number given to fm__page_want() */
     bool wants_write, garbled;
     bool dirty; /* frames are queued and not flushed yet */
     bool wanted; /* the zygote keeps a worker in this slot */
@@ -598,11 +598,11 @@ void fm__worker_init(struct fm__worker *worker, uint32_t slot);
 /* fds as of FM_REPORT_BORN; owned from now on, on error too. */
 int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
                     const int fds[FM_MESSAGE_FDS], bool hello, int64_t now);
-/* Queue the frames for a piece; it is on the worker from then on. */
-int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece);
-/* Room for another piece of n tasks in the claims. */
+/* Queue the frames for a range; it is on the worker from then on. */
+int fm__worker_send(struct fm__worker *worker, struct fm__range *range);
+/* Room for another range of n tasks in the claims. */
 bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n);
-/* Parse what the channel holds.  Pieces whose task shall be tried again go
+/* Parse what the channel holds.  Ranges whose task shall be tried again go
  * to `again`.  0; FM_EPROTO and the like: the worker cannot be trusted. */
 int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
                     struct fm__tally *tally, enum fm__news *news,
@@ -612,12 +612,12 @@ int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
  * other worker may run. */
 uint32_t fm__worker_recall(struct fm__worker *worker, uint32_t n, bool pinned,
                            struct fm__link *back);
-/* Take back the unstarted end of one piece; as above. */
-uint32_t fm__worker_recall_piece(struct fm__piece *piece, uint32_t n,
+/* Take back the unstarted end of one range; as above. */
+uint32_t fm__worker_recall_range(struct fm__range *range, uint32_t n,
                                  struct fm__link *back);
-/* The piece whose task has started and has no outcome yet; NULL: none. */
-struct fm__piece *fm__worker_running(struct fm__worker *worker);
-/* After its death: the piece of the victim is settled or tried again, the
+/* The range whose task has started and has no outcome yet; NULL: none. */
+struct fm__range *fm__worker_running(struct fm__worker *worker);
+/* After its death: the range of the victim completes or is tried again, the
  * rest goes to `again`; channel and page are released. */
 void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
                      bool broken, struct fm__link *again,
@@ -660,7 +660,7 @@ void fm__reaper_fini(struct fm__reaper *reaper);
 /* ------------------------------------------- dispatcher (dispatcher.c) */
 
 struct fm__level {
-    struct fm__link pieces;
+    struct fm__link ranges;
     int32_t priority;
     struct fm__level *next; /* lower priority */
 };
@@ -687,18 +687,18 @@ struct fm__dispatcher {
 void fm__dispatcher_init(struct fm__dispatcher *d, struct fm__worker *workers,
                          uint32_t n, uint32_t max_tasks);
 void fm__dispatcher_fini(struct fm__dispatcher *d);
-/* Queue a piece; `front`: before what waits already at its priority.  Takes
+/* Queue a range; `front`: before what waits already at its priority.  Takes
  * no memory but for a new priority: -ENOMEM then. */
-int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__piece *piece,
+int fm__dispatcher_queue(struct fm__dispatcher *d, struct fm__range *range,
                          bool front);
-/* Queue a list of pieces at the front, keeping its order. */
+/* Queue a list of ranges at the front, keeping its order. */
 void fm__dispatcher_requeue(struct fm__dispatcher *d, struct fm__link *list);
-/* Take a piece out of the backlog. */
-void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__piece *piece);
+/* Take a range out of the backlog. */
+void fm__dispatcher_unqueue(struct fm__dispatcher *d, struct fm__range *range);
 /* A worker may have credit, or be idle, that was not: look again. */
 void fm__dispatcher_look(struct fm__dispatcher *d);
-/* Any piece of the backlog, or NULL. */
-struct fm__piece *fm__dispatcher_any(struct fm__dispatcher *d);
+/* Any range of the backlog, or NULL. */
+struct fm__range *fm__dispatcher_any(struct fm__dispatcher *d);
 /* Send while there is backlog and a worker with credit; marks dirty.
  * Returns the number of tasks sent. */
 uint64_t fm__dispatcher_run(struct fm__dispatcher *d);

@@ -1,25 +1,24 @@
 /*
  * leader.c - the leader: which thread does the pool's I/O, who waits for what.
  *
- * One mutex guards all; the thread that has the lead waits in the poller
- * without it, and does the I/O with it.  Whoever waits works:
+ * One mutex guards all; the thread that is the leader waits in the poller
+ * without it, and does the I/O with it.  Who waits works:
  *
  *   1. submit writes the frame itself when a worker has credit;
- *   2. a thread that waits takes the lead if nobody has it; from a lower rank
- *      (pump < collector < caller) it asks for it: `want`, one kick;
+ *   2. a thread that waits is the leader if there is none; of a lower rank
+ *      (pump < collector < caller) it asks for it: `want`, one wake-up;
  *      otherwise it parks on its own word;
  *   3. the leader takes in what is ready, sends the backlog, wakes only those
  *      parked threads whose wait is over;
- *   4. on leaving it hands the lead to a parked thread of the highest rank,
- *      or else to the pump if there is a reason (pump_needed).
+ *   4. on leaving it makes the parked thread of the highest rank the leader,
+ *      or else the pump if there is a reason (pump_needed).
  *
  * A lone submit + wait so makes three system calls here and no futex call.
  *
- * Guarantees: whoever waits is woken when its wait is over, and not before
- * but for the lead; no lead is lost: a thread that leaves it names the next
- * one under the mutex.
+ * Guarantees: who waits is woken when its wait is over, or to be the leader,
+ * and not else; a leader that leaves names the next one under the mutex.
  * Invariants: pool->leader is NULL, or a thread that is in the poller, in
- * lead_turn(), or on its way out of park() to lead.
+ * make_turn(), or on its way out of park().
  * Threads: any; the mutex is held around every call and free while one waits.
  * The pump is the only thread made here.
  */
@@ -53,7 +52,7 @@ bool fm__leader_gone(const fm_pool *pool)
 static bool satisfied(const fm_pool *pool, const struct fm__waiter *w)
 {
     const fm_chunk *chunk = w->on;
-    const fm_inbox *inbox = w->on;
+    const fm_completion_queue *queue = w->on;
     switch (w->kind) {
     case FM__WAIT_CHUNK:
         return chunk->abandoned ||
@@ -61,8 +60,8 @@ static bool satisfied(const fm_pool *pool, const struct fm__waiter *w)
     case FM__WAIT_STREAM:
         return chunk->outputs || chunk->abandoned ||
                atomic_load(&chunk->state) == FM_CHUNK_DONE;
-    case FM__WAIT_INBOX:
-        return inbox->head || inbox->closed || pool->state == FM_POOL_CLOSED;
+    case FM__WAIT_COMPLETIONS:
+        return queue->head || queue->closed || pool->state == FM_POOL_CLOSED;
     case FM__WAIT_IDLE:
         return pool->tally.outcomes == pool->accepted;
     case FM__WAIT_WORKERS:
@@ -70,7 +69,7 @@ static bool satisfied(const fm_pool *pool, const struct fm__waiter *w)
     case FM__WAIT_GONE:
         return fm__leader_gone(pool);
     case FM__WAIT_PUMP:
-        return pool->pump_quit;
+        return pool->pump == FM__PUMP_ENDED;
     }
     return true;
 }
@@ -84,22 +83,22 @@ static void wake(struct fm__waiter *w)
     fm__sys_unpark(&w->word);
 }
 
-void fm__leader_kick(fm_pool *pool)
+void fm__leader_wake_leader(fm_pool *pool)
 {
     /* Once is enough; and a leader that is not in the poller looks at what
      * has changed before it goes there. */
-    if (!pool->polling || pool->kicked)
+    if (pool->leading != FM__LEADING_POLLS)
         return;
-    pool->kicked = true;
+    pool->leading = FM__LEADING_WOKEN;
     pool->counts.kicks++;
-    fm__poller_kick(pool->poller);
+    fm__poller_wake(pool->poller);
 }
 
 /* Those whose wait is over: parked ones, and the leader in the poller. */
-void fm__leader_wake(fm_pool *pool)
+void fm__leader_wake_waiters(fm_pool *pool)
 {
-    if (pool->polling && satisfied(pool, pool->leader))
-        fm__leader_kick(pool);
+    if (pool->leading && satisfied(pool, pool->leader))
+        fm__leader_wake_leader(pool);
     for (struct fm__link *at = pool->parked.next; at != &pool->parked;
          at = at->next) {
         struct fm__waiter *w = FM__OF(at, struct fm__waiter, parked);
@@ -110,13 +109,14 @@ void fm__leader_wake(fm_pool *pool)
 
 /* ----------------------------------------------------------- completions */
 
-void fm__leader_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk)
+void fm__leader_deliver(fm_pool *pool, fm_completion_queue *queue,
+                        fm_chunk *chunk)
 {
-    fm__inbox_put(inbox, chunk);
-    pool->flagged -= inbox->has_flag;
-    /* The chunk lets go: an inbox that nobody else holds ends here. */
-    chunk->inbox = NULL;
-    fm_inbox_unref(inbox);
+    fm__completion_queue_put(queue, chunk);
+    pool->flagged -= queue->notice != FM__NOTICE_NONE;
+    /* The chunk lets go: a completion queue that nobody else holds ends here. */
+    chunk->completions = NULL;
+    fm_completion_queue_unref(queue);
 }
 
 /* Chunks that got their last outcome become DONE; a PROMPT one that got some
@@ -131,14 +131,14 @@ static void finish_chunks(fm_pool *pool)
         chunk->after = NULL;
         chunk->noted = false;
         if (atomic_load(&chunk->outcomes) < chunk->options.count) {
-            if (chunk->inbox)
-                fm__inbox_put(chunk->inbox, chunk);
+            if (chunk->completions)
+                fm__completion_queue_put(chunk->completions, chunk);
             continue;
         }
         pool->timed -= chunk->options.timeout_ns > 0;
         atomic_store(&chunk->state, FM_CHUNK_DONE);
-        if (chunk->inbox)
-            fm__leader_deliver(pool, chunk->inbox, chunk);
+        if (chunk->completions)
+            fm__leader_deliver(pool, chunk->completions, chunk);
         fm_chunk_unref(chunk); /* taken in fm_pool_submit */
     }
 }
@@ -156,7 +156,7 @@ static bool pump_needed(const fm_pool *pool)
         return true;
     if (pool->options.memory_limit && pool->accepted != pool->tally.outcomes)
         return true;
-    /* One task that no deadline watches: whoever waits for it does it all. */
+    /* One task that no deadline watches: who waits for it does it all. */
     if (pool->accepted - pool->tally.outcomes <= 1 && !pool->timed &&
         !pool->options.hello_ns)
         return false;
@@ -180,40 +180,42 @@ static int start_pump(fm_pool *pool)
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, 512 * 1024);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&pool->pump, &attr, pump_main, pool);
+    int rc = pthread_create(&pool->pump_thread, &attr, pump_main, pool);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
-    pool->pump_started = rc == 0;
+    pool->pump = rc ? FM__PUMP_NONE : FM__PUMP_RUNS;
     pool->counts.trouble += rc != 0; /* tried again when it is next needed */
     return -rc;
 }
 
 int fm__leader_ensure(fm_pool *pool)
 {
-    return pool->pump_started || pool->pump_quit ? 0 : start_pump(pool);
+    return pool->pump == FM__PUMP_NONE ? start_pump(pool) : 0;
 }
 
-void fm__leader_nudge(fm_pool *pool)
+static void unpark_pump(fm_pool *pool)
 {
-    if (pool->leader || pool->pump_quit ||
-        (pool->pump_started && !pool->pump_parked) || !pump_needed(pool))
-        return;
-    if (!pool->pump_started) {
-        start_pump(pool);
-    } else {
-        pool->pump_parked = false;
+    if (pool->pump == FM__PUMP_PARKED) {
+        pool->pump = FM__PUMP_RUNS;
         wake(&pool->pump_waiter);
     }
+}
+
+void fm__leader_wake_pump(fm_pool *pool)
+{
+    if (pool->leader || pool->pump == FM__PUMP_ENDED ||
+        pool->pump == FM__PUMP_RUNS || !pump_needed(pool))
+        return;
+    fm__leader_ensure(pool);
+    unpark_pump(pool);
 }
 
 void fm__leader_rearm(fm_pool *pool)
 {
-    if (!pool->options.idle_ns || pool->pump_quit)
+    if (!pool->options.idle_ns)
         return;
-    if (fm__leader_ensure(pool) == 0 && pool->pump_parked) {
-        pool->pump_parked = false;
-        wake(&pool->pump_waiter);
-    }
+    fm__leader_ensure(pool);
+    unpark_pump(pool);
 }
 
 /* Write what is queued for workers; true if tasks with a timeout were. */
@@ -228,8 +230,8 @@ static bool flush_dirty(fm_pool *pool)
         timed |= w->timed > 0;
     }
     d->urgent = false;
-    if (timed && pool->polling)
-        fm__leader_kick(pool); /* its wait may have to end earlier now */
+    if (timed)
+        fm__leader_wake_leader(pool); /* its wait may have to end earlier now */
     return timed;
 }
 
@@ -243,12 +245,12 @@ static void dispatch(fm_pool *pool)
         fm__leader_rearm(pool);
 }
 
-bool fm__leader_settle(fm_pool *pool)
+bool fm__leader_advance(fm_pool *pool)
 {
     dispatch(pool);
     bool timed = flush_dirty(pool);
     finish_chunks(pool);
-    fm__leader_wake(pool);
+    fm__leader_wake_waiters(pool);
     return timed;
 }
 
@@ -257,12 +259,12 @@ bool fm__leader_send(fm_pool *pool)
     struct fm__dispatcher *d = &pool->dispatcher;
     dispatch(pool);
     /* Without a pump nobody would be sure to come. */
-    if (d->urgent || !pool->pump_started)
+    if (d->urgent || pool->pump == FM__PUMP_NONE)
         flush_dirty(pool);
     return d->dirty != NULL;
 }
 
-/* ------------------------------------------------------------------- lead */
+/* ----------------------------------------------------------------- leader */
 
 /* Nothing but the zygote's status is missing and there is no pidfd. */
 static bool collect_by_hand(fm_pool *pool)
@@ -286,17 +288,17 @@ static bool signals_due(const fm_pool *pool, struct fm__waiter *w, int64_t now)
 }
 
 /*
- * One turn of the I/O, by the thread that has the lead.  Called with the
+ * One turn of the I/O, by the leader.  Called with the
  * mutex, which is free while it waits.  0 or -EINTR; whatever came in has
  * been taken in either way.
  */
-static int lead_turn(fm_pool *pool, int64_t deadline)
+static int make_turn(fm_pool *pool, int64_t deadline)
 {
     struct fm__ready ready[READY];
     /* First: what falls due depends on it, a look at long queues too. */
     bool news = fm__supervise_look(pool);
     int64_t now = fm_now(), next = fm__supervise_expire(pool, now);
-    if (fm__leader_settle(pool))
+    if (fm__leader_advance(pool))
         next = now; /* deadlines that expire() has not seen */
     next = FM__MIN(next, fm__size_shrink(pool, now));
     if (collect_by_hand(pool))
@@ -321,28 +323,28 @@ static int lead_turn(fm_pool *pool, int64_t deadline)
         next = FM__MIN(next, pool->leader->signals_at);
     if (next > now && fm__supervise_listen(pool))
         next = now; /* and look at the next turn */
-    pool->polling = true;
+    pool->leading = FM__LEADING_POLLS;
     fm__pool_unlock(pool);
     int n = fm__poller_wait(pool->poller, ready, READY,
                             next == FM_FOREVER ? FM_FOREVER
                                                : FM__MAX(next - now, 0));
     fm__pool_lock(pool);
-    pool->polling = pool->kicked = false;
+    pool->leading = FM__LEADING_WORKS;
     for (int i = 0; i < n; i++)
         fm__supervise_handle(pool, &ready[i]);
-    fm__leader_settle(pool);
+    fm__leader_advance(pool);
     fm__size_look(pool);
     return n < 0 ? n : due ? -EINTR : 0;
 }
 
-static void take_lead(fm_pool *pool, struct fm__waiter *w)
+static void lead(fm_pool *pool, struct fm__waiter *w)
 {
     pool->leader = w;
     pool->want = false;
 }
 
-/* Leave the lead: to the parked thread of the highest rank, or to the pump. */
-static void leave_lead(fm_pool *pool)
+/* To the parked thread of the highest rank, or to the pump. */
+static void hand_over(fm_pool *pool)
 {
     struct fm__waiter *best = NULL;
     pool->leader = NULL;
@@ -357,7 +359,7 @@ static void leave_lead(fm_pool *pool)
         pool->leader = best; /* not free for anybody to take in between */
         wake(best);
     } else {
-        fm__leader_nudge(pool);
+        fm__leader_wake_pump(pool);
     }
 }
 
@@ -366,7 +368,7 @@ static int park(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
     uint32_t old = atomic_load(&w->word);
     if (pool->leader->rank < w->rank && !pool->want) {
         pool->want = true;
-        fm__leader_kick(pool);
+        fm__leader_wake_leader(pool);
     }
     pool->counts.parks++;
     w->woken = false;
@@ -401,16 +403,16 @@ int fm__leader_wait(fm_pool *pool, struct fm__waiter *w, int64_t deadline)
             rc = park(pool, w, deadline);
         } else {
             if (pool->leader != w)
-                take_lead(pool, w);
-            rc = lead_turn(pool, deadline);
+                lead(pool, w);
+            rc = make_turn(pool, deadline);
             if (pool->want)
-                leave_lead(pool);
+                hand_over(pool);
         }
     }
     if (satisfied(pool, w))
         rc = 0;
     if (pool->leader == w)
-        leave_lead(pool);
+        hand_over(pool);
     pool->waiting--;
     return rc;
 }
@@ -430,33 +432,35 @@ static void *pump_main(void *arg)
     int64_t grace = 0;
     uint64_t turns = 0;
     fm__pool_lock(pool);
-    while (!pool->pump_quit) {
+    while (pool->pump != FM__PUMP_ENDED) {
         bool needed = pump_needed(pool);
         bool quiet = grace && turns == pool->counts.lead_turns;
         uint32_t old = atomic_load(&w->word);
         if (needed && quiet && !pool->leader) {
-            take_lead(pool, w);
-            while (!pool->pump_quit && !pool->want && pump_needed(pool))
-                lead_turn(pool, FM_FOREVER);
-            leave_lead(pool);
+            lead(pool, w);
+            while (pool->pump != FM__PUMP_ENDED && !pool->want &&
+                   pump_needed(pool))
+                make_turn(pool, FM_FOREVER);
+            hand_over(pool);
             grace = 0;
             continue;
         }
-        /* Whoever just left may be back at once: wait for a while in which
-         * nobody makes a turn, so that the lead does not go to and fro.  A
+        /* Who just left may be back at once: wait for a while in which
+         * nobody makes a turn, so that leaders do not come and go.  A
          * leader that makes no turns waits for something: it will tell. */
         needed = needed && !(quiet && pool->leader);
         grace = !needed ? 0
                         : FM__MIN(FM__MAX(2 * grace, PUMP_GRACE_NS),
                                   PUMP_GRACE_MOST_NS);
         turns = pool->counts.lead_turns;
-        pool->pump_parked = !needed;
+        pool->pump = needed ? FM__PUMP_RUNS : FM__PUMP_PARKED;
         w->woken = false;
         int64_t most = needed ? grace : idle_wait(pool);
         fm__pool_unlock(pool);
         fm__sys_park(&w->word, old, most);
         fm__pool_lock(pool);
-        pool->pump_parked = false;
+        if (pool->pump == FM__PUMP_PARKED) /* for its clock */
+            pool->pump = FM__PUMP_RUNS;
     }
     fm__pool_unlock(pool);
     return NULL;
@@ -468,9 +472,9 @@ void fm__leader_turn(fm_pool *pool)
     struct fm__waiter w = {.kind = FM__WAIT_IDLE, .rank = FM_RANK_CALLER};
     if (pool->leader || pool->state == FM_POOL_CLOSED)
         return;
-    take_lead(pool, &w);
-    lead_turn(pool, 0);
-    leave_lead(pool);
+    lead(pool, &w);
+    make_turn(pool, 0);
+    hand_over(pool);
 }
 
 /* --------------------------------------------------------- beginning, end */
@@ -489,7 +493,7 @@ static void expel(fm_pool *pool)
         for (struct fm__link *at = pool->parked.next; at != &pool->parked;
              at = at->next)
             wake(FM__OF(at, struct fm__waiter, parked));
-        fm__leader_kick(pool);
+        fm__leader_wake_leader(pool);
         fm__pool_unlock(pool);
         fm__pause(200000);
         fm__pool_lock(pool);
@@ -498,15 +502,14 @@ static void expel(fm_pool *pool)
 
 static void end_pump(fm_pool *pool)
 {
-    bool started = pool->pump_started;
-    pool->pump_quit = true;
-    pool->pump_started = false;
+    bool started = pool->pump != FM__PUMP_NONE;
+    pool->pump = FM__PUMP_ENDED;
     if (!started)
         return;
     wake(&pool->pump_waiter);
-    fm__leader_kick(pool);
+    fm__leader_wake_leader(pool);
     fm__pool_unlock(pool);
-    pthread_join(pool->pump, NULL);
+    pthread_join(pool->pump_thread, NULL);
     fm__pool_lock(pool);
 }
 

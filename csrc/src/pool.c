@@ -1,7 +1,7 @@
 /*
  * pool.c - the pool's public calls: accept, cancel, read, end, look.
  *
- *     submit ──▶ backlog ──▶ worker's pieces ──▶ outcomes ──▶ DONE ──▶ inbox
+ *     submit ──▶ backlog ──▶ worker's ranges ──▶ outcomes ──▶ DONE ──▶ queue
  *                   ▲  recall, death  │
  *                   └─────────────────┘
  *
@@ -10,13 +10,13 @@
  * Guarantees: INV-1: accepted == outcomes + backlog + in flight whenever the
  * mutex is free; no call but the waits, join and close blocks; a write never
  * does (INV-6).
- * Invariants: a chunk has its own pool's memory, inbox and function by
+ * Invariants: a chunk has its pool's memory, completion queue and function by
  * references; the pool has one to each chunk that is accepted and not DONE.
  * Threads: any, for every call.
  */
 #include "pool.h"
 
-#define SUBMIT_TURN 32  /* submits without a turn of the lead, then they ... */
+#define SUBMIT_TURN 32 /* submits without a turn of a leader, then they ... */
 #define SUBMIT_FLUSH 16 /* ... make one; and without a write */
 #define JOIN_LIMIT_NS 1500000000
 #define KILLED_GRACE_NS 1000000000 /* for the zygote's last status */
@@ -66,28 +66,29 @@ int fm_pool_submit(fm_pool *pool, fm_chunk *chunk)
     int rc = accept_error(pool);
     if (rc == 0 && atomic_load(&chunk->state) != FM_CHUNK_NEW)
         rc = FM_ESTATE;
-    if (rc == 0 && chunk->options.inbox && chunk->options.inbox->has_flag)
+    if (rc == 0 && chunk->options.completions &&
+        chunk->options.completions->notice)
         rc = fm__leader_ensure(pool);
     if (rc == 0)
         rc = fm__dispatcher_queue(&pool->dispatcher, &chunk->whole, false);
     if (rc == 0) {
         atomic_fetch_add(&chunk->refs, 1); /* until finish_chunks */
         chunk->finished = &pool->finished;
-        chunk->inbox = chunk->options.inbox;
-        if (chunk->inbox) {
-            atomic_fetch_add(&chunk->inbox->refs, 1);
-            pool->flagged += chunk->inbox->has_flag;
+        chunk->completions = chunk->options.completions;
+        if (chunk->completions) {
+            atomic_fetch_add(&chunk->completions->refs, 1);
+            pool->flagged += chunk->completions->notice != FM__NOTICE_NONE;
         }
         atomic_store(&chunk->state, FM_CHUNK_PENDING);
         pool->accepted += chunk->options.count;
         pool->timed += chunk->options.timeout_ns > 0;
         bool held = fm__leader_send(pool);
-        /* Whoever submits a lot works too: no other thread need be woken. */
+        /* Who submits a lot works too: no other thread need be woken. */
         if (++pool->submits >= SUBMIT_TURN && !pool->leader)
             fm__leader_turn(pool);
         else if (held && pool->submits % SUBMIT_FLUSH == 0)
-            fm__leader_settle(pool);
-        fm__leader_nudge(pool);
+            fm__leader_advance(pool);
+        fm__leader_wake_pump(pool);
     }
     fm__pool_unlock(pool);
     return rc;
@@ -102,11 +103,11 @@ int fm_chunk_state(fm_pool *pool, fm_chunk *chunk)
     state = (int)atomic_load(&chunk->state);
     if (state == FM_CHUNK_PENDING && atomic_load(&chunk->outcomes) > 0)
         state = FM_CHUNK_RUNNING;
-    for (struct fm__link *at = chunk->pieces.next;
-         state == FM_CHUNK_PENDING && at != &chunk->pieces; at = at->next) {
-        const struct fm__piece *p = FM__OF(at, struct fm__piece, in_chunk);
+    for (struct fm__link *at = chunk->ranges.next;
+         state == FM_CHUNK_PENDING && at != &chunk->ranges; at = at->next) {
+        const struct fm__range *p = FM__OF(at, struct fm__range, in_chunk);
         if (p->worker && p->got < p->count &&
-            fm__slot_claim(p->worker->page, p->number + p->got) ==
+            fm__page_claim(p->worker->page, p->number + p->got) ==
                 FM_CLAIM_STARTED)
             state = FM_CHUNK_RUNNING;
     }
@@ -114,25 +115,25 @@ int fm_chunk_state(fm_pool *pool, fm_chunk *chunk)
     return state;
 }
 
-/* Take the unstarted tasks of a chunk back and settle them. */
+/* Take the unstarted tasks of a chunk back; `what` is their outcome. */
 static uint32_t cancel_locked(fm_pool *pool, fm_chunk *chunk,
                               enum fm_what what)
 {
     struct fm__link back, *at, *next;
     uint32_t n = 0;
     fm__list_init(&back);
-    for (at = chunk->pieces.next; at != &chunk->pieces; at = next) {
-        struct fm__piece *p = FM__OF(at, struct fm__piece, in_chunk);
+    for (at = chunk->ranges.next; at != &chunk->ranges; at = next) {
+        struct fm__range *p = FM__OF(at, struct fm__range, in_chunk);
         next = at->next;
         if (p->worker) {
-            n += fm__worker_recall_piece(p, UINT32_MAX, &back);
+            n += fm__worker_recall_range(p, UINT32_MAX, &back);
         } else if (!fm__list_empty(&p->queue)) {
             n += p->count - p->got;
             fm__dispatcher_unqueue(&pool->dispatcher, p);
             fm__list_insert(&back, &p->queue);
         }
     }
-    fm__supervise_settle(pool, &back, what);
+    fm__supervise_complete(pool, &back, what);
     if (n)
         fm__dispatcher_look(&pool->dispatcher);
     return n;
@@ -146,8 +147,8 @@ int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
     fm__pool_lock(pool);
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         n = cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
-    fm__leader_settle(pool);
-    fm__leader_nudge(pool);
+    fm__leader_advance(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return (int)n;
 }
@@ -163,8 +164,8 @@ int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
     if (rc == 0 && chunk->options.flags & FM_RUN_STREAM)
         rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);
     chunk->abandoned = true;
-    fm__leader_settle(pool);
-    fm__leader_nudge(pool);
+    fm__leader_advance(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return rc;
 }
@@ -175,10 +176,10 @@ int fm_pool_cancel_pending(fm_pool *pool)
         return FM_EFORKED;
     fm__pool_lock(pool);
     uint64_t before = pool->tally.cancelled;
-    fm__supervise_settle_unstarted(pool, FM_WHAT_CANCELLED);
+    fm__supervise_complete_unstarted(pool, FM_WHAT_CANCELLED);
     uint64_t n = pool->tally.cancelled - before;
     fm__dispatcher_look(&pool->dispatcher);
-    fm__leader_settle(pool);
+    fm__leader_advance(pool);
     fm__pool_unlock(pool);
     return (int)FM__MIN(n, INT32_MAX);
 }
@@ -192,13 +193,13 @@ int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         uint64_t started = w->page ? atomic_load(&w->page->started) : 0;
-        struct fm__piece *running = fm__worker_running(w);
+        struct fm__range *running = fm__worker_running(w);
         if (running && running->chunk == chunk &&
-            w->state != FM_WORKER_DOOMED)
-            n += fm__supervise_doom_task(pool, w, FM_CAUSE_KILLED, started);
+            w->state != FM_WORKER_CONDEMNED)
+            n += fm__supervise_condemn_task(pool, w, FM_CAUSE_KILLED, started);
     }
-    fm__leader_settle(pool);
-    fm__leader_nudge(pool);
+    fm__leader_advance(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return n;
 }
@@ -222,71 +223,76 @@ int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank)
     return wait_for(pool, FM__WAIT_WORKERS, NULL, deadline, rank);
 }
 
-/* ------------------------------------------------------------------- inbox */
+/* ------------------------------------------------------ completion queue */
 
-int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
+int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_completion_queue *queue,
+                 void *tag)
 {
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
-    int rc = chunk->inbox || chunk->queued ||
+    int rc = chunk->completions || chunk->queued ||
                      atomic_load(&chunk->state) == FM_CHUNK_NEW
                  ? FM_ESTATE
                  : 0;
-    if (rc == 0 && inbox->has_flag && !fm_chunk_done(chunk))
+    if (rc == 0 && queue->notice && !fm_chunk_done(chunk))
         rc = fm__leader_ensure(pool);
     if (rc < 0) {
         fm__pool_unlock(pool);
         return rc;
     }
-    chunk->inbox = inbox;
+    chunk->completions = queue;
     chunk->options.tag = tag;
-    atomic_fetch_add(&inbox->refs, 1);
-    pool->flagged += inbox->has_flag;
+    atomic_fetch_add(&queue->refs, 1);
+    pool->flagged += queue->notice != FM__NOTICE_NONE;
     if (atomic_load(&chunk->state) == FM_CHUNK_DONE)
-        fm__leader_deliver(pool, inbox, chunk);
-    fm__leader_wake(pool);
-    fm__leader_nudge(pool);
+        fm__leader_deliver(pool, queue, chunk);
+    fm__leader_wake_waiters(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return 0;
 }
 
-int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks,
-                       int n, int64_t deadline, enum fm_rank rank)
+int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,
+                             fm_chunk **chunks, int n, int64_t deadline,
+                             enum fm_rank rank)
 {
-    struct fm__waiter w = {.kind = FM__WAIT_INBOX, .rank = rank, .on = inbox};
+    struct fm__waiter w = {
+        .kind = FM__WAIT_COMPLETIONS, .rank = rank, .on = queue};
     int count = 0;
     if (fm__pool_foreign(pool))
         return FM_EFORKED;
     fm__pool_lock(pool);
     int rc = fm__leader_wait(pool, &w, deadline);
-    while (count < n && inbox->head) {
-        fm_chunk *chunk = inbox->head;
-        inbox->head = chunk->next;
+    while (count < n && queue->head) {
+        fm_chunk *chunk = queue->head;
+        queue->head = chunk->next;
         chunk->next = NULL;
         chunk->queued = false;
         fm__chunk_show(chunk);
         chunks[count++] = chunk;
     }
-    if (!inbox->head) {
-        inbox->tail = &inbox->head;
-        if (inbox->flag_up && inbox->flag.read_fd >= 0)
-            fm__flag_clear(&inbox->flag);
-        inbox->flag_up = false;
+    if (!queue->head) {
+        queue->tail = &queue->head;
+        if (queue->notice == FM__NOTICE_UP) {
+            queue->notice = FM__NOTICE_DOWN;
+            if (queue->flag.read_fd >= 0)
+                fm__flag_clear(&queue->flag);
+        }
     }
     fm__pool_unlock(pool);
     return count ? count : rc < 0 ? rc : FM_ECLOSED;
 }
 
-void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
+void fm_completion_queue_close(fm_pool *pool, fm_completion_queue *queue)
 {
     if (fm__pool_foreign(pool))
         return;
     fm__pool_lock(pool);
-    inbox->closed = true;
-    if (inbox->flag.read_fd >= 0)
-        fm__flag_close(&inbox->flag);
-    fm__leader_wake(pool);
+    queue->closed = true;
+    if (queue->flag.read_fd >= 0)
+        fm__flag_close(&queue->flag);
+    fm__leader_wake_waiters(pool);
     fm__pool_unlock(pool);
 }
 
@@ -311,8 +317,8 @@ int fm_pool_drain(fm_pool *pool)
     fm__pool_lock(pool);
     if (pool->state == FM_POOL_OPEN)
         pool->state = FM_POOL_DRAINING;
-    fm__leader_settle(pool);
-    fm__leader_nudge(pool);
+    fm__leader_advance(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return 0;
 }
@@ -326,13 +332,13 @@ int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder)
         bool first = pool->state < FM_POOL_STOPPING;
         if (first)
             pool->state = FM_POOL_STOPPING;
-        fm__supervise_settle_unstarted(pool, fm__supervise_end_what(pool));
+        fm__supervise_complete_unstarted(pool, fm__supervise_end_what(pool));
         fm__supervise_stop(pool, ladder);
         /* Ask first: then a worker that ends at the end of its channel is
          * known to do as it was told. */
         for (uint32_t i = 0; first && i < pool->options.workers; i++)
             fm__supervise_shut(pool, &pool->workers[i]);
-        fm__leader_settle(pool);
+        fm__leader_advance(pool);
     }
     fm__pool_unlock(pool);
     return 0;
@@ -376,7 +382,7 @@ void fm_pool_close(fm_pool *pool)
     fm__pool_lock(pool);
     if (pool->state != FM_POOL_CLOSED) {
         fm__supervise_bury_all(pool);
-        fm__leader_settle(pool);
+        fm__leader_advance(pool);
         pool->state = FM_POOL_CLOSED;
         bool alone = fm__leader_end(pool);
         fm__reaper_fini(&pool->reaper);
@@ -446,7 +452,7 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options)
         return rc;
     }
     fm__pool_lock(pool);
-    fm__leader_nudge(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     *out = pool;
     return 0;
@@ -502,14 +508,14 @@ int fm_pool_stats(fm_pool *pool, struct fm_stats *out)
 }
 
 /* Time in frames, the one that runs included. */
-static int64_t busy_ns(const fm_slot *page)
+static int64_t busy_ns(const fm_page *page)
 {
     int64_t busy = atomic_load(&page->busy_ns);
     int64_t start = atomic_load(&page->frame_start), now = fm_now();
     return busy + (start > 0 && start < now ? now - start : 0);
 }
 
-static int64_t running_ns(const fm_slot *page)
+static int64_t running_ns(const fm_page *page)
 {
     int64_t now = fm_now(), start = atomic_load(&page->t_start);
     return start > 0 && start < now ? now - start : 0;
@@ -522,7 +528,7 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
     fm__pool_lock(pool);
     for (uint32_t i = 0; i < FM__MIN(n, pool->options.workers); i++) {
         struct fm__worker *w = &pool->workers[i];
-        struct fm__piece *running = fm__worker_running(w);
+        struct fm__range *running = fm__worker_running(w);
         /* The first worker's channel came before it.  Its outcomes may be here
          * sooner than the zygote's word of its birth: it says its pid too. */
         pid_t pid = w->page && !w->pid ? atomic_load(&w->page->pid) : w->pid;

@@ -10,9 +10,9 @@
 #include "internal.h"
 
 enum fm__wait {
-    FM__WAIT_CHUNK,   /* on: fm_chunk */
-    FM__WAIT_STREAM,  /* on: fm_chunk */
-    FM__WAIT_INBOX,   /* on: fm_inbox */
+    FM__WAIT_CHUNK,       /* on: fm_chunk */
+    FM__WAIT_STREAM,      /* on: fm_chunk */
+    FM__WAIT_COMPLETIONS, /* on: fm_completion_queue */
     FM__WAIT_IDLE,
     FM__WAIT_WORKERS,
     FM__WAIT_GONE,
@@ -25,16 +25,20 @@ struct fm__waiter {
     enum fm__wait kind;
     enum fm_rank rank;
     void *on;
-    int64_t signals_at;    /* when a caller shall look for signals; 0: not yet */
+    int64_t signals_at;    /* when a caller shall look for signals, or 0 */
     bool woken;            /* since it parked: once is enough */
     _Atomic uint32_t word; /* bumped to wake it */
 };
 
-struct fm_inbox {
+/* The descriptor of a completion queue. */
+enum fm__notice { FM__NOTICE_NONE, FM__NOTICE_DOWN, FM__NOTICE_UP };
+
+struct fm_completion_queue {
     _Atomic uint32_t refs;
     fm_pool *pool; /* a reference */
     fm_chunk *head, **tail;
-    bool closed, has_flag, flag_up;
+    bool closed;
+    enum fm__notice notice;
     struct fm__flag flag;
 };
 
@@ -50,6 +54,18 @@ struct fm__functions {
 /* The zygote: there; its socket has ended, and its workers end with it; all
  * of that is over. */
 enum fm__gone { FM__GONE_NO, FM__GONE_GOING, FM__GONE_OVER };
+
+/* Whether the zygote has to be asked more when there is room: no; the poller
+ * tells of room; nothing does. */
+enum fm__asking { FM__ASKING_NO, FM__ASKING_WATCHED, FM__ASKING_BLIND };
+
+/* What the leader does: it works, and looks at what has changed before it
+ * waits; it waits in the poller, without the mutex; it has been told to leave
+ * that. */
+enum fm__leading { FM__LEADING_WORKS, FM__LEADING_POLLS, FM__LEADING_WOKEN };
+
+/* The pump: not needed yet; there; waiting to be woken; never again. */
+enum fm__pump { FM__PUMP_NONE, FM__PUMP_RUNS, FM__PUMP_PARKED, FM__PUMP_ENDED };
 
 struct fm__cause {
     int64_t at_ns; /* fm_now() */
@@ -74,14 +90,13 @@ struct fm_pool {
 
     struct fm__waiter *leader;
     struct fm__link parked;
-    bool want;    /* a higher rank waits for the lead */
-    bool polling; /* the leader is in the poller, without the mutex ... */
-    bool kicked;  /* ... and has been told to leave it */
+    bool want; /* a higher rank waits to be the leader */
+    enum fm__leading leading;
     uint32_t waiting;
 
-    pthread_t pump;
+    enum fm__pump pump;
+    pthread_t pump_thread;
     struct fm__waiter pump_waiter;
-    bool pump_started, pump_parked, pump_quit;
 
     uint64_t accepted, submits, spared; /* submits: since the last turn */
     uint64_t timed; /* accepted chunks with a timeout, not DONE */
@@ -90,7 +105,7 @@ struct fm_pool {
     uint32_t writing; /* workers with an unfinished write */
     bool stuck;       /* one of them could not be watched */
     uint32_t ended;   /* workers whose results have ended, not reported */
-    uint64_t flagged; /* chunks under way to an inbox with a descriptor */
+    uint64_t flagged; /* chunks under way to a queue with a descriptor */
     int64_t steal_at; /* 0: no second look is due */
     int64_t holds;    /* no worker retires while there are any */
     int64_t barren_since; /* no worker since then: births fail, or it never
@@ -98,16 +113,15 @@ struct fm_pool {
     int birth_error;      /* the errno of the last one that failed */
     bool had_workers;
     int64_t memory_at; /* memory_limit: the next look at workers */
-    bool asking;      /* the zygote has to be asked more when there is room */
-    bool blind;       /* ... and nothing will tell of that */
+    enum fm__asking asking;
     int stop_unsent;  /* enum fm_ladder of a STOP that it has to be told */
     enum fm__gone gone;  /* the zygote */
     int64_t gone_until;  /* so long its end is waited for */
     enum fm_event_kind broken_by; /* FM_POOL_BROKEN: why */
     struct fm__cause causes[FM__CAUSES];
     uint32_t n_causes;
-    struct fm_toll tolls[FM_TOLLS];
-    uint32_t n_tolls;
+    struct fm_death_count death_counts[FM_DEATH_COUNTS];
+    uint32_t n_death_counts;
     struct fm_event events[FM_EVENTS]; /* a ring: event i at i % FM_EVENTS */
     /* Written under the lock; fm_pool_has_events() reads them without. */
     _Atomic uint64_t events_told, events_taken;
@@ -138,14 +152,14 @@ void fm__functions_unref(struct fm__functions *table);
 
 /* ----------------------------------------------------- chunk (chunk.c) */
 
-/* Into the inbox's queue, unless it lies there since its last outcomes. */
-void fm__inbox_put(fm_inbox *inbox, fm_chunk *chunk);
+/* Into the completion queue, unless it lies there since its last outcomes. */
+void fm__completion_queue_put(fm_completion_queue *queue, fm_chunk *chunk);
 
 /* --------------------------------------------------- events (events.c) */
 
 void fm__events_tell(fm_pool *pool, struct fm_event event);
 /* Count a death with those of its kind. */
-void fm__events_add_toll(fm_pool *pool, const struct fm_death *death);
+void fm__events_count_death(fm_pool *pool, const struct fm_death *death);
 /* Why the pool may break: a record, or a death with its crash text. */
 void fm__events_add_cause(fm_pool *pool, const uint8_t *record, uint64_t size);
 void fm__events_add_death(fm_pool *pool, const struct fm_death *death,
@@ -173,23 +187,23 @@ void fm__supervise_flush(fm_pool *pool, struct fm__worker *worker);
 /* No more frames for a worker: it sees the end of its channel. */
 void fm__supervise_shut(fm_pool *pool, struct fm__worker *worker);
 /* Ask the zygote for something.  False: there is no room now; GROW, RETIRE:
- * come again (the pool settles when there is). */
+ * come again (the pool advances when there is). */
 bool fm__supervise_ask(fm_pool *pool, enum fm_report kind, uint32_t slot,
                        uint32_t generation, int status);
 /* Tell the zygote to stop, now or when there is room. */
 void fm__supervise_stop(fm_pool *pool, enum fm_ladder ladder);
-/* Give each task of the pieces in a list an outcome of ours. */
-void fm__supervise_settle(fm_pool *pool, struct fm__link *list,
-                          enum fm_what what);
+/* Give each task of the ranges in a list an outcome of ours. */
+void fm__supervise_complete(fm_pool *pool, struct fm__link *list,
+                            enum fm_what what);
 /* The same for every task that is queued, or sent and not started. */
-void fm__supervise_settle_unstarted(fm_pool *pool, enum fm_what what);
+void fm__supervise_complete_unstarted(fm_pool *pool, enum fm_what what);
 /* The outcome of a task that did not start before the pool's end. */
 enum fm_what fm__supervise_end_what(const fm_pool *pool);
-/* Kill a worker on account of one task, `started` being what its slot said
+/* Kill a worker on account of one task, `started` being what its page said
  * when it was looked at.  False: it has gone on to another task since, and
  * is left alone. */
-bool fm__supervise_doom_task(fm_pool *pool, struct fm__worker *worker,
-                             enum fm_cause cause, uint64_t started);
+bool fm__supervise_condemn_task(fm_pool *pool, struct fm__worker *worker,
+                                enum fm_cause cause, uint64_t started);
 /* The end: nothing will come from any worker any more. */
 void fm__supervise_bury_all(fm_pool *pool);
 
@@ -211,16 +225,16 @@ int64_t fm__size_shrink(fm_pool *pool, int64_t now);
 void fm__leader_init(fm_pool *pool);
 /* Send what can be sent, tell who waits: after every change.  True if tasks
  * with a timeout were sent; a leader in the poller has been told then. */
-bool fm__leader_settle(fm_pool *pool);
+bool fm__leader_advance(fm_pool *pool);
 /* The same for a submit: the frame of a very short task may wait for more
  * of them if its worker has others to do.  True if frames wait. */
 bool fm__leader_send(fm_pool *pool);
-/* Wake those whose wait is over: settle's second half. */
-void fm__leader_wake(fm_pool *pool);
+/* Wake those whose wait is over: the last part of advance. */
+void fm__leader_wake_waiters(fm_pool *pool);
 /* End the leader's wait in the poller: what it waits for has changed. */
-void fm__leader_kick(fm_pool *pool);
+void fm__leader_wake_leader(fm_pool *pool);
 /* After anything that may give the pump a reason to lead. */
-void fm__leader_nudge(fm_pool *pool);
+void fm__leader_wake_pump(fm_pool *pool);
 /* There may be something to retire: have the pump look at the clock. */
 void fm__leader_rearm(fm_pool *pool);
 /* Have a pump at all, for one who cannot lead himself.  0 or -errno. */
@@ -232,8 +246,9 @@ void fm__leader_turn(fm_pool *pool);
 int fm__leader_wait(fm_pool *pool, struct fm__waiter *waiter, int64_t deadline);
 /* True when zygote and workers are gone and reaped. */
 bool fm__leader_gone(const fm_pool *pool);
-/* A finished chunk goes to its inbox, which the chunk held until now. */
-void fm__leader_deliver(fm_pool *pool, fm_inbox *inbox, fm_chunk *chunk);
+/* A finished chunk goes to its queue, which the chunk held until now. */
+void fm__leader_deliver(fm_pool *pool, fm_completion_queue *queue,
+                        fm_chunk *chunk);
 /* The pool is CLOSED: end the pump, get every thread out of its wait.  The
  * mutex is free in between.  False: one has not come out within a second. */
 bool fm__leader_end(fm_pool *pool);

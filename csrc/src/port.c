@@ -1,8 +1,8 @@
 /*
- * port.c - the worker's own end of its channel and slot.
+ * port.c - the worker's own end of its channel and page.
  *
  * Guarantees
- *   - a task is claimed in the slot before its arguments are looked at;
+ *   - a task is claimed in the page before its arguments are looked at;
  *   - an outcome is whole in the ring, and published, before any byte of it
  *     goes to the pipe (a record longer than half the ring: after its last
  *     byte has gone); so a death never loses a finished result;
@@ -10,7 +10,7 @@
  *     each outcome, by writing all there is; one that is awake looks into the
  *     ring itself (slot.c), and then nothing is written.
  * Invariants
- *   - slot->sent <= end <= slot->sent + FM_RING; slot->out_end == end.
+ *   - page->sent <= end <= page->sent + FM_RING; page->out_end == end.
  *   - the time of a frame is accounted for before its last outcome is seen.
  * Threads: one.  All calls may block on the pipe: the pool always reads
  * (INV-6).
@@ -20,9 +20,9 @@
 #define INPUT (64u * 1024u)
 
 struct fm_port {
-    int task_fd, result_fd, slot_fd;
+    int task_fd, result_fd, page_fd;
     uint32_t generation;
-    fm_slot *slot;
+    fm_page *page;
     uint64_t end;
     uint64_t number, last;   /* the task that runs, the frame's last one */
     bool direct;             /* the room handed out is in the ring itself */
@@ -39,33 +39,33 @@ struct fm_port {
     uint8_t scratch[FM_RING / 2];
 };
 
-int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
+int fm_port_open(fm_port **out, int task_fd, int result_fd, int page_fd)
 {
     fm_port *port = fm__malloc(sizeof *port);
     int rc = port ? fm__guard_start() : -ENOMEM;
     if (port)
         memset(port, 0, offsetof(struct fm_port, in));
     if (rc == 0)
-        rc = fm_slot_map(slot_fd, &port->slot);
-    if (rc == 0 && lseek(slot_fd, (off_t)fm_slot_crash_offset(), SEEK_SET) < 0)
+        rc = fm_page_map(page_fd, &port->page);
+    if (rc == 0 && lseek(page_fd, (off_t)fm_page_crash_offset(), SEEK_SET) < 0)
         rc = -errno;
     if (rc < 0) {
         if (port)
-            fm_slot_unmap(port->slot);
+            fm_page_unmap(port->page);
         free(port);
         fm__sys_close(task_fd);
         fm__sys_close(result_fd);
-        fm__sys_close(slot_fd);
+        fm__sys_close(page_fd);
         return rc;
     }
     port->task_fd = task_fd;
     port->result_fd = result_fd;
-    port->slot_fd = slot_fd;
+    port->page_fd = page_fd;
     /* A child that a task forks must not hold the worker's ends. */
     fm__guard_fd(task_fd);
     fm__guard_fd(result_fd);
     port->generation = fm_fork_generation();
-    atomic_store_explicit(&port->slot->pid, getpid(), memory_order_release);
+    atomic_store_explicit(&port->page->pid, getpid(), memory_order_release);
     port->last = UINT64_MAX - 1; /* until fm_port_begin() */
     *out = port;
     return 0;
@@ -84,8 +84,8 @@ void fm_port_close(fm_port *port)
     if (!fm_port_forked(port)) {
         close_guarded(port->task_fd);
         close_guarded(port->result_fd);
-        fm__sys_close(port->slot_fd);
-        fm_slot_unmap(port->slot);
+        fm__sys_close(port->page_fd);
+        fm_page_unmap(port->page);
     }
     fm_body_free(port->long_body);
     free(port);
@@ -93,17 +93,17 @@ void fm_port_close(fm_port *port)
 
 int fm_port_crash_fd(const fm_port *port)
 {
-    return port->slot_fd;
+    return port->page_fd;
 }
 
 uint32_t *fm_port_mark(fm_port *port)
 {
-    return &port->slot->mark;
+    return &port->page->mark;
 }
 
 const uint32_t *fm_port_told(const fm_port *port)
 {
-    return (const uint32_t *)&port->slot->told;
+    return (const uint32_t *)&port->page->told;
 }
 
 int fm_port_forked(const fm_port *port)
@@ -216,7 +216,7 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame)
     port->number = UINT64_MAX;
     port->prompt = frame->flags & FM_RUN_PROMPT;
     port->counted = false;
-    atomic_store_explicit(&port->slot->frame_start, port->frame_start,
+    atomic_store_explicit(&port->page->frame_start, port->frame_start,
                           memory_order_relaxed);
 }
 
@@ -224,19 +224,18 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
 {
     uint8_t sent = FM_CLAIM_SENT;
     port->number = number;
-    if (timed) /* before the claim: whoever sees STARTED sees the time */
-        atomic_store_explicit(&port->slot->t_start, fm_now(),
+    if (timed) /* before the claim: who sees STARTED sees the time */
+        atomic_store_explicit(&port->page->t_start, fm_now(),
                               memory_order_relaxed);
-    if (!atomic_compare_exchange_strong(
-            &port->slot->claims[number % FM_CLAIMS], &sent, FM_CLAIM_STARTED)) {
-        atomic_store_explicit(&port->slot->seen, number + 1,
+    if (!atomic_compare_exchange_strong(&port->page->claims[number % FM_CLAIMS],
+                                        &sent, FM_CLAIM_STARTED)) {
+        atomic_store_explicit(&port->page->seen, number + 1,
                               memory_order_release);
         return 0;
     }
-    atomic_store_explicit(&port->slot->started, number + 1,
+    atomic_store_explicit(&port->page->started, number + 1,
                           memory_order_release);
-    atomic_store_explicit(&port->slot->seen, number + 1,
-                          memory_order_release);
+    atomic_store_explicit(&port->page->seen, number + 1, memory_order_release);
     return 1;
 }
 
@@ -253,8 +252,8 @@ static int write_ring(fm_port *port, uint64_t from)
         size_t n = (size_t)(port->end - from);
         size_t first = FM__MIN(n, FM_RING - pos);
         struct iovec iov[2] = {
-            {port->slot->ring + pos, first},
-            {port->slot->ring, n - first},
+            {port->page->ring + pos, first},
+            {port->page->ring, n - first},
         };
         ssize_t done =
             fm__sys_writev(port->result_fd, iov, n > first ? 2 : 1);
@@ -268,9 +267,9 @@ static int write_ring(fm_port *port, uint64_t from)
 /* 1: all has been written, and was ours to write; 0: the pool took it. */
 static int flush(fm_port *port)
 {
-    uint64_t from = atomic_load(&port->slot->sent);
+    uint64_t from = atomic_load(&port->page->sent);
     while (from < port->end) {
-        if (atomic_compare_exchange_strong(&port->slot->sent, &from,
+        if (atomic_compare_exchange_strong(&port->page->sent, &from,
                                            port->end)) {
             int rc = write_ring(port, from);
             return rc < 0 ? rc : 1;
@@ -288,17 +287,17 @@ int fm_port_flush(fm_port *port)
 int fm_port_tell(fm_port *port)
 {
     uint64_t sent =
-        atomic_load_explicit(&port->slot->sent, memory_order_relaxed);
+        atomic_load_explicit(&port->page->sent, memory_order_relaxed);
     /* Sequentially consistent, before `want` is read (slot.c). */
-    atomic_store(&port->slot->out_end, port->end);
-    uint32_t want = atomic_load(&port->slot->want);
+    atomic_store(&port->page->out_end, port->end);
+    uint32_t want = atomic_load(&port->page->want);
     if (want == FM__WANT_NOTHING && port->end - sent < FM_RING / 2)
         return 0;
     int rc = flush(port);
     /* Only what we have answered with a write: if the pool took all, or asks
      * anew, having been awake meanwhile, it still wants to be told. */
     if (rc == 1 && want > FM__WANT_NOTHING)
-        atomic_compare_exchange_strong(&port->slot->want, &want,
+        atomic_compare_exchange_strong(&port->page->want, &want,
                                        FM__WANT_NOTHING);
     return rc < 0 ? rc : 0;
 }
@@ -307,25 +306,24 @@ uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
 {
     assert(n <= sizeof port->scratch);
     *rc = 0;
-    if (port->end + n - atomic_load(&port->slot->sent) > FM_RING &&
+    if (port->end + n - atomic_load(&port->page->sent) > FM_RING &&
         (*rc = fm_port_flush(port)) < 0)
         return NULL;
     size_t pos = port->end % FM_RING;
     port->direct = pos + n <= FM_RING;
-    return port->direct ? port->slot->ring + pos : port->scratch;
+    return port->direct ? port->page->ring + pos : port->scratch;
 }
 
 /* Add the time since it was last added; a frame's begins with it. */
 static void account(fm_port *port)
 {
     int64_t busy =
-        atomic_load_explicit(&port->slot->busy_ns, memory_order_relaxed);
+        atomic_load_explicit(&port->page->busy_ns, memory_order_relaxed);
     int64_t now = fm_now();
-    /* In this order: whoever looks in between misses the frame, and does not
+    /* In this order: who looks in between misses the frame, and does not
      * count it twice. */
-    atomic_store_explicit(&port->slot->frame_start, 0, memory_order_relaxed);
-    atomic_store_explicit(&port->slot->busy_ns,
-                          busy + now - port->frame_start,
+    atomic_store_explicit(&port->page->frame_start, 0, memory_order_relaxed);
+    atomic_store_explicit(&port->page->busy_ns, busy + now - port->frame_start,
                           memory_order_release);
     port->frame_start = now;
     port->counted = true;
@@ -336,25 +334,25 @@ static int publish(fm_port *port, size_t n, int is_outcome)
     if (is_outcome && port->number == port->last)
         account(port);
     port->end += n;
-    atomic_store_explicit(&port->slot->out_end, port->end,
+    atomic_store_explicit(&port->page->out_end, port->end,
                           memory_order_release);
     if (is_outcome) {
         uint64_t done =
-            atomic_load_explicit(&port->slot->done, memory_order_relaxed);
-        atomic_store_explicit(&port->slot->done, done + 1,
+            atomic_load_explicit(&port->page->done, memory_order_relaxed);
+        atomic_store_explicit(&port->page->done, done + 1,
                               memory_order_relaxed);
     }
     if (port->prompt)
         return fm_port_tell(port);
     uint64_t sent =
-        atomic_load_explicit(&port->slot->sent, memory_order_relaxed);
+        atomic_load_explicit(&port->page->sent, memory_order_relaxed);
     return port->end - sent >= FM_RING / 2 ? fm_port_flush(port) : 0;
 }
 
 int fm_port_commit(fm_port *port, size_t n, int is_outcome)
 {
     if (!port->direct)
-        fm__slot_store(port->slot, port->end, port->scratch, n);
+        fm__page_store(port->page, port->end, port->scratch, n);
     return publish(port, n, is_outcome);
 }
 
@@ -417,7 +415,7 @@ int fm_port_put(fm_port *port, const struct fm_part *parts, size_t n,
     if (rc < 0)
         return rc;
     /* `sent` first: the pool must not look for these bytes in the ring. */
-    atomic_store(&port->slot->sent, port->end + total);
+    atomic_store(&port->page->sent, port->end + total);
     return publish(port, total, is_outcome);
 }
 
@@ -430,15 +428,15 @@ int fm_port_finish(fm_port *port)
 
 void fm_port_retire(fm_port *port)
 {
-    atomic_store(&port->slot->retired, 1);
+    atomic_store(&port->page->retired, 1);
 }
 
 uint32_t *fm_port_owner(fm_port *port)
 {
-    return (uint32_t *)&port->slot->owner;
+    return (uint32_t *)&port->page->owner;
 }
 
 void fm_port_rss(fm_port *port, uint64_t kb)
 {
-    atomic_store_explicit(&port->slot->rss_kb, kb, memory_order_relaxed);
+    atomic_store_explicit(&port->page->rss_kb, kb, memory_order_relaxed);
 }

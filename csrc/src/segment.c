@@ -1,7 +1,7 @@
 /*
  * segment.c - the arena's segments: their memory, and in whose hands it is.
  *
- * Each segment has one word, `serial | pin | owner`.  Whoever's number is the
+ * Each segment has one word, `serial | pin | owner`.  Whose number is the
  * owner may touch the pages, and nobody else; every change of hands is one
  * compare-and-swap that also counts the serial up.  A reference in a record
  * is the whole word, so it is good for one change of hands and for no other:
@@ -248,7 +248,7 @@ int fm_arena_take(fm_arena *arena, uint64_t size, struct fm_segment *out,
     return rc;
 }
 
-/* One change of hands: to us, from whoever has it with this very word. */
+/* One change of hands: to us, from who has it with this very word. */
 static int hand_over(fm_arena *arena, struct fm_segment *segment)
 {
     uint64_t old = segment->word;

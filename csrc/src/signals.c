@@ -7,7 +7,7 @@
  *
  *   SIGINT, SIGPIPE          do nothing
  *   SIGTERM, SIGHUP          ask it to leave once its task is done;  or, once
- *                            it was told (by whoever ends the pool), end it
+ *                            it was told (by who ends the pool), end it
  *   others that the program  do nothing
  *   handles
  *
@@ -16,11 +16,11 @@
  *     program has: here are handlers, which exec() resets, and never SIG_IGN,
  *     which it hands down; but where the user's program ignores a signal it is
  *     ignored here, too.
- *   - Whoever is asked while it waits for work stops waiting: no request is
+ *   - Who is asked while it waits for work stops waiting: no request is
  *     lost between the look at the flag and the read.
  *   - What a task does to its own process with a signal happens, and what it
  *     forks is no worker.
- * Threads: fm_signals_settle() and the rest in the first one; a handler runs in
+ * Threads: fm_signals_install() and the rest in the first one; a handler runs in
  * any.  Like the guard's this state describes the process, not a pool.
  */
 #include "internal.h"
@@ -28,7 +28,7 @@
 #include <fcntl.h>
 
 static struct {
-    bool settled;
+    bool installed;
     pid_t pid;        /* of the process that this is about */
     pthread_t thread; /* the one that waits for work */
     const _Atomic uint32_t *told;
@@ -122,8 +122,8 @@ void fm_signals_look(uint32_t *ignored, uint32_t *handled)
     }
 }
 
-void fm_signals_settle(uint32_t ignored, uint32_t handled,
-                       const uint32_t *told)
+void fm_signals_install(uint32_t ignored, uint32_t handled,
+                        const uint32_t *told)
 {
     sigset_t none;
     self.pid = getpid();
@@ -151,7 +151,7 @@ void fm_signals_settle(uint32_t ignored, uint32_t handled,
         }
         sigaction(number, &act, NULL);
     }
-    self.settled = true;
+    self.installed = true;
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
@@ -210,9 +210,9 @@ uint32_t fm_signals_stale(void)
 {
     uint32_t ours = 0;
     struct sigaction now;
-    if (!self.settled || self.pid == getpid())
+    if (!self.installed || self.pid == getpid())
         return 0;
-    self.settled = false;
+    self.installed = false;
     for (size_t i = 0; i < ARRAY_LEN(quiet); i++)
         if (sigaction(quiet[i].number, NULL, &now) == 0 &&
             (now.sa_flags & SA_SIGINFO ? now.sa_sigaction == on_leave

@@ -7,7 +7,7 @@
  *                                      its channel; it finishes and exits
  *
  * Guarantees: no task is ever lost or charged for it: only a worker without
- * any piece retires, under the mutex, and it is sent nothing after that
+ * any range retires, under the mutex, and it is sent nothing after that
  * (LEAVING).  The zygote reads RETIRE before it can see that worker's death,
  * so that nobody takes its place.
  * Invariants: a slot is `wanted` if the zygote keeps a worker there, or was
@@ -97,7 +97,7 @@ static uint32_t surplus(const fm_pool *pool)
 
 static bool is_idle(const struct fm__worker *w)
 {
-    return w->wanted && w->state == FM_WORKER_READY && w->n_pieces == 0 &&
+    return w->wanted && w->state == FM_WORKER_READY && w->n_ranges == 0 &&
            fm__list_empty(&w->pinned) && !w->eof_ns;
 }
 

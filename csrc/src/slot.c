@@ -1,5 +1,5 @@
 /*
- * slot.c - the shared page of one worker.
+ * slot.c - the page that pool and worker of a slot share.
  *
  * The result stream: absolute offsets, its last FM_RING bytes in the ring.
  *
@@ -37,105 +37,104 @@
  */
 #include "internal.h"
 
-size_t fm_slot_crash_offset(void)
+size_t fm_page_crash_offset(void)
 {
-    return offsetof(struct fm_slot, crash);
+    return offsetof(struct fm_page, crash);
 }
 
-int fm_slot_create(void)
+int fm_page_create(void)
 {
-    return fm__sys_shm(sizeof(struct fm_slot));
+    return fm__sys_shm(sizeof(struct fm_page));
 }
 
-int fm_slot_map(int fd, fm_slot **out)
+int fm_page_map(int fd, fm_page **out)
 {
-    fm_slot *slot = fm__sys_map(fd, sizeof *slot, true);
-    if (!slot)
+    fm_page *page = fm__sys_map(fd, sizeof *page, true);
+    if (!page)
         return -errno;
-    *out = slot;
+    *out = page;
     return 0;
 }
 
-void fm_slot_unmap(fm_slot *slot)
+void fm_page_unmap(fm_page *page)
 {
-    if (slot)
-        fm__sys_unmap(slot, sizeof *slot);
+    if (page)
+        fm__sys_unmap(page, sizeof *page);
 }
 
-int fm_slot_retired(const fm_slot *slot)
+int fm_page_retired(const fm_page *page)
 {
-    return (int)atomic_load(&slot->retired);
+    return (int)atomic_load(&page->retired);
 }
 
-void fm__slot_offer(fm_slot *slot, uint64_t from, uint32_t n)
+void fm__page_offer(fm_page *page, uint64_t from, uint32_t n)
 {
     /* Relaxed is enough: the write() of the frame and the worker's read()
      * of it order these stores before the worker's compare-and-swap. */
     for (uint32_t i = 0; i < n; i++)
-        atomic_store_explicit(&slot->claims[(from + i) % FM_CLAIMS],
+        atomic_store_explicit(&page->claims[(from + i) % FM_CLAIMS],
                               FM_CLAIM_SENT, memory_order_relaxed);
 }
 
-bool fm__slot_recall(fm_slot *slot, uint64_t number)
+bool fm__page_recall(fm_page *page, uint64_t number)
 {
     uint8_t sent = FM_CLAIM_SENT;
-    return atomic_compare_exchange_strong(&slot->claims[number % FM_CLAIMS],
+    return atomic_compare_exchange_strong(&page->claims[number % FM_CLAIMS],
                                           &sent, FM_CLAIM_RECALLED);
 }
 
-enum fm_claim fm__slot_claim(const fm_slot *slot, uint64_t number)
+enum fm_claim fm__page_claim(const fm_page *page, uint64_t number)
 {
-    return atomic_load(&slot->claims[number % FM_CLAIMS]);
+    return atomic_load(&page->claims[number % FM_CLAIMS]);
 }
 
-bool fm__slot_ahead(const fm_slot *slot, uint64_t from)
+bool fm__page_ahead(const fm_page *page, uint64_t from)
 {
-    uint64_t sent = atomic_load(&slot->sent);
-    uint64_t end = atomic_load(&slot->out_end);
+    uint64_t sent = atomic_load(&page->sent);
+    uint64_t end = atomic_load(&page->out_end);
     /* No more than can be taken, or a page that lies keeps the pool awake. */
     return sent == from && end > from && end - from <= FM_RING;
 }
 
-size_t fm__slot_take(fm_slot *slot, uint64_t from, uint8_t *out, size_t room)
+size_t fm__page_take(fm_page *page, uint64_t from, uint8_t *out, size_t room)
 {
-    uint64_t sent = atomic_load(&slot->sent);
-    uint64_t end = atomic_load(&slot->out_end);
+    uint64_t sent = atomic_load(&page->sent);
+    uint64_t end = atomic_load(&page->out_end);
     /* end < from: a record too long for the ring is in the pipe. */
     if (sent != from || end <= from || end - from > FM_RING)
         return 0;
     size_t n = (size_t)FM__MIN(end - from, room);
     size_t pos = from % FM_RING, first = FM__MIN(n, FM_RING - pos);
-    memcpy(out, slot->ring + pos, first);
-    memcpy(out + first, slot->ring, n - first);
+    memcpy(out, page->ring + pos, first);
+    memcpy(out + first, page->ring, n - first);
     /* They were still there if nobody has moved `sent` meanwhile. */
-    return atomic_compare_exchange_strong(&slot->sent, &sent, from + n) ? n
-                                                                        : 0;
+    return atomic_compare_exchange_strong(&page->sent, &sent, from + n) ? n : 0;
 }
 
-void fm__slot_want(fm_slot *slot, uint32_t want)
+void fm__page_want(fm_page *page, uint32_t want)
 {
-    if (atomic_load_explicit(&slot->want, memory_order_relaxed) != want)
-        atomic_store(&slot->want, want);
+    if (atomic_load_explicit(&page->want, memory_order_relaxed) != want)
+        atomic_store(&page->want, want);
 }
 
-void fm__slot_store(fm_slot *slot, uint64_t at, const void *data, size_t n)
+void fm__page_store(fm_page *page, uint64_t at, const void *data, size_t n)
 {
     size_t pos = at % FM_RING, first = FM__MIN(n, FM_RING - pos);
-    memcpy(slot->ring + pos, data, first);
+    memcpy(page->ring + pos, data, first);
     if (first < n)
-        memcpy(slot->ring, (const uint8_t *)data + first, n - first);
+        memcpy(page->ring, (const uint8_t *)data + first, n - first);
 }
 
-int64_t fm__slot_rescue(const fm_slot *slot, uint64_t from, uint8_t *out)
+int64_t fm__page_rescue(const fm_page *page, uint64_t from, uint8_t *out)
 {
-    uint64_t end = atomic_load(&slot->out_end);
+    uint64_t end = atomic_load(&page->out_end);
     if (end <= from)
         return 0; /* a long record was under way, or nothing is missing */
     size_t n = (size_t)(end - from);
     if (end - from > FM_RING)
         return FM_EPROTO;
     size_t pos = from % FM_RING, first = FM__MIN(n, FM_RING - pos);
-    memcpy(out, slot->ring + pos, first);
-    memcpy(out + first, slot->ring, n - first);
+    memcpy(out, page->ring + pos, first);
+    memcpy(out + first, page->ring, n - first);
     return (int64_t)n;
 }

@@ -10,9 +10,9 @@
 int fm__stream_tell(fm_pool *pool, fm_chunk *chunk, enum fm_kind kind,
                     uint64_t serial)
 {
-    struct fm__piece *p = FM__OF(chunk->pieces.next, struct fm__piece,
-                                 in_chunk);
-    if (fm__list_empty(&chunk->pieces) || !p->worker)
+    struct fm__range *p =
+        FM__OF(chunk->ranges.next, struct fm__range, in_chunk);
+    if (fm__list_empty(&chunk->ranges) || !p->worker)
         return 0;
     struct fm_frame frame = {
         .magic = FM_MAGIC,
@@ -77,7 +77,7 @@ int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
     int rc = 0;
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);
-    fm__leader_nudge(pool);
+    fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return rc;
 }

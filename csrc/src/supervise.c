@@ -38,9 +38,9 @@ static void want_room(fm_pool *pool)
 {
     if (pool->asking)
         return;
-    pool->asking = true;
-    pool->blind = fm__poller_want_room(pool->poller, pool->reaper.control_fd,
-                                       TOKEN_CONTROL, true) < 0;
+    int rc = fm__poller_want_room(pool->poller, pool->reaper.control_fd,
+                                  TOKEN_CONTROL, true);
+    pool->asking = rc < 0 ? FM__ASKING_BLIND : FM__ASKING_WATCHED;
 }
 
 bool fm__supervise_ask(fm_pool *pool, enum fm_report kind, uint32_t slot,
@@ -92,34 +92,34 @@ static void ask_again(fm_pool *pool)
     }
     if (full || pool->reaper.out_left)
         return;
-    if (!pool->blind)
+    if (pool->asking == FM__ASKING_WATCHED)
         fm__poller_want_room(pool->poller, pool->reaper.control_fd,
                              TOKEN_CONTROL, false);
-    pool->asking = pool->blind = false;
+    pool->asking = FM__ASKING_NO;
 }
 
 /* -------------------------------------------------------------- outcomes */
 
-/* Give each task of a piece that is nowhere an outcome of ours. */
-static void settle_rest(fm_pool *pool, struct fm__piece *piece,
-                        enum fm_what what)
+/* Give each task of a range that is nowhere an outcome of ours. */
+static void complete_rest(fm_pool *pool, struct fm__range *range,
+                          enum fm_what what)
 {
-    uint32_t n = piece->count - piece->got;
+    uint32_t n = range->count - range->got;
     pool->tally.outcomes += n;
     if (what == FM_WHAT_CANCELLED || what == FM_WHAT_CLOSED)
         pool->tally.cancelled += n;
     else
         pool->tally.failed += n;
-    while (piece->got < piece->count)
-        fm__chunk_settle_made(piece, what, NULL, 0, NULL, 0);
-    fm__piece_drop(piece);
+    while (range->got < range->count)
+        fm__chunk_complete_made(range, what, NULL, 0, NULL, 0);
+    fm__range_drop(range);
 }
 
-void fm__supervise_settle(fm_pool *pool, struct fm__link *list,
-                          enum fm_what what)
+void fm__supervise_complete(fm_pool *pool, struct fm__link *list,
+                            enum fm_what what)
 {
     while (!fm__list_empty(list))
-        settle_rest(pool, FM__OF(list->next, struct fm__piece, queue), what);
+        complete_rest(pool, FM__OF(list->next, struct fm__range, queue), what);
 }
 
 enum fm_what fm__supervise_end_what(const fm_pool *pool)
@@ -131,7 +131,7 @@ enum fm_what fm__supervise_end_what(const fm_pool *pool)
 static void put_back(fm_pool *pool, struct fm__link *list)
 {
     if (pool->state >= FM_POOL_STOPPING)
-        fm__supervise_settle(pool, list, fm__supervise_end_what(pool));
+        fm__supervise_complete(pool, list, fm__supervise_end_what(pool));
     else
         fm__dispatcher_requeue(&pool->dispatcher, list);
 }
@@ -141,12 +141,12 @@ static void put_back(fm_pool *pool, struct fm__link *list)
 static void want_news(struct fm__worker *w)
 {
     w->asked = FM__MAX(w->asked + 1, FM__WANT_NOTHING + 1);
-    fm__slot_want(w->page, w->asked);
+    fm__page_want(w->page, w->asked);
 }
 
 void fm__supervise_flush(fm_pool *pool, struct fm__worker *w)
 {
-    if (w->dirty && pool->polling && w->page)
+    if (w->dirty && pool->leading && w->page)
         want_news(w); /* the leader sleeps, and must hear of it */
     int rc = fm__channel_flush(&w->channel);
     if (rc == 1 && !w->wants_write) {
@@ -205,7 +205,7 @@ static uint64_t bury(fm_pool *pool, struct fm__worker *w,
     fm__arena_bury(pool->options.arena, owner);
     if (pool->state < FM_POOL_STOPPING) {
         for (struct fm__link *at = again.next; at != &again; at = at->next)
-            requeued += FM__OF(at, struct fm__piece, queue)->count;
+            requeued += FM__OF(at, struct fm__range, queue)->count;
         requeued -= pool->tally.retried - before;
         pool->counts.requeued += requeued;
     }
@@ -214,11 +214,11 @@ static uint64_t bury(fm_pool *pool, struct fm__worker *w,
 }
 
 /* Take back all that the worker has not started; false: it is none that
- * could be doomed. */
+ * could be condemned. */
 static bool empty(fm_pool *pool, struct fm__worker *w)
 {
     struct fm__link back;
-    if (fm__worker_next_state(w->state, FM_WORKER_DOOM) < 0)
+    if (fm__worker_next_state(w->state, FM_WORKER_CONDEMN) < 0)
         return false;
     fm__list_init(&back);
     fm__worker_recall(w, UINT32_MAX, true, &back);
@@ -226,53 +226,53 @@ static bool empty(fm_pool *pool, struct fm__worker *w)
     return true;
 }
 
-static void doom_emptied(fm_pool *pool, struct fm__worker *w,
-                         enum fm_cause cause)
+static void condemn_emptied(fm_pool *pool, struct fm__worker *w,
+                            enum fm_cause cause)
 {
-    if (w->state == FM_WORKER_DOOMED)
+    if (w->state == FM_WORKER_CONDEMNED)
         return; /* asked for already */
     w->cause = cause;
-    w->state = FM_WORKER_DOOMED;
+    w->state = FM_WORKER_CONDEMNED;
     pool->counts.killed++;
     ask_kill(pool, w);
 }
 
 /* Ask for the worker's end; nothing new starts on it: what it has not
  * started is taken back first, so that no neighbour is ever charged. */
-static void doom(fm_pool *pool, struct fm__worker *w, enum fm_cause cause)
+static void condemn(fm_pool *pool, struct fm__worker *w, enum fm_cause cause)
 {
     if (empty(pool, w))
-        doom_emptied(pool, w, cause);
+        condemn_emptied(pool, w, cause);
 }
 
 static void take_in(fm_pool *pool, struct fm__worker *w);
 
 /* Its outcome may lie in the pipe: then there is nothing to kill for.  And
  * nothing can start after the recall: the second look is exact. */
-bool fm__supervise_doom_task(fm_pool *pool, struct fm__worker *w,
-                             enum fm_cause cause, uint64_t started)
+bool fm__supervise_condemn_task(fm_pool *pool, struct fm__worker *w,
+                                enum fm_cause cause, uint64_t started)
 {
     if (!w->eof_ns)
         take_in(pool, w);
     if (!fm__worker_running(w) || !empty(pool, w) ||
         atomic_load(&w->page->started) != started)
         return false;
-    doom_emptied(pool, w, cause);
+    condemn_emptied(pool, w, cause);
     return true;
 }
 
 /* Nothing runs any more: every task that has not started gets `what`. */
-void fm__supervise_settle_unstarted(fm_pool *pool, enum fm_what what)
+void fm__supervise_complete_unstarted(fm_pool *pool, enum fm_what what)
 {
     struct fm__link back;
     fm__list_init(&back);
     for (uint32_t i = 0; i < pool->options.workers; i++)
         if (pool->workers[i].page)
             fm__worker_recall(&pool->workers[i], UINT32_MAX, true, &back);
-    fm__supervise_settle(pool, &back, what);
-    for (struct fm__piece *p; (p = fm__dispatcher_any(&pool->dispatcher));) {
+    fm__supervise_complete(pool, &back, what);
+    for (struct fm__range *p; (p = fm__dispatcher_any(&pool->dispatcher));) {
         fm__dispatcher_unqueue(&pool->dispatcher, p);
-        settle_rest(pool, p, what);
+        complete_rest(pool, p, what);
     }
 }
 
@@ -284,7 +284,7 @@ static void break_pool(fm_pool *pool, enum fm_event_kind why)
     pool->broken_by = why;
     fm__events_tell(pool, (struct fm_event){
                               .kind = why, .status = pool->counts.birth_errno});
-    fm__supervise_settle_unstarted(pool, FM_WHAT_BROKEN);
+    fm__supervise_complete_unstarted(pool, FM_WHAT_BROKEN);
     fm__supervise_stop(pool, FM_LADDER_KILL);
 }
 
@@ -322,7 +322,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     if (!w->page || w->generation != m->generation) {
         count_trouble(pool, m->slot, ENOMEM);
         ask_reject(pool, w, m->generation);
-        return; /* no memory to map its slot: another will be tried */
+        return; /* no memory to map its page: another will be tried */
     }
     if (rc == 0)
         rc = fm__poller_add(pool->poller, w->channel.result_fd,
@@ -340,7 +340,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
     fm__dispatcher_look(&pool->dispatcher);
     if (rc < 0) {
         count_trouble(pool, m->slot, -rc); /* it cannot be watched: the same */
-        doom(pool, w, FM_CAUSE_PROTOCOL);
+        condemn(pool, w, FM_CAUSE_PROTOCOL);
     } else {
         end_of_barrenness(pool, m->pid);
     }
@@ -372,7 +372,7 @@ static void note_end(fm_pool *pool, const struct fm_death *death,
     pool->counts.recycled += kind == FM_EVENT_RECYCLED;
     pool->counts.deaths += kind == FM_EVENT_DIED;
     if (kind == FM_EVENT_DIED)
-        fm__events_add_toll(pool, death);
+        fm__events_count_death(pool, death);
     fm__events_tell(pool, (struct fm_event){.kind = kind,
                                             .slot = death->slot,
                                             .pid = death->pid,
@@ -491,7 +491,7 @@ static void end_results(fm_pool *pool, struct fm__worker *w, bool garbled)
     pool->ended++;
     if (garbled) {
         w->garbled = true;
-        doom(pool, w, FM_CAUSE_PROTOCOL);
+        condemn(pool, w, FM_CAUSE_PROTOCOL);
     }
 }
 
@@ -529,7 +529,7 @@ static bool listen_to(struct fm__worker *w)
     if (!w->page || w->eof_ns || !w->in_flight)
         return false;
     want_news(w);
-    return !w->channel.in_long && fm__slot_ahead(w->page, w->channel.received);
+    return !w->channel.in_long && fm__page_ahead(w->page, w->channel.received);
 }
 
 bool fm__supervise_listen(fm_pool *pool)
@@ -548,7 +548,7 @@ bool fm__supervise_look(fm_pool *pool)
         struct fm__worker *w = &pool->workers[i];
         if (!w->page || w->eof_ns || !w->in_flight)
             continue;
-        fm__slot_want(w->page, FM__WANT_NOTHING);
+        fm__page_want(w->page, FM__WANT_NOTHING);
         size_t n = fm__channel_peek(&w->channel, w->page);
         if (n == 0)
             continue;
@@ -570,7 +570,7 @@ static void zygote_gone(fm_pool *pool, int why)
     pool->gone = FM__GONE_GOING;
     pool->gone_until = fm_now() + GONE_GRACE_NS;
     fm__poller_drop(pool->poller, pool->reaper.control_fd);
-    pool->asking = false;
+    pool->asking = FM__ASKING_NO;
     pool->reaper.unheard = why != FM_EEOF;
     if (pool->reaper.unheard)
         fm__reaper_kill(&pool->reaper);
@@ -593,7 +593,7 @@ static bool all_ended(const fm_pool *pool)
     return all;
 }
 
-/* Until then nothing is sent, and nothing is settled but what comes in: who
+/* Until then nothing is sent, and nothing completes but what comes in: who
  * asks why the pool broke shall be told how the zygote ended.  Returns when to
  * look again. */
 static int64_t finish_gone(fm_pool *pool, int64_t now)
@@ -625,7 +625,7 @@ static int64_t finish_gone(fm_pool *pool, int64_t now)
                                   .pid = pool->reaper.zygote,
                                   .status = known ? pool->reaper.status : -1});
     }
-    fm__supervise_settle_unstarted(pool, fm__supervise_end_what(pool));
+    fm__supervise_complete_unstarted(pool, fm__supervise_end_what(pool));
     return now;
 }
 
@@ -636,14 +636,14 @@ void fm__supervise_bury_all(fm_pool *pool)
     fm__list_init(&again);
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm_death death = {.status = -1, .cause = FM_CAUSE_STOPPED};
-        const fm_slot *page = pool->workers[i].page;
+        const fm_page *page = pool->workers[i].page;
         uint32_t owner = page ? atomic_load(&page->owner) : 0;
         fm__worker_bury(&pool->workers[i], &death, what == FM_WHAT_BROKEN,
                         &again, &pool->tally);
         fm__arena_bury(pool->options.arena, owner);
     }
-    fm__supervise_settle(pool, &again, what);
-    fm__supervise_settle_unstarted(pool, what);
+    fm__supervise_complete(pool, &again, what);
+    fm__supervise_complete_unstarted(pool, what);
 }
 
 /* -------------------------------------------------------------- deadlines */
@@ -651,7 +651,7 @@ void fm__supervise_bury_all(fm_pool *pool)
 /* When the task that runs on the worker must be over, by its own clock. */
 static int64_t task_due(struct fm__worker *w, int64_t now)
 {
-    struct fm__piece *running = fm__worker_running(w);
+    struct fm__range *running = fm__worker_running(w);
     int64_t due = FM_FOREVER;
     if (running) {
         int64_t timeout = running->chunk->options.timeout_ns;
@@ -662,9 +662,9 @@ static int64_t task_due(struct fm__worker *w, int64_t now)
         return timeout > 0 ? FM__MIN(start, now) + timeout : due;
     }
     /* Not started: it cannot be due before its whole time has passed. */
-    for (struct fm__link *at = w->pieces.next; at != &w->pieces;
+    for (struct fm__link *at = w->ranges.next; at != &w->ranges;
          at = at->next) {
-        const struct fm__piece *p = FM__OF(at, struct fm__piece, queue);
+        const struct fm__range *p = FM__OF(at, struct fm__range, queue);
         if (p->chunk->options.timeout_ns > 0)
             due = FM__MIN(due, now + p->chunk->options.timeout_ns);
     }
@@ -712,11 +712,11 @@ static int64_t expire_workers(fm_pool *pool, int64_t now)
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         int64_t due = FM_FOREVER;
-        if (w->state == FM_WORKER_EMPTY || w->state == FM_WORKER_DOOMED)
+        if (w->state == FM_WORKER_EMPTY || w->state == FM_WORKER_CONDEMNED)
             continue;
         uint64_t started = atomic_load(&w->page->started);
         if (w->timed && (due = task_due(w, now)) <= now) {
-            if (!fm__supervise_doom_task(pool, w, FM_CAUSE_TIMEOUT, started))
+            if (!fm__supervise_condemn_task(pool, w, FM_CAUSE_TIMEOUT, started))
                 next = now;
             continue;
         }
@@ -725,7 +725,7 @@ static int64_t expire_workers(fm_pool *pool, int64_t now)
             hello_missed(pool, w);
         next = FM__MIN(next, due);
         if (w->eof_ns && (due = w->eof_ns + EOF_GRACE_NS) <= now)
-            doom(pool, w, FM_CAUSE_PROTOCOL);
+            condemn(pool, w, FM_CAUSE_PROTOCOL);
         else if (w->eof_ns)
             next = FM__MIN(next, due);
     }
@@ -761,13 +761,13 @@ static int64_t expire_memory(fm_pool *pool, int64_t now)
         return pool->memory_at;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
-        if (!w->page || w->state == FM_WORKER_DOOMED)
+        if (!w->page || w->state == FM_WORKER_CONDEMNED)
             continue;
         uint64_t started = atomic_load(&w->page->started);
         pid_t pid = w->pid ? w->pid : atomic_load(&w->page->pid);
         if (pid > 0 && fm__worker_running(w) &&
             fm_sys_rss_of(pid, limit) > limit)
-            fm__supervise_doom_task(pool, w, FM_CAUSE_MEMORY, started);
+            fm__supervise_condemn_task(pool, w, FM_CAUSE_MEMORY, started);
     }
     pool->memory_at = now + MEMORY_LOOK_NS;
     return pool->memory_at;
@@ -800,9 +800,9 @@ int64_t fm__supervise_expire(fm_pool *pool, int64_t now)
         return finish_gone(pool, now);
     if (pool->state < FM_POOL_STOPPING)
         next = expire_births(pool, now);
-    if (pool->blind) {
+    if (pool->asking == FM__ASKING_BLIND) {
         ask_again(pool);
-        if (pool->blind)
+        if (pool->asking)
             next = FM__MIN(next, now + 1000000);
     }
     if (pool->state == FM_POOL_BROKEN || pool->state == FM_POOL_CLOSED)

@@ -396,8 +396,8 @@ int fm_sys_threads_of(const char *const *names, char *found, size_t size)
 
 /*
  * An unlinked file, and not shm_open(): what that gives cannot be written to
- * or sought in here (ENXIO, ESPIPE), and the slot's crash text is written
- * through the descriptor by whoever crashes.  The pages are the file's cache
+ * or sought in here (ENXIO, ESPIPE), and the page's crash text is written
+ * through the descriptor by who crashes.  The pages are the file's cache
  * and are shared like any memory; that they may reach the disk costs little
  * for memory of this size.  The name lives for an instant.
  */
@@ -518,7 +518,7 @@ bool fm__sys_witness_alone(int fd)
  * returns EINTR, and Ctrl-C must end a wait.
  *
  * The time is in microseconds, 32 bits; 0 is for ever.  A wait that is cut
- * short by that limit (71 minutes) ends like a spurious wake-up: whoever
+ * short by that limit (71 minutes) ends like a spurious wake-up: who
  * parks looks at the word again.  ULF_NO_ERRNO: the result is -errno.
  */
 extern int __ulock_wait(uint32_t operation, void *address, uint64_t value,
@@ -558,8 +558,8 @@ void fm__sys_unpark(_Atomic uint32_t *word)
 
 /* ----------------------------------------------------------------- poller */
 
-/* The kick: a user event, cleared by being taken out. */
-#define KICK 1
+/* The wake-up: a user event, cleared by being taken out. */
+#define WAKE 1
 
 struct fm__poller {
     int queue_fd;
@@ -589,7 +589,7 @@ int fm__poller_open(fm__poller **out)
         return -ENOMEM;
     poller->queue_fd = fm__sys_lift(kqueue());
     int rc = poller->queue_fd;
-    EV_SET(&e, KICK, EVFILT_USER, EV_ADD | EV_CLEAR, 0, 0, NULL);
+    EV_SET(&e, WAKE, EVFILT_USER, EV_ADD | EV_CLEAR, 0, 0, NULL);
     if (rc >= 0 && kevent(poller->queue_fd, &e, 1, NULL, 0, NULL) < 0)
         rc = -errno;
     if (rc < 0) {
@@ -662,11 +662,11 @@ int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
     return count;
 }
 
-void fm__poller_kick(fm__poller *poller)
+void fm__poller_wake(fm__poller *poller)
 {
     struct kevent e;
     int rc;
-    EV_SET(&e, KICK, EVFILT_USER, 0, NOTE_TRIGGER, 0, NULL);
+    EV_SET(&e, WAKE, EVFILT_USER, 0, NOTE_TRIGGER, 0, NULL);
     do
         rc = kevent(poller->queue_fd, &e, 1, NULL, 0, NULL);
     while (rc < 0 && errno == EINTR);

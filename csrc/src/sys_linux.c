@@ -471,7 +471,7 @@ int fm_sys_threads_of(const char *const *names, char *found, size_t size)
 /* ----------------------------------------------------------------- memory */
 
 /* Make a file so long that each of its pages can be written to: a write to
- * one for which a full /dev/shm has no room is a SIGBUS, in whoever writes. */
+ * one for which a full /dev/shm has no room is a SIGBUS, in who writes. */
 static int reserve(int fd, size_t size)
 {
     if (ftruncate(fd, (off_t)size) < 0)
@@ -642,10 +642,10 @@ void fm__sys_unpark(_Atomic uint32_t *word)
 
 /* ----------------------------------------------------------------- poller */
 
-#define KICK UINT64_MAX
+#define WAKE UINT64_MAX
 
 struct fm__poller {
-    int epoll_fd, kick_fd;
+    int epoll_fd, wake_fd;
 };
 
 int fm__poller_open(fm__poller **out)
@@ -653,25 +653,25 @@ int fm__poller_open(fm__poller **out)
     fm__poller *poller = fm__calloc(sizeof *poller);
     if (!poller)
         return -ENOMEM;
-    struct epoll_event e = {.events = EPOLLIN, .data.u64 = KICK};
+    struct epoll_event e = {.events = EPOLLIN, .data.u64 = WAKE};
     int rc = 0;
     poller->epoll_fd = fm__sys_lift(epoll_create1(EPOLL_CLOEXEC));
-    poller->kick_fd = fm__sys_lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    poller->wake_fd = fm__sys_lift(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (poller->epoll_fd < 0)
         rc = poller->epoll_fd;
-    else if (poller->kick_fd < 0)
-        rc = poller->kick_fd;
-    else if (epoll_ctl(poller->epoll_fd, EPOLL_CTL_ADD, poller->kick_fd, &e) <
+    else if (poller->wake_fd < 0)
+        rc = poller->wake_fd;
+    else if (epoll_ctl(poller->epoll_fd, EPOLL_CTL_ADD, poller->wake_fd, &e) <
              0)
         rc = -errno;
     if (rc < 0) {
         fm__sys_close(poller->epoll_fd);
-        fm__sys_close(poller->kick_fd);
+        fm__sys_close(poller->wake_fd);
         free(poller);
         return rc;
     }
     fm__guard_fd(poller->epoll_fd);
-    fm__guard_fd(poller->kick_fd);
+    fm__guard_fd(poller->wake_fd);
     *out = poller;
     return 0;
 }
@@ -679,9 +679,9 @@ int fm__poller_open(fm__poller **out)
 void fm__poller_close(fm__poller *poller)
 {
     fm__unguard_fd(poller->epoll_fd);
-    fm__unguard_fd(poller->kick_fd);
+    fm__unguard_fd(poller->wake_fd);
     fm__sys_close(poller->epoll_fd);
-    fm__sys_close(poller->kick_fd);
+    fm__sys_close(poller->wake_fd);
     free(poller);
 }
 
@@ -730,9 +730,9 @@ int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
     if (got < 0)
         return -errno;
     for (int i = 0; i < got; i++) {
-        if (events[i].data.u64 == KICK) {
+        if (events[i].data.u64 == WAKE) {
             uint64_t value;
-            if (read(poller->kick_fd, &value, sizeof value) < 0)
+            if (read(poller->wake_fd, &value, sizeof value) < 0)
                 assert(errno == EAGAIN);
             continue;
         }
@@ -745,10 +745,10 @@ int fm__poller_wait(fm__poller *poller, struct fm__ready *ready, int n,
     return count;
 }
 
-void fm__poller_kick(fm__poller *poller)
+void fm__poller_wake(fm__poller *poller)
 {
     uint64_t one = 1;
-    if (write(poller->kick_fd, &one, sizeof one) < 0)
+    if (write(poller->wake_fd, &one, sizeof one) < 0)
         assert(errno == EAGAIN); /* full: it is readable, which is enough */
 }
 

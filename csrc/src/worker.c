@@ -2,20 +2,20 @@
  * worker.c - the pool's view of one worker: its life, what it was sent, what
  * came back, and whose fault its death was.
  *
- *              BORN      BORN_READY  HELLO    DOOM     LEAVE    DIED
- *   EMPTY      STARTING  READY       -        -        -        EMPTY
- *   STARTING   -         -           READY    DOOMED   -        EMPTY
- *   READY      -         -           -        DOOMED   LEAVING  EMPTY
- *   DOOMED     -         -           DOOMED   DOOMED   -        EMPTY
- *   LEAVING    -         -           -        DOOMED   -        EMPTY
+ *               BORN      BORN_READY  HELLO      CONDEMN    LEAVE    DIED
+ *   EMPTY       STARTING  READY       -          -          -        EMPTY
+ *   STARTING    -         -           READY      CONDEMNED  -        EMPTY
+ *   READY       -         -           -          CONDEMNED  LEAVING  EMPTY
+ *   CONDEMNED   -         -           CONDEMNED  CONDEMNED  -        EMPTY
+ *   LEAVING     -         -           -          CONDEMNED  -        EMPTY
  *
  * Guarantees (INV-2): a death costs exactly the task that was running: first
- * what is in the pipe is taken, then what is finished in the slot's ring,
+ * what is in the pipe is taken, then what is finished in the page's ring,
  * then the first task without an outcome is the victim if its claim says
  * STARTED; all later ones were not started and go back to the backlog.  Only
  * malformed bytes cost more: the outcomes behind them.
- * Invariants: `pieces` is in the order of task numbers; the worker starts
- * tasks in that order; in_flight is the number of tasks of `pieces` without
+ * Invariants: `ranges` is in the order of task numbers; the worker starts
+ * tasks in that order; in_flight is the number of tasks of `ranges` without
  * an outcome.
  * Threads: the pool's mutex is held around every call.
  */
@@ -28,31 +28,31 @@ static const int8_t table[][FM_WORKER_EVENT_COUNT] = {
     [FM_WORKER_EMPTY] = {[FM_WORKER_BORN] = FM_WORKER_STARTING,
                          [FM_WORKER_BORN_READY] = FM_WORKER_READY,
                          [FM_WORKER_HELLO] = NONE,
-                         [FM_WORKER_DOOM] = NONE,
+                         [FM_WORKER_CONDEMN] = NONE,
                          [FM_WORKER_LEAVE] = NONE,
                          [FM_WORKER_DIED] = FM_WORKER_EMPTY},
     [FM_WORKER_STARTING] = {[FM_WORKER_BORN] = NONE,
                             [FM_WORKER_BORN_READY] = NONE,
                             [FM_WORKER_HELLO] = FM_WORKER_READY,
-                            [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                            [FM_WORKER_CONDEMN] = FM_WORKER_CONDEMNED,
                             [FM_WORKER_LEAVE] = NONE,
                             [FM_WORKER_DIED] = FM_WORKER_EMPTY},
     [FM_WORKER_READY] = {[FM_WORKER_BORN] = NONE,
                          [FM_WORKER_BORN_READY] = NONE,
                          [FM_WORKER_HELLO] = NONE,
-                         [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                         [FM_WORKER_CONDEMN] = FM_WORKER_CONDEMNED,
                          [FM_WORKER_LEAVE] = FM_WORKER_LEAVING,
                          [FM_WORKER_DIED] = FM_WORKER_EMPTY},
-    [FM_WORKER_DOOMED] = {[FM_WORKER_BORN] = NONE,
-                          [FM_WORKER_BORN_READY] = NONE,
-                          [FM_WORKER_HELLO] = FM_WORKER_DOOMED,
-                          [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
-                          [FM_WORKER_LEAVE] = NONE,
-                          [FM_WORKER_DIED] = FM_WORKER_EMPTY},
+    [FM_WORKER_CONDEMNED] = {[FM_WORKER_BORN] = NONE,
+                             [FM_WORKER_BORN_READY] = NONE,
+                             [FM_WORKER_HELLO] = FM_WORKER_CONDEMNED,
+                             [FM_WORKER_CONDEMN] = FM_WORKER_CONDEMNED,
+                             [FM_WORKER_LEAVE] = NONE,
+                             [FM_WORKER_DIED] = FM_WORKER_EMPTY},
     [FM_WORKER_LEAVING] = {[FM_WORKER_BORN] = NONE,
                            [FM_WORKER_BORN_READY] = NONE,
                            [FM_WORKER_HELLO] = NONE,
-                           [FM_WORKER_DOOM] = FM_WORKER_DOOMED,
+                           [FM_WORKER_CONDEMN] = FM_WORKER_CONDEMNED,
                            [FM_WORKER_LEAVE] = NONE,
                            [FM_WORKER_DIED] = FM_WORKER_EMPTY},
 };
@@ -70,7 +70,7 @@ const char *fm_worker_state_name(uint32_t state)
         [FM_WORKER_EMPTY] = "empty",
         [FM_WORKER_STARTING] = "starting",
         [FM_WORKER_READY] = "ready",
-        [FM_WORKER_DOOMED] = "doomed",
+        [FM_WORKER_CONDEMNED] = "doomed", /* the public word */
         [FM_WORKER_LEAVING] = "leaving",
     };
     static_assert(ARRAY_LEN(names) == FM_WORKER_STATE_COUNT, "a name each");
@@ -83,7 +83,7 @@ void fm__worker_init(struct fm__worker *worker, uint32_t slot)
     worker->slot = slot;
     worker->channel.task_fd = worker->channel.hold_fd = -1;
     worker->channel.result_fd = -1;
-    fm__list_init(&worker->pieces);
+    fm__list_init(&worker->ranges);
     fm__list_init(&worker->pinned);
 }
 
@@ -93,14 +93,14 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     int state = fm__worker_next_state(
         worker->state, hello ? FM_WORKER_BORN : FM_WORKER_BORN_READY);
     /* fds: task read end (held, so that a write to a dead worker raises no
-     * SIGPIPE), task write end, result read end, slot memory. */
-    fm_slot *page = fm__sys_map(fds[3], sizeof *page, false);
+     * SIGPIPE), task write end, result read end, page. */
+    fm_page *page = fm__sys_map(fds[3], sizeof *page, false);
     int rc = page ? 0 : -errno;
     fm__sys_close(fds[3]);
     if (rc < 0 || state == NONE) {
         for (int i = 0; i < 3; i++)
             fm__sys_close(fds[i]);
-        fm_slot_unmap(page);
+        fm_page_unmap(page);
         return rc < 0 ? rc : FM_EPROTO;
     }
     rc = fm__channel_init(&worker->channel, fds[1], fds[0], fds[2]);
@@ -112,7 +112,7 @@ int fm__worker_born(struct fm__worker *worker, uint32_t generation, pid_t pid,
     worker->next_number = worker->assigned = worker->done = 0;
     worker->credit = FIRST_CREDIT;
     worker->busy_seen = worker->spent = 0;
-    worker->settled_since = 0;
+    worker->completed_since = 0;
     worker->idle_since = 0;
     worker->born_ns = now;
     worker->eof_ns = 0;
@@ -132,15 +132,15 @@ bool fm__worker_has_claims(const struct fm__worker *worker, uint32_t n)
     uint64_t oldest = atomic_load(&worker->page->seen);
     if (worker->next_number - oldest > FM_CLAIMS)
         oldest = worker->next_number; /* never so: somebody wrote to it */
-    if (!fm__list_empty(&worker->pieces)) {
-        const struct fm__piece *p =
-            FM__OF(worker->pieces.next, struct fm__piece, queue);
+    if (!fm__list_empty(&worker->ranges)) {
+        const struct fm__range *p =
+            FM__OF(worker->ranges.next, struct fm__range, queue);
         oldest = FM__MIN(oldest, p->number + p->got); /* read after a death */
     }
     return worker->next_number + n - oldest <= FM_CLAIMS;
 }
 
-/* A worker gets a function, or a value, before the first piece that needs it. */
+/* A worker gets a function, or a value, before the first range that needs it. */
 static int define(struct fm__worker *worker, const fm_function *function)
 {
     struct fm_frame frame = {.magic = FM_MAGIC,
@@ -156,15 +156,15 @@ static int define(struct fm__worker *worker, const fm_function *function)
     return rc;
 }
 
-int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
+int fm__worker_send(struct fm__worker *worker, struct fm__range *range)
 {
-    fm_chunk *chunk = piece->chunk;
+    fm_chunk *chunk = range->chunk;
     fm_function *function = chunk->options.function;
     struct fm_frame frame = {.magic = FM_MAGIC,
                              .kind = FM_KIND_RUN,
                              .flags = (uint16_t)chunk->options.flags,
-                             .first = piece->first,
-                             .count = piece->count,
+                             .first = range->first,
+                             .count = range->count,
                              .credit = chunk->options.credit,
                              .serial = worker->next_number,
                              .length = chunk->options.size};
@@ -183,30 +183,30 @@ int fm__worker_send(struct fm__worker *worker, struct fm__piece *piece)
                                          chunk->record);
     if (rc < 0)
         return rc;
-    fm__slot_offer(worker->page, worker->next_number, piece->count);
-    piece->number = worker->next_number;
-    piece->worker = worker;
-    fm__list_insert(&worker->pieces, &piece->queue);
-    worker->next_number += piece->count;
-    worker->assigned += piece->count;
-    worker->in_flight += piece->count;
-    worker->n_pieces++;
+    fm__page_offer(worker->page, worker->next_number, range->count);
+    range->number = worker->next_number;
+    range->worker = worker;
+    fm__list_insert(&worker->ranges, &range->queue);
+    worker->next_number += range->count;
+    worker->assigned += range->count;
+    worker->in_flight += range->count;
+    worker->n_ranges++;
     worker->idle_since = 0;
     worker->streams += chunk->options.flags & FM_RUN_STREAM ? 1 : 0;
     worker->timed += chunk->options.timeout_ns > 0 ? 1 : 0;
     return 0;
 }
 
-/* The piece leaves the worker, whatever becomes of it. */
-static void detach(struct fm__piece *piece)
+/* The range leaves the worker, whatever becomes of it. */
+static void detach(struct fm__range *range)
 {
-    struct fm__worker *worker = piece->worker;
-    const struct fm_chunk_options *options = &piece->chunk->options;
-    worker->n_pieces--;
+    struct fm__worker *worker = range->worker;
+    const struct fm_chunk_options *options = &range->chunk->options;
+    worker->n_ranges--;
     worker->streams -= options->flags & FM_RUN_STREAM ? 1 : 0;
     worker->timed -= options->timeout_ns > 0 ? 1 : 0;
-    piece->worker = NULL;
-    fm__list_remove(&piece->queue);
+    range->worker = NULL;
+    fm__list_remove(&range->queue);
 }
 
 /* ------------------------------------------------------------- receiving */
@@ -221,14 +221,14 @@ static void detach(struct fm__piece *piece)
  * forgotten sooner than what was quick once. */
 static void learn(struct fm__worker *worker)
 {
-    if (worker->spent <= 0 || worker->settled_since == 0)
+    if (worker->spent <= 0 || worker->completed_since == 0)
         return;
-    int64_t each = FM__MAX(worker->spent / worker->settled_since, 1);
+    int64_t each = FM__MAX(worker->spent / worker->completed_since, 1);
     each = FM__MIN(each, INT64_MAX / 4); /* it is only what the page says */
     int64_t old = worker->task_ns ? worker->task_ns : each;
     worker->task_ns = each < old ? (old + 3 * each) / 4 : (3 * old + each) / 4;
     worker->spent = 0;
-    worker->settled_since = 0;
+    worker->completed_since = 0;
     worker->credit = (uint32_t)FM__MAX(
         1, FM__MIN(64, 1000000 / FM__MAX(worker->task_ns, 1)));
 }
@@ -257,64 +257,64 @@ static void charge(struct fm__worker *worker, fm_chunk *chunk, uint32_t n)
     worker->charged_ns = spent;
 }
 
-static void settled(struct fm__worker *worker, struct fm__piece *piece,
-                    uint32_t n)
+static void completed(struct fm__worker *worker, struct fm__range *range,
+                      uint32_t n)
 {
     worker->in_flight -= n;
-    worker->settled_since += n;
+    worker->completed_since += n;
     worker->done += n;
-    if (piece->got == piece->count) {
-        charge(worker, piece->chunk, piece->count);
-        detach(piece);
-        fm__piece_drop(piece);
+    if (range->got == range->count) {
+        charge(worker, range->chunk, range->count);
+        detach(range);
+        fm__range_drop(range);
     }
 }
 
-/* The first task of the piece without an outcome leaves it, to be tried
+/* The first task of the range without an outcome leaves it, to be tried
  * again; false if there is no memory for that. */
-static bool pull_out(struct fm__piece *piece, struct fm__link *again)
+static bool pull_out(struct fm__range *range, struct fm__link *again)
 {
-    struct fm__worker *worker = piece->worker;
-    uint32_t rest = piece->count - piece->got - 1;
-    struct fm__piece *one, *tail = NULL;
-    if (rest && !(tail = fm__piece_split(piece, rest)))
+    struct fm__worker *worker = range->worker;
+    uint32_t rest = range->count - range->got - 1;
+    struct fm__range *one, *tail = NULL;
+    if (rest && !(tail = fm__range_split(range, rest)))
         return false;
-    one = fm__piece_split(piece, 1);
+    one = fm__range_split(range, 1);
     if (!one) {
         if (tail) { /* join again */
-            piece->count += rest;
-            fm__piece_drop(tail);
+            range->count += rest;
+            fm__range_drop(tail);
         }
         return false;
     }
     if (tail && worker) {
         tail->worker = worker;
-        tail->number = piece->number + piece->count + 1;
-        fm__list_insert(piece->queue.next, &tail->queue);
-        worker->n_pieces++;
+        tail->number = range->number + range->count + 1;
+        fm__list_insert(range->queue.next, &tail->queue);
+        worker->n_ranges++;
         worker->timed += tail->chunk->options.timeout_ns > 0 ? 1 : 0;
     } else if (tail) {
-        fm__list_insert(piece->queue.next, &tail->queue);
+        fm__list_insert(range->queue.next, &tail->queue);
     }
     if (worker) {
         worker->in_flight--;
-        worker->settled_since++;
-        if (piece->got == piece->count) {
-            detach(piece);
-            fm__piece_drop(piece);
+        worker->completed_since++;
+        if (range->got == range->count) {
+            detach(range);
+            fm__range_drop(range);
         }
-    } else if (piece->got == piece->count) {
-        fm__piece_drop(piece);
+    } else if (range->got == range->count) {
+        fm__range_drop(range);
     }
     fm__list_insert(again, &one->queue);
     return true;
 }
 
-/* May the piece's current task be tried again?  Counts it if so. */
-static bool may_retry(struct fm__piece *piece)
+/* May the range's current task be tried again?  Counts it if so. */
+static bool may_retry(struct fm__range *range)
 {
-    fm_chunk *chunk = piece->chunk;
-    uint32_t task = piece->first + piece->got;
+    fm_chunk *chunk = range->chunk;
+    uint32_t task = range->first + range->got;
     if (!chunk->retried || chunk->retried[task] >= chunk->options.retries)
         return false;
     if (chunk->options.flags & FM_RUN_STREAM)
@@ -323,26 +323,26 @@ static bool may_retry(struct fm__piece *piece)
     return true;
 }
 
-/* One LONG record that came in while `piece` runs. */
-static int take_long(struct fm__worker *worker, struct fm__piece *piece,
+/* One LONG record that came in while `range` runs. */
+static int take_long(struct fm__worker *worker, struct fm__range *range,
                      struct fm__record *record, struct fm__link *again,
                      struct fm__tally *tally)
 {
     struct fm_long head;
     memcpy(&head, record->data, sizeof head);
     if (!record->lost) {
-        int rc = fm__arena_take_in(piece->chunk->options.arena,
-                                   (uint8_t *)(uintptr_t)record->data,
-                                   record->size);
+        int rc =
+            fm__arena_take_in(range->chunk->options.arena,
+                              (uint8_t *)(uintptr_t)record->data, record->size);
         if (rc < 0 && rc != -ENOMEM)
             return rc;
         record->lost = rc < 0;
-        piece->chunk->carried |= rc > 0;
+        range->chunk->carried |= rc > 0;
     }
     if (head.what == FM_WHAT_OUTPUT) {
-        if (!(piece->chunk->options.flags & FM_RUN_STREAM))
+        if (!(range->chunk->options.flags & FM_RUN_STREAM))
             return FM_EPROTO;
-        int rc = fm__chunk_output(piece->chunk, record);
+        int rc = fm__chunk_output(range->chunk, record);
         if (rc == 0)
             record->owned = NULL;
         return rc;
@@ -355,7 +355,7 @@ static int take_long(struct fm__worker *worker, struct fm__piece *piece,
         tally->failed += record->lost;
         break;
     case FM_WHAT_RETRY:
-        if (may_retry(piece) && pull_out(piece, again)) {
+        if (may_retry(range) && pull_out(range, again)) {
             tally->retried++;
             return 0;
         }
@@ -369,12 +369,12 @@ static int take_long(struct fm__worker *worker, struct fm__piece *piece,
     }
     tally->outcomes++;
     if (record->lost)
-        fm__chunk_settle_made(piece, FM_WHAT_NOMEM, NULL, 0, NULL, 0);
+        fm__chunk_complete_made(range, FM_WHAT_NOMEM, NULL, 0, NULL, 0);
     else
-        fm__chunk_settle(piece, 1, record->data, (size_t)record->size,
-                         record->owned);
+        fm__chunk_complete(range, 1, record->data, (size_t)record->size,
+                           record->owned);
     record->owned = NULL;
-    settled(worker, piece, 1);
+    completed(worker, range, 1);
     return 0;
 }
 
@@ -384,7 +384,7 @@ static bool take_news(struct fm__worker *worker, struct fm__record *record,
 {
     uint8_t what = record->data[0] == FM_TAG_LONG ? record->data[1] : 0;
     if (worker->state != FM_WORKER_STARTING &&
-        worker->state != FM_WORKER_DOOMED)
+        worker->state != FM_WORKER_CONDEMNED)
         return false;
     if (what != FM_WHAT_HELLO && what != FM_WHAT_REFUSAL)
         return false;
@@ -398,16 +398,16 @@ static bool take_news(struct fm__worker *worker, struct fm__record *record,
 static int take_one(struct fm__worker *worker, struct fm__record *record,
                     struct fm__link *again, struct fm__tally *tally)
 {
-    if (fm__list_empty(&worker->pieces))
+    if (fm__list_empty(&worker->ranges))
         return FM_EPROTO; /* an outcome that nobody asked for */
-    struct fm__piece *piece =
-        FM__OF(worker->pieces.next, struct fm__piece, queue);
+    struct fm__range *range =
+        FM__OF(worker->ranges.next, struct fm__range, queue);
     if (record->data[0] == FM_TAG_LONG)
-        return take_long(worker, piece, record, again, tally);
+        return take_long(worker, range, record, again, tally);
     tally->outcomes++;
     tally->succeeded++;
-    fm__chunk_settle(piece, 1, record->data, (size_t)record->size, NULL);
-    settled(worker, piece, 1);
+    fm__chunk_complete(range, 1, record->data, (size_t)record->size, NULL);
+    completed(worker, range, 1);
     return 0;
 }
 
@@ -419,18 +419,18 @@ int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
     *news = FM__NEWS_NONE;
     worker->charged = NULL;
     for (;;) {
-        if (!fm__list_empty(&worker->pieces)) {
-            struct fm__piece *piece =
-                FM__OF(worker->pieces.next, struct fm__piece, queue);
+        if (!fm__list_empty(&worker->ranges)) {
+            struct fm__range *range =
+                FM__OF(worker->ranges.next, struct fm__range, queue);
             const uint8_t *data;
             size_t size;
-            uint32_t n = fm__channel_run(channel, piece->count - piece->got,
+            uint32_t n = fm__channel_run(channel, range->count - range->got,
                                          &data, &size);
             if (n) {
-                fm__chunk_settle(piece, n, data, size, NULL);
+                fm__chunk_complete(range, n, data, size, NULL);
                 tally->outcomes += n;
                 tally->succeeded += n;
-                settled(worker, piece, n);
+                completed(worker, range, n);
                 continue;
             }
         }
@@ -450,40 +450,40 @@ int fm__worker_take(struct fm__worker *worker, struct fm__link *again,
 
 /* ---------------------------------------------------------------- recall */
 
-uint32_t fm__worker_recall_piece(struct fm__piece *piece, uint32_t n,
+uint32_t fm__worker_recall_range(struct fm__range *range, uint32_t n,
                                  struct fm__link *back)
 {
-    struct fm__worker *worker = piece->worker;
-    uint32_t taken = 0, most = FM__MIN(n, piece->count - piece->got);
+    struct fm__worker *worker = range->worker;
+    uint32_t taken = 0, most = FM__MIN(n, range->count - range->got);
     /* From the end: the worker starts tasks in ascending order, so what was
-     * taken is always the end of the piece, without a hole. */
-    while (taken < most &&
-           fm__slot_recall(worker->page,
-                           piece->number + piece->count - taken - 1))
+     * taken is always the end of the range, without a hole. */
+    while (
+        taken < most &&
+        fm__page_recall(worker->page, range->number + range->count - taken - 1))
         taken++;
     if (taken == 0)
         return 0;
     worker->in_flight -= taken;
     worker->assigned -= taken;
-    if (taken == piece->count) {
-        detach(piece); /* whole: it can go as it is */
-        fm__list_insert(back->next, &piece->queue);
+    if (taken == range->count) {
+        detach(range); /* whole: it can go as it is */
+        fm__list_insert(back->next, &range->queue);
         return taken;
     }
-    struct fm__piece *tail = fm__piece_split(piece, taken);
+    struct fm__range *tail = fm__range_split(range, taken);
     if (!tail) {
-        /* No memory: ours and unsent, but in one piece with what the worker
+        /* No memory: ours and unsent, but in one range with what the worker
          * has.  Offer the tasks to it again. */
-        fm__slot_offer(worker->page, piece->number + piece->count - taken,
+        fm__page_offer(worker->page, range->number + range->count - taken,
                        taken);
         worker->in_flight += taken;
         worker->assigned += taken;
         return 0;
     }
     fm__list_insert(back->next, &tail->queue);
-    if (piece->got == piece->count) {
-        detach(piece);
-        fm__piece_drop(piece);
+    if (range->got == range->count) {
+        detach(range);
+        fm__range_drop(range);
     }
     return taken;
 }
@@ -492,15 +492,15 @@ uint32_t fm__worker_recall(struct fm__worker *worker, uint32_t n, bool pinned,
                            struct fm__link *back)
 {
     uint32_t taken = 0;
-    struct fm__link *at = worker->pieces.prev;
-    while (taken < n && at != &worker->pieces) {
-        struct fm__piece *piece = FM__OF(at, struct fm__piece, queue);
-        uint32_t left = piece->count - piece->got;
+    struct fm__link *at = worker->ranges.prev;
+    while (taken < n && at != &worker->ranges) {
+        struct fm__range *range = FM__OF(at, struct fm__range, queue);
+        uint32_t left = range->count - range->got;
         struct fm__link *prev = at->prev;
-        if (!pinned && piece->chunk->options.slot >= 0)
+        if (!pinned && range->chunk->options.slot >= 0)
             break;
-        uint32_t got = fm__worker_recall_piece(
-            piece, FM__MIN(n - taken, left), back);
+        uint32_t got =
+            fm__worker_recall_range(range, FM__MIN(n - taken, left), back);
         taken += got;
         if (got < left)
             break;
@@ -509,17 +509,17 @@ uint32_t fm__worker_recall(struct fm__worker *worker, uint32_t n, bool pinned,
     return taken;
 }
 
-struct fm__piece *fm__worker_running(struct fm__worker *worker)
+struct fm__range *fm__worker_running(struct fm__worker *worker)
 {
     if (!worker->page)
         return NULL;
-    for (struct fm__link *at = worker->pieces.next; at != &worker->pieces;
+    for (struct fm__link *at = worker->ranges.next; at != &worker->ranges;
          at = at->next) {
-        struct fm__piece *piece = FM__OF(at, struct fm__piece, queue);
+        struct fm__range *range = FM__OF(at, struct fm__range, queue);
         uint64_t started = atomic_load(&worker->page->started);
-        if (started > piece->number + piece->got &&
-            started <= piece->number + piece->count)
-            return piece;
+        if (started > range->number + range->got &&
+            started <= range->number + range->count)
+            return range;
     }
     return NULL;
 }
@@ -545,9 +545,9 @@ static void drain(struct fm__worker *worker, struct fm__link *again,
         if (n <= 0)
             break;
     }
-    n = worker->garbled ? 0
-                        : fm__slot_rescue(worker->page,
-                                          worker->channel.received, ring);
+    n = worker->garbled
+            ? 0
+            : fm__page_rescue(worker->page, worker->channel.received, ring);
     for (size_t fed = 0; n > 0 && fed < (size_t)n;) {
         size_t more = fm__channel_feed(&worker->channel, ring + fed,
                                        (size_t)n - fed);
@@ -561,36 +561,36 @@ static void drain(struct fm__worker *worker, struct fm__link *again,
 }
 
 /* The outcome of the task that was running, or another try. */
-static void settle_victim(struct fm__worker *worker, struct fm__piece *piece,
-                          struct fm_death *death, bool broken,
-                          struct fm__link *again, struct fm__tally *tally)
+static void complete_victim(struct fm__worker *worker, struct fm__range *range,
+                            struct fm_death *death, bool broken,
+                            struct fm__link *again, struct fm__tally *tally)
 {
-    const struct fm_chunk_options *options = &piece->chunk->options;
+    const struct fm_chunk_options *options = &range->chunk->options;
     uint32_t on = death->cause == FM_CAUSE_TIMEOUT ? FM_RETRY_TIMEOUT
                   : death->cause == FM_CAUSE_EXIT ||
                           death->cause == FM_CAUSE_MEMORY
                       ? FM_RETRY_DEATH
                                                    : 0;
     bool another = (options->retry_on & on) && !broken;
-    death->task = piece->first + piece->got;
-    death->attempts = fm__chunk_tries(piece->chunk, (uint32_t)death->task);
+    death->task = range->first + range->got;
+    death->attempts = fm__chunk_tries(range->chunk, (uint32_t)death->task);
     death->timeout_ns = options->timeout_ns;
     death->mark = worker->page->mark;
-    if (another && may_retry(piece) && pull_out(piece, again)) {
+    if (another && may_retry(range) && pull_out(range, again)) {
         tally->retried++;
         return;
     }
     const char *text = worker->page->crash;
     if (broken)
-        fm__chunk_settle_made(piece, FM_WHAT_BROKEN, NULL, 0, NULL, 0);
+        fm__chunk_complete_made(range, FM_WHAT_BROKEN, NULL, 0, NULL, 0);
     else
-        fm__chunk_settle_made(piece, FM_WHAT_DEATH, death, sizeof *death, text,
-                              strnlen(text, FM_CRASH));
+        fm__chunk_complete_made(range, FM_WHAT_DEATH, death, sizeof *death,
+                                text, strnlen(text, FM_CRASH));
     tally->outcomes++;
     tally->died += !broken;
     tally->timeouts += !broken && death->cause == FM_CAUSE_TIMEOUT;
     tally->failed += broken;
-    settled(worker, piece, 1);
+    completed(worker, range, 1);
 }
 
 void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
@@ -602,30 +602,30 @@ void fm__worker_bury(struct fm__worker *worker, struct fm_death *death,
         drain(worker, again, tally);
     /* One at most, unless the stream was garbled: then those that finished
      * behind the garbage have no outcome either, and must not run twice. */
-    while (worker->page && !fm__list_empty(&worker->pieces)) {
-        struct fm__piece *piece =
-            FM__OF(worker->pieces.next, struct fm__piece, queue);
-        if (fm__slot_claim(worker->page, piece->number + piece->got) !=
+    while (worker->page && !fm__list_empty(&worker->ranges)) {
+        struct fm__range *range =
+            FM__OF(worker->ranges.next, struct fm__range, queue);
+        if (fm__page_claim(worker->page, range->number + range->got) !=
             FM_CLAIM_STARTED)
             break;
-        settle_victim(worker, piece, death, broken, again, tally);
+        complete_victim(worker, range, death, broken, again, tally);
     }
-    /* The rest never started.  A piece with some outcomes keeps them: its
-     * unstarted end becomes a piece of its own. */
-    while (!fm__list_empty(&worker->pieces)) {
-        struct fm__piece *piece =
-            FM__OF(worker->pieces.next, struct fm__piece, queue);
-        detach(piece);
-        piece->first += piece->got;
-        piece->count -= piece->got;
-        piece->got = 0;
-        piece->open = NULL;
-        fm__list_insert(again, &piece->queue);
+    /* The rest never started.  A range with some outcomes keeps them: its
+     * unstarted end becomes a range of its own. */
+    while (!fm__list_empty(&worker->ranges)) {
+        struct fm__range *range =
+            FM__OF(worker->ranges.next, struct fm__range, queue);
+        detach(range);
+        range->first += range->got;
+        range->count -= range->got;
+        range->got = 0;
+        range->open = NULL;
+        fm__list_insert(again, &range->queue);
     }
     worker->in_flight = 0;
     worker->unsent = false;
     fm__channel_fini(&worker->channel);
-    fm_slot_unmap(worker->page);
+    fm_page_unmap(worker->page);
     worker->page = NULL;
     worker->pid = 0;
     worker->state = FM_WORKER_EMPTY;

@@ -52,7 +52,7 @@ static const int64_t backoff_ns[] = {50000000, 200000000, 800000000,
 struct child {
     pid_t pid;
     uint32_t generation;
-    fm_slot *memory;
+    fm_page *memory;
     int held[FM_MESSAGE_FDS]; /* that may still be in flight; -1: none */
     bool asked;               /* the pool had it killed */
     bool rejected;            /* ... because it had no room for it */
@@ -218,7 +218,7 @@ static void let_go(struct child *child)
         fm__sys_close(child->held[i]);
         child->held[i] = -1;
     }
-    fm_slot_unmap(child->memory);
+    fm_page_unmap(child->memory);
     child->memory = NULL;
     child->pid = 0;
 }
@@ -233,7 +233,7 @@ static void bury(fm_zygote *z, uint32_t slot, pid_t pid, int status,
                               .pid = pid,
                               .status = status,
                               .rss_kb = rss_kb};
-    bool retired = fm_slot_retired(child->memory);
+    bool retired = fm_page_retired(child->memory);
     if (retired)
         died.flags |= FM_DIED_RETIRED;
     if (child->asked)
@@ -366,7 +366,7 @@ static int spawn_worker(const fm_zygote *z, const int ends[3], uint32_t slot,
         int fd = z->options->hand_fds[i];
         rc = posix_spawn_file_actions_adddup2(&actions, fd, fd);
     }
-    /* Until the worker is ready for them (fm_signals_settle). */
+    /* Until the worker is ready for them (fm_signals_install). */
     sigfillset(&every);
     posix_spawnattr_setsigmask(&attributes, &every);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
@@ -409,7 +409,7 @@ static int make_channel(int made[5])
         rc = fm_sys_pipe(made + 2);
     if (rc < 0)
         return rc;
-    made[4] = fm_slot_create();
+    made[4] = fm_page_create();
     return FM__MIN(made[4], 0);
 }
 
@@ -424,13 +424,13 @@ static int bear(fm_zygote *z, uint32_t slot, struct fm_birth *born)
     int made[5] = {-1, -1, -1, -1, -1}; /* task, result, slot */
     bool early = slot == 0 && z->first[0] >= 0;
     struct child *child = &z->children[slot];
-    fm_slot *page = NULL;
+    fm_page *page = NULL;
     pid_t pid = 0;
     int rc = early ? 0 : make_channel(made);
     const int *fds = early ? z->first : made;
     int ends[3] = {fds[0], fds[3], fds[4]};
     if (rc == 0)
-        rc = fm_slot_map(fds[4], &page);
+        rc = fm_page_map(fds[4], &page);
     if (rc == 0 && z->options->spawn)
         rc = spawn_worker(z, ends, slot, &pid);
     else if (rc == 0 && (pid = fork()) < 0)
@@ -438,7 +438,7 @@ static int bear(fm_zygote *z, uint32_t slot, struct fm_birth *born)
     if (rc == 0 && pid == 0) {
         close(fds[1]);
         close(fds[2]);
-        fm_slot_unmap(page);
+        fm_page_unmap(page);
         if (early)
             forget_first(z);
         become_worker(z, ends, slot, born);
@@ -462,7 +462,7 @@ static int bear(fm_zygote *z, uint32_t slot, struct fm_birth *born)
                                  .pid = pid},
              sent, early ? 0 : FM_MESSAGE_FDS);
     } else {
-        fm_slot_unmap(page);
+        fm_page_unmap(page);
     }
     if (rc < 0 && early)
         return rc; /* the next try needs them */
@@ -530,7 +530,7 @@ static bool wait_news(fm_zygote *z)
  * Handlers of the pool's process are code that belongs there: what has one
  * stays blocked.  Ctrl-C, SIGTERM and SIGHUP may reach the whole group, but it
  * is the pool's process that decides what becomes of us; workers are born with
- * those blocked, until they are ready for them (fm_signals_settle).
+ * those blocked, until they are ready for them (fm_signals_install).
  */
 static void calm_signals(void)
 {
@@ -553,7 +553,7 @@ static void calm_signals(void)
     sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
-int fm_zygote_settle(const int *keep, size_t n, char *const *variables)
+int fm_zygote_detach(const int *keep, size_t n, char *const *variables)
 {
     int null = fm_sys_null(), rc = 0;
     if (null < 0)
@@ -617,7 +617,7 @@ int fm_zygote_run(fm_zygote *z, struct fm_birth *born)
         if (!z->stopping && give_birth(z, born))
             return 1;
         if (hint && !z->stopping)
-            return FM_ZYGOTE_HINT; /* whoever died has its successor */
+            return FM_ZYGOTE_HINT; /* who died has its successor */
     }
     return 0; /* what is left ends with the process */
 }

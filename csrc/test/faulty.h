@@ -15,7 +15,7 @@
  *   kind        the calls behind it           how they fail
  *   ---------   ---------------------------   --------------------------------
  *   read        read                          short, EINTR, EAGAIN
- *   write       write (a kick, a flag)        EAGAIN, the counter being full
+ *   write       write (a wake-up, a flag)     EAGAIN, the counter being full
  *   writev      writev                        short, EINTR, EAGAIN
  *   sendmsg     sendmsg                       short, EINTR, EAGAIN, ENOBUFS
  *   sendfds     ... with descriptors          ETOOMANYREFS, ENOMEM

@@ -47,10 +47,10 @@ static const char *program_path;
 
 /* ------------------------------------------------- workers and the zygote */
 
-static void be_worker(int task_fd, int result_fd, int slot_fd)
+static void be_worker(int task_fd, int result_fd, int page_fd)
 {
     fm_port *port;
-    if (fm_port_open(&port, task_fd, result_fd, slot_fd) < 0)
+    if (fm_port_open(&port, task_fd, result_fd, page_fd) < 0)
         _exit(81);
     work(port);
 }
@@ -88,7 +88,7 @@ static void zygote_main(const struct fm_zygote_options *options)
     rc = fm_zygote_run(z, &born);
     self.spared = true;
     if (rc == 1)
-        be_worker(born.task_fd, born.result_fd, born.slot_fd);
+        be_worker(born.task_fd, born.result_fd, born.page_fd);
     CHECK_EQ(rc, 0);
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
     fds -= z->control < 0; /* the watch is there instead of 0 */
@@ -105,7 +105,7 @@ static void make_first(int first[5])
 {
     CHECK_EQ(fm_sys_pipe(first), 0);
     CHECK_EQ(fm_sys_pipe(first + 2), 0);
-    first[4] = fm_slot_create();
+    first[4] = fm_page_create();
     CHECK(first[4] > 2);
 }
 

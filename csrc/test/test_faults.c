@@ -23,7 +23,7 @@ static bool faulty_workers;
 
 static pid_t birth(int control, uint32_t slot, uint32_t generation)
 {
-    int task[2], result[2], memory = fm_slot_create();
+    int task[2], result[2], memory = fm_page_create();
     if (memory < 0 || fm_sys_pipe(task) < 0 || fm_sys_pipe(result) < 0)
         _exit(80);
     pid_t zygote = getpid(), pid = fork();
@@ -49,7 +49,7 @@ static pid_t birth(int control, uint32_t slot, uint32_t generation)
     return pid;
 }
 
-/* Replaces whoever dies, at once; a worker that the pool rejects is killed
+/* Replaces who dies, at once; a worker that the pool rejects is killed
  * and replaced too.  Ends with STOP, or with the socket. */
 static void zygote_main(int control)
 {

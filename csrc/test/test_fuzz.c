@@ -1,7 +1,7 @@
 /*
  * test_fuzz.c - hostile bytes into everything that reads bytes of another
  * process: records and frames, the pool's channel, a worker's port, and what
- * the pool makes of a worker: its results, its slot's page, the arena's table.
+ * the pool makes of a worker: its results, its page, the arena's table.
  *
  *   make check-fuzz     the corpus, and noise grown from it
  *   make fuzz           for as long as you like (clang's libFuzzer):
@@ -114,7 +114,7 @@ static struct digest decode_frames(const uint8_t *data, size_t n)
     fm_port *port;
     int task[2], result[2];
     CHECK(fm_sys_pipe(task) == 0 && fm_sys_pipe(result) == 0);
-    CHECK_EQ(fm_port_open(&port, task[0], result[1], fm_slot_create()), 0);
+    CHECK_EQ(fm_port_open(&port, task[0], result[1], fm_page_create()), 0);
     CHECK_EQ(write(task[1], data, n), n);
     close(task[1]);
     while (d.end == 0) {
@@ -145,7 +145,7 @@ struct victim {
     struct fm__link again;
     struct fm__tally tally;
     fm_arena *arena;
-    fm_slot *page;            /* as the worker sees it */
+    fm_page *page;            /* as the worker sees it */
     _Atomic uint64_t *table;  /* of the arena */
     int result_fd;
 };
@@ -176,10 +176,10 @@ static void give_work(struct victim *v)
 
 static void set_up(struct victim *v)
 {
-    int task[2], result[2], slot_fd = fm_slot_create();
+    int task[2], result[2], page_fd = fm_page_create();
     int arena_fd = fm_arena_create();
     CHECK(fm_sys_pipe(task) == 0 && fm_sys_pipe(result) == 0);
-    CHECK_EQ(fm_slot_map(slot_fd, &v->page), 0);
+    CHECK_EQ(fm_page_map(page_fd, &v->page), 0);
     v->table = fm__sys_map(arena_fd, 65536, true);
     CHECK(v->table);
     CHECK_EQ(fm_arena_open(&v->arena, arena_fd, NULL, 0), 0);
@@ -188,7 +188,7 @@ static void set_up(struct victim *v)
     fm__list_init(&v->again);
     atomic_store(&nobody.refs, 1u << 30);
     fm__worker_init(&v->worker, 0);
-    int fds[FM_MESSAGE_FDS] = {task[0], task[1], result[0], slot_fd};
+    int fds[FM_MESSAGE_FDS] = {task[0], task[1], result[0], page_fd};
     CHECK_EQ(fm__worker_born(&v->worker, 1, 4711, fds, true, 0), 0);
     give_work(v);
 }
@@ -196,7 +196,7 @@ static void set_up(struct victim *v)
 /* Some word of the memory that both share gets another value. */
 static void scribble(struct victim *v, uint64_t *state)
 {
-    fm_slot *page = v->page;
+    fm_page *page = v->page;
     _Atomic uint64_t *const words[] = {
         &page->out_end, &page->started, &page->seen,
         (_Atomic uint64_t *)&page->t_start, &page->done,
@@ -225,21 +225,20 @@ static int attend(struct victim *v, uint64_t *state)
         fm_body_free(record.owned);
     if (rc < 0)
         return rc;
-    fm__slot_want(w->page, (uint32_t)noise(state));
+    fm__page_want(w->page, (uint32_t)noise(state));
     if (noise(state) % 4 == 0)
         fm__worker_recall(w, noise(state) % 8, true, &v->again);
     fm__worker_running(w);
     if (!fm__list_empty(&v->again) && fm__worker_has_claims(w, 64)) {
-        struct fm__piece *piece =
-            FM__OF(v->again.next, struct fm__piece, queue);
-        fm__list_remove(&piece->queue);
-        CHECK_EQ(fm__worker_send(w, piece), 0);
+        struct fm__range *range =
+            FM__OF(v->again.next, struct fm__range, queue);
+        fm__list_remove(&range->queue);
+        CHECK_EQ(fm__worker_send(w, range), 0);
     }
     if (fm__channel_fill(&w->channel) <= 0)
         fm__channel_peek(&w->channel, w->page);
     /* Nothing lies ahead that could not be taken: the pool would not sleep. */
-    if (!w->channel.in_long &&
-        fm__slot_ahead(w->page, w->channel.received) &&
+    if (!w->channel.in_long && fm__page_ahead(w->page, w->channel.received) &&
         w->channel.in_end - w->channel.in_pos < FM__INPUT)
         CHECK(fm__channel_peek(&w->channel, w->page) > 0);
     return 0;
@@ -250,13 +249,13 @@ static void check_all_there(struct victim *v)
 {
     uint32_t left = 0;
     while (!fm__list_empty(&v->again)) {
-        struct fm__piece *piece =
-            FM__OF(v->again.next, struct fm__piece, queue);
-        left += piece->count - piece->got;
-        fm__piece_drop(piece);
+        struct fm__range *range =
+            FM__OF(v->again.next, struct fm__range, queue);
+        left += range->count - range->got;
+        fm__range_drop(range);
     }
     CHECK_EQ(v->tally.outcomes + left, v->tasks);
-    CHECK_EQ(v->worker.n_pieces, 0);
+    CHECK_EQ(v->worker.n_ranges, 0);
     for (size_t i = 0; i < CHUNKS; i++) {
         struct fm_cursor cursor = {0};
         const uint8_t *record;
@@ -284,7 +283,7 @@ static void tear_down(struct victim *v)
     fm__arena_bury(v->arena, owner);
     check_all_there(v);
     close(v->result_fd);
-    fm_slot_unmap(v->page);
+    fm_page_unmap(v->page);
     fm__sys_unmap((void *)v->table, 65536);
     fm_arena_retire(v->arena);
     fm_arena_unref(v->arena);
@@ -305,7 +304,7 @@ static void endure_worker(const uint8_t *data, size_t n)
             CHECK_EQ(write(v.result_fd, data + at, part), part);
         } else { /* by the ring, where it must look as if it were true */
             uint64_t end = v.worker.channel.received;
-            fm__slot_store(v.page, end, data + at, part);
+            fm__page_store(v.page, end, data + at, part);
             atomic_store(&v.page->sent, end);
             atomic_store(&v.page->out_end, end + part);
         }
@@ -436,13 +435,13 @@ TEST(a_page_that_lies_starves_nobody)
     static struct victim v;
     set_up(&v);
     fm__worker_recall(&v.worker, UINT32_MAX, true, &v.again);
-    CHECK(fm__list_empty(&v.worker.pieces));
+    CHECK(fm__list_empty(&v.worker.ranges));
     for (size_t i = 0; i < 3; i++) {
         static const uint64_t lies[] = {1000, INT64_MAX, UINT64_MAX};
         atomic_store(&v.page->seen, lies[i]);
         CHECK(fm__worker_has_claims(&v.worker, 64));
         atomic_store(&v.page->out_end, FM__MAX(lies[i], FM_RING + 1));
-        CHECK(!fm__slot_ahead(v.worker.page, 0));
+        CHECK(!fm__page_ahead(v.worker.page, 0));
     }
     tear_down(&v);
 }

@@ -290,25 +290,25 @@ static void work(fm_port *port, int result_fd)
 struct charge {
     pid_t pid; /* 0: none */
     uint32_t generation;
-    fm_slot *page;
+    fm_page *page;
     bool asked, leaving;
 };
 
 static void birth(int control, struct charge *charge, uint32_t slot)
 {
-    int task[2], result[2], slot_fd = fm_slot_create();
-    if (fm_sys_pipe(task) < 0 || fm_sys_pipe(result) < 0 || slot_fd < 0 ||
-        fm_slot_map(slot_fd, &charge->page) < 0)
+    int task[2], result[2], page_fd = fm_page_create();
+    if (fm_sys_pipe(task) < 0 || fm_sys_pipe(result) < 0 || page_fd < 0 ||
+        fm_page_map(page_fd, &charge->page) < 0)
         _exit(80);
     pid_t parent = getpid();
     charge->pid = fork();
     if (charge->pid == 0) {
         fm_port *port;
-        int keep[] = {task[0], result[1], slot_fd, arena_fd};
+        int keep[] = {task[0], result[1], page_fd, arena_fd};
         alarm(0);
         fm_sys_close_others(keep, arena_fd < 0 ? 3 : 4);
         if (fm_sys_die_with_parent(parent) < 0 ||
-            fm_port_open(&port, task[0], result[1], slot_fd) < 0)
+            fm_port_open(&port, task[0], result[1], page_fd) < 0)
             _exit(81);
         work(port, result[1]);
     }
@@ -318,9 +318,9 @@ static void birth(int control, struct charge *charge, uint32_t slot)
                            .slot = slot,
                            .generation = charge->generation,
                            .pid = charge->pid};
-    int fds[] = {task[0], task[1], result[0], slot_fd};
+    int fds[] = {task[0], task[1], result[0], page_fd};
     fm_message_send(control, &m, fds, 4);
-    int all[] = {task[0], task[1], result[0], result[1], slot_fd};
+    int all[] = {task[0], task[1], result[0], result[1], page_fd};
     for (size_t i = 0; i < ARRAY_LEN(all); i++)
         close(all[i]);
 }
@@ -328,9 +328,8 @@ static void birth(int control, struct charge *charge, uint32_t slot)
 static void bury_charge(int control, struct charge *charge, uint32_t slot,
                         int status)
 {
-    uint16_t flags = (uint16_t)(fm_slot_retired(charge->page)
-                                    ? FM_DIED_RETIRED
-                                    : 0);
+    uint16_t flags =
+        (uint16_t)(fm_page_retired(charge->page) ? FM_DIED_RETIRED : 0);
     struct fm_message m = {
         .magic = FM_MAGIC,
         .kind = FM_REPORT_DIED,
@@ -340,7 +339,7 @@ static void bury_charge(int control, struct charge *charge, uint32_t slot,
         .status = status,
         .rss_kb = 1,
         .flags = (uint16_t)(flags | (charge->asked ? FM_DIED_ASKED : 0))};
-    fm_slot_unmap(charge->page);
+    fm_page_unmap(charge->page);
     *charge = (struct charge){.generation = charge->generation + 1};
     fm_message_send(control, &m, NULL, 0);
 }
@@ -740,7 +739,7 @@ TEST(many_threads_wait_each_for_its_own)
 
 struct collector {
     struct rig *rig;
-    fm_inbox *inbox;
+    fm_completion_queue *queue;
     uint64_t taken;
     int64_t sum;
 };
@@ -750,8 +749,8 @@ static void *collect(void *arg)
     struct collector *c = arg;
     for (;;) {
         fm_chunk *chunks[16];
-        int n = fm_pool_wait_inbox(c->rig->pool, c->inbox, chunks, 16,
-                                   FM_FOREVER, FM_RANK_COLLECTOR);
+        int n = fm_pool_wait_completions(c->rig->pool, c->queue, chunks, 16,
+                                         FM_FOREVER, FM_RANK_COLLECTOR);
         if (n == FM_ECLOSED)
             return NULL;
         CHECK(n > 0);
@@ -772,44 +771,45 @@ TEST(a_collector_takes_what_is_done_beside_callers)
     pthread_t thread;
     uint32_t n = SLOWED ? 200 : 2000;
     int64_t sum = 0;
-    CHECK_EQ(fm_inbox_new(rig.pool, 0, &c.inbox), 0);
-    CHECK_EQ(fm_inbox_fd(c.inbox), FM_ESTATE);
+    CHECK_EQ(fm_completion_queue_new(rig.pool, 0, &c.queue), 0);
+    CHECK_EQ(fm_completion_queue_fd(c.queue), FM_ESTATE);
     CHECK_EQ(pthread_create(&thread, NULL, collect, &c), 0);
     run_clients(&rig, clients, 3, n, ping);
     for (uint32_t i = 0; i < n; i++) {
         int64_t cmd = command(OP_ECHO, 40000 + i, 0);
-        struct fm_chunk_options o = {
-            .slot = -1, .inbox = c.inbox, .tag = (void *)(uintptr_t)(i + 1)};
+        struct fm_chunk_options o = {.slot = -1,
+                                     .completions = c.queue,
+                                     .tag = (void *)(uintptr_t)(i + 1)};
         fm_chunk *chunk;
         if (i % 2)
-            o.inbox = NULL;
+            o.completions = NULL;
         chunk = submit(&rig, &cmd, 1, &o);
         if (i % 2) /* perhaps it is done already: delivered at once */
-            CHECK_EQ(fm_chunk_arm(rig.pool, chunk, c.inbox, o.tag), 0);
+            CHECK_EQ(fm_chunk_arm(rig.pool, chunk, c.queue, o.tag), 0);
         fm_chunk_unref(chunk);
         sum += i + 1;
     }
     join_clients(clients, 3);
     CHECK_EQ(fm_pool_wait_idle(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
-    fm_inbox_close(rig.pool, c.inbox);
+    fm_completion_queue_close(rig.pool, c.queue);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK_EQ(c.taken, n);
     CHECK_EQ(c.sum, sum);
-    fm_inbox_unref(c.inbox);
+    fm_completion_queue_unref(c.queue);
     rig_close(&rig);
 }
 
 /* What a PROMPT chunk has new, to the end; its values are added up. */
-static uint32_t read_fresh(struct rig *rig, fm_inbox *inbox, fm_chunk *chunk,
-                           int64_t *sum, int *deaths)
+static uint32_t read_fresh(struct rig *rig, fm_completion_queue *queue,
+                           fm_chunk *chunk, int64_t *sum, int *deaths)
 {
     struct fm_cursor cursor = {0};
     struct outcome o;
     fm_chunk *got;
     int64_t deadline = fm_now() + SOON;
     uint32_t n = 0;
-    CHECK_EQ(fm_pool_wait_inbox(rig->pool, inbox, &got, 1, deadline,
-                                FM_RANK_CALLER),
+    CHECK_EQ(fm_pool_wait_completions(rig->pool, queue, &got, 1, deadline,
+                                      FM_RANK_CALLER),
              1);
     CHECK(got == chunk);
     for (; next_outcome(chunk, &cursor, &o); n++) {
@@ -832,47 +832,48 @@ TEST(outcomes_of_a_prompt_chunk_come_while_its_tasks_run)
     int deaths = 0;
     uint32_t n = 0;
     fm_chunk *chunk;
-    CHECK_EQ(try_chunk(&rig, commands, 5, &o, &chunk), -EINVAL); /* inbox */
-    CHECK_EQ(fm_inbox_new(rig.pool, 0, &o.inbox), 0);
+    CHECK_EQ(try_chunk(&rig, commands, 5, &o, &chunk),
+             -EINVAL); /* completion queue */
+    CHECK_EQ(fm_completion_queue_new(rig.pool, 0, &o.completions), 0);
     chunk = submit(&rig, commands, 5, &o);
     while (n < 2) /* the third hangs: nothing else tells of these */
-        n += read_fresh(&rig, o.inbox, chunk, &sum, &deaths);
+        n += read_fresh(&rig, o.completions, chunk, &sum, &deaths);
     CHECK_EQ(n, 2);
     CHECK_EQ(sum, 3);
     CHECK(!fm_chunk_done(chunk) && !fm_chunk_all_shown(chunk));
     while (fm_chunk_kill(rig.pool, chunk) == 0)
         sleep_us(1000);
     while (n < 5)
-        n += read_fresh(&rig, o.inbox, chunk, &sum, &deaths);
+        n += read_fresh(&rig, o.completions, chunk, &sum, &deaths);
     CHECK_EQ(n, 5);
     CHECK_EQ(sum, 12);
     CHECK_EQ(deaths, 1);
     CHECK(fm_chunk_done(chunk) && fm_chunk_all_shown(chunk));
     fm_chunk_unref(chunk);
-    fm_inbox_unref(o.inbox);
+    fm_completion_queue_unref(o.completions);
     rig_close(&rig);
 }
 
-TEST(an_inbox_with_a_descriptor_needs_nobody_to_wait)
+TEST(a_completion_queue_with_a_descriptor_needs_nobody_to_wait)
 {
     /* As asyncio uses it: the pump leads. */
     struct rig rig = rig_open(2);
-    fm_inbox *inbox;
-    CHECK_EQ(fm_inbox_new(rig.pool, 1, &inbox), 0);
-    int fd = fm_inbox_fd(inbox);
+    fm_completion_queue *queue;
+    CHECK_EQ(fm_completion_queue_new(rig.pool, 1, &queue), 0);
+    int fd = fm_completion_queue_fd(queue);
     CHECK(fd > 2);
     for (uint32_t round = 0; round < 50; round++) {
         uint32_t got = 0;
         for (uint32_t i = 0; i < 20; i++) {
             int64_t c = command(OP_ECHO, round * 20 + i, 0);
-            struct fm_chunk_options o = {.slot = -1, .inbox = inbox};
+            struct fm_chunk_options o = {.slot = -1, .completions = queue};
             fm_chunk_unref(submit(&rig, &c, 1, &o));
         }
         while (got < 20) {
             fm_chunk *chunks[8];
             CHECK_EQ(fm_sys_wait_readable(&fd, 1, 10000000000), 1);
-            int n = fm_pool_wait_inbox(rig.pool, inbox, chunks, 8, 0,
-                                       FM_RANK_COLLECTOR);
+            int n = fm_pool_wait_completions(rig.pool, queue, chunks, 8, 0,
+                                             FM_RANK_COLLECTOR);
             CHECK(n > 0);
             for (int i = 0; i < n; i++)
                 fm_chunk_unref(chunks[i]);
@@ -881,10 +882,10 @@ TEST(an_inbox_with_a_descriptor_needs_nobody_to_wait)
         CHECK_EQ(fm_sys_wait_readable(&fd, 1, 0), 0);
     }
     fm_chunk *chunk;
-    CHECK_EQ(fm_pool_wait_inbox(rig.pool, inbox, &chunk, 1, 0,
-                                FM_RANK_CALLER),
-             -ETIMEDOUT);
-    fm_inbox_unref(inbox);
+    CHECK_EQ(
+        fm_pool_wait_completions(rig.pool, queue, &chunk, 1, 0, FM_RANK_CALLER),
+        -ETIMEDOUT);
+    fm_completion_queue_unref(queue);
     rig_close(&rig);
 }
 
@@ -1357,7 +1358,7 @@ TEST(a_death_is_told_once_and_so_is_the_worker_that_follows)
 {
     struct rig rig = rig_open(1);
     struct fm_event e[2 * FM_EVENTS];
-    struct fm_toll tolls[FM_TOLLS];
+    struct fm_death_count death_counts[FM_DEATH_COUNTS];
     int64_t commands[5], before = fm_now();
     check_alive(&rig);
     CHECK(!fm_pool_has_events(rig.pool));
@@ -1379,10 +1380,10 @@ TEST(a_death_is_told_once_and_so_is_the_worker_that_follows)
     CHECK(e[1].pid > 0 && e[1].pid != death.pid);
     CHECK(before <= e[0].at_ns && e[0].at_ns <= e[1].at_ns &&
           e[1].at_ns <= fm_now());
-    CHECK_EQ(fm_pool_tolls(rig.pool, tolls), 1);
-    CHECK_EQ(tolls[0].cause, FM_CAUSE_EXIT);
-    CHECK_EQ(tolls[0].status, 3 << 8);
-    CHECK_EQ(tolls[0].deaths, 1);
+    CHECK_EQ(fm_pool_death_counts(rig.pool, death_counts), 1);
+    CHECK_EQ(death_counts[0].cause, FM_CAUSE_EXIT);
+    CHECK_EQ(death_counts[0].status, 3 << 8);
+    CHECK_EQ(death_counts[0].deaths, 1);
     CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_GENTLE), 0);
     CHECK_EQ(fm_pool_join(rig.pool, fm_now() + SOON), 0);
     CHECK(!fm_pool_has_events(rig.pool)); /* an end in good order is no event */
@@ -1395,7 +1396,7 @@ TEST(more_deaths_than_are_kept_leave_the_newest_and_a_right_sum)
     enum { DEATHS = 80 };
     struct rig rig = rig_open(1);
     struct fm_event e[FM_EVENTS];
-    struct fm_toll tolls[FM_TOLLS];
+    struct fm_death_count death_counts[FM_DEATH_COUNTS];
     uint64_t lost, sum = 0;
     for (uint32_t i = 1; i <= DEATHS; i++)
         finish_one(&rig, submit_one(&rig, command(OP_EXIT, i, i)));
@@ -1410,12 +1411,12 @@ TEST(more_deaths_than_are_kept_leave_the_newest_and_a_right_sum)
     }
     CHECK_EQ(fm_pool_take_events(rig.pool, e, &lost), 0);
     CHECK_EQ(lost, 0);
-    CHECK_EQ(fm_pool_tolls(rig.pool, tolls), FM_TOLLS);
-    for (uint32_t i = 0; i < FM_TOLLS; i++) {
-        bool own = i < FM_TOLLS - 1;
-        CHECK_EQ(tolls[i].cause, own ? FM_CAUSE_EXIT : 0);
-        CHECK_EQ(tolls[i].deaths, own ? 1 : DEATHS - i);
-        sum += tolls[i].deaths;
+    CHECK_EQ(fm_pool_death_counts(rig.pool, death_counts), FM_DEATH_COUNTS);
+    for (uint32_t i = 0; i < FM_DEATH_COUNTS; i++) {
+        bool own = i < FM_DEATH_COUNTS - 1;
+        CHECK_EQ(death_counts[i].cause, own ? FM_CAUSE_EXIT : 0);
+        CHECK_EQ(death_counts[i].deaths, own ? 1 : DEATHS - i);
+        sum += death_counts[i].deaths;
     }
     CHECK_EQ(sum, check_idle(&rig).deaths);
     rig_close(&rig);
@@ -1873,7 +1874,7 @@ TEST(waiters_in_other_threads_come_out_when_the_pool_closes)
     struct collector c = {.rig = &rig};
     struct client clients[3];
     pthread_t thread;
-    CHECK_EQ(fm_inbox_new(rig.pool, 0, &c.inbox), 0);
+    CHECK_EQ(fm_completion_queue_new(rig.pool, 0, &c.queue), 0);
     CHECK_EQ(pthread_create(&thread, NULL, collect, &c), 0);
     fm_chunk *chunk = submit_one(&rig, command(OP_HANG, 1, 0));
     run_clients(&rig, clients, 3, 20, ping);
@@ -1883,7 +1884,7 @@ TEST(waiters_in_other_threads_come_out_when_the_pool_closes)
     fm_pool_close(rig.pool);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK_EQ(finish_one(&rig, chunk).what, FM_WHAT_DEATH);
-    fm_inbox_unref(c.inbox);
+    fm_completion_queue_unref(c.queue);
     fm_pool_unref(rig.pool);
 }
 
@@ -1962,7 +1963,7 @@ TEST(a_forked_child_is_refused_and_harms_nobody)
 struct storm {
     struct rig *rig;
     pthread_t thread;
-    fm_inbox *inbox;
+    fm_completion_queue *queue;
     uint64_t noise;
     uint32_t id, end;
     uint64_t tasks, deaths, cancelled;
@@ -2051,13 +2052,12 @@ static void *storm_main(void *arg)
         bool timed = noise(&s->noise) % 4 == 0;
         bool forget = noise(&s->noise) % 10 == 0;
         struct fm_chunk_options o = {
-            .slot = noise(&s->noise) % 8 ? -1
-                                         : (int32_t)(noise(&s->noise) % 3),
+            .slot = noise(&s->noise) % 8 ? -1 : (int32_t)(noise(&s->noise) % 3),
             .timeout_ns = timed ? 40000000 : 0,
             .retries = retries,
             .retry_on = (uint32_t)(noise(&s->noise) % 4),
             .priority = (int32_t)(noise(&s->noise) % 3) - 1,
-            .inbox = forget ? s->inbox : NULL};
+            .completions = forget ? s->queue : NULL};
         fm_chunk *chunk;
         for (uint32_t i = 0; i < n; i++)
             commands[i] = storm_command(s, timed);
@@ -2093,11 +2093,11 @@ TEST(a_storm_leaves_every_task_with_one_outcome)
         pthread_t collector;
         uint64_t tasks = 0;
         memset(world->ran, 0, sizeof world->ran);
-        CHECK_EQ(fm_inbox_new(rig.pool, round % 2, &c.inbox), 0);
+        CHECK_EQ(fm_completion_queue_new(rig.pool, round % 2, &c.queue), 0);
         CHECK_EQ(pthread_create(&collector, NULL, collect, &c), 0);
         for (uint32_t i = 0; i < 4; i++) {
             storms[i] = (struct storm){.rig = &rig,
-                                       .inbox = c.inbox,
+                                       .queue = c.queue,
                                        .noise = noise(&seed),
                                        .id = i * 16384,
                                        .end = i * 16384 + 4000};
@@ -2125,9 +2125,9 @@ TEST(a_storm_leaves_every_task_with_one_outcome)
                                    FM_RANK_CALLER),
                  0);
         CHECK_EQ(check_idle(&rig).accepted, tasks);
-        fm_inbox_close(rig.pool, c.inbox);
+        fm_completion_queue_close(rig.pool, c.queue);
         CHECK_EQ(pthread_join(collector, NULL), 0);
-        fm_inbox_unref(c.inbox);
+        fm_completion_queue_unref(c.queue);
         rig_close(&rig);
     }
 }
@@ -2207,7 +2207,7 @@ static void exercise(long fail, long count, bool *failed)
     struct fm_chunk_options o = {.slot = -1, .priority = 3, .retries = 1};
     int64_t commands[40];
     fm_function *function = NULL, *value = NULL;
-    fm_inbox *inbox = NULL;
+    fm_completion_queue *queue = NULL;
     fm_chunk *chunk = NULL;
     make_world();
     memset(world->ran, 0, sizeof world->ran);
@@ -2226,8 +2226,8 @@ static void exercise(long fail, long count, bool *failed)
         o.function = function;
     if (fm_function_new(rig.pool, "v", 1, &value) < 0)
         value = NULL;
-    if (fm_inbox_new(rig.pool, 0, &inbox) == 0)
-        o.inbox = inbox;
+    if (fm_completion_queue_new(rig.pool, 0, &queue) == 0)
+        o.completions = queue;
     rc = try_chunk(&rig, commands, 40, &o, &chunk);
     if (rc == 0) {
         if (value) {
@@ -2257,7 +2257,7 @@ static void exercise(long fail, long count, bool *failed)
     *failed = alloc_failed();
     fail_alloc(0);
     check_alive(&rig);
-    fm_inbox_unref(inbox);
+    fm_completion_queue_unref(queue);
     fm_function_unref(function);
     fm_function_unref(value);
     rig_close(&rig);
@@ -2355,28 +2355,29 @@ TEST(no_task_waits_for_an_initializer_while_a_worker_is_idle)
     rig_close(&rig);
 }
 
-TEST(a_chunk_lies_in_one_inbox_at_a_time)
+TEST(a_chunk_lies_in_one_completion_queue_at_a_time)
 {
     struct rig rig = rig_open(1);
     int64_t c = command(OP_ECHO, 0, 0);
-    fm_inbox *inbox;
+    fm_completion_queue *queue;
     fm_chunk *chunk, *got[4];
-    CHECK_EQ(fm_inbox_new(rig.pool, 1, &inbox), 0);
+    CHECK_EQ(fm_completion_queue_new(rig.pool, 1, &queue), 0);
     CHECK_EQ(try_chunk(&rig, &c, 1, NULL, &chunk), 0);
-    CHECK_EQ(fm_chunk_arm(rig.pool, chunk, inbox, NULL), FM_ESTATE);
+    CHECK_EQ(fm_chunk_arm(rig.pool, chunk, queue, NULL), FM_ESTATE);
     CHECK_EQ(fm_pool_submit(rig.pool, chunk), 0);
     wait_done(&rig, chunk);
     for (int i = 0; i < 2; i++) {
-        CHECK_EQ(fm_chunk_arm(rig.pool, chunk, inbox, NULL), 0);
-        CHECK_EQ(fm_chunk_arm(rig.pool, chunk, inbox, NULL), FM_ESTATE);
-        CHECK_EQ(fm_pool_wait_inbox(rig.pool, inbox, got, 4, fm_now(),
-                                    FM_RANK_CALLER), 1);
+        CHECK_EQ(fm_chunk_arm(rig.pool, chunk, queue, NULL), 0);
+        CHECK_EQ(fm_chunk_arm(rig.pool, chunk, queue, NULL), FM_ESTATE);
+        CHECK_EQ(fm_pool_wait_completions(rig.pool, queue, got, 4, fm_now(),
+                                          FM_RANK_CALLER),
+                 1);
         CHECK(got[0] == chunk);
         fm_chunk_unref(chunk);
     }
     fm_chunk_unref(chunk);
-    fm_inbox_close(rig.pool, inbox);
-    fm_inbox_unref(inbox);
+    fm_completion_queue_close(rig.pool, queue);
+    fm_completion_queue_unref(queue);
     rig_close(&rig);
 }
 
@@ -2578,19 +2579,19 @@ TEST(bad_options_are_refused)
  * as an outcome of it is, though the zygote tells of births in its own time. */
 TEST(a_worker_is_known_before_its_birth_is_told)
 {
-    int s[2], task[2], result[2], slot_fd = fm_slot_create();
+    int s[2], task[2], result[2], page_fd = fm_page_create();
     struct rig rig;
     make_world();
-    CHECK(slot_fd >= 0);
+    CHECK(page_fd >= 0);
     CHECK_EQ(fm_sys_socketpair(s), 0);
     CHECK_EQ(fm_sys_pipe(task), 0);
     CHECK_EQ(fm_sys_pipe(result), 0);
     pid_t child = fork();
     if (child == 0) {
         fm_port *port;
-        int keep[] = {task[0], result[1], slot_fd};
+        int keep[] = {task[0], result[1], page_fd};
         fm_sys_close_others(keep, 3);
-        if (fm_port_open(&port, task[0], result[1], slot_fd) < 0)
+        if (fm_port_open(&port, task[0], result[1], page_fd) < 0)
             _exit(81);
         work(port, result[1]);
     }
@@ -2605,7 +2606,7 @@ TEST(a_worker_is_known_before_its_birth_is_told)
     struct fm_pool_options options = {.control_fd = s[0], .workers = 1};
     CHECK_EQ(fm_pool_open(&rig.pool, &options), 0);
     fm_pool_adopt(rig.pool, rig.zygote,
-                  (int[]){task[0], task[1], result[0], slot_fd}, NULL);
+                  (int[]){task[0], task[1], result[0], page_fd}, NULL);
     finish_one(&rig, submit_one(&rig, command(OP_ECHO, 1, 1)));
     struct fm_worker_info info;
     CHECK_EQ(fm_pool_workers(rig.pool, &info, 1), 1);

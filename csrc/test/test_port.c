@@ -41,10 +41,10 @@ static void no_faults(void)
     fake_calls = fake_at = 0;
 }
 
-/* Both ends of a worker's pipes.  Whoever plays a part closes the other's. */
+/* Both ends of a worker's pipes.  Who plays a part closes the other's. */
 struct rig {
-    int task_read, task_write, result_read, result_write, slot_fd;
-    fm_slot *slot;
+    int task_read, task_write, result_read, result_write, page_fd;
+    fm_page *page;
     fm_port *port;
     struct fm__channel *channel;
 };
@@ -60,18 +60,18 @@ static void rig_open(struct rig *rig)
     rig->task_write = task[1];
     rig->result_read = result[0];
     rig->result_write = result[1];
-    rig->slot_fd = fm_slot_create();
-    CHECK(rig->slot_fd > 2);
-    CHECK_EQ(fm_slot_map(rig->slot_fd, &rig->slot), 0);
+    rig->page_fd = fm_page_create();
+    CHECK(rig->page_fd > 2);
+    CHECK_EQ(fm_page_map(rig->page_fd, &rig->page), 0);
 }
 
 /* The worker's part in this process. */
 static void open_port(struct rig *rig)
 {
     CHECK_EQ(fm_port_open(&rig->port, rig->task_read, rig->result_write,
-                          rig->slot_fd),
+                          rig->page_fd),
              0);
-    rig->task_read = rig->result_write = rig->slot_fd = -1;
+    rig->task_read = rig->result_write = rig->page_fd = -1;
 }
 
 /* The pool's part in this process, the worker's in a child. */
@@ -103,12 +103,12 @@ static void rig_close(struct rig *rig)
     if (rig->channel)
         fm__channel_fini(rig->channel);
     free(rig->channel);
-    fm_slot_unmap(rig->slot);
+    fm_page_unmap(rig->page);
     fm__sys_close(rig->task_read);
     fm__sys_close(rig->task_write);
     fm__sys_close(rig->result_read);
     fm__sys_close(rig->result_write);
-    fm__sys_close(rig->slot_fd);
+    fm__sys_close(rig->page_fd);
 }
 
 static uint8_t pattern(uint64_t at)
@@ -306,15 +306,15 @@ TEST(a_failed_open_closes_what_it_was_given)
         rig_open(&rig);
         fm_port *port = NULL;
         fail_alloc(n);
-        int rc = fm_port_open(&port, rig.task_read, rig.result_write,
-                              rig.slot_fd);
+        int rc =
+            fm_port_open(&port, rig.task_read, rig.result_write, rig.page_fd);
         bool failed = alloc_failed();
         fail_alloc(0);
         CHECK_EQ(rc, failed ? -ENOMEM : 0);
         CHECK(is_open(rig.task_read) == !failed);
-        CHECK(is_open(rig.slot_fd) == !failed);
+        CHECK(is_open(rig.page_fd) == !failed);
         CHECK(is_open(rig.result_write) == !failed);
-        rig.task_read = rig.result_write = rig.slot_fd = -1;
+        rig.task_read = rig.result_write = rig.page_fd = -1;
         rig.port = port;
         rig_close(&rig);
         if (!failed)
@@ -355,11 +355,11 @@ TEST(crash_text_goes_to_the_slot)
     rig_open(&rig);
     open_port(&rig);
     CHECK_EQ(write(fm_port_crash_fd(rig.port), "oh no", 5), 5);
-    CHECK(memcmp(rig.slot->crash, "oh no", 6) == 0);
+    CHECK(memcmp(rig.page->crash, "oh no", 6) == 0);
     fm_port_retire(rig.port);
-    CHECK_EQ(fm_slot_retired(rig.slot), 1);
+    CHECK_EQ(fm_page_retired(rig.page), 1);
     fm_port_rss(rig.port, 1234);
-    CHECK_EQ(rig.slot->rss_kb, 1234);
+    CHECK_EQ(rig.page->rss_kb, 1234);
     rig_close(&rig);
 }
 
@@ -370,18 +370,18 @@ TEST(a_recalled_task_is_not_started)
     struct rig rig;
     rig_open(&rig);
     open_port(&rig);
-    fm__slot_offer(rig.slot, 0, 10);
-    CHECK(fm__slot_recall(rig.slot, 4));
+    fm__page_offer(rig.page, 0, 10);
+    CHECK(fm__page_recall(rig.page, 4));
     for (uint64_t i = 0; i < 10; i++) {
         CHECK_EQ(fm_port_start(rig.port, i, 0), i != 4);
-        CHECK_EQ(rig.slot->started, i == 4 ? 4 : i + 1);
-        CHECK(i == 4 || !fm__slot_recall(rig.slot, i));
+        CHECK_EQ(rig.page->started, i == 4 ? 4 : i + 1);
+        CHECK(i == 4 || !fm__page_recall(rig.page, i));
     }
-    CHECK_EQ(rig.slot->t_start, 0);
+    CHECK_EQ(rig.page->t_start, 0);
     int64_t before = fm_now();
-    fm__slot_offer(rig.slot, FM_CLAIMS + 4, 1);
+    fm__page_offer(rig.page, FM_CLAIMS + 4, 1);
     CHECK_EQ(fm_port_start(rig.port, FM_CLAIMS + 4, 1), 1);
-    CHECK(rig.slot->t_start >= before && rig.slot->t_start <= fm_now());
+    CHECK(rig.page->t_start >= before && rig.page->t_start <= fm_now());
     rig_close(&rig);
 }
 
@@ -404,12 +404,12 @@ TEST(a_thief_and_a_worker_share_out_every_task)
         struct rig rig;
         memset(ran, 0, 2 * THEFT);
         rig_open(&rig);
-        fm__slot_offer(rig.slot, 0, THEFT);
+        fm__page_offer(rig.page, 0, THEFT);
         pid_t pid = fork_worker(&rig, run_all);
-        while (atomic_load(&rig.slot->started) == 0)
+        while (atomic_load(&rig.page->started) == 0)
             sched_yield();
         for (uint64_t i = THEFT; i-- > 0;)
-            stolen[i] = fm__slot_recall(rig.slot, i);
+            stolen[i] = fm__page_recall(rig.page, i);
         CHECK_CHILD(pid);
         for (uint64_t i = 0; i < THEFT; i++)
             CHECK_EQ(ran[i] + stolen[i], 1);
@@ -480,19 +480,19 @@ TEST(a_record_is_published_before_it_is_sent)
     rig_open(&rig);
     open_port(&rig);
     put_record(rig.port, 1, 100);
-    CHECK_EQ(rig.slot->out_end, 100);
-    CHECK_EQ(rig.slot->done, 1);
+    CHECK_EQ(rig.page->out_end, 100);
+    CHECK_EQ(rig.page->done, 1);
     CHECK_EQ(readable(&rig), 0);
-    CHECK_EQ(fm__slot_rescue(rig.slot, 0, out), 100);
+    CHECK_EQ(fm__page_rescue(rig.page, 0, out), 100);
     check_record(&(struct fm__record){.data = out, .size = 100}, 1);
     CHECK_EQ(fm_port_flush(rig.port), 0);
     CHECK_EQ(readable(&rig), 1);
-    CHECK_EQ(fm__slot_rescue(rig.slot, 100, out), 0);
-    CHECK_EQ(rig.slot->busy_ns, 0);
+    CHECK_EQ(fm__page_rescue(rig.page, 100, out), 0);
+    CHECK_EQ(rig.page->busy_ns, 0);
     put_record(rig.port, 2, 50);
     CHECK_EQ(fm_port_finish(rig.port), 0);
-    CHECK(rig.slot->busy_ns > 0);
-    CHECK_EQ(rig.slot->done, 2);
+    CHECK(rig.page->busy_ns > 0);
+    CHECK_EQ(rig.page->done, 2);
     rig_close(&rig);
 }
 
@@ -502,18 +502,18 @@ TEST(the_time_of_a_frame_counts_also_if_its_end_was_recalled)
     struct fm_frame frame = {.serial = 5, .count = 2};
     rig_open(&rig);
     open_port(&rig);
-    fm__slot_offer(rig.slot, 5, 2);
+    fm__page_offer(rig.page, 5, 2);
     rig.port->frame_start = fm_now() - 1000000;
     fm_port_begin(rig.port, &frame);
-    CHECK_EQ(rig.slot->frame_start, rig.port->frame_start);
+    CHECK_EQ(rig.page->frame_start, rig.port->frame_start);
     CHECK_EQ(fm_port_start(rig.port, 5, 0), 1);
     put_record(rig.port, 1, 100);
-    CHECK_EQ(rig.slot->busy_ns, 0);
-    CHECK(fm__slot_recall(rig.slot, 6));
+    CHECK_EQ(rig.page->busy_ns, 0);
+    CHECK(fm__page_recall(rig.page, 6));
     CHECK_EQ(fm_port_start(rig.port, 6, 0), 0);
     CHECK_EQ(fm_port_finish(rig.port), 0);
-    CHECK(rig.slot->busy_ns >= 1000000);
-    CHECK_EQ(rig.slot->frame_start, 0);
+    CHECK(rig.page->busy_ns >= 1000000);
+    CHECK_EQ(rig.page->frame_start, 0);
     rig_close(&rig);
 }
 
@@ -524,17 +524,17 @@ TEST(a_number_is_an_outcome_wherever_the_ring_ends)
     int64_t number = 0, got;
     rig_open(&rig);
     open_port(&rig);
-    while (rig.slot->out_end < 2 * FM_RING) { /* 9 does not divide it */
-        uint64_t from = rig.slot->out_end;
+    while (rig.page->out_end < 2 * FM_RING) { /* 9 does not divide it */
+        uint64_t from = rig.page->out_end;
         number++;
         CHECK_EQ(fm_port_put_number(rig.port, FM_TAG_INT, &number), 0);
-        CHECK_EQ(rig.slot->done, (uint64_t)number);
-        CHECK_EQ(fm__slot_rescue(rig.slot, from, out), 9);
+        CHECK_EQ(rig.page->done, (uint64_t)number);
+        CHECK_EQ(fm__page_rescue(rig.page, from, out), 9);
         CHECK_EQ(out[0], FM_TAG_INT);
         memcpy(&got, out + 1, sizeof got);
         CHECK_EQ(got, number);
-        uint64_t sent = rig.slot->out_end; /* the pool has taken it */
-        atomic_store(&rig.slot->sent, sent);
+        uint64_t sent = rig.page->out_end; /* the pool has taken it */
+        atomic_store(&rig.page->sent, sent);
     }
     rig_close(&rig);
 }
@@ -548,8 +548,8 @@ TEST(an_output_is_no_outcome)
     uint8_t *p = fm_port_room(rig.port, 1, &rc);
     *p = FM_TAG_NONE;
     CHECK_EQ(fm_port_commit(rig.port, 1, 0), 0);
-    CHECK_EQ(rig.slot->done, 0);
-    CHECK_EQ(rig.slot->out_end, 1);
+    CHECK_EQ(rig.page->done, 0);
+    CHECK_EQ(rig.page->out_end, 1);
     rig_close(&rig);
 }
 
@@ -610,8 +610,8 @@ TEST(records_of_every_size_arrive_in_order)
     pid_t pid = fork_worker(&rig, put_many);
     CHECK_EQ(take_all(&rig, 0), 600);
     CHECK_CHILD(pid);
-    CHECK_EQ(rig.slot->done, 600);
-    CHECK_EQ(rig.slot->out_end, rig.channel->received);
+    CHECK_EQ(rig.page->done, 600);
+    CHECK_EQ(rig.page->out_end, rig.channel->received);
     rig_close(&rig);
 }
 
@@ -696,8 +696,8 @@ TEST(pool_and_worker_share_a_slot_without_a_race)
     static bool gone[FRAMES * EACH];
     rig_open(&rig);
     open_port(&rig);
-    fm_slot_unmap(rig.port->slot);
-    rig.port->slot = rig.slot;
+    fm_page_unmap(rig.port->page);
+    rig.port->page = rig.page;
     rig.channel = malloc(sizeof *rig.channel);
     CHECK_EQ(fm__channel_init(rig.channel, rig.task_write, -1,
                               rig.result_read),
@@ -710,20 +710,20 @@ TEST(pool_and_worker_share_a_slot_without_a_race)
                                      .kind = FM_KIND_RUN,
                                      .count = EACH,
                                      .serial = number};
-            fm__slot_offer(rig.slot, number, EACH);
+            fm__page_offer(rig.page, number, EACH);
             CHECK_EQ(fm__channel_put(rig.channel, &frame, NULL), 0);
             CHECK_EQ(fm__channel_flush(rig.channel), 0);
             number += EACH;
             f++;
             for (uint64_t i = number; i-- > number - EACH / 2;)
-                recalled += gone[i] = fm__slot_recall(rig.slot, i);
+                recalled += gone[i] = fm__page_recall(rig.page, i);
         }
-        CHECK(atomic_load(&rig.slot->started) <= number);
-        CHECK(atomic_load(&rig.slot->busy_ns) >= 0);
-        CHECK(fm__slot_claim(rig.slot, number - 1) <= FM_CLAIM_RECALLED);
+        CHECK(atomic_load(&rig.page->started) <= number);
+        CHECK(atomic_load(&rig.page->busy_ns) >= 0);
+        CHECK(fm__page_claim(rig.page, number - 1) <= FM_CLAIM_RECALLED);
         /* As a leader does, now from the ring, now asking to be told. */
-        fm__slot_want(rig.slot, (uint32_t)number % 3);
-        if (fm__channel_peek(rig.channel, rig.slot) == 0)
+        fm__page_want(rig.page, (uint32_t)number % 3);
+        if (fm__channel_peek(rig.channel, rig.page) == 0)
             CHECK(fm__channel_fill(rig.channel) >= 0);
         while (fm__channel_next(rig.channel, &record) == 1) {
             static uint64_t next;
@@ -736,8 +736,8 @@ TEST(pool_and_worker_share_a_slot_without_a_race)
     fm__channel_shut(rig.channel);
     CHECK_EQ(pthread_join(thread, NULL), 0);
     CHECK_EQ(taken + recalled, FRAMES * EACH);
-    CHECK_EQ(fm_slot_retired(rig.slot), 1);
-    rig.slot = NULL; /* the port's to unmap */
+    CHECK_EQ(fm_page_retired(rig.page), 1);
+    rig.page = NULL; /* the port's to unmap */
     rig_close(&rig);
 }
 
@@ -816,8 +816,7 @@ TEST(nothing_published_is_lost_when_the_worker_is_killed)
         uint64_t published = atomic_load(&killed->published);
         number = take_all(&rig, number);
         torn += rig.channel->in_end > rig.channel->in_pos;
-        int64_t n =
-            fm__slot_rescue(rig.slot, rig.channel->received, ring);
+        int64_t n = fm__page_rescue(rig.page, rig.channel->received, ring);
         CHECK(n >= 0);
         rescued += n > 0;
         fm__channel_feed(rig.channel, ring, (size_t)n);
@@ -827,7 +826,7 @@ TEST(nothing_published_is_lost_when_the_worker_is_killed)
         }
         /* The store to `published` comes just after the real thing. */
         CHECK(number == published || number == published + 1);
-        CHECK(number >= rig.slot->done && number <= rig.slot->done + 1);
+        CHECK(number >= rig.page->done && number <= rig.page->done + 1);
         rig_close(&rig);
     }
     munmap(killed, sizeof *killed);

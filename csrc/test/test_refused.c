@@ -21,10 +21,10 @@
  *   close_others,  close_range, open, getdents64     all numbers in turn
  *   silence_others dup3                              tried again
  *                  open of /dev/null, lift           -errno
- *   settle         open, dup2, lift                  -errno
+ *   detach         open, dup2, lift                  -errno
  *   oom, rss       read EINTR                        tried again
  *                  read, open                        unknown
- *   kick, flag     write EAGAIN                      readable
+ *   wake, flag     write EAGAIN                      readable
  *   waits          waitpid, wait4 EINTR              tried again
  *   has_ended      waitid                            not that we know
  *   a message      poll EINTR, with half of it       waited for
@@ -485,7 +485,7 @@ static void silence_round(enum call call, int way)
     CHECK_CHILD(pid);
 }
 
-static void settle_round(enum call call, int way)
+static void detach_round(enum call call, int way)
 {
     (void)call;
     pid_t pid = fork();
@@ -495,7 +495,7 @@ static void settle_round(enum call call, int way)
         char *const variables[] = {variable, NULL};
         make_crowd(&crowd);
         int fds = count_fds();
-        int rc = fm_zygote_settle(crowd.kept, 2, variables);
+        int rc = fm_zygote_detach(crowd.kept, 2, variables);
         CHECK(rc == 0 || (rc == -way && hit()));
         if (rc == 0) {
             check_silent(&crowd);
@@ -581,10 +581,10 @@ TEST(others_are_silenced_whatever_is_refused)
 #endif
 }
 
-TEST(a_zygote_settles_or_says_why_not)
+TEST(a_zygote_detaches_or_says_why_not)
 {
-    CHECK(sweep(CALL_OPEN, settle_round) > 0);
-    CHECK(sweep(CALL_DUP, settle_round) > 0);
+    CHECK(sweep(CALL_OPEN, detach_round) > 0);
+    CHECK(sweep(CALL_DUP, detach_round) > 0);
 }
 
 /* ------------------------------------------------------------- processes */
@@ -738,7 +738,7 @@ TEST(a_counter_that_is_full_wakes)
     CHECK_EQ(fm__poller_open(&poller), 0);
     CHECK_EQ(fm__flag_open(&flag), 0);
     arm(CALL_WRITE, EAGAIN, 1);
-    fm__poller_kick(poller);
+    fm__poller_wake(poller);
     CHECK(hit());
     CHECK_EQ(fm__poller_wait(poller, ready, 4, FM_FOREVER), 0);
     arm(CALL_WRITE, EAGAIN, 1);

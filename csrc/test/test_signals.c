@@ -34,7 +34,7 @@ static pid_t start(void (*work)(void))
     CHECK_EQ(fm_sys_pipe(pipe_fds), 0);
     pid_t pid = fork();
     if (pid == 0) {
-        fm_signals_settle(0, 0, told);
+        fm_signals_install(0, 0, told);
         CHECK_EQ(write(pipe_fds[1], "r", 1), 1);
         work();
         _exit(7);
@@ -117,7 +117,7 @@ static void hold_and_wait(void)
 
 static void handled(void)
 {
-    fm_signals_settle(0, IGNORED(SIGUSR1), told);
+    fm_signals_install(0, IGNORED(SIGUSR1), told);
     hold_and_wait();
 }
 
@@ -255,8 +255,8 @@ TEST(dispositions_are_those_of_the_users_program_after_exec)
 {
     struct sigaction now;
     before();
-    fm_signals_settle(IGNORED(SIGINT) | IGNORED(SIGTERM) | IGNORED(SIGUSR1),
-                      IGNORED(SIGUSR2), told);
+    fm_signals_install(IGNORED(SIGINT) | IGNORED(SIGTERM) | IGNORED(SIGUSR1),
+                       IGNORED(SIGUSR2), told);
     for (int n = 1; n < 32; n++) {
         bool ignored = n == SIGINT || n == SIGTERM || n == SIGUSR1;
         bool ours = n == SIGPIPE || n == SIGHUP || n == SIGUSR2;

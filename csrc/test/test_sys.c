@@ -480,24 +480,24 @@ TEST(the_poller_waits_for_room_to_write)
     fm__poller_close(poller);
 }
 
-static void *kicker(void *arg)
+static void *waker(void *arg)
 {
-    fm__poller_kick(arg);
+    fm__poller_wake(arg);
     return NULL;
 }
 
-TEST(a_kick_wakes_and_is_swallowed)
+TEST(a_wake_up_is_swallowed)
 {
     fm__poller *poller;
     struct fm__ready ready[4];
     pthread_t thread;
     CHECK_EQ(fm__poller_open(&poller), 0);
-    CHECK_EQ(pthread_create(&thread, NULL, kicker, poller), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, waker, poller), 0);
     CHECK_EQ(fm__poller_wait(poller, ready, 4, FM_FOREVER), 0);
     pthread_join(thread, NULL);
-    /* Kicks add up to one; one that came before the wait is not lost. */
+    /* Wake-ups add up to one; one that came before the wait is not lost. */
     for (int i = 0; i < 1000; i++)
-        fm__poller_kick(poller);
+        fm__poller_wake(poller);
     CHECK_EQ(fm__poller_wait(poller, ready, 4, FM_FOREVER), 0);
     int64_t start = fm_now();
     CHECK_EQ(fm__poller_wait(poller, ready, 4, 10000000), 0);

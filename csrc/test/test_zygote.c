@@ -208,7 +208,7 @@ static void make_first(int first[5])
 {
     CHECK_EQ(fm_sys_pipe(first), 0);
     CHECK_EQ(fm_sys_pipe(first + 2), 0);
-    first[4] = fm_slot_create();
+    first[4] = fm_page_create();
     CHECK(first[4] > 2);
 }
 
@@ -272,7 +272,7 @@ TEST(others_pipes_are_silenced_and_the_environment_is_added_to)
         CHECK_EQ(fm_sys_pipe(more[i]), 0);
     CHECK_EQ(fm_sys_pipe(kept), 0);
     close(1);
-    CHECK_EQ(fm_zygote_settle(kept, 2, variables), 0);
+    CHECK_EQ(fm_zygote_detach(kept, 2, variables), 0);
     CHECK_EQ(read(theirs[0], &byte, 1), 0); /* /dev/null; the pipe would block */
     for (int i = 0; i < MANY; i++)
         CHECK_EQ(read(more[i][0], &byte, 1), 0);

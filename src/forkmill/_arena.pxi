@@ -1,4 +1,4 @@
-# _arena.pxi - large values through shared memory (csrc/src/arena.c): one copy in, none out.
+# _arena.pxi - large values through shared memory (csrc/src/segment.c): one copy in, none out.
 #
 # Guarantees: a value goes through the arena if its bytes are many and the arena has room, else by
 #   the pipe: the caller sees no difference but time. What arrives is writable and private; its
@@ -6,8 +6,8 @@
 #   A task that returns what it was sent gives the memory back as it is, if nothing else refers to
 #   it: that is known, not guessed, because the views are dropped first, and the segment dies.
 # Invariants:
-#   INV-i  a segment that was taken is sent, released or in a Segment's hands, whatever raises; and
-#          what a record in the pool's process refers to is its chunk's (or its Output's) as well.
+#   ARENA-1  a segment that was taken is sent, released or in a Segment's hands, whatever raises;
+#            and what a record in the pool's process refers to is its chunk's (or its Output's) as well.
 # Threads: Arena: any, with the GIL; what a worker parts with: its one thread.
 
 cdef enum:

@@ -4,8 +4,8 @@
 #   kills the process is charged to it; whatever a task raises becomes its outcome, and the worker
 #   goes on; a result that cannot be encoded fails its own task only.
 # Invariants:
-#   INV-d  nothing is published for a task that was not claimed, and one outcome for one that was.
-#   INV-e  a process that a task forked never gets further than the return of that task.
+#   CHILD-1  nothing is published for a task that was not claimed, and one outcome for one that was.
+#   CHILD-2  a process that a task forked never gets further than the return of that task.
 # Threads: one, the worker's first.
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -102,7 +102,7 @@ def hold(int more):
 
 
 def signal_masks():
-    """Which signals this process ignores, and which it handles: for Port.settle()."""
+    """Which signals this process ignores, and which it handles: for Port.install_signals()."""
     cdef uint32_t ignored, handled
     fm_signals_look(&ignored, &handled)
     return ignored, handled
@@ -157,13 +157,13 @@ cdef class Port:
     cdef bint _full             # a limit was reached
     cdef int64_t _looked        # when resident memory was looked at
 
-    def __cinit__(self, int task_fd, int result_fd, int slot_fd):
+    def __cinit__(self, int task_fd, int result_fd, int page_fd):
         self._c = NULL
         self._task_fd = task_fd
         self._kept = []
         self._closed = set()
         self._index = -1
-        check(fm_port_open(&self._c, task_fd, result_fd, slot_fd))
+        check(fm_port_open(&self._c, task_fd, result_fd, page_fd))
         global _mark_at
         _mark_at = fm_port_mark(self._c)
 
@@ -186,10 +186,10 @@ cdef class Port:
         self._opened()
         return fm_port_crash_fd(self._c)
 
-    def settle(self, ignored, handled):
+    def install_signals(self, ignored, handled):
         """Be ready for signals; the masks are of signal_masks(). Unblocks all of them."""
         self._opened()
-        fm_signals_settle(ignored, handled, fm_port_told(self._c))
+        fm_signals_install(ignored, handled, fm_port_told(self._c))
 
     @property
     def forked(self):
@@ -722,7 +722,7 @@ cdef class Zygote:
     cdef int _make_first(self) except -1:
         check(fm_sys_pipe(self.options.first))
         check(fm_sys_pipe(self.options.first + 2))
-        self.options.first[4] = fm_slot_create()
+        self.options.first[4] = fm_page_create()
         return check(min(self.options.first[4], 0))
 
     def take_first(self):
@@ -766,7 +766,7 @@ cdef class Zygote:
         collects = PyGC_Disable()
         pid = c_fork()
         if pid == 0:
-            pid = fm_zygote_settle(self.keep, self.kept, self.variables)
+            pid = fm_zygote_detach(self.keep, self.kept, self.variables)
             if pid < 0:
                 self._give_up(pid)
             self._run()
@@ -814,7 +814,7 @@ cdef class Zygote:
     @property
     def ends(self):
         """In a worker: read end of its task pipe, write end of its result pipe, its slot."""
-        return self.born.task_fd, self.born.result_fd, self.born.slot_fd
+        return self.born.task_fd, self.born.result_fd, self.born.page_fd
 
     @property
     def slot(self):

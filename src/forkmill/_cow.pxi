@@ -7,11 +7,11 @@
 # Guarantees: an item is claimed in the page before its function is called, so a death is charged to
 #   exactly the item that ran; a result is read into memory of its own, whatever its size.
 # Invariants:
-#   INV-f  from fork() to _exit() the child looks nothing up that ForkKit could hold: each page that
-#          it writes to, be it for a reference count, is copied by the kernel.
-#   INV-g  a process that a task forked gets no further than the return of that task.
-#   INV-h  nothing of Python runs between PyOS_BeforeFork() and fork(), or between that and
-#          PyOS_AfterFork_Child(): the interpreter's own locks are held there.
+#   FORK-1  from fork() to _exit() the child looks nothing up that ForkKit could hold: each page
+#           that it writes to, be it for a reference count, is copied by the kernel.
+#   FORK-2  a process that a task forked gets no further than the return of that task.
+#   FORK-3  nothing of Python runs between PyOS_BeforeFork() and fork(), or between that and
+#           PyOS_AfterFork_Child(): the interpreter's own locks are held there.
 # Threads: a ForkSlot belongs to the executor's forking thread, but for the page: any.
 
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
@@ -383,7 +383,7 @@ cdef class ForkSlot:
         if len(calls) > self._items:
             raise ValueError(f"a child of this slot takes {self._items} items at most")
         memset(self._page, 0, _PAGE_HEAD + len(calls))
-        PyOS_BeforeFork()  # from here to the fork: INV-h
+        PyOS_BeforeFork()  # from here to the fork: FORK-3
         collects = PyGC_Disable()
         rc = fm_sys_pipe(ends)
         pid = -1
@@ -466,7 +466,7 @@ cdef class ForkSlot:
                 with nogil:  # self holds the target, and only this thread reads
                     n = c_read(self._fd, self._to + self._got, self._long.length - self._got)
             else:
-                with nogil:  # as above, for the slot's own buffer
+                with nogil:  # as above, for the page's own buffer
                     n = c_read(self._fd, self._c + self._have, _ROOM - self._have)
             if n < 0:
                 if errno == EINTR:
@@ -589,7 +589,7 @@ cdef class ForkSlot:
                     result = PyObject_Call(function, args, kwargs)
                 else:
                     result = PyObject_CallObject(function, args)
-                if c_getpid() != pid:  # INV-g
+                if c_getpid() != pid:  # FORK-2
                     kit.worker.stray(None)
                 record.value(result, kit.dumps)
             except BaseException as error:
@@ -628,7 +628,7 @@ cdef int _crash_file():
 
 
 cdef class ForkKit:
-    """What children need at hand, made once an executor (INV-f).
+    """What children need at hand, made once an executor (FORK-1).
 
     Args:
         parent: This process.
@@ -728,7 +728,7 @@ cdef class ForkKit:
         return 0
 
     cdef int _reset_signals(self, const uint32_t *told) except -1:
-        """As _worker.reset_signals() and Port.settle(), but looking first, in C: almost nothing is
+        """_worker.reset_signals() and Port.install_signals(), but looking first, in C: almost nothing is
         to be done. All signals are blocked here, as in the thread that forks."""
         cdef c_sigaction now
         cdef uint32_t ignored = 0, handled = 0
@@ -752,7 +752,7 @@ cdef class ForkKit:
                 if number < 32:
                     handled |= <uint32_t>1 << number
                 signal.signal(number, signal.SIG_DFL)
-        fm_signals_settle(ignored, handled, told)
+        fm_signals_install(ignored, handled, told)
         return 0
 
     cdef int _drop_output(self, const char *name) except -1:

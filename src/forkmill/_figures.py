@@ -159,9 +159,9 @@ def pool_stats(core: Core) -> PoolStats:
 def _by_cause(core: Core, stats: dict[str, int]) -> dict[str, int]:
     causes: dict[str, int] = {}
     if stats["deaths"]:
-        for toll in core.native.tolls():
-            name = errors.cause_name(toll["cause"], toll["status"], toll["oom"])
-            causes[name] = causes.get(name, 0) + toll["deaths"]
+        for kind in core.native.death_counts():
+            name = errors.cause_name(kind["cause"], kind["status"], kind["oom"])
+            causes[name] = causes.get(name, 0) + kind["deaths"]
     for name in ("recycled", "retired"):
         if stats[name]:
             causes[name] = stats[name]

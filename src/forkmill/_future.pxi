@@ -1,15 +1,15 @@
 # _future.pxi - the native half of a Future, and the short way into the pool.
 #
-#   submit ──▶ Submitter ──▶ chunk ──▶ C ──▶ DONE ──┬─▶ result(): whoever asks decodes
+#   submit ──▶ Submitter ──▶ chunk ──▶ C ──▶ DONE ──┬─▶ result(): who asks decodes
 #                 one call, one allocation          └─▶ inbox ──▶ deliver(): the collector, in batches
 #
 # Guarantees: a submit of plain arguments runs no Python; a plain outcome is decoded without any.
 #   Whatever a signal handler raises, and wherever, leaves a future as it was: the outcome can be
-#   asked for again, any number of times, and whoever waits for it is told.
+#   asked for again, any number of times, and who waits for it is told.
 # Invariants: those of _future.py, FUT-1 to FUT-4, and
-#   INV-f  what guards a future is the GIL: nothing between two looks at its fields may run Python,
+#   FUT-5  what guards a future is the GIL: nothing between two looks at its fields may run Python,
 #          or it holds `_condition`.
-#   INV-g  an Inbox that a collector serves is known to its Pool by a borrowed pointer, from serve()
+#   FUT-6  an Inbox that a collector serves is known to its Pool by a borrowed pointer, from serve()
 #          to retire(), while the collector's thread holds it.
 # Threads: any.
 #
@@ -219,7 +219,7 @@ cdef class FutureBase:
         """Whether the task has its outcome. Never blocks; makes one turn of the pool's I/O."""
         if self._has_outcome():
             return True
-        self._core.turn()  # else a loop that polls would never end: whoever waits, works
+        self._core.turn()  # else a loop that polls would never end: who waits, works
         return self._has_outcome()
 
     def running(self):
@@ -422,7 +422,7 @@ cdef class FutureBase:
             self._raise_cancelled()
         return self._failure
 
-    # Whoever reads these of a finished future, as the stock class's own methods do, finds them
+    # Who reads these of a finished future, as the stock class's own methods do, finds them
     # decoded, as in a stock future.
 
     @property
@@ -461,7 +461,7 @@ cdef class FutureBase:
         return 0
 
     cdef bint _decode_plain(self) except -1:
-        """Decode a plain outcome, which runs no Python (INV-b); False: that is not it."""
+        """Decode a plain outcome, which runs no Python (REC-2); False: that is not it."""
         cdef const uint8_t *record
         cdef uint64_t size
         self._peek(&record, &size)
@@ -499,7 +499,7 @@ cdef class FutureBase:
             except Exception as error:
                 if _interrupted(error):
                     raise
-                # Without its traceback, which has this frame: that were a cycle.
+                # Without its traceback, which has this frame: that would be a cycle.
                 failure = _errors.bare(error)
         elif what != FM_WHAT_CANCELLED:
             failure = task.exception(self._core)
@@ -585,7 +585,7 @@ cdef class _Stock:
         self._future._release()
 
     def notify_all(self):
-        """Nobody waits here: whoever waits for a task waits in C."""
+        """Nobody waits here: who waits for a task waits in C."""
 
     def append(self, waiter):
         if not self._future._seen:

@@ -148,9 +148,9 @@ cdef extern from "forkmill.h" nogil:
     struct fm_birth:
         int task_fd
         int result_fd
-        int slot_fd
+        int page_fd
         uint32_t slot
-    int fm_zygote_settle(const int *keep, size_t n, char **variables) nogil
+    int fm_zygote_detach(const int *keep, size_t n, char **variables) nogil
     ctypedef struct fm_zygote:
         pass
     int fm_zygote_open(fm_zygote **out, const fm_zygote_options *options) nogil
@@ -163,15 +163,15 @@ cdef extern from "forkmill.h" nogil:
         FM_CLAIM_SENT
         FM_CLAIM_STARTED
         FM_CLAIM_RECALLED
-    struct fm_slot:
+    struct fm_page:
         pass
-    size_t fm_slot_crash_offset()
-    int fm_slot_create()
-    int fm_slot_map(int fd, fm_slot **out)
-    void fm_slot_unmap(fm_slot *slot)
-    int fm_slot_retired(const fm_slot *slot)
+    size_t fm_page_crash_offset()
+    int fm_page_create()
+    int fm_page_map(int fd, fm_page **out)
+    void fm_page_unmap(fm_page *page)
+    int fm_page_retired(const fm_page *page)
     void fm_signals_look(uint32_t *ignored, uint32_t *handled)
-    void fm_signals_settle(uint32_t ignored, uint32_t handled, const uint32_t *told)
+    void fm_signals_install(uint32_t ignored, uint32_t handled, const uint32_t *told)
     const uint32_t *fm_signals_leave()
     void fm_signals_hold(int more)
     int fm_signals_wait(int fd)
@@ -180,7 +180,7 @@ cdef extern from "forkmill.h" nogil:
     uint32_t fm_signals_stale()
     struct fm_port:
         pass
-    int fm_port_open(fm_port **out, int task_fd, int result_fd, int slot_fd)
+    int fm_port_open(fm_port **out, int task_fd, int result_fd, int page_fd)
     void fm_port_close(fm_port *port)
     int fm_port_crash_fd(const fm_port *port)
     uint32_t *fm_port_mark(fm_port *port)
@@ -269,7 +269,7 @@ cdef extern from "forkmill.h" nogil:
         pass
     struct fm_chunk:
         pass
-    struct fm_inbox:
+    struct fm_completion_queue:
         pass
     struct fm_pool_options:
         int control_fd
@@ -305,7 +305,7 @@ cdef extern from "forkmill.h" nogil:
         int32_t slot
         uint32_t credit
         fm_arena *arena
-        fm_inbox *inbox
+        fm_completion_queue *completions
         void *tag
     int fm_chunk_new(fm_pool *pool, const fm_chunk_options *options, fm_chunk **out)
     enum: FM_SMALL
@@ -352,13 +352,13 @@ cdef extern from "forkmill.h" nogil:
         FM_RANK_CALLER
     int fm_pool_wait_chunk(fm_pool *pool, fm_chunk *chunk, int64_t deadline, fm_rank rank)
     int fm_pool_turn(fm_pool *pool)
-    int fm_inbox_new(fm_pool *pool, int with_fd, fm_inbox **out)
-    void fm_inbox_unref(fm_inbox *inbox)
-    int fm_inbox_fd(const fm_inbox *inbox)
-    int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_inbox *inbox, void *tag)
-    int fm_pool_wait_inbox(fm_pool *pool, fm_inbox *inbox, fm_chunk **chunks, int n,
-        int64_t deadline, fm_rank rank)
-    void fm_inbox_close(fm_pool *pool, fm_inbox *inbox)
+    int fm_completion_queue_new(fm_pool *pool, int with_fd, fm_completion_queue **out)
+    void fm_completion_queue_unref(fm_completion_queue *queue)
+    int fm_completion_queue_fd(const fm_completion_queue *queue)
+    int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_completion_queue *queue, void *tag)
+    int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue, fm_chunk **chunks,
+        int n, int64_t deadline, fm_rank rank)
+    void fm_completion_queue_close(fm_pool *pool, fm_completion_queue *queue)
     int fm_pool_wait_idle(fm_pool *pool, int64_t deadline, fm_rank rank)
     int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, fm_rank rank)
     int fm_pool_hold(fm_pool *pool, int n)
@@ -406,13 +406,13 @@ cdef extern from "forkmill.h" nogil:
         uint64_t kicks
         uint64_t parks
     int fm_pool_stats(fm_pool *pool, fm_stats *out)
-    struct fm_toll:
+    struct fm_death_count:
         uint32_t cause
         int32_t status
         uint32_t oom
         uint32_t deaths
-    enum: FM_TOLLS
-    int fm_pool_tolls(fm_pool *pool, fm_toll *out)
+    enum: FM_DEATH_COUNTS
+    int fm_pool_death_counts(fm_pool *pool, fm_death_count *out)
     enum fm_event_kind:
         FM_EVENT_DIED
         FM_EVENT_RECYCLED

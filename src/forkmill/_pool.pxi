@@ -28,7 +28,7 @@ cdef int64_t _deadline(object timeout) except? -1:
 
 
 cdef inline bint _tell(Pool pool) except -1:
-    """Pool.tell(), for whoever holds nothing that a raise could lose."""
+    """Pool.tell(), for one who holds nothing that a raise could lose."""
     if fm_pool_has_events(pool._c) and pool.log is not None:
         pool.log(pool)
     return True
@@ -56,7 +56,7 @@ cdef class Pool:
     cdef fm_pool *_c
     cdef readonly Arena arena
     cdef public object log  # called with the pool when something has happened to it; or None
-    cdef PyObject *_collecting  # the Inbox that a collector serves, borrowed (INV-g); or NULL
+    cdef PyObject *_collecting  # the Inbox that a collector serves, borrowed (FUT-6); or NULL
     cdef object _values  # what pins is sent by channel -> its Function; or None
     cdef object __weakref__
 
@@ -145,7 +145,7 @@ cdef class Pool:
         options.priority = priority
         options.slot = slot
         options.credit = credit
-        options.inbox = NULL if inbox is None else inbox._c
+        options.completions = NULL if inbox is None else inbox._c
         options.tag = <void *>task
         task._pins = _together(body.pins, function)
         options.body = body.release()
@@ -185,7 +185,7 @@ cdef class Pool:
     def inbox(self, bint with_fd=False):
         """A new queue of finished tasks, with a descriptor for an event loop if asked for."""
         cdef Inbox inbox = Inbox.__new__(Inbox)
-        check(fm_inbox_new(self._c, with_fd, &inbox._c))
+        check(fm_completion_queue_new(self._c, with_fd, &inbox._c))
         inbox._pool = self
         return inbox
 
@@ -267,11 +267,11 @@ cdef class Pool:
         check(fm_pool_stats(self._c, &s))
         return s
 
-    def tolls(self):
-        """`deaths` of stats() by cause: fields of struct fm_toll, one dict a kind."""
-        cdef fm_toll tolls[FM_TOLLS]
-        cdef int i, n = check(fm_pool_tolls(self._c, tolls))
-        return [tolls[i] for i in range(n)]
+    def death_counts(self):
+        """`deaths` of stats() by cause: fields of struct fm_death_count, one dict a kind."""
+        cdef fm_death_count death_counts[FM_DEATH_COUNTS]
+        cdef int i, n = check(fm_pool_death_counts(self._c, death_counts))
+        return [death_counts[i] for i in range(n)]
 
     def take_events(self):
         """What happened since the last call: (fields of struct fm_event, one dict each, oldest
@@ -413,7 +413,7 @@ cdef class Task:
 
     def abandon(self):
         """Nobody wants its outcomes any more: take back what has not started, close a stream, and
-        let go whoever waits for it."""
+        let go who waits for it."""
         check(fm_chunk_abandon(self._pool._c, self._c))
 
     def kill(self):
@@ -457,7 +457,7 @@ cdef class Task:
                     values.append(outcomes.value(loads))
                     continue
                 except Exception as error:
-                    # Without its traceback, which has this frame: that were a cycle.
+                    # Without its traceback, which has this frame: that would be a cycle.
                     failures[len(values)] = _errors.bare(error)
             else:
                 failures[len(values)] = outcomes.failure(codec)
@@ -648,7 +648,7 @@ cdef class _Outcomes:
 cdef class Inbox:
     """A queue of finished tasks, or of futures whose tasks are; made by Pool.inbox()."""
 
-    cdef fm_inbox *_c
+    cdef fm_completion_queue *_c
     cdef Pool _pool
     cdef set _tasks  # on their way here: C only borrows them
     cdef readonly bint closed
@@ -659,7 +659,7 @@ cdef class Inbox:
     def __dealloc__(self):
         if self._pool is not None and self._pool._collecting is <PyObject *>self:
             self._pool._collecting = NULL
-        fm_inbox_unref(self._c)
+        fm_completion_queue_unref(self._c)
 
     def arm(self, FutureBase future not None):
         """Have a future come here when its task is done, at once if it is."""
@@ -703,7 +703,7 @@ cdef class Inbox:
         _tell(self._pool)
         while True:
             with nogil:  # self holds _c and the pool; chunks is this frame's
-                rc = fm_pool_wait_inbox(self._pool._c, self._c, chunks, 256, deadline, rank)
+                rc = fm_pool_wait_completions(self._pool._c, self._c, chunks, 256, deadline, rank)
             if rc > 0:
                 break
             if rc == FM_ECLOSED:
@@ -725,12 +725,12 @@ cdef class Inbox:
 
     def fileno(self):
         """The descriptor that is readable while there is something to take."""
-        return check(fm_inbox_fd(self._c))
+        return check(fm_completion_queue_fd(self._c))
 
     def close(self):
         """Wake who waits; waiting on it when it is empty gives [] from now on."""
         self.closed = True
-        fm_inbox_close(self._pool._c, self._c)
+        fm_completion_queue_close(self._pool._c, self._c)
 
 
 cdef class RecordIterator:
@@ -824,7 +824,7 @@ cdef class RecordIterator:
         self._drop()
 
     def _broken_off(self):
-        """Nothing: whoever asks again gets the item that was interrupted."""
+        """Nothing: who asks again gets the item that was interrupted."""
 
     cdef int _break_off(self) except -1:
         """_broken_off() as a whole, which is idempotent: handlers run in the middle of it, too."""

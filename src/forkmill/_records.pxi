@@ -2,12 +2,13 @@
 #
 # Guarantees: plain values (scalars; tuples, lists, dicts and sets of plain values) never touch
 #   pickle; what comes back has the same exact types and values, and as with pickle no container in
-#   it is there twice: values that share one, or lead back to themselves, are not plain. Bytes from a worker are not trusted: nothing is read
-#   beyond the size given, and what does not fit raises PoolError("malformed ...").
+#   it is there twice: values that share one, or lead back to themselves, are not plain. Bytes from
+#   a worker are not trusted: nothing is read beyond the size given, and what does not fit raises
+#   PoolError("malformed ...").
 # Invariants:
-#   INV-a  encoding a plain value runs no Python code: only exact builtin types are looked at.
-#   INV-b  decoding a plain record runs no Python code either.
-#   INV-c  no object handed to Python points into memory that it does not own (a Block).
+#   REC-1  encoding a plain value runs no Python code: only exact builtin types are looked at.
+#   REC-2  decoding a plain record runs no Python code either.
+#   REC-3  no object handed to Python points into memory that it does not own (a Block).
 # Threads: an Encoder belongs to one thread at a time; the rest keeps no state.
 
 from cpython.buffer cimport (
@@ -300,7 +301,7 @@ cdef Py_ssize_t _put_dict(object obj, uint8_t *out, size_t room, _Seen *seen,
     cdef PyObject *value
     cdef Py_ssize_t at = 0, n
     cdef size_t used = 4
-    # INV-a: nothing in this loop can change the dict, so the borrowed references hold.
+    # REC-1: nothing in this loop can change the dict, so the borrowed references hold.
     while PyDict_Next(obj, &at, &key, &value):
         n = _put_single(<object>key, out + used, room - used)
         if n <= 0:
@@ -1087,7 +1088,7 @@ cdef object _take_container(const uint8_t **cursor, const uint8_t *end, int dept
 
 
 cdef object _call_loads(const uint8_t *p, uint64_t n, object loads, object buffers):
-    """loads() on a pickle in memory that may go away afterwards (INV-c)."""
+    """loads() on a pickle in memory that may go away afterwards (REC-3)."""
     if n <= _COPIED:
         return loads(PyBytes_FromStringAndSize(<const char *>p, <Py_ssize_t>n), buffers)
     view = PyMemoryView_FromMemory(<char *>p, <Py_ssize_t>n, PyBUF_READ)

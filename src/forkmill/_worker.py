@@ -126,7 +126,7 @@ class Worker:
         return again, self.codec.dump_failure(error)
 
     def stray(self, error: BaseException | None) -> NoReturn:
-        """End a process that a task forked and that came back to us (INV-e)."""
+        """End a process that a task forked and that came back to us (CHILD-2)."""
         status = 0
         if isinstance(error, SystemExit):
             status = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -172,7 +172,7 @@ def reset_signals(ignored: int = 0, handled: int = 0) -> None:
 
     Handlers of the parent are Python code that belongs there; its wakeup fd would write into its
     event loop. Timers need no reset: no child inherits them. What reaches the whole group is
-    blocked here until Port.settle().
+    blocked here until Port.install_signals().
     """
     _signal.set_wakeup_fd(-1)
     for number in range(1, _signal.NSIG):
@@ -338,7 +338,7 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
     IN_WORKER = True
     _program.receive()
     port = _native.Port(*ends)
-    port.settle(*config.signals)
+    port.install_signals(*config.signals)
     if config.arena_fd >= 0:
         port.share(config.arena_fd)
     faulthandler.enable(port.crash_fd, all_threads=True)

@@ -30,6 +30,7 @@ import pytest
 
 import forkmill as fm
 import tasks
+from methods import MATRIX
 
 
 def made(state: str, result: object = None, exception: BaseException | None = None) -> _base.Future:
@@ -57,7 +58,7 @@ def make_referable(_: int) -> Referable:
     return Referable()
 
 
-@pytest.fixture(params=tasks.METHODS)
+@pytest.fixture(params=MATRIX)
 def pool(request: pytest.FixtureRequest) -> Iterator[fm.ProcessPool]:
     with fm.ProcessPool(3, start_method=request.param) as made_pool:
         yield made_pool

@@ -25,6 +25,7 @@ import faults
 import forkmill as fm
 import tasks
 from faults import CELLS, LARGE, MARK, Cell, Fault
+from methods import MATRIX
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc"),
@@ -59,7 +60,7 @@ def cells(
 
 
 ordered = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
-methods = pytest.mark.parametrize("method", tasks.METHODS)
+methods = pytest.mark.parametrize("method", MATRIX)
 IN_A_MAP = (
     "its error", "refused", "unsendable", "unreadable", "no memory", "died", "timeout", "torn",
     "either", "unplugged", "late",
@@ -67,7 +68,7 @@ IN_A_MAP = (
 OF_A_TASK = ("send", "decode", "run", "encode result", "send result")
 
 
-@pytest.fixture(scope="module", params=tasks.METHODS)
+@pytest.fixture(scope="module", params=MATRIX)
 def pool(request: pytest.FixtureRequest) -> Iterator[fm.ProcessPool]:
     # The initializer loads this module: no task's timeout shall count that.
     with fm.ProcessPool(

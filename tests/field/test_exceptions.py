@@ -18,6 +18,7 @@ import pytest
 
 import forkmill as fm
 from forkmill import _codec
+from methods import MATRIX
 from tasks import METHODS
 
 Run = Callable[..., Any]
@@ -33,12 +34,12 @@ def pools() -> Iterator[dict[str, fm.ProcessPool]]:
         yield made
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=MATRIX)
 def pool(request: pytest.FixtureRequest, pools: dict[str, fm.ProcessPool]) -> fm.ProcessPool:
     return pools[request.param]
 
 
-@pytest.fixture(params=[*METHODS, "cow_fork"])
+@pytest.fixture(params=[*MATRIX, "cow_fork"])
 def run(request: pytest.FixtureRequest, pools: dict[str, fm.ProcessPool]) -> Iterator[Run]:
     """What a call raised, by the ways that encode exceptions."""
     if request.param == "cow_fork":

@@ -748,7 +748,15 @@ def test_map_is_lazy_bounded_and_ordered(ex: CowFork) -> None:
     assert outcomes[0] == 1 and isinstance(outcomes[1], ZeroDivisionError)
 
 
-@pytest.mark.parametrize(("items", "batch"), [(500, 1), (10_000, 50)])
+@pytest.mark.parametrize(
+    ("items", "batch"),
+    [
+        (100, 1),
+        (2_000, 50),
+        pytest.param(500, 1, marks=pytest.mark.slow),
+        pytest.param(10_000, 50, marks=pytest.mark.slow),
+    ],
+)
 def test_many_items_leave_no_zombie_and_no_descriptor(items: int, batch: int) -> None:
     with CowFork(2, batch=batch) as ex:
         ex.submit(abs, 1).result()

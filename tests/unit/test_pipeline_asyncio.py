@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill.pipeline import Handle
+from forkmill.pipeline import Handle, aio
 from forkmill.pipeline.aio import AHEAD, AsyncStream
 
 FORKED = fm.ipc_fork(2, start_method="fork")  # quicker to start than what a thread gets by itself
@@ -28,8 +28,9 @@ def bounded(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """asyncio.run, for a test."""
 
     async def limited() -> None:
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(SOON) as limit:
             await main()
+        assert not limit.expired()  # a test that expects to be cancelled takes that for it
 
     asyncio.run(limited(), debug=True)
 
@@ -286,7 +287,10 @@ def test_a_task_group_stops_the_runs_of_its_tasks() -> None:
 
 
 @pytest.mark.parametrize("where", ["source", "stage", "thread"])
-def test_what_blocks_is_left_behind_by_a_cancelled_run(where: str) -> None:
+def test_what_blocks_is_left_behind_by_a_cancelled_run(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aio, "CANCEL", 3600)  # no kill by itself
     release, going = threading.Event(), threading.Event()
 
     def block(_: object = None) -> Iterator[int]:
@@ -313,6 +317,30 @@ def test_what_blocks_is_left_behind_by_a_cancelled_run(where: str) -> None:
 
     bounded(main)
     release.set()
+
+
+def test_a_cancelled_run_finishes_what_is_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aio, "CANCEL", 3600)
+    release, going = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def slow(x: int) -> int:
+        going.set()
+        assert release.wait(SOON)
+        return x
+
+    async def main() -> None:
+        line = fm.Pipeline().source(itertools.count).map(slow, context="thread:1")
+        task = asyncio.create_task(line.sink(done.append).arun())
+        await until(going)
+        task.cancel()
+        await asyncio.sleep(0)
+        release.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    bounded(main)
+    assert done and done == list(range(len(done)))
 
 
 def test_a_cancelled_run_is_killed_if_stop_is_not_enough() -> None:

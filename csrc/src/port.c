@@ -241,7 +241,7 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
 
 void fm_port_time(fm_port *port, int64_t from)
 {
-    atomic_store_explicit(&port->slot->t_start, from, memory_order_relaxed);
+    atomic_store_explicit(&port->page->t_start, from, memory_order_relaxed);
 }
 
 /* Write the stream's bytes [from, port->end), which are ours to send. */

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from . import _native, errors
 from ._map import Stream
 from ._options import Options
-from ._process import our_thread
+from ._process import LoneThread
 from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Batches:
         self._feeding = False
         self._held = False  # the workers must stay: a lane's state lies in them
         self._closed = False
-        self._threads: list[threading.Thread] = []
+        self._threads: list[LoneThread] = []
 
     def put(self, items: Sequence[Any], slot: int = -1) -> None:
         """Accept items, for one worker or any. Never blocks, never raises for the pool's sake."""
@@ -208,13 +208,9 @@ class Batches:
     def thread(self, job: Callable[[], None]) -> None:
         """Run a job in a thread of ours, which `close` waits for."""
 
-        def run() -> None:
-            with our_thread():
-                job()
-
-        thread = threading.Thread(target=run, name=f"{self.core.life.name}-lane", daemon=True)
-        thread.start()
+        thread = LoneThread(job, f"{self.core.life.name}-lane")
         self._threads.append(thread)
+        thread.start()
 
     def close(self) -> None:
         """Cancel what has not started, wake and end whoever takes. Idempotent."""
@@ -239,9 +235,9 @@ class Batches:
         """
         left = 0
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(None if deadline is None else max(0.0, deadline - monotonic()))
-                left += thread.is_alive()
+            if not thread.here:
+                seconds = None if deadline is None else max(0.0, deadline - monotonic())
+                left += not thread.join(seconds)
         return left
 
     def _abandon(self, deliver: Callable[[_native.Task], None]) -> None:

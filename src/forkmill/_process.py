@@ -9,6 +9,7 @@ import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import _thread
 import contextlib
 import os
+import queue
 import sys
 import threading
 import warnings
@@ -23,6 +24,9 @@ __all__ = [
     "DAEMON",
     "OUR_THREADS",
     "SHARES",
+    "Change",
+    "KnownThread",
+    "Latch",
     "LoneThread",
     "Signal",
     "before_exit",
@@ -79,6 +83,89 @@ class Signal:
         self._lock.acquire()
 
 
+class Latch:
+    """Something that comes to be, once; any number of threads may wait for it.
+
+    Not an Event, as with `Signal`. The lock is open when it has come to be, and whoever got it
+    opens it again by the first call of a `finally`: until that has returned nobody looks for
+    signals. Opening it once too often does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        """Idempotent; who is broken off in it does it again."""
+        self._is_set = True
+        with contextlib.suppress(RuntimeError):  # it was set already
+            self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, or for so many seconds; whether it is."""
+        if not self._is_set and (timeout is None or timeout > 0):
+            seconds = -1 if timeout is None else min(timeout, threading.TIMEOUT_MAX)
+            try:
+                self._lock.acquire(timeout=seconds)
+            finally:
+                if self._is_set:
+                    try:  # noqa: SIM105  # that would be another call before it
+                        self._lock.release()
+                    except RuntimeError:
+                        pass
+        return self._is_set
+
+
+class Change:
+    """What threads wait for that look at something under a lock; as a Condition.
+
+    `threading.Condition` is Python: what a signal handler raises in it leaves the lock held, or a
+    waiter in the list that is none any more, and then the next notice goes there. Here a thread is
+    counted, under the lock, before it waits; who has changed something leaves a token for it,
+    unless there is one for each. A token too many is a look for nothing. ::
+
+        with lock:                      with lock:
+            if there_is_some: ...           there_is_some = True
+            change.expect()                 change.tell()
+        change.wait(timeout)  # and look again
+
+    Args:
+        lock: A lock of C, not to be held in `wait`.
+
+    Attributes:
+        idle: How many threads wait, or are about to.
+    """
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.idle = 0
+
+    def expect(self) -> None:
+        """Under the lock: the caller is going to wait."""
+        self.idle += 1
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until something has changed, or the time is over."""
+        try:
+            self._tokens.get(timeout=None if timeout is None else max(timeout, 0.0))
+        except queue.Empty:
+            pass
+        finally:
+            with self._lock:
+                self.idle -= 1
+
+    def tell(self, most: int | None = None) -> None:
+        """Under the lock: wake all, or so many. Before the change: a handler may raise here."""
+        missing = self.idle - self._tokens.qsize()
+        for _ in range(missing if most is None else min(most, missing)):
+            self._tokens.put(None)
+
+
 class LoneThread:
     """A thread of ours that runs a job once, however often, and however brokenly, it is started.
 
@@ -91,21 +178,29 @@ class LoneThread:
         self._job = job
         self._name = name
         self._claim = _thread.allocate_lock()  # taken for good by the one that runs
-        self._end = _thread.allocate_lock()  # held until it is over
-        self._end.acquire()
-        self._over = False
-        self._begun = False
+        self._end = Latch()
+        self._asked = self._begun = False
         self._ident = 0
 
     @property
     def here(self) -> bool:
         """Whether this is the thread."""
-        return self._ident == _thread.get_ident() and not self._over
+        return self._ident == _thread.get_ident() and not self._end.is_set()
 
     @property
     def alive(self) -> bool:
         """Whether it runs, or is about to."""
-        return self._begun and not self._over
+        return self._begun and not self._end.is_set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was started, or was about to be."""
+        return self._asked
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known to have begun."""
+        return self._begun
 
     def start(self) -> None:
         """Begin, unless it has begun.
@@ -113,29 +208,81 @@ class LoneThread:
         Raises:
             RuntimeError: There is no thread to be had.
         """
-        if not self._begun:
-            _thread.start_new_thread(self._run, ())
+        if self._begun:
+            return
+        self._asked = True
+        try:
+            self._start()
+        except RuntimeError:
+            self._asked = False
+            raise
+        self._begun = True
+
+    def _start(self) -> None:
+        _thread.start_new_thread(self._enter, ())
+
+    def _enter(self) -> None:
+        if self._claim.acquire(blocking=False):
             self._begun = True
+            with our_thread():
+                threading.current_thread().name = self._name
+                self._run()
 
     def _run(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            return
-        self._begun = True
         self._ident = _thread.get_ident()
-        with our_thread():
-            threading.current_thread().name = self._name
-            try:
-                self._job()
-            finally:
-                self._over = True
-                self._end.release()
+        try:
+            self._job()
+        finally:
+            del self._job  # it may lead here
+            self._end.set()
 
-    def join(self) -> None:
-        """Wait for its end, if it has begun."""
-        while self.alive:
-            # Again and again: who was here before may have been interrupted, and have kept it.
-            if self._end.acquire(timeout=1.0):
-                self._end.release()
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for its end, if it was to begin; whether it is over.
+
+        Raises:
+            RuntimeError: Its start was broken off, and there is no thread to be had.
+        """
+        if self._asked:
+            self.start()  # who started it may have been interrupted before he could
+        return not self._begun or self._end.wait(timeout)
+
+
+class KnownThread(LoneThread):
+    """A LoneThread that the user's code runs in, so it is one of `threading`: what looks for it
+    there finds it (coverage, `current_thread`, a fork). It is not counted among our own.
+
+    Where handlers may raise, in the main thread, it is another one that starts it.
+
+    Attributes:
+        thread: As `threading` knows it.
+    """
+
+    def __init__(self, job: Callable[[], object], name: str, *, daemon: bool = True) -> None:
+        super().__init__(job, name)
+        self.thread = threading.Thread(target=self._run, name=name, daemon=daemon)
+
+    def _start(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            _thread.start_new_thread(self._enter, ())
+        else:
+            self.thread.start()
+
+    def _enter(self) -> None:
+        if self._claim.acquire(blocking=False):
+            self._begun = True
+            with our_thread():
+                try:
+                    self.thread.start()
+                except RuntimeError:  # no second thread is to be had: then this one
+                    self.thread = threading.current_thread()
+                    self._run()
+
+    def join(self, timeout: float | None = None) -> bool:
+        if not super().join(timeout):
+            return False
+        if type(self.thread) is threading.Thread and self.thread.ident is not None:
+            self.thread.join(timeout)  # what is left of it is not the user's
+        return True
 
 
 def _forget_dummy() -> None:

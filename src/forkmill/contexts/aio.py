@@ -52,7 +52,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import DAEMON, end_first, exit_failed
+from .._process import DAEMON, KnownThread, end_first, exit_failed
 from .base import Backlog, Call, Executor, Ledger, Options, closed_error
 from .thread import Threads  # its exit hook is set up first, so ours runs before it
 
@@ -85,18 +85,29 @@ class Loop:
         self.inner: dict[int, Any] = {}  # by id of a call's future: that of its part in a thread
         self.left: set[concurrent.futures.Future[Any]] = set()  # nobody waits for them
         self.threads = Threads(name, Ledger(), width)
-        self.thread = threading.Thread(target=self._run, name=name, daemon=DAEMON)
+        self.thread = KnownThread(self._run, name, daemon=DAEMON)
         self.lock = threading.Lock()  # guards `open`: waking a loop that is closed raises
         self.open = True
+
+    # ------------------------------------------------------------------ any thread
+
+    def start(self) -> None:
+        """Begin, unless it has begun.
+
+        Raises:
+            RuntimeError: There is no thread to be had; the loop is closed.
+        """
+        if self.thread.begun:
+            return
+        _ALIVE.add(self)
         try:
             self.thread.start()
         except RuntimeError:
+            _ALIVE.discard(self)
+            self.open = False
             self.loop.close()
             raise
-        ledger.born()
-        _ALIVE.add(self)
-
-    # ------------------------------------------------------------------ any thread
+        self.ledger.born()
 
     def accept(self, call: Call) -> None:
         if not _is_async(call.fn):
@@ -123,7 +134,12 @@ class Loop:
         self.backlog.close()
         if cancel:
             self.backlog.cancel_all()
-        self.wake(self._pump)
+        if self.thread.asked:
+            self.wake(self._pump)
+            return
+        with self.lock:  # its start was broken off
+            self.open = False
+            self.loop.close()
 
     def leave(self, futures: Iterable[concurrent.futures.Future[Any]]) -> None:
         """Nobody waits for these calls any more, nor for the loop because of them."""
@@ -134,7 +150,7 @@ class Loop:
             _ALIVE.discard(self)
 
     def join(self) -> None:
-        if self.thread is threading.current_thread():
+        if self.thread.here:
             return
         # One that is left behind may have ended by now; else it may block the loop itself.
         stuck = any(not future.done() for future in self.left)
@@ -379,8 +395,15 @@ class Aio(Executor):
         with self._lock:
             if self._loop is None:
                 self._loop = Loop(self.name, self.width, self.ledger)
+            if not self._loop.thread.asked:  # again, if that was broken off
                 weakref.finalize(self, self._loop.close).atexit = False
-        self._loop.accept(call)
+            try:
+                self._loop.start()
+            except RuntimeError:
+                self._loop = None
+                raise
+            loop = self._loop
+        loop.accept(call)
 
     def _waiting(self) -> int:
         return 0 if self._loop is None else len(self._loop.backlog)

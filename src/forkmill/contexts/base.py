@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _checks, errors
 from .._executor import Face, Options
-from .._process import SHARES, cpus
+from .._process import SHARES, Change, cpus
 from .lazy import QUICK, Results
 
 if TYPE_CHECKING:
@@ -272,18 +272,14 @@ class Call:
 class Backlog:
     """Accepted calls that wait, by priority and then in their order. Any thread.
 
-    Not with a Condition: an exception of a signal handler in its `notify` leaves a waiter in its
-    list that is none any more, and the next call's notice would go there. A thread that waits is
-    counted in `idle` first, under the lock; whoever adds a call leaves a token for it, unless there
-    is one for each. A token too many is a look for nothing.
+    Not with a Condition: see `Change`.
     """
 
     def __init__(self) -> None:
         self._calls: list[tuple[int, int, Call]] = []
         self._number = itertools.count()
         self._mutex = threading.Lock()
-        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.idle = 0  # threads that wait in take()
+        self._change = Change(self._mutex)
         self.closed = False
 
     def __len__(self) -> int:
@@ -301,11 +297,9 @@ class Backlog:
         with self._mutex:
             if self.closed:
                 raise closed_error()
-            # The token first: a handler may raise in between.
-            if self._tokens.qsize() < self.idle:
-                self._tokens.put(None)
+            self._change.tell(1)
             heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
-            return len(self._calls) > self.idle
+            return len(self._calls) > self._change.idle
 
     def take(self, timeout: float | None = None) -> Call | None:
         """The next call; None if there is none in time, or when closed and empty."""
@@ -317,11 +311,8 @@ class Backlog:
                 left = None if deadline is None else deadline - monotonic()
                 if self.closed or (left is not None and left <= 0):
                     return None
-                self.idle += 1
-            with contextlib.suppress(queue.Empty):
-                self._tokens.get(timeout=left)
-            with self._mutex:
-                self.idle -= 1
+                self._change.expect()
+            self._change.wait(left)
 
     def take_now(self) -> Call | None:
         """The next call, if one waits."""
@@ -332,8 +323,7 @@ class Backlog:
         """Accept nothing more; what waits may still be taken."""
         with self._mutex:
             self.closed = True
-            for _ in range(self.idle - self._tokens.qsize()):
-                self._tokens.put(None)
+            self._change.tell()
 
     def clear(self) -> list[Call]:
         """Take everything that waits."""

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import queue
 from collections import deque
-from concurrent.futures import CancelledError, wait
+from concurrent.futures import CancelledError
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ class CallLane(SharedLane):
         patience = None if deadline is None else max(0.0, deadline - monotonic())
         if self._executor.isolated:
             patience = None  # they were killed
-        late = wait(stopped, patience).not_done  # they still use the copy
+        late = unsettled(stopped, patience)  # they still use the copy
         with self._lock:
             self._under_way.difference_update(stopped)  # they are through, or left behind
         if late:
@@ -532,6 +533,22 @@ def _last_words(future: Future[Any]) -> list[Taken]:
     """What the end of a copy has told."""
     failure = failure_of(future)
     return ended(future.result()) if failure is None else [Taken(END, [], failure)]
+
+
+def unsettled(futures: Iterable[Future[Any]], seconds: float | None) -> set[Future[Any]]:
+    """Wait for calls; those that are not over in time.
+
+    Not by `concurrent.futures.wait`: what a signal handler raises in there leaves a future locked.
+    """
+    line = list(futures)
+    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for future in line:
+        future.add_done_callback(ready.put)
+    deadline = None if seconds is None else monotonic() + seconds
+    with contextlib.suppress(queue.Empty):
+        for _ in line:
+            ready.get(timeout=None if deadline is None else max(0.0, deadline - monotonic()))
+    return {future for future in line if not future.done()}
 
 
 def failure_of(future: Future[Any]) -> BaseException | None:

@@ -40,7 +40,7 @@ import weakref
 from collections import deque
 from concurrent.futures import _base
 from functools import partial
-from itertools import islice
+from itertools import islice, starmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -254,7 +254,8 @@ class _Forker:
         self._thread: LoneThread | None = None
         self._living: dict[_native.ForkSlot, _Child] = {}
         self._doomed: set[Call] = set()  # killed before they had a child (COW-4)
-        self._wake_end = -1  # write end of the wake-up pipe
+        self._pipes: list[tuple[int, int]] = []  # the wake-up pipe, if there is one
+        self._wake_end = -1  # its write end
         self._ended = False
         self._poked = False  # a byte is in the pipe, or on its way there
         self._dropped = False  # nobody can submit any more
@@ -297,10 +298,12 @@ class _Forker:
         with self._lock:
             if self.backlog.closed:
                 return
-            if self._wake_end < 0:
-                self._wake, self._wake_end = _native.pipe()
-                for fd in (self._wake, self._wake_end):
-                    _native.nonblock(fd, True)
+            if not self._pipes:
+                # In one step of C, so that no signal handler's exception finds it made and unknown.
+                self._pipes += starmap(_native.pipe, [()])
+            for fd in self._pipes[0]:
+                _native.nonblock(fd, True)
+            self._wake, self._wake_end = self._pipes[0]
             if self._thread is None:
                 self._thread = LoneThread(self._live, f"{self.name}-forker")
             _ALIVE.add(self)
@@ -308,10 +311,22 @@ class _Forker:
                 self._thread.start()
             except RuntimeError:
                 _ALIVE.discard(self)
-                os.close(self._wake)
-                os.close(self._wake_end)
-                self._wake_end = -1
+                self._close_pipe()
                 raise
+
+    def _end_start(self) -> None:
+        """A start that was broken off has left a pipe, or a thread that may have begun or not."""
+        with self._lock:
+            if self._thread is None or not self._thread.asked:
+                self._close_pipe()
+            else:
+                self._thread.start()
+
+    def _close_pipe(self) -> None:
+        self._wake_end = -1
+        while self._pipes:
+            for fd in self._pipes.pop():
+                os.close(fd)
 
     def _poke(self) -> None:
         """Have the forking thread look around."""
@@ -334,6 +349,7 @@ class _Forker:
         self.backlog.close()
         if cancel:
             self.backlog.cancel_all()
+        self._end_start()
         self._poke()
 
     def stop(self, *, kill: bool = False) -> None:
@@ -342,6 +358,7 @@ class _Forker:
             return
         self.backlog.close()
         self._stop_asked = signal.SIGKILL if kill else signal.SIGTERM
+        self._end_start()
         self._poked = False
         self._poke()
 
@@ -349,6 +366,7 @@ class _Forker:
         """The executor object is gone. (From a finalizer: without the backlog's lock.)"""
         if not self.foreign():
             self._dropped = True
+            self._end_start()
             self._poked = False
             self._poke()
 
@@ -813,8 +831,7 @@ class _Forker:
     def _close(self) -> None:
         with self._lock:
             self._ended = True
-            os.close(self._wake)
-            os.close(self._wake_end)
+            self._close_pipe()
         for slot in self._slots:
             slot.close()
         if hasattr(self, "_kit"):

@@ -19,7 +19,7 @@ from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import our_thread
+from .._process import LoneThread
 from .call_lane import CopyLane, Whole
 from .emit import Outputs
 from .lane import Taken
@@ -45,7 +45,7 @@ class CowLane(CopyLane):
         self._cow = executor
         self._line: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (item,), for readers
         self._streams = 0  # items that readers have, or will have
-        self._readers: list[threading.Thread] = []
+        self._readers: list[LoneThread] = []
 
     def _work_on(self, item: Any) -> None:
         if not self.work.stream:
@@ -55,19 +55,12 @@ class CowLane(CopyLane):
         with self._lock:
             self._streams += 1
             most = self._cow.width * self._cow.batch
-            if len(self._readers) >= min(most, self._streams):
-                return
-            thread = threading.Thread(target=self._read, name=f"{self._cow.name}-reader")
-            thread.daemon = True
-            thread.start()
-            self._readers.append(thread)
+            if len(self._readers) < min(most, self._streams):
+                self._readers.append(LoneThread(self._read, f"{self._cow.name}-reader"))
+            self._readers[-1].start()
 
     def _read(self) -> None:
         """A reader: one item after the other."""
-        with our_thread():
-            self._read_all()
-
-    def _read_all(self) -> None:
         while (entry := self._line.get()) is not None:
             if not self._over:
                 self._read_item(*entry)
@@ -132,7 +125,7 @@ class CowLane(CopyLane):
 
     def _tear_down(self) -> None:
         for thread in self._readers:
-            if thread is not threading.current_thread():
+            if not thread.here:
                 thread.join()
 
 

@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks, _codec, _program, errors
-from .._process import DAEMON, SHARES, cpus
+from .._process import DAEMON, SHARES, Change, cpus
 from . import lane as _lane
 from .base import Call
 from .thread import Thread
@@ -126,7 +126,7 @@ class Interpreter(Thread):
         super().leave(futures)
         if self.homes is not None:  # pragma: no cover
             with self._threads.lock:
-                left = {*self._threads.left}
+                left = {thread.thread for thread in self._threads.left}
             self.homes.leave(left)
 
 
@@ -198,7 +198,8 @@ class Homes:  # pragma: no cover
         self.width = threads.most
         self.create = create
         self.initializer = initializer  # encoded
-        self._change = threading.Condition()  # guards the rest
+        self._lock = threading.Lock()  # guards the rest
+        self._change = Change(self._lock)
         self._homes: dict[int, Home] = {}
         self._free = [*reversed(range(self.width))]  # who was there last comes first
         self._users: dict[int, threading.Thread] = {}
@@ -211,9 +212,27 @@ class Homes:  # pragma: no cover
     def one(self, number: int | None = None) -> Iterator[Home]:
         """Have a Home to oneself: a certain one, or any."""
         me = threading.current_thread()
-        with self._change:
-            while number not in self._free if number is not None else not self._free:
-                self._change.wait()
+        while (home := self._taken(me, number)) is None:
+            self._change.wait()
+        number = home.number
+        try:
+            yield home
+        finally:
+            with self._lock:
+                mine = self._users.get(number) is me
+                if mine:
+                    self._change.tell()
+                    del self._users[number]
+                    self._free.append(number)
+            if not mine:
+                home.end()  # it was left behind with our call, which has come back
+
+    def _taken(self, me: threading.Thread, number: int | None) -> Home | None:
+        """As `one`; None: it is to be waited for."""
+        with self._lock:
+            if number not in self._free if number is not None else not self._free:
+                self._change.expect()
+                return None
             if me in self._left:
                 raise errors.PoolClosed("nobody waits for this call any more")
             number = self._free[-1] if number is None else number
@@ -222,32 +241,22 @@ class Homes:  # pragma: no cover
                 home = self._homes[number] = Home(self, number)
             self._free.remove(number)
             self._users[number] = me
-        try:
-            yield home
-        finally:
-            with self._change:
-                mine = self._users.get(number) is me
-                if mine:
-                    del self._users[number]
-                    self._free.append(number)
-                    self._change.notify_all()
-            if not mine:
-                home.end()  # it was left behind with our call, which has come back
+            return home
 
     def leave(self, users: Collection[threading.Thread]) -> None:
         """Others may take the places of those that these threads use, and do not come back from."""
-        with self._change:
+        with self._lock:
+            self._change.tell()
             self._left.update(users)  # some of them may not have come so far
             late = [number for number, user in self._users.items() if user in users]
             for number in late:
                 del self._users[number]
                 self._homes.pop(number, None)
             self._free += late
-            self._change.notify_all()
 
     def close(self) -> None:
         """End all that nobody uses; wait for their end. Idempotent."""
-        with self._change:
+        with self._lock:
             for number in self._homes.keys() - self._users.keys():
                 home = self._homes.pop(number)
                 home.end()

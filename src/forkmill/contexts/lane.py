@@ -47,6 +47,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .. import errors
+from .._process import Change
 from .emit import UNUSUAL, Outputs, Raised, as_outputs, emitted, pieces, settle
 
 if TYPE_CHECKING:
@@ -330,7 +331,8 @@ class SharedLane(Lane):
         self.work = work
         self._notify = notify
         self._own: Any = None  # the executor, if it was made for this lane
-        self._lock = threading.Condition(threading.RLock())  # guards the rest
+        self._lock = threading.RLock()  # guards the rest
+        self._change = Change(self._lock)  # of what can be taken
         self._out: list[Any] = []  # what can be taken, as `_deliver` was given it
         self._to_come = 0  # items that were put and are not finished
         self._untaken = 0  # items that were put and are not taken
@@ -340,7 +342,7 @@ class SharedLane(Lane):
         self._halted = False  # streams end at their next output
         self._left = 0  # calls that were left behind
         self._untold: list[BaseException] = []  # what a copy's end failed with, and nobody took
-        self._credit = threading.Semaphore(CREDIT)
+        self._credit = Credit(CREDIT)
 
     # ------------------------------------------------------------------ in
 
@@ -365,12 +367,12 @@ class SharedLane(Lane):
         with self._lock:
             over = self._over
             first = over or not self._out
+            if first:
+                self._change.tell()
             if not over:
                 self._out.append(piece)
                 self._to_come -= done
             end = not over and self._should_end()
-            if first:
-                self._lock.notify_all()
         if first and self._notify is not None:
             self._notify()  # also when it is closed: somebody may wait for what is busy
         if end:
@@ -380,12 +382,15 @@ class SharedLane(Lane):
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             with self._lock:
-                while not self._out:
-                    left = None if deadline is None else deadline - monotonic()
+                out, self._out = self._out, []
+                left = None if deadline is None else deadline - monotonic()
+                if not out:
                     if self._over or (left is not None and left <= 0):
                         return []
-                    self._lock.wait(left)
-                out, self._out = self._out, []
+                    self._change.expect()
+            if not out:
+                self._change.wait(left)
+                continue
             pieces = [piece for raw in out for piece in self._opened(raw)]
             self._count(pieces)
             if pieces:
@@ -473,9 +478,9 @@ class SharedLane(Lane):
         with self._lock:
             if self._over:
                 return
+            self._change.tell()
             self._out += pieces
             self._over = True
-            self._lock.notify_all()
         if self._notify is not None:
             self._notify()
 
@@ -494,7 +499,7 @@ class SharedLane(Lane):
             self._out.clear()
             self._split.clear()
             self._untaken = self._to_come = 0
-            self._lock.notify_all()
+            self._change.tell()
         self._stop()
 
     def close(self, patience: float | None = None) -> int:
@@ -537,6 +542,34 @@ class SharedLane(Lane):
     def ended(self) -> bool:
         with self._lock:
             return self._over and not self._out and not self._split
+
+
+class Credit:
+    """How many outputs may still be handed over; who wants more waits. As a Semaphore (see
+    `Change`)."""
+
+    def __init__(self, number: int) -> None:
+        self._lock = threading.Lock()  # guards the rest
+        self._change = Change(self._lock)
+        self._number = number
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take one; whether there was one."""
+        while True:
+            with self._lock:
+                if self._number > 0:
+                    self._number -= 1
+                    return True
+                if not blocking:
+                    return False
+                self._change.expect()
+            self._change.wait()
+
+    def release(self, number: int) -> None:
+        """There are so many more."""
+        with self._lock:
+            self._change.tell(number)
+            self._number += number
 
 
 # ---------------------------------------------------------------------- copies of the state

@@ -13,10 +13,13 @@ Invariants:
     * THREAD-2  1. a call is put into the backlog; 2. whether a thread is missing is decided under
       `lock`. A thread that wants to leave does it the other way round: so one of them sees the
       other.
+    * THREAD-3  Whoever accepts a call may be broken off anywhere by what a signal handler raises. A
+      thread is in `alive` before it is started, and who finds one that has not begun starts it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
@@ -24,7 +27,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks, errors
-from .._process import DAEMON, end_first, exit_failed
+from .._process import DAEMON, KnownThread, Latch, end_first, exit_failed
 from .base import Backlog, Call, Executor, Ledger
 
 if TYPE_CHECKING:
@@ -62,15 +65,17 @@ class Threads:
         self.prepare = prepare  # called in a new thread with its number
         self.backlog = Backlog()
         self.lock = threading.Lock()  # guards the rest
-        self.alive: set[threading.Thread] = set()  # when closed, also those that have ended
-        self.at: dict[int, Any] = {}  # by a thread's identifier: the future of its call
-        self.left: set[threading.Thread] = set()
-        self.births: dict[threading.Thread, threading.Event] = {}  # in `prepare`, and its end
-        self.running = 0
-        self.born = 0
+        self.alive: set[KnownThread] = set()  # when closed, also those that have ended
+        self.at: dict[KnownThread, Any] = {}  # the future of its call
+        self.going: set[KnownThread] = set()  # those of ours that have not ended
+        self.left: set[KnownThread] = set()
+        self.births: dict[KnownThread, Latch] = {}  # in `prepare`, and its end
+        self.numbers = itertools.count()
         self.broken: BaseException | None = None
-        _ALIVE.add(self)
-        while len(self.alive) < least:
+
+    def open(self) -> None:
+        """Have the threads that are there also when nothing waits."""
+        while len(self.alive) < self.least:
             self._grow()
 
     def check(self) -> None:
@@ -93,57 +98,65 @@ class Threads:
 
     def _grow(self) -> None:
         with self.lock:
-            if len(self.alive) >= self.most:
-                return
-            number = self.born
-            thread = threading.Thread(
-                target=self._run, args=(number,), name=f"{self.name}-{number}", daemon=DAEMON
-            )
+            thread = next((thread for thread in self.alive if not thread.begun), None)
+            if thread is None:
+                if len(self.alive) >= self.most:
+                    return
+                thread = self._made()
+            _ALIVE.add(self)
             try:
                 thread.start()
             except RuntimeError:
+                self.alive.discard(thread)
+                self.going.discard(thread)
                 if self.alive:
                     return  # the others will do it
                 self.backlog.cancel_all()
                 raise
-            self.alive.add(thread)
-            self.running += 1
-            self.born += 1
         self.ledger.born()
 
-    def _run(self, number: int) -> None:
+    def _made(self) -> KnownThread:
+        """One more thread, which is to be started (THREAD-3)."""
+        number = next(self.numbers)
+        name = f"{self.name}-{number}"
+        thread = KnownThread(lambda: self._run(thread, number), name, daemon=DAEMON)
+        self.going.add(thread)
+        self.alive.add(thread)
+        return thread
+
+    def _run(self, me: KnownThread, number: int) -> None:
         try:
-            if self.prepare is None or self._prepared(number):
-                while self._turn():
+            if self.prepare is None or self._prepared(me, number):
+                while self._turn(me):
                     pass
         finally:
             with self.lock:
-                self.at.pop(threading.get_ident(), None)
-                if threading.current_thread() in self.left:
-                    self.left.discard(threading.current_thread())
-                    over = False
-                else:
-                    self.running -= 1
-                    over = self.backlog.closed and not self.running
-                    if not self.backlog.closed:
-                        self.alive.discard(threading.current_thread())
+                self.at.pop(me, None)
+                self.left.discard(me)
+                self.going.discard(me)
+                if not self.backlog.closed:
+                    self.alive.discard(me)
+                over = self._is_over()
             if over:
                 self._end()
 
-    def _turn(self) -> bool:
+    def _is_over(self) -> bool:
+        """Under the lock: whether it is closed, and no thread of ours is left."""
+        return self.backlog.closed and not any(thread.begun for thread in self.going)
+
+    def _turn(self, me: KnownThread) -> bool:
         """Run one call; False: the thread shall end. Nothing of it is kept while waiting."""
         call = self.backlog.take(self.idle_time)
         if call is None:
-            return not self._leaves()
-        ident = threading.get_ident()
-        self.at[ident] = call.future
+            return not self._leaves(me)
+        self.at[me] = call.future
         call.run()
-        self.at[ident] = None
+        self.at[me] = None
         # An exception's traceback has this frame too, as the one that called: a cycle else.
         del call
-        return not self.left or threading.current_thread() not in self.left
+        return not self.left or me not in self.left
 
-    def _leaves(self) -> bool:
+    def _leaves(self, me: KnownThread) -> bool:
         with self.lock:
             if len(self.backlog):
                 return False
@@ -151,14 +164,13 @@ class Threads:
                 return True
             if len(self.alive) <= self.least:
                 return False
-            self.alive.discard(threading.current_thread())
+            self.alive.discard(me)
             return True
 
-    def _prepared(self, number: int) -> bool:
+    def _prepared(self, me: KnownThread, number: int) -> bool:
         assert self.prepare is not None
-        me = threading.current_thread()
         try:
-            self.births[me] = threading.Event()
+            self.births[me] = Latch()
             try:
                 self.prepare(number)
             finally:
@@ -194,7 +206,7 @@ class Threads:
         if cancel:
             self.backlog.cancel_all()
         with self.lock:
-            over = not self.running
+            over = self._is_over()
         if over:
             self._end()
 
@@ -208,12 +220,11 @@ class Threads:
         """Threads that run these calls are ours no more."""
         late = set(map(id, futures))
         with self.lock:
-            for thread in tuple(self.alive):
-                if id(self.at.get(thread.ident or 0)) in late:
-                    self.alive.discard(thread)
-                    self.left.add(thread)
-                    self.running -= 1
-            over = self.backlog.closed and not self.running
+            gone = {thread for thread in self.alive if id(self.at.get(thread)) in late}
+            self.left |= gone
+            self.alive -= gone
+            self.going -= gone
+            over = self._is_over()
         if over:
             self._end()
         else:
@@ -226,10 +237,10 @@ class Threads:
             birth.wait(max(0.0, deadline - monotonic()))
         with self.lock:
             late = self.alive.intersection(self.births)
-            self.alive -= late
             self.left |= late
-            self.running -= len(late)
-            over = self.backlog.closed and not self.running
+            self.alive -= late
+            self.going -= late
+            over = self._is_over()
         if over:
             self._end()
         return len(late)
@@ -237,7 +248,7 @@ class Threads:
     def join(self) -> None:
         """Wait for all threads but this one."""
         for thread in tuple(self.alive):
-            if thread is not threading.current_thread():
+            if not thread.here:
                 thread.join()
 
 
@@ -293,6 +304,7 @@ class Thread(Executor):
 
         self._threads = Threads(self.name, self.ledger, self.width, least, patience, prepare)
         weakref.finalize(self, self._threads.close).atexit = False
+        self._threads.open()
 
     def _accept(self, call: Call) -> None:
         self._threads.accept(call)

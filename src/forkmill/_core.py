@@ -155,7 +155,8 @@ class Life:
         self.ports: WeakSet[LoopPort] = WeakSet()  # one an event loop
         self.streams: WeakSet[Stream] = WeakSet()
         self.inputs: set[int] = set()  # of lazy calls with input left: their tokens
-        self.ended = threading.Event()
+        self.ended = False
+        self._closed = False  # the native pool
         self._wake = Signal()  # an iterator has ended, or the core is gone
         self._orphan = False  # nobody holds the core
         self._left = False  # a thread of ours finishes, as the user asked
@@ -194,7 +195,7 @@ class Life:
         Raises:
             KeyboardInterrupt: Ctrl-C came; the ladder was started, and all is ended.
         """
-        if self.foreign() or self.ended.is_set():
+        if self.foreign() or self.ended:
             return
         if ladder:
             self._stop(ladder)
@@ -203,47 +204,53 @@ class Life:
         if self.collector.here():
             self._background()  # a callback may not wait for its own thread
             return
-        interrupt: KeyboardInterrupt | None = None
         try:
-            self._lock.acquire()
+            interrupt = self._finish_alone(ladder)
         except KeyboardInterrupt as error:  # another thread finishes, too slowly for the user
             self._stop(_native.LADDER_TERM)
-            self._lock.acquire()
-            interrupt = error
-        try:
-            self._finisher = _thread.get_ident()
-            if not self.ended.is_set():
-                interrupt = self._finish(ladder) or interrupt
-        finally:
-            self._finisher = 0
-            self._lock.release()
+            interrupt = self._finish_alone(_native.LADDER_TERM) or error
         self.log(self.native)
         if interrupt is not None:
             raise interrupt
 
+    def _finish_alone(self, ladder: int) -> KeyboardInterrupt | None:
+        """Wait for another thread that finishes, or do it. As `_finish`."""
+        with self._lock:
+            try:
+                self._finisher = _thread.get_ident()
+                return None if self.ended else self._finish(ladder)
+            finally:
+                self._finisher = 0
+
     def _finish(self, ladder: int) -> KeyboardInterrupt | None:
-        """The end itself (under `_lock`). Returns the Ctrl-C that came in between."""
+        """The end itself (under `_lock`). Returns the Ctrl-C that came in between. What breaks it
+        off, as what a signal handler raises may anywhere, leaves the rest to the next one."""
         interrupt = None
         try:
-            with contextlib.suppress(errors.PoolError):
-                self.native.drain()
-            if not ladder:
-                self._cut_streams()
-                self.native.wait_idle()
-            self._stop(_native.LADDER_GENTLE)
-            self.native.join(_JOIN_S)
+            if not self._closed:
+                self._wind_up(ladder)
         except KeyboardInterrupt as error:
             interrupt = error
             self._hurry()
         finally:
+            self._closed = True
             self.native.close()
-            self.ended.set()
             self._wake.set()
+            for port in tuple(self.ports):
+                port.end()
+            self.collector.end()
             _ALIVE.discard(self)
-        for port in tuple(self.ports):
-            port.end()
-        self.collector.end()
+            self.ended = True
         return interrupt
+
+    def _wind_up(self, ladder: int) -> None:
+        with contextlib.suppress(errors.PoolError):
+            self.native.drain()
+        if not ladder:
+            self._cut_streams()
+            self.native.wait_idle()
+        self._stop(_native.LADDER_GENTLE)
+        self.native.join(_JOIN_S)
 
     def _cut_streams(self) -> None:
         """A stream that this thread should read would wait for it, and it for the stream."""
@@ -267,25 +274,25 @@ class Life:
 
     def refuse(self) -> None:
         """Accept nothing more; what was accepted goes on."""
-        if not self.foreign() and not self.ended.is_set():
+        if not self.foreign() and not self.ended:
             with contextlib.suppress(errors.PoolError):
                 self.native.drain()
 
     def leave(self) -> None:
         """`shutdown(wait=False)`: finish in a thread of ours."""
-        if not self.foreign() and not self.ended.is_set():
+        if not self.foreign() and not self.ended:
             self._left = True
             self.refuse()
             self._background()
 
     def dropped(self) -> None:
         """The pool object is gone; futures and iterators may still hold the core."""
-        if not self.foreign() and not self.ended.is_set():
+        if not self.foreign() and not self.ended:
             self._background(self._watch)
 
     def orphaned(self) -> None:
         """The core is gone: nobody can ever see an outcome."""
-        if self.foreign() or self.ended.is_set() or self._left or self._finisher:
+        if self.foreign() or self.ended or self._left or self._finisher:
             return
         self._orphan = True
         self._wake.set()
@@ -317,6 +324,11 @@ class Life:
             _thread.start_new_thread(run, ())
         except RuntimeError:  # no thread to be had: at the limit, or at interpreter exit
             self.finish(ladder=_native.LADDER_GENTLE)
+
+
+def lives_of(natives: list[_native.Pool]) -> list[Life]:
+    """The lives of native pools that have not ended."""
+    return [life for life in tuple(_ALIVE) if life.native in natives]
 
 
 def _at_exit() -> None:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
+from collections import deque
 from contextlib import suppress
 from functools import partial
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
 from . import _hazards, _native, errors
 from ._codec import FORK_ONLY, Codec
-from ._core import Core
+from ._core import Core, lives_of
 from ._events import EventLog
 from ._process import cpus_each
 from ._zygote import Config, encode, start_exec, start_fork
@@ -167,30 +170,120 @@ def make_core(
     hello = 0.0
     if initializer is not None:
         hello = _FOREVER_S if init_timeout is None else init_timeout
-    control, theirs = _native.socketpair()
+    birth = _Birth(config)
     try:
-        native = _native.Pool(
-            control, workers,
+        native = birth.native(
+            workers,
             max_tasks=max_tasks, hello=hello, least=least, idle=idle_time,
             memory_limit=memory_limit,
             births=0.0 if init_timeout is None else max(init_timeout, 1e-3),
         )  # fmt: skip
+        core = _core(birth, native, method, no_fork, in_spite_of)
     except BaseException:
-        os.close(control)
-        os.close(theirs)
+        birth.close()
         raise
-    config.arena_fd = _native.arena_create()
-    log = EventLog(name, restarts)
+    return core, partial(birth.start, core)
+
+
+def _core(birth: _Birth, native: _native.Pool, method: str, no_fork: str, in_spite_of: str) -> Core:
+    config = birth.config
+    log = EventLog(config.name, config.restarts)
     core = Core(
-        native, codec, workers, log,
-        initializer=initializer is not None, method=method, no_fork=no_fork,
+        native, config.codec, config.workers, log,
+        initializer=config.initializer is not None, method=method, no_fork=no_fork,
     )  # fmt: skip
-    if not fork:  # what multiprocessing has named for them is there as long as its object is
-        core.handed_down = initializer, initargs, finalizer, inherit
+    if method != "fork":  # what multiprocessing has named for them lives as long as its object
+        core.handed_down = config.initializer, config.initargs, config.finalizer, config.inherit
     if in_spite_of:
         text = "start method 'fork' in spite of %s: the pool is given locks that only a fork keeps"
         core.log.fell_back("locks", logging.WARNING, text, in_spite_of)
-    return core, partial(_start_zygote, core, config, theirs)
+    return core
+
+
+class _Birth:
+    """What a pool is made of while it is made. Closes what nobody has taken over.
+
+    A signal handler may raise after any call, also after one that has opened something. So what
+    opens is called by C, in the step that stores what came of it: ``list += starmap(...)``.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._ends: list[int] = []  # of the control socket: the pool's, the zygote's
+        self._natives: list[_native.Pool] = []  # has the pool's end
+        self._arena: list[int] = []  # a descriptor of shared memory
+        self._arenas: list[_native.Arena] = []  # has that
+        self._adopted: list[None] = []  # not empty: the native pool has the zygote
+
+    def __del__(self) -> None:
+        if not self._adopted:
+            self.close()
+
+    def native(self, workers: int, **options: Any) -> _native.Pool:
+        """The native pool, which has no zygote yet, and shared memory."""
+        make = partial(_native.Pool, workers=workers, **options)
+        self._ends += chain.from_iterable(starmap(_native.socketpair, [()]))
+        self._natives += map(make, self._ends[:1])
+        self._arena += starmap(_native.arena_create, [()])
+        self.config.arena_fd = self._arena[0]
+        return self._natives[0]
+
+    def start(self, core: Core) -> None:
+        """Start the zygote. To be called once."""
+        try:
+            self._start(core)
+        except BaseException:
+            self.close()
+            raise
+        self._tell(core)
+
+    def _start(self, core: Core) -> None:
+        config, theirs = self.config, self._ends[1]
+        if core.method == "fork":
+            zygote, first = start_fork(config, theirs, early=True)
+            config.codec.look_at_program()  # as it is after its fork hooks
+        else:
+            zygote, first = _start_exec(core, config, theirs), tuple
+        with suppress(OSError, MemoryError):  # then large values go through the pipes
+            if config.arena_fd >= 0:
+                self._arenas += map(_native.Arena, map(self._arena.pop, [0]))
+        arena = self._arenas[0] if self._arenas else None
+        adopted = zip([zygote], starmap(first, [()]), [arena], strict=True)
+        self._adopted += starmap(core.native.adopt, adopted)
+        _close_last(self._ends)
+
+    def _tell(self, core: Core) -> None:
+        if core.no_fork:
+            text = "start method %r instead of 'fork', because of %s"
+            # The threads' names are in the stats.
+            short = re.sub(r"^(\d+ other thread)s?: .*", r"\1s", core.no_fork)
+            core.log.fell_back("fork", logging.INFO, text, core.method, short)
+        if not self._arenas:
+            text = "no shared memory to be had: large values go through pipes"
+            core.log.fell_back("arena", logging.WARNING, text)
+        if not self.config.pidfd:
+            text = "no pidfd to be had: the zygote notices our end by its socket alone"
+            core.log.fell_back("pidfd", logging.INFO, text)
+
+    def close(self) -> None:
+        """It has failed, or was broken off: nothing of it is left. Idempotent."""
+        for life in lives_of(self._natives):
+            life.finish(ladder=_native.LADDER_KILL)
+        while len(self._ends) > (1 if self._natives else 0):
+            _close_last(self._ends)
+        if self.config.arena_fd >= 0 and self._arena:
+            _close_last(self._arena)
+        born = [] if self._adopted else self.config.born
+        while born:  # nobody else knows of it
+            pid = born.pop()
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+
+def _close_last(fds: list[int]) -> None:
+    """Close a descriptor and forget it, in one step."""
+    deque(map(os.close, map(fds.pop, [-1])), maxlen=0)
 
 
 def _only_forks(handed: Any) -> bool:
@@ -212,38 +305,6 @@ def _only_forks(handed: Any) -> bool:
     for fd in popen.fds:
         os.close(fd)
     return False
-
-
-def _start_zygote(core: Core, config: Config, theirs: int) -> None:
-    try:
-        if core.method == "fork":
-            zygote, first = start_fork(config, theirs, early=True)
-            config.codec.look_at_program()  # as it is after its fork hooks
-        else:
-            zygote, first = _start_exec(core, config, theirs), ()
-    except BaseException:
-        core.life.finish(ladder=_native.LADDER_KILL)
-        if config.arena_fd >= 0:
-            os.close(config.arena_fd)
-        raise
-    finally:
-        os.close(theirs)
-    arena = None
-    with suppress(OSError, MemoryError):  # then large values go through the pipes
-        if config.arena_fd >= 0:
-            arena = _native.Arena(config.arena_fd)
-    core.native.adopt(zygote, first, arena)
-    if core.no_fork:
-        text = "start method %r instead of 'fork', because of %s"
-        # The threads' names are in the stats.
-        short = re.sub(r"^(\d+ other thread)s?: .*", r"\1s", core.no_fork)
-        core.log.fell_back("fork", logging.INFO, text, core.method, short)
-    if arena is None:
-        text = "no shared memory to be had: large values go through pipes"
-        core.log.fell_back("arena", logging.WARNING, text)
-    if not config.pidfd:
-        text = "no pidfd to be had: the zygote notices our end by its socket alone"
-        core.log.fell_back("pidfd", logging.INFO, text)
 
 
 def _start_exec(core: Core, config: Config, theirs: int) -> int:

@@ -22,6 +22,10 @@ import marshal
 import os
 import pickle
 import sys
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _codec, _imports, _native, _worker
@@ -92,7 +96,7 @@ class Config:
         pidfd: Set by both: whether the zygote can watch this process.
     """
 
-    __slots__ = (*_PLAIN, "arena_fd", "argv", "caps", "codec", "finalizer", "flushed",
+    __slots__ = (*_PLAIN, "arena_fd", "argv", "born", "caps", "codec", "finalizer", "flushed",
                  "imports_fd", "inherit", "initargs", "initializer", "keep_fds", "payload", "pidfd",
                  "stdin")  # fmt: skip
 
@@ -142,6 +146,7 @@ class Config:
         self.threads = threads
         self.keep_fds = keep_fds
         self.arena_fd = arena_fd
+        self.born: list[Any] = []
         self.method = method
         self.gc_enabled = gc_enabled
         self.has_initializer = has_initializer
@@ -163,7 +168,9 @@ class Config:
 # ------------------------------------------------------------------- forked from the user's process
 
 
-def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[int, tuple[int, ...]]:
+def start_fork(
+    config: Config, control: int, *, early: bool = False
+) -> tuple[int, Callable[[], tuple[int, ...]]]:
     """Fork a zygote from this process. Nothing of `config` is pickled.
 
     Args:
@@ -173,7 +180,8 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
             is there, and need not wait for the news.
 
     Returns:
-        The zygote's process id, it is the caller's to reap, and what Pool.adopt() wants besides.
+        The zygote's process id, it is the caller's to reap, and what gives what Pool.adopt() wants
+        besides.
 
     Raises:
         OSError: It could not be started; nothing is left behind.
@@ -189,8 +197,9 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
     # What was printed is ours to write. If nobody can print before the fork, workers need not
     # look for a copy of it.
     config.flushed = _flush_all() and len(sys._current_frames()) == 1
-    parent = _own_pidfd()
+    held: list[int] = []
     try:
+        parent = _own_pidfd(held)
         config.pidfd = parent >= 0
         keep = [control, parent, config.arena_fd, *config.keep_fds, *_filenos(config)]
         if config.family:
@@ -198,13 +207,12 @@ def start_fork(config: Config, control: int, *, early: bool = False) -> tuple[in
 
             keep += _mp.channels(keep)
         zygote = _zygote(config, control, parent, keep=keep, early=early, environment=config.caps)
-        pid = zygote.start()
-        if pid is None:
+        config.born += starmap(zygote.start, [()])  # in one step: no handler can come in between
+        if config.born[0] is None:
             _run_forked(config, zygote)
-        return pid, zygote.take_first()
+        return config.born[0], zygote.take_first
     finally:
-        if parent >= 0:
-            os.close(parent)
+        deque(map(os.close, held), maxlen=0)
 
 
 def _introduce(config: Config) -> None:
@@ -241,12 +249,12 @@ def _flush_all() -> bool:
     return done
 
 
-def _own_pidfd() -> int:
-    """Made before the fork: it is this process, and no other one that got its number later."""
-    try:
-        return _native.pidfd_open(os.getpid())
-    except OSError:
-        return -1  # an old kernel or a filter: the control socket's end has to do
+def _own_pidfd(held: list[int]) -> int:
+    """Made before the fork: it is this process, and no other one that got its number later. It is
+    in `held` as soon as there is one."""
+    with suppress(OSError):  # an old kernel or a filter: the control socket's end has to do
+        held += map(_native.pidfd_open, [os.getpid()])
+    return held[0] if held else -1
 
 
 def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
@@ -336,21 +344,22 @@ def start_exec(config: Config, method: str, control: int) -> int:
     config.signals = _native.signal_masks()
     _introduce(config)
     fds: list[int] = []
+    held: list[int] = []
     try:
         config_fd, offset = _write_config(config)
         fds.append(config_fd)
-        parent = _own_pidfd()
+        parent = _own_pidfd(held)
         config.pidfd = parent >= 0
-        if parent >= 0:
-            fds.append(parent)
         environment = {**os.environ, **_caps(os.environ, config.threads)}
         kept = (config_fd, control, parent, config.arena_fd, *config.handed)
-        return os.posix_spawn(
+        arguments = [
+            *_arguments("zygote", config_fd, offset),
+            *map(str, (control, parent, config.arena_fd)),
+        ]
+        spawn = partial(
+            os.posix_spawn,
             sys.executable,
-            [
-                *_arguments("zygote", config_fd, offset),
-                *map(str, (control, parent, config.arena_fd)),
-            ],
+            arguments,
             environment,
             # dup2() of a descriptor onto itself clears close-on-exec, in the child only.
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept if fd >= 0],
@@ -358,9 +367,11 @@ def start_exec(config: Config, method: str, control: int) -> int:
             # nothing, and what reaches the whole group end nothing.
             setsigmask=_worker._GROUP_SIGNALS,
         )
+        config.born += starmap(spawn, [()])  # in one step: no handler can come in between
+        pid: int = config.born[0]
+        return pid
     finally:
-        for fd in (*fds, *config.handed):
-            os.close(fd)
+        deque(map(os.close, (*fds, *held, *config.handed)), maxlen=0)
 
 
 def encode(config: Config) -> None:

@@ -248,10 +248,15 @@ def test_an_inline_run_that_nobody_listens_to_makes_no_thread() -> None:
         names[:] = [thread.name for thread in threading.enumerate()]
         return item
 
+    def look_again(item: int) -> int:
+        tasks.eventually(lambda: look(item) and "forkmill-events" in names)
+        return item
+
     before = [thread.name for thread in threading.enumerate()]
     assert fm.Pipeline().source([1]).map(look).run().outputs == [1]
     assert names == before
-    fm.Orchestrator(fm.Pipeline().source([1]).map(look)).execute(sinks=[lambda event: None])
+    flow = fm.Pipeline().source([1]).map(look_again)
+    fm.Orchestrator(flow).execute(sinks=[lambda event: None])
     assert sorted(names) == sorted([*before, "forkmill-events"])
 
 

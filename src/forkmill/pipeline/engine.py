@@ -44,6 +44,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .._process import Latch, interrupted
 from ..contexts.lane import Copy
 from ..errors import PoolError
 from .cells import Abort, Cell, Edge, Killed, Outlet, Pace, resolve, width_of
@@ -121,11 +122,14 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return
         handler = signal.getsignal(signal.SIGINT)
-        if handler is signal.default_int_handler:
-            self._old = signal.signal(signal.SIGINT, self._handle)
-        self.engine.may_interrupt = self._old is None and callable(handler)
+        ours = handler is signal.default_int_handler
+        self.engine.may_interrupt = not ours and callable(handler)
+        if ours:
+            self._old = handler  # first: the next call may be the last one
+            signal.signal(signal.SIGINT, self._handle)
 
     def __exit__(self, *exc: object) -> None:
+        """Idempotent: who was broken off in here, or in `__enter__`, does it again."""
         if self._old is not None:
             signal.signal(signal.SIGINT, self._old)
             self._old = None
@@ -181,7 +185,8 @@ class Engine:
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
         self.may_interrupt = False  # a SIGINT handler of the user's is there
         self.closing = False  # runs are closed: GeneratorExit is ours
-        self._cut = threading.Event()  # ends pauses
+        self._interrupts = Interrupts(self)
+        self._cut = Latch()  # ends pauses
         self._ticker = Ticker(self._tell)
         self._opened = self._over = False
         self._sources_stopped = False
@@ -198,7 +203,8 @@ class Engine:
         self._finished = False  # the hooks have been called too
         self._lead = threading.Lock()  # guards `thread` against who takes over
         self._passed = False  # since `stop`: no source holds the thread of the run any more
-        self._closing: Iterator[Any] | None = None  # what is still to be released
+        self._releases: list[Any] = []  # all that is to be done at the end, each once
+        self._hooks_at = self._released_to = 0  # of those: the first hook of the user's; the next
         self._late: list[BaseException] = []  # what failed where a stage had ended
         self._riders = {stage for stage in graph.stages if rides(stage, graph)}
         self.order = [self._cell(stage) for stage in graph.stages]
@@ -268,6 +274,11 @@ class Engine:
             cell.rooms()
 
     # ------------------------------------------------------------------ any thread
+
+    @property
+    def over(self) -> bool:
+        """Whether everything is released, and the result is made."""
+        return self._over
 
     def stop(self) -> None:
         """Sources stop, loops and retries too; the rest is finished."""
@@ -611,15 +622,19 @@ class Engine:
         Raises:
             BaseException: See `finish`.
         """
-        with Interrupts(self):
-            self._drive(self.step)
-            return self.finish()
+        try:
+            with self._interrupts:
+                self._drive(self.step)
+                return self.finish()
+        except BaseException as error:
+            self.give_up(error)
+            raise
 
     def next_output(self) -> tuple[Any] | None:
         """The next output; None when the run is over."""
         self.thread = threading.get_ident()
         if not self.outputs:
-            with Interrupts(self):
+            with self._interrupts:
                 self._drive(lambda: not self.outputs and self.step())
         return (self.outputs.popleft(),) if self.outputs else None
 
@@ -659,6 +674,7 @@ class Engine:
         except Left:
             raise
         except BaseException as error:
+            self._torn = self._torn or interrupted(error)
             self._error = error
             self.killed = True
 
@@ -853,10 +869,23 @@ class Engine:
         self.thread = threading.get_ident()
         self.kill()
         self._error = None
-        result, error = self._released(None, False)
+        try:
+            result, error = self._released(None, False)
+        except BaseException as other:
+            self.give_up(other)
+            raise
         if error is not None:
             raise error
         return result
+
+    def give_up(self, error: BaseException) -> None:
+        """End now, unless the run is over: `error` goes past everything in its caller's thread, as
+        what a signal handler raises there does."""
+        self._interrupts.__exit__()
+        if self._finished or isinstance(error, Left):
+            return
+        self._torn = self.killed = True
+        self._released(self._raised or error, self._own)
 
     def finish(self) -> RunResult:
         """Release everything; the result.
@@ -909,6 +938,8 @@ class Engine:
 
     def _conclude(self) -> None:
         """Everything is released: make the result."""
+        if self._result is not None:
+            return
         if self._raised is None and self._late:
             self._raised = self._late.pop(0)
         error = self._raised
@@ -938,34 +969,49 @@ class Engine:
         """End every cell, whatever the user's code makes of it; what failed since a stage ended."""
         late = self._late
         self.closing = True
-        if self._closing is None:
-            self._closing = self._releases()
-        for work in self._closing:
+        while True:
             try:
-                work()
+                self._release()
+                return late
             except Left:
                 raise
             except BaseException as error:
+                if interrupted(error):  # a signal handler's: it may have come before any of it
+                    self._torn = True
+                    self._released_to -= 0 < self._released_to <= self._hooks_at
+                late.append(error)
                 if self.killed:
                     self.gate()
-                late.append(error)
+
+    def _release(self) -> None:
+        """Do what is still to be done at the end. Whoever takes the run over goes on behind what
+        holds the one before."""
+        if not self._releases:
+            self._releases = self._to_release()
+        while self._released_to < len(self._releases):
+            self._released_to += 1
+            self._releases[self._released_to - 1]()
             if self.killed:
                 self.gate()
-        return late
 
-    def _releases(self) -> Iterator[Any]:
-        """All that is to be done at the end, each once, whoever does it."""
+    def _to_release(self) -> list[Any]:
+        """All that is to be done at the end. What comes before the hooks of the run may be done
+        again, if it was broken off."""
         lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
-        yield from (cell.halt for cell in lanes)
-        while any(cell.busy for cell in lanes) and monotonic() < self._kill_by:
-            yield self._wait_for_calls
+        todo: list[Any] = [*(cell.halt for cell in lanes), self._wait_for_calls]
         for work in ("close", "tear_down", "after_hooks"):
-            for cell in self.order:
-                yield getattr(cell, work)
-        yield self._conclude
+            todo += [getattr(cell, work) for cell in self.order]
+        todo.append(self._conclude)
+        self._hooks_at = len(todo)
         if not self.inside and self._opened:
-            for hook in hooks_of(self.graph.pipeline, "after_run"):
-                yield functools.partial(run_hooks, [hook], self._result)
+            todo += [
+                functools.partial(self._after_run, hook)
+                for hook in hooks_of(self.graph.pipeline, "after_run")
+            ]
+        return todo
+
+    def _after_run(self, hook: Any) -> None:
+        run_hooks([hook], self._result)
 
     def hooks(self, hooks: list[Any], *args: Any) -> list[BaseException]:
         """Call all hooks of a stage's end, whatever one of them raises; what they raised."""
@@ -977,11 +1023,16 @@ class Engine:
         return raised
 
     def _wait_for_calls(self) -> None:
-        """Calls that cannot be ended: until one ends, or until they are left behind."""
-        self.bell.clear()
-        if any(isinstance(cell, LaneCell) and cell.busy for cell in self.order):
+        """Calls that cannot be ended: until they end, or until they are left behind."""
+        lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
+        while monotonic() < self._kill_by:
+            self.bell.clear()
+            if not any(cell.busy for cell in lanes):
+                return
             wait = self._kill_by - monotonic()
             self.bell.wait(None if wait == _NEVER else max(0.0, wait))
+            if self.killed:
+                self.gate()
 
     def _check_edges(self, torn: bool) -> None:
         """ENG-3. `torn`: Ctrl-C has raised anywhere in here, so what is missing was dropped."""

@@ -27,7 +27,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from .._process import our_thread
+from .._process import Latch, LoneThread, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,10 +55,10 @@ class Events:
         """Tell everybody."""
         if not self.sinks:
             return
-        if not self._emitting.acquire(timeout=self.patience):
-            self.errors += 1  # the run was killed, and a sink does not come back
-            return
         try:
+            if not self._emitting.acquire(timeout=self.patience):
+                self.errors += 1  # the run was killed, and a sink does not come back
+                return
             self._number += 1
             event = {
                 "number": self._number,
@@ -71,10 +71,17 @@ class Events:
             for sink in self.sinks:
                 try:
                     sink(dict(event))
-                except Exception:
+                except Exception as error:
+                    if interrupted(error):
+                        raise  # a signal handler's, and not the sink's
                     self.errors += 1
         finally:
-            self._emitting.release()
+            # The first call here: a signal handler may have raised as soon as the lock was taken,
+            # and nothing but this is sure to be done then.
+            try:  # noqa: SIM105
+                self._emitting.release()
+            except RuntimeError:  # it was not taken
+                pass
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called from the next event on."""
@@ -93,22 +100,21 @@ class Ticker:
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell = tell
         self._lock = threading.Lock()  # one start
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._end = Latch()
+        self._thread: LoneThread | None = None
 
     def start(self) -> None:
         """Begin; nothing if it has begun, or is over."""
         with self._lock:
-            if self._thread is None and not self._end.is_set():
-                self._thread = threading.Thread(
-                    target=self._run, name="forkmill-events", daemon=True
-                )
-                self._thread.start()
+            if self._end.is_set():
+                return
+            if self._thread is None:
+                self._thread = LoneThread(self._run, "forkmill-events")
+            self._thread.start()
 
     def _run(self) -> None:
-        with our_thread():
-            while not self._end.wait(_PROGRESS_S):
-                self._tell()
+        while not self._end.wait(_PROGRESS_S):
+            self._tell()
 
     def stop(self, patience: float) -> None:
         """Tell no more. Idempotent.
@@ -119,8 +125,8 @@ class Ticker:
         with self._lock:
             self._end.set()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(min(patience, threading.TIMEOUT_MAX))
+        if thread is not None and not thread.here:
+            thread.join(patience)
 
 
 def short(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import pickle
 import sys
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
-from .._process import before_exit
+from .._process import KnownThread, Latch, LoneThread, before_exit
 from ..contexts.emit import Raised
 from ..errors import add_note, slot
 
@@ -290,12 +291,12 @@ class Handle:
 
     def __init__(self, engine: Engine, run: Callable[[], RunResult] | None = None) -> None:
         self._engine = engine
-        self._over = threading.Event()
+        self._over = Latch()
         self._result: RunResult | None = None
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # guards the next one
-        self._relief: dict[str, threading.Thread] = {}
-        self._carriers: list[threading.Thread] = []  # of which the last one has the run
+        self._relief: dict[str, LoneThread] = {}
+        self._carriers: list[KnownThread] = []  # of which the last one has the run
         self._waiters: set[Callable[[], None]] = set()
         self._context = contextvars.copy_context()
         _RUNNING.add(self)
@@ -307,11 +308,13 @@ class Handle:
 
     def _start(self, run: Callable[[], RunResult]) -> None:
         carry = self._context.copy().run  # a thread that is left behind is in its copy for ever
-        thread = threading.Thread(
-            target=carry, args=(self._carry, run), name="forkmill-run", daemon=True
-        )
-        thread.start()
+        thread = KnownThread(functools.partial(carry, self._carry, run), "forkmill-run")
         self._carriers.append(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # no thread can be had
+            self._carriers.remove(thread)
+            raise
 
     def _carry(self, run: Callable[[], RunResult]) -> None:
         try:
@@ -345,12 +348,14 @@ class Handle:
     def _relieve(self, relief: Callable[[], None]) -> None:
         """Have a thread see to it that the run does not stay in the user's code; once."""
         with self._lock:
-            if relief.__name__ in self._relief or self._over.is_set():
+            if self._over.is_set():
                 return
-            thread = threading.Thread(target=relief, name="forkmill-end", daemon=True)
+            name = relief.__name__
+            thread = self._relief.get(name)
+            if thread is None:
+                thread = self._relief[name] = LoneThread(relief, "forkmill-end")
             with contextlib.suppress(RuntimeError):  # the interpreter ends: see `_at_exit`
                 thread.start()
-                self._relief[relief.__name__] = thread
 
     def _relieve_stopped(self) -> None:
         if not self._over.wait(PATIENCE) and self._engine.held_by_source():
@@ -428,7 +433,7 @@ class Handle:
             except KeyboardInterrupt as error:
                 (self.stop if interrupt is None else self.kill)()
                 interrupt, deadline = error, None
-        for thread in self._relief.values():
+        for thread in tuple(self._relief.values()):
             thread.join()
         self._carriers[-1].join()  # read after those that may add one
         if interrupt is not None:
@@ -494,9 +499,10 @@ class Stream:
             found = engine.next_output()
             if found:
                 return found[0]
-            self._engine = None
             self.result = engine.finish()
+            self._engine = None
         except BaseException as error:
+            engine.give_up(error)
             self._engine = None
             self.result = self.result or getattr(error, "run_result", None)
             if isinstance(error, StopIteration):  # it would look like the end
@@ -508,9 +514,14 @@ class Stream:
 
     def close(self) -> None:
         """Stop the run now. Idempotent."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
+        engine = self._engine
+        if engine is None:
+            return
+        try:
             self.result = engine.abandon()
+        finally:
+            if engine.over:  # else it was broken off, and can be done again
+                self._engine = None
 
     def __enter__(self) -> Stream:
         return self

@@ -11,13 +11,13 @@ Threads: everything belongs to the thread of the engine, but `Feeder._run`.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from itertools import compress, islice, repeat
 from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from .._process import KnownThread, Signal
 from ..contexts.emit import each
 from .cells import TIMED, Cell, Edge
 from .declare import to
@@ -68,6 +68,7 @@ class Source(Cell):
         """Give it a thread: the clock must go on while it blocks."""
         if self.live_source and self.feeder is None:
             self.feeder = Feeder(self)
+            self.feeder.start()  # now whoever ends the run knows it
 
     def in_flight(self) -> bool:
         return self.run is not None or bool(self.feeder and self.feeder.items)
@@ -280,9 +281,16 @@ class Feeder:
         self.items: deque[Any] = deque()
         self.error: BaseException | None = None
         self.stopped = self.over = False
-        self.free = threading.Event()
+        self.free = Signal()
         self._limit = cell.stage.queue_size
-        self._thread = threading.Thread(target=self._run, name=f"forkmill-{cell.name}", daemon=True)
+        self._thread = KnownThread(self._run, f"forkmill-{cell.name}")
+
+    def start(self) -> None:
+        """Begin.
+
+        Raises:
+            RuntimeError: There is no thread to be had.
+        """
         self._thread.start()
 
     def _run(self) -> None:
@@ -290,9 +298,7 @@ class Feeder:
         try:
             for item in each(self.cell.fn()):
                 while len(items) >= self._limit and not self.stopped:
-                    self.free.clear()
-                    if len(items) >= self._limit and not self.stopped:
-                        self.free.wait()
+                    self.free.wait()
                 if self.stopped:
                     break
                 items.append(item)
@@ -319,5 +325,4 @@ class Feeder:
         """Wait for the thread; if it is stuck in the user's code, leave it behind: 1."""
         self.stopped = True
         self.free.set()
-        self._thread.join(GRACE)
-        return int(self._thread.is_alive())
+        return int(not self._thread.join(GRACE))

@@ -36,11 +36,11 @@ class LoopPort:
 
     def __init__(self, core: Core, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.inbox = core.native.inbox(with_fd=True)
-        self._fd = self.inbox.fileno()
+        self.completions = core.native.completion_queue(with_fd=True)
+        self._fd = self.completions.fileno()
         self._life = core.life
         self._core: Core | None = None  # while calls are under way: they keep the pool alive
-        self._came: deque[_native.Task] = deque()  # taken from there, and not yet delivered
+        self._came: deque[_native.Chunk] = deque()  # taken from there, and not yet delivered
         self._over = False  # the pool is at its end
         self._life.ports.add(self)
 
@@ -58,7 +58,7 @@ class LoopPort:
         """
         try:
             with contextlib.suppress(errors.PoolError):
-                self.inbox.wait(0.0, into=self._came)
+                self.completions.wait(0.0, into=self._came)
             while self._came:
                 task = self._came[0]
                 task.tag.deliver(task)
@@ -66,13 +66,13 @@ class LoopPort:
         finally:
             if self._came:
                 self.loop.call_soon(self._ready)
-        if self.inbox.expected:
+        if self.completions.expected:
             return
         if self._core is not None:
             self.loop.remove_reader(self._fd)
             self._core = None
         if self._over:
-            self.inbox.close()  # and its descriptor, which the loop has let go of
+            self.completions.close()  # and its descriptor, which the loop has let go of
 
     def end(self) -> None:
         """The pool is at its end: have the rest delivered, then free the descriptor."""
@@ -80,7 +80,7 @@ class LoopPort:
         try:
             self.loop.call_soon_threadsafe(self._ready)
         except RuntimeError:  # the loop is closed: nobody waits
-            self.inbox.close()
+            self.completions.close()
 
 
 def port_of(core: Core) -> LoopPort:
@@ -93,7 +93,7 @@ def port_of(core: Core) -> LoopPort:
     port = core.loops.get(id(loop))
     if port is None or port.loop is not loop:  # another loop may have had that id
         for key in [key for key, old in core.loops.items() if old.loop.is_closed()]:
-            core.loops.pop(key).inbox.close()
+            core.loops.pop(key).completions.close()
         port = core.loops[id(loop)] = LoopPort(core, loop)
     return port
 
@@ -104,14 +104,14 @@ class _Call:
     __slots__ = ("_name", "core", "future", "task")
 
     _name: str
-    task: _native.Task | None
+    task: _native.Chunk | None
 
     def __init__(self, core: Core, future: asyncio.Future[Any]) -> None:
         self.core = core
         self.future = future
         self.task = None
 
-    def deliver(self, task: _native.Task) -> None:
+    def deliver(self, task: _native.Chunk) -> None:
         future, self.task = self.future, None
         if future.done():  # cancelled, or delivered and interrupted
             return
@@ -154,7 +154,7 @@ def run(
     port = port_of(core)
     future: asyncio.Future[Any] = port.loop.create_future()
     call = _Call(core, future)
-    call.task = core.submit(fn, args, kwargs, options, inbox=port.inbox, tag=call)
+    call.task = core.submit(fn, args, kwargs, options, completions=port.completions, tag=call)
     port.begin(core)
     future.add_done_callback(call.finished)
     return future
@@ -181,9 +181,9 @@ async def asynchronous(results: Iterable[Any]) -> AsyncIterator[Any]:
 class _Records(_native.RecordIterator):
     """The items of finished chunks, as far as they are there."""
 
-    ready: _native.Task | None = None
+    ready: _native.Chunk | None = None
 
-    def _advance(self) -> _native.Task | None:
+    def _advance(self) -> _native.Chunk | None:
         task, self.ready = self.ready, None
         return task
 
@@ -197,10 +197,10 @@ class _Wake:
     __slots__ = ("done", "waiter")
 
     def __init__(self) -> None:
-        self.done: deque[_native.Task] = deque()  # in the order they finish
+        self.done: deque[_native.Chunk] = deque()  # in the order they finish
         self.waiter: asyncio.Future[None] | None = None
 
-    def deliver(self, task: _native.Task) -> None:
+    def deliver(self, task: _native.Chunk) -> None:
         self.done.append(task)
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
@@ -227,14 +227,15 @@ class AsyncMap:
         self._port = port = port_of(core)
         self._deadline = None if timeout is None else port.loop.time() + timeout
         self._ordered = ordered
-        self._line: deque[_native.Task] = deque()  # in the order of the input
+        self._line: deque[_native.Chunk] = deque()  # in the order of the input
         self._wake = _Wake()
         self._records = _Records(Items(core), return_exceptions)
-        self._current: _native.Task | None = None
+        self._current: _native.Chunk | None = None
         self._busy = False
         self._feed = Feed(
             core, fn, iterables, options, star=False,
-            chunksize=chunksize, buffersize=buffersize, inbox=port.inbox, done=self._wake.deliver,
+            chunksize=chunksize, buffersize=buffersize, completions=port.completions,
+            done=self._wake.deliver,
         )  # fmt: skip
         self._token = self._life.input_begins()
         self._open = True
@@ -308,7 +309,7 @@ class AsyncMap:
                 if any(task.done for task in self._line):
                     return
 
-    def _take(self) -> _native.Task | None:
+    def _take(self) -> _native.Chunk | None:
         """The next chunk to yield, if it is there."""
         if self._ordered:
             return self._line.popleft() if self._line and self._line[0].done else None

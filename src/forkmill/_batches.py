@@ -1,10 +1,10 @@
 """Items in, finished chunks out: what a lane over worker processes is made of.
 
-    put ──▶ line ──chunks, sized by time──▶ workers ──▶ inbox ──▶ take: Task(tag.items) ──▶ read
+    put ──▶ line ──chunks, sized by time──▶ workers ──▶ take: Chunk(tag.items) ──▶ read
 
 Guarantees:
     * An item that was put is in exactly one chunk, which comes out of `take` once, whatever dies;
-      `Task.read` then has its value or its own failure (INV-1, INV-2).
+      `Chunk.read` then has its value or its own failure (INV-1, INV-2).
     * Few items leave at once, one by one; many leave in chunks that take a worker some 4 ms, and
       are spread over all workers. At most two chunks a worker are under way.
 
@@ -100,11 +100,11 @@ class Batches:
         most = MAX_CHUNK if most is None else most
         self._tuner = Tuner(TARGET_S, LEAST_S, share, most=most)
         self.refused = refused
-        self.inbox = core.native.inbox()
+        self.completions = core.native.completion_queue()
         self._lock = threading.RLock()  # guards the rest; encoding runs the user's code
         self._lines: dict[int, _Line] = {}  # by slot; -1: any
         self._under_way: dict[int, int] = {}  # chunks, by slot
-        self._flying: set[_native.Task] = set()
+        self._flying: set[_native.Chunk] = set()
         self._bytes = 0
         self._sent = 0  # items
         self._encoder = core.encoder(lift=False)  # a stage looks at its items itself
@@ -133,7 +133,7 @@ class Batches:
             portion = self._send((), slot, _native.RUN_STAR)
         self._refuse([] if portion is None else [portion])
 
-    def take(self, timeout: float | None, *, collector: bool = False) -> list[_native.Task]:
+    def take(self, timeout: float | None, *, collector: bool = False) -> list[_native.Chunk]:
         """Chunks that are done, waiting for the first; their tags are Portions.
 
         Args:
@@ -146,7 +146,7 @@ class Batches:
         if timeout == 0:
             self.core.turn()  # outcomes may lie in the pipe
         try:
-            tasks = self.inbox.wait(timeout, collector=collector)
+            tasks = self.completions.wait(timeout, collector=collector)
         except errors.PoolError:
             return []  # closed under us
         if not tasks:
@@ -193,7 +193,7 @@ class Batches:
             for slot in self.slots():
                 self.core.submit(fn, (), {}, self.options, slot=slot)
 
-    def watch(self, deliver: Callable[[_native.Task], None]) -> None:
+    def watch(self, deliver: Callable[[_native.Chunk], None]) -> None:
         """Have a thread call deliver with each chunk that is done, until `close`."""
 
         def watch() -> None:
@@ -222,7 +222,7 @@ class Batches:
         for task in flying:
             with contextlib.suppress(errors.PoolError):
                 task.cancel()
-        self.inbox.close()
+        self.completions.close()
 
     def join(self, deadline: float | None = None) -> int:
         """After `close`: wait for our threads, unless this is one.
@@ -240,8 +240,8 @@ class Batches:
                 left += not thread.join(seconds)
         return left
 
-    def _abandon(self, deliver: Callable[[_native.Task], None]) -> None:
-        """The inbox is closed, by `close` or by the pool's end: everything has its outcome now."""
+    def _abandon(self, deliver: Callable[[_native.Chunk], None]) -> None:
+        """The queue is closed, by `close` or by the pool's end: everything has its outcome now."""
         portions = []
         with self._lock:
             if self._closed:
@@ -265,7 +265,7 @@ class Batches:
             with contextlib.suppress(errors.PoolError):
                 self.core.native.hold(1 if held else -1)
 
-    def _learn(self, task: _native.Task) -> None:
+    def _learn(self, task: _native.Chunk) -> None:
         portion: Portion = task.tag
         self._flying.discard(task)
         self._under_way[portion.slot] -= 1
@@ -306,7 +306,7 @@ class Batches:
         try:
             task = self.core.native.submit(
                 self.function, self._encoder, flags, self.options.limit, 0, 0, 0, slot, 0,
-                self.inbox, portion,
+                self.completions, portion,
             )  # fmt: skip
         except errors.PoolError as error:
             portion.error = self.core.refusal(error)

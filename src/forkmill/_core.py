@@ -85,7 +85,7 @@ class Collector:
         self._native = native
         self._name = name
         self._lock = threading.RLock()  # guards the rest
-        self._inbox: _native.Inbox | None = None
+        self._completions: _native.CompletionQueue | None = None
         self._thread: LoneThread | None = None
 
     def arm(self, future: Future) -> None:
@@ -95,12 +95,12 @@ class Collector:
         arming comes last, and who finds a thread that does not live yet starts it again.
         """
         with self._lock:
-            if self._inbox is None:
-                self._inbox = self._native.inbox()
+            if self._completions is None:
+                self._completions = self._native.completion_queue()
             if self._thread is None:
                 self._thread = LoneThread(self._run, f"{self._name}-collector")
             self._thread.start()
-            self._inbox.arm(future)
+            self._completions.arm(future)
 
     def here(self) -> bool:
         """Whether this is the collector's thread."""
@@ -110,28 +110,28 @@ class Collector:
     def end(self) -> None:
         """Deliver what is there and end. Waits for the thread, unless this is it."""
         with self._lock:
-            thread, inbox = self._thread, self._inbox
-        if inbox is not None:
-            inbox.close()
+            thread, completions = self._thread, self._completions
+        if completions is not None:
+            completions.close()
         if thread is not None and not self.here():
             thread.join()
 
     def _run(self) -> None:
-        inbox = self._inbox
-        assert inbox is not None
-        inbox.serve()
-        while self._turn(inbox):
+        completions = self._completions
+        assert completions is not None
+        completions.serve()
+        while self._turn(completions):
             pass
 
-    def _turn(self, inbox: _native.Inbox) -> bool:
+    def _turn(self, completions: _native.CompletionQueue) -> bool:
         """Deliver one batch; False: the thread shall end. Nothing of it is kept while waiting."""
         try:
-            batch = inbox.wait(None if inbox.expected else _LINGER_S, collector=True)
+            batch = completions.wait(None if completions.expected else _LINGER_S, collector=True)
         except errors.PoolError:
             batch = []  # closed under us
         if not batch:
             with self._lock:
-                if inbox.retire():
+                if completions.retire():
                     self._thread = None
                     return False
             return True
@@ -510,9 +510,9 @@ class Core:
         flags: int = 0,
         slot: int = -1,
         credit: int = 0,
-        inbox: _native.Inbox | None = None,
+        completions: _native.CompletionQueue | None = None,
         tag: Any = None,
-    ) -> _native.Task:
+    ) -> _native.Chunk:
         """Encode one call in this thread (INV-3) and have it accepted.
 
         Raises:
@@ -552,7 +552,7 @@ class Core:
         try:
             task = self.native.submit(
                 function, encoder, flags, options.limit, options.retries, options.flags,
-                options.priority, slot, credit, inbox, tag,
+                options.priority, slot, credit, completions, tag,
             )  # fmt: skip
         except errors.PoolError as error:
             raise self.refusal(error) from None
@@ -571,7 +571,7 @@ class Core:
 
     # ------------------------------------------------------------------ failures
 
-    def failure(self, what: int, body: memoryview, task: _native.Task) -> BaseException:
+    def failure(self, what: int, body: memoryview, task: _native.Chunk) -> BaseException:
         """The exception for an outcome that is not a value.
 
         Never raises, but what a signal handler raised meanwhile: then ask again.
@@ -597,7 +597,7 @@ class Core:
             failure.__cause__ = error
             return failure
 
-    def _death(self, body: memoryview, task: _native.Task) -> BaseException:
+    def _death(self, body: memoryview, task: _native.Chunk) -> BaseException:
         info, crash = read_death(body)
         tag = task.tag
         first = getattr(tag, "first", None)  # of its items, among all that the call had

@@ -1,7 +1,7 @@
 # _future.pxi - the native half of a Future, and the short way into the pool.
 #
 #   submit ──▶ Submitter ──▶ chunk ──▶ C ──▶ DONE ──┬─▶ result(): who asks decodes
-#                 one call, one allocation          └─▶ inbox ──▶ deliver(): the collector, in batches
+#                 one call, one allocation          └─▶ completion queue ──▶ deliver()
 #
 # Guarantees: a submit of plain arguments runs no Python; a plain outcome is decoded without any.
 #   Whatever a signal handler raises, and wherever, leaves a future as it was: the outcome can be
@@ -9,8 +9,8 @@
 # Invariants: those of _future.py, FUT-1 to FUT-4, and
 #   FUT-5  what guards a future is the GIL: nothing between two looks at its fields may run Python,
 #          or it holds `_condition`.
-#   FUT-6  an Inbox that a collector serves is known to its Pool by a borrowed pointer, from serve()
-#          to retire(), while the collector's thread holds it.
+#   FUT-6  a CompletionQueue that a collector serves is known to its Pool by a borrowed pointer, from
+#          serve() to retire(), while the collector's thread holds it.
 # Threads: any.
 #
 # Why an interrupt can harm nothing. Python runs signal handlers in the main thread, between two
@@ -22,7 +22,7 @@
 #                                    takes nothing out), `_c` stays set, and the `finally` that gives
 #                                    the turn to the next is C: no handler runs in it;
 #   3. decoded                       `_value`, `_failure`, `_what` and `_decoded` are set in one go;
-#   4. arming                        a future is `_armed` in the step in which the inbox gets it;
+#   4. arming                        a future is `_armed` in the step in which the queue gets it;
 #                                    before that nothing has happened, and the next one arms it;
 #   5. telling waiters               is the collector's alone, in whose thread no handler runs, and
 #                                    what they wait for is a Bell: no lock of it can stay held;
@@ -117,7 +117,7 @@ cdef class FutureBase:
     cdef fm_chunk *_c            # NULL: there is no task, or its outcome is decoded
     cdef Pool _pool
     cdef object _tag             # the function's name
-    cdef list _pins              # as Task._pins
+    cdef list _pins              # as Chunk._pins
     cdef bint _told              # the waiters were told (FUT-1)
     cdef bint _seen              # `_condition` was taken when the task was done
     cdef bint _armed
@@ -142,24 +142,24 @@ cdef class FutureBase:
     def __dealloc__(self):
         fm_chunk_unref(self._c)
 
-    def _adopt(self, core, Task task not None):
+    def _adopt(self, core, Chunk chunk not None):
         """Be the future of a task."""
         self._core = core
-        self._pool = task._pool
-        self._tag = task.tag
-        self._pins = task._pins
-        self._c = fm_chunk_ref(task._c)
+        self._pool = chunk._pool
+        self._tag = chunk.tag
+        self._pins = chunk._pins
+        self._c = fm_chunk_ref(chunk._c)
         return self
 
     # ------------------------------------------------------------- the task
 
-    cdef Task _view(self):
-        cdef Task task = Task.__new__(Task)
-        task._c = fm_chunk_ref(self._c)
-        task._pool = self._pool
-        task.tag = self._tag
-        task._pins = self._pins
-        return task
+    cdef Chunk _view(self):
+        cdef Chunk chunk = Chunk.__new__(Chunk)
+        chunk._c = fm_chunk_ref(self._c)
+        chunk._pool = self._pool
+        chunk.tag = self._tag
+        chunk._pins = self._pins
+        return chunk
 
     @property
     def _task(self):
@@ -260,7 +260,7 @@ cdef class FutureBase:
         if self._armed or self._c is NULL:
             return 0
         if self._pool._collecting is not NULL:
-            (<Inbox>self._pool._collecting).arm(self)
+            (<CompletionQueue>self._pool._collecting).arm(self)
         else:
             self._core.collector.arm(self)
         return 0
@@ -490,19 +490,19 @@ cdef class FutureBase:
 
     cdef int _decode(self) except -1:
         """FUT-3: in one thread at a time; whatever interrupts it, the next one can do the same."""
-        cdef Task task = self._view()  # the chunk stays while the user's code runs
+        cdef Chunk chunk = self._view()  # the chunk stays while the user's code runs
         cdef object value = None, failure = None
         cdef int what = self._how()
         if what == 0:
             try:
-                value = task.result(self._core)
+                value = chunk.result(self._core)
             except Exception as error:
                 if _interrupted(error):
                     raise
                 # Without its traceback, which has this frame: that would be a cycle.
                 failure = _errors.bare(error)
         elif what != FM_WHAT_CANCELLED:
-            failure = task.exception(self._core)
+            failure = chunk.exception(self._core)
         self._decoded_as(value, failure, what)
         return 0
 

@@ -67,7 +67,7 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
         return future
 
     @classmethod
-    def of(cls, core: Core, task: _native.Task) -> Future:
+    def of(cls, core: Core, task: _native.Chunk) -> Future:
         """The future of a task that was submitted without one."""
         return cls.__new__(cls)._adopt(core, task)
 

@@ -69,14 +69,14 @@ class Chunk:
     __slots__ = ("_name", "done", "first", "size")
 
     def __init__(
-        self, name: str, size: int, first: int, done: Callable[[_native.Task], None] | None
+        self, name: str, size: int, first: int, done: Callable[[_native.Chunk], None] | None
     ) -> None:
         self._name = name
         self.size = size
         self.first = first  # the number of its first item, in the input
         self.done = done
 
-    def deliver(self, task: _native.Task) -> None:
+    def deliver(self, task: _native.Chunk) -> None:
         """An event loop's port has the finished chunk (`amap`)."""
         if self.done is not None:
             self.done(task)
@@ -95,13 +95,13 @@ class Feed:
         star: bool,
         chunksize: int | None,
         buffersize: int | None,
-        inbox: _native.Inbox | None = None,
-        done: Callable[[_native.Task], None] | None = None,
+        completions: _native.CompletionQueue | None = None,
+        done: Callable[[_native.Chunk], None] | None = None,
         prompt: bool = False,
     ) -> None:
         self.core = core
         self.options = options
-        self.inbox = inbox
+        self.completions = completions
         self.done = done
         self.function, self.name = core.for_map(fn, options)
         self.error: BaseException | None = None  # to be raised after the results
@@ -136,7 +136,7 @@ class Feed:
         self.settled = not self.tuned and (buffersize is not None or not self.wide)
         self.light = sys.maxsize if self.settled else self.share // SPAN
 
-    def pull(self) -> _native.Task | None:
+    def pull(self) -> _native.Chunk | None:
         """Pull, encode and submit one chunk; None if the window is full or the input is spent.
 
         Nothing is left to pull, now and ever, once `source` is None.
@@ -168,14 +168,14 @@ class Feed:
             self.left -= count
         return self._submit(count)
 
-    def _submit(self, count: int) -> _native.Task | None:
+    def _submit(self, count: int) -> _native.Chunk | None:
         encoder, options = self.encoder, self.options
         size = encoder.size
         tag = Chunk(self.name, size, self.pulled - count, self.done)
         try:
             task = self.core.native.submit(
                 self.function, encoder, self.flags, options.limit, options.retries,
-                options.flags, options.priority, -1, 0, self.inbox, tag,
+                options.flags, options.priority, -1, 0, self.completions, tag,
             )  # fmt: skip
         except errors.PoolError as error:
             self.error, self.source = self.core.refusal(error), None
@@ -185,14 +185,14 @@ class Feed:
         self.chunks += 1
         return task
 
-    def consumed(self, task: _native.Task) -> None:
+    def consumed(self, task: _native.Chunk) -> None:
         """The caller is through with a chunk."""
         self.items -= task.fresh
         if task.all_shown:
             self.bytes -= task.tag.size
             self.chunks -= 1
 
-    def finished(self, task: _native.Task) -> None:
+    def finished(self, task: _native.Chunk) -> None:
         """A chunk has results: learn from it once it has all."""
         if self.settled and task.size <= self.light:
             return
@@ -266,7 +266,7 @@ class Items:
         self.core = core
         self.loads = core.loads
 
-    def failure(self, what: int, body: memoryview, task: _native.Task) -> BaseException:
+    def failure(self, what: int, body: memoryview, task: _native.Chunk) -> BaseException:
         error = self.core.failure(what, body, task)
         if isinstance(error, StopIteration | StopAsyncIteration):
             wrapped = RuntimeError(f"the task raised {type(error).__name__}")
@@ -299,16 +299,16 @@ class MapIterator(_native.RecordIterator):
         self._closed = True  # __del__ may come before the rest
         self._own = own
         self._deadline = None if timeout is None else monotonic() + timeout
-        self._inbox = None if ordered else core.native.inbox()
+        self._completions = None if ordered else core.native.completion_queue()
         self._feed = Feed(
             core, fn, iterables, options,
-            star=star, chunksize=chunksize, buffersize=buffersize, inbox=self._inbox,
+            star=star, chunksize=chunksize, buffersize=buffersize, completions=self._completions,
             prompt=not ordered,
         )  # fmt: skip
         # Ordered: chunks in their order. Unordered: finished ones; the others are in _flying.
-        self._line: deque[_native.Task] = deque()
-        self._flying: set[_native.Task] = set()
-        self._current: _native.Task | None = None
+        self._line: deque[_native.Chunk] = deque()
+        self._flying: set[_native.Chunk] = set()
+        self._current: _native.Chunk | None = None
         self._busy = True
         self._life = core.life
         self._token = self._life.input_begins()
@@ -360,8 +360,8 @@ class MapIterator(_native.RecordIterator):
         # Not emptied: another thread may be looking at them.
         self._line, self._flying = deque(), set()
         self._current = None
-        if self._inbox is not None:
-            self._inbox.close()
+        if self._completions is not None:
+            self._completions.close()
         self._closed = True
 
     def _broken_off(self) -> None:
@@ -376,7 +376,7 @@ class MapIterator(_native.RecordIterator):
 
     # ------------------------------------------------------------------ chunk by chunk
 
-    def _advance(self) -> _native.Task | None:
+    def _advance(self) -> _native.Chunk | None:
         """The next finished chunk (called by `__next__` when the last one is used up)."""
         if not self._open:
             return None
@@ -387,7 +387,9 @@ class MapIterator(_native.RecordIterator):
             if self._current is not None:
                 self._feed.consumed(self._current)
                 self._current = None
-            task = self._ordered() if self._inbox is None else self._unordered(self._inbox)
+            task = (
+                self._ordered() if self._completions is None else self._unordered(self._completions)
+            )
             if task is None or not self._open:
                 self._end()
                 return None
@@ -417,7 +419,7 @@ class MapIterator(_native.RecordIterator):
             self._release()
         if task is None:
             return False
-        if self._inbox is None:
+        if self._completions is None:
             self._line.append(task)
         else:
             self._flying.add(task)
@@ -436,12 +438,12 @@ class MapIterator(_native.RecordIterator):
     def _has_some(self) -> bool:
         """Whether there is a finished chunk to yield from."""
         self._feed.core.turn()  # outcomes may lie in the pipe
-        if self._inbox is not None:
-            return self._take(self._inbox, 0)
+        if self._completions is not None:
+            return self._take(self._completions, 0)
         line = self._line
         return bool(line) and line[0].done
 
-    def _ordered(self) -> _native.Task | None:
+    def _ordered(self) -> _native.Chunk | None:
         line, feed = self._line, self._feed
         if feed.quick:
             while self._pull():
@@ -460,7 +462,7 @@ class MapIterator(_native.RecordIterator):
             return line.popleft() if self._open else None
         return None
 
-    def _unordered(self, inbox: _native.Inbox) -> _native.Task | None:
+    def _unordered(self, completions: _native.CompletionQueue) -> _native.Chunk | None:
         line, feed = self._line, self._feed
         if feed.quick:
             while self._pull():
@@ -472,14 +474,14 @@ class MapIterator(_native.RecordIterator):
                 continue  # MAP-2, as above
             if not self._flying:
                 return None
-            if not self._take(inbox, self._patience()) and self._open:
+            if not self._take(completions, self._patience()) and self._open:
                 self._late()
             if not self._open:
                 return None
         return line.popleft() if self._open and line else None
 
-    def _take(self, inbox: _native.Inbox, timeout: float | None) -> bool:
-        batch = inbox.wait(timeout)
+    def _take(self, completions: _native.CompletionQueue, timeout: float | None) -> bool:
+        batch = completions.wait(timeout)
         self._flying.difference_update([task for task in batch if task.all_shown])
         self._line.extend(batch)
         return bool(batch)
@@ -500,9 +502,9 @@ class Stream:
     Used by one thread at a time. `close()`, or dropping it, closes the generator in the worker.
     """
 
-    def __init__(self, core: Core, task: _native.Task) -> None:
+    def __init__(self, core: Core, task: _native.Chunk) -> None:
         self._core: Core | None = core
-        self._task: _native.Task | None = task
+        self._task: _native.Chunk | None = task
         self._cut = False
         self._owner = get_ident()
         core.life.streams.add(self)

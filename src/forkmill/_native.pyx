@@ -6,7 +6,7 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
     _records.pxi   values <-> records, in C for plain ones
     _arena.pxi     large values through shared memory
     _child.pxi     the worker's loop; what zygote and workers need of the system
-    _pool.pxi      the user's process: Pool, Task, Inbox, RecordIterator
+    _pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
     _future.pxi    the native half of a Future, and the short way into the pool
     _cow.pxi       one fresh child a task: fork, claims, results by pipe
 

@@ -1,11 +1,11 @@
-# _pool.pxi - the user's process: Pool, Function, Task, Inbox, RecordIterator.
+# _pool.pxi - the user's process: Pool, Function, Chunk, CompletionQueue, RecordIterator.
 #
 # Guarantees: every wait runs without the GIL and ends on a signal (PEP 475: its handler runs, then
 #   the wait goes on), at the latest after _SIGNALS_NS: one that came while C code was at work, or
 #   went to another thread, interrupts nothing; what was taken from C is never dropped by a raise.
 # Ownership: each class holds one reference to one C handle, and the Python Pool, so that the C
-#   pool outlives them. An Inbox holds the Tasks that are on their way to it: C knows a Task by a
-#   borrowed pointer, its chunk's tag.
+#   pool outlives them. A CompletionQueue holds the Chunks that are on their way to it: C knows a
+#   Chunk by a borrowed pointer, its tag.
 # Threads: any; the C pool has a mutex of its own.
 
 from weakref import WeakKeyDictionary as _WeakKeys
@@ -56,7 +56,7 @@ cdef class Pool:
     cdef fm_pool *_c
     cdef readonly Arena arena
     cdef public object log  # called with the pool when something has happened to it; or None
-    cdef PyObject *_collecting  # the Inbox that a collector serves, borrowed (FUT-6); or NULL
+    cdef PyObject *_collecting  # the queue that a collector serves, borrowed (FUT-6); or NULL
     cdef object _values  # what pins is sent by channel -> its Function; or None
     cdef object __weakref__
 
@@ -112,7 +112,8 @@ cdef class Pool:
 
     def submit(self, Function function, Encoder body not None, uint32_t flags=0,
                double timeout=0.0, uint32_t retries=0, uint32_t retry_on=0, int32_t priority=0,
-               int32_t slot=-1, uint32_t credit=0, Inbox inbox=None, object tag=None):
+               int32_t slot=-1, uint32_t credit=0, CompletionQueue completions=None,
+               object tag=None):
         """Accept the tasks whose arguments `body` holds; the encoder is empty afterwards.
 
         Args:
@@ -124,15 +125,15 @@ cdef class Pool:
             priority: higher first.
             slot: only this worker; -1: any.
             credit: outputs that a RUN_STREAM task may be ahead of its reader.
-            inbox: where the Task goes when it is done; with RUN_PROMPT also whenever it has new
-                outcomes.
-            tag: anything; kept as the Task's `tag`.
+            completions: where the Chunk goes when it is done; with RUN_PROMPT also whenever it has
+                new outcomes.
+            tag: anything; kept as the Chunk's `tag`.
 
         Raises:
             PoolClosed, PoolBroken, PoolError, MemoryError, ValueError: nothing was accepted.
         """
         cdef fm_chunk_options options
-        cdef Task task = Task.__new__(Task)
+        cdef Chunk chunk = Chunk.__new__(Chunk)
         cdef int rc
         options.function = NULL if function is None else function._c
         options.count = body.count
@@ -145,33 +146,33 @@ cdef class Pool:
         options.priority = priority
         options.slot = slot
         options.credit = credit
-        options.completions = NULL if inbox is None else inbox._c
-        options.tag = <void *>task
-        task._pins = _together(body.pins, function)
+        options.completions = NULL if completions is None else completions._c
+        options.tag = <void *>chunk
+        chunk._pins = _together(body.pins, function)
         options.body = body.release()
-        rc = fm_chunk_new(self._c, &options, &task._c)
+        rc = fm_chunk_new(self._c, &options, &chunk._c)
         if rc < 0:
             if options.flags & FM_RUN_ARENA:
                 self.arena.forget(options.body, options.size)
             fm_body_free(options.body)
             check(rc)
-        task._pool = self
-        task.tag = tag
-        if task._pins is not None:
-            self._need(task)
-        if inbox is not None:
-            inbox._tasks.add(task)
-        rc = fm_pool_submit(self._c, task._c)  # never blocks
+        chunk._pool = self
+        chunk.tag = tag
+        if chunk._pins is not None:
+            self._need(chunk)
+        if completions is not None:
+            completions._chunks.add(chunk)
+        rc = fm_pool_submit(self._c, chunk._c)  # never blocks
         if rc < 0:
-            if inbox is not None:
-                inbox._tasks.discard(task)
+            if completions is not None:
+                completions._chunks.discard(chunk)
             check(rc)
-        return task
+        return chunk
 
-    cdef int _need(self, Task task) except -1:
+    cdef int _need(self, Chunk chunk) except -1:
         """Have workers get what the task leads to and cannot find by itself."""
         cdef Function value
-        for pin in task._pins:
+        for pin in chunk._pins:
             if hasattr(pin, "blob"):
                 if self._values is None:
                     self._values = _WeakKeys()
@@ -179,15 +180,15 @@ cdef class Pool:
                 if value is None:
                     value = self._values[pin] = self.function(pin.blob())
                     value._pool = None  # else the table would keep the pool that has it
-                check(fm_chunk_need(task._c, value._c))
+                check(fm_chunk_need(chunk._c, value._c))
         return 0
 
-    def inbox(self, bint with_fd=False):
+    def completion_queue(self, bint with_fd=False):
         """A new queue of finished tasks, with a descriptor for an event loop if asked for."""
-        cdef Inbox inbox = Inbox.__new__(Inbox)
-        check(fm_completion_queue_new(self._c, with_fd, &inbox._c))
-        inbox._pool = self
-        return inbox
+        cdef CompletionQueue queue = CompletionQueue.__new__(CompletionQueue)
+        check(fm_completion_queue_new(self._c, with_fd, &queue._c))
+        queue._pool = self
+        return queue
 
     def turn(self):
         """Take in what is there, without blocking: for callers that poll."""
@@ -346,7 +347,7 @@ cdef class Function:
         fm_function_unref(self._c)
 
 
-cdef class Task:
+cdef class Chunk:
     """A chunk of one or several tasks that were accepted together."""
 
     cdef fm_chunk *_c
@@ -385,7 +386,7 @@ cdef class Task:
 
     @property
     def all_shown(self):
-        """Whether it will not come to its inbox again."""
+        """Whether it will not come to its queue again."""
         return fm_chunk_all_shown(self._c) != 0
 
     @property
@@ -561,7 +562,7 @@ cdef class _Output:
 cdef class _Outcomes:
     """Reads the outcome records of a finished chunk, one after the other."""
 
-    cdef Task _task
+    cdef Chunk _chunk
     cdef fm_cursor _cursor
     cdef const uint8_t *_record
     cdef uint64_t _size
@@ -570,8 +571,8 @@ cdef class _Outcomes:
     cdef bint _kept     # move() gives this record again: its decoding was interrupted
     cdef bint _busy     # it is being decoded, which runs the user's code
 
-    cdef void begin(self, Task task) noexcept:
-        self._task = task
+    cdef void begin(self, Chunk chunk) noexcept:
+        self._chunk = chunk
         self._cursor.segment = NULL
         self._cursor.offset = 0
         self._cursor.task = 0
@@ -605,7 +606,7 @@ cdef class _Outcomes:
         if self._kept:
             self._kept = False
             return True
-        rc = fm_chunk_next(self._task._c, &self._cursor, &self._record, &self._size, &memory)
+        rc = fm_chunk_next(self._chunk._c, &self._cursor, &self._record, &self._size, &memory)
         if rc == FM_ESTATE:
             return False
         check(rc)
@@ -630,31 +631,31 @@ cdef class _Outcomes:
             self._ahead = ahead
             if self._record[0] == FM_TAG_LONG:
                 self._memory = None
-                fm_chunk_drop(self._task._c, &self._cursor, self._record, self._size)
+                fm_chunk_drop(self._chunk._c, &self._cursor, self._record, self._size)
 
     cdef inline bint is_value(self) noexcept:
         return self._record[0] != FM_TAG_LONG or self._record[1] in (
             FM_WHAT_PICKLE, FM_WHAT_STR, FM_WHAT_BYTES)
 
     cdef inline object value(self, object loads):
-        return _rebuild(self._record, self._size, self._memory, self._task._pool.arena, loads)
+        return _rebuild(self._record, self._size, self._memory, self._chunk._pool.arena, loads)
 
     cdef object failure(self, object codec):
         cdef const uint8_t *body = self._record + sizeof(fm_long)
         cdef bytes copy = body[:self._size - sizeof(fm_long)]
-        return codec.failure(self._record[1], memoryview(copy), self._task)
+        return codec.failure(self._record[1], memoryview(copy), self._chunk)
 
 
-cdef class Inbox:
-    """A queue of finished tasks, or of futures whose tasks are; made by Pool.inbox()."""
+cdef class CompletionQueue:
+    """A queue of finished tasks, or of futures whose tasks are; made by Pool.completion_queue()."""
 
     cdef fm_completion_queue *_c
     cdef Pool _pool
-    cdef set _tasks  # on their way here: C only borrows them
+    cdef set _chunks  # on their way here: C only borrows them
     cdef readonly bint closed
 
     def __cinit__(self):
-        self._tasks = set()
+        self._chunks = set()
 
     def __dealloc__(self):
         if self._pool is not None and self._pool._collecting is <PyObject *>self:
@@ -663,18 +664,18 @@ cdef class Inbox:
 
     def arm(self, FutureBase future not None):
         """Have a future come here when its task is done, at once if it is."""
-        self._tasks.add(future)
+        self._chunks.add(future)
         try:
             check(fm_chunk_arm(self._pool._c, future._c, self._c, <void *>future))
         except BaseException:
-            self._tasks.discard(future)
+            self._chunks.discard(future)
             raise
         future._armed = True
 
     @property
     def expected(self):
         """How many are on their way here."""
-        return len(self._tasks)
+        return len(self._chunks)
 
     def serve(self):
         """A collector's thread waits here from now on: futures that are armed may come."""
@@ -682,7 +683,7 @@ cdef class Inbox:
 
     def retire(self):
         """The collector's thread may end: no more are on their way. One step for all threads."""
-        if self._tasks and not self.closed:
+        if self._chunks and not self.closed:
             return False
         self._pool._collecting = NULL
         return True
@@ -714,11 +715,11 @@ cdef class Inbox:
             check(rc)
         result = []
         for i in range(rc):
-            task = <object>fm_chunk_tag(chunks[i])
+            chunk = <object>fm_chunk_tag(chunks[i])
             if fm_chunk_all_shown(chunks[i]):
-                self._tasks.discard(task)
+                self._chunks.discard(chunk)
             fm_chunk_unref(chunks[i])  # the task has a reference of its own
-            result.append(task)
+            result.append(chunk)
         if into is not None:
             into.extend(result)
         return result
@@ -736,7 +737,7 @@ cdef class Inbox:
 cdef class RecordIterator:
     """Yields the values of finished chunks at the speed of C.
 
-    A subclass has `_advance()`: the next finished Task in the order to yield, None at the end, or
+    A subclass has `_advance()`: the next finished Chunk in the order to yield, None at the end, or
     an exception; `_failed()`, called before a task's exception is raised; and
     `_broken_off()`, called before what a signal handler raised comes out of `next`.
     """
@@ -772,15 +773,15 @@ cdef class RecordIterator:
         while outcomes is None or not outcomes.move():
             self._outcomes = None
             try:
-                task = self._advance()
+                chunk = self._advance()
             except BaseException as error:
                 if _interrupted(error):
                     self._break_off()
                 raise
-            if task is None:
+            if chunk is None:
                 raise StopIteration
             outcomes = _Outcomes.__new__(_Outcomes)
-            outcomes.begin(task)
+            outcomes.begin(chunk)
             self._outcomes = outcomes
         p = outcomes._record
         if p[0] <= FM_TAG_FLOAT:  # cannot fail: spare it the `try`

@@ -58,7 +58,7 @@ class Tuner:
         self.weight = 1.0
         self.fit = self._least = unit
 
-    def learn(self, task: _native.Task) -> None:
+    def learn(self, task: _native.Chunk) -> None:
         """A chunk is done: size the next ones by what it took, as far as that is known."""
         count, seconds = task.count, task.busy
         if seconds <= 0:

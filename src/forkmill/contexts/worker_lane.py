@@ -1,6 +1,6 @@
 """WorkerLane: a lane over worker processes. Items go in chunks, sized by time.
 
-    put ──▶ Batches ──chunks──▶ run(item) in the workers ──▶ Task ──take_many: decoded──▶ Batch
+    put ──▶ Batches ──chunks──▶ run(item) in the workers ──▶ Chunk ──take_many: decoded──▶ Batch
 
 Guarantees: those of a Lane. A worker's death costs the item that it ran; the others of its chunk
 run elsewhere, in another copy of the state.

@@ -30,7 +30,7 @@ import typing
 import weakref
 from collections import ChainMap
 from types import CodeType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudpickle import cloudpickle
 
@@ -42,11 +42,26 @@ from ._reducers import TABLE, has_arrow, reduce_arrow
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._codec import Codec
-
 _CHOICE = 20  # objects that are looked through to find the next one
 _DEEP = 20  # levels of entries within entries: deeper ones come later, and recursion ends
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: C's own cannot be rebuilt
+
+
+class Side(Protocol):
+    """What a codec knows of the other side; see the methods of `Codec`."""
+
+    forks: bool
+    reducers: dict[Any, Any]
+
+    @property
+    def program(self) -> _program.Program: ...
+
+    def is_late(self, module: str) -> bool: ...
+    def is_home(self, module: str) -> bool: ...
+    def had(self, module: str, name: str) -> bool: ...
+    def has(self, module: str, name: str, obj: Any) -> bool: ...
+    def inherits(self, obj: Any) -> bool: ...
+    def reachable(self, module: str) -> bool: ...
 
 
 class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
@@ -61,7 +76,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     dispatch_table: Any = ChainMap(TABLE, cloudpickle.Pickler.dispatch_table)  # noqa: RUF012
 
     def __init__(
-        self, codec: Codec, file: io.BytesIO, callback: Any, persistent: Any, *, task: bool
+        self, codec: Side, file: io.BytesIO, callback: Any, persistent: Any, *, task: bool
     ) -> None:
         if codec.reducers:  # before the pickler looks for its table
             self.dispatch_table = ChainMap(type(self).dispatch_table, codec.reducers)

@@ -28,7 +28,7 @@ import threading
 from concurrent.futures import CancelledError, _base
 from functools import partial
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from . import _native, errors
@@ -45,12 +45,9 @@ from ._process import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
-    from ._aio import LoopPort
     from ._events import EventLog
-    from ._future import Future
-    from ._map import Stream
     from ._options import Options
     from ._program import Watch
 
@@ -75,6 +72,9 @@ _DEATH_FIELDS = (
 )  # fmt: skip
 
 
+_F = TypeVar("_F", bound=_native.FutureBase)  # the class of futures
+
+
 class Collector:
     """A thread that fetches outcomes for those who do not wait themselves.
 
@@ -88,7 +88,7 @@ class Collector:
         self._completions: _native.CompletionQueue | None = None
         self._thread: LoneThread | None = None
 
-    def arm(self, future: Future) -> None:
+    def arm(self, future: _native.FutureBase) -> None:
         """Have the future told when its task is done. The next ones come by a shorter way.
 
         A signal handler may raise anywhere in here, also when a thread has just been started: so
@@ -143,6 +143,18 @@ class Collector:
 _ALIVE: set[Life] = set()
 
 
+class Port(Protocol):
+    """An event loop's end of the pool."""
+
+    def end(self) -> None: ...
+
+
+class Cuttable(Protocol):
+    """A stream that may be in the way of the end."""
+
+    def cut(self, thread: int, alive: Container[int]) -> None: ...
+
+
 class Life:
     """How a pool ends: once, whoever asks, however many ask."""
 
@@ -152,8 +164,8 @@ class Life:
         self.name = log.name
         self.pid = os.getpid()
         self.collector = Collector(native, log.name)
-        self.ports: WeakSet[LoopPort] = WeakSet()  # one an event loop
-        self.streams: WeakSet[Stream] = WeakSet()
+        self.ports: WeakSet[Port] = WeakSet()  # one an event loop
+        self.streams: WeakSet[Cuttable] = WeakSet()
         self.inputs: set[int] = set()  # of lazy calls with input left: their tokens
         self.ended = False
         self._closed = False  # the native pool
@@ -375,7 +387,7 @@ class Core:
         self.workers = workers
         self.life = Life(native, log)
         self.collector = self.life.collector
-        self.loops: dict[int, LoopPort] = {}
+        self.loops: dict[int, Any] = {}
         self.method = method  # the start method, and why "auto" did not fork, or ""
         self.no_fork = no_fork
         self.warning = ""  # of what that has taken away, not yet given
@@ -495,8 +507,8 @@ class Core:
     # ------------------------------------------------------------------ tasks
 
     def submitter(
-        self, future: type[Future], options: Options
-    ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Future]:
+        self, future: type[_F], options: Options
+    ) -> Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], _F]:
         """What a pool's or a view's `submit` calls: fn, args, kwargs -> future."""
         return _native.Submitter(self, future, options, self._table(options).entries).submit
 

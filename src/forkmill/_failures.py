@@ -25,15 +25,13 @@ import os
 import pickle
 import traceback
 from types import FunctionType, MemberDescriptorType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._process import interrupted
 from .errors import RemoteError, SerializationError, set_slot, slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-
-    from ._codec import Codec
 
 __all__ = ["RemoteTraceback", "dump", "format_error", "load"]
 
@@ -44,6 +42,16 @@ _SHOWN = tuple(_HERE + name for name in ("cli.py", "testing.py", "__main__.py", 
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 # Attributes that pickle leaves behind.
 _LEFT = {AttributeError: ("name",), NameError: ("name",)}
+
+
+class Codes(Protocol):
+    """What encodes one exception of those that belong together; see the methods of `Codec`."""
+
+    def dumps_failure(
+        self, error: Any, number: Callable[[Any], int | None] | None
+    ) -> tuple[bytes, Any]: ...
+
+    def loads_failure(self, data: Any, buffers: Any, links: Sequence[Any]) -> Any: ...
 
 
 class RemoteTraceback(Exception):
@@ -181,7 +189,7 @@ class _Node:
          self.cause, self.context, self.suppress, self.left) = state  # fmt: skip
 
 
-def dump(codec: Codec, error: BaseException, where: str) -> bytes:
+def dump(codec: Codes, error: BaseException, where: str) -> bytes:
     """Encode an exception so that load() has something true to raise. Never raises."""
     try:
         text = format_error(error)
@@ -194,7 +202,7 @@ def dump(codec: Codec, error: BaseException, where: str) -> bytes:
         return pickle.dumps(("failure", where, text, [node]), 5)
 
 
-def _pack(codec: Codec, error: BaseException) -> list[tuple[Any, ...]]:
+def _pack(codec: Codes, error: BaseException) -> list[tuple[Any, ...]]:
     """All that `error` leads to, nearest first."""
     errors, numbers = [error], {id(error): 0}
     for one in errors:  # it grows
@@ -220,7 +228,7 @@ def _members(group: BaseException) -> tuple[BaseException, ...]:
 
 
 def _node(
-    codec: Codec, error: BaseException, numbers: Mapping[int, int], errors: Sequence[BaseException]
+    codec: Codes, error: BaseException, numbers: Mapping[int, int], errors: Sequence[BaseException]
 ) -> tuple[Any, ...]:
     cause, context = slot(error, "__cause__"), slot(error, "__context__")
     return (
@@ -245,7 +253,7 @@ def _left_behind(error: BaseException) -> Iterator[tuple[str, str]]:
 
 
 def _prove(
-    codec: Codec, error: BaseException, numbers: Mapping[int, int], errors: Sequence[BaseException]
+    codec: Codes, error: BaseException, numbers: Mapping[int, int], errors: Sequence[BaseException]
 ) -> bytes | None:
     """The exception's pickle, if what it loads to is the same exception; else None."""
     own = numbers[id(error)]
@@ -361,7 +369,7 @@ def _same_values(ours: Collection[Any], theirs: Collection[Any]) -> bool:
 # ------------------------------------------------------------------------------- decoding
 
 
-def load(codec: Codec, data: Any) -> BaseException:
+def load(codec: Codes, data: Any) -> BaseException:
     """The exception that dump() encoded, with the remote frames below it.
 
     Never raises (but what a signal handler does): what cannot be loaded is returned as RemoteError,
@@ -384,7 +392,7 @@ def load(codec: Codec, data: Any) -> BaseException:
         return wrong
 
 
-def _unpack(codec: Codec, nodes: list[_Node], where: str, text: str) -> BaseException:
+def _unpack(codec: Codes, nodes: list[_Node], where: str, text: str) -> BaseException:
     errors: list[Any] = [None] * len(nodes)
     for number in range(len(nodes) - 1, -1, -1):  # FAIL-1
         node = nodes[number]
@@ -398,7 +406,7 @@ def _unpack(codec: Codec, nodes: list[_Node], where: str, text: str) -> BaseExce
     return first
 
 
-def _revive(codec: Codec, blob: bytes | None, errors: Sequence[Any]) -> BaseException | None:
+def _revive(codec: Codes, blob: bytes | None, errors: Sequence[Any]) -> BaseException | None:
     if blob is None:
         return None
     try:

@@ -314,11 +314,11 @@ def test_forkmill_works_inside_a_subinterpreter(run_script: Any) -> None:
             import sys
             import forkmill as fm
             from forkmill import _codec
-            from forkmill.contexts import interpreter
+            from forkmill.contexts import homes
 
-            good, data, buffers = interpreter._run(interpreter.encode((divmod, (7, 2), {})))
+            good, data, buffers = homes._run(homes.encode((divmod, (7, 2), {})))
             assert good and _codec.loads(data, buffers) == (3, 1)
-            good, data, _ = interpreter._run(interpreter.encode((divmod, (7, 0), {})))
+            good, data, _ = homes._run(homes.encode((divmod, (7, 0), {})))
             assert not good
             assert type(_codec.load_failure(memoryview(data))) is ZeroDivisionError
             for kind in ("inline", "thread", "async"):

@@ -17,7 +17,7 @@ from collections import deque
 from concurrent.futures import CancelledError
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _codec, errors
 from .emit import Outputs, Raised, as_outputs, collect, emitted, gathered, is_own
@@ -28,10 +28,22 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from concurrent.futures import Future
 
-    from .base import Executor
     from .lane import Batch, Work
 
 __all__ = ["AsyncLane", "CallLane", "CopyLane", "Whole", "failure_of", "mark_last"]
+
+
+class Host(Protocol):
+    """An executor, as its lanes know it."""
+
+    @property
+    def kills(self) -> bool: ...
+    @property
+    def isolated(self) -> bool: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]: ...
+    def options(self, *, timeout: float | None) -> Any: ...
+    def leave(self, futures: Iterable[Any]) -> None: ...
+    def leave_births(self) -> int: ...
 
 
 class CallLane(SharedLane):
@@ -39,7 +51,7 @@ class CallLane(SharedLane):
 
     def __init__(
         self,
-        executor: Executor,
+        executor: Host,
         work: Work,
         notify: Callable[[], None] | None = None,
     ) -> None:
@@ -283,7 +295,7 @@ class AsyncLane(CallLane):
     """
 
     def __init__(
-        self, executor: Executor, work: Work, notify: Callable[[], None] | None = None
+        self, executor: Host, work: Work, notify: Callable[[], None] | None = None
     ) -> None:
         super().__init__(executor, work, notify)
         self._held: deque[Any] | None = deque()  # until setup has succeeded

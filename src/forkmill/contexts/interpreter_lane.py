@@ -22,18 +22,18 @@ from contextlib import closing
 from functools import partial
 from time import monotonic, perf_counter
 from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .call_lane import CallLane, _last_words
+from .call_lane import CallLane, Host, _last_words
 from .emit import Outputs, Raised, as_outputs, gathered, pieces, settle
-from .interpreter import encode, opened, path
+from .homes import encode, opened, path
 from .lane import END, Copy, Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Future
 
-    from .interpreter import Home, Interpreter
+    from .homes import Home, Homes
     from .lane import Work
 
 __all__ = ["InterpreterLane"]
@@ -43,11 +43,19 @@ _SOME = 32  # outputs that a generator is asked for at once
 _SOME_S = 1e-3  # but not for longer
 
 
+class SubinterpreterHost(Host, Protocol):
+    """An `Interpreter`, as its lanes know it."""
+
+    homes: Homes | None
+
+    def submit_here(self, fn: Callable[..., Any], *args: Any) -> Any: ...
+
+
 class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons tested so far
     """A lane over an `Interpreter`."""
 
     def __init__(
-        self, executor: Interpreter, work: Work, notify: Callable[[], None] | None = None
+        self, executor: SubinterpreterHost, work: Work, notify: Callable[[], None] | None = None
     ) -> None:
         super().__init__(executor, work, notify)
         assert executor.homes is not None

@@ -102,6 +102,10 @@ class NamedPool(_Shared):
                 self._executor = self.spec.open()
             return self._executor
 
+    def lent(self) -> PoolSpec:
+        """How others ask for it."""
+        return PoolSpec(self.spec.type, self.spec.max_workers, self.spec.options, self)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the pool, for all who share it, and free its name. Idempotent.
 

@@ -184,10 +184,7 @@ def spec(kind: Any, max_workers: int | None = None, **options: Any) -> Spec:
             f"fm.thread(8), not {type(kind).__name__!r}"
         )
     if kind in POOLS:
-        from .named import PoolSpec
-
-        pool = POOLS[kind]
-        whole: Spec = PoolSpec(pool.spec.type, pool.spec.max_workers, pool.spec.options, pool)
+        whole: Spec = POOLS[kind].lent()
         return whole.sized(max_workers, options)
     name, colon, number = kind.partition(":")
     name = type_name(name.strip())

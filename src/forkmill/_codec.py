@@ -497,12 +497,12 @@ class Codec:
                 # knows no module (exec() made it) is looked for in all of them.
                 if value.__name__ != name or value.__module__ not in ("__main__", None):
                     continue
-                if task and (
-                    self.program.version(name, value)
-                    or self.program.changed(_program.Reach(value, self.program))
-                ):
+                if task and self.program.version(name, value):
                     return False
             if self.snapshot.main(name) is not value:
+                return False
+            # Also of what is neither function nor class: an lru_cache's has a function in it.
+            if task and self.program.changed(_program.Reach(value, self.program)):
                 return False
         return True
 

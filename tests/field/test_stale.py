@@ -357,6 +357,8 @@ def test_what_changes_in_place(run_main) -> None:
         get, put = outer()
         ba = bytearray(b"a")
         def own(): return own.n
+        @functools.lru_cache
+        def remembers(n): return n, base
         own.n = 1
         class Cached:
             @functools.cached_property
@@ -382,6 +384,8 @@ def test_what_changes_in_place(run_main) -> None:
             for step in range(4):
                 for what, f in looks.items():
                     look_at(pool, f"{what} {step}", f)
+                # By its name alone, with no other global's name in its pickle.
+                look_at(pool, f"remembers {step}", remembers, step)
                 base += 1
                 E.note += 1
                 E.m = lambda self: ("m2", base)

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
 from ._map import Feed, Items
 from ._process import interrupted
+from ._window import Window, late_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ._core import Core
     from ._future import Future
     from ._options import Options
+    from ._window import LazyCall
 
 __all__ = ["AsyncMap", "LoopPort", "port_of", "run"]
 
@@ -202,48 +202,25 @@ class _Wake:
 
     def deliver(self, task: _native.Chunk) -> None:
         self.done.append(task)
+        self.wake()
+
+    def wake(self) -> None:
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
 
-class AsyncMap:
+class AsyncMap(Window[_native.Chunk]):
     """What `amap` returns: an async iterator with the windows of `map`."""
 
-    def __init__(
-        self,
-        core: Core,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        options: Options,
-        *,
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        ordered: bool,
-        return_exceptions: bool,
-    ) -> None:
-        self._core: Core | None = core
-        self._life = core.life
+    _feed: Feed
+
+    def __init__(self, core: Core, call: LazyCall, options: Options) -> None:
         self._port = port = port_of(core)
-        self._deadline = None if timeout is None else port.loop.time() + timeout
-        self._ordered = ordered
-        self._line: deque[_native.Chunk] = deque()  # in the order of the input
+        deadline = call.deadline()
         self._wake = _Wake()
-        self._records = _Records(Items(core), return_exceptions)
-        self._current: _native.Chunk | None = None
-        self._busy = False
-        self._feed = Feed(
-            core, fn, iterables, options, star=False,
-            chunksize=chunksize, buffersize=buffersize, completions=port.completions,
-            done=self._wake.deliver,
-        )  # fmt: skip
-        self._token = self._life.input_begins()
-        self._open = True
-        try:
-            self._fill()
-        except BaseException:
-            self._close()
-            raise
+        self._records = _Records(Items(core), call.return_exceptions)
+        feed = Feed(core, call, options, completions=port.completions, done=self._wake.deliver)
+        self._begin(feed, deadline, ordered=call.ordered)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -257,7 +234,7 @@ class AsyncMap:
                 try:
                     return next(self._records)
                 except StopIteration:
-                    await self._next_chunk()
+                    await self._advance()
             raise StopAsyncIteration
         except StopAsyncIteration:
             raise
@@ -269,93 +246,60 @@ class AsyncMap:
 
     async def aclose(self) -> None:
         """Cancel what has not started, and free everything. Idempotent."""
-        self._close()
-
-    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not _at_end() and getattr(self, "_open", False):
+        if not self._closed:
             self._close()
 
-    def _close(self) -> None:
-        if not self._open:
-            return
-        self._open = False
-        self._feed.stop()
+    def _let_go(self) -> None:
         self._records._drop()
-        with contextlib.suppress(errors.PoolError):
-            for task in self._line:
-                task.abandon()
-        self._line.clear()
         self._wake.done.clear()
-        waiter = self._wake.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)  # closed by another asyncio task: its end is here
-        self._current = self._core = None
-        self._life.input_ended(self._token)
+        self._wake.wake()  # closed by another asyncio task: its end is here
 
     def _pull(self) -> bool:
-        task = self._feed.pull()
-        if task is None or self._core is None:
-            return False
-        self._port.begin(self._core)
-        self._line.append(task)
-        return True
+        pulled = super()._pull()
+        if pulled:
+            self._port.begin(self._feed.core)
+        return pulled
 
-    def _fill(self) -> None:
-        """Fill the window, at the call. A slow input is not waited for once there are results."""
-        slow_at = self._feed.slow_at()
-        while self._pull():
-            if slow_at and monotonic() > slow_at:
-                self._feed.core.turn()  # outcomes may lie in the pipe
-                if any(task.done for task in self._line):
-                    return
+    def _has_some(self) -> bool:
+        self._feed.core.turn()  # outcomes may lie in the pipe, and the loop cannot deliver them
+        return any(task.done for task in (*self._line, *self._flying))
 
-    def _take(self) -> _native.Chunk | None:
-        """The next chunk to yield, if it is there."""
-        if self._ordered:
-            return self._line.popleft() if self._line and self._line[0].done else None
-        if not self._wake.done:
-            return None
-        task = self._wake.done.popleft()
-        if task not in self._line:
-            return self._take()  # it was delivered twice: see LoopPort._ready
-        self._line.remove(task)
-        return task
+    def _there(self, line: deque[_native.Chunk], wait: bool) -> bool:
+        """As the base says, of what the loop has delivered; it never waits."""
+        done = self._wake.done
+        while done:
+            task = done.popleft()
+            if task in self._flying:  # else it was delivered twice: see LoopPort._ready
+                self._flying.remove(task)
+                line.append(task)
+        return bool(line) and line[0].done
 
-    async def _next_chunk(self) -> None:
+    async def _advance(self) -> None:
         """Have the next chunk ready for `_records`, or end."""
         feed = self._feed
         if self._current is not None:
             feed.consumed(self._current)
             self._current = None
-        while self._open:
-            task = self._take()
-            if task is None and self._pull():
-                # Finished results go before the next pull, as in map; and the loop has other
-                # things to do: the input may be slow.
-                if not feed.quick:
-                    await asyncio.sleep(0)
-                continue
-            if task is not None:
+        while feed.quick and self._pull():
+            pass
+        while self._open and (self._line or self._flying or self._pull()):
+            if self._there(self._line, False):
+                task = self._current = self._records.ready = self._line.popleft()
                 feed.finished(task)
-                self._current = self._records.ready = task
                 return
-            if not self._line:
-                error, self._feed.error = feed.error, None
-                self._close()
-                if error is not None:
-                    raise error
-                return
-            await self._wait()
+            if not self._pull():
+                await self._wait()
+            elif not feed.quick:
+                await asyncio.sleep(0)  # the input may be slow, and the loop has more to do
+        self._end()
 
     async def _wait(self) -> None:
         wake = self._wake
-        if self._ordered:
-            wake.done.clear()  # nobody reads the order in which they finish
         wake.waiter = self._port.loop.create_future()
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout(self._patience()):
                 await wake.waiter
         except TimeoutError:
-            raise TimeoutError("the results were not there within the timeout") from None
+            raise late_error() from None
         finally:
             wake.waiter = None

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import _checks, errors
+from ._window import LazyCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -88,10 +89,8 @@ class Face(concurrent.futures.Executor, Generic[V]):
             SerializationError: fn cannot be sent. (An item that cannot is that item's exception.)
             PoolClosed, PoolBroken, PoolError: As `submit`.
         """
-        if not iterables:
-            raise TypeError("map() needs at least one iterable")
         return self._lazy(
-            fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
+            LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
         )
 
     def starmap(
@@ -123,7 +122,9 @@ class Face(concurrent.futures.Executor, Generic[V]):
             TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
         """
         return self._lazy(
-            fn, (iterable,), True, timeout, chunksize, buffersize, ordered, return_exceptions
+            LazyCall(
+                fn, (iterable,), timeout, chunksize, buffersize, ordered, return_exceptions, True
+            )
         )
 
     def options(
@@ -166,18 +167,8 @@ class Face(concurrent.futures.Executor, Generic[V]):
             changes["priority"] = _checks.integer("priority", priority)
         return self._view(replace(self._options, **changes))
 
-    def _lazy(
-        self,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        star: bool,
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        ordered: bool,
-        return_exceptions: bool,
-    ) -> Iterator[Any]:
-        """The iterator of `map`, and with `star` of `starmap`."""
+    def _lazy(self, call: LazyCall) -> Iterator[Any]:
+        """The iterator of `map` or `starmap`."""
         raise NotImplementedError
 
     def _check_stops(self) -> None:

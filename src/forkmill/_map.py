@@ -3,16 +3,10 @@
     input ──fill──▶ Encoder ──submit──▶ workers ──outcomes──▶ RecordIterator ──▶ the caller
             one chunk at a time, in C         finished chunks        item by item, in C
 
-Guarantees:
-    * Whatever is pulled from the input and not yet consumed is at most the window (INV-7).
+Guarantees: those of _window.py, and
     * Python code runs once a chunk; per item everything is C.
-    * An input's exception, or PoolClosed, comes after the results of all items before it.
 
-Invariants:
-    * MAP-1  A chunk counts against the window from before it is pulled until the iterator asks
-      for the chunk after it: then its last item is consumed.
-    * MAP-2  Finished results are handed over before an input of unknown kind is pulled again: it
-      may block. Only inputs that cannot block are pulled first.
+Invariants: those of _window.py, where work is a chunk, and
     * MAP-4  A chunk is bounded by what tasks take, by memory (_tuner.py), and by what its input
       takes: a chunk of free size has what an input of unknown kind gives in TARGET_S. That a quick
       input is quick says nothing about tasks, and makes no chunk larger.
@@ -26,8 +20,7 @@ known, many share a message of about TARGET_S of work, and it comes back (RUN_PR
 iterator asks and there are new results. What then waits behind a long task is taken back by the
 core when another worker is idle.
 
-Threads: an iterator is used by one thread at a time; another one gets ValueError, as with
-generators. `close` may be called from any thread, and from a finalizer.
+Threads: as _window.py.
 """
 
 from __future__ import annotations
@@ -35,32 +28,26 @@ from __future__ import annotations
 import contextlib
 import sys
 from _thread import get_ident
-from collections import deque
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from . import _native, errors
 from ._process import interrupted
 from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
+from ._window import Input, WindowIterator, as_failure
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Container, Iterable, Iterator
 
     from ._core import Core
     from ._options import Options
+    from ._window import LazyCall
 
 __all__ = ["Feed", "Items", "MapIterator", "Stream"]
 
 TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms; of pulling for one, too
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
-SLOW_S = 0.010  # an input that takes longer to fill a window, two chunks a worker, is slow
 SPAN = 256  # items that a chunk stands for in a window, at least (MAP-3)
-
-# Iterating over these runs no code of the user's and never blocks.
-_QUICK = frozenset({
-    list, tuple, range, str, bytes, bytearray, set, frozenset, dict,
-    type({}.keys()), type({}.values()), type({}.items()),
-})  # fmt: skip
 
 
 class Chunk:
@@ -82,31 +69,28 @@ class Chunk:
             self.done(task)
 
 
-class Feed:
+class Feed(Input[_native.Chunk]):
     """Pulls chunks from an input and submits them, within the window."""
 
     def __init__(
         self,
         core: Core,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
+        call: LazyCall,
         options: Options,
         *,
-        star: bool,
-        chunksize: int | None,
-        buffersize: int | None,
         completions: _native.CompletionQueue | None = None,
         done: Callable[[_native.Chunk], None] | None = None,
         prompt: bool = False,
     ) -> None:
+        chunksize, buffersize = call.chunksize, call.buffersize
         self.core = core
         self.options = options
+        self.own = call.own
         self.completions = completions
         self.done = done
-        self.function, self.name = core.for_map(fn, options)
-        self.error: BaseException | None = None  # to be raised after the results
-        self.quick = all(type(it) in _QUICK for it in iterables)
-        self.flags, self.source = _records(iterables, star=star)
+        self.function, self.name = core.for_map(call.fn, options)
+        self.quick = call.quick()
+        self.flags, self.source = _records(call)
         self.encoder = core.encoder(star=bool(self.flags & _native.RUN_STAR))
         self.two_each = 2 * core.workers
         # Bytes that one chunk may have: each worker shall get some of the window.
@@ -119,7 +103,7 @@ class Feed:
         prompt = prompt and not self.free
         self.flags |= _native.RUN_PROMPT if prompt else 0
         self.tuned = self.free or prompt
-        self.left = _length(iterables) if self.quick and self.tuned else None
+        self.left = _length(call.iterables) if self.quick and self.tuned else None
         self.wide = self.free or self.quick  # MAP-3
         if buffersize is not None:
             most //= self.two_each
@@ -130,17 +114,14 @@ class Feed:
         # An input of unknown kind may be slow: what it has given by then is the chunk.
         self.patience = TARGET_S if self.free and not self.quick else 0.0
         self.pulled = 0
-        self.items = self.bytes = self.chunks = 0  # of the window, under way (MAP-1)
+        self.items = self.bytes = self.chunks = 0  # of the window, under way (WINDOW-1)
         self.window = self._window()  # items that may be under way
         # Whether, and up to how many bytes of results, a chunk can change nothing of that.
         self.settled = not self.tuned and (buffersize is not None or not self.wide)
         self.light = sys.maxsize if self.settled else self.share // SPAN
+        self._token = core.life.input_begins()
 
     def pull(self) -> _native.Chunk | None:
-        """Pull, encode and submit one chunk; None if the window is full or the input is spent.
-
-        Nothing is left to pull, now and ever, once `source` is None.
-        """
         source, encoder = self.source, self.encoder
         if source is None:
             return None
@@ -155,18 +136,20 @@ class Feed:
         count = encoder.fill(source, n, share, self.patience)
         if self.source is None:
             return None  # the input itself closed the iterator
+        ended = False
         if count < n:
             error = encoder.error
             if error is not None and interrupted(error):
                 raise error  # it is not the input's, and does not wait for its turn
-            if encoder.exhausted or error is not None:
-                self.error, self.source = error, None
-            if count == 0:
-                return None
+            self.error = error
+            ended = encoder.exhausted or error is not None
         self.pulled += count
         if self.left is not None:
             self.left -= count
-        return self._submit(count)
+        task = self._submit(count) if count else None
+        if ended:  # told once the last chunk is: a pool that waits for it may be dropped
+            self.spent(self.error)
+        return task
 
     def _submit(self, count: int) -> _native.Chunk | None:
         encoder, options = self.encoder, self.options
@@ -178,7 +161,7 @@ class Feed:
                 options.flags, options.priority, -1, 0, self.completions, tag,
             )  # fmt: skip
         except errors.PoolError as error:
-            self.error, self.source = self.core.refusal(error), None
+            self.spent(self.core.refusal(error))
             return None
         self.items += count
         self.bytes += size
@@ -186,14 +169,13 @@ class Feed:
         return task
 
     def consumed(self, task: _native.Chunk) -> None:
-        """The caller is through with a chunk."""
         self.items -= task.fresh
         if task.all_shown:
             self.bytes -= task.tag.size
             self.chunks -= 1
 
     def finished(self, task: _native.Chunk) -> None:
-        """A chunk has results: learn from it once it has all."""
+        """Learn from a chunk once it has all its results."""
         if self.settled and task.size <= self.light:
             return
         if task.done and task.attempts <= 1:
@@ -202,18 +184,18 @@ class Feed:
             # Of a given size, and all that is left to be learned is that results are heavy.
             self.settled = not self.tuned and self.window == self.two_each * max(self.unit, SPAN)
 
-    def slow_at(self) -> float:
-        """When an input that has not filled the window by then is a slow one; 0: never.
+    def abandon(self, works: tuple[_native.Chunk, ...], *, kill: bool) -> None:
+        with contextlib.suppress(errors.PoolError):
+            for task in works:
+                task.abandon()
+            for task in works if kill and self.own else ():
+                task.kill()
 
-        A `buffersize` says how much is wanted, whatever that takes.
-        """
-        free = not self.quick and self.buffersize is None
-        return monotonic() + SLOW_S if free else 0.0
-
-    def stop(self) -> None:
-        """Pull nothing more."""
-        self.source = None
-        self.error = None
+    def spent(self, error: BaseException | None = None) -> None:
+        """As the base says; and a dropped pool need not live on for this input."""
+        if self.source is not None:
+            self.core.life.input_ended(self._token)
+        super().spent(error)
 
     def _size(self) -> int:
         """How many items the next chunk may have, where that is ours to choose."""
@@ -239,13 +221,13 @@ class Feed:
         return self.two_each * chunk
 
 
-def _records(iterables: tuple[Iterable[Any], ...], *, star: bool) -> tuple[int, Any]:
+def _records(call: LazyCall) -> tuple[int, Any]:
     """RUN flags and the iterator over what each record holds."""
-    if star:
-        return _native.RUN_STAR, map(tuple, iterables[0])
-    if len(iterables) == 1:
-        return 0, _iter(iterables[0])
-    return _native.RUN_STAR, zip(*iterables)  # noqa: B905  # shortest, as the built-in map
+    if call.star:
+        return _native.RUN_STAR, map(tuple, call.arguments())
+    if len(call.iterables) == 1:
+        return 0, _iter(call.iterables[0])
+    return _native.RUN_STAR, call.arguments()
 
 
 def _iter(iterable: Iterable[Any]) -> Any:
@@ -267,233 +249,48 @@ class Items:
         self.loads = core.loads
 
     def failure(self, what: int, body: memoryview, task: _native.Chunk) -> BaseException:
-        error = self.core.failure(what, body, task)
-        if isinstance(error, StopIteration | StopAsyncIteration):
-            wrapped = RuntimeError(f"the task raised {type(error).__name__}")
-            wrapped.__cause__ = error
-            return wrapped
-        return error
+        return as_failure(self.core.failure(what, body, task))
 
 
 @_native.direct_next
-class MapIterator(_native.RecordIterator):
+class MapIterator(WindowIterator[_native.Chunk], _native.RecordIterator):
     """What `map` returns: results, as they are asked for. Close it, or just drop it."""
 
-    def __init__(
-        self,
-        core: Core,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        options: Options,
-        *,
-        star: bool = False,
-        timeout: float | None = None,
-        chunksize: int | None = None,
-        buffersize: int | None = None,
-        ordered: bool = True,
-        return_exceptions: bool = False,
-        own: bool = False,
-    ) -> None:
-        super().__init__(Items(core), return_exceptions)
-        self._open = False
-        self._closed = True  # __del__ may come before the rest
-        self._own = own
-        self._deadline = None if timeout is None else monotonic() + timeout
-        self._completions = None if ordered else core.native.completion_queue()
-        self._feed = Feed(
-            core, fn, iterables, options,
-            star=star, chunksize=chunksize, buffersize=buffersize, completions=self._completions,
-            prompt=not ordered,
-        )  # fmt: skip
-        # Ordered: chunks in their order. Unordered: finished ones; the others are in _flying.
-        self._line: deque[_native.Chunk] = deque()
-        self._flying: set[_native.Chunk] = set()
-        self._current: _native.Chunk | None = None
-        self._busy = True
-        self._life = core.life
-        self._token = self._life.input_begins()
-        self._released = False
-        self._closed = False
-        self._open = True
-        try:
-            self._fill()
-        except BaseException as error:
-            self._close(kill=self._own and interrupted(error))
-            raise
-        finally:
-            self._busy = False
+    _feed: Feed
 
-    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not _at_end() and not getattr(self, "_closed", True):
-            self.close()
+    def __init__(self, core: Core, call: LazyCall, options: Options) -> None:
+        _native.RecordIterator.__init__(self, Items(core), call.return_exceptions)
+        deadline = call.deadline()
+        self._completions = None if call.ordered else core.native.completion_queue()
+        feed = Feed(core, call, options, completions=self._completions, prompt=not call.ordered)
+        self._begin(feed, deadline, ordered=call.ordered)
 
-    def __enter__(self) -> MapIterator:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Cancel what has not started, and free everything; then it is at its end. Idempotent.
-
-        From another thread: whoever waits in `next` gets StopIteration.
-        """
-        if not self._closed:
-            self._close()
-
-    def _close(self, *, kill: bool = False) -> None:
-        """`close`; on a pool that is nobody's, running tasks are ended too (kill).
-
-        A signal handler's exception may come at any place: each step can be done again, and
-        `_closed` is the last one.
-        """
-        self._open = False
-        self._feed.stop()
-        self._release()
+    def _let_go(self) -> None:
         self._drop()
-        tasks = (*self._line, *self._flying)
-        with contextlib.suppress(errors.PoolError):
-            for task in tasks:
-                task.abandon()
-            for task in tasks if kill else ():
-                task.kill()
-        # Not emptied: another thread may be looking at them.
-        self._line, self._flying = deque(), set()
-        self._current = None
         if self._completions is not None:
             self._completions.close()
-        self._closed = True
 
-    def _broken_off(self) -> None:
-        """A signal handler raised in `next`: nobody reads on, whoever keeps the traceback."""
-        self._close(kill=self._own)
-
-    def _release(self) -> None:
-        """No more input: a dropped pool need not live on for this iterator."""
-        if not self._released:
-            self._life.input_ended(self._token)
-            self._released = True
-
-    # ------------------------------------------------------------------ chunk by chunk
-
-    def _advance(self) -> _native.Chunk | None:
-        """The next finished chunk (called by `__next__` when the last one is used up)."""
-        if not self._open:
-            return None
-        if self._busy:
-            raise ValueError("map iterator already executing")
-        try:
-            self._busy = True
-            if self._current is not None:
-                self._feed.consumed(self._current)
-                self._current = None
-            task = (
-                self._ordered() if self._completions is None else self._unordered(self._completions)
-            )
-            if task is None or not self._open:
-                self._end()
-                return None
-            self._feed.finished(task)
-            self._current = task
-            return task
-        finally:
-            self._busy = False
-
-    def _failed(self) -> None:
-        """An item's exception is about to be raised: nothing comes after it."""
-        self.close()
-
-    def _end(self) -> None:
-        """Close, and raise what comes after the results."""
-        error, self._feed.error = self._feed.error, None
-        self.close()
-        if error is not None:
-            raise error
-
-    def _pull(self) -> bool:
-        if self._released:
-            return False  # there is no more
-        feed = self._feed
-        task = feed.pull()
-        if feed.source is None:
-            self._release()
-        if task is None:
-            return False
-        if self._completions is None:
-            self._line.append(task)
-        else:
-            self._flying.add(task)
-        if not self._open:  # closed meanwhile, by the input or by another thread
-            task.abandon()
-            return False
-        return True
-
-    def _fill(self) -> None:
-        """Fill the window, at the call. A slow input is not waited for once there are results."""
-        slow_at = self._feed.slow_at()
-        while self._pull():
-            if slow_at and monotonic() > slow_at and self._has_some():
-                return
-
-    def _has_some(self) -> bool:
-        """Whether there is a finished chunk to yield from."""
-        self._feed.core.turn()  # outcomes may lie in the pipe
-        if self._completions is not None:
-            return self._take(self._completions, 0)
-        line = self._line
-        return bool(line) and line[0].done
-
-    def _ordered(self) -> _native.Chunk | None:
-        line, feed = self._line, self._feed
-        if feed.quick:
-            while self._pull():
-                pass
-        while line or self._pull():
+    def _there(self, line: deque[_native.Chunk], wait: bool) -> bool:
+        completions = self._completions
+        if completions is None:
             head = line[0]
-            if not head.done:
-                if not feed.quick:
-                    if self._has_some():
-                        continue
-                    if self._pull():
-                        continue  # look again before the next pull, which may block (MAP-2)
-                if self._open and not head.wait(self._patience()):
-                    self._late()
-                    continue
-            return line.popleft() if self._open else None
-        return None
+            if head.done:
+                return True
+            if wait:
+                return head.wait(self._patience())
+            self._feed.core.turn()  # outcomes may lie in the pipe
+            return head.done
+        if not line and (not wait or self._feed.quick):
+            self._feed.core.turn()
+            self._sort(line, completions.wait(0))
+        if not line and wait:
+            self._sort(line, completions.wait(self._patience()))
+        return bool(line)
 
-    def _unordered(self, completions: _native.CompletionQueue) -> _native.Chunk | None:
-        line, feed = self._line, self._feed
-        if feed.quick:
-            while self._pull():
-                pass
-        while not line and self._open:
-            if self._flying and self._has_some():
-                break
-            if not feed.quick and self._pull():
-                continue  # MAP-2, as above
-            if not self._flying:
-                return None
-            if not self._take(completions, self._patience()) and self._open:
-                self._late()
-            if not self._open:
-                return None
-        return line.popleft() if self._open and line else None
-
-    def _take(self, completions: _native.CompletionQueue, timeout: float | None) -> bool:
-        batch = completions.wait(timeout)
+    def _sort(self, line: deque[_native.Chunk], batch: list[_native.Chunk]) -> None:
+        """Chunks have results, some of them all."""
         self._flying.difference_update([task for task in batch if task.all_shown])
-        self._line.extend(batch)
-        return bool(batch)
-
-    def _patience(self) -> float | None:
-        return None if self._deadline is None else max(self._deadline - monotonic(), 0.0)
-
-    def _late(self) -> None:
-        if self._deadline is None or monotonic() < self._deadline:
-            return  # woken for nothing: wait again
-        self.close()
-        raise TimeoutError("the results were not there within the timeout of the call")
+        line.extend(batch)
 
 
 class Stream:

@@ -23,9 +23,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import sys
 import time
 import weakref
-from collections import deque
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ from ._options import (
     check_restarts,
 )
 from ._process import cpus
+from ._window import LazyCall, Results, late_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -195,42 +196,12 @@ class _Face(Face["View"]):
 
     # ------------------------------------------------------------------ many calls
 
-    def _lazy(
-        self,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        star: bool,
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        ordered: bool,
-        return_exceptions: bool,
-        *,
-        own: bool = False,
-    ) -> Iterator[Any]:
-        _checks.a_callable("fn", fn)
-        _checks.window_limits(chunksize, buffersize, timeout)
+    def _lazy(self, call: LazyCall) -> Iterator[Any]:
         core = self._core
         if core is None:
-            calls = iter(iterables[0]) if star else zip(*iterables)  # noqa: B905
-            sized = buffersize is None and all(hasattr(it, "__len__") for it in iterables)
-            return self._pool._here.map(
-                fn, calls, self._options, timeout, return_exceptions, sized=sized
-            )
+            return self._pool._here.map(call, self._options)
         core.check()
-        return MapIterator(
-            core,
-            fn,
-            iterables,
-            self._options,
-            star=star,
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=buffersize,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-            own=own,
-        )
+        return MapIterator(core, call, self._options)
 
     def amap(
         self,
@@ -262,31 +233,14 @@ class _Face(Face["View"]):
             RuntimeError: No event loop is running.
             TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
         """
-        if not iterables:
-            raise TypeError("amap() needs at least one iterable")
-        _checks.a_callable("fn", fn)
-        _checks.window_limits(chunksize, buffersize, timeout)
+        call = LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
         from . import _aio
 
         core = self._core
         if core is None:
-            return _aio.asynchronous(
-                self._lazy(
-                    fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions
-                )
-            )
+            return _aio.asynchronous(self._lazy(call))
         core.check()
-        return _aio.AsyncMap(
-            core,
-            fn,
-            iterables,
-            self._options,
-            timeout=timeout,
-            chunksize=chunksize,
-            buffersize=buffersize,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-        )
+        return _aio.AsyncMap(core, call, self._options)
 
     # ------------------------------------------------------------------ views and figures
 
@@ -700,20 +654,33 @@ class _Here:
             return result, None
         raise AssertionError("a call has an outcome")
 
-    def map(
-        self,
-        fn: Callable[..., Any],
-        calls: Iterator[Any],
-        options: Options,
-        timeout: float | None,
-        return_exceptions: bool,
-        *,
-        sized: bool,
-    ) -> _HereMap:
+    def map(self, call: LazyCall, options: Options) -> _HereMap:
         """The results of many calls, each made when it is asked for."""
         self.check()
+        fn = call.fn
         self._codec.dump_function(fn)  # what cannot be sent is told at once
-        results = _HereMap(self, fn, calls, options, timeout, return_exceptions, sized=sized)
+        sized = call.buffersize is None and all(hasattr(it, "__len__") for it in call.iterables)
+        deadline = call.deadline()
+
+        def in_time() -> None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise late_error()
+
+        def submit(args: Any) -> Future:
+            in_time()
+            if self.state != "inline" and not sized:
+                raise errors.PoolClosed(
+                    "the pool was shut down while input was left: read the results before that"
+                )
+            try:
+                encoded = self.encoded(fn, tuple(args), {})
+            except errors.SerializationError as error:
+                return Future.finished(None, error)
+            outcome = self.run(encoded, options)
+            in_time()
+            return Future.finished(*outcome)
+
+        results = _HereMap(submit, call, sized=sized)
         self._maps.add(results)
         return results
 
@@ -790,86 +757,25 @@ class _Here:
         )
 
 
-class _HereMap:
+class _HereMap(Results):
     """`map` of a pool without workers: a call is made when its result is asked for."""
 
-    def __init__(
-        self,
-        here: _Here,
-        fn: Callable[..., Any],
-        calls: Iterator[Any],
-        options: Options,
-        timeout: float | None,
-        return_exceptions: bool,
-        *,
-        sized: bool,
-    ) -> None:
-        self._here = here
-        self._fn = fn
-        self._calls: Iterator[Any] | None = calls
-        self._options = options
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._return_exceptions = return_exceptions
+    def __init__(self, submit: Callable[[Any], Future], call: LazyCall, *, sized: bool) -> None:
         self._sized = sized
-        self._done: deque[tuple[Any, BaseException | None]] = deque()  # by `finish`
+        super().__init__(submit, call, window=1)
 
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        if self._done:  # it was there in time
-            result, error = self._done.popleft()
-        else:
-            result, error = self._next()
-            if self._is_late():
-                self.close()
-                raise TimeoutError("the result was not there within the timeout of the map")
-        if error is None:
-            return result
-        if self._return_exceptions and isinstance(error, Exception):
-            return error
-        self.close()
-        try:
-            raise error
-        finally:
-            del error  # its traceback has this frame
-
-    def close(self) -> None:
-        """Make no more calls. Idempotent."""
-        self._calls = None
-        self._done.clear()
+    def _fill(self) -> None:
+        """Nothing is made ahead."""
 
     def finish(self) -> None:
-        """Make the calls that were taken with the map: all, if the input has a length."""
-        while self._sized and self._calls is not None and not self._is_late():
-            try:
-                self._done.append(self._next())
-            except StopIteration:
-                return
+        """Make the calls that were taken with the map: all, if the input has a length.
 
-    def _next(self) -> tuple[Any, BaseException | None]:
-        if self._calls is None:
-            raise StopIteration
-        if self._is_late():
-            return None, None  # `__next__` says so
-        if self._here.state != "inline" and not self._sized:
-            self.close()
-            raise errors.PoolClosed(
-                "the pool was shut down while input was left: read the results before that"
-            )
-        try:
-            args = next(self._calls)
-        except BaseException:
-            self._calls = None
-            raise
-        try:
-            call = self._here.encoded(self._fn, tuple(args), {})
-        except errors.SerializationError as error:
-            return None, error
-        return self._here.run(call, self._options)
-
-    def _is_late(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        If one of them asks for that, the others follow it.
+        """
+        if self._sized and not self._busy:
+            self._feed.window = sys.maxsize
+            while self._pull():
+                pass
 
 
 # ---------------------------------------------------------------------- the one-liner
@@ -969,9 +875,7 @@ def map(
         SerializationError, PoolBroken: As `ProcessPool.map`.
     """
     _checks.max_workers(workers)
-    if not iterables:
-        raise TypeError("map() needs at least one iterable")
-    pool = shared_pool(workers)
-    return pool._lazy(
-        fn, iterables, False, timeout, chunksize, buffersize, ordered, return_exceptions, own=True
+    call = LazyCall(
+        fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions, own=True
     )
+    return shared_pool(workers)._lazy(call)

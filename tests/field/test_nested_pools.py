@@ -307,6 +307,46 @@ def read_late_without_a_length(_: int) -> Any:
     return first, outcome(lambda: list(results))[0]
 
 
+class Breaks:
+    """An input with a length that raises in the middle."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[int]:
+        yield from (-1, -2)
+        raise KeyError("the input")
+
+
+def of_a_broken_input(read_late: bool) -> Any:
+    got = []
+    with fm.ProcessPool() as pool:
+        results = pool.map(abs, Breaks())
+        if not read_late:
+            got.append(next(results))
+    return outcome(lambda: got.extend(results))[0], got
+
+
+def stopping(x: int) -> int:
+    if x:
+        raise StopIteration
+    return x
+
+
+def stopped(keep: bool) -> Any:
+    results = fm.ProcessPool().map(stopping, [0, 1, 0], return_exceptions=keep)
+    return next(results), outcome(lambda: [type(result).__name__ for result in results])
+
+
+def test_a_map_ends_as_one_of_workers_ends() -> None:
+    with fm.ProcessPool(1) as pool:
+        for read_late in (False, True):
+            assert pool.submit(of_a_broken_input, read_late).result() == ("KeyError", [1, 2])
+        wrapped = ("RuntimeError", "the task raised StopItera")
+        assert pool.submit(stopped, False).result() == (0, wrapped)
+        assert pool.submit(stopped, True).result() == (0, ["RuntimeError", "int"])
+
+
 def test_maps_are_finished_at_the_end_if_their_input_has_a_length(tmp_path: Path) -> None:
     with fm.ProcessPool(1) as pool:
         assert pool.submit(read_late, 0).result() == [1, 2, 3]

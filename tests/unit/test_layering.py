@@ -27,7 +27,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 ROWS = [
     ["errors", "_checks", "_imports", "_log", "_output", "_process", "_stacks", "_target"],
     ["_native", "_codec | _by_value _failures _per_worker _program _reducers _segment _share"],
-    ["_executor", "_mp"],
+    ["_executor | _window", "_mp"],
     [
         "_hazards",
         "_worker",

@@ -33,11 +33,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .. import _checks, errors
 from .._executor import Face, Options
 from .._process import SHARES, Change, cpus
-from .lazy import QUICK, Results
+from .._window import Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from .._window import LazyCall
     from .lane import Lane, Work
 
 __all__ = [
@@ -381,32 +382,11 @@ class _Face(Face["View"]):
         whole._accept(call)
         return future
 
-    def _lazy(
-        self,
-        fn: Callable[..., Any],
-        iterables: tuple[Iterable[Any], ...],
-        star: bool,
-        timeout: float | None,
-        chunksize: int | None,
-        buffersize: int | None,
-        ordered: bool,
-        return_exceptions: bool,
-    ) -> Iterator[Any]:
-        _checks.a_callable("fn", fn)
-        _checks.window_limits(chunksize, buffersize, timeout)
-        window = buffersize or max(self._whole.window, chunksize or 1)
+    def _lazy(self, call: LazyCall) -> Iterator[Any]:
         self._whole._check_open()
-        source = iterables[0] if star else zip(*iterables)  # noqa: B905  # shortest, as map
-        return Results(
-            lambda item: self.submit(fn, *item),
-            source,
-            quick=all(type(it) in QUICK for it in iterables),
-            sized=buffersize is not None,
-            window=window,
-            timeout=timeout,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-        )
+        window = call.buffersize or max(self._whole.window, call.chunksize or 1)
+        fn = call.fn
+        return Results(lambda args: self.submit(fn, *args), call, window=window)
 
     def _check_stops(self) -> None:
         if not self._whole.kills:

@@ -1,0 +1,425 @@
+"""The window of a lazy call: what was pulled from its input and is not yet consumed.
+
+    input ──pull──▶ Input ──submit──▶ whatever runs it ──done──▶ Window ──▶ the caller
+
+A piece of work is what is submitted at once: in a pool a chunk, elsewhere one call. Whose work it
+is, and how the end of it is waited for, is the subclass's; everything else is here, once.
+
+Guarantees:
+    * Whatever is pulled from the input and not yet consumed is at most the window (INV-7).
+    * What the input raises, or PoolClosed, comes after the results of the items before it.
+
+Invariants:
+    * WINDOW-1  Work counts from before it is pulled until the iterator asks for what comes after
+      it: then it is consumed.
+    * WINDOW-2  Finished results are handed over before an input of unknown kind is pulled again: it
+      may block. Only inputs that cannot block are pulled first.
+
+Threads: an iterator is used by one thread at a time; another one gets ValueError, as with
+generators. `close` may be called from any thread, and from a finalizer.
+"""
+
+from __future__ import annotations
+
+import queue
+import sys
+from collections import deque
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from . import _checks
+from ._process import interrupted
+from .errors import TaskTimeout, WorkerDied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+__all__ = ["Input", "LazyCall", "Results", "Window", "WindowIterator", "as_failure", "late_error"]
+
+W = TypeVar("W")  # the kind of work
+
+SLOW_S = 0.010  # an input that takes longer to fill the window is slow
+
+# Iterating over these runs no code of the user's and never blocks.
+_QUICK = frozenset({
+    list, tuple, range, str, bytes, bytearray, set, frozenset, dict,
+    type({}.keys()), type({}.values()), type({}.items()),
+})  # fmt: skip
+
+
+@dataclass(slots=True)
+class LazyCall:
+    """What `map`, `starmap` and `amap` were asked for, checked; see `Face.map`.
+
+    Attributes:
+        star: An item is a tuple of arguments.
+        own: The pool is nobody's: what breaks a wait off ends the tasks that run, too.
+    """
+
+    fn: Callable[..., Any]
+    iterables: tuple[Iterable[Any], ...]
+    timeout: float | None
+    chunksize: int | None
+    buffersize: int | None
+    ordered: bool
+    return_exceptions: bool
+    star: bool = False
+    own: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.iterables:
+            raise TypeError("map() needs at least one iterable")
+        _checks.a_callable("fn", self.fn)
+        _checks.window_limits(self.chunksize, self.buffersize, self.timeout)
+
+    def quick(self) -> bool:
+        """Whether pulling from the input cannot block."""
+        return all(type(it) in _QUICK for it in self.iterables)
+
+    def deadline(self) -> float | None:
+        """When the results have to be there."""
+        return None if self.timeout is None else monotonic() + self.timeout
+
+    def arguments(self) -> Iterator[Any]:
+        """The arguments of one call after the other."""
+        if self.star:
+            return iter(self.iterables[0])
+        return zip(*self.iterables)  # noqa: B905  # shortest, as the built-in map
+
+
+class Input(Generic[W]):
+    """The input of a lazy call: work is made of what is pulled from it.
+
+    Attributes:
+        source: Its iterator; None: nothing is left to pull, now and ever.
+        error: What comes after the results.
+        quick: Pulling cannot block.
+        buffersize: How many items the user wants to be pulled, whatever that takes.
+        window: How many may be pulled and not yet consumed.
+    """
+
+    source: Any
+    error: BaseException | None = None
+    quick: bool
+    buffersize: int | None
+    window: int
+
+    def pull(self) -> W | None:
+        """Pull and submit; None if the window is full or nothing is left."""
+        raise NotImplementedError
+
+    def finished(self, work: W) -> None:
+        """Work is done, and about to be handed over."""
+
+    def consumed(self, work: W) -> None:
+        """The caller is through with it."""
+        raise NotImplementedError
+
+    def abandon(self, works: tuple[W, ...], *, kill: bool) -> None:
+        """Nobody wants these; `kill`: and what runs may be ended. Can be done again."""
+        raise NotImplementedError
+
+    def spent(self, error: BaseException | None = None) -> None:
+        """Pull nothing more; the error comes after the results. Can be done again."""
+        self.error, self.source = error, None
+
+
+class Window(Generic[W]):
+    """Work that was pulled and is not yet consumed, from the first pull to the close.
+
+    A subclass has `_there`, and `_let_go` if it has more to free.
+    """
+
+    _open = False
+    _closed = True  # __del__ may come before the rest
+
+    def _begin(self, feed: Input[W], deadline: float | None, *, ordered: bool) -> None:
+        """Fill the window. The last step of the subclass's own beginning."""
+        self._feed = feed
+        self._deadline = deadline
+        self._ordered = ordered
+        # Ordered: all work, in its order. Unordered: what is done; the rest is in _flying.
+        self._line: deque[W] = deque()
+        self._flying: set[W] = set()
+        self._current: Any = None  # what the caller may not be through with
+        self._busy = True
+        self._closed = False
+        self._open = True
+        try:
+            self._fill()
+        except BaseException as error:
+            self._close(kill=interrupted(error))
+            raise
+        finally:
+            self._busy = False
+
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and not self._closed:
+            self._close()
+
+    def _close(self, *, kill: bool = False) -> None:
+        """Take back what has not started, free everything, wake who waits.
+
+        A signal handler's exception may come at any place: each step can be done again, and
+        `_closed` is the last one.
+        """
+        self._open = False
+        self._feed.spent()
+        self._feed.abandon((*self._line, *self._flying), kill=kill)
+        # Not emptied: another thread may be looking at them.
+        self._line, self._flying = deque(), set()
+        self._current = None
+        self._let_go()
+        self._closed = True
+
+    def _let_go(self) -> None:
+        """Free what the subclass has, and wake who waits. Can be done again."""
+
+    def _fill(self) -> None:
+        """Fill the window, at the call. A slow input is not waited for once there are results.
+
+        A `buffersize` says how much is wanted, whatever that takes.
+        """
+        feed = self._feed
+        slow_at = 0.0 if feed.quick or feed.buffersize is not None else monotonic() + SLOW_S
+        while self._pull():
+            if slow_at and monotonic() > slow_at and self._has_some():
+                return
+
+    def _has_some(self) -> bool:
+        """Whether there is something to yield from, before the first was asked for."""
+        return self._there(self._line, False)
+
+    def _pull(self) -> bool:
+        """Pull and submit; False: the window is full, or the input has no more."""
+        work = self._feed.pull()
+        if work is None:
+            return False
+        if self._ordered:
+            self._line.append(work)
+        else:
+            self._flying.add(work)
+        if not self._open:  # closed meanwhile, by the input or by another thread
+            self._feed.abandon((work,), kill=False)
+            return False
+        return True
+
+    def _there(self, line: deque[W], wait: bool) -> bool:
+        """Whether the first of the line is done; with `wait`, when that may have changed.
+
+        Called while work is under way. `line` is `_line`, from before another thread closed this.
+        """
+        raise NotImplementedError
+
+    def _patience(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - monotonic(), 0.0)
+
+    def _end(self) -> None:
+        """Close, and raise what comes after the results."""
+        error = self._feed.error
+        self._close()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, self  # the exception's traceback has this frame
+
+
+class WindowIterator(Window[W]):
+    """The window of an iterator whose `next` waits."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what has not started, and free everything; then it is at its end. Idempotent.
+
+        From another thread: whoever waits in `next` gets StopIteration.
+        """
+        if not self._closed:
+            self._close()
+
+    def _broken_off(self) -> None:
+        """A signal handler raised in `next`: nobody reads on, whoever keeps the traceback."""
+        self._close(kill=True)
+
+    def _failed(self) -> None:
+        """An item's exception is about to be raised: nothing comes after it."""
+        self.close()
+
+    def _advance(self) -> W | None:
+        """The next work that is done, in the order to yield; None at the end."""
+        if not self._open:
+            return None
+        if self._busy:
+            raise ValueError("map iterator already executing")
+        try:
+            self._busy = True
+            feed, line = self._feed, self._line
+            if self._current is not None:
+                feed.consumed(self._current)
+                self._current = None
+            wait = feed.quick
+            while wait and self._pull():
+                pass
+            while self._open and (line or self._flying or self._pull()):
+                if not self._there(line, wait):
+                    if wait:
+                        self._late()
+                    else:
+                        wait = not self._pull()  # and look again before the next one (WINDOW-2)
+                elif self._open:
+                    work = self._current = line.popleft()
+                    feed.finished(work)
+                    return work
+            self._end()
+            return None
+        finally:
+            self._busy = False
+
+    def _late(self) -> None:
+        if self._deadline is not None and monotonic() >= self._deadline:
+            self._close()
+            raise late_error()
+
+
+def late_error() -> TimeoutError:
+    return TimeoutError("the results were not there within the timeout of the call")
+
+
+def as_failure(error: BaseException) -> BaseException:
+    """What a task raised, as an iterator may raise it: it must not look like the end."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    wrapped = RuntimeError(f"the task raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+# ---------------------------------------------------------------------- over anything that submits
+
+
+class _Calls(Input["Future[Any]"]):
+    """Submits one call an item."""
+
+    def __init__(
+        self,
+        submit: Callable[[Any], Future[Any]],
+        call: LazyCall,
+        window: int,
+        done: Callable[[Future[Any]], None] | None,
+    ) -> None:
+        self.source = call.arguments()
+        self.quick = call.quick()
+        self.buffersize = call.buffersize
+        self.window = window
+        self._submit: Callable[[Any], Future[Any]] | None = submit
+        self._done = done
+        self._pulled = 0
+        self._held = 0  # pulled and not yet consumed
+
+    def pull(self) -> Future[Any] | None:
+        source, submit = self.source, self._submit
+        if source is None or submit is None or self._held >= self.window:
+            return None
+        try:
+            item = next(source)
+            if self.source is None:
+                return None  # the input itself closed the iterator
+            future = submit(item)
+        except BaseException as error:
+            if interrupted(error):
+                raise  # it is not the input's, and does not wait for its turn
+            self.spent(None if isinstance(error, StopIteration) else error)
+            return None
+        future._forkmill_number = self._pulled  # type: ignore[attr-defined]
+        self._pulled += 1
+        self._held += 1
+        if self._done is not None:
+            future.add_done_callback(self._done)
+        return future
+
+    def consumed(self, _work: object) -> None:
+        self._held -= 1
+
+    def abandon(self, works: tuple[Future[Any], ...], *, kill: bool) -> None:
+        for future in works:
+            future.cancel()
+
+    def spent(self, error: BaseException | None = None) -> None:
+        super().spent(error)
+        self._submit = None
+
+
+class Results(WindowIterator["Future[Any]"]):
+    """The results of calls to anything that submits. Close it, or just drop it."""
+
+    def __init__(
+        self, submit: Callable[[Any], Future[Any]], call: LazyCall, *, window: int
+    ) -> None:
+        """Submit the first calls.
+
+        Args:
+            submit: Takes a call's arguments, and gives its future.
+            call: What was asked for.
+            window: How many items may be pulled and not yet consumed.
+        """
+        self._return_exceptions = call.return_exceptions
+        # Those that are done: of an ordered map only the one that is waited for. None: closed.
+        self._ready: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
+        done = None if call.ordered else self._ready.put
+        self._begin(_Calls(submit, call, window, done), call.deadline(), ordered=call.ordered)
+
+    def __iter__(self) -> Results:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            future = self._advance()
+            if future is None:
+                raise StopIteration
+            self._current = True  # one is out; its result is the caller's alone
+            try:
+                error = future.exception()
+            except CancelledError as cancelled:
+                error = cancelled
+            if isinstance(error, (WorkerDied, TaskTimeout)):
+                error.task = getattr(future, "_forkmill_number", 0)  # of its input
+            if error is None:
+                return future.result()
+            error = as_failure(error)
+            if self._return_exceptions and isinstance(error, Exception):
+                return error
+            self._failed()
+            try:
+                raise error
+            finally:
+                del error, future  # the exception's traceback has this frame
+        except BaseException as error:
+            if interrupted(error):
+                self._broken_off()
+            raise
+
+    def _let_go(self) -> None:
+        self._ready.put(None)
+
+    def _there(self, line: deque[Future[Any]], wait: bool) -> bool:
+        if line and (not self._ordered or line[0].done()):
+            return True
+        if self._ordered:
+            if not wait:
+                return False
+            line[0].add_done_callback(self._ready.put)
+        try:
+            future = self._ready.get(wait, self._patience())
+        except queue.Empty:
+            return False
+        if future is not None and not self._ordered:
+            self._flying.discard(future)
+            line.append(future)
+        return future is not None

@@ -11,12 +11,16 @@
 #include "harness.h"
 
 /* Just before the pool takes tasks back time passes, until the worker has done
- * so many: what a scheduler may do to it there. 0: none. */
+ * so many and runs the next: what a scheduler may do to it there. 0: none. */
 static _Atomic uint64_t done_before_recall;
 static uint32_t late_recall(struct fm__worker *worker, uint32_t n,
                             bool pinned, struct fm__link *back)
 {
-    while (worker->page->done < atomic_load(&done_before_recall))
+    uint64_t done = atomic_load(&done_before_recall);
+    uint64_t started = worker->page->started;
+    while (done && (worker->page->done < done ||
+                    (worker->page->done == done &&
+                     worker->page->started == started)))
         poll(NULL, 0, 1);
     return fm__worker_recall(worker, n, pinned, back);
 }

@@ -302,7 +302,7 @@ def test_a_recalled_task_is_skipped(script):
             return path
         pool = Pool(); worker = pool.born()
         memory = mmap.mmap(worker.memory, 0)
-        claims = 4096  # offset in struct fm_slot
+        claims = 4096  # offset in struct fm_page
         worker.call(wait, "go", "go", "go")
         while memory[claims] != 1: time.sleep(0.001)
         assert memory[claims + 1] == 0

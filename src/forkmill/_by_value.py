@@ -34,10 +34,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudpickle import cloudpickle
 
-from . import _program
-from ._process import interrupted
-from ._program import GONE
-from ._reducers import TABLE, has_arrow, reduce_arrow
+from . import _process, _program
+from ._process import GONE, has_arrow, interrupted, main, namespace
+from ._reducers import TABLE, reduce_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -180,7 +179,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             if self.codec.inherits(function) and self._is_as_it_was(function):
                 self._want_all(function)
                 return self._with_rest(function) if self._wanted else NotImplemented
-            names = _program.namespace(module)
+            names = namespace(module)
             if function.__globals__ is names:
                 return self._function_of(module, names, function)
         elif not self.codec.reachable(module):
@@ -207,7 +206,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         top, *rest = name.split(".")
         if not rest:
             return self.program.version(_program.place(module, name), function) == 0
-        owner: Any = _program.namespace(module).get(top)
+        owner: Any = namespace(module).get(top)
         for part in rest[:-1]:
             owner = getattr(owner, part, None)
         method = vars(owner).get(rest[-1]) if _program.is_class(owner) else None
@@ -282,7 +281,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _want_itself(self, module: str, name: str, obj: Any) -> None:
         """What has a name there shall have it on the other side."""
-        if _program.namespace(module).get(name, GONE) is obj:
+        if namespace(module).get(name, GONE) is obj:
             self.want(module, name)
 
     def _want_all(self, obj: Any) -> None:
@@ -348,7 +347,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _bare_object(self, obj: Any) -> Any:
         """object() as a mark: where it is a global, it is that global there."""
-        for name, value in _program.main().items():
+        for name, value in main().items():
             if value is obj:
                 return self._global("__main__", name, obj, (object, ()))
         return NotImplemented
@@ -368,7 +367,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _global(self, module: str, name: str, obj: Any, made_of: tuple[Any, ...]) -> Any:
         """An object that is one and the same for all that name it."""
         version = None
-        if self.codec.is_home(module) and _program.namespace(module).get(name, GONE) is obj:
+        if self.codec.is_home(module) and namespace(module).get(name, GONE) is obj:
             self.want(module, name)
             if self.program is not None:
                 version = self.program.version(_program.place(module, name), obj)
@@ -472,7 +471,7 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
     while (wanted := _next_wanted(pickler) or _next_text(pickler)) is not None:
         module, name = wanted
         pickler._sent.add(wanted)
-        value = _program.namespace(module).get(name, GONE)
+        value = namespace(module).get(name, GONE)
         version = _version_of(pickler, module, name, value)
         if version == 0 and pickler.codec.had(module, name):
             pickler._want_all(value)  # inherited; but what it looks at may have changed
@@ -495,7 +494,7 @@ def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
     waiting = []
     for wanted in reversed(pickler._wanted):
         module, name = wanted
-        value = _program.namespace(module).get(name, GONE)
+        value = namespace(module).get(name, GONE)
         if _program.builds_nothing(value):
             del pickler._wanted[wanted]
             return wanted
@@ -522,7 +521,7 @@ def _next_text(pickler: ByValue) -> tuple[str, str] | None:
         mentioned = pickler._texts.pop(name)
         if ("__main__", name) in pickler._sent:
             continue
-        value = _program.main().get(name, GONE)
+        value = main().get(name, GONE)
         version = pickler.program.version(name, value)
         small = value is GONE or _program.is_small(value)
         fresh = small and not pickler.codec.forks and type(value) is not types.ModuleType
@@ -580,7 +579,7 @@ def _set_function(function: FunctionType, parts: tuple[Any, Any, Any]) -> None:
 def _new_function(module: str, code: CodeType, cells: int | None) -> FunctionType:
     """A function in this process's module; its state comes after, so it may refer to itself."""
     closure = None if cells is None else tuple(types.CellType() for _ in range(cells))
-    return FunctionType(code, _program.namespace(module), None, None, closure)
+    return FunctionType(code, namespace(module), None, None, closure)
 
 
 def _new_code(arguments: tuple[Any, ...], source: tuple[str, tuple[str, ...]] | None) -> CodeType:
@@ -598,8 +597,8 @@ def _the_global(
         known = _program.value_at(_program.place(module, name), version)
         if known is not GONE:
             return known
-    if version is None and not _program.is_receiving():
-        here = _program.namespace(module).get(name, GONE)
+    if version is None and not _process.receiving:
+        here = namespace(module).get(name, GONE)
         if here is not GONE:
             return here  # it comes home
     return make(*arguments)
@@ -675,7 +674,7 @@ def _set_class(kind: Any, state: tuple[None, list[tuple[str, int | None, Any]], 
     _, attributes, registry, _ = state
     fresh = kind in _fresh
     _fresh.discard(kind)
-    if not fresh and not _program.is_receiving():
+    if not fresh and not _process.receiving:
         return  # a result's: it is as it is here
     came = _came.setdefault(kind, {})
     for name, version, value in attributes:

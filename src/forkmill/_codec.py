@@ -8,7 +8,8 @@ Guarantees:
 
 Invariants:
     INV-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
-           imported, by _by_value.py, when it is first needed (about 20 ms).
+           imported, by _by_value.py, when it is first needed (about 20 ms); and so is what a worker
+           of plain functions does without (`ours`): every exec'd one would wait for it.
     INV-2  All functions of __main__ that are sent by value to one worker share that worker's
            __main__ namespace, so that an initializer's `global x` is seen by the tasks. Who may
            set what in there is said in _program.py.
@@ -36,16 +37,17 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import _failures, _program
-from ._failures import RemoteTraceback
-from ._process import SHARES, interrupted, warn_user
-from ._program import GONE
-from ._reducers import ARROW, WithArrow, has_arrow, know_multiprocessing, reduce_arrow
-from .errors import SerializationError, SharedGone
+from . import _process
+from ._process import GONE, SHARES, VIEWS, has_arrow, interrupted, main, namespace, ours, warn_user
+from .errors import RemoteTraceback, SerializationError, SharedGone
+
+if TYPE_CHECKING:
+    from ._program import Program, View, Watch
 
 __all__ = [
+    "ARROW",
     "Codec",
     "Functions",
     "RemoteTraceback",
@@ -54,9 +56,12 @@ __all__ = [
     "dumps",
     "load_failure",
     "loads",
+    "receive",
 ]
 
 Buffers = Sequence[memoryview]
+# What the pickle of an Arrow object has in it, so that it is made again (_reducers.py).
+ARROW = b"pyarrow"
 _TASK = ("argument", "function")  # what goes to a worker; else it comes from one
 _pickle = pickle.dumps
 _unpickle = pickle.loads
@@ -78,8 +83,8 @@ class Snapshot:
     def __init__(self) -> None:
         self.modules = frozenset(sys.modules)
         self.path = tuple(sys.path)
-        self._names = frozenset(_program.main())
-        self._main = _references(_program.main())
+        self._names = frozenset(main())
+        self._main = _references(main())
         # Modules that are being imported, or made by hand: what they get from now on, no worker
         # has.
         self._late = {
@@ -172,17 +177,17 @@ def _is_by_hand(module: Any) -> bool:
 
 
 def _has_code(value: Any) -> bool:
-    if _program.is_class(value):
+    if issubclass(type(value), type):  # a proxy shows another `__class__`
         return FunctionType in map(type, vars(value).values())
     return type(value) is FunctionType
 
 
 def _by_hand() -> Iterator[tuple[str, ModuleType]]:
     """The modules that no import has made, of which code is running now, but `__main__`."""
-    main, frame = _program.main(), sys._getframe()
+    program, frame = main(), sys._getframe()
     while frame is not None:
         names = frame.f_globals
-        if names.get("__spec__") is None and names is not main:
+        if names.get("__spec__") is None and names is not program:
             name = str(names.get("__name__"))
             module = sys.modules.get(name)
             if type(module) is ModuleType and vars(module) is names:
@@ -199,14 +204,14 @@ class _Referring(pickle.Pickler):
             self.dispatch_table = ChainMap(table, codec.reducers)
         super().__init__(file, 5, buffer_callback=callback)
         self._persistent = persistent
-        self._arrow = has_arrow()
+        self._reduce = ours("_reducers").reduce_arrow if has_arrow() else None
 
     def persistent_id(self, obj: Any) -> int | None:
         number: int | None = self._persistent(obj)
         return number
 
     def reducer_override(self, obj: Any) -> Any:
-        return reduce_arrow(obj) if self._arrow else NotImplemented
+        return NotImplemented if self._reduce is None else self._reduce(obj)
 
 
 def _no_link(_obj: Any) -> None:
@@ -249,9 +254,12 @@ class Codec:
         self.inherit = tuple(inherit)
         self.snapshot = Snapshot() if snapshot is None else snapshot
         self.forks = mode == "fork"
+        if self.forks:  # loaded here, not by each process that is forked from this one
+            for name in ("_failures", "_program", "_reducers"):
+                ours(name)
         # What the modules were loaded by of which workers have got functions.
         self._loaded: dict[str, Any] = {}
-        self._program: _program.Program | None = None
+        self._program: Program | None = None
         self.by_value = 0  # times that cloudpickle had to do it
         self._inherit_ids = {id(obj): index for index, obj in enumerate(self.inherit)}
         self._persistent = self.inherited_index if self.inherit else None
@@ -265,7 +273,7 @@ class Codec:
         self._modules_seen = len(sys.modules) if self.forks else 0
         # While it encodes what processes are born with: multiprocessing's own, by type.
         self.reducers: dict[Any, Any] = {}
-        know_multiprocessing()
+        _know_multiprocessing()
 
     # -- values
 
@@ -310,7 +318,7 @@ class Codec:
             if ARROW in self._marks and persistent is None and data.find(ARROW) >= 0:
                 buffers.clear()
                 file = io.BytesIO()
-                WithArrow(file, buffers.append).dump(obj)
+                ours("_reducers").WithArrow(file, buffers.append).dump(obj)
                 return file.getvalue(), [buffer.raw() for buffer in buffers]
         return data, views
 
@@ -343,8 +351,7 @@ class Codec:
             refusal = None  # type: ignore[assignment]
 
     def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[bytes, Buffers]:
-        from . import _by_value
-
+        _by_value = ours("_by_value")
         self.by_value += 1
         pickler = _by_value.ByValue if persistent is None else _by_value.ByValueReferring
         buffers: list[pickle.PickleBuffer] = []
@@ -373,11 +380,13 @@ class Codec:
         """Remember what `__main__` is now: what changes from here on is sent to the workers."""
         self._program = self._look()
 
-    def _look(self) -> _program.Program:
-        return _program.Program([name for name in self.snapshot.by_hand if self.is_home(name)])
+    def _look(self) -> Program:
+        by_hand = [name for name in self.snapshot.by_hand if self.is_home(name)]
+        program: Program = ours("_program").Program(by_hand)
+        return program
 
     @property
-    def program(self) -> _program.Program:
+    def program(self) -> Program:
         """What `__main__` was at the start, and how often it has changed since."""
         if self._program is None:
             self._program = self._look()
@@ -402,7 +411,7 @@ class Codec:
         if not self.forks:
             return False
         found = self.snapshot.found(module, name)
-        return found is obj and _program.namespace(module).get(name, GONE) is obj
+        return found is obj and namespace(module).get(name, GONE) is obj
 
     def inherits(self, obj: Any) -> bool:
         """Whether the other side has this function or class under the same name, in __main__ or a
@@ -412,7 +421,7 @@ class Codec:
             return False
         top, *rest = getattr(obj, "__qualname__", "").split(".")
         found = self.snapshot.found(module, top)
-        here = _program.namespace(module).get(top, GONE)
+        here = namespace(module).get(top, GONE)
         if here is not found:
             return False
         for name in rest:
@@ -477,7 +486,7 @@ class Codec:
     def _look_for_foreign(self) -> None:
         """Find modules without a spec: made by hand, so nobody else can import them."""
         self._modules_seen = len(sys.modules)
-        know_multiprocessing()
+        _know_multiprocessing()
         if has_arrow() and ARROW not in self._marks:
             self._marks += (ARROW,)
         for name, module in list(sys.modules.items()):
@@ -489,7 +498,8 @@ class Codec:
 
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
-        for name, value in list(_program.main().items()):
+        _program = ours("_program")
+        for name, value in list(main().items()):
             if _stands_for_itself(value) or not _may_name(data, name.encode()):
                 continue
             if type(value) is FunctionType or _program.is_class(value):
@@ -547,23 +557,29 @@ class Codec:
                 "it is now."
             )
 
-    def watch(self, function: Any) -> _program.Watch | None:
+    def watch(self, function: Any) -> Watch | None:
         """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""
+        _program = ours("_program")
         reach = _program.Reach(function, self.program)
         return _program.Watch(reach, self.program.credit) if reach else None
 
     def load_function(self, blob: Any) -> Any:
         """Decode what dump_function() made."""
         function, view = self.load_with_view(blob)
-        _program.enter(view)
+        enter(view)
         return function
 
-    def load_with_view(self, blob: Any) -> tuple[Any, _program.View]:
+    def load_with_view(self, blob: Any) -> tuple[Any, View]:
         """As load_function(); __main__ is as it was for the function once the view is entered."""
-        if not _program.is_receiving():
-            _program.receive()
+        if not _process.receiving:
+            receive()
         data, buffers = _unpickle(blob)
-        return _program.collect(lambda: self.loads(data, buffers))
+        view: View = {}
+        VIEWS.append(view)
+        try:
+            return self.loads(data, buffers), view
+        finally:
+            VIEWS.pop()
 
     @staticmethod
     def is_plain_function(function: Any) -> bool:
@@ -579,8 +595,15 @@ class Codec:
 
     def dump_failure(self, error: BaseException, where: str = "task") -> bytes:
         """Encode an exception so that load_failure() has something true to raise. Never raises."""
-        _program.explain(error)
-        return _failures.dump(self, error, where)
+        program = _loaded_program()
+        if program is not None:
+            program.explain(error)
+        try:
+            failures = ours("_failures")
+        except BaseException as why:  # the task has left no descriptor, or no way to our files
+            return _bare_report(self, error, where, why)
+        report: bytes = failures.dump(self, error, where)
+        return report
 
     def load_failure(self, data: Any) -> BaseException:
         """The exception that dump_failure() encoded, with the remote frames below it.
@@ -588,7 +611,8 @@ class Codec:
         Never raises (but Ctrl-C): what cannot be loaded is returned as RemoteError, or as
         SerializationError if the report itself is broken.
         """
-        return _failures.load(self, data)
+        error: BaseException = ours("_failures").load(self, data)
+        return error
 
     def dumps_failure(
         self, error: Any, number: Callable[[Any], int | None] | None
@@ -744,6 +768,22 @@ _REMEDIES: dict[type, str] = {
 }
 
 
+def _bare_report(codec: Codec, error: BaseException, where: str, why: BaseException) -> bytes:
+    """What _failures.dump() makes, where that cannot be loaded: the exception as it is, but
+    without what led to it. Never raises."""
+    name, text, blob = f"{type(error).__module__}.{type(error).__qualname__}", "", None
+    try:
+        text = str(error)
+        data, buffers = codec.dumps_failure(error, None)
+        copies = [bytearray(view) for view in buffers]
+        if type(codec.loads_failure(data, copies, ())) is type(error):
+            blob = _pickle((data, copies), 5)
+    except BaseException:  # as there: user code of any kind
+        blob = None
+    known = f"{name}: {text}\n(its traceback cannot be formatted: {type(why).__name__}: {why})\n"
+    return _pickle(("failure", where, known, [(blob, name, text, (), -1, -1, False, ())]), 5)
+
+
 # ------------------------------------------------------------------- functions
 
 
@@ -803,6 +843,38 @@ class Functions:
             entries.pop(next(iter(entries)), None)
         entries[key] = (reference, value)
         return value
+
+
+# ------------------------------------------------------------------ in a worker
+
+
+def receive() -> None:
+    """From now on this process is a worker: what comes with its tasks is for its `__main__`."""
+    _process.receiving = True
+    VIEWS.clear()
+    program = _loaded_program()
+    if program is not None:
+        program.forget()
+
+
+def enter(view: View) -> None:
+    """Have `__main__` be as a function's view has it, and as at first where that says nothing."""
+    program = _loaded_program()
+    if program is not None:  # else nothing has come yet that was not as at first
+        program.enter(view)
+
+
+def _loaded_program() -> Any:
+    return sys.modules.get(_PROGRAM)
+
+
+_PROGRAM = __name__.replace("_codec", "_program")
+
+
+def _know_multiprocessing() -> None:
+    """Have its connections sent as it does, as soon as there may be some."""
+    if "multiprocessing.connection" in sys.modules:
+        ours("_reducers").know_multiprocessing()
 
 
 # ------------------------------------------------------------------- the default

@@ -28,12 +28,12 @@ from types import FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ._process import interrupted
-from .errors import RemoteError, SerializationError, set_slot, slot
+from .errors import RemoteError, RemoteTraceback, SerializationError, set_slot, slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-__all__ = ["RemoteTraceback", "dump", "format_error", "load"]
+__all__ = ["dump", "format_error", "load"]
 
 _MOST = 5000  # exceptions that one report tells of
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -52,21 +52,6 @@ class Codes(Protocol):
     ) -> tuple[bytes, Any]: ...
 
     def loads_failure(self, data: Any, buffers: Any, links: Sequence[Any]) -> Any: ...
-
-
-class RemoteTraceback(Exception):
-    """The worker's formatted traceback; the cause of an exception that came from there."""
-
-    def __init__(self, text: str = "") -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text.rstrip()}\n"""'
-
-
-# The name that tracebacks show.
-RemoteTraceback.__module__ = "forkmill._codec"
 
 
 # -------------------------------------------------------------------------------- as text

@@ -1,4 +1,4 @@
-"""What is known of this process: its CPUs, its threads and signals, and how it ends.
+"""What is known of this process: its program, CPUs, threads and signals, and how it ends.
 
 Threads: any.
 """
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DAEMON",
+    "GONE",
     "OUR_THREADS",
     "SHARES",
+    "VIEWS",
     "Change",
     "KnownThread",
     "Latch",
@@ -34,14 +36,71 @@ __all__ = [
     "cpus_each",
     "end_first",
     "exit_failed",
+    "has_arrow",
     "interrupted",
+    "main",
+    "namespace",
     "our_thread",
+    "ours",
 ]
 
 CO_VARARGS = 0x04  # of a code object, as `inspect` names it
 
 # forkmill._share, once it is loaded in this process: until then nobody looks for shared values.
 SHARES: list[Any] = []
+
+# What workers keep for _program.py, which those with plain functions never load: whether what comes
+# with tasks is for this process's `__main__`, and of the functions that are being loaded what came
+# along with each.
+receiving = False
+VIEWS: list[dict[Any, Any]] = []
+
+
+class _Gone:
+    """What stands where there is nothing; one object, in every process."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> str:
+        return "GONE"
+
+
+GONE: Any = _Gone()
+
+
+def main() -> dict[str, Any]:
+    """The globals of the program."""
+    return vars(sys.modules["__main__"])
+
+
+def namespace(module: str) -> dict[str, Any]:
+    """The globals of a module."""
+    return vars(sys.modules[module])
+
+
+def has_arrow() -> bool:
+    """Whether there can be Arrow objects in this process."""
+    return "pyarrow.lib" in sys.modules
+
+
+def ours(name: str) -> Any:
+    """A module of ours that most workers do without, loaded now if it is not there.
+
+    An exec'd process has no package around our modules, and must not load it for this: its
+    __init__ pulls in all of the user's face.
+    """
+    name, stand_in = f"{_PACKAGE}.{name}", None
+    if _PACKAGE not in sys.modules and name not in sys.modules:
+        stand_in = sys.modules[_PACKAGE] = type(sys)(_PACKAGE)
+        stand_in.__path__ = [os.path.dirname(os.path.abspath(__file__))]
+    try:
+        return __import__(name, fromlist=["_"])  # waits, if another thread imports it
+    finally:
+        if sys.modules.get(_PACKAGE) is stand_in:
+            del sys.modules[_PACKAGE]
+
+
+_PACKAGE = __name__.partition(".")[0]
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()

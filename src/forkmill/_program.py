@@ -55,22 +55,12 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from ._process import warn_user
+from . import _process
+from ._process import GONE, VIEWS, main, namespace, warn_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
-
-class _Gone:
-    """What stands where there is nothing; one object, in every process."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> str:
-        return "GONE"
-
-
-GONE: Any = _Gone()
 
 _FIXED = frozenset({
     type(None), bool, int, str, bytes, type(...), type(NotImplemented), range, slice,
@@ -89,14 +79,6 @@ _ORIGIN = frozenset(ORIGIN)
 def is_class(obj: Any) -> TypeGuard[type]:
     """As isinstance(obj, type), which believes the `__class__` that a proxy shows."""
     return issubclass(type(obj), type)
-
-
-def main() -> dict[str, Any]:
-    return vars(sys.modules["__main__"])
-
-
-def namespace(module: str) -> dict[str, Any]:
-    return vars(sys.modules[module])
 
 
 # Where a global is: its name alone in `__main__`, (module, name) in a module made by hand that
@@ -1046,29 +1028,26 @@ View = dict[Place, tuple[int, _Cell]]
 # Beside a version: the sender's is that one but did not come along, so there is none here.
 HIDDEN = 1 << 60
 
-_receiving = False
 _cells: weakref.WeakValueDictionary[tuple[Place, int], _Cell] = weakref.WeakValueDictionary()
 _installed: View = {}
 _at_first: dict[Place, _Cell] = {}  # what a later version has replaced
 _current: Any = None  # the view that was entered last
 
 
-def receive() -> None:
-    """From now on this process is a worker: what comes with its tasks is for its `__main__`."""
-    global _receiving, _current
-    _receiving, _current = True, None
-    _cells.clear()
-    _installed.clear()
-    _at_first.clear()
-
-
-def is_receiving() -> bool:
-    return _receiving
+def forget() -> None:
+    """What a forked worker has of its parent, which may be one itself, is not its own."""
+    global _current
+    if _cells or _installed or _at_first:
+        _cells.clear()
+        _installed.clear()
+        _at_first.clear()
+    if _current is not None:
+        _current = None
 
 
 def value_at(at: Place, version: int) -> Any:
     """What a global of a worker is at a version, if that has come before; or GONE."""
-    if not _receiving:
+    if not _process.receiving:
         return GONE
     cell = _cells.get((at, version))
     if cell is None and version == 0:
@@ -1086,7 +1065,7 @@ def arrived(module: str, name: str, version: int | None, value: Any) -> None:
     """
     if not module:
         return  # a class: what has changed of it is there now
-    if not _receiving or version is None:
+    if not _process.receiving or version is None:
         namespace(module).setdefault(name, value)  # only what lacks
         return
     if version < 0:
@@ -1097,22 +1076,9 @@ def arrived(module: str, name: str, version: int | None, value: Any) -> None:
     if cell is None:
         cell = _cells[at, version] = _Cell(value)
     view = {at: (version, cell)}
-    if _collected is not None:
-        _collected.update(view)
+    if VIEWS:
+        VIEWS[-1].update(view)
     enter(view, whole=False)
-
-
-_collected: View | None = None
-
-
-def collect(load: Callable[[], Any]) -> tuple[Any, View]:
-    """What load() gives, and the view that came along with it."""
-    global _collected
-    before, _collected = _collected, {}
-    try:
-        return load(), _collected
-    finally:
-        _collected = before
 
 
 def enter(view: View, *, whole: bool = True) -> None:

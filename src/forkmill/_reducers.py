@@ -21,17 +21,7 @@ import pickle
 import sys
 from typing import Any
 
-__all__ = ["ARROW", "TABLE", "WithArrow", "has_arrow", "know_multiprocessing", "reduce_arrow"]
-
-
-# What the pickle of an Arrow object has in it, so that it is made again, with reduce_arrow().
-ARROW = b"pyarrow"
-
-
-def has_arrow() -> bool:
-    """Whether there can be Arrow objects in this process."""
-    return "pyarrow.lib" in sys.modules
-
+__all__ = ["TABLE", "WithArrow", "know_multiprocessing", "reduce_arrow"]
 
 # ---------------------------------------------------------------------------------- Arrow
 

@@ -20,56 +20,32 @@ Guarantees:
       a child of our zygote, with handlers for the signals.
     * The task goes on. A call of its C code that does not restart after signals may return EINTR.
 
-Threads: offer() once in a worker; read() from any thread.
+The worker's side is in _worker.py.
+
+Threads: any.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` without its enums
-import faulthandler
 import os
 import time
 from contextlib import suppress
-from functools import partial
 from typing import NamedTuple
 
-__all__ = ["offer", "read", "supported"]
+from . import _worker
+from ._worker import ASK, BEGIN, END, SHOWS_STACKS, STACKS, TELL, URGE
 
-_NAME = "forkmill-stacks"
-# Signals that nobody else uses: no program means anything by them, no shell sends them.
-_TELL: int = getattr(_signal, "SIGRTMAX", 64) - 7  # faulthandler's
-_ASK, _URGE = _TELL - 1, _TELL - 2  # Python's; the latter interrupts system calls
+__all__ = ["read", "supported"]
+
 _PAUSE = 0.004  # seconds between two looks
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # a second, of /proc's times
 _STUCK_S = 0.05  # of work without an answer
-_BEGIN, _END = b"\1", b"\0"  # around what was written when asked; no text has them
-
-_SUPPORTED = hasattr(os, "memfd_create") and hasattr(_signal, "pidfd_send_signal")
 
 
 def supported() -> bool:
     """Whether this system lets us look: Linux."""
-    return _SUPPORTED
-
-
-def offer() -> None:
-    """In a worker's main thread: from now on it can be asked."""
-    if not supported():
-        return
-    try:  # not suppress(): its calls would cost a new worker a dozen pages
-        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)  # for life
-        for number in (_ASK, _URGE):
-            _signal.signal(number, partial(_answer, fd))
-        _signal.siginterrupt(_ASK, False)
-        faulthandler.register(_TELL, fd, all_threads=True)
-    except (OSError, RuntimeError):
-        pass  # no descriptor left: then nobody can look
-
-
-def _answer(fd: int, *_signal_and_frame: object) -> None:
-    os.write(fd, _BEGIN)
-    faulthandler.dump_traceback(fd, all_threads=True)
-    os.write(fd, _END)
+    return SHOWS_STACKS
 
 
 def read(pid: int, parent: int, timeout: float) -> str:
@@ -92,7 +68,7 @@ def _converse(pid: int, pidfd: int, deadline: float) -> str:
     path = _file_of(pid)
     size = os.stat(path).st_size
     since = last = _State.of(pid)
-    ways = [_ASK, _URGE, _TELL]
+    ways = [ASK, URGE, TELL]
     deaf: set[str] | None = None  # who had not answered when it was told
     while time.monotonic() < deadline:
         time.sleep(_PAUSE)
@@ -101,9 +77,9 @@ def _converse(pid: int, pidfd: int, deadline: float) -> str:
             return text
         now = _State.of(pid)
         asleep = now.asleep and last.asleep and now.switches == last.switches
-        if deaf is None and (asleep or ways[0] == _ASK or now.cpu - since.cpu >= _STUCK_S):
-            way = _TELL if asleep else ways.pop(0)
-            if way == _TELL:
+        if deaf is None and (asleep or ways[0] == ASK or now.cpu - since.cpu >= _STUCK_S):
+            way = TELL if asleep else ways.pop(0)
+            if way == TELL:
                 deaf = _blocking(pid)
             _signal.pidfd_send_signal(pidfd, way)
             since = now
@@ -115,12 +91,16 @@ def _written(path: str, start: int, told: bool) -> str:
     """What the worker wrote from there on, if it is whole; `told`: who had to is done writing."""
     with open(path, "rb") as file:
         file.seek(start)
-        before, begin, rest = file.read().partition(_BEGIN)
-    answer, end, _ = rest.partition(_END)
+        before, begin, rest = file.read().partition(BEGIN)
+    answer, end, _ = rest.partition(END)
     if end:
         lines = answer.decode(errors="replace").splitlines(keepends=True)
-        return "".join(line for line in lines if __file__ not in line)  # less _answer()
+        return "".join(line for line in lines if not _is_answering(line))
     return "" if begin or not told else before.decode(errors="replace")
+
+
+def _is_answering(line: str) -> bool:
+    return _worker.__file__ in line and line.endswith(f" in {_worker.answer.__name__}\n")
 
 
 class _State(NamedTuple):
@@ -147,7 +127,7 @@ class _State(NamedTuple):
 def _is_ours(pid: int, parent: int) -> bool:
     """A child of our zygote that has its handlers: a signal's default would end it."""
     status = _status(f"/proc/{pid}")
-    caught = all(_has(status, "SigCgt", number) for number in (_ASK, _URGE, _TELL))
+    caught = all(_has(status, "SigCgt", number) for number in (ASK, URGE, TELL))
     return int(status["PPid"]) == parent and caught
 
 
@@ -159,7 +139,7 @@ def _blocking(pid: int) -> set[str]:
     for name in os.listdir(folder):
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread may end at any time
             status = _status(f"{folder}/{name}")
-            if any(_has(status, mask, _TELL) for mask in ("ShdPnd", "SigPnd", "SigBlk")):
+            if any(_has(status, mask, TELL) for mask in ("ShdPnd", "SigPnd", "SigBlk")):
                 threads.add(name)
     return threads
 
@@ -177,6 +157,6 @@ def _file_of(pid: int) -> str:
     folder = f"/proc/{pid}/fd"
     for name in os.listdir(folder):
         with suppress(OSError):
-            if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{_NAME}"):
+            if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{STACKS}"):
                 return f"{folder}/{name}"
     raise FileNotFoundError(folder)

@@ -20,11 +20,12 @@ import gc
 import io
 import os
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _imports, _native, _program, _stacks
-from ._failures import format_error
+from . import _codec, _native
+from ._process import ours
 from .errors import SerializationError, SharedGone
 
 if TYPE_CHECKING:
@@ -66,13 +67,13 @@ class Worker:
 
     retry_type = _RetryCall
 
-    def __init__(self, codec: Any, max_tasks: int, max_rss_kb: int, imports_fd: int = -1) -> None:
+    def __init__(self, codec: Any, max_tasks: int, max_rss_kb: int, reporter: Any = None) -> None:
         self.codec = codec
         self.dumps = codec.dumps_result
         self.loads = codec.loads
         self.max_tasks = max_tasks
         self.max_rss_kb = max_rss_kb
-        self._imports = _imports.Reporter(imports_fd)
+        self._reporter = reporter or nullcontext()
         self._functions: dict[int, tuple[int, Any, Any, BaseException | None]] = {}
         self._blobs: dict[int, tuple[int, bytes]] = {}
 
@@ -82,7 +83,7 @@ class Worker:
         A shared value comes the same way, if there is no other; it is kept elsewhere.
         """
         if blob.startswith(_VALUE):
-            _ours("_segment").receive(blob)
+            ours("_segment").receive(blob)
             return
         if index >= _FUNCTIONS:
             raise SerializationError(f"function index {index} is beyond {_FUNCTIONS - 1}")
@@ -98,7 +99,7 @@ class Worker:
         if index in self._blobs:
             serial, blob = self._blobs.pop(index)
             try:
-                with self._imports:
+                with self._reporter:
                     function, view = self.codec.load_with_view(blob)
                 self._functions[index] = (serial, function, view, None)
             except Exception as error:
@@ -114,7 +115,7 @@ class Worker:
                 f"{type(failure).__name__}: {failure}. Make its module importable there, or "
                 "define the function where it can be sent by value (a lambda, __main__)."
             ) from failure
-        _program.enter(view)
+        _codec.enter(view)
         return function
 
     def failure(self, error: BaseException, retry_on: Any) -> tuple[bool, bytes]:
@@ -140,7 +141,7 @@ class Worker:
 def _complain(what: str, error: BaseException) -> None:
     """A warning on standard error; never raises."""
     with suppress(Exception):
-        text = format_error(error)
+        text = ours("_failures").format_error(error)
         print(f"forkmill: {what} (process {os.getpid()}):\n{text}", end="", file=sys.stderr)
 
 
@@ -148,6 +149,38 @@ def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # None, closed, or nobody reads it
             stream.flush()
+
+
+# ------------------------------------------------------------------------------------- stacks
+
+# How a worker can be asked for what it is doing; who asks, and why in this way: _stacks.py.
+# Signals that nobody else uses: no program means anything by them, no shell sends them.
+TELL: int = getattr(_signal, "SIGRTMAX", 64) - 7  # faulthandler's
+ASK, URGE = TELL - 1, TELL - 2  # Python's; the latter interrupts system calls
+BEGIN, END = b"\1", b"\0"  # around what was written when asked; no text has them
+STACKS = "forkmill-stacks"  # the unlinked file with the answers
+SHOWS_STACKS = hasattr(os, "memfd_create") and hasattr(_signal, "pidfd_send_signal")
+
+
+def offer_stacks() -> None:
+    """In a worker's main thread: from now on it can be asked."""
+    if not SHOWS_STACKS:
+        return
+    try:  # not suppress(): its calls would cost a new worker a dozen pages
+        fd = os.memfd_create(STACKS, os.MFD_CLOEXEC)  # for life
+        for number in (ASK, URGE):
+            _signal.signal(number, partial(answer, fd))
+        _signal.siginterrupt(ASK, False)
+        faulthandler.register(TELL, fd, all_threads=True)
+    except (OSError, RuntimeError):
+        pass  # no descriptor left: then nobody can look
+
+
+def answer(fd: int, *_signal_and_frame: object) -> None:
+    """Write the stacks of all threads; the first line is our own."""
+    os.write(fd, BEGIN)
+    faulthandler.dump_traceback(fd, all_threads=True)
+    os.write(fd, END)
 
 
 # ------------------------------------------------------------------------------------- set-up
@@ -317,8 +350,6 @@ def _load_payload(config: Config) -> None:
     """In exec'd modes: rebuild codec, initializer and the rest from their bytes."""
     if config.payload is None:
         return
-    from . import _codec
-
     inherit, calls = config.payload
     config.payload = None
     config.inherit = _codec.Codec("exec", (), None).loads(*inherit)
@@ -336,20 +367,18 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
     """
     global IN_WORKER
     IN_WORKER = True
-    _program.receive()
+    _codec.receive()
     port = _native.Port(*ends)
     port.install_signals(*config.signals)
     if config.arena_fd >= 0:
         port.share(config.arena_fd)
     faulthandler.enable(port.crash_fd, all_threads=True)
-    _stacks.offer()
+    offer_stacks()
     _forget_parent()
     if config.method == "fork":
         _forget_exit()
     if config.tag_output:
-        from . import _output
-
-        _output.tag(config.name)
+        ours("_output").tag(config.name)
     if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()
     status = EXIT_FAILED
@@ -373,7 +402,7 @@ def _run(config: Config, port: Any) -> int:
         _end()
         return EXIT_REFUSED
     try:
-        port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb, config.imports_fd))
+        port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb, config.reporter))
     except BrokenPipeError:
         os._exit(EXIT_FAILED)  # nobody reads: the pool is gone
     port.retire()  # whoever ends in order is no casualty
@@ -385,7 +414,7 @@ def _run(config: Config, port: Any) -> int:
 def _start(config: Config, port: Any) -> bool:
     """Run the initializer; False if it failed, which the pool has been told then."""
     try:
-        with _imports.Reporter(config.imports_fd):
+        with config.reporter or nullcontext():
             _load_payload(config)
         if config.initializer is not None:
             config.initializer(*config.initargs)
@@ -407,8 +436,6 @@ def _start(config: Config, port: Any) -> bool:
 def _failure_codec(config: Config) -> Any:
     if config.codec is not None:
         return config.codec
-    from . import _codec
-
     return _codec.Codec("exec", (), None)
 
 
@@ -501,19 +528,5 @@ class _Watcher:
 
 
 def _birth(config: Config, slot: int) -> Any:
-    birth = _ours("_mp").Birth
+    birth = ours("_mp").Birth
     return birth(config.method, slot, config.parent, config.family, config.tracker)
-
-
-def _ours(name: str) -> Any:
-    """A module of ours that most workers do without; an exec'd one has no package around it."""
-    package = __package__ or "forkmill"
-    stand_in = None
-    if package not in sys.modules:
-        stand_in = sys.modules[package] = type(sys)(package)
-        stand_in.__path__ = [os.path.dirname(os.path.abspath(__file__))]
-    try:
-        return __import__(f"{package}.{name}", fromlist=["_"])
-    finally:
-        if sys.modules.get(package) is stand_in:
-            del sys.modules[package]

@@ -274,6 +274,21 @@ class BuildError(PoolError, ValueError):
     """A pipeline that cannot run as it is written; the message names the stage."""
 
 
+class RemoteTraceback(Exception):
+    """The worker's formatted traceback; the cause of an exception that came from there."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text.rstrip()}\n"""'
+
+
+# The name that tracebacks show.
+RemoteTraceback.__module__ = "forkmill._codec"
+
+
 # ------------------------------------------------------------- exceptions of whatever kind
 
 # An exception may be a frozen dataclass, forbid attributes, or have properties of these names: what

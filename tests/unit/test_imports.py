@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -11,12 +12,14 @@ from types import ModuleType
 
 import pytest
 
-from forkmill import _imports
+import forkmill as fm
+import tasks
+from forkmill import _zygote
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    ends = _imports.open_pipe()
+    ends = _zygote.open_hints()
     yield ends
     for fd in ends:
         os.close(fd)
@@ -25,7 +28,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 def reported(fd: int) -> list[str]:
     names = []
     try:
-        while record := os.read(fd, _imports._SIZE):
+        while record := os.read(fd, _zygote._SIZE):
             names.append(record.rstrip(b"\0").decode())
     except BlockingIOError:
         pass
@@ -41,7 +44,7 @@ def test_the_new_ones_of_the_standard_library_are_reported(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget(monkeypatch, "colorsys", "wave")
-    with _imports.Reporter(pipe[1]):
+    with _zygote.Reporter(pipe[1]):
         import colorsys  # noqa: F401
         import wave  # noqa: F401
 
@@ -58,7 +61,7 @@ def test_a_users_module_by_the_name_of_a_standard_one_is_not(
     with open(os.path.join(tmp_path, "colorsys.py"), "w") as file:
         file.write("MINE = True\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with _imports.Reporter(pipe[1]):
+    with _zygote.Reporter(pipe[1]):
         import colorsys
 
         assert colorsys.MINE
@@ -73,7 +76,7 @@ def test_nothing_is_reported_beside_a_thread(
     go = threading.Event()
     thread = threading.Thread(target=go.wait)
     thread.start()
-    with _imports.Reporter(pipe[1]):
+    with _zygote.Reporter(pipe[1]):
         try:
             import colorsys  # noqa: F401
 
@@ -96,7 +99,7 @@ def test_what_has_ended_is_reported_when_the_next_begins(
         file.write(source)
     monkeypatch.syspath_prepend(tmp_path)
     finders = list(sys.meta_path)
-    with _imports.Reporter(pipe[1]):
+    with _zygote.Reporter(pipe[1]):
         import users_own
 
     assert users_own.at_once == b"colorsys"
@@ -106,16 +109,16 @@ def test_what_has_ended_is_reported_when_the_next_begins(
 
 
 def test_a_full_or_closed_pipe_is_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_fd, write_fd = _imports.open_pipe()
+    read_fd, write_fd = _zygote.open_hints()
     with pytest.raises(BlockingIOError):
         while True:
             os.write(write_fd, bytes(4096))
     forget(monkeypatch, "colorsys")
-    with _imports.Reporter(write_fd):
+    with _zygote.Reporter(write_fd):
         import colorsys
     os.close(write_fd)
     forget(monkeypatch, "colorsys")
-    with _imports.Reporter(write_fd):
+    with _zygote.Reporter(write_fd):
         import colorsys  # noqa: F401
     os.close(read_fd)
 
@@ -130,7 +133,7 @@ def test_garbage_is_passed_over(
     """Whatever the bytes: nothing but a module of the standard library is imported by them."""
     forget(monkeypatch, "colorsys")
     os.write(pipe[1], garbage.ljust(64, b"\0") + b"colorsys".ljust(64, b"\0"))
-    _imports.take(pipe[0])
+    _zygote.take_hint(pipe[0])
     assert "colorsys" in sys.modules
     assert "users_own" not in sys.modules
 
@@ -138,7 +141,34 @@ def test_garbage_is_passed_over(
 def test_one_import_at_a_time(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, "colorsys", "this")
     os.write(pipe[1], b"".join(n.ljust(64, b"\0") for n in (b"os", b"colorsys", b"sndhdr", b"os")))
-    _imports.take(pipe[0])
+    _zygote.take_hint(pipe[0])
     assert "colorsys" in sys.modules
     assert reported(pipe[0]) == ["sndhdr", "os"]
-    _imports.take(pipe[0])  # nothing there
+    _zygote.take_hint(pipe[0])  # nothing there
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_a_worker_of_plain_tasks_loads_next_to_nothing_of_ours(method: str) -> None:
+    """Each worker of an exec'd process waits for what it imports before its first task."""
+    loaded = "sorted(m for m in __import__('sys').modules if m.partition('.')[0] == 'forkmill')"
+    with fm.ProcessPool(1, start_method=method) as pool:
+        assert pool.submit(len, [1]).result() == 1
+        assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+        names = pool.submit(eval, loaded).result()
+    packages = {name.rpartition(".")[0] for name in names}
+    assert len(set(names) - packages) <= 6
+    assert len(names) <= 8
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_is_what_it_is_where_nothing_more_can_be_loaded() -> None:
+    """What reports failures is loaded with the first one, which may have no descriptor for it."""
+    with fm.ProcessPool(1, start_method="zygote") as pool:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            pool.submit(tasks.open_all_descriptors).result()
+        assert caught.value.errno == errno.EMFILE
+        assert "cannot be formatted" in str(caught.value.__cause__)
+        with pytest.raises(ZeroDivisionError) as later:
+            pool.submit(divmod, 1, 0).result()
+        assert "ZeroDivisionError: " in str(later.value.__cause__)

@@ -25,14 +25,14 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 # A module imports only from rows above its own; within a row nobody knows the others, but for
 # the helpers of a module, which are named after "|".
 ROWS = [
-    ["errors", "_checks", "_imports", "_log", "_output", "_process", "_stacks", "_target"],
+    ["errors", "_checks", "_log", "_output", "_process", "_target"],
     ["_native", "_codec | _by_value _failures _per_worker _program _reducers _segment _share"],
     ["_executor | _window", "_mp"],
     [
         "_hazards",
         "_worker",
         "_zygote",
-        "pool | _aio _batches _core _events _figures _future _map _options _start _tuner",
+        "pool | _aio _batches _core _events _figures _future _map _options _stacks _start _tuner",
     ],
     ["contexts"],
     ["pipeline"],
@@ -131,10 +131,12 @@ def _named(node: ast.AST, module: str) -> Iterator[str]:
             base = ".".join([*package, base]).rstrip(".")
         names = [f"{base}.{alias.name}" for alias in node.names]
     elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
-        ("import_module", "__import__")
+        ("import_module", "__import__", "ours")
     ):
         first = node.args[0] if node.args else None
         names = [first.value] if isinstance(first, ast.Constant) else []
+        if ast.unparse(node.func) == "ours":  # of _process: a module by its name in the package
+            names = [f"forkmill.{name}" for name in names]
     else:
         return
     for name in names:

@@ -45,9 +45,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _checks, _codec, _hazards, _native, _worker, errors
-from .._process import LoneThread, end_first, exit_failed, interrupted
-from .._program import GONE
-from .._reducers import ARROW, has_arrow
+from .._codec import ARROW
+from .._process import GONE, LoneThread, end_first, exit_failed, has_arrow, interrupted
 from .base import Backlog, Call, Executor, Future, Metrics, closed_error
 from .call_lane import mark_last
 

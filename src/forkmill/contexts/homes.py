@@ -20,7 +20,7 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .. import _codec, _program, errors
+from .. import _codec, errors
 from .._process import DAEMON, Change
 from . import lane as _lane
 
@@ -211,7 +211,7 @@ _settle(place)
 def _settle(place: int) -> None:  # pragma: no cover
     """This is that one; from here on it is sent parts of the program."""
     _lane._places[:] = [place]
-    _program.receive()
+    _codec.receive()
 
 
 def _run(blob: Any, path: list[str] | None = None) -> Reply:  # pragma: no cover

@@ -70,9 +70,8 @@ void fm__events_add_death(fm_pool *pool, const struct fm_death *death,
 int fm_pool_death_counts(fm_pool *pool,
                          struct fm_death_count out[FM_DEATH_COUNTS])
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     memcpy(out, pool->death_counts, pool->n_death_counts * sizeof *out);
     int n = (int)pool->n_death_counts;
     fm__pool_unlock(pool);
@@ -89,9 +88,8 @@ int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
                         uint64_t *lost)
 {
     int n = 0;
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     uint64_t told = pool->events_told, at = pool->events_taken;
     *lost = told - at > FM_EVENTS ? told - at - FM_EVENTS : 0;
     for (at += *lost; at < told; at++)
@@ -105,9 +103,8 @@ int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size,
                   int64_t *at_ns)
 {
     int rc = 0;
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     if (i < pool->n_causes) {
         uint8_t *copy = fm_body_new((size_t)pool->causes[i].size);
         rc = copy ? 1 : -ENOMEM;

@@ -25,18 +25,16 @@ static int wait_for(fm_pool *pool, enum fm__wait kind, void *on,
                     int64_t deadline, enum fm_rank rank)
 {
     struct fm__waiter w = {.kind = kind, .rank = rank, .on = on};
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     int rc = fm__leader_wait(pool, &w, deadline);
     fm__pool_unlock(pool);
     return rc;
 }
 int fm_pool_turn(fm_pool *pool)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     fm__leader_turn(pool);
     fm__pool_unlock(pool);
     return 0;
@@ -142,9 +140,8 @@ static uint32_t cancel_locked(fm_pool *pool, fm_chunk *chunk,
 int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
 {
     uint32_t n = 0;
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         n = cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
     fm__leader_advance(pool);
@@ -156,9 +153,8 @@ int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
 int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
 {
     int rc = 0;
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         rc = (int)cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
     if (rc == 0 && chunk->options.flags & FM_RUN_STREAM)
@@ -172,9 +168,8 @@ int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
 
 int fm_pool_cancel_pending(fm_pool *pool)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     uint64_t before = pool->tally.cancelled;
     fm__supervise_complete_unstarted(pool, FM_WHAT_CANCELLED);
     uint64_t n = pool->tally.cancelled - before;
@@ -187,9 +182,8 @@ int fm_pool_cancel_pending(fm_pool *pool)
 int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)
 {
     int n = 0;
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
         uint64_t started = w->page ? atomic_load(&w->page->started) : 0;
@@ -228,9 +222,8 @@ int fm_pool_wait_workers(fm_pool *pool, int64_t deadline, enum fm_rank rank)
 int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_completion_queue *queue,
                  void *tag)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     int rc = chunk->completions || chunk->queued ||
                      atomic_load(&chunk->state) == FM_CHUNK_NEW
                  ? FM_ESTATE
@@ -260,9 +253,8 @@ int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,
     struct fm__waiter w = {
         .kind = FM__WAIT_COMPLETIONS, .rank = rank, .on = queue};
     int count = 0;
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     int rc = fm__leader_wait(pool, &w, deadline);
     while (count < n && queue->head) {
         fm_chunk *chunk = queue->head;
@@ -286,9 +278,8 @@ int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,
 
 void fm_completion_queue_close(fm_pool *pool, fm_completion_queue *queue)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return;
-    fm__pool_lock(pool);
     queue->closed = true;
     if (queue->flag.read_fd >= 0)
         fm__flag_close(&queue->flag);
@@ -300,9 +291,8 @@ void fm_completion_queue_close(fm_pool *pool, fm_completion_queue *queue)
 
 int fm_pool_hold(fm_pool *pool, int n)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     pool->holds += n;
     fm__size_look(pool); /* from now on their time counts again */
     fm__leader_rearm(pool);
@@ -312,9 +302,8 @@ int fm_pool_hold(fm_pool *pool, int n)
 
 int fm_pool_drain(fm_pool *pool)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     if (pool->state == FM_POOL_OPEN)
         pool->state = FM_POOL_DRAINING;
     fm__leader_advance(pool);
@@ -325,9 +314,8 @@ int fm_pool_drain(fm_pool *pool)
 
 int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     if (pool->state != FM_POOL_CLOSED) {
         bool first = pool->state < FM_POOL_STOPPING;
         if (first)
@@ -347,9 +335,8 @@ int fm_pool_stop(fm_pool *pool, enum fm_ladder ladder)
 int fm_pool_join(fm_pool *pool, int64_t deadline)
 {
     struct fm__waiter w = {.kind = FM__WAIT_GONE, .rank = FM_RANK_CALLER};
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     int rc = 0;
     if (pool->state != FM_POOL_CLOSED)
         rc = fm__leader_wait(pool, &w, deadline);
@@ -365,9 +352,8 @@ int fm_pool_join(fm_pool *pool, int64_t deadline)
 
 void fm_pool_close(fm_pool *pool)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return;
-    fm__pool_lock(pool);
     bool closed = pool->state == FM_POOL_CLOSED;
     bool over = fm__leader_gone(pool);
     fm__pool_unlock(pool);
@@ -480,9 +466,8 @@ void fm_pool_adopt(fm_pool *pool, pid_t zygote, const int *first,
 
 int fm_pool_stats(fm_pool *pool, struct fm_stats *out)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     *out = pool->counts;
     out->state = pool->state;
     out->workers = pool->options.workers;
@@ -523,9 +508,8 @@ static int64_t running_ns(const fm_page *page)
 
 int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     for (uint32_t i = 0; i < FM__MIN(n, pool->options.workers); i++) {
         struct fm__worker *w = &pool->workers[i];
         struct fm__range *running = fm__worker_running(w);
@@ -553,9 +537,8 @@ int fm_pool_workers(fm_pool *pool, struct fm_worker_info *out, uint32_t n)
 
 int fm_pool_broken_by(fm_pool *pool)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     int why = pool->state == FM_POOL_BROKEN ? (int)pool->broken_by : 0;
     fm__pool_unlock(pool);
     return why;
@@ -563,9 +546,8 @@ int fm_pool_broken_by(fm_pool *pool)
 
 pid_t fm_pool_zygote(fm_pool *pool, int *status)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     *status = !pool->reaper.reaped    ? 0
               : pool->reaper.unheard ? -1
                                      : pool->reaper.status;

@@ -145,6 +145,15 @@ static inline bool fm__pool_foreign(const fm_pool *pool)
     return pool->generation != fm_fork_generation();
 }
 
+/* fm__pool_lock(), but in such a child: false. */
+static inline bool fm__pool_enter(fm_pool *pool)
+{
+    if (fm__pool_foreign(pool))
+        return false;
+    fm__pool_lock(pool);
+    return true;
+}
+
 /* ------------------------------------------------ function (function.c) */
 
 int fm__functions_open(struct fm__functions **out);

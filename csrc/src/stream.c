@@ -43,9 +43,8 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
 {
     struct fm__waiter w = {
         .kind = FM__WAIT_STREAM, .rank = FM_RANK_CALLER, .on = chunk};
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     /* What could not be granted for want of memory must not be waited for. */
     int rc = chunk->outputs ? 0 : grant(pool, chunk);
     if (rc == 0)
@@ -71,9 +70,8 @@ int fm_stream_next(fm_pool *pool, fm_chunk *chunk, int64_t deadline,
 
 int fm_stream_close(fm_pool *pool, fm_chunk *chunk)
 {
-    if (fm__pool_foreign(pool))
+    if (!fm__pool_enter(pool))
         return FM_EFORKED;
-    fm__pool_lock(pool);
     int rc = 0;
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
         rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);

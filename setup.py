@@ -40,7 +40,7 @@ native = Extension(
             *glob("src/forkmill/*.h"),
             *(
                 path
-                for path in glob("src/forkmill/*.p[xy]*")
+                for path in glob("src/forkmill/**/*.p[xy]*", recursive=True)
                 if path[-4:] in (".pyx", ".pxi", ".pxd")
             ),
             *glob(OTHER_SYS),

@@ -26,12 +26,10 @@ the [guide](guide.md), the [contexts](contexts.md) and the [command line](cli.md
 # Chapters in their order; whatever module is not named here comes after them.
 CHAPTERS = {
     "forkmill.pool": "The pool",
-    "forkmill._future": "The pool",
-    "forkmill._figures": "The pool",
-    "forkmill._share": "Values for many tasks",
-    "forkmill._per_worker": "Values for many tasks",
+    "forkmill.codec": "Values for many tasks",
     "forkmill.contexts": "Execution contexts",
     "forkmill.pipeline": "Pipelines",
+    "forkmill.runs": "Pipelines",
     "forkmill.errors": "Errors",
     "forkmill.testing": "For your tests",
     "forkmill.integrations": "Other libraries",

@@ -27,7 +27,7 @@ def seen(item: int) -> tuple[int, list[int]]:
 
 
 def copies_left() -> tuple[int, int]:
-    from forkmill.contexts import interpreter_lane
+    from forkmill.contexts.lanes import interpreters as interpreter_lane
 
     return len(interpreter_lane._copies), len(interpreter_lane._stream)
 

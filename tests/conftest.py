@@ -207,7 +207,7 @@ class Balance:
 
 def end_shared_pools() -> None:
     """End the pools that `fm.map` keeps for the next call, if there are any."""
-    module = sys.modules.get("forkmill.pool")
+    module = sys.modules.get("forkmill.pool.process_pool")
     if module is None:
         return
     while module._shared:

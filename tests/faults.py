@@ -385,7 +385,7 @@ _STRIKES = {
 
 
 def in_worker() -> bool:
-    from forkmill import _worker
+    from forkmill.worker import main as _worker
 
     return _worker.IN_WORKER
 

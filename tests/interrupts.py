@@ -33,7 +33,7 @@ from typing import Any
 
 import conftest
 import forkmill as fm
-from forkmill.contexts.lane import Work
+from forkmill.contexts.lanes.lane import Work
 from forkmill.contexts.specs import spec
 
 PATIENCE = 12.0  # seconds for one place, on a busy machine

@@ -127,7 +127,7 @@ enum fm_what {
     FM_WHAT_BYTES,      /* a value: raw bytes */
     FM_WHAT_REFUSED,    /* argument that could not be encoded: a pickled
                            exception, raised at that task's turn */
-    FM_WHAT_ERROR,      /* outcome: a pickled failure (see _codec.py) */
+    FM_WHAT_ERROR,      /* outcome: a pickled failure (see codec/codec.py) */
     FM_WHAT_RETRY,      /* outcome: as ERROR, and the task's options ask for
                            another try */
     FM_WHAT_OUTPUT,     /* not an outcome: one output of a streaming task;
@@ -662,7 +662,7 @@ int fm_sys_die_with_parent(pid_t parent);
 /* Close every descriptor above 2 that is not in keep[n]. */
 int fm_sys_close_others(const int *keep, size_t n);
 /* Give every pipe and socket above 2 that is not in keep[n], and what the
- * process shares by its descriptors (_segment.py), fm_sys_null()
+ * process shares by its descriptors (codec/segment.py), fm_sys_null()
  * instead: its number stays taken, so that a stale owner who closes it
  * cannot close a stranger. */
 int fm_sys_silence_others(const int *keep, size_t n);

@@ -187,7 +187,7 @@ int fm_sys_close_others(const int *keep, size_t n)
 }
 
 /* A pipe, a socket, or memory that the process shares by its descriptor
- * (_segment.py): a copy of that would keep it.  No other file has no name and
+ * (codec/segment.py): a copy of that would keep it.  No other file has no name and
  * a sticky bit. */
 static bool is_private(const struct stat *st)
 {

@@ -145,7 +145,7 @@ TEST(silence_others_keeps_the_number_taken)
 #ifdef __linux__
     struct stat st;
     CHECK(fstat(plain, &st) == 0 && S_ISREG(st.st_mode));
-    CHECK(fstat(shared, &st) == 0 && S_ISCHR(st.st_mode)); /* _segment.py's */
+    CHECK(fstat(shared, &st) == 0 && S_ISCHR(st.st_mode)); /* codec/segment.py's */
 #endif
     _exit(0);
 }

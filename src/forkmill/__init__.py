@@ -85,10 +85,22 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import testing
-    from ._per_worker import PerWorker, per_worker
-    from ._share import Shared, share
-    from .contexts import ContextPool, create_context, executor, named_pool
-    from .contexts.specs import aio, cow_fork, inline, interpreter, ipc_fork, thread
+    from .codec.per_worker import PerWorker, per_worker
+    from .codec.share import Shared, share
+    from .contexts import (
+        ContextPool,
+        create_context,
+        executor,
+        named_pool,
+    )
+    from .contexts.specs import (
+        aio,
+        cow_fork,
+        inline,
+        interpreter,
+        ipc_fork,
+        thread,
+    )
     from .errors import InitError, PoolBroken
     from .pipeline import (
         ExecutionPlan,
@@ -112,7 +124,14 @@ if TYPE_CHECKING:
         to,
         unbatch,
     )
-    from .pool import Future, PoolStats, ProcessPool, WorkerInfo, map, shutdown_shared
+    from .pool.process_pool import (
+        Future,
+        PoolStats,
+        ProcessPool,
+        WorkerInfo,
+        map,
+        shutdown_shared,
+    )
 
 __version__ = "0.1.0"
 
@@ -218,9 +237,9 @@ def __getattr__(name: str) -> Any:
 
         value = getattr(pipeline, name)
     elif name in _SHARED:
-        from . import _share
+        from .codec import share
 
-        value = getattr(_share, name)
+        value = getattr(share, name)
     elif name in _SPECS:
         from .contexts import specs
 

@@ -67,7 +67,7 @@ RETRY_TIMEOUT: int
 
 MAX_WORKERS: int
 
-# ------------------------------------------------------------------ _records.pxi
+# ------------------------------------------------------------------ native/records.pxi
 
 class Block:
     """Memory that views lie in: a writable buffer. What it owns goes with the last view."""
@@ -110,7 +110,7 @@ class Encoder:
 
 def decode(data: bytes, loads: Callable[..., Any], owned: bool = ...) -> Any: ...
 
-# ------------------------------------------------------------------ _child.pxi
+# ------------------------------------------------------------------ native/child.pxi
 
 class Arena:
     """A pool's shared memory for large values. Owns the descriptor, also if making it fails."""
@@ -197,7 +197,7 @@ def ending(within: float) -> None: ...
 def signal_masks() -> tuple[int, int]: ...
 def nonblock(fd: int, on: bool) -> None: ...
 
-# ------------------------------------------------------------------ _pool.pxi
+# ------------------------------------------------------------------ native/pool.pxi
 
 class Function:
     """A function that workers get once. Keep it as long as it may be used."""
@@ -237,7 +237,7 @@ class Chunk:
     def next_output(self, codec: _Codec, timeout: float | None = ...) -> Any: ...
     def close_stream(self) -> None: ...
 
-# ------------------------------------------------------------------ _future.pxi
+# ------------------------------------------------------------------ native/future.pxi
 
 class _Stock:
     """A future's lock and list of waiters, for the stock functions."""
@@ -406,7 +406,7 @@ class RecordIterator:
 def direct_next(cls: type[_Iterator]) -> type[_Iterator]:
     """Decorator of RecordIterator's subclasses: `next` goes straight to C."""
 
-# ------------------------------------------------------------------ _cow.pxi
+# ------------------------------------------------------------------ native/cow.pxi
 
 class Bindings:
     """Which objects a dict held under which names when take() was called, by address."""

@@ -3,12 +3,12 @@
 Thin by rule: a branch without a Python object belongs in csrc, a line without a C pointer in a
 .py file. C never calls Python: the binding pulls outcomes with the GIL released.
 
-    _records.pxi   values <-> records, in C for plain ones
-    _arena.pxi     large values through shared memory
-    _child.pxi     the worker's loop; what zygote and workers need of the system
-    _pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
-    _future.pxi    the native half of a Future, and the short way into the pool
-    _cow.pxi       one fresh child a task: fork, claims, results by pipe
+    native/records.pxi   values <-> records, in C for plain ones
+    native/arena.pxi     large values through shared memory
+    native/child.pxi     the worker's loop; what zygote and workers need of the system
+    native/pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
+    native/future.pxi    the native half of a Future, and the short way into the pool
+    native/cow.pxi       one fresh child a task: fork, claims, results by pipe
 
 Threads: a Port belongs to the worker's one thread; the rest may be called by any.
 """
@@ -54,12 +54,12 @@ cdef bint _interrupted(object error) except -1:
     return interrupted(error)
 
 
-include "_records.pxi"
-include "_arena.pxi"
-include "_child.pxi"
-include "_pool.pxi"
-include "_future.pxi"
-include "_cow.pxi"
+include "native/records.pxi"
+include "native/arena.pxi"
+include "native/child.pxi"
+include "native/pool.pxi"
+include "native/future.pxi"
+include "native/cow.pxi"
 
 # The header's numbers, for Python.
 RUN_STAR, RUN_CALL, RUN_APPLY = FM_RUN_STAR, FM_RUN_CALL, FM_RUN_APPLY

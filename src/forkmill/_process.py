@@ -46,12 +46,12 @@ __all__ = [
 
 CO_VARARGS = 0x04  # of a code object, as `inspect` names it
 
-# forkmill._share, once it is loaded in this process: until then nobody looks for shared values.
+# forkmill.codec.share, once it is loaded here: until then nobody looks for shared values.
 SHARES: list[Any] = []
 
-# What workers keep for _program.py, which those with plain functions never load: whether what comes
-# with tasks is for this process's `__main__`, and of the functions that are being loaded what came
-# along with each.
+# What workers keep for codec/program.py, which those with plain functions never load: whether what
+# comes with tasks is for this process's `__main__`, and of the functions that are being loaded what
+# came along with each.
 receiving = False
 VIEWS: list[dict[Any, Any]] = []
 

@@ -286,7 +286,7 @@ class RemoteTraceback(Exception):
 
 
 # The name that tracebacks show.
-RemoteTraceback.__module__ = "forkmill._codec"
+RemoteTraceback.__module__ = "forkmill.codec.codec"
 
 
 # ------------------------------------------------------------- exceptions of whatever kind

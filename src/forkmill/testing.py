@@ -20,7 +20,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .pipeline.shuffle import shuffled
+from .pipeline.run.shuffle import shuffled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

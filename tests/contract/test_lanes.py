@@ -410,7 +410,7 @@ def test_lanes_share_a_pool_and_leave_nothing_in_it(make: Callable[[], Any]) -> 
 
 
 def states_left() -> int:
-    from forkmill.contexts import in_worker
+    from forkmill.contexts.lanes import in_worker
 
     return len(in_worker._states)
 

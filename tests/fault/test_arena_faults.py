@@ -15,7 +15,8 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _native, _start
+from forkmill import _native
+from forkmill.pool import start as _start
 
 np = pytest.importorskip("numpy")
 

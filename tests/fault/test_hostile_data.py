@@ -36,7 +36,7 @@ def test_values_around_two_gib_and_above_three(size: int, way: str, run_script) 
         f"""
         import pickle, resource
         import forkmill as fm, tasks
-        from forkmill import _start
+        from forkmill.pool import start as _start
         size, pipe = {size}, {way == "pipe"}
         resource.setrlimit(resource.RLIMIT_AS, (12 << 30, resource.RLIM_INFINITY))
         if pipe:

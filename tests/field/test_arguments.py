@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import forkmill as fm
-from forkmill._codec import Codec
+from forkmill.codec.codec import Codec
 from tasks import METHODS
 
 

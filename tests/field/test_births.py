@@ -18,7 +18,7 @@ method = pytest.mark.parametrize("method", tasks.METHODS)
 HEAD = """
 import asyncio, errno, os, resource, signal, sys, threading, time
 import forkmill as fm
-import forkmill._zygote, forkmill._start, tasks
+import forkmill.worker.zygote, forkmill.pool.start, tasks
 
 LIMIT = resource.RLIMIT_NOFILE
 def limit(pid, n): resource.prlimit(pid, LIMIT, (n, resource.getrlimit(LIMIT)[1]))

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 import forkmill.cli
-from forkmill._cli import inputs, packed, records
-from forkmill._cli.inputs import Blocks, InputError
+from forkmill.cli import inputs, packed, records
+from forkmill.cli.inputs import Blocks, InputError
 
 COMMAND = [sys.executable, "-W", "error", "-m", "forkmill"]
 FUNCTIONS = """

@@ -15,7 +15,8 @@ import pytest
 import forkmill as fm
 import tasks
 from forkmill import contexts
-from forkmill.contexts import Work, cow_fork, cow_lane
+from forkmill.contexts import Work, cow_fork
+from forkmill.contexts.lanes import children as cow_lane
 
 pytestmark = [pytest.mark.timeout(60)]
 

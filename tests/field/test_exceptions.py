@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill import _codec
+from forkmill.codec import codec as _codec
 from methods import MATRIX
 from tasks import METHODS
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill import _map
-from forkmill._tuner import GROWTH, Tuner
+from forkmill.pool import maps as _map
+from forkmill.pool.tuner import GROWTH, Tuner
 from tasks import eventually
 
 N = 60

@@ -344,7 +344,7 @@ def test_a_large_global_is_looked_through_now_and_then(run_main) -> None:
 def test_the_source_of_trusted_functions_costs_nothing() -> None:
     """A function of a module has no watch, so that a submit of it looks at nothing."""
     import tasks
-    from forkmill._codec import Codec
+    from forkmill.codec.codec import Codec
 
     codec = Codec("fork")
     for function in (abs, len, textwrap.dedent, tasks.eventually, dict):

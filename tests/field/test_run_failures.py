@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill._failures import format_error
+from forkmill.codec.failures import format_error
 
 CONTEXTS = ["inline", "thread:1", "thread:2", "async:4", "ipc_fork:1", "ipc_fork:2", "cow_fork:1"]
 WORDS = "the end fails"

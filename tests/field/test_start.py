@@ -22,7 +22,8 @@ import pytest
 import forkmill as fm
 import tasks
 from conftest import RunScript
-from forkmill import _hazards, _start
+from forkmill import _hazards
+from forkmill.pool import start as _start
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="where a fork is the default")
 pytestmark = linux

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill.contexts import lane as lanes
-from forkmill.pipeline import engine as engines
+from forkmill.contexts.lanes import lane as lanes
+from forkmill.pipeline.run import engine as engines
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -130,7 +130,7 @@ def test_what_hangs_is_ended_by_the_ladder(method: str, what: str) -> None:
 
 
 def test_what_hangs_when_it_leaves_by_itself_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forkmill import _worker
+    from forkmill.worker import main as _worker
 
     monkeypatch.setattr(_worker, "_LEAVE_S", 0.3)
     with fm.ProcessPool(1, start_method="fork", max_tasks_per_child=1, restarts=(0, 10.0)) as pool:

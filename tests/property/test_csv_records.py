@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forkmill._cli import inputs, records
-from forkmill._cli.inputs import Blocks
-from forkmill._cli.rows import Ends
+from forkmill.cli import inputs, records
+from forkmill.cli.inputs import Blocks
+from forkmill.cli.rows import Ends
 
 # Mostly what the state machine looks at; the rest is a text of its own.
 MARKS = ['"', '"', ",", "\n", "\r", "\r\n", "a", "b", '""', '",', ',"']

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill import _codec
+from forkmill.codec import codec as _codec
 
 differential = pytest.importorskip("differential")
 

@@ -34,7 +34,7 @@ from flows import (
 
 import forkmill as fm
 import tasks
-from forkmill.pipeline.stats import Reservoir
+from forkmill.runs.stats import Reservoir
 
 # ------------------------------------------------------------------ 54, 55: hooks
 

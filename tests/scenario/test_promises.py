@@ -31,7 +31,7 @@ from flows import (
 
 import forkmill as fm
 import tasks
-from forkmill.pipeline.lanes import LaneCell
+from forkmill.pipeline.run.lanes import LaneCell
 
 # ------------------------------------------------------------------ options
 

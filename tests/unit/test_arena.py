@@ -14,7 +14,7 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _codec
+from forkmill.codec import codec as _codec
 
 np = pytest.importorskip("numpy")
 

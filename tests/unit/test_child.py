@@ -18,7 +18,10 @@ pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason=
 PRELUDE = '''
 import os, select, signal, struct, sys, time
 import wire
-from forkmill import _codec, _native, _worker, _zygote
+from forkmill import _native
+from forkmill.codec import codec as _codec
+from forkmill.worker import main as _worker
+from forkmill.worker import zygote as _zygote
 
 FRAME = struct.Struct("<IHHIIIIQQ")
 METHOD = os.environ.get("METHOD", "fork")

@@ -16,7 +16,7 @@ import pytest
 import forkmill as fm
 import forkmill.cli
 from conftest import StartScript
-from forkmill._cli import demo, doctor
+from forkmill.cli import demo, doctor
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,7 @@ def test_demo_prints_a_ranking_and_replaces_only_its_own_file(tmp_path: Path) ->
 
 def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path, start_script: StartScript) -> None:
     script = start_script(
-        f"import os, sys, tasks\nos.chdir({str(tmp_path)!r})\nfrom forkmill._cli import demo\n"
+        f"import os, sys, tasks\nos.chdir({str(tmp_path)!r})\nfrom forkmill.cli import demo\n"
         "load, stopped = demo.Demo._insert, lambda: os.path.exists('stopped')\n"
         "def insert(*a):\n"
         "    load(*a)\n"

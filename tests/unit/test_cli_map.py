@@ -18,9 +18,9 @@ import pytest
 
 import forkmill.cli
 from conftest import StartScript
-from forkmill._cli import filter as filter_module
-from forkmill._cli.inputs import Block, Blocks, InputError
-from forkmill._cli.records import Kind, kind
+from forkmill.cli import filter as filter_module
+from forkmill.cli.inputs import Block, Blocks, InputError
+from forkmill.cli.records import Kind, kind
 
 COMMAND = [sys.executable, "-W", "error", "-m", "forkmill", "map"]
 FUNCTIONS = """
@@ -120,7 +120,7 @@ def test_zstd_without_its_library_names_the_extra(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "a.zst").touch()
-    monkeypatch.setattr("forkmill._cli.inputs._ZSTD", "surely_not_installed")
+    monkeypatch.setattr("forkmill.cli.inputs._ZSTD", "surely_not_installed")
     assert forkmill.cli.main(["map", "json:loads", "a.zst"]) == 2
     assert "pip install 'forkmill[zstd]'" in capsys.readouterr().err
 
@@ -311,7 +311,7 @@ def blocks_of(paths: list[Path], what: Kind, want: int) -> Iterator[Block]:
 def test_blocks_hold_every_byte_once_and_know_their_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, want: int, name: str
 ) -> None:
-    monkeypatch.setattr("forkmill._cli.inputs._READ", 64)
+    monkeypatch.setattr("forkmill.cli.inputs._READ", 64)
     texts = [b"", b"\n", b'h,i\na,"b\n\nc"\n\nd,e', b"x,y\n" * 100, b'q,"open\nfor ever']
     what = kind(name)
     for number, text in enumerate(texts):
@@ -330,8 +330,8 @@ def test_blocks_hold_every_byte_once_and_know_their_line(
 def test_a_record_without_end_is_refused_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forkmill._cli.inputs.MAX_RECORD", 1000)
-    monkeypatch.setattr("forkmill._cli.inputs._READ", 64)
+    monkeypatch.setattr("forkmill.cli.inputs.MAX_RECORD", 1000)
+    monkeypatch.setattr("forkmill.cli.inputs._READ", 64)
     path = tmp_path / "a"
     path.write_bytes(b"one\n" + b"x" * 5000)
     with pytest.raises(InputError, match=r"a:2: a record of more than .*--in bytes:N"):

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from forkmill import _codec, errors
-from forkmill._codec import Codec, Functions, Snapshot
+from forkmill import errors
+from forkmill.codec import codec as _codec
+from forkmill.codec.codec import Codec, Functions, Snapshot
 
 
 @pytest.fixture(params=["fork", "exec"])
@@ -302,7 +303,7 @@ def test_the_map_of_functions_is_bounded() -> None:
 
 FORK = """
 import os, pickle, sys
-from forkmill._codec import Codec, Snapshot
+from forkmill.codec.codec import Codec, Snapshot
 
 def fork(task):
     "Run task(codec, blob) in a forked child, as a worker would; what it returned."
@@ -320,12 +321,12 @@ def fork(task):
 
 EXEC = """
 import pickle, subprocess, sys
-from forkmill._codec import Codec
+from forkmill.codec.codec import Codec
 
 CHILD = '''
 def serve():
     import pickle, sys
-    from forkmill._codec import Codec
+    from forkmill.codec.codec import Codec
     del sys.modules["__main__"].__dict__["serve"]
     codec = Codec("exec")
     while True:

@@ -281,7 +281,7 @@ def test_a_lane_lets_everybody_go_who_waits_in_take(kind: str, how: str) -> None
 
 def test_a_cow_fork_is_no_reason_to_start_a_fresh_process() -> None:
     """Its thread is ours: a pool that is made beside it may still fork."""
-    from forkmill import _start
+    from forkmill.pool import start as _start
 
     before = _start.choose_method("auto", None)
     with fm.executor("cow_fork", 1) as executor:
@@ -313,7 +313,7 @@ def test_forkmill_works_inside_a_subinterpreter(run_script: Any) -> None:
         inside = """if True:
             import sys
             import forkmill as fm
-            from forkmill import _codec
+            from forkmill.codec import codec as _codec
             from forkmill.contexts import homes
 
             good, data, buffers = homes._run(homes.encode((divmod, (7, 2), {})))

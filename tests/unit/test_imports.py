@@ -14,7 +14,7 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _zygote
+from forkmill.worker import zygote as _zygote
 
 
 @pytest.fixture

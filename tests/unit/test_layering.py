@@ -22,59 +22,38 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 
 # -------------------------------------------------------------------------- Python
 
-# A module imports only from rows above its own; within a row nobody knows the others, but for
-# the helpers of a module, which are named after "|".
+# A module imports only from rows above its own; within a row nobody knows the others.
 ROWS = [
-    ["errors", "_checks", "_log", "_output", "_process", "_target"],
-    ["_native", "_codec | _by_value _failures _per_worker _program _reducers _segment _share"],
-    ["_executor | _window", "_mp"],
-    [
-        "_hazards",
-        "_worker",
-        "_zygote",
-        "pool | _aio _batches _core _events _figures _future _map _options _stacks _start _tuner",
-    ],
+    ["errors", "_checks", "_process", "_target"],
+    ["_native", "codec", "runs"],
+    ["_hazards"],
+    ["worker"],
+    ["pool"],
     ["contexts"],
     ["pipeline"],
-    ["cli | _cli", "integrations", "testing", "__init__", "__main__"],
+    ["integrations"],
+    ["cli", "testing", "__init__", "__main__"],
 ]
 RULE = "a module imports only from the rows above its own (DESIGN.md, section 2)"
 
-# Row 2 from the bottom up: a worker knows neither the zygote that made it nor the pool. The zygote
-# runs the worker's loop in what it forks, and the pool starts the zygote: under fork both are one
-# process image, and there is no other way in.
-WITHIN = {"_zygote": {"_worker"}, "pool": {"_hazards", "_worker", "_zygote"}}
-
 # Beyond the rows: what some may not import although it lies above them.
-PUBLIC_CONTEXTS = {"contexts", "contexts.emit", "contexts.lane"}
+PUBLIC_CONTEXTS = {"contexts", "contexts.lanes.emit", "contexts.lanes.lane"}
 FORBIDDEN = {
     "contexts": {
         "pool": {"contexts.ipc_fork"},
-        "_native": {"contexts.ipc_fork", "contexts.cow_fork", "contexts.in_worker"},
+        "_native": {"contexts.ipc_fork", "contexts.cow_fork", "contexts.lanes.in_worker"},
     },
     "pipeline": {
         "pool": set(),
         "_native": set(),
-        "_codec": set(),
-        "_mp": set(),
-        "_worker": set(),
-        "_zygote": set(),
+        "codec": set(),
+        "worker": set(),
     },
 }
 
 
-def _rows() -> dict[str, tuple[int, str]]:
-    """Top-level module -> its row, and the module that it belongs to."""
-    places = {}
-    for number, row in enumerate(ROWS):
-        for entry in row:
-            owner, _, helpers = entry.partition("|")
-            for name in (owner, *helpers.split()):
-                places[name.strip()] = (number, owner.strip())
-    return places
-
-
-PLACES = _rows()
+# Top-level module -> its row.
+PLACES = {name: number for number, row in enumerate(ROWS) for name in row}
 
 
 def package_folder() -> Path | None:
@@ -150,13 +129,11 @@ def verdict(module: str, target: str) -> str | None:
     if top not in PLACES or other not in PLACES:
         unknown = top if top not in PLACES else other
         return f"{unknown} has no row in DESIGN.md, section 2"
-    (row, owner), (other_row, other_owner) = PLACES[top], PLACES[other]
-    if owner == other_owner or row == len(ROWS) - 1:
-        return None
-    if other_owner in WITHIN.get(owner, set()):
+    row, other_row = PLACES[top], PLACES[other]
+    if top == other or row == len(ROWS) - 1:
         return None
     if other_row >= row:
-        return f"{owner} is in row {row}, {other_owner} in row {other_row}: {RULE}"
+        return f"{top} is in row {row}, {other} in row {other_row}: {RULE}"
     allowed = FORBIDDEN.get(top, {}).get(other)
     if allowed is not None and module not in allowed:
         return f"{top} may not import {other}" + (
@@ -193,7 +170,11 @@ def test_a_module_imports_only_from_the_rows_above_it(module: str) -> None:
         ("pool", "from ._native import Pool", ["_native"]),
         ("pool", "def f():\n    from forkmill.errors import PoolError", ["errors"]),
         ("pool", "import forkmill.cli as c", ["cli"]),
-        ("pool", "import importlib\nimportlib.import_module('forkmill._worker')", ["_worker"]),
+        (
+            "pool",
+            "import importlib\nimportlib.import_module('forkmill.worker.main')",
+            ["worker.main"],
+        ),
         ("pool", "if TYPE_CHECKING:\n    from .cli import main", []),
         ("pool", "import forkmill", ["__init__"]),
         ("contexts.aio", "from ..errors import PoolError", ["errors"]),
@@ -202,33 +183,32 @@ def test_a_module_imports_only_from_the_rows_above_it(module: str) -> None:
     ],
 )
 def test_every_way_to_import_is_seen(module: str, source: str, targets: list[str]) -> None:
-    known = {"_native", "errors", "cli", "_worker", "contexts", "contexts.aio", "pool"}
+    known = {"_native", "errors", "cli", "worker.main", "contexts", "contexts.aio", "pool"}
     assert [target for _, target in imports(source, module, known)] == targets
 
 
 @pytest.mark.parametrize(
     ("module", "target", "allowed"),
     [
-        ("pool", "_native", True),
-        ("pool", "_map", True),
-        ("_map", "pool", True),
-        ("pool", "_worker", True),
-        ("_map", "_zygote", True),
-        ("_zygote", "_worker", True),
-        ("_worker", "_zygote", False),
-        ("_zygote", "pool", False),
-        ("_worker", "_map", False),
-        ("_codec", "_native", False),
-        ("errors", "_codec", False),
-        ("pool", "contexts", False),
-        ("pool", "__init__", False),
+        ("pool.process_pool", "_native", True),
+        ("pool.process_pool", "pool.maps", True),
+        ("pool.maps", "worker.zygote", True),
+        ("worker.zygote", "worker.main", True),
+        ("worker.zygote", "pool", False),
+        ("worker.main", "pool.maps", False),
+        ("codec.codec", "_native", False),
+        ("runs.result", "codec.codec", False),
+        ("errors", "codec.codec", False),
+        ("pool.core", "contexts", False),
+        ("pool.core", "__init__", False),
         ("contexts.ipc_fork", "pool", True),
         ("contexts.cow_fork", "pool", False),
         ("contexts.cow_fork", "_native", True),
         ("contexts.thread", "_native", False),
         ("pipeline.plan", "contexts", True),
         ("pipeline.plan", "contexts.ipc_fork", False),
-        ("pipeline.plan", "pool", False),
+        ("pipeline.plan", "pool.core", False),
+        ("pipeline.plan", "contexts.lanes.lane", True),
         ("__init__", "pipeline", True),
         ("pool", "surprise", False),
     ],

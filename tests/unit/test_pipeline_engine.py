@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill.pipeline.stats import Reservoir
+from forkmill.runs.stats import Reservoir
 
 CONTEXTS = ["inline", "thread:2", "ipc_fork:2", "cow_fork:2"]
 in_contexts = pytest.mark.parametrize("context", CONTEXTS)

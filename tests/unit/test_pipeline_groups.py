@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill.contexts.lane import SharedLane
+from forkmill.contexts.lanes.lane import SharedLane
 
 KINDS = ["thread:2", "ipc_fork:2", "cow_fork:2"]
 in_pools = pytest.mark.parametrize("pool", KINDS, indirect=True)

@@ -12,7 +12,8 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _stacks, _worker
+from forkmill.worker import main as _worker
+from forkmill.worker import stacks as _stacks
 
 pytestmark = pytest.mark.skipif(not _stacks.supported(), reason="needs pidfd")
 

@@ -52,7 +52,7 @@ def test_map_shows_them_too(pool: fm.ProcessPool) -> None:
 
 def test_our_own_frames_are_not_in_the_remote_traceback(pool: fm.ProcessPool) -> None:
     error = pool.submit(tasks.fail_chained).exception()
-    assert "_worker.py" not in printed(error)
+    assert "worker/main.py" not in printed(error)
 
 
 def test_an_exception_that_round_trips_keeps_type_and_attributes(pool: fm.ProcessPool) -> None:

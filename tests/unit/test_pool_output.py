@@ -13,7 +13,7 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill._output import Tagged
+from forkmill.worker.output import Tagged
 
 LINE = re.compile(r"\[mill pid (\d+)\] (.*)")
 

@@ -277,7 +277,7 @@ def test_what_a_stream_of_ones_own_holds_at_the_fork_is_printed_once(run_script)
     script = run_script(
         """
         import os, sys
-        from forkmill import _worker
+        from forkmill.worker import main as _worker
         class Own:
             text = ""
             def fileno(self): return 1

@@ -22,7 +22,8 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import _segment, _share
+from forkmill.codec import segment as _segment
+from forkmill.codec import share as _share
 
 np = pytest.importorskip("numpy")
 
@@ -687,7 +688,7 @@ def test_a_large_function_outlives_its_worker(method: str) -> None:
 OWNER = """
 import os, random, signal, sys
 import numpy as np, forkmill as fm
-from forkmill import _segment
+from forkmill.codec import segment as _segment
 seed, shares = int(sys.argv[1]), int(sys.argv[2])
 rng = random.Random(seed)
 def total(array): return int(array.sum())

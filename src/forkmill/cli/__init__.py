@@ -1,6 +1,7 @@
-"""The parts of the command line, of which `forkmill.cli` is the face.
+"""The command line.
 
 =========  ======================================================================
+commands   the commands, their options and their messages
 target     MODULE:NAME on a command line -> the object
 inputs     files and standard input -> blocks of whole records
 packed     gzip, bzip2, xz, zstd -> bytes, up to the very one where they are damaged
@@ -17,3 +18,19 @@ screen     progress bars and tables on a terminal
 Workers import `records`, `rows`, `demo` and what they need of the standard library: neither click
 nor rich.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command line; as `forkmill.cli.commands.main`."""
+    from . import commands  # click and rich are for whoever types commands
+
+    return commands.main(args)

@@ -6,7 +6,7 @@ Guarantees:
       with a traceback.
     * stdout has results and nothing else; progress is on stderr, and only if that is a terminal.
 
-The work is done in `forkmill._cli`; here are the commands, their options and their messages.
+The work is done in `forkmill.cli`; here are the commands, their options and their messages.
 """
 
 from __future__ import annotations
@@ -22,13 +22,26 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 from click.shell_completion import get_completion_class
 
-from . import __version__, errors
-from ._cli.outputs import OpenError, mixes, opened, overwrites, own_streams, terminal
-from ._target import TargetError, check_function, load, load_module, setting
+from .. import __version__, errors
+from .._target import (
+    TargetError,
+    check_function,
+    load,
+    load_module,
+    setting,
+)
+from .outputs import (
+    OpenError,
+    mixes,
+    opened,
+    overwrites,
+    own_streams,
+    terminal,
+)
 
 if TYPE_CHECKING:
-    from ._cli.filter import Filter
-    from ._cli.records import Failure, Kind
+    from .filter import Filter
+    from .records import Failure, Kind
 
     ParamType = click.ParamType[Any]  # not generic before click 8.3, nor there when it runs
 else:
@@ -172,7 +185,7 @@ class _RecordKind(ParamType):
     name = "kind"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Kind:
-        from ._cli.records import kind
+        from .records import kind
 
         try:
             return value if not isinstance(value, str) else kind(value)
@@ -263,9 +276,14 @@ def map_(
     forkmill map json:loads --in lines events.jsonl.gz
     zcat access.log.gz | forkmill map mymodule:parse - -j 4 --on-error bad.jsonl -o parsed.jsonl
     """
-    from ._cli.filter import Filter, Output, OutputError, Stopped
-    from ._cli.inputs import InputError, check_zstd
-    from ._cli.packed import by_name
+    from .filter import (
+        Filter,
+        Output,
+        OutputError,
+        Stopped,
+    )
+    from .inputs import InputError, check_zstd
+    from .packed import by_name
 
     paths = list(files) or ["-"]
     formats = [form.name for path in paths if (form := by_name(path)) is not None]
@@ -360,7 +378,7 @@ def open_outputs(
 
 def failure_sink(on_error: str, fd: int | None) -> Any:
     """Who is told of failing records; None for "stop"."""
-    from ._cli.filter import FailureFile, Output
+    from .filter import FailureFile, Output
 
     if on_error == "stop":
         return None
@@ -384,7 +402,7 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
     if not progress or not terminal(sys.stderr):
         run.run()
         return
-    from ._cli.screen import Bar
+    from .screen import Bar
 
     sizes = [None if path == "-" else os.stat(path).st_size for path in paths]
     total = sum(size for size in sizes if size is not None)
@@ -446,10 +464,10 @@ def run_(
     \b
     forkmill run mymodule:WordCount --set path=book.txt --progress
     """
-    from ._cli import pipelines as parts
-    from ._cli.filter import Output, OutputError
-    from ._cli.screen import Board, table
-    from .pipeline.load import make
+    from ..pipeline.load import make
+    from . import pipelines as parts
+    from .filter import Output, OutputError
+    from .screen import Board, table
 
     try:
         given = dict(map(setting, settings))
@@ -517,8 +535,8 @@ def plan_facts(plan: Any) -> dict[str, Any]:
 
 def run_status(result: Any, error: BaseException | None) -> int:
     """Tell what failed in a run; the exit status."""
-    from ._cli.filter import OutputError
-    from ._cli.pipelines import Unprintable, told
+    from .filter import OutputError
+    from .pipelines import Unprintable, told
 
     failures = [] if result is None else result.failures
     for failure in failures[:_MOST_TOLD]:
@@ -564,9 +582,9 @@ def demo(
     worker; its identifiers, imports and definitions are counted, and loaded in batches. A sample of
     the files is then done by a plain loop and by concurrent.futures too, for comparison.
     """
-    from ._cli import demo as parts
-    from ._cli import pipelines
-    from ._cli.screen import Board, table
+    from . import demo as parts
+    from . import pipelines
+    from .screen import Board, table
 
     paths = spread(parts.sources(), limit)
     if not paths:
@@ -674,7 +692,7 @@ def doctor(as_json: bool, modules: tuple[str, ...]) -> int:
             load_module(name, search_here=True)
         except TargetError as error:
             raise click.BadParameter(str(error), param_hint="'--import'") from None
-    from ._cli.doctor import WRONG, examine
+    from .doctor import WRONG, examine
 
     findings = list(examine())
     if as_json:

@@ -29,7 +29,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..contexts.specs import ipc_fork
-from ..pipeline import ExecutionPlan, Orchestrator, Pipeline, RunResult
+from ..pipeline import (
+    ExecutionPlan,
+    Orchestrator,
+    Pipeline,
+    RunResult,
+)
 
 __all__ = ["Analysis", "Demo", "DemoError", "analyse", "compare", "sources"]
 

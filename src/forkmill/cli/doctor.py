@@ -24,10 +24,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import __version__, _hazards, _native, errors
+from .. import (
+    __version__,
+    _hazards,
+    _native,
+    errors,
+)
 from .._process import cpus
-from .._start import choose_method
-from ..pool import ProcessPool
+from ..pool.process_pool import ProcessPool
+from ..pool.start import choose_method
 
 __all__ = ["GOOD", "WRONG", "Finding", "examine"]
 

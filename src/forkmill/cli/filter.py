@@ -30,9 +30,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import errors
-from ..pool import ProcessPool
-from .inputs import Block, Blocks, InputError, TooLong
-from .records import Failure, Kind, Result, run_block, setup
+from ..pool.process_pool import ProcessPool
+from .inputs import (
+    Block,
+    Blocks,
+    InputError,
+    TooLong,
+)
+from .records import (
+    Failure,
+    Kind,
+    Result,
+    run_block,
+    setup,
+)
 from .rows import Ends
 
 __all__ = ["FailureFile", "Filter", "Output", "OutputError", "Stopped"]

@@ -30,7 +30,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from .packed import Damaged, Format, Unpacked, by_magic, by_name
+from .packed import (
+    Damaged,
+    Format,
+    Unpacked,
+    by_magic,
+    by_name,
+)
 from .records import MAX_RECORD, Kind, csv_row
 from .rows import Ends
 

@@ -14,7 +14,13 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..pipeline import ExecutionPlan, Failure, Orchestrator, Pipeline, RunResult
+from ..pipeline import (
+    ExecutionPlan,
+    Failure,
+    Orchestrator,
+    Pipeline,
+    RunResult,
+)
 from ..pipeline.events import short
 from ..pipeline.result import KEEP
 from .filter import Output

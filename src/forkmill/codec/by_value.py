@@ -3,7 +3,7 @@
 cloudpickle's, with what it lacks:
 
     * Functions of `__main__` live in the other side's `__main__`, with its names, and bring along
-      the globals that they look at (see _program.py).
+      the globals that they look at (see program.py).
     * Code keeps its file and lines; source that is in no file (a notebook's cell) goes along.
     * Classes keep `__slots__`, enums their aliases; a class that the other side has already is
       changed only where it was changed here.
@@ -34,9 +34,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloudpickle import cloudpickle
 
-from . import _process, _program
-from ._process import GONE, has_arrow, interrupted, main, namespace
-from ._reducers import TABLE, reduce_arrow
+from .. import _process
+from .._process import (
+    GONE,
+    has_arrow,
+    interrupted,
+    main,
+    namespace,
+)
+from . import program
+from .reducers import TABLE, reduce_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +60,7 @@ class Side(Protocol):
     reducers: dict[Any, Any]
 
     @property
-    def program(self) -> _program.Program: ...
+    def program(self) -> program.Program: ...
 
     def is_late(self, module: str) -> bool: ...
     def is_home(self, module: str) -> bool: ...
@@ -173,7 +180,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         module = function.__module__
         if not isinstance(module, str):
             return super().reducer_override(function)
-        if function.__code__ is _program.DISPATCHES:
+        if function.__code__ is program.DISPATCHES:
             return self._dispatching(module, function)
         if module == "__main__" or self.codec.is_late(module):
             if self.codec.inherits(function) and self._is_as_it_was(function):
@@ -205,18 +212,18 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return True
         top, *rest = name.split(".")
         if not rest:
-            return self.program.version(_program.place(module, name), function) == 0
+            return self.program.version(program.place(module, name), function) == 0
         owner: Any = namespace(module).get(top)
         for part in rest[:-1]:
             owner = getattr(owner, part, None)
-        method = vars(owner).get(rest[-1]) if _program.is_class(owner) else None
+        method = vars(owner).get(rest[-1]) if program.is_class(owner) else None
         return method is None or self.program.attribute(owner, rest[-1], method) == 0
 
     def _function_of(self, module: str, names: dict[str, Any], function: FunctionType) -> Any:
         """A function that shall live in a module that the other side has, too."""
         if module == "__main__" and self._of_main is None:
             self._of_main = True
-        for name in _program.names_of(function.__code__):
+        for name in program.names_of(function.__code__):
             self.want(module, name)
         if module == "__main__" and self.program is not None:
             self.want_by_text(self.program.by_text(function.__code__))
@@ -239,7 +246,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
                 return self._begin(kind) if self._wanted else self._inherited_class(module, kind)
             self._want_itself(module, kind.__qualname__, kind)
         elif self.codec.reachable(module) and (
-            (module == "builtins" and not _program.own_class(kind))
+            (module == "builtins" and not program.own_class(kind))
             or cloudpickle._should_pickle_by_reference(kind)
         ):
             return super().reducer_override(kind)
@@ -287,9 +294,9 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _want_all(self, obj: Any) -> None:
         """The globals that what the other side has already may look at."""
         if self.program is not None:
-            reach = _program.Reach(obj, self.program)
+            reach = program.Reach(obj, self.program)
             for at in reach.names:
-                self.want(*_program.parts_of(at))
+                self.want(*program.parts_of(at))
             self.want_by_text(reach.texts)
             self._classes.update(dict.fromkeys(reach.classes))
 
@@ -323,7 +330,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         """A class that the other side has; what has changed goes along."""
         if self.program is None:
             return NotImplemented
-        every = self._versioned(kind, _program.class_state(kind))
+        every = self._versioned(kind, program.class_state(kind))
         changed = [entry for entry in every if entry[1]]
         changed += [(name, 1, GONE) for name in self.program.lost(kind)]
         if not changed:
@@ -370,7 +377,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if self.codec.is_home(module) and namespace(module).get(name, GONE) is obj:
             self.want(module, name)
             if self.program is not None:
-                version = self.program.version(_program.place(module, name), obj)
+                version = self.program.version(program.place(module, name), obj)
         return _the_global, (module, name, version, *made_of)
 
     # ------------------------------------------------------------------ code
@@ -466,8 +473,8 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
     pickler._deep += 1
     if pickler._of_main and pickler.program is not None and not pickler.codec.forks:
         pickler._of_main = False  # once
-        for name in _program.ORIGIN:
-            yield _Entry("__main__", name, -1, _program.origin(name))
+        for name in program.ORIGIN:
+            yield _Entry("__main__", name, -1, program.origin(name))
     while (wanted := _next_wanted(pickler) or _next_text(pickler)) is not None:
         module, name = wanted
         pickler._sent.add(wanted)
@@ -479,7 +486,7 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
             pickler._alone = value
             yield _Entry(module, name, version, value)
     for name, version in _hidden(pickler):
-        yield _Entry("__main__", name, version | _program.HIDDEN, GONE)
+        yield _Entry("__main__", name, version | program.HIDDEN, GONE)
     while pickler._classes and not pickler._open:
         yield _Entry("", "", None, pickler._classes.popitem()[0])
     pickler._deep -= 1
@@ -495,7 +502,7 @@ def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
     for wanted in reversed(pickler._wanted):
         module, name = wanted
         value = namespace(module).get(name, GONE)
-        if _program.builds_nothing(value):
+        if program.builds_nothing(value):
             del pickler._wanted[wanted]
             return wanted
         waiting.append((wanted, value))
@@ -503,10 +510,10 @@ def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
         return None
     wanted = waiting[0][0]
     if len(waiting) > 1 and pickler.program is not None:
-        places = {_program.place(*one) for one, _ in waiting}
+        places = {program.place(*one) for one, _ in waiting}
         for one, value in waiting[:_CHOICE]:
-            looks = _program.Reach(value, pickler.program).names.keys() & places
-            if looks <= {_program.place(*one)}:
+            looks = program.Reach(value, pickler.program).names.keys() & places
+            if looks <= {program.place(*one)}:
                 wanted = one
                 break
     del pickler._wanted[wanted]
@@ -523,7 +530,7 @@ def _next_text(pickler: ByValue) -> tuple[str, str] | None:
             continue
         value = main().get(name, GONE)
         version = pickler.program.version(name, value)
-        small = value is GONE or _program.is_small(value)
+        small = value is GONE or program.is_small(value)
         fresh = small and not pickler.codec.forks and type(value) is not types.ModuleType
         if mentioned or version or fresh:
             inherited = version == 0 and pickler.codec.had("__main__", name)
@@ -531,7 +538,7 @@ def _next_text(pickler: ByValue) -> tuple[str, str] | None:
                 return "__main__", name
             if version:
                 pickler._hidden[name] = version
-        elif _program.own_class(value) and pickler.program.changed_class(value):
+        elif program.own_class(value) and pickler.program.changed_class(value):
             if pickler.can_go(value):
                 pickler._classes[value] = None
             else:
@@ -553,14 +560,14 @@ def _version_of(pickler: ByValue, module: str, name: str, value: Any) -> int | N
         return 0 if value is GONE or pickler.codec.had(module, name) else None
     if pickler.program is None:
         return None
-    return pickler.program.version(_program.place(module, name), value)
+    return pickler.program.version(program.place(module, name), value)
 
 
 # ------------------------------------------------------------------------- on arrival
 
 
 def _enter(module: str, name: str, version: int | None, value: Any) -> None:
-    _program.arrived(module, name, version, value)
+    program.arrived(module, name, version, value)
 
 
 def _nothing() -> None:
@@ -594,7 +601,7 @@ def _the_global(
     module: str, name: str, version: int | None, make: Any, arguments: tuple[Any, ...]
 ) -> Any:
     if version is not None:
-        known = _program.value_at(_program.place(module, name), version)
+        known = program.value_at(program.place(module, name), version)
         if known is not GONE:
             return known
     if version is None and not _process.receiving:
@@ -628,7 +635,7 @@ def _creation(kind: type) -> dict[str, Any]:
 
 
 def _class_state(kind: type) -> dict[str, Any]:
-    state = _program.class_state(kind)
+    state = program.class_state(kind)
     for name in ("__module__", "__qualname__", "__class__", "__annotate_func__", "__firstlineno__",
                  "_abc_cache", "_abc_negative_cache", "_abc_registry",
                  "_abc_negative_cache_version"):  # fmt: skip
@@ -686,12 +693,12 @@ def _set_class(kind: Any, state: tuple[None, list[tuple[str, int | None, Any]], 
 
 
 def _set_attribute(kind: Any, name: str, value: Any, *, fresh: bool) -> None:
-    if name == _program.MEMBERS:
+    if name == program.MEMBERS:
         for member, own in value.items():
             vars(kind.__members__[member]).update(own)
-    elif name in (_program.BASES, _program.METACLASS):
+    elif name in (program.BASES, program.METACLASS):
         if not fresh:  # it was made with them
-            type.__setattr__(kind, "__bases__" if name == _program.BASES else "__class__", value)
+            type.__setattr__(kind, "__bases__" if name == program.BASES else "__class__", value)
     elif value is not GONE:
         type.__setattr__(kind, name, value)
     elif name in vars(kind):

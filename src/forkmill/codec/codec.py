@@ -4,15 +4,15 @@ Guarantees:
     * What encodes here decodes there: an object goes by reference only if the other process has
       it (inherited by fork) or can import it; else by value, with cloudpickle.
     * What cannot be sent raises SerializationError with the path to the culprit.
-    * dump_failure() never raises (see _failures.py).
+    * dump_failure() never raises (see codec/failures.py).
 
 Invariants:
     INV-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
-           imported, by _by_value.py, when it is first needed (about 20 ms); and so is what a worker
+           imported, by by_value.py, when it is first needed (about 20 ms); and so is what a worker
            of plain functions does without (`ours`): every exec'd one would wait for it.
     INV-2  All functions of __main__ that are sent by value to one worker share that worker's
            __main__ namespace, so that an initializer's `global x` is seen by the tasks. Who may
-           set what in there is said in _program.py.
+           set what in there is said in codec/program.py.
 
 Threads: any; a Codec's caches are plain dicts with idempotent entries.
 """
@@ -39,12 +39,22 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any
 
-from . import _process
-from ._process import GONE, SHARES, VIEWS, has_arrow, interrupted, main, namespace, ours, warn_user
-from .errors import RemoteTraceback, SerializationError, SharedGone
+from .. import _process
+from .._process import (
+    GONE,
+    SHARES,
+    VIEWS,
+    has_arrow,
+    interrupted,
+    main,
+    namespace,
+    ours,
+    warn_user,
+)
+from ..errors import RemoteTraceback, SerializationError, SharedGone
 
 if TYPE_CHECKING:
-    from ._program import Program, View, Watch
+    from .program import Program, View, Watch
 
 __all__ = [
     "ARROW",
@@ -60,7 +70,7 @@ __all__ = [
 ]
 
 Buffers = Sequence[memoryview]
-# What the pickle of an Arrow object has in it, so that it is made again (_reducers.py).
+# What the pickle of an Arrow object has in it, so that it is made again (codec/reducers.py).
 ARROW = b"pyarrow"
 _TASK = ("argument", "function")  # what goes to a worker; else it comes from one
 _pickle = pickle.dumps
@@ -204,7 +214,7 @@ class _Referring(pickle.Pickler):
             self.dispatch_table = ChainMap(table, codec.reducers)
         super().__init__(file, 5, buffer_callback=callback)
         self._persistent = persistent
-        self._reduce = ours("_reducers").reduce_arrow if has_arrow() else None
+        self._reduce = ours("codec.reducers").reduce_arrow if has_arrow() else None
 
     def persistent_id(self, obj: Any) -> int | None:
         number: int | None = self._persistent(obj)
@@ -255,7 +265,7 @@ class Codec:
         self.snapshot = Snapshot() if snapshot is None else snapshot
         self.forks = mode == "fork"
         if self.forks:  # loaded here, not by each process that is forked from this one
-            for name in ("_failures", "_program", "_reducers"):
+            for name in ("codec.failures", "codec.program", "codec.reducers"):
                 ours(name)
         # What the modules were loaded by of which workers have got functions.
         self._loaded: dict[str, Any] = {}
@@ -318,7 +328,7 @@ class Codec:
             if ARROW in self._marks and persistent is None and data.find(ARROW) >= 0:
                 buffers.clear()
                 file = io.BytesIO()
-                ours("_reducers").WithArrow(file, buffers.append).dump(obj)
+                ours("codec.reducers").WithArrow(file, buffers.append).dump(obj)
                 return file.getvalue(), [buffer.raw() for buffer in buffers]
         return data, views
 
@@ -351,7 +361,7 @@ class Codec:
             refusal = None  # type: ignore[assignment]
 
     def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[bytes, Buffers]:
-        _by_value = ours("_by_value")
+        _by_value = ours("codec.by_value")
         self.by_value += 1
         pickler = _by_value.ByValue if persistent is None else _by_value.ByValueReferring
         buffers: list[pickle.PickleBuffer] = []
@@ -382,7 +392,7 @@ class Codec:
 
     def _look(self) -> Program:
         by_hand = [name for name in self.snapshot.by_hand if self.is_home(name)]
-        program: Program = ours("_program").Program(by_hand)
+        program: Program = ours("codec.program").Program(by_hand)
         return program
 
     @property
@@ -498,7 +508,7 @@ class Codec:
 
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
-        _program = ours("_program")
+        _program = ours("codec.program")
         for name, value in list(main().items()):
             if _stands_for_itself(value) or not _may_name(data, name.encode()):
                 continue
@@ -559,7 +569,7 @@ class Codec:
 
     def watch(self, function: Any) -> Watch | None:
         """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""
-        _program = ours("_program")
+        _program = ours("codec.program")
         reach = _program.Reach(function, self.program)
         return _program.Watch(reach, self.program.credit) if reach else None
 
@@ -599,7 +609,7 @@ class Codec:
         if program is not None:
             program.explain(error)
         try:
-            failures = ours("_failures")
+            failures = ours("codec.failures")
         except BaseException as why:  # the task has left no descriptor, or no way to our files
             return _bare_report(self, error, where, why)
         report: bytes = failures.dump(self, error, where)
@@ -611,7 +621,7 @@ class Codec:
         Never raises (but Ctrl-C): what cannot be loaded is returned as RemoteError, or as
         SerializationError if the report itself is broken.
         """
-        error: BaseException = ours("_failures").load(self, data)
+        error: BaseException = ours("codec.failures").load(self, data)
         return error
 
     def dumps_failure(
@@ -868,13 +878,13 @@ def _loaded_program() -> Any:
     return sys.modules.get(_PROGRAM)
 
 
-_PROGRAM = __name__.replace("_codec", "_program")
+_PROGRAM = __name__.rpartition(".")[0] + ".program"
 
 
 def _know_multiprocessing() -> None:
     """Have its connections sent as it does, as soon as there may be some."""
     if "multiprocessing.connection" in sys.modules:
-        ours("_reducers").know_multiprocessing()
+        ours("codec.reducers").know_multiprocessing()
 
 
 # ------------------------------------------------------------------- the default

@@ -27,8 +27,14 @@ import traceback
 from types import FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._process import interrupted
-from .errors import RemoteError, RemoteTraceback, SerializationError, set_slot, slot
+from .._process import interrupted
+from ..errors import (
+    RemoteError,
+    RemoteTraceback,
+    SerializationError,
+    set_slot,
+    slot,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -36,9 +42,9 @@ if TYPE_CHECKING:
 __all__ = ["dump", "format_error", "load"]
 
 _MOST = 5000  # exceptions that one report tells of
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 # What users run, and so may want to see: all else in this package only passes on what they wrote.
-_SHOWN = tuple(_HERE + name for name in ("cli.py", "testing.py", "__main__.py", "_cli" + os.sep))
+_SHOWN = tuple(_HERE + name for name in ("testing.py", "__main__.py", "cli" + os.sep))
 _HEAPTYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement
 # Attributes that pickle leaves behind.
 _LEFT = {AttributeError: ("name",), NameError: ("name",)}
@@ -133,7 +139,7 @@ def _formatted_quickly(error: BaseException) -> str | None:
 
 def is_our_frame(file: str) -> bool:
     """Whether a code file is part of what carries calls between the user's frames."""
-    # Cython's frames have the path from the root of the source: src/forkmill/_child.pxi.
+    # Cython's frames have the path from the root of the source: src/forkmill/native/child.pxi.
     if file.endswith((".pxi", "_native.pyx")):
         return "forkmill" in file
     return file.startswith(_HERE) and not file.startswith(_SHOWN)

@@ -23,7 +23,8 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import _codec, errors
+from .. import errors
+from . import codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ class PerWorker(Generic[T]):
     def _parts(self) -> tuple[Callable[..., T], tuple[Any, ...], Callable[[T], object] | None]:
         if self._made is None:
             assert not isinstance(self._encoded, errors.SerializationError)
-            self._made = _codec.loads(*self._encoded)
+            self._made = codec.loads(*self._encoded)
         return self._made
 
     def __reduce__(self) -> Any:
@@ -105,8 +106,8 @@ def per_worker(
         if not callable(fn) and not (what == "close" and fn is None):
             raise TypeError(f"{what} must be callable, not {type(fn).__name__!r}")
     try:
-        key: Any = _digest(*_codec.dumps((factory, args)))
-        data, buffers = _codec.dumps((factory, args, close))
+        key: Any = _digest(*codec.dumps((factory, args)))
+        data, buffers = codec.dumps((factory, args, close))
         encoded: Any = (data, tuple(map(bytes, buffers)))
     except errors.SerializationError as error:
         key, encoded = object(), error.with_traceback(None)

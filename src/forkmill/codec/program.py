@@ -5,7 +5,7 @@
     Watch(f)        the names that f, its helpers and classes look at, and what they were
       same()        looked at with each submit or map call: is all as it was?
     Program         of a pool: a version for each name, 0 as long as it is what it was at the start
-    ─── by the pickler (_by_value.py): (name, version, value) of each go along with a function ───
+    ─── by the pickler (by_value.py): (name, version, value) of each go along with a function ───
     enter(view)     in a worker, before a task of that function: each name at that version
 
 Guarantees:
@@ -55,8 +55,14 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from . import _process
-from ._process import GONE, VIEWS, main, namespace, warn_user
+from .. import _process
+from .._process import (
+    GONE,
+    VIEWS,
+    main,
+    namespace,
+    warn_user,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable

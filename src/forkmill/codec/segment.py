@@ -40,7 +40,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import errors
+from .. import errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

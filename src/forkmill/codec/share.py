@@ -33,10 +33,12 @@ from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from . import _codec, _segment, errors
-from ._per_worker import PerWorker, per_worker
-from ._process import SHARES
-from ._segment import Address, Parcel, Segment
+from .. import errors
+from .._process import SHARES
+from . import codec
+from . import segment as _segment
+from .per_worker import PerWorker, per_worker
+from .segment import Address, Parcel, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,7 +178,7 @@ def share(value: T) -> Shared[T]:
     """
     if type(value) is Shared:
         value = value.value  # type: ignore[attr-defined]
-    (data, buffers), pins = pinned(_codec.dumps, value)
+    (data, buffers), pins = pinned(codec.dumps, value)
     segment = _segment.hold([memoryview(data), *buffers])
     segment.pins = pins
     return _handle(segment.address, segment, value)

@@ -25,9 +25,23 @@ from typing import TYPE_CHECKING, Any
 from .base import Executor, Metrics
 from .context import Context
 from .context_pool import ContextPool, make
-from .lane import END, Batch, Lane, Taken, Work, place
+from .lanes.lane import (
+    END,
+    Batch,
+    Lane,
+    Taken,
+    Work,
+    place,
+)
 from .named import NamedPool, named_pool
-from .specs import ALIASES, TYPES, Spec, register, spec, type_name
+from .specs import (
+    ALIASES,
+    TYPES,
+    Spec,
+    register,
+    spec,
+    type_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +117,7 @@ def marker(kind: str) -> Callable[[int], object]:
     """
     if kind not in ("ipc_fork", "cow_fork"):
         return _say_nothing
-    from .in_worker import mark
+    from .lanes.in_worker import mark
 
     return mark
 

@@ -52,14 +52,26 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._process import DAEMON, KnownThread, end_first, exit_failed
-from .base import Backlog, Call, Executor, Ledger, Options, closed_error
+from .._process import (
+    DAEMON,
+    KnownThread,
+    end_first,
+    exit_failed,
+)
+from .base import (
+    Backlog,
+    Call,
+    Executor,
+    Ledger,
+    Options,
+    closed_error,
+)
 from .thread import Threads  # its exit hook is set up first, so ours runs before it
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .lane import Lane, Work
+    from .lanes.lane import Lane, Work
 
 __all__ = ["Aio"]
 
@@ -416,7 +428,7 @@ class Aio(Executor):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here; it awaits what the stage gives back."""
-        from .call_lane import AsyncLane
+        from .lanes.calls import AsyncLane
 
         return AsyncLane(self, work, notify)
 

@@ -31,15 +31,15 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _checks, errors
-from .._executor import Face, Options
 from .._process import SHARES, Change, cpus
-from .._window import Results
+from ..runs.executor import Face, Options
+from ..runs.window import Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .._window import LazyCall
-    from .lane import Lane, Work
+    from ..runs.window import LazyCall
+    from .lanes.lane import Lane, Work
 
 __all__ = [
     "Backlog",
@@ -493,7 +493,7 @@ class Executor(_Face, ABC):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here (for pipelines)."""
-        from .call_lane import CallLane, CopyLane
+        from .lanes.calls import CallLane, CopyLane
 
         kind = CallLane if self.copies == "shared" else CopyLane
         return kind(self, work, notify)

@@ -44,16 +44,37 @@ from itertools import islice, starmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _checks, _codec, _hazards, _native, _worker, errors
-from .._codec import ARROW
-from .._process import GONE, LoneThread, end_first, exit_failed, has_arrow, interrupted
-from .base import Backlog, Call, Executor, Future, Metrics, closed_error
-from .call_lane import mark_last
+from .. import (
+    _checks,
+    _hazards,
+    _native,
+    errors,
+)
+from .._process import (
+    GONE,
+    LoneThread,
+    end_first,
+    exit_failed,
+    has_arrow,
+    interrupted,
+)
+from ..codec import codec as _codec
+from ..codec.codec import ARROW
+from ..worker import main
+from .base import (
+    Backlog,
+    Call,
+    Executor,
+    Future,
+    Metrics,
+    closed_error,
+)
+from .lanes.calls import mark_last
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .lane import Lane, Work
+    from .lanes.lane import Lane, Work
 
 __all__ = ["CowFork"]
 
@@ -198,7 +219,7 @@ class CowFork(Executor):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work in children; those of a batch share a copy."""
-        from .cow_lane import CowLane
+        from .lanes.children import CowLane
 
         return CowLane(self, work, notify)
 
@@ -441,11 +462,11 @@ class _Forker:
         self.load_failure = codec.load_failure
         self._kit = _native.ForkKit(
             self.pid,
-            _worker.Worker(codec, 0, 0),
+            main.Worker(codec, 0, 0),
             self._slots,
             (self._wake, self._wake_end),
             codec.bindings,
-            partial(_worker._complain, "a copy-on-write child could not be set up"),
+            partial(main._complain, "a copy-on-write child could not be set up"),
         )
 
     def _turn(self) -> bool:
@@ -535,9 +556,9 @@ class _Forker:
         if util is None:
             return None, None
         if slot not in self._enter:
-            from .. import _mp
+            from ..worker import mp
 
-            birth = _mp.Birth("fork", 0, self.pid, _mp.family(1), -1)
+            birth = mp.Birth("fork", 0, self.pid, mp.family(1), -1)
             self._enter[slot] = birth.prepare()
         return self._enter[slot], util._exit_function
 

@@ -20,9 +20,10 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .. import _codec, errors
+from .. import errors
 from .._process import DAEMON, Change
-from . import lane as _lane
+from ..codec import codec
+from .lanes import lane as _lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -178,7 +179,7 @@ def path() -> list[str]:  # pragma: no cover
 
 
 def encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
-    data, buffers = _codec.dumps(call)
+    data, buffers = codec.dumps(call)
     return data, [bytes(buffer) for buffer in buffers]
 
 
@@ -186,8 +187,8 @@ def opened(reply: Reply) -> Any:  # pragma: no cover
     """What a call there returned; raises what it raised."""
     good, data, buffers = reply
     if good:
-        return _codec.loads(data, [bytearray(buffer) for buffer in buffers])
-    raise _codec.load_failure(memoryview(data))
+        return codec.loads(data, [bytearray(buffer) for buffer in buffers])
+    raise codec.load_failure(memoryview(data))
 
 
 def remote(homes: Homes, blob: Any, path: list[str]) -> Any:  # pragma: no cover
@@ -211,7 +212,7 @@ _settle(place)
 def _settle(place: int) -> None:  # pragma: no cover
     """This is that one; from here on it is sent parts of the program."""
     _lane._places[:] = [place]
-    _codec.receive()
+    codec.receive()
 
 
 def _run(blob: Any, path: list[str] | None = None) -> Reply:  # pragma: no cover
@@ -219,7 +220,7 @@ def _run(blob: Any, path: list[str] | None = None) -> Reply:  # pragma: no cover
     try:
         if path is not None:
             sys.path[:] = path
-        fn, args, kwargs = _codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])
+        fn, args, kwargs = codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])
         return True, *encode(fn(*args, **kwargs))
     except BaseException as error:
-        return False, _codec.dump_failure(error), []
+        return False, codec.dump_failure(error), []

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base import Call, Executor, closed_error
-from .lane import InlineLane
+from .lanes.lane import InlineLane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .lane import Lane, Work
+    from .lanes.lane import Lane, Work
 
 __all__ = ["Inline"]
 

@@ -21,14 +21,19 @@ from typing import TYPE_CHECKING, Any
 from .. import _checks
 from .._process import SHARES, cpus
 from .base import Call
-from .homes import Homes, encode, path, remote
-from .interpreter_lane import InterpreterLane
+from .homes import (
+    Homes,
+    encode,
+    path,
+    remote,
+)
+from .lanes.interpreters import InterpreterLane
 from .thread import Thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from . import lane as _lane
+    from .lanes import lane as _lane
 
 __all__ = ["Interpreter"]
 

@@ -11,16 +11,16 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
-from .._batches import Batches
-from ..pool import ProcessPool
+from ..pool.batches import Batches
+from ..pool.process_pool import ProcessPool
 from .base import Executor, Metrics
-from .lane import InlineLane
-from .worker_lane import WorkerLane
+from .lanes.lane import InlineLane
+from .lanes.workers import WorkerLane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .lane import Lane, Work
+    from .lanes.lane import Lane, Work
 
 __all__ = ["IpcFork"]
 

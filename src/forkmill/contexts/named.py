@@ -23,12 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 from .._checks import nearest
 from .base import Executor, closed_error
-from .specs import ALIASES, POOLS, TYPES, Spec, spec
+from .specs import (
+    ALIASES,
+    POOLS,
+    TYPES,
+    Spec,
+    spec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .lane import Lane, Work
+    from .lanes.lane import Lane, Work
 
 __all__ = ["NamedPool", "PoolSpec", "named_pool"]
 

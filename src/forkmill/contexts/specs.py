@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .base import Executor
-    from .lane import Lane, Work
+    from .lanes.lane import Lane, Work
 
 __all__ = [
     "ALIASES",

@@ -27,8 +27,19 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks, errors
-from .._process import DAEMON, KnownThread, Latch, end_first, exit_failed
-from .base import Backlog, Call, Executor, Ledger
+from .._process import (
+    DAEMON,
+    KnownThread,
+    Latch,
+    end_first,
+    exit_failed,
+)
+from .base import (
+    Backlog,
+    Call,
+    Executor,
+    Ledger,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

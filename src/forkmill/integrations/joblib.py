@@ -37,15 +37,15 @@ from joblib._parallel_backends import (
 )
 from joblib.externals.loky import process_executor
 
-from .. import _worker
 from .._process import cpus
 from ..errors import WorkerDied
-from ..pool import shared_pool
+from ..pool.process_pool import shared_pool
+from ..worker import main as _worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..pool import Future, ProcessPool
+    from ..pool.process_pool import Future, ProcessPool
 
 __all__ = ["ForkmillBackend", "TerminatedWorker", "register"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm as _tqdm
 
-from ..pool import ProcessPool
+from ..pool.process_pool import ProcessPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable

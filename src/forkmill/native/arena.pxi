@@ -1,4 +1,4 @@
-# _arena.pxi - large values through shared memory (csrc/src/segment.c): one copy in, none out.
+# native/arena.pxi - large values through shared memory (csrc/src/segment.c): one copy in, none out.
 #
 # Guarantees: a value goes through the arena if its bytes are many and the arena has room, else by
 #   the pipe: the caller sees no difference but time. What arrives is writable and private; its

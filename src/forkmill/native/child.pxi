@@ -1,4 +1,4 @@
-# _child.pxi - the worker's loop, and what zygote and workers need of the system.
+# native/child.pxi - the worker's loop, and what zygote and workers need of the system.
 #
 # Guarantees: a task is claimed before its function is loaded or its arguments are decoded, so what
 #   kills the process is charged to it; whatever a task raises becomes its outcome, and the worker
@@ -26,7 +26,7 @@ cdef extern from "Python.h":
     void PyOS_AfterFork_Parent()
     void PyOS_AfterFork_Child()
 
-cdef extern from "_int_again.h":
+cdef extern from "native/int_again.h":
     PyObject *int_again(PyObject *old, long long number)
 
 cdef extern from "<unistd.h>" nogil:

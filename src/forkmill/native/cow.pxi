@@ -1,4 +1,4 @@
-# _cow.pxi - children by copy-on-write: the fork, the child's way to its end, the parent's reading.
+# native/cow.pxi - children by copy-on-write: the fork, the child's way to its end, the parent's reading.
 #
 #     parent: ForkSlot.fork ──────────────▶ child: freeze, claim, run, encode, write, _exit
 #             ForkSlot.read ◀── one record an item, through a pipe of its own ──┘

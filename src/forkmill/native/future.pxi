@@ -1,4 +1,4 @@
-# _future.pxi - the native half of a Future, and the short way into the pool.
+# native/future.pxi - the native half of a Future, and the short way into the pool.
 #
 #   submit ──▶ Submitter ──▶ chunk ──▶ C ──▶ DONE ──┬─▶ result(): who asks decodes
 #                 one call, one allocation          └─▶ completion queue ──▶ deliver()
@@ -6,7 +6,7 @@
 # Guarantees: a submit of plain arguments runs no Python; a plain outcome is decoded without any.
 #   Whatever a signal handler raises, and wherever, leaves a future as it was: the outcome can be
 #   asked for again, any number of times, and who waits for it is told.
-# Invariants: those of _future.py, FUT-1 to FUT-4, and
+# Invariants: those of pool/futures.py, FUT-1 to FUT-4, and
 #   FUT-5  what guards a future is the GIL: nothing between two looks at its fields may run Python,
 #          or it holds `_condition`.
 #   FUT-6  a CompletionQueue that a collector serves is known to its Pool by a borrowed pointer, from
@@ -112,7 +112,7 @@ cdef class Turn:
 
 
 cdef class FutureBase:
-    """Fields and hot paths of a Future; see _future.py for what they mean."""
+    """Fields and hot paths of a Future; see pool/futures.py for what they mean."""
 
     cdef fm_chunk *_c            # NULL: there is no task, or its outcome is decoded
     cdef Pool _pool
@@ -665,7 +665,7 @@ cdef object _complain(error):
 
 
 cdef bint _unchanged(watch) except -1:
-    """Whether what a function looks at is as it was (forkmill._program.Watch)."""
+    """Whether what a function looks at is as it was (forkmill.codec.program.Watch)."""
     cdef tuple quick = watch.quick
     cdef object gone = quick[0]
     cdef tuple one, pair

@@ -1,4 +1,4 @@
-# _pool.pxi - the user's process: Pool, Function, Chunk, CompletionQueue, RecordIterator.
+# native/pool.pxi - the user's process: Pool, Function, Chunk, CompletionQueue, RecordIterator.
 #
 # Guarantees: every wait runs without the GIL and ends on a signal (PEP 475: its handler runs, then
 #   the wait goes on), at the latest after _SIGNALS_NS: one that came while C code was at work, or

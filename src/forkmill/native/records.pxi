@@ -1,4 +1,4 @@
-# _records.pxi - values to record bytes and back (formats: forkmill.h, "records").
+# native/records.pxi - values to record bytes and back (formats: forkmill.h, "records").
 #
 # Guarantees: plain values (scalars; tuples, lists, dicts and sets of plain values) never touch
 #   pickle; what comes back has the same exact types and values, and as with pickle no container in

@@ -25,6 +25,7 @@ A pipeline knows contexts by their Lanes alone.
 
 from __future__ import annotations
 
+from ..runs.stats import EdgeStats, RunStats, StageStats
 from .declare import (
     Pipeline,
     after_fork,
@@ -45,8 +46,12 @@ from .monitor import Monitor
 from .options import dead_letter, retry
 from .orchestrator import Orchestrator
 from .plan import ExecutionPlan
-from .result import Failure, Handle, RunResult, Stream
-from .stats import EdgeStats, RunStats, StageStats
+from .result import (
+    Failure,
+    Handle,
+    RunResult,
+    Stream,
+)
 
 __all__ = [
     "EdgeStats",

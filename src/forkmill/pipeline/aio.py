@@ -38,8 +38,8 @@ from .result import Handle, disguised, noted
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from .engine import Engine
     from .result import RunResult
+    from .run.engine import Engine
 
 __all__ = ["CANCEL", "AsyncStream", "awaited", "run"]
 

@@ -27,7 +27,14 @@ from .. import contexts
 from .._checks import nearest
 from .._process import SHARES
 from ..errors import BuildError
-from .declare import STAGE_HOOKS, Declared, Pipeline, class_changes, class_stages, hooks_of
+from .declare import (
+    STAGE_HOOKS,
+    Declared,
+    Pipeline,
+    class_changes,
+    class_stages,
+    hooks_of,
+)
 from .options import (
     QUEUE_SIZE,
     DeadLetter,

@@ -10,10 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .engine import Engine
 from .graph import Graph, check_runnable
 from .plan import ExecutionPlan
-from .result import KEEP, Handle, RunResult, Stream
+from .result import (
+    KEEP,
+    Handle,
+    RunResult,
+    Stream,
+)
+from .run.engine import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,8 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .graph import Graph, Stage, build, check_runnable
-from .groups import rides
+from .graph import (
+    Graph,
+    Stage,
+    build,
+    check_runnable,
+)
+from .run.groups import rides
 
 if TYPE_CHECKING:
     from .declare import Pipeline

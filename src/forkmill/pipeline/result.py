@@ -19,16 +19,21 @@ from dataclasses import dataclass, field
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
-from .._process import KnownThread, Latch, LoneThread, before_exit
-from ..contexts.emit import Raised
+from .._process import (
+    KnownThread,
+    Latch,
+    LoneThread,
+    before_exit,
+)
+from ..contexts.lanes.emit import Raised
 from ..errors import add_note, slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
-    from .engine import Engine
-    from .stats import RunStats
+    from ..runs.stats import RunStats
+    from .run.engine import Engine
 
 __all__ = [
     "GRACE",

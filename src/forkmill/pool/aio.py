@@ -15,18 +15,18 @@ import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from . import _native, errors
-from ._map import Feed, Items
-from ._process import interrupted
-from ._window import Window, late_error
+from .. import _native, errors
+from .._process import interrupted
+from ..runs.window import Window, late_error
+from .maps import Feed, Items
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from ._core import Core
-    from ._future import Future
-    from ._options import Options
-    from ._window import LazyCall
+    from ..runs.window import LazyCall
+    from .core import Core
+    from .futures import Future
+    from .options import Options
 
 __all__ = ["AsyncMap", "LoopPort", "port_of", "run"]
 

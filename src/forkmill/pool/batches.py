@@ -18,16 +18,16 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from . import _native, errors
-from ._map import Stream
-from ._options import Options
-from ._process import LoneThread
-from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
+from .. import _native, errors
+from .._process import LoneThread
+from .maps import Stream
+from .options import Options
+from .tuner import MAX_CHUNK, MAX_WINDOW, Tuner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ._core import Core
+    from .core import Core
 
 __all__ = ["Batches", "Portion"]
 

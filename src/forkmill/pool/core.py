@@ -31,9 +31,8 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
 
-from . import _native, errors
-from ._codec import Codec, Functions
-from ._process import (
+from .. import _native, errors
+from .._process import (
     OUR_THREADS,
     SHARES,
     LoneThread,
@@ -43,13 +42,14 @@ from ._process import (
     interrupted,
     our_thread,
 )
+from ..codec.codec import Codec, Functions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
-    from ._events import EventLog
-    from ._options import Options
-    from ._program import Watch
+    from ..codec.program import Watch
+    from .events import EventLog
+    from .options import Options
 
     # A function as it was sent: the native one, its name, and what tells when it has changed.
     Sent = tuple[_native.Function, str, Watch | None]
@@ -474,7 +474,7 @@ class Core:
         else:
             data, buffers = self.codec.function_parts(fn)
         if len(data) + sum(map(len, buffers)) >= _APART and self._one_user:
-            from ._segment import apart
+            from ..codec.segment import apart
 
             found = apart(data, buffers)
             if found is not None:
@@ -490,7 +490,7 @@ class Core:
     def guard(self, fn: Callable[..., Any], options: Options) -> Callable[..., Any]:
         """fn, wrapped if the worker has to tell failures that are worth another try."""
         if options.wrap:
-            from ._worker import _RetryCall
+            from ..worker.main import _RetryCall
 
             return _RetryCall(fn, options.wrap)
         return fn

@@ -26,8 +26,8 @@ import time
 from collections import deque
 from typing import Any
 
-from . import _native, errors
-from ._log import POOL
+from .. import _native, errors
+from .log import POOL
 
 __all__ = ["EventLog"]
 

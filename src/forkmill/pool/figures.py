@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from . import _native, errors
+from .. import _native, errors
 
 if TYPE_CHECKING:
-    from ._core import Core
+    from .core import Core
 
 __all__ = ["PoolStats", "WorkerInfo", "pool_stats", "worker_info"]
 

@@ -16,13 +16,13 @@ Invariants:
     * FUT-2  A callback is taken off `_callbacks` and called in one step.
     * FUT-3  One thread at a time decodes. The chunk stays the future's until it is decoded.
     * FUT-4  Nothing that a signal handler can interrupt lies between a change of a future and the
-      change that belongs to it: so all of them are in _future.pxi, whose head has the argument.
+      change that belongs to it: all of them are in native/future.pxi, whose head has the argument.
 
 Threads: any, for all of it.
 
 The stock Future makes a Condition and two lists at birth, more than the rest of a submit costs
 here. Ours has neither: `_condition` and `_waiters` are made for each look (`_Stock` in
-_future.pxi, with all that is hot). The first waiter, or the first callback, asks the pool's
+native/future.pxi, with all that is hot). The first waiter, or the first callback, asks the pool's
 collector to fetch the outcome (`_arm`).
 """
 
@@ -33,10 +33,10 @@ import sys
 from concurrent.futures import CancelledError, InvalidStateError, _base
 from typing import TYPE_CHECKING, Any
 
-from . import _native
+from .. import _native
 
 if TYPE_CHECKING:
-    from ._core import Core
+    from .core import Core
 
 __all__ = ["Future"]
 

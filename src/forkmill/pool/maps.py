@@ -3,11 +3,11 @@
     input ──fill──▶ Encoder ──submit──▶ workers ──outcomes──▶ RecordIterator ──▶ the caller
             one chunk at a time, in C         finished chunks        item by item, in C
 
-Guarantees: those of _window.py, and
+Guarantees: those of runs/window.py, and
     * Python code runs once a chunk; per item everything is C.
 
-Invariants: those of _window.py, where work is a chunk, and
-    * MAP-4  A chunk is bounded by what tasks take, by memory (_tuner.py), and by what its input
+Invariants: those of runs/window.py, where work is a chunk, and
+    * MAP-4  A chunk is bounded by what tasks take, by memory (pool/tuner.py), and by what its input
       takes: a chunk of free size has what an input of unknown kind gives in TARGET_S. That a quick
       input is quick says nothing about tasks, and makes no chunk larger.
     * MAP-3  Two chunks a worker are under way. Where pulling cannot be observed, or the size of a
@@ -20,7 +20,7 @@ known, many share a message of about TARGET_S of work, and it comes back (RUN_PR
 iterator asks and there are new results. What then waits behind a long task is taken back by the
 core when another worker is idle.
 
-Threads: as _window.py.
+Threads: as runs/window.py.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ import sys
 from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
-from . import _native, errors
-from ._process import interrupted
-from ._tuner import MAX_CHUNK, MAX_WINDOW, Tuner
-from ._window import Input, WindowIterator, as_failure
+from .. import _native, errors
+from .._process import interrupted
+from ..runs.window import Input, WindowIterator, as_failure
+from .tuner import MAX_CHUNK, MAX_WINDOW, Tuner
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Container, Iterable, Iterator
 
-    from ._core import Core
-    from ._options import Options
-    from ._window import LazyCall
+    from ..runs.window import LazyCall
+    from .core import Core
+    from .options import Options
 
 __all__ = ["Feed", "Items", "MapIterator", "Stream"]
 

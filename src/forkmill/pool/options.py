@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _checks, _executor, _native, errors
+from .. import _checks, _native, errors
+from ..runs import executor
 
 __all__ = [
     "MOST_BYTES",
@@ -21,7 +22,7 @@ MOST_BYTES = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Options(_executor.Options):
+class Options(executor.Options):
     """What `ProcessPool.options` sets.
 
     Attributes:

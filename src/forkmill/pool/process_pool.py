@@ -3,9 +3,9 @@
     user's process                                      zygote              workers
     ┌─────────────────────────────────────────┐   ┌──────────────┐     ┌────────────┐
     │ ProcessPool, options()  ──▶ Core ──▶ C  │◀─▶│ forks, reaps │────▶│ decode     │
-    │   submit ──▶ Future        (_core.py)   │   │ and replaces │     │ run        │
-    │   map    ──▶ MapIterator   (_map.py)    │   └──────────────┘     │ encode     │
-    │   run    ──▶ asyncio       (_aio.py)    │◀══ channel a worker ══▶└────────────┘
+    │   submit ──▶ Future        (core.py)    │   │ and replaces │     │ run        │
+    │   map    ──▶ MapIterator   (maps.py)    │   └──────────────┘     │ encode     │
+    │   run    ──▶ asyncio       (aio.py)     │◀══ channel a worker ══▶└────────────┘
     └─────────────────────────────────────────┘
 
 Guarantees:
@@ -29,13 +29,22 @@ import weakref
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from . import _checks, _codec, _native, _stacks, _worker, errors
-from ._core import Core
-from ._executor import Face
-from ._figures import PoolStats, WorkerInfo, pool_stats, worker_info
-from ._future import Future
-from ._map import MapIterator, Stream
-from ._options import (
+from .. import _checks, _native, errors
+from .._process import cpus
+from ..codec import codec
+from ..runs.executor import Face
+from ..runs.window import LazyCall, Results, late_error
+from ..worker import main, stacks
+from .core import Core
+from .figures import (
+    PoolStats,
+    WorkerInfo,
+    pool_stats,
+    worker_info,
+)
+from .futures import Future
+from .maps import MapIterator, Stream
+from .options import (
     MOST_BYTES,
     Options,
     at_least_one,
@@ -43,8 +52,6 @@ from ._options import (
     check_memory_limit,
     check_restarts,
 )
-from ._process import cpus
-from ._window import LazyCall, Results, late_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -188,11 +195,11 @@ class _Face(Face["View"]):
             RuntimeError: No event loop is running.
             TypeError, SerializationError, PoolClosed, PoolBroken, PoolError: As `submit`.
         """
-        from . import _aio
+        from . import aio
 
         if self._core is None:
-            return _aio.done(self.submit(fn, *args, **kwargs))
-        return _aio.run(self._core, fn, args, kwargs, self._options)
+            return aio.done(self.submit(fn, *args, **kwargs))
+        return aio.run(self._core, fn, args, kwargs, self._options)
 
     # ------------------------------------------------------------------ many calls
 
@@ -234,13 +241,13 @@ class _Face(Face["View"]):
             TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
         """
         call = LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
-        from . import _aio
+        from . import aio
 
         core = self._core
         if core is None:
-            return _aio.asynchronous(self._lazy(call))
+            return aio.asynchronous(self._lazy(call))
         core.check()
-        return _aio.AsyncMap(core, call, self._options)
+        return aio.AsyncMap(core, call, self._options)
 
     # ------------------------------------------------------------------ views and figures
 
@@ -303,10 +310,10 @@ class _Face(Face["View"]):
         limit = _checks.seconds("timeout", timeout)
         if self._core is None:
             return {}
-        if not _stacks.supported():
+        if not stacks.supported():
             raise errors.PoolError("dump() needs Linux; elsewhere point py-spy at the worker's pid")
         zygote, _ = self._core.native.zygote()
-        texts = {worker.pid: _stacks.read(worker.pid, zygote, limit) for worker in self.workers()}
+        texts = {worker.pid: stacks.read(worker.pid, zygote, limit) for worker in self.workers()}
         return {pid: text for pid, text in texts.items() if text}
 
 
@@ -417,9 +424,9 @@ class ProcessPool(_Face):
         tag_output: bool = False,
         name: str | None = None,
     ) -> None:
-        from . import _start
+        from . import start as _start
 
-        inline = max_workers is None and _worker.IN_WORKER
+        inline = max_workers is None and main.IN_WORKER
         workers = _checks.max_workers(max_workers) or cpus()
         _checks.initializer(initializer, initargs)
         _checks.a_callable("finalizer", finalizer, optional=True)
@@ -461,7 +468,7 @@ class ProcessPool(_Face):
     def _tell(self) -> None:
         """Log, and warn of, what the start had to say."""
         assert self._core is not None
-        from ._start import tell_loss
+        from .start import tell_loss
 
         try:
             tell_loss(self._core)
@@ -590,7 +597,7 @@ class _Here:
         finalizer: Callable[[], object] | None,
         init_timeout: float | None,
     ) -> None:
-        self._codec = _codec.Codec()
+        self._codec = codec.Codec()
         self.state = "inline"
         self._broken: errors.InitError | None = None
         self._succeeded = self._failed = self._retried = 0

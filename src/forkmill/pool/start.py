@@ -20,12 +20,17 @@ from functools import partial
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
-from . import _hazards, _native, errors
-from ._codec import FORK_ONLY, Codec
-from ._core import Core, lives_of
-from ._events import EventLog
-from ._process import cpus_each
-from ._zygote import Config, encode, start_exec, start_fork
+from .. import _hazards, _native, errors
+from .._process import cpus_each
+from ..codec.codec import FORK_ONLY, Codec
+from ..worker.zygote import (
+    Config,
+    encode,
+    start_exec,
+    start_fork,
+)
+from .core import Core, lives_of
+from .events import EventLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -291,14 +296,14 @@ def _only_forks(handed: Any) -> bool:
     multiprocessing made for that."""
     if "multiprocessing.synchronize" not in sys.modules:
         return False
-    from . import _mp
+    from ..worker import mp
 
-    if not _mp.has_fork_locks():
+    if not mp.has_fork_locks():
         return False
     codec = Codec("exec", ())
-    codec.reducers = _mp.reducers()
+    codec.reducers = mp.reducers()
     try:
-        with _mp.spawning() as popen:
+        with mp.spawning() as popen:
             codec.dumps(handed)
     except errors.SerializationError as error:
         return FORK_ONLY in str(error)

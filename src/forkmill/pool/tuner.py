@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from . import _native
+    from .. import _native
 
 __all__ = ["MAX_CHUNK", "MAX_WINDOW", "Tuner"]
 

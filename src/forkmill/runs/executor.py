@@ -15,8 +15,8 @@ import concurrent.futures
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from . import _checks, errors
-from ._window import LazyCall
+from .. import _checks, errors
+from .window import LazyCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from . import _checks
-from ._process import interrupted
-from .errors import TaskTimeout, WorkerDied
+from .. import _checks
+from .._process import interrupted
+from ..errors import TaskTimeout, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What a worker does around the loop in _child.pxi: set-up, functions, failures, the end.
+"""What a worker does around the loop in native/child.pxi: set-up, functions, failures, the end.
 
 Guarantees:
     * User code runs under signals, streams and a collector that do not depend on what the user's
@@ -24,14 +24,15 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _codec, _native
-from ._process import ours
-from .errors import SerializationError, SharedGone
+from .. import _native
+from .._process import ours
+from ..codec import codec as _codec
+from ..errors import SerializationError, SharedGone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._zygote import Config
+    from .zygote import Config
 
 IN_WORKER = False
 """True inside a worker: a pool made there runs inline unless it is asked for workers."""
@@ -46,7 +47,7 @@ _VALUE = b"fmshare1"  # what a shared value begins with; a function is a pickle
 class _RetryCall:
     """A function whose exceptions of some classes ask for another try.
 
-    The loop in _child.pxi looks inside, so that a call costs no more than the function's own.
+    The loop in native/child.pxi looks inside, so that a call costs no more than the function's own.
     """
 
     __slots__ = ("fn", "retry_on")
@@ -83,7 +84,7 @@ class Worker:
         A shared value comes the same way, if there is no other; it is kept elsewhere.
         """
         if blob.startswith(_VALUE):
-            ours("_segment").receive(blob)
+            ours("codec.segment").receive(blob)
             return
         if index >= _FUNCTIONS:
             raise SerializationError(f"function index {index} is beyond {_FUNCTIONS - 1}")
@@ -141,7 +142,7 @@ class Worker:
 def _complain(what: str, error: BaseException) -> None:
     """A warning on standard error; never raises."""
     with suppress(Exception):
-        text = ours("_failures").format_error(error)
+        text = ours("codec.failures").format_error(error)
         print(f"forkmill: {what} (process {os.getpid()}):\n{text}", end="", file=sys.stderr)
 
 
@@ -153,7 +154,7 @@ def _flush_streams() -> None:
 
 # ------------------------------------------------------------------------------------- stacks
 
-# How a worker can be asked for what it is doing; who asks, and why in this way: _stacks.py.
+# How a worker can be asked for what it is doing; who asks, and why in this way: worker/stacks.py.
 # Signals that nobody else uses: no program means anything by them, no shell sends them.
 TELL: int = getattr(_signal, "SIGRTMAX", 64) - 7  # faulthandler's
 ASK, URGE = TELL - 1, TELL - 2  # Python's; the latter interrupts system calls
@@ -378,7 +379,7 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
     if config.method == "fork":
         _forget_exit()
     if config.tag_output:
-        ours("_output").tag(config.name)
+        ours("worker.output").tag(config.name)
     if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()
     status = EXIT_FAILED
@@ -528,5 +529,5 @@ class _Watcher:
 
 
 def _birth(config: Config, slot: int) -> Any:
-    birth = ours("_mp").Birth
+    birth = ours("worker.mp").Birth
     return birth(config.method, slot, config.parent, config.family, config.tracker)

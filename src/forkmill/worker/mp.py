@@ -30,7 +30,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import _native
+from .. import _native
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

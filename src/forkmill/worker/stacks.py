@@ -20,7 +20,7 @@ Guarantees:
       a child of our zygote, with handlers for the signals.
     * The task goes on. A call of its C code that does not restart after signals may return EINTR.
 
-The worker's side is in _worker.py.
+The worker's side is in main.py.
 
 Threads: any.
 """
@@ -33,8 +33,16 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from . import _worker
-from ._worker import ASK, BEGIN, END, SHOWS_STACKS, STACKS, TELL, URGE
+from . import main
+from .main import (
+    ASK,
+    BEGIN,
+    END,
+    SHOWS_STACKS,
+    STACKS,
+    TELL,
+    URGE,
+)
 
 __all__ = ["read", "supported"]
 
@@ -100,7 +108,7 @@ def _written(path: str, start: int, told: bool) -> str:
 
 
 def _is_answering(line: str) -> bool:
-    return _worker.__file__ in line and line.endswith(f" in {_worker.answer.__name__}\n")
+    return main.__file__ in line and line.endswith(f" in {main.answer.__name__}\n")
 
 
 class _State(NamedTuple):

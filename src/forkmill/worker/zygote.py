@@ -2,9 +2,9 @@
 
 ::
 
-    user's process ──start_fork──▶ zygote (zygote.c) ──fork──▶ _run_forked ──▶ _worker.main
-                   ──start_exec──▶ main() ──▶ zygote ──fork──▶ _run_forked ──▶ _worker.main
-                                                  └──spawn──▶ main() ──────▶ _worker.main
+    user's process ──start_fork──▶ zygote (zygote.c) ──fork──▶ _run_forked ──▶ worker.main
+                   ──start_exec──▶ main() ──▶ zygote ──fork──▶ _run_forked ──▶ worker.main
+                                                  └──spawn──▶ main() ──────▶ worker.main
 
     worker: Reporter, while it loads a function ──names, one a record──▶ zygote: take_hint()
 
@@ -42,8 +42,10 @@ from functools import partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import _codec, _native, _worker
-from ._worker import EXIT_FAILED, EXIT_REFUSED
+from .. import _native
+from ..codec import codec as _codec
+from . import main as worker
+from .main import EXIT_FAILED, EXIT_REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,7 +109,7 @@ class Config:
         flushed, stdin, caps: Set by start_fork(): nothing that was printed is inherited; what
             becomes sys.stdin of workers, if it could be made; what their environment lacks.
         parent, family: Set by both: the user's process, and what multiprocessing knows of it (see
-            _mp.family); () if it is not loaded there.
+            mp.family); () if it is not loaded there.
         handed, tracker: Set by encode(): descriptors for workers that the payload names, and
             the one of multiprocessing's resource tracker, or -1.
         reporter: Set in an exec'd zygote: how its workers report what they had to import.
@@ -208,7 +210,7 @@ def start_fork(
     config.has_initializer = config.initializer is not None
     config.signals = _native.signal_masks()
     _introduce(config)
-    config.stdin = _worker.null_input()
+    config.stdin = worker.null_input()
     caps = _caps(os.environ, config.threads)
     config.caps = {os.fsencode(name): os.fsencode(caps[name]) for name in caps}
     # What was printed is ours to write. If nobody can print before the fork, workers need not
@@ -220,9 +222,9 @@ def start_fork(
         config.pidfd = parent >= 0
         keep = [control, parent, config.arena_fd, *config.keep_fds, *_filenos(config)]
         if config.family:
-            from . import _mp
+            from . import mp
 
-            keep += _mp.channels(keep)
+            keep += mp.channels(keep)
         zygote = _zygote(config, control, parent, keep=keep, early=early, environment=config.caps)
         config.born += starmap(zygote.start, [()])  # in one step: no handler can come in between
         if config.born[0] is None:
@@ -238,9 +240,9 @@ def _introduce(config: Config) -> None:
         return
     config.parent = os.getpid()
     if "multiprocessing.context" in sys.modules:
-        from . import _mp
+        from . import mp
 
-        config.family = _mp.family(config.workers)
+        config.family = mp.family(config.workers)
 
 
 def _zygote(config: Config, control: int, parent: int, **options: Any) -> _native.Zygote:
@@ -279,16 +281,16 @@ def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
     status = EXIT_FAILED
     try:
         gc.freeze()  # what was inherited is never looked at again, and so never copied
-        _worker.reset_signals(*config.signals)
+        worker.reset_signals(*config.signals)
         if config.method == "fork":
             if not config.flushed:
-                _worker.drop_buffered()
-            sys.stdin = config.stdin or _worker.null_input()
-            _worker.know_environment(config.caps)
-            _worker.obey_environment()
-        status = _worker.main(config, zygote.ends, zygote.slot)
+                worker.drop_buffered()
+            sys.stdin = config.stdin or worker.null_input()
+            worker.know_environment(config.caps)
+            worker.obey_environment()
+        status = worker.main(config, zygote.ends, zygote.slot)
     except BaseException as error:
-        _worker._complain("a worker failed outside of a task", error)
+        worker._complain("a worker failed outside of a task", error)
     finally:
         os._exit(status)
 
@@ -333,7 +335,7 @@ def boot(fd):
     sys.path[:], folder = marshal.loads(os.pread(fd, int(sys.argv[3]), 0))
     stand_in = sys.modules["forkmill"] = type(sys)("forkmill")
     stand_in.__path__ = [folder]
-    import forkmill._zygote as zygote
+    import forkmill.worker.zygote as zygote
     del sys.modules["forkmill"]
     return zygote
 boot(int(sys.argv[2])).main()
@@ -382,7 +384,7 @@ def start_exec(config: Config, method: str, control: int) -> int:
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept if fd >= 0],
             # Until the zygote ignores them, and workers are ready for them: Ctrl-C must print
             # nothing, and what reaches the whole group end nothing.
-            setsigmask=_worker._GROUP_SIGNALS,
+            setsigmask=worker._GROUP_SIGNALS,
         )
         config.born += starmap(spawn, [()])  # in one step: no handler can come in between
         pid: int = config.born[0]
@@ -404,11 +406,11 @@ def encode(config: Config) -> None:
     if not config.family:
         config.payload = _encoded(config)
         return
-    from . import _mp
+    from . import mp
 
-    with _mp.spawning() as popen:
+    with mp.spawning() as popen:
         config.tracker = popen.hand_tracker()
-        config.payload = _encoded(config, _mp.reducers())
+        config.payload = _encoded(config, mp.reducers())
     config.handed = popen.fds
 
 
@@ -431,9 +433,8 @@ def _write_config(config: Config) -> tuple[int, int]:
     plain: dict[str, Any] = {name: getattr(config, name) for name in _PLAIN}
     plain["argv"] = list(sys.argv)
     plain["payload"] = config.payload
-    head = marshal.dumps(
-        ([p for p in sys.path if type(p) is str], os.path.dirname(os.path.abspath(__file__)))
-    )
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    head = marshal.dumps(([p for p in sys.path if type(p) is str], package))
     fd = _memory_file()
     try:
         with open(fd, "wb", closefd=False) as file:
@@ -539,7 +540,7 @@ def main() -> NoReturn:
         else:
             _main_zygote(config_fd, numbers)
     except BaseException as error:
-        _worker._complain(f"an exec'd process ({' '.join(sys.argv[1:2])}) failed", error)
+        worker._complain(f"an exec'd process ({' '.join(sys.argv[1:2])}) failed", error)
         if role == "zygote" and isinstance(error, OSError) and error.errno:
             # The pool tells the program why it has no workers.
             _native.report_trouble(numbers[0], error.errno)
@@ -549,12 +550,12 @@ def main() -> NoReturn:
 
 def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
     control, parent, arena = numbers
-    _worker.reset_signals()
+    worker.reset_signals()
     config = _read_config(config_fd, _Boot.offset)
     _keep_only(config_fd, control, parent, arena, *config.handed)
-    _worker.sane_streams()
+    worker.sane_streams()
     config.arena_fd = arena
-    _worker.ignore_signals(config.signals[1])
+    worker.ignore_signals(config.signals[1])
     sys.argv[:] = config.argv
     spawn: Sequence[str] = ()
     hints = -1
@@ -592,15 +593,15 @@ def _main_worker(config_fd: int, numbers: list[int]) -> int:
     config.arena_fd = arena
     os.close(config_fd)
     _keep_only(*ends, arena, *config.handed)
-    _worker.sane_streams()
+    worker.sane_streams()
     sys.argv[:] = config.argv
     try:
         _native.die_with_parent(zygote)
     except ProcessLookupError:
         return 0
-    _worker.reset_signals(*config.signals)
+    worker.reset_signals(*config.signals)
     task_fd, result_fd, slot_fd = ends
-    return _worker.main(config, (task_fd, result_fd, slot_fd), slot)
+    return worker.main(config, (task_fd, result_fd, slot_fd), slot)
 
 
 # ------------------------------------------------------ what workers had to import

@@ -19,9 +19,26 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import _codec, errors
-from .emit import Outputs, Raised, as_outputs, collect, emitted, gathered, is_own
-from .lane import END, MANY, Copy, SharedLane, Taken, ended, told
+from ... import errors
+from ...codec import codec
+from .emit import (
+    Outputs,
+    Raised,
+    as_outputs,
+    collect,
+    emitted,
+    gathered,
+    is_own,
+)
+from .lane import (
+    END,
+    MANY,
+    Copy,
+    SharedLane,
+    Taken,
+    ended,
+    told,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -235,7 +252,7 @@ class CopyLane(CallLane):
         if good:
             yield told(item, outputs)
         else:
-            yield Taken(item, [], _codec.load_failure(memoryview(outputs)))
+            yield Taken(item, [], codec.load_failure(memoryview(outputs)))
         if last is not None:
             yield from ended(last)
 
@@ -275,7 +292,7 @@ class Whole:
         except BaseException as error:
             if not self.last or not self.copy.ready:
                 raise
-            good, outputs = False, _codec.dump_failure(error)
+            good, outputs = False, codec.dump_failure(error)
         return good, outputs, self.copy.finish() if self.last else None
 
 

@@ -18,9 +18,9 @@ import threading
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from .._process import LoneThread
-from .call_lane import CopyLane, Whole
+from ... import errors
+from ..._process import LoneThread
+from .calls import CopyLane, Whole
 from .emit import Outputs
 from .lane import Taken
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from .. import _codec
+from ...codec import codec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -56,11 +56,11 @@ class Raised:
         self.error = error
 
     def __reduce__(self) -> Any:
-        return _raised, (_codec.dump_failure(self.error),)
+        return _raised, (codec.dump_failure(self.error),)
 
 
 def _raised(data: bytes) -> Raised:
-    return Raised(_codec.load_failure(memoryview(data)))
+    return Raised(codec.load_failure(memoryview(data)))
 
 
 def as_outputs(value: Any) -> Outputs:

@@ -21,9 +21,16 @@ from time import monotonic
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from .._native import hold, mark
-from ..errors import WorkerDied
-from .emit import UNUSUAL, Outputs, Raised, gathered, pieces, settle
+from ..._native import hold, mark
+from ...errors import WorkerDied
+from .emit import (
+    UNUSUAL,
+    Outputs,
+    Raised,
+    gathered,
+    pieces,
+    settle,
+)
 from .lane import Copy, Measured
 
 if TYPE_CHECKING:

@@ -24,16 +24,23 @@ from time import monotonic, perf_counter
 from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .call_lane import CallLane, Host, _last_words
-from .emit import Outputs, Raised, as_outputs, gathered, pieces, settle
-from .homes import encode, opened, path
+from ..homes import encode, opened, path
+from .calls import CallLane, Host, _last_words
+from .emit import (
+    Outputs,
+    Raised,
+    as_outputs,
+    gathered,
+    pieces,
+    settle,
+)
 from .lane import END, Copy, Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from concurrent.futures import Future
 
-    from .homes import Home, Homes
+    from ..homes import Home, Homes
     from .lane import Work
 
 __all__ = ["InterpreterLane"]

@@ -46,9 +46,17 @@ from time import monotonic, perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from .. import errors
-from .._process import Change
-from .emit import UNUSUAL, Outputs, Raised, as_outputs, emitted, pieces, settle
+from ... import errors
+from ..._process import Change
+from .emit import (
+    UNUSUAL,
+    Outputs,
+    Raised,
+    as_outputs,
+    emitted,
+    pieces,
+    settle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -15,10 +15,25 @@ import os
 import queue
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
+from ... import errors
 from .emit import Outputs
-from .in_worker import Drop, Function, Parked, Resume, is_generator
-from .lane import END, MANY, Batch, Report, SharedLane, Taken, ended, told
+from .in_worker import (
+    Drop,
+    Function,
+    Parked,
+    Resume,
+    is_generator,
+)
+from .lane import (
+    END,
+    MANY,
+    Batch,
+    Report,
+    SharedLane,
+    Taken,
+    ended,
+    told,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

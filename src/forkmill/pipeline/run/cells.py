@@ -30,16 +30,22 @@ from threading import get_ident
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .._process import cpus
-from ..contexts.emit import each, pieces, settle
-from ..errors import BuildError, WorkerDied
-from .declare import to
-from .events import short
-from .fuse import BEAT, GONE, Outs, disarm, fuse
-from .graph import find, stage_hooks
-from .options import DeadLetter, Retry, final
-from .result import Failure
-from .stats import Reservoir
+from ..._process import cpus
+from ...contexts.lanes.emit import each, pieces, settle
+from ...errors import BuildError, WorkerDied
+from ...runs.stats import Reservoir
+from ..declare import to
+from ..events import short
+from ..graph import find, stage_hooks
+from ..options import DeadLetter, Retry, final
+from ..result import Failure
+from .fuse import (
+    BEAT,
+    GONE,
+    Outs,
+    disarm,
+    fuse,
+)
 from .work import (
     adapted,
     is_async,
@@ -51,8 +57,8 @@ from .work import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
+    from ..graph import Stage
     from .engine import Engine
-    from .graph import Stage
 
 __all__ = ["Abort", "Cell", "Edge", "Killed", "Outlet", "Pace"]
 

@@ -44,21 +44,38 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .._process import Latch, interrupted
-from ..contexts.lane import Copy
-from ..errors import PoolError
-from .cells import Abort, Cell, Edge, Killed, Outlet, Pace, resolve, width_of
-from .declare import hooks_of, to
-from .events import Events, Ticker
+from ..._process import Latch, interrupted
+from ...contexts.lanes.lane import Copy
+from ...errors import PoolError
+from ...runs.stats import EdgeStats, RunStats, StageStats
+from ..declare import hooks_of, to
+from ..events import Events, Ticker
+from ..options import DeadLetter, final
+from ..result import (
+    GRACE,
+    KEEP,
+    FailureLog,
+    Left,
+    RunResult,
+    attach,
+    check_keep,
+)
+from .cells import (
+    Abort,
+    Cell,
+    Edge,
+    Killed,
+    Outlet,
+    Pace,
+    resolve,
+    width_of,
+)
 from .fuse import Code, tallied
 from .groups import Carrier, Rider, rides
 from .lanes import LaneCell
 from .nested import NestedCell
-from .options import DeadLetter, final
-from .result import GRACE, KEEP, FailureLog, Left, RunResult, attach, check_keep
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
-from .stats import EdgeStats, RunStats, StageStats
 from .work import each_hook, run_hooks
 
 if TYPE_CHECKING:
@@ -66,9 +83,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import CodeType, FrameType
 
-    from .graph import Graph
-    from .result import Failure
-    from .stats import Reservoir
+    from ...runs.stats import Reservoir
+    from ..graph import Graph
+    from ..result import Failure
 
 __all__ = ["Engine"]
 

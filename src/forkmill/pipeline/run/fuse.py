@@ -39,10 +39,10 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..contexts.emit import UNUSUAL
-from .declare import to
-from .options import DeadLetter, final
-from .result import Left
+from ...contexts.lanes.emit import UNUSUAL
+from ..declare import to
+from ..options import DeadLetter, final
+from ..result import Left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

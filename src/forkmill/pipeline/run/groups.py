@@ -31,14 +31,19 @@ import functools
 import pickle
 from typing import TYPE_CHECKING, Any
 
-from .. import contexts
-from ..contexts.emit import UNUSUAL, Raised, pieces, settle
-from ..contexts.lane import Measured, Report
-from ..errors import WorkerDied
-from .declare import to
-from .graph import stage_hooks
+from ... import contexts
+from ...contexts.lanes.emit import (
+    UNUSUAL,
+    Raised,
+    pieces,
+    settle,
+)
+from ...contexts.lanes.lane import Measured, Report
+from ...errors import WorkerDied
+from ..declare import to
+from ..graph import stage_hooks
+from ..options import DeadLetter, Retry, final
 from .lanes import LaneCell
-from .options import DeadLetter, Retry, final
 from .work import (
     adapted,
     clocked,
@@ -52,9 +57,9 @@ from .work import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ..graph import Graph, Stage
     from .cells import Cell
     from .engine import Engine
-    from .graph import Graph, Stage
 
 __all__ = ["Carrier", "Rider", "rides"]
 

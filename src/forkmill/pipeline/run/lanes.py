@@ -20,23 +20,33 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .. import contexts
-from ..contexts.lane import Report
-from ..errors import WorkerDied
-from .cells import NEVER, Cell, Edge, width_of
-from .declare import to
-from .events import short
-from .graph import stage_hooks
-from .options import Retry, final
-from .result import PATIENCE
+from ... import contexts
+from ...contexts.lanes.lane import Report
+from ...errors import WorkerDied
+from ..declare import to
+from ..events import short
+from ..graph import stage_hooks
+from ..options import Retry, final
+from ..result import PATIENCE
+from .cells import (
+    NEVER,
+    Cell,
+    Edge,
+    width_of,
+)
 from .shuffle import mixer
-from .work import initialize, make_work, run_hooks, uncarried
+from .work import (
+    initialize,
+    make_work,
+    run_hooks,
+    uncarried,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from ..graph import Stage
     from .engine import Engine
-    from .graph import Stage
 
 __all__ = ["LaneCell"]
 

@@ -29,21 +29,36 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .. import contexts
-from .cells import NEVER, Abort, Killed, width_of
-from .declare import hooks_of
+from ... import contexts
+from ...runs.stats import (
+    EdgeStats,
+    Reservoir,
+    RunStats,
+    StageStats,
+)
+from ..declare import hooks_of
+from ..options import final
+from ..result import Failure
+from .cells import (
+    NEVER,
+    Abort,
+    Killed,
+    width_of,
+)
 from .lanes import LaneCell
-from .options import final
-from .result import Failure
 from .sign import Sign, seen
-from .stats import EdgeStats, Reservoir, RunStats, StageStats
-from .work import clocked, run_hooks, run_inline, set_up
+from .work import (
+    clocked,
+    run_hooks,
+    run_inline,
+    set_up,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ..graph import Graph, Stage
     from .engine import Engine
-    from .graph import Graph, Stage
 
 __all__ = ["NestedCell"]
 

@@ -18,7 +18,7 @@ import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .. import contexts
+from ... import contexts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

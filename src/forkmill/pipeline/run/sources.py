@@ -17,18 +17,18 @@ from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from .._process import KnownThread, Signal
-from ..contexts.emit import each
+from ..._process import KnownThread, Signal
+from ...contexts.lanes.emit import each
+from ..declare import to
+from ..result import GRACE
 from .cells import TIMED, Cell, Edge
-from .declare import to
-from .result import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
+    from ..graph import Stage
     from .engine import Engine
-    from .graph import Stage
 
 __all__ = ["INTERRUPTED", "Source", "tap"]
 

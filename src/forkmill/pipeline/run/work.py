@@ -17,17 +17,23 @@ from time import perf_counter
 from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from .. import contexts
-from ..contexts.emit import UNUSUAL, Raised, each, pieces, settle
-from ..contexts.lane import Measured, Report
-from ..errors import name_of
-from .declare import to
-from .options import Retry, hook_caller
+from ... import contexts
+from ...contexts.lanes.emit import (
+    UNUSUAL,
+    Raised,
+    each,
+    pieces,
+    settle,
+)
+from ...contexts.lanes.lane import Measured, Report
+from ...errors import name_of
+from ..declare import to
+from ..options import Retry, hook_caller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from .graph import Stage
+    from ..graph import Stage
 
 __all__ = ["make_work", "run_inline"]
 

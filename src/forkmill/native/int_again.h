@@ -1,5 +1,5 @@
 /*
- * _int_again.h - an int with another value in its old memory, for _child.pxi.
+ * int_again.h - an int with another value in its old memory, for child.pxi.
  *
  * As zip() does with its tuple: allocating an int and freeing it is a sixth of
  * what a trivial task costs.  Only among ints of one digit that are not shared

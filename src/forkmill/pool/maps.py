@@ -122,9 +122,7 @@ class Feed(Input[_native.Chunk]):
         self._token = core.life.input_begins()
 
     def pull(self) -> _native.Chunk | None:
-        source, encoder = self.source, self.encoder
-        if source is None:
-            return None
+        encoder = self.encoder
         n = self._size() if self.tuned else self.unit
         share = self.share
         if self.chunks:
@@ -133,7 +131,7 @@ class Feed(Input[_native.Chunk]):
                 return None
             if left < share:
                 share = left
-        count = encoder.fill(source, n, share, self.patience)
+        count = encoder.fill(self.source, n, share, self.patience)
         if self.source is None:
             return None  # the input itself closed the iterator
         ended = False
@@ -277,7 +275,7 @@ class MapIterator(WindowIterator[_native.Chunk], _native.RecordIterator):
             if head.done:
                 return True
             if wait:
-                return head.wait(self._patience())
+                return head.wait(None if self._deadline is None else self._patience())
             self._feed.core.turn()  # outcomes may lie in the pipe
             return head.done
         if not line and (not wait or self._feed.quick):

@@ -107,7 +107,7 @@ class Input(Generic[W]):
     window: int
 
     def pull(self) -> W | None:
-        """Pull and submit; None if the window is full or nothing is left."""
+        """Pull and submit; None: the window is full, or nothing is left. There is a source."""
         raise NotImplementedError
 
     def finished(self, work: W) -> None:
@@ -194,7 +194,10 @@ class Window(Generic[W]):
 
     def _pull(self) -> bool:
         """Pull and submit; False: the window is full, or the input has no more."""
-        work = self._feed.pull()
+        feed = self._feed
+        if feed.source is None:
+            return False
+        work = feed.pull()
         if work is None:
             return False
         if self._ordered:
@@ -202,7 +205,7 @@ class Window(Generic[W]):
         else:
             self._flying.add(work)
         if not self._open:  # closed meanwhile, by the input or by another thread
-            self._feed.abandon((work,), kill=False)
+            feed.abandon((work,), kill=False)
             return False
         return True
 
@@ -324,11 +327,11 @@ class _Calls(Input["Future[Any]"]):
         self._held = 0  # pulled and not yet consumed
 
     def pull(self) -> Future[Any] | None:
-        source, submit = self.source, self._submit
-        if source is None or submit is None or self._held >= self.window:
+        submit = self._submit
+        if submit is None or self._held >= self.window:
             return None
         try:
-            item = next(source)
+            item = next(self.source)
             if self.source is None:
                 return None  # the input itself closed the iterator
             future = submit(item)

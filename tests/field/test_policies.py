@@ -153,10 +153,16 @@ def books(result: fm.RunResult) -> None:
     assert stage.failed == 1 and edge.failed == 1
 
 
+def is_dear(context: str) -> bool:
+    """Whether each run makes processes, or subinterpreters."""
+    own = ("ipc_fork", "interpreter") if tasks.SUBINTERPRETERS else "ipc_fork"
+    return "cow_fork" in context or context.startswith(own)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_an_item_that_raises_goes_by_the_policy(context: str, form: str) -> None:
-    few = "cow_fork" in context or context.startswith("ipc_fork")  # each run makes processes
+    few = is_dear(context)
     kinds = RAISED[1::5] if few else RAISED
     with place(context) as where:
         for kind in kinds:

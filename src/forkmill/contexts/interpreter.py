@@ -19,7 +19,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
-from .._process import SHARES, cpus
+from .._process import cpus
 from .base import Call
 from .homes import (
     Homes,
@@ -94,12 +94,11 @@ class Interpreter(Thread):
             call.args, call.kwargs = (), {}
         super()._accept(call)
 
-    def submit_here(self, fn: Callable[..., Any], *args: Any) -> Any:  # pragma: no cover
-        """Have a call run in a thread of ours, which asks the Homes itself (for lanes)."""
+    def begin_here(  # pragma: no cover
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    ) -> Any:
+        """As `_begin`, but the call runs in a thread of ours, which asks the Homes itself."""
         self._check_process()
-        kwargs: dict[str, Any] = {}
-        if SHARES:
-            fn, args, kwargs = SHARES[0].hold_call(fn, args, kwargs)
         call = Call(fn, args, kwargs, self._options, self.ledger, self.future_class())
         future = call.future
         super()._accept(call)

@@ -55,7 +55,7 @@ class SubinterpreterHost(Host, Protocol):
 
     homes: Homes | None
 
-    def submit_here(self, fn: Callable[..., Any], *args: Any) -> Any: ...
+    def begin_here(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any: ...
 
 
 class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons tested so far
@@ -67,8 +67,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         super().__init__(executor, work, notify)
         assert executor.homes is not None
         self._homes = executor.homes
-        self._submit = executor.submit_here
-        self._face = SimpleNamespace(submit=self._submit)
+        self._submit = executor.begin_here
+        self._face = SimpleNamespace(_begin=self._submit)
         self.copies = self._homes.width
         self._token = next(_numbers)
         self._path = path()
@@ -121,7 +121,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                     return
                 item, blob = line[0]
             try:
-                future = self._submit(self._one, item, blob, number)
+                future = self._submit(self._one, (item, blob, number), {})
             except Exception as error:
                 self._deliver(Taken(item, [], error))
                 with self._lock:
@@ -188,7 +188,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         failure = None
         for home in lived:
             try:
-                self._ends.append(self._submit(self._last_of, home))
+                self._ends.append(self._submit(self._last_of, (home,), {}))
             except Exception as error:
                 failure = error
         with self._lock:
@@ -253,7 +253,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             return left
         # Not in _tear_down: our executor, and every copy with it, may have ended by then.
         try:
-            ends = [self._submit(self._torn_down, home) for home in self._lived.values()]
+            ends = [self._submit(self._torn_down, (home,), {}) for home in self._lived.values()]
         except Exception:
             return left  # it has ended already
         patience = None if deadline is None else max(0.0, deadline - monotonic())

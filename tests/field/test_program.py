@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -527,3 +528,37 @@ def test_programs_that_are_no_files(method: str, how: str) -> None:
         timeout=50,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(60)
+def test_what_the_forks_own_hooks_change_is_as_the_workers_have_it(run_script: Any) -> None:
+    """The program is looked at before the fork, and counts as it is after its hooks."""
+    run_script("""
+import os
+import forkmill as fm
+
+class Own:
+    number = 1
+plain, box, gone, lock = 1, [1], 1, object()
+def helper(): return 1
+def other(): return 2
+def seen():
+    return plain, list(box), "gone" in globals(), Own.number, helper(), "came" in globals()
+def change():
+    global plain, came, gone
+    plain, came = 2, 2
+    box.append(2)
+    globals().pop("gone", None)
+    Own.number = 2
+    helper.__code__ = other.__code__
+os.register_at_fork(before=change)
+for looks_before in (True, False):
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        if looks_before:
+            assert pool.submit(seen).result(20) == (2, [1, 2], False, 2, 2, True)
+        plain, gone, helper.__code__ = 1, 1, (lambda: 1).__code__
+        box.pop()
+        Own.number = 1
+        del came  # all as it was before the fork, and not as workers have it
+        assert pool.submit(seen).result(20) == (1, [1], True, 1, 1, False)
+""")

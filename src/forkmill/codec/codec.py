@@ -64,6 +64,7 @@ __all__ = [
     "Snapshot",
     "dump_failure",
     "dumps",
+    "load_all",
     "load_failure",
     "loads",
     "receive",
@@ -264,9 +265,8 @@ class Codec:
         self.inherit = tuple(inherit)
         self.snapshot = Snapshot() if snapshot is None else snapshot
         self.forks = mode == "fork"
-        if self.forks:  # loaded here, not by each process that is forked from this one
-            for name in ("codec.failures", "codec.program", "codec.reducers"):
-                ours(name)
+        if self.forks:
+            load_all()
         # What the modules were loaded by of which workers have got functions.
         self._loaded: dict[str, Any] = {}
         self._program: Program | None = None
@@ -386,9 +386,11 @@ class Codec:
         """Index of an object of `inherit=`, or None."""
         return self._inherit_ids.get(id(obj))
 
-    def look_at_program(self) -> None:
-        """Remember what `__main__` is now: what changes from here on is sent to the workers."""
-        self._program = self._look()
+    def look_at_program(self) -> Callable[[], None]:
+        """Remember what `__main__` is: what changes from the returned function's call on, after the
+        fork, is sent to the workers."""
+        self._program = program = self._look()
+        return program.settle
 
     def _look(self) -> Program:
         by_hand = [name for name in self.snapshot.by_hand if self.is_home(name)]
@@ -400,6 +402,7 @@ class Codec:
         """What `__main__` was at the start, and how often it has changed since."""
         if self._program is None:
             self._program = self._look()
+            self._program.settle()
         return self._program
 
     def is_late(self, module: str) -> bool:
@@ -879,6 +882,12 @@ def _loaded_program() -> Any:
 
 
 _PROGRAM = __name__.rpartition(".")[0] + ".program"
+
+
+def load_all() -> None:
+    """Load what most workers do without: here, not in each process that is forked from this one."""
+    for name in ("codec.failures", "codec.program", "codec.reducers"):
+        ours(name)
 
 
 def _know_multiprocessing() -> None:

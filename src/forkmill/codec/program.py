@@ -852,6 +852,9 @@ def _is_attribute(name: str, value: Any) -> bool:
 class Program:
     """What was where when a pool was made, and how often that has changed since.
 
+    It is made before the pool forks, where to look at an object costs no copy of its page, and
+    counts from settle() on, which is called after the fork: hooks run there.
+
     Args:
         by_hand: Names of modules made by hand that workers have: they are as `__main__` here.
 
@@ -865,18 +868,51 @@ class Program:
         self._then: dict[Place, Any] = {}
         self._classes: dict[tuple[str, int], dict[str, Any]] = {}
         self._versions: dict[Any, tuple[int, Any]] = {}
+        # Up to settle(): (namespace, its items, codes of functions) of each module; and what may
+        # change in place, with whether it is looked through.
+        self._found: list[tuple[dict[str, Any], list[Any], list[Any]]] = []
+        self._later: list[tuple[Place, Any, bool]] = []
         for module in ("__main__", *by_hand):
             self._look(module)
 
     def _look(self, module: str) -> None:
         names = namespace(module)
         named = _names_in_sight(names)
-        for name, value in list(names.items()):
+        items = list(names.items())
+        codes = [(value, value.__code__) for _, value in items if type(value) is FunctionType]
+        self._found.append((names, items, codes))
+        for name, value in items:
             if name in OWN or name in ORIGIN:
                 continue
-            self._then[place(module, name)] = self._now(value, looked=name in named)
+            at, looked = place(module, name), name in named
+            if _may_change(value, looked=looked):
+                self._later.append((at, value, looked))
+            else:
+                self._then[at] = self._now(value, looked=looked)
+
+    def settle(self) -> None:
+        """What is there now is what was at the start."""
+        if not self._is_as_found():  # a hook has bound a name anew
+            self._then, self._later, self._found = {}, [], []
+            for module in ("__main__", *self.homes.values()):
+                self._look(module)
+        later, self._later, self._found = self._later, [], []
+        for at, value, looked in later:
+            self._then[at] = self._now(value, looked=looked)
             if own_class(value):
                 self._classes[serial(value)] = self._class_now(value)
+
+    def _is_as_found(self) -> bool:
+        for names, items, codes in self._found:
+            if len(names) != len(items):
+                return False
+            for name, value in items:
+                if names.get(name, GONE) is not value:
+                    return False
+            for function, code in codes:
+                if function.__code__ is not code:
+                    return False
+        return True
 
     def version(self, at: Place, value: Any) -> int:
         """The version of a global that is `value` now; 0: what it was at the start."""
@@ -968,6 +1004,19 @@ class Program:
     def _class_now(self, kind: type) -> dict[str, Any]:
         found = class_state(kind).items()
         return {name: self._now(value, looked=True) for name, value in found}
+
+
+def _may_change(value: Any, *, looked: bool) -> bool:
+    """Whether what Program._now() says of a value may become another, as long as it is there."""
+    kind = type(value)
+    if kind is FunctionType:
+        own = value.__globals__ is main()
+        return bool(_state_of(value)) or (not own and _is_strange(value.__globals__))
+    if is_class(value):
+        return own_class(value)
+    if kind in _FIXED or kind in (float, complex):
+        return False
+    return looked or _is_data(value)
 
 
 def is_small(value: Any) -> bool:

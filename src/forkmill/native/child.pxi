@@ -908,7 +908,7 @@ def threads_of(names):
     return n, found.decode("utf-8", "replace")
 
 
-def limit_libraries(*, int openblas=0, int openmp=0, int mkl=0, int blis=0):
+def limit_libraries(int openblas=0, int openmp=0, int mkl=0, int blis=0):
     """In a forked process: how many threads the libraries in it shall use; 0: leave them. How many
     were told."""
     cdef fm_limits limits

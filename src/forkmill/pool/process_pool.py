@@ -53,6 +53,8 @@ from .options import (
     check_restarts,
 )
 
+codec.load_all()  # not when the first pool is made, for which somebody waits
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from types import TracebackType

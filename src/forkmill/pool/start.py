@@ -245,8 +245,9 @@ class _Birth:
     def _start(self, core: Core) -> None:
         config, theirs = self.config, self._ends[1]
         if core.method == "fork":
+            settle = config.codec.look_at_program()
             zygote, first = start_fork(config, theirs, early=True)
-            config.codec.look_at_program()  # as it is after its fork hooks
+            settle()  # as it is after its fork hooks
         else:
             zygote, first = _start_exec(core, config, theirs), tuple
         with suppress(OSError, MemoryError):  # then large values go through the pipes

@@ -303,30 +303,36 @@ _LIMITS = {
 }
 
 
-def obey_environment() -> None:
+def limits_of(environment: Callable[[str], str]) -> dict[str, int]:
+    """What an environment says of each library; 0: nothing.
+
+    In the user's process, before the fork: as much to do in each worker would copy 40 pages there.
+    """
+    return {name: _first_number(name, environment) for name in _LIMITS}
+
+
+def limit_libraries(limits: dict[str, int]) -> None:
     """Have the libraries that were inherited do what this process's environment says.
 
     They read it when they were loaded, in the user's process. In an exec'd one there is nothing
     to do: they are loaded after it was set.
     """
-    limits = {name: _first_number(name) for name in _LIMITS}
-    n = limits.pop("numexpr")
-    _native.limit_libraries(**limits)
+    _native.limit_libraries(limits["openblas"], limits["openmp"], limits["mkl"], limits["blis"])
     # Two that have no such call but their own in Python.
     arrow = sys.modules.get("pyarrow.lib")
     if arrow is not None and limits["openmp"]:
         with suppress(Exception):
             arrow.set_cpu_count(limits["openmp"])
     numexpr = sys.modules.get("numexpr")
-    if numexpr is not None and n:
+    if numexpr is not None and limits["numexpr"]:
         with suppress(Exception):
-            numexpr.set_num_threads(n)
+            numexpr.set_num_threads(limits["numexpr"])
 
 
-def _first_number(library: str) -> int:
-    """What the environment says of a library; 0: nothing. OMP_NUM_THREADS may be a list."""
+def _first_number(library: str, environment: Callable[[str], str]) -> int:
+    """The first of a library's that is a number. OMP_NUM_THREADS may be a list."""
     for name in _LIMITS[library]:
-        word = os.environ.get(name, "").partition(",")[0].strip()
+        word = environment(name).partition(",")[0].strip()
         if word.isdecimal() and 0 < int(word) < 1 << 16:
             return int(word)
     return 0

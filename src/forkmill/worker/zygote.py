@@ -106,8 +106,9 @@ class Config:
         method, gc_enabled, has_initializer, payload, argv, signals: Set by start_fork() and
             start_exec(); `payload` is inherit and the calls, encoded; `signals` what the user's
             program ignores and handles, two masks.
-        flushed, stdin, caps: Set by start_fork(): nothing that was printed is inherited; what
-            becomes sys.stdin of workers, if it could be made; what their environment lacks.
+        flushed, stdin, caps, limits: Set by start_fork(): nothing that was printed is inherited;
+            what becomes sys.stdin of workers, if it could be made; what their environment lacks;
+            what libraries that they inherit are told (worker.limits_of).
         parent, family: Set by both: the user's process, and what multiprocessing knows of it (see
             mp.family); () if it is not loaded there.
         handed, tracker: Set by encode(): descriptors for workers that the payload names, and
@@ -117,8 +118,8 @@ class Config:
     """
 
     __slots__ = (*_PLAIN, "arena_fd", "argv", "born", "caps", "codec", "finalizer", "flushed",
-                 "inherit", "initargs", "initializer", "keep_fds", "payload", "pidfd", "reporter",
-                 "stdin")  # fmt: skip
+                 "inherit", "initargs", "initializer", "keep_fds", "limits", "payload", "pidfd",
+                 "reporter", "stdin")  # fmt: skip
 
     def __init__(
         self,
@@ -174,6 +175,7 @@ class Config:
         self.flushed = flushed
         self.stdin = stdin
         self.caps = caps
+        self.limits: dict[str, int] = {}
         self.pidfd = True
         self.tag_output = tag_output
         self.signals = signals
@@ -213,6 +215,7 @@ def start_fork(
     config.stdin = worker.null_input()
     caps = _caps(os.environ, config.threads)
     config.caps = {os.fsencode(name): os.fsencode(caps[name]) for name in caps}
+    config.limits = worker.limits_of(lambda name: caps.get(name) or os.environ.get(name, ""))
     # What was printed is ours to write. If nobody can print before the fork, workers need not
     # look for a copy of it.
     config.flushed = _flush_all() and len(sys._current_frames()) == 1
@@ -287,7 +290,7 @@ def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
                 worker.drop_buffered()
             sys.stdin = config.stdin or worker.null_input()
             worker.know_environment(config.caps)
-            worker.obey_environment()
+            worker.limit_libraries(config.limits)
         status = worker.main(config, zygote.ends, zygote.slot)
     except BaseException as error:
         worker._complain("a worker failed outside of a task", error)

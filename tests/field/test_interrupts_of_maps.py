@@ -24,7 +24,7 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill import pool as pool_module
+from forkmill.pool import process_pool as pool_module
 
 ITEMS = 40
 CONTEXTS = ("thread", "cow_fork", "async", "interpreter", "ipc_fork")

@@ -62,6 +62,7 @@ QUESTIONS = {
     "colocation": 10,
     "pipeline_memory": 22,
     "etl": 20,
+    "events": 6,
 }
 # What a chart shows together; every question is in one.
 FAMILIES = {
@@ -71,7 +72,7 @@ FAMILIES = {
     "lives": ("startup", "shutdown", "recycling", "cow_fork"),
     "efficiency": ("efficiency", "scaling", "skew"),
     "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
-    "pipelines": ("pipeline_fused", "colocation", "pipeline_ipc", "pipeline_memory"),
+    "pipelines": ("pipeline_fused", "colocation", "pipeline_ipc", "pipeline_memory", "events"),
     "contexts": ("contexts",),
 }
 _PATIENCE = 5.0  # a question that takes so many times what it got, and _SLACK_S, never ends

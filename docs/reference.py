@@ -30,6 +30,7 @@ CHAPTERS = {
     "forkmill.contexts": "Execution contexts",
     "forkmill.pipeline": "Pipelines",
     "forkmill.runs": "Pipelines",
+    "forkmill.events": "Events",
     "forkmill.errors": "Errors",
     "forkmill.testing": "For your tests",
     "forkmill.integrations": "Other libraries",

@@ -150,6 +150,22 @@ class Run(Scenario):
         pipeline(self.context).run(sinks=[box.setdefault("events", []).append])
 
 
+class Subscribed(Scenario):
+    """A subscriber for everything comes, hears of a run, and goes."""
+
+    def act(self, box: dict[str, Any]) -> None:
+        box["events"] = events = []
+        box["end"] = end = fm.subscribe(events.append, policy="block", buffer=2)
+        pipeline("inline", range(3)).run()
+        end()
+
+    def settle(self, box: dict[str, Any]) -> None:
+        if "end" in box:
+            box["end"]()
+        for lost in tuple(fm.events._bus.everyone):  # nobody got what ends it
+            lost.end()
+
+
 class Clock(Scenario):
     """A batch that waits, so that the source has a thread, and a retry with a pause."""
 
@@ -279,6 +295,7 @@ IN_THREADS = ("thread:2", "async:2", "cow_fork:2", "ipc_fork:1")
 SCENARIOS: dict[str, Scenario] = {
     **{f"run-{kind}": Run(kind) for kind in ("inline", *IN_THREADS)},
     "clock": Clock(),
+    "subscribed": Subscribed(),
     **{f"stream-{kind}": Stream(kind) for kind in ("inline", "thread:2", "ipc_fork:1")},
     **{
         f"{end}-{kind}": Handle(kind, end)

@@ -84,7 +84,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from . import testing
+    from . import events, testing
     from .codec.per_worker import PerWorker, per_worker
     from .codec.share import Shared, share
     from .contexts import (
@@ -102,6 +102,7 @@ if TYPE_CHECKING:
         thread,
     )
     from .errors import InitError, PoolBroken
+    from .events import JsonLines, read_events, subscribe
     from .pipeline import (
         ExecutionPlan,
         Failure,
@@ -142,6 +143,7 @@ __all__ = [
     "Failure",
     "Future",
     "InitError",
+    "JsonLines",
     "Monitor",
     "Orchestrator",
     "PerWorker",
@@ -173,6 +175,7 @@ __all__ = [
     "create_context",
     "dead_letter",
     "errors",
+    "events",
     "executor",
     "inline",
     "interpreter",
@@ -181,10 +184,12 @@ __all__ = [
     "named_pool",
     "per_worker",
     "producer",
+    "read_events",
     "retry",
     "share",
     "shutdown_shared",
     "stage",
+    "subscribe",
     "testing",
     "thread",
     "to",
@@ -217,6 +222,7 @@ _PIPELINE = frozenset(
         "unbatch",
     }
 )
+_EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
 _SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
@@ -244,8 +250,12 @@ def __getattr__(name: str) -> Any:
         from .contexts import specs
 
         value = getattr(specs, name)
-    elif name == "testing":
-        value = import_module(".testing", __name__)
+    elif name in _EVENTS:
+        from . import events
+
+        value = getattr(events, name)
+    elif name in ("events", "testing"):
+        value = import_module(f".{name}", __name__)
     elif name in ("InitError", "PoolBroken"):
         value = getattr(errors, name)
     else:

@@ -25,6 +25,7 @@ __all__ = [
     "GONE",
     "OUR_THREADS",
     "SHARES",
+    "TELLERS",
     "VIEWS",
     "Change",
     "KnownThread",
@@ -101,6 +102,9 @@ def ours(name: str) -> Any:
 
 
 _PACKAGE = __name__.partition(".")[0]
+
+# What tells the stream of events what has happened to a pool, asked while somebody hears all.
+TELLERS: dict[Callable[[], object], None] = {}
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()

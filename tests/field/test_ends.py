@@ -206,7 +206,7 @@ def test_progress_is_told_ten_times_a_second_whatever_runs() -> None:
 
     def note(event: dict[str, Any]) -> None:
         if event["kind"] == "progress":
-            told.append((time.monotonic(), event["stages"]["wait"]["in"]))
+            told.append((time.monotonic(), event["data"]["stages"]["wait"]["in"]))
             if len(told) == 8:
                 gate.set()
 
@@ -223,7 +223,7 @@ def test_progress_goes_on_while_one_item_emits_without_end(name: str) -> None:
 
     def note(event: dict[str, Any]) -> None:
         if event["kind"] == "progress":
-            told.append(sum(s["in"] + s["out"] for s in event["stages"].values()))
+            told.append(sum(s["in"] + s["out"] for s in event["data"]["stages"].values()))
 
     handle = fm.Orchestrator(ENDLESS[name]()).start(sinks=[note])
     tasks.eventually(lambda: len(told) >= 5)

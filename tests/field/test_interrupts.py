@@ -26,7 +26,7 @@ SWEEP = """
     sys.exit(min(1, sum(interrupts.sweep(name, {step}, {first}) for name in {names!r})))
 """
 SHARES_A_SCRIPT = (
-    ("run-inline", "run-thread:2", "clock", "stream-thread:2"),
+    ("run-inline", "run-thread:2", "clock", "subscribed", "stream-thread:2"),
     ("stop-thread:2", "kill-inline", "executor-thread:2", "executor-async:2", "lane-thread:2"),
     ("executor-cow_fork:2", "lane-cow_fork:2-stream", "contexts-cow_fork"),
 )

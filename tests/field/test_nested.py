@@ -46,7 +46,7 @@ def told(result: fm.RunResult) -> Any:
 
 
 def of(events: list[dict[str, Any]], *kinds: str) -> Counter[tuple[str, str]]:
-    return Counter((e["kind"], e["stage"]) for e in events if e["kind"] in kinds)
+    return Counter((e["kind"], e["name"]) for e in events if e["kind"] in kinds)
 
 
 @pytest.mark.parametrize("deep", [1, 2])

@@ -306,7 +306,7 @@ def test_a_death_that_is_retried_is_told(context: str, tmp_path: Any) -> None:
             pool.shutdown()
     assert sorted(result.outputs) == list(range(6)) and result.ok
     (death,) = (event for event in events if event["kind"] == "worker_died")
-    assert death["stage"] == "work" and "exited with code 7" in death["error"]
+    assert death["name"] == "work" and "exited with code 7" in death["data"]["error"]
     kinds = [event["kind"] for event in events]
     assert kinds.index("worker_died") < kinds.index("retry")
 

@@ -25,6 +25,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 # A module imports only from rows above its own; within a row nobody knows the others.
 ROWS = [
     ["errors", "_checks", "_process", "_target"],
+    ["events"],
     ["_native", "codec", "runs"],
     ["_hazards"],
     ["worker"],

@@ -321,7 +321,7 @@ def test_retry_holds_the_order_and_counts(context: str) -> None:
     events: list[dict[str, Any]] = []
     result = line.run(sinks=[events.append])
     assert result.outputs == [0, 1, 2, 3, 4] and not result.failures
-    assert [e["attempts"] for e in events if e["kind"] == "retry"] == [1, 2]
+    assert [e["attempt"] for e in events if e["kind"] == "retry"] == [1, 2]
 
 
 @in_contexts
@@ -427,7 +427,8 @@ def test_events_are_one_ordered_stream_and_a_broken_sink_is_counted() -> None:
 
     line = fm.Pipeline().source([1, 0]).map(lambda x: 1 // x, name="f", on_error="skip")
     result = line.run(sinks=[broken, events.append])
-    assert [e["number"] for e in events] == list(range(1, len(events) + 1))
+    numbers = [e["seq"] for e in events]
+    assert numbers == sorted(set(numbers))
     kinds = [e["kind"] for e in events]
     assert kinds[0] == "run_started" and kinds[-1] == "run_finished"
     assert kinds.count("item_failed") == 1

@@ -510,7 +510,7 @@ STAGE_COLUMNS = ("stage", ">in", ">out", ">failed")
 
 def stage_rows(event: dict[str, Any]) -> Iterable[tuple[object, ...]]:
     """A progress event's rows, in STAGE_COLUMNS."""
-    return [(name, s["in"], s["out"], s["failed"]) for name, s in event["stages"].items()]
+    return [(name, s["in"], s["out"], s["failed"]) for name, s in event["data"]["stages"].items()]
 
 
 def plan_text(plan: Any, as_json: bool) -> str:
@@ -600,7 +600,7 @@ def demo(
 
             def show(event: dict[str, Any]) -> None:
                 if event["kind"] == "progress":
-                    done = event["stages"]["parse"]["out"]
+                    done = event["data"]["stages"]["parse"]["out"]
                     board.show(stage_rows(event), done, f"{job.lines:,} lines loaded")
 
             job.run(show)

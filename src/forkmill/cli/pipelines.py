@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..events import short
 from ..pipeline import (
     ExecutionPlan,
     Failure,
@@ -21,7 +22,6 @@ from ..pipeline import (
     Pipeline,
     RunResult,
 )
-from ..pipeline.events import short
 from ..pipeline.result import KEEP
 from .filter import Output
 from .records import text_of, to_line

@@ -473,7 +473,7 @@ class Pipeline:
         """Run to the end.
 
         Args:
-            sinks: Called with each event of the run.
+            sinks: Called with each event of the run, in a thread of ours (docs/events.md).
             keep_failures: How many failures the result keeps whole, the first ones; the rest is
                 counted, by stage and type of the error. None: all of them, whatever they take.
 
@@ -538,7 +538,7 @@ class Pipeline:
         ``await pipeline.start()``.
 
         Args:
-            sinks: As `run`; called in the run's threads.
+            sinks: As `run`.
             keep_failures: As `run`.
 
         Returns:
@@ -570,7 +570,7 @@ class Pipeline:
         for an output is cancelled, if it is dropped. Then it is killed, within a second.
 
         Args:
-            sinks: As `run`; called in the run's threads.
+            sinks: As `run`.
             keep_failures: As `run`.
 
         Returns:

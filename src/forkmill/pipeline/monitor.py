@@ -1,8 +1,8 @@
 """Monitor: watches a run from outside, in bounded memory, and changes nothing of it.
 
-    engine ──events──▶ Monitor ──▶ the last events, counts by kind, the stages as they were last
+    run ──events──▶ Monitor ──▶ the last events, counts by kind, the stages as they were last
 
-Threads: events come in the run's; everything else from any.
+Threads: events come in that of the stream; everything else from any.
 """
 
 from __future__ import annotations
@@ -104,4 +104,4 @@ class Monitor:
             self._events.append(event)
             self._kinds[event["kind"]] += 1
             if event["kind"] == "progress":
-                self._stages = event["stages"]
+                self._stages = event["data"]["stages"]

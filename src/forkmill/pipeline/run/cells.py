@@ -33,9 +33,9 @@ from typing import TYPE_CHECKING, Any
 from ..._process import cpus
 from ...contexts.lanes.emit import each, pieces, settle
 from ...errors import BuildError, WorkerDied
+from ...events import short
 from ...runs.stats import Reservoir
 from ..declare import to
-from ..events import short
 from ..graph import find, stage_hooks
 from ..options import DeadLetter, Retry, final
 from ..result import Failure
@@ -188,6 +188,28 @@ class Choice:
 
     def __len__(self) -> int:
         return int(all(len(edge) >= edge.room for edge in self.edges))
+
+
+def tell_failure(
+    events: Any, name: str, item: Any, error: BaseException, attempts: int, policy: Any
+) -> None:
+    """An item has failed for good."""
+    events.emit(
+        "item_failed",
+        name,
+        item=short(item),
+        attempt=attempts,
+        error=short(error),
+        attempts=attempts,
+        policy=policy if isinstance(policy, str) else "dead_letter",
+    )
+    tell_death(events, name, error)
+
+
+def tell_death(events: Any, name: str, error: BaseException) -> None:
+    """A worker has died, if it is that what an item failed with."""
+    if isinstance(error, WorkerDied):
+        events.emit("worker_died", name, worker=error.pid, error=str(error))
 
 
 class Cell:
@@ -762,14 +784,7 @@ class Cell:
         attempts = 1
         while attempts < policy.attempts and isinstance(error, policy.on):
             pause = policy.pause(attempts)
-            self.engine.events.emit(
-                "retry",
-                self.name,
-                item=short(item),
-                error=short(error),
-                attempts=attempts,
-                pause=pause,
-            )
+            self.tell_retry(item, error, attempts, pause)
             if not self.engine.pause(pause):
                 self.give_up(item, error, attempts)
                 return GONE
@@ -782,6 +797,15 @@ class Cell:
                 error = again
         self.record(item, error, attempts, policy.then)
         return GONE
+
+    def tell_retry(self, item: Any, error: BaseException, attempts: int, pause: float) -> None:
+        """Another try will be made, after so many seconds."""
+        events = self.engine.events
+        if not (events.heard or self.engine.inside):
+            return
+        tell_death(events, self.name, error)
+        told = {"error": short(error), "attempts": attempts, "pause": pause}
+        events.emit("retry", self.name, item=short(item), attempt=attempts, **told)
 
     def give_up(self, item: Any, error: BaseException, attempts: int) -> None:
         """There will be no other try, because the run is ended: that is not a failure of it."""
@@ -825,8 +849,8 @@ class Cell:
         self.failures += 1
         engine = self.engine
         name = self.name if name is None else name
-        if engine.events.sinks:
-            self._tell(item, error, attempts, policy, name)
+        if engine.events.heard:
+            tell_failure(engine.events, name, item, error, attempts, policy)
         counted = engine.failures.full and policy != "raise"
         if counted:
             engine.failures.count(name, error)
@@ -845,19 +869,6 @@ class Cell:
                     self.throw(target, failure)
             else:
                 engine.outward(policy.stage, failure)
-
-    def _tell(self, item: Any, error: BaseException, attempts: int, policy: Any, name: str) -> None:
-        events = self.engine.events
-        events.emit(
-            "item_failed",
-            name,
-            item=short(item),
-            error=short(error),
-            attempts=attempts,
-            policy=policy if isinstance(policy, str) else "dead_letter",
-        )
-        if isinstance(error, WorkerDied):
-            events.emit("worker_died", name, error=str(error))
 
     # ------------------------------------------------------------------ the end
 

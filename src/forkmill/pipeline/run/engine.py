@@ -44,12 +44,12 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from ... import events
 from ..._process import Latch, interrupted
 from ...contexts.lanes.lane import Copy
 from ...errors import PoolError
 from ...runs.stats import EdgeStats, RunStats, StageStats
 from ..declare import hooks_of, to
-from ..events import Events, Ticker
 from ..options import DeadLetter, final
 from ..result import (
     GRACE,
@@ -168,7 +168,7 @@ class Engine:
 
     Args:
         graph: What to run.
-        sinks: Who gets the events.
+        sinks: Who gets the events, from its opening on.
         stream: Outputs are taken one by one: no more is computed than the queues hold.
         feed: Items come by `feed`; the graph is nested in a context.
         keep_failures: How many failures are kept whole; the rest is counted. None: all.
@@ -190,7 +190,8 @@ class Engine:
         self.inside = feed  # what happens is told to another engine
         self.sign: Any = None  # not 0 at [0]: that one is being stopped, in another process
         self.sign_path = ""
-        self.events: Any = Events(sinks)
+        self._sinks = events.check_sinks(sinks)
+        self.events: Any = events.Emitter("pipeline", events.current())
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()
@@ -204,8 +205,7 @@ class Engine:
         self.closing = False  # runs are closed: GeneratorExit is ours
         self._interrupts = Interrupts(self)
         self._cut = Latch()  # ends pauses
-        self._ticker = Ticker(self._tell)
-        self._opened = self._over = False
+        self._opened = self._over = self._told_end = False
         self._sources_stopped = False
         self._quiet = False  # ENG-4: nobody goes on elsewhere, and nothing has happened since
         self._began = self._looked = monotonic()
@@ -304,18 +304,19 @@ class Engine:
             if isinstance(cell, NestedCell):
                 cell.tell_stop()
         self._cut.set()
+        self.events.hurry()
         self._call()
 
     def kill(self) -> None:
         """Everything stops."""
         if not self.killed:
             self._kill_by = monotonic() + GRACE
-            self.events.patience = 0.1
         self.killed = self.stopping = True
         for cell in self.order:
             if isinstance(cell, NestedCell) and cell.here is not None:
                 cell.here.kill()
         self._cut.set()
+        self.events.hurry()
         self._call()
 
     def _call(self) -> None:
@@ -326,8 +327,6 @@ class Engine:
     def attach(self, sink: Any) -> None:
         """Somebody listens from now on."""
         self.events.attach(sink)
-        if self._opened and not self._over:
-            self._ticker.start()
 
     def snapshot(self) -> RunStats:
         """The figures so far."""
@@ -605,7 +604,10 @@ class Engine:
         """
         self._began = self._looked = monotonic()
         self._opened = True
-        self.events.emit("run_started", pipeline=self.graph.pipeline._title())
+        for sink in self._sinks:
+            self.events.attach(sink)
+        title = self.graph.pipeline._title()
+        self.events.emit("run_started", title, pipeline=title)
         if not self.inside:
             run_hooks(hooks_of(self.graph.pipeline, "before_run"))
         for cell in self.order:
@@ -628,8 +630,7 @@ class Engine:
                 entry.edges_in.append(edge)
                 entry.live_source = True
                 self._feeds.append(edge)
-        if self.events.sinks:
-            self._ticker.start()  # after the forks
+        self.events.begin(self._progress)  # after the forks
 
     # ------------------------------------------------------------------ running
 
@@ -682,10 +683,11 @@ class Engine:
             return
         self.thread = threading.get_ident()
         try:
-            if not self._opened:
-                self.open()
-            while more():
-                pass
+            if self._sinks or self.events.heard:
+                with events.PartOf(self.events):
+                    self._work(more)
+            else:
+                self._work(more)
         except Killed:
             pass
         except Left:
@@ -694,6 +696,12 @@ class Engine:
             self._torn = self._torn or interrupted(error)
             self._error = error
             self.killed = True
+
+    def _work(self, more: Any) -> None:
+        if not self._opened:
+            self.open()
+        while more():
+            pass
 
     def step(self) -> bool:
         """One round. False: the run is over."""
@@ -732,7 +740,8 @@ class Engine:
         self._looked = now
         return progress
 
-    def _tell(self) -> None:
+    def _progress(self) -> dict[str, Any]:
+        """How far it is. Any thread."""
         stages = {
             cell.name: {
                 "in": came,
@@ -747,7 +756,7 @@ class Engine:
                 for name, one in cell.inner_figures().stages.items():
                     figures = {"in": one.in_, "out": one.out, "failed": one.failed, "waiting": 0}
                     stages[name] = figures
-        self.events.emit("progress", stages=stages)
+        return {"stages": stages}
 
     def _stop_sources(self) -> None:
         self._sources_stopped = True
@@ -971,16 +980,26 @@ class Engine:
         stopped = interrupted or (self.stopping and error is None)
         failed = error is not None or self.producer_failed
         status = "stopped" if stopped else "failed" if failed else "completed"
-        self._ticker.stop(_NEVER if not self.killed else 0.1)
-        if self.events.sinks:
-            self._tell()
-        self.events.emit("run_finished", status=status, duration=self._duration)
+        self._tell_end(status)
         outputs = [] if self.outputs.bounded else list(self.outputs)
         log = self.failures
         figures = self.snapshot()
         self._result = RunResult(
             status, outputs, log.kept, figures, self._duration, log.more, self._left
         )
+
+    def _tell_end(self, status: str) -> None:
+        """Once; and let the sinks have it. Ctrl-C ends that, and is Ctrl-C for the caller."""
+        again, self._told_end = self._told_end, True
+        if not again and self.events.heard:
+            self.events.emit("progress", **self._progress())
+            title, took = self.graph.pipeline._title(), self._duration
+            told = {"status": status, "duration": took}
+            self.events.emit("run_finished", title, seconds=took, **told)
+        before = self.interrupted
+        self.events.finish(0.0 if again else 0.1 if self.killed else events.DRAIN_S)
+        if self.interrupted and not before and self._raised is None:
+            self._raised = KeyboardInterrupt()
 
     def _close_all(self) -> list[BaseException]:
         """End every cell, whatever the user's code makes of it; what failed since a stage ended."""

@@ -22,9 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import contexts
 from ...contexts.lanes.lane import Report
-from ...errors import WorkerDied
 from ..declare import to
-from ..events import short
 from ..graph import stage_hooks
 from ..options import Retry, final
 from ..result import PATIENCE
@@ -421,16 +419,7 @@ class LaneCell(Cell):
 
     def _schedule(self, record: _Record, failure: BaseException, policy: Retry) -> None:
         pause = policy.pause(record.attempts)
-        if isinstance(failure, WorkerDied):
-            self.engine.events.emit("worker_died", self.name, error=str(failure))
-        self.engine.events.emit(
-            "retry",
-            self.name,
-            item=short(record.item),
-            error=short(failure),
-            attempts=record.attempts,
-            pause=pause,
-        )
+        self.tell_retry(record.item, failure, record.attempts, pause)
         record.failure = failure
         heapq.heappush(self._retries, (monotonic() + pause, record.seq, record))
 

@@ -30,6 +30,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import contexts
+from ...events import Emitter
 from ...runs.stats import (
     EdgeStats,
     Reservoir,
@@ -43,6 +44,7 @@ from .cells import (
     NEVER,
     Abort,
     Killed,
+    tell_failure,
     width_of,
 )
 from .lanes import LaneCell
@@ -130,9 +132,8 @@ class Inside(Exception):
 class InnerEvents:
     """Stands for the events of an engine whose events are told by another."""
 
-    sinks = ()
+    heard = False
     errors = 0
-    patience = 0.0
 
     def __init__(self) -> None:
         self.kept: list[tuple[str, str | None, dict[str, Any]]] = []
@@ -141,6 +142,15 @@ class InnerEvents:
         """Keep it, until it is told."""
         if kind in _KINDS:
             self.kept.append((kind, stage, data))
+
+    def begin(self, progress: Callable[[], dict[str, Any]]) -> None:
+        """The outer run tells how far it is."""
+
+    def finish(self, seconds: float) -> None:
+        """Nobody is to be waited for."""
+
+    def hurry(self) -> None:
+        """Nobody waits."""
 
 
 # ---------------------------------------------------------------------- in the context
@@ -328,6 +338,7 @@ class NestedCell(LaneCell):
         self._figures: dict[str, RunStats] = {}  # of copies that live, or have died
         self._sum = _Sum()  # of copies that have ended
         self._dues: dict[str, tuple[float, int]] = {}  # when, and where
+        self._copies: dict[str, Emitter] = {}  # of copies that have told something
         self._ticks = 0  # under way
         self._failure: Failure | None = None  # the inner one that is being recorded
         self.here: Nested | None = None  # the copy, if it is in this very process
@@ -491,17 +502,18 @@ class NestedCell(LaneCell):
         super().deliver(outputs, plain)
 
     def _hear(self, told: Told) -> None:
-        engine = self.engine
+        engine, events = self.engine, self._events_of(told.copy)
         engine.producer_failed = engine.producer_failed or told.failed
         for failure in told.failures:
             name = failure.stage.removeprefix(engine.prefix)
             failure._again = self._again(name)
             policy = final(self.inner[name].stage.on_error) if name in self.inner else "skip"
-            if engine.events.sinks:
-                self._tell(failure.item, failure.error, failure.attempts, policy, name)
+            if events.heard:
+                item, error = failure.item, failure.error
+                tell_failure(events, name, item, error, failure.attempts, policy)
             engine.failures.add(failure)
         for kind, stage, data in told.events:
-            engine.events.emit(kind, f"{self.name}.{stage}", **data)
+            events.emit(kind, f"{self.name}.{stage}", **data)
         for stage, values in told.samples.items():
             for value in values:
                 self.inner[f"{self.name}.{stage}"].reservoir.add(value)
@@ -512,8 +524,25 @@ class NestedCell(LaneCell):
         if told.last:
             self._figures.pop(told.copy, None)
             self._sum.add(told.figures)
+            self._tell_end(told.copy, "failed" if told.failed else "completed")
         elif told.figures is not None:
             self._figures[told.copy] = told.figures
+
+    def _events_of(self, copy: str) -> Any:
+        """What a copy's events are told with: as those of a run that is part of this one."""
+        outer = self.engine.events
+        if self.engine.inside or not outer.heard:
+            return outer
+        run = self._copies.get(copy)
+        if run is None:
+            run = self._copies[copy] = Emitter("pipeline", outer)
+            run.emit("run_started", self.name, pipeline=self._graph.pipeline._title())
+        return run
+
+    def _tell_end(self, copy: str, status: str) -> None:
+        run = self._copies.pop(copy, None)
+        if run is not None:
+            run.emit("run_finished", self.name, status=status)
 
     # Figures.
 
@@ -543,6 +572,8 @@ class NestedCell(LaneCell):
         self.pending -= self._ticks  # they are nobody's items
         self._ticks = 0
         self._dues.clear()
+        for copy in tuple(self._copies):  # without a word: it has died, or was ended
+            self._tell_end(copy, "stopped" if self.engine.stopping else "failed")
         try:
             super().close()
         finally:

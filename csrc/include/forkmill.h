@@ -477,9 +477,10 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame);
 /* Claim a task by its number: 1 it is ours, run it; 0 it was recalled. */
 int fm_port_start(fm_port *port, uint64_t number, int timed);
 
-/* The time of the timed task that runs counts from then on, by fm_now(); it may
- * lie ahead, for as long as the task is prepared. */
-void fm_port_time(fm_port *port, int64_t from);
+/* The function of the timed task that runs is being loaded, or has been: its
+ * time counts from then on, or from FM_LOADING_NS later. */
+#define FM_LOADING_NS INT64_C(60000000000) /* as long as an initializer has */
+void fm_port_loading(fm_port *port, int loading);
 
 /* In a child that the task itself forked and that came back to us: 1. */
 int fm_port_forked(const fm_port *port);

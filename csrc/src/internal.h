@@ -131,6 +131,8 @@ int fm__sys_reap(pid_t pid, int *status);
 int fm__sys_kill(pid_t pid, int sig);
 /* Whether a child of ours is dead, and only waits to be collected. */
 bool fm__sys_has_ended(pid_t pid);
+/* Whether a process was stopped by a signal; false: not, or not to be known. */
+bool fm__sys_is_stopped(pid_t pid);
 
 /* For a zygote, whose children all are ours.  Any child that has ended: its
  * pid and what became of it; 0: none has; -errno. */

@@ -239,9 +239,11 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
     return 1;
 }
 
-void fm_port_time(fm_port *port, int64_t from)
+void fm_port_loading(fm_port *port, int loading)
 {
-    atomic_store_explicit(&port->page->t_start, from, memory_order_relaxed);
+    atomic_store_explicit(&port->page->t_start,
+                          fm_now() + (loading ? FM_LOADING_NS : 0),
+                          memory_order_relaxed);
 }
 
 /* Write the stream's bytes [from, port->end), which are ours to send. */

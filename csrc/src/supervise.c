@@ -656,10 +656,16 @@ static int64_t task_due(struct fm__worker *w, int64_t now)
     if (running) {
         int64_t timeout = running->chunk->options.timeout_ns;
         int64_t start = atomic_load(&w->page->t_start);
+        if (timeout <= 0)
+            return due;
         /* t_start is stored before the claim: it belongs to this task or to
-         * a later one, and then this one is over.  While the task is loaded
-         * it lies ahead: look again when it might be due at the earliest. */
-        return timeout > 0 ? FM__MIN(start, now) + timeout : due;
+         * a later one, and then this one is over.  While the function is
+         * loaded it lies ahead: look again when the task might be due at the
+         * earliest.  In a process that is stopped nothing is loaded. */
+        if (start > now && start - FM_LOADING_NS + timeout <= now &&
+            fm__sys_is_stopped(w->pid))
+            return now;
+        return FM__MIN(start, now) + timeout;
     }
     /* Not started: it cannot be due before its whole time has passed. */
     for (struct fm__link *at = w->ranges.next; at != &w->ranges;

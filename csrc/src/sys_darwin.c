@@ -357,6 +357,13 @@ uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
     return n == (int)sizeof info ? info.pti_resident_size : 0;
 }
 
+bool fm__sys_is_stopped(pid_t pid)
+{
+    struct proc_bsdinfo info;
+    int n = proc_pidinfo(pid, PROC_PIDTBSDINFO, 0, &info, sizeof info);
+    return n == (int)sizeof info && info.pbi_status == SSTOP;
+}
+
 /* -------------------------------------------------- threads and libraries */
 
 void fm__sys_libraries(void (*see)(const char *path, void *arg), void *arg)

@@ -341,6 +341,17 @@ uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
     return rss > bytes ? rss - bytes : 0;
 }
 
+/* The letter behind the last parenthesis of proc_pid_stat(5). */
+bool fm__sys_is_stopped(pid_t pid)
+{
+    char path[40], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    if (read_text(path, text, sizeof text) <= 0)
+        return false;
+    const char *end = strrchr(text, ')');
+    return end && end[1] == ' ' && (end[2] == 'T' || end[2] == 't');
+}
+
 /* -------------------------------------------------- threads and libraries */
 
 struct listener {

@@ -289,6 +289,27 @@ TEST(so_is_that_of_another_process)
     fm__sys_unmap(shared_, size);
 }
 
+TEST(who_was_stopped_is_known)
+{
+    int status, gate[2];
+    CHECK_EQ(fm_sys_pipe(gate), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        char byte;
+        close(gate[1]);
+        _exit(read(gate[0], &byte, 1) < 0);
+    }
+    CHECK(!fm__sys_is_stopped(pid));
+    CHECK_EQ(kill(pid, SIGSTOP), 0);
+    CHECK_EQ(waitpid(pid, &status, WUNTRACED), pid);
+    CHECK(WIFSTOPPED(status) && fm__sys_is_stopped(pid));
+    CHECK_EQ(kill(pid, SIGCONT), 0);
+    close(gate[0]);
+    close(gate[1]);
+    CHECK_CHILD(pid);
+    CHECK(!fm__sys_is_stopped(pid)); /* it is gone */
+}
+
 /* ---------------------------------------------------------------- memory */
 
 TEST(shared_memory_is_shared_unless_it_is_not_inherited)

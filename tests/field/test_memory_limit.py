@@ -196,7 +196,7 @@ def test_nobody_looks_without_a_limit_or_without_tasks() -> None:
     [
         (0, ValueError, "memory_limit must be >= 1"),
         (-1, ValueError, "memory_limit must be >= 1"),
-        (1 << 63, ValueError, r"less than 2\*\*63"),
+        (1 << 63, ValueError, r"at most 9223372036854775807"),
         (1.5, TypeError, "memory_limit must be an int, not 'float'"),
         (True, TypeError, "memory_limit must be an int, not 'bool'"),
         ("1G", TypeError, "memory_limit must be an int, not 'str'"),

@@ -36,7 +36,6 @@ cdef enum:
     _FAILED = 70  # exit code: a zygote that could not begin
 
 cdef int64_t _RSS_EVERY = 100_000_000  # ns between two looks at our own size
-cdef int64_t _LOADING = 60_000_000_000  # ns for what a timed call needs; as an initializer has
 
 
 cdef class _Kept:
@@ -350,12 +349,6 @@ cdef class Port:
         at.size = self._size(at)
         if not self._claim(at):
             return 0
-        # What the function needs is imported with it, perhaps: that is not the task's time. The
-        # task is claimed before, for a death in there is its own.
-        cdef bint loads = at.frame.flags & FM_RUN_TIMED and (
-            at.style & FM_RUN_APPLY or self._index != at.frame.index)
-        if loads:
-            fm_port_time(self._c, fm_now() + _LOADING)
         if self._refused(at.p):
             put_long(self._c, FM_WHAT_ERROR, at.p + sizeof(fm_long), at.size - sizeof(fm_long), 1)
         else:
@@ -363,7 +356,7 @@ cdef class Port:
             if at.style & FM_RUN_APPLY:
                 self._retry = ()
             elif self._current is None:
-                self._use(self._lookup(worker, at.frame))
+                self._load(worker, at.frame)
             if is_carried(at.p):
                 value = self._fetch(at.p, at.size, at.frame)
             else:
@@ -371,8 +364,6 @@ cdef class Port:
             if at.style & FM_RUN_APPLY:
                 self._use(value[0])
                 value = value[1:]
-            if loads:
-                fm_port_time(self._c, fm_now())
             if at.style == 0:
                 result = PyObject_CallOneArg(self._current, value)
             else:
@@ -391,6 +382,20 @@ cdef class Port:
             at.inside = False
         at.p += at.size
         at.i += 1
+        return 0
+
+    cdef int _load(self, worker, fm_frame *frame) except -1:
+        """The frame's function is the one to call from here on.
+
+        What it needs is imported with it, perhaps: that is not the task's time. The task is
+        claimed before, for a death in there is its own.
+        """
+        cdef bint loads = frame.flags & FM_RUN_TIMED and self._index != frame.index
+        if loads:
+            fm_port_loading(self._c, True)
+        self._use(self._lookup(worker, frame))
+        if loads:
+            fm_port_loading(self._c, False)
         return 0
 
     cdef bint _numbers(self, worker, _Place *at) except -1:

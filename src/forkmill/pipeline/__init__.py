@@ -4,6 +4,7 @@
 
 =============  =============================================================================
 declare        decorators, verbs, classes: what a user writes
+pipeline       what is declared, and runs
 options        the options of stages, checked
 graph, routes  names resolved, links made, everything checked
 plan           which stages run together, and where
@@ -27,7 +28,6 @@ from __future__ import annotations
 
 from ..runs.stats import EdgeStats, RunStats, StageStats
 from .declare import (
-    Pipeline,
     after_fork,
     after_run,
     after_stage,
@@ -45,6 +45,7 @@ from .load import load
 from .monitor import Monitor
 from .options import dead_letter, retry
 from .orchestrator import Orchestrator
+from .pipeline import Pipeline
 from .plan import ExecutionPlan
 from .result import (
     Failure,

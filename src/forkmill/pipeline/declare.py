@@ -1,7 +1,7 @@
 """How a pipeline is written: decorators in a class, or verbs in a chain.
 
     @fm.stage, fm.batch(...) ─┐
-    nested pipelines          ├──▶ Declared, in definition order ──build()──▶ Graph
+    nested pipelines          ├──▶ Declared, in definition order ── graph.build ──▶
     .source().map().sink()   ─┘
 
 Guarantees:
@@ -26,19 +26,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from .._checks import nearest
 from ..errors import BuildError
 from .options import OptionError, check_options
-from .result import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from .aio import AsyncStream
-    from .graph import Graph
-    from .result import Handle, RunResult, Stream
+    from typing import Self
 
 __all__ = [
     "HOOKS",
+    "Declaration",
     "Declared",
-    "Pipeline",
     "batch",
     "consumer",
     "producer",
@@ -146,7 +142,7 @@ def _declare(kind: str, fn: Any, options: dict[str, Any]) -> Any:
     check_options(kind, str(who), options)
     if fn is None:
         return functools.partial(_declare_with, kind, options)
-    if isinstance(fn, Pipeline) or (isinstance(fn, type) and issubclass(fn, Pipeline)):
+    if isinstance(fn, Declaration) or (isinstance(fn, type) and issubclass(fn, Declaration)):
         if kind != "stage":
             raise OptionError(f"a pipeline is a stage, not a {kind}: fm.stage(pipeline, ...)")
         return Declared("pipeline", fn, options)
@@ -287,30 +283,8 @@ def after_fork(fn: Any) -> Any:
     return _Hook("after_fork", fn)
 
 
-class Pipeline:
-    """Stages, linked. Subclass it and decorate methods, or chain verbs.
-
-    ::
-
-        class WordCount(fm.Pipeline, context="inline"):
-            @fm.producer
-            def lines(self): yield from open(self.path)
-            @fm.stage(context=fm.ipc_fork(4))
-            def words(self, line): yield from line.split()
-
-        fm.Pipeline().source(rows).map(parse, context="ipc_fork:4").batch(500).sink(load).run()
-
-    Args:
-        name: What the pipeline is called; None: its class's name.
-        context: The context of stages that name none; None: the class's, else inline.
-        **hooks: Functions for before_run, after_run, before_stage, after_stage, before_fork and
-            after_fork; called after the methods that are marked so.
-
-    Attributes:
-        reroute: Class attribute: stage -> names of its new targets.
-        insert: Class attribute: {"after" or "before": {stage: new stage}}.
-        skip: Class attribute: names of stages to leave out; what fed them feeds their targets.
-    """
+class Declaration:
+    """What a pipeline is before it runs: stages, linked; see `Pipeline`, which is one that runs."""
 
     reroute: ClassVar[dict[str, Any]] = {}
     insert: ClassVar[dict[str, Any]] = {}
@@ -351,11 +325,11 @@ class Pipeline:
 
     # ------------------------------------------------------------------ verbs
 
-    def _add(self, kind: str, fn: Any, options: dict[str, Any], default: str) -> Pipeline:
+    def _add(self, kind: str, fn: Any, options: dict[str, Any], default: str) -> Self:
         who = str(options.get("name") or getattr(fn, "__name__", None) or default)
         check_options(kind, who, options)
         name = getattr(fn, "__name__", default)
-        if not str(name).isidentifier() or isinstance(fn, Pipeline):
+        if not str(name).isidentifier() or isinstance(fn, Declaration):
             name = default
         declared = Declared(kind, fn, options, name)
         declared.default = self._block
@@ -372,7 +346,7 @@ class Pipeline:
         return unique
 
     @contextlib.contextmanager
-    def context(self, context: Any) -> Iterator[Pipeline]:
+    def context(self, context: Any) -> Iterator[Self]:
         """The context of the stages that verbs add inside a `with` block and that name none.
 
         Blocks nest: the inner one wins, and after it the outer one is back. What a stage names
@@ -395,7 +369,7 @@ class Pipeline:
         finally:
             self._block = outer
 
-    def source(self, items: Any, **options: Any) -> Pipeline:
+    def source(self, items: Any, **options: Any) -> Self:
         """A producer: an iterable, or a function that yields the items.
 
         An iterator is used up by the first run; a list, or a function, serves every run.
@@ -406,19 +380,19 @@ class Pipeline:
             items = Source(items)
         return self._add("producer", items, options, "source")
 
-    def map(self, fn: Callable[[Any], Any], **options: Any) -> Pipeline:
+    def map(self, fn: Callable[[Any], Any], **options: Any) -> Self:
         """A stage: one output an item (a generator function: what it yields)."""
         return self._add("stage", _function("map", fn), options, "map")
 
-    def flat_map(self, fn: Callable[[Any], Iterable[Any]], **options: Any) -> Pipeline:
+    def flat_map(self, fn: Callable[[Any], Iterable[Any]], **options: Any) -> Self:
         """A stage that emits the elements of the iterable that fn returns."""
         return self._add("flat", _function("flat_map", fn), options, "flat_map")
 
-    def filter(self, fn: Callable[[Any], Any], **options: Any) -> Pipeline:
+    def filter(self, fn: Callable[[Any], Any], **options: Any) -> Self:
         """Keep the items for which fn is true."""
         return self._add("filter", _function("filter", fn), options, "filter")
 
-    def stage(self, fn: Any, **options: Any) -> Pipeline:
+    def stage(self, fn: Any, **options: Any) -> Self:
         """A stage: a function, or what `fm.stage`, `fm.batch`, `fm.producer` have made."""
         if isinstance(fn, Declared):
             declared = copy.copy(fn)
@@ -428,161 +402,29 @@ class Pipeline:
             declared.name = self._unique(declared.options.get("name") or fn.name or fn.kind)
             self._chain = (*self._chain, declared)
             return self
-        if isinstance(fn, Pipeline):
+        if isinstance(fn, Declaration):
             return self.through(fn, **options)
         return self._add("stage", _function("stage", fn), options, "stage")
 
-    def batch(self, size: Any = None, max_wait: Any = None, **options: Any) -> Pipeline:
+    def batch(self, size: Any = None, max_wait: Any = None, **options: Any) -> Self:
         """Lists of `size` items, or of what came within `max_wait` seconds of the first."""
         if size is None and max_wait is None:
             raise OptionError("batch needs a size, a max_wait, or both")
         return self._add("batch", None, {"size": size, "max_wait": max_wait, **options}, "batch")
 
-    def unbatch(self, **options: Any) -> Pipeline:
+    def unbatch(self, **options: Any) -> Self:
         """The elements of each item, one by one."""
         return self._add("unbatch", None, options, "unbatch")
 
-    def through(self, pipeline: Pipeline, **options: Any) -> Pipeline:
+    def through(self, pipeline: Declaration, **options: Any) -> Self:
         """A nested pipeline: items enter at its first stages, its outputs go on from here."""
-        if not isinstance(pipeline, Pipeline):
+        if not isinstance(pipeline, Declaration):
             raise OptionError(f"through needs a pipeline, not {pipeline!r}")
         return self._add("pipeline", pipeline, options, pipeline._title().lower())
 
-    def sink(self, fn: Callable[[Any], Any], **options: Any) -> Pipeline:
+    def sink(self, fn: Callable[[Any], Any], **options: Any) -> Self:
         """A consumer: called with each item, emits nothing."""
         return self._add("consumer", _function("sink", fn), options, "sink")
-
-    # ------------------------------------------------------------------ running
-
-    def build(self) -> Graph:
-        """Check everything; nothing runs.
-
-        Raises:
-            BuildError: Names the stage, and the nearest name.
-        """
-        from .graph import build
-
-        return build(self)
-
-    def run(
-        self,
-        *,
-        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
-        keep_failures: int | None = KEEP,
-    ) -> RunResult:
-        """Run to the end.
-
-        Args:
-            sinks: Called with each event of the run, in a thread of ours (docs/events.md).
-            keep_failures: How many failures the result keeps whole, the first ones; the rest is
-                counted, by stage and type of the error. None: all of them, whatever they take.
-
-        Returns:
-            Status, outputs, failures, statistics.
-
-        Raises:
-            BuildError: The pipeline is wrong; nothing has run.
-            Exception: That of the first failed item whose stage says "raise"; its
-                attribute `run_result` has what there was.
-            KeyboardInterrupt: Ctrl-C; what was in flight is finished.
-        """
-        from .orchestrator import Orchestrator
-
-        return Orchestrator(self).execute(sinks=sinks, keep_failures=keep_failures)
-
-    def stream(
-        self,
-        *,
-        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
-        keep_failures: int | None = KEEP,
-    ) -> Stream:
-        """The outputs one by one, as they come; what is not asked for is not computed ahead of the
-        queues. Close the iterator to stop the run. Raises as `run`, where it is iterated.
-        """
-        from .orchestrator import Orchestrator
-
-        return Orchestrator(self).stream(sinks=sinks, keep_failures=keep_failures)
-
-    def start(
-        self,
-        *,
-        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
-        keep_failures: int | None = KEEP,
-    ) -> Handle:
-        """Run in a thread of its own.
-
-        Returns:
-            A handle with done(), stop(), kill(), result(timeout), stats(). It can be awaited: what
-            result() gives, without a wait in the event loop's thread; a task that is cancelled
-            there leaves the run alone.
-        """
-        from .orchestrator import Orchestrator
-
-        return Orchestrator(self).start(sinks=sinks, keep_failures=keep_failures)
-
-    async def arun(
-        self,
-        *,
-        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
-        keep_failures: int | None = KEEP,
-    ) -> RunResult:
-        """As `run`, for the running event loop: ``result = await pipeline.arun()``.
-
-        The pipeline is built here; it runs in a thread, whose functions see the context variables
-        of the caller. Its async functions have a loop of their own there, not the caller's.
-
-        If the task is cancelled (asyncio.timeout, a task group, Ctrl-C in asyncio.run), the run is
-        stopped: sources stop, what is in flight is finished; after 1.5 seconds, or if the task is
-        cancelled once more, it is killed, which is over within a second. Only then the cancellation
-        goes on, with the result as its attribute `run_result`. For a run that outlives its task:
-        ``await pipeline.start()``.
-
-        Args:
-            sinks: As `run`.
-            keep_failures: As `run`.
-
-        Returns:
-            Status, outputs, failures, statistics.
-
-        Raises:
-            BuildError: The pipeline is wrong; nothing has run.
-            Exception: As `run`.
-            RuntimeError: The run raised StopIteration, StopAsyncIteration or CancelledError (the
-                cause), which would look like something else here.
-            asyncio.CancelledError: The task was cancelled; the run is over.
-        """
-        from .aio import run
-        from .orchestrator import Orchestrator
-
-        start = Orchestrator(self).start
-        return await run(functools.partial(start, sinks=sinks, keep_failures=keep_failures))
-
-    def astream(
-        self,
-        *,
-        sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
-        keep_failures: int | None = KEEP,
-    ) -> AsyncStream:
-        """As `stream`, for ``async for``: computed ahead of the queues is only what is asked for.
-
-        The run is in a thread, from the first output on that is asked for. It ends with the stream:
-        if it is closed by aclose() (contextlib.aclosing, ``async with``), if the task that waits
-        for an output is cancelled, if it is dropped. Then it is killed, within a second.
-
-        Args:
-            sinks: As `run`.
-            keep_failures: As `run`.
-
-        Returns:
-            An async iterator with aclose(), and `result` when the run is over.
-
-        Raises:
-            BuildError: The pipeline is wrong; nothing has run. Everything else as `arun`, where it
-                is iterated.
-        """
-        from .orchestrator import Orchestrator
-
-        return Orchestrator(self).astream(sinks=sinks, keep_failures=keep_failures)
 
     def _title(self) -> str:
         return self._name or type(self)._class_name or type(self).__name__
@@ -614,13 +456,13 @@ def class_stages(cls: type) -> list[Declared]:
     """The stages of a class, its parents' first, in definition order."""
     table: dict[str, Declared] = {}
     for base in reversed(cls.__mro__):
-        if not issubclass(base, Pipeline) or base is Pipeline:
+        if not issubclass(base, Declaration) or base is Declaration:
             continue
         for attribute, value in vars(base).items():
             if isinstance(value, Declared):
                 table[attribute] = _named(value, attribute)
-            elif isinstance(value, Pipeline) or (
-                isinstance(value, type) and issubclass(value, Pipeline)
+            elif isinstance(value, Declaration) or (
+                isinstance(value, type) and issubclass(value, Declaration)
             ):
                 table[attribute] = Declared("pipeline", value, {}, attribute)
                 table[attribute].attribute = attribute
@@ -645,11 +487,11 @@ def _named(declared: Declared, attribute: str) -> Declared:
 def class_changes(cls: type, what: str) -> Iterator[Any]:
     """`reroute`, `insert` or `skip` of a class and its parents, the parents' first."""
     for base in reversed(cls.__mro__):
-        if what in vars(base) and base is not Pipeline and issubclass(base, Pipeline):
+        if what in vars(base) and base is not Declaration and issubclass(base, Declaration):
             yield vars(base)[what]
 
 
-def hooks_of(pipeline: Pipeline, which: str) -> list[Callable[..., Any]]:
+def hooks_of(pipeline: Declaration, which: str) -> list[Callable[..., Any]]:
     """The hooks of one kind: marked methods, parents' first, then keyword functions."""
     marked: dict[str, Any] = {}
     for base in reversed(type(pipeline).__mro__):

@@ -29,8 +29,8 @@ from .._process import SHARES
 from ..errors import BuildError
 from .declare import (
     STAGE_HOOKS,
+    Declaration,
     Declared,
-    Pipeline,
     class_changes,
     class_stages,
     hooks_of,
@@ -73,7 +73,7 @@ class Stage:
     name: str
     kind: str
     fn: Any
-    owner: Pipeline
+    owner: Declaration
     level: Level
     spec: contexts.Spec
     explicit: bool
@@ -164,7 +164,7 @@ class Node:
 class Level:
     """One pipeline of a graph."""
 
-    def __init__(self, pipeline: Pipeline, prefix: str, outer: tuple[Pipeline, ...]) -> None:
+    def __init__(self, pipeline: Declaration, prefix: str, outer: tuple[Declaration, ...]) -> None:
         self.pipeline = pipeline
         self.prefix = prefix
         self.pipelines = (*outer, pipeline)  # outermost first
@@ -209,7 +209,7 @@ class Level:
         return found
 
 
-def build(pipeline: Pipeline, inside: bool = False) -> Graph:
+def build(pipeline: Declaration, inside: bool = False) -> Graph:
     """The graph of a pipeline, checked.
 
     Args:
@@ -243,7 +243,9 @@ def check_runnable(graph: Graph) -> None:
 # ---------------------------------------------------------------------- levels
 
 
-def _level(pipeline: Pipeline, prefix: str, context: Any, outer: tuple[Pipeline, ...]) -> Level:
+def _level(
+    pipeline: Declaration, prefix: str, context: Any, outer: tuple[Declaration, ...]
+) -> Level:
     if any(pipeline is other for other in outer):
         raise BuildError(f"{prefix.rstrip('.')!r}: the pipeline {pipeline!r} contains itself")
     level = Level(pipeline, prefix, outer)
@@ -271,11 +273,11 @@ def _level(pipeline: Pipeline, prefix: str, context: Any, outer: tuple[Pipeline,
     return level
 
 
-def _declarations(pipeline: Pipeline) -> list[Declared]:
+def _declarations(pipeline: Declaration) -> list[Declared]:
     table = class_stages(type(pipeline))
     known = {declared.attribute for declared in table}
     for attribute, value in vars(pipeline).items():
-        if isinstance(value, Pipeline) and not attribute.startswith("_"):
+        if isinstance(value, Declaration) and not attribute.startswith("_"):
             nested = Declared("pipeline", value, {}, attribute)
             nested.attribute = attribute
             if attribute in known:
@@ -285,7 +287,7 @@ def _declarations(pipeline: Pipeline) -> list[Declared]:
     return [*table, *pipeline._chain, *_inserted(pipeline, table)]
 
 
-def _inserted(pipeline: Pipeline, table: list[Declared]) -> list[Declared]:
+def _inserted(pipeline: Declaration, table: list[Declared]) -> list[Declared]:
     """What `insert` brings that is not a stage of the class already."""
     found: list[Declared] = []
     for changes in _changes(pipeline, "insert"):
@@ -306,21 +308,21 @@ def _as_declared(stage: Any) -> Declared | None:
         return None
     if isinstance(stage, Declared):
         return stage
-    if isinstance(stage, Pipeline):
+    if isinstance(stage, Declaration):
         return Declared("pipeline", stage, {}, stage._title().lower())
     if callable(stage):
         return Declared("stage", stage, {})
     raise BuildError(f"insert takes a stage, a function or a name, not {stage!r}")
 
 
-def _changes(pipeline: Pipeline, what: str) -> list[Any]:
+def _changes(pipeline: Declaration, what: str) -> list[Any]:
     found = list(class_changes(type(pipeline), what))
     if what in vars(pipeline):
         found.append(vars(pipeline)[what])
     return found
 
 
-def _nested(pipeline: Pipeline, declared: Declared) -> Pipeline | None:
+def _nested(pipeline: Declaration, declared: Declared) -> Declaration | None:
     """The nested pipeline of a declaration; a class is made into an object, once a pipeline."""
     if declared.kind != "pipeline":
         return None
@@ -328,9 +330,9 @@ def _nested(pipeline: Pipeline, declared: Declared) -> Pipeline | None:
         made = vars(pipeline).setdefault("_nested_pipelines", {})
         if declared.name not in made:
             made[declared.name] = declared.fn()
-        inner: Pipeline = made[declared.name]
+        inner: Declaration = made[declared.name]
         return inner
-    nested: Pipeline = declared.fn
+    nested: Declaration = declared.fn
     return nested
 
 
@@ -338,7 +340,7 @@ def _nested(pipeline: Pipeline, declared: Declared) -> Pipeline | None:
 
 
 def _stage(
-    pipeline: Pipeline, declared: Declared, level: Level, default: Any, inner: Pipeline | None
+    pipeline: Declaration, declared: Declared, level: Level, default: Any, inner: Declaration | None
 ) -> Stage:
     name = level.prefix + declared.name
     options = {k: v for k, v in declared.options.items() if v is not None}
@@ -387,7 +389,7 @@ def _spec(name: str, context: Any) -> contexts.Spec:
         raise BuildError(f"stage {name!r}: context: {error}") from None
 
 
-def _bound(pipeline: Pipeline, declared: Declared, fn: Any) -> Any:
+def _bound(pipeline: Declaration, declared: Declared, fn: Any) -> Any:
     """A function of a class gets its self; what a chain was given is called as it is."""
     if fn is None:
         return None
@@ -403,7 +405,7 @@ def _given(fn: Any) -> Any:
     return SHARES[0].given(fn) if SHARES and callable(fn) else fn
 
 
-def _member(pipeline: Pipeline, fn: Any) -> Any:
+def _member(pipeline: Declaration, fn: Any) -> Any:
     """A function that an option names gets its self if it is one of the class's own."""
     if inspect.isfunction(fn):
         for base in type(pipeline).__mro__:

@@ -15,7 +15,7 @@ from .._checks import nearest
 from .._target import TargetError, value_of
 from .._target import load as load_target
 from ..errors import BuildError
-from .declare import Pipeline
+from .pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .aio import AsyncStream
-    from .declare import Pipeline
+    from .declare import Declaration
 
     Sinks = Iterable[Callable[[dict[str, Any]], object]]
 
@@ -38,7 +38,7 @@ class Orchestrator:
         pipeline: The pipeline.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Declaration) -> None:
         self.pipeline = pipeline
 
     def plan(self) -> ExecutionPlan:

@@ -22,7 +22,7 @@ from .graph import (
 from .run.groups import rides
 
 if TYPE_CHECKING:
-    from .declare import Pipeline
+    from .declare import Declaration
 
 __all__ = ["ExecutionPlan"]
 
@@ -37,7 +37,7 @@ class ExecutionPlan:
         graph: Its stages and links; made by `plan`.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Declaration) -> None:
         self.pipeline = pipeline
         self._graph: Graph | None = None
         self._anchors: dict[Stage, Stage] = {}

@@ -25,6 +25,7 @@ __all__ = [
     "GONE",
     "OUR_THREADS",
     "SHARES",
+    "STREAM",
     "TELLERS",
     "VIEWS",
     "Change",
@@ -103,7 +104,9 @@ def ours(name: str) -> Any:
 
 _PACKAGE = __name__.partition(".")[0]
 
-# What tells the stream of events what has happened to a pool, asked while somebody hears all.
+# forkmill.events, once it is loaded: until then nobody hears anything; and what tells it what has
+# happened to pools, asked while somebody hears all.
+STREAM: list[Any] = []
 TELLERS: dict[Callable[[], object], None] = {}
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.

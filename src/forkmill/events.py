@@ -65,6 +65,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -72,7 +73,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _checks
-from ._process import TELLERS, Latch, LoneThread
+from ._process import STREAM, TELLERS, Latch, LoneThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -93,6 +94,7 @@ __all__ = [
     "read_events",
     "short",
     "subscribe",
+    "wake",
 ]
 
 SCHEMA = 1
@@ -363,6 +365,16 @@ class Emitter:
             self,
         )
 
+    def emit_late(
+        self, at: float, kind: str, name: str, worker: int | None, data: dict[str, Any]
+    ) -> None:
+        """Tell what has happened before, `at` by the monotonic clock."""
+        if self.heard:
+            event = _event(self.source, self.id, self.parent, 0, kind, data)
+            event["time"] += at - event["monotonic"]
+            event.update(monotonic=at, name=name, worker=worker)
+            _bus.put(event, self)
+
     def listeners(self) -> list[Subscription]:
         """Who hears it."""
         found = [*_bus.everyone, *self.own]
@@ -625,6 +637,7 @@ class _Bus:
 
 
 _bus = _Bus()
+STREAM[:] = [sys.modules[__name__]]
 _time, _monotonic = time.time, time.monotonic
 
 # The run whose functions are called in this thread: a run that begins there is part of it.
@@ -655,6 +668,11 @@ class PartOf:
 def heard() -> bool:
     """Whether somebody hears everything."""
     return bool(_bus.everyone)
+
+
+def wake() -> None:
+    """There is one more in TELLERS."""
+    _bus.wake()
 
 
 def new_id() -> str:

@@ -35,6 +35,8 @@ from .. import _native, errors
 from .._process import (
     OUR_THREADS,
     SHARES,
+    STREAM,
+    TELLERS,
     LoneThread,
     Signal,
     end_first,
@@ -175,6 +177,9 @@ class Life:
         self._lock = threading.Lock()  # held by the one that finishes
         self._finisher = 0
         _ALIVE.add(self)
+        TELLERS[self.tell] = None
+        if STREAM:
+            STREAM[0].wake()
 
     def foreign(self) -> bool:
         """Whether this is a copy in a forked child."""
@@ -195,6 +200,14 @@ class Life:
         """Whether every accepted task has its outcome and no lazy call has input left."""
         stats = self.native.stats()
         return not self.inputs and stats["accepted"] == stats["outcomes"]
+
+    def tell(self) -> None:
+        """The stream of events asks what has happened. In its thread, under no lock of ours."""
+        if not self.foreign():
+            with contextlib.suppress(errors.PoolError):
+                self.native.turn()
+            self.log(self.native)
+            self.log.told.look(self.native)
 
     # The ways to an end.
 
@@ -222,6 +235,7 @@ class Life:
             self._stop(_native.LADDER_TERM)
             interrupt = self._finish_alone(_native.LADDER_TERM) or error
         self.log(self.native)
+        self.log.told.end()
         if interrupt is not None:
             raise interrupt
 
@@ -252,6 +266,7 @@ class Life:
                 port.end()
             self.collector.end()
             _ALIVE.discard(self)
+            TELLERS.pop(self.tell, None)
             self.ended = True
         return interrupt
 

@@ -1,17 +1,19 @@
-"""What happens to a pool, told to the standard `logging` module: one message an event.
+"""What happens to a pool, told to `logging`, one message an event, and to the stream of events.
 
 ::
 
-    zygote, pump, whoever leads ──events──▶ a ring in C ──▶ EventLog ──▶ "forkmill.pool"
-                                                              ▲
-               the next thread that waits for the pool, looks at it or ends it
+    zygote, pump, leader ──events──▶ a ring in C ──▶ EventLog ──▶ "forkmill.pool"
+                                                      ▲   └────▶ Told ──▶ forkmill.events
+               the next thread that waits for the pool, looks at it or ends it;
+               the stream's own, ten times a second, while somebody hears everything
 
-No thread of ours waits for events, so that they cost nothing: a message comes when somebody uses
-the pool, and says how old it is if that was late.
+Where nobody hears the stream no thread of ours waits for events, so that they cost nothing: a
+message comes when somebody uses the pool, and says how old it is if that was late.
 
 Guarantees:
     * Called under no lock of ours; a handler may use the pool.
     * What a handler or filter raises never costs a task its result.
+    * Of each worker the stream tells the birth once, before its end, and the end once.
 
 Threads: any. Two at once may tell neighbouring events in either order.
 """
@@ -23,10 +25,11 @@ import errno
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any
 
 from .. import _native, errors
+from .._process import STREAM
 from .log import POOL
 
 __all__ = ["EventLog"]
@@ -42,17 +45,19 @@ class EventLog:
         restarts: (n, seconds): the limit that a message names.
         fallbacks: How often a better way was not to be had, by what was missing; see
             `PoolStats.fallbacks`.
+        told: What the stream of events is told.
     """
 
     def __init__(self, name: str, restarts: tuple[int, float]) -> None:
         self.name = name
         self.restarts = restarts
-        self.fallbacks: dict[str, int] = {}
+        self.fallbacks: Counter[str] = Counter()
+        self.told = Told(name)
         self._notes: deque[tuple[Any, ...]] = deque()
 
     def fell_back(self, missing: str, level: int, text: str, *args: Any) -> None:
         """Count a fallback, and log it with the next flush()."""
-        self.fallbacks[missing] = self.fallbacks.get(missing, 0) + 1
+        self.fallbacks[missing] += 1
         self.note(level, text, *args)
 
     def note(self, level: int, text: str, *args: Any) -> None:
@@ -74,8 +79,10 @@ class EventLog:
             return
         if lost:
             self._log(logging.WARNING, "%d older events were forgotten", lost)
+            self.told.gap(lost)
         for event in events:
             level, text, *args = self._words(event)
+            self.told(event, text, args)
             late = (time.monotonic_ns() - event["at_ns"]) / 1e9
             if late >= _LATE_S:
                 text, args = f"{text} (%.1f s ago)", [*args, late]
@@ -121,3 +128,90 @@ class EventLog:
 
 def _errno(code: int) -> str:
     return f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
+
+
+_LEFT = {_native.EVENT_RECYCLED: "recycled", _native.EVENT_RETIRED: "retired"}
+
+
+class _Slot(int):
+    """A worker's place; each is another object."""
+
+
+class Told:
+    """A pool, as the stream of events tells of it: a run of its own, as long as it is heard."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        above = STREAM[0].current() if STREAM else None
+        self._parent = None if above is None else above.id
+        self._emitter: Any = None
+        self._alive: dict[int, _Slot] = {}  # by pid: those of which the birth was told
+        self._over = False
+
+    def _heard(self) -> bool:
+        """Whether anybody hears it; then its beginning was told."""
+        if self._over or not STREAM or not STREAM[0].heard():
+            return False
+        if self._emitter is None:
+            self._emitter = STREAM[0].Emitter("pool", None, self._parent)
+            self._emitter.emit("run_started", self._name)
+        return True
+
+    def __call__(self, event: dict[str, int], text: str, args: list[Any]) -> None:
+        """What has happened, and how the log says it."""
+        if not self._heard():
+            return
+        words = text % tuple(args)
+        kind, pid, at = event["kind"], event["pid"], event["at_ns"] / 1e9
+        data: dict[str, Any] = {"slot": event["slot"]}
+        if kind == _native.EVENT_DIED:
+            cause = errors.cause_name(event["cause"], event["status"], event["oom"])
+            data |= {"cause": cause, "requeued": event["requeued"], "error": words}
+            self._end(at, "worker_died", pid, data)
+        elif kind in _LEFT:
+            self._end(at, "worker_left", pid, data | {"cause": _LEFT[kind]})
+        elif kind == _native.EVENT_REPLACED:
+            self._born(at, pid, data | {"restarted": True})
+        elif kind == _native.EVENT_TROUBLE:
+            self._emitter.emit_late(at, "retry", self._name, None, data | {"error": words})
+        else:
+            self._finish(at, "broken", {"error": words})
+
+    def _born(self, at: float, pid: int, data: dict[str, Any]) -> None:
+        slot = _Slot(data["slot"])
+        if self._alive.setdefault(pid, slot) is slot:  # of two threads one tells it
+            self._emitter.emit_late(at, "worker_started", self._name, pid, data)
+
+    def _end(self, at: float, kind: str, pid: int, data: dict[str, Any]) -> None:
+        self._born(at, pid, {"slot": data["slot"], "restarted": False})
+        self._alive.pop(pid, None)
+        self._emitter.emit_late(at, kind, self._name, pid, data)
+
+    def gap(self, lost: int) -> None:
+        """So many events were forgotten."""
+        if self._heard():
+            self._emitter.emit("gap", self._name, lost=lost, first=None, last=None)
+
+    def look(self, native: _native.Pool) -> None:
+        """Tell of the workers that are there, and were not replaced yet."""
+        if not self._heard():
+            return
+        with contextlib.suppress(errors.PoolError):
+            for worker in native.workers():
+                if worker["pid"] and worker["pid"] not in self._alive:
+                    data = {"slot": worker["slot"], "restarted": False}
+                    self._born(worker["born_ns"] / 1e9, worker["pid"], data)
+
+    def end(self) -> None:
+        """All its workers have ended, at its shutdown. Idempotent."""
+        if self._heard():
+            self._finish(time.monotonic(), "closed", {})
+
+    def _finish(self, at: float, status: str, data: dict[str, Any]) -> None:
+        self._over = True
+        for pid, slot in tuple(self._alive.items()):
+            left = {"slot": int(slot), "cause": status}
+            self._emitter.emit_late(at, "worker_left", self._name, pid, left)
+        self._alive.clear()
+        told = {"status": status, **data}
+        self._emitter.emit_late(at, "run_finished", self._name, None, told)

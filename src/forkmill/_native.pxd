@@ -189,7 +189,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_port_buffered(const fm_port *port)
     void fm_port_begin(fm_port *port, const fm_frame *frame)
     int fm_port_start(fm_port *port, uint64_t number, int timed)
-    void fm_port_loading(fm_port *port, bint loading)
+    void fm_port_loading(fm_port *port, int loading)
     int fm_port_forked(const fm_port *port)
     uint8_t *fm_port_room(fm_port *port, size_t n, int *rc)
     int fm_port_commit(fm_port *port, size_t n, int is_outcome)

@@ -21,6 +21,7 @@ import wire
 from forkmill import _native
 from forkmill.codec import codec as _codec
 from forkmill.worker import main as _worker
+from forkmill.worker import main as _worker
 from forkmill.worker import zygote as _zygote
 
 FRAME = struct.Struct("<IHHIIIIQQ")
@@ -111,7 +112,7 @@ class Pool:
         fork = method == "fork"
         self.codec = _codec.Codec(
             "fork" if fork else "exec", inherit, _codec.Snapshot() if fork else None)
-        config = _zygote.Config(workers, codec=self.codec, **options)
+        config = _worker.Config(workers, codec=self.codec, **options)
         self.control, theirs = _native.socketpair()
         try:
             if fork:

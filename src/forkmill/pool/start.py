@@ -23,12 +23,8 @@ from typing import TYPE_CHECKING, Any
 from .. import _hazards, _native, errors
 from .._process import cpus_each
 from ..codec.codec import FORK_ONLY, Codec
-from ..worker.zygote import (
-    Config,
-    encode,
-    start_exec,
-    start_fork,
-)
+from ..worker.main import Config
+from ..worker.zygote import encode, start_exec, start_fork
 from .core import Core, lives_of
 from .events import EventLog
 

@@ -30,9 +30,7 @@ from ..codec import codec as _codec
 from ..errors import SerializationError, SharedGone
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from .zygote import Config
+    from collections.abc import Callable, Sequence
 
 IN_WORKER = False
 """True inside a worker: a pool made there runs inline unless it is asked for workers."""
@@ -42,6 +40,130 @@ EXIT_FAILED = 70  # a bug of ours, or the pool is gone in the middle of a write
 _LEAVE_S = 10.0  # that a worker may take to leave, should nobody end it before
 _FUNCTIONS = 512  # indexes that the pool uses (FM__FUNCTIONS)
 _VALUE = b"fmshare1"  # what a shared value begins with; a function is a pickle
+
+
+# What of a Config travels as it is to an exec'd process; `payload` carries the rest.
+PLAIN = (
+    "workers",
+    "least",
+    "restarts",
+    "max_tasks",
+    "max_rss_kb",
+    "name",
+    "threads",
+    "method",
+    "gc_enabled",
+    "has_initializer",
+    "tag_output",
+    "signals",
+    "parent",
+    "family",
+    "handed",
+    "tracker",
+)
+
+
+# Plain classes: `dataclasses` would cost an exec'd process more than all of ours together.
+
+
+class Config:
+    """What a pool wants of its zygote and workers.
+
+    Args:
+        workers: How many, at most.
+        least: How many at first; the pool asks for more. 0: all.
+        initializer, initargs, finalizer: Run in each worker, first and last.
+        inherit: Objects that are sent by reference (the same that the codec was given).
+        restarts: (n, seconds): more abnormal deaths than n within so long break the pool.
+        max_tasks: A worker retires after so many tasks; 0: never.
+        max_rss_kb: ... or when it has more resident memory, KiB; 0: never.
+        name: The pool's.
+        tag_output: What workers print has the name and their pid before each line.
+        codec: The pool's own; in exec'd modes each worker makes one.
+        threads: Cap for the thread pools of BLAS and OpenMP; 0: leave them.
+        keep_fds: Pipes and sockets that forked workers keep.
+        arena_fd: The pool's shared memory for large values, or -1.
+        method, gc_enabled, has_initializer, payload, argv, signals: Set by start_fork() and
+            start_exec(); `payload` is inherit and the calls, encoded; `signals` what the user's
+            program ignores and handles, two masks.
+        flushed, stdin, caps, limits: Set by start_fork(): nothing that was printed is inherited;
+            what becomes sys.stdin of workers, if it could be made; what their environment lacks;
+            what libraries that they inherit are told (limits_of).
+        parent, family: Set by both: the user's process, and what multiprocessing knows of it (see
+            mp.family); () if it is not loaded there.
+        handed, tracker: Set by encode(): descriptors for workers that the payload names, and
+            the one of multiprocessing's resource tracker, or -1.
+        reporter: Set in an exec'd zygote: how its workers report what they had to import.
+        pidfd: Set by both: whether the zygote can watch this process.
+    """
+
+    __slots__ = (*PLAIN, "arena_fd", "argv", "born", "caps", "codec", "finalizer", "flushed",
+                 "inherit", "initargs", "initializer", "keep_fds", "limits", "payload", "pidfd",
+                 "reporter", "stdin")  # fmt: skip
+
+    def __init__(
+        self,
+        workers: int,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        finalizer: Callable[[], object] | None = None,
+        inherit: tuple[Any, ...] = (),
+        restarts: tuple[int, float] = (3, 10.0),
+        max_tasks: int = 0,
+        max_rss_kb: int = 0,
+        name: str = "",
+        codec: Any = None,
+        threads: int = 0,
+        keep_fds: tuple[int, ...] = (),
+        arena_fd: int = -1,
+        method: str = "fork",
+        gc_enabled: bool = True,
+        has_initializer: bool = False,
+        payload: Any = None,
+        argv: Sequence[str] = (),
+        least: int = 0,
+        flushed: bool = True,
+        stdin: Any = None,
+        caps: Any = None,
+        tag_output: bool = False,
+        signals: tuple[int, int] = (0, 0),
+        parent: int = 0,
+        family: tuple[Any, ...] = (),
+        handed: Sequence[int] = (),
+        tracker: int = -1,
+    ) -> None:
+        self.workers = workers
+        self.least = least or workers
+        self.initializer = initializer
+        self.initargs = initargs
+        self.finalizer = finalizer
+        self.inherit = inherit
+        self.restarts = restarts
+        self.max_tasks = max_tasks
+        self.max_rss_kb = max_rss_kb
+        self.name = name
+        self.codec = codec
+        self.threads = threads
+        self.keep_fds = keep_fds
+        self.arena_fd = arena_fd
+        self.born: list[Any] = []
+        self.method = method
+        self.gc_enabled = gc_enabled
+        self.has_initializer = has_initializer
+        self.payload = payload
+        self.argv = argv
+        self.flushed = flushed
+        self.stdin = stdin
+        self.caps = caps
+        self.limits: dict[str, int] = {}
+        self.pidfd = True
+        self.tag_output = tag_output
+        self.signals = signals
+        self.parent = parent
+        self.family = family
+        self.handed = handed
+        self.tracker = tracker
+        self.reporter: Any = None
 
 
 class _RetryCall:

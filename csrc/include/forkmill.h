@@ -478,8 +478,7 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame);
 int fm_port_start(fm_port *port, uint64_t number, int timed);
 
 /* The function of the timed task that runs is being loaded, or has been: its
- * time counts from then on, or from FM_LOADING_NS later. */
-#define FM_LOADING_NS INT64_C(60000000000) /* as long as an initializer has */
+ * time counts from then on, or from a minute later. */
 void fm_port_loading(fm_port *port, int loading);
 
 /* In a child that the task itself forked and that came back to us: 1. */

@@ -226,6 +226,9 @@ void fm__partial_fini(struct fm__partial *in);
 
 /* ------------------------------------------------------- slot (slot.c) */
 
+/* For loading a function, before a task's time counts: as an initializer has. */
+#define FM__LOADING_NS INT64_C(60000000000)
+
 /*
  * One writer a field: the worker writes the first two lines.  What both write
  * (claims, sent) moves by compare-and-swap; want is only a hint to who

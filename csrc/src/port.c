@@ -242,7 +242,7 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
 void fm_port_loading(fm_port *port, int loading)
 {
     atomic_store_explicit(&port->page->t_start,
-                          fm_now() + (loading ? FM_LOADING_NS : 0),
+                          fm_now() + (loading ? FM__LOADING_NS : 0),
                           memory_order_relaxed);
 }
 

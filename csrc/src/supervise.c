@@ -662,7 +662,7 @@ static int64_t task_due(struct fm__worker *w, int64_t now)
          * a later one, and then this one is over.  While the function is
          * loaded it lies ahead: look again when the task might be due at the
          * earliest.  In a process that is stopped nothing is loaded. */
-        if (start > now && start - FM_LOADING_NS + timeout <= now &&
+        if (start > now && start - FM__LOADING_NS + timeout <= now &&
             fm__sys_is_stopped(w->pid))
             return now;
         return FM__MIN(start, now) + timeout;

@@ -320,10 +320,10 @@ def test_a_dead_worker_takes_its_copy_with_it() -> None:
 def test_items_for_a_copy_meet_no_other(kind: str) -> None:
     work, _ = remembering()
     lane = contexts.spec(kind, 2).lane(work)
-    assert lane.copies == 2
+    assert lane.replicas == 2
     try:
         for n in range(50):
-            lane.put(n, copy=n % 2)
+            lane.put(n, replica=n % 2)
         lane.end()
         pieces = list(drain(lane))
     finally:

@@ -11,7 +11,7 @@ import pytest
 
 import forkmill as fm
 from forkmill.contexts.lanes import lane as lanes
-from forkmill.pipeline.run import engine as engines
+from forkmill.pipeline.run import driver as drivers
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -86,9 +86,9 @@ def test_ten_thousand_short_runs(restless: None, context: str, times: int) -> No
 def test_a_lane_that_ends_at_the_wrong_moment_is_not_missed(
     monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """It comes to its end after the engine has looked, and has not rung when it is asked."""
+    """It comes to its end after the driver has looked, and has not rung when it is asked."""
     asked, ended = threading.Event(), threading.Event()
-    finished, outside = lanes.SharedLane._finished, engines.Engine._outside
+    finished, outside = lanes.SharedLane._finished, drivers.Driver._outside
 
     def slow_finished(self: Any, pieces: Any = ()) -> None:
         assert asked.wait(20)
@@ -101,14 +101,14 @@ def test_a_lane_that_ends_at_the_wrong_moment_is_not_missed(
             notify()
         self._notify = notify
 
-    def slow_outside(cell: Any) -> bool:
-        if cell.name == "x" and cell.state == "ending" and not ended.is_set():
+    def slow_outside(operator: Any) -> bool:
+        if operator.name == "x" and operator.state == "ending" and not ended.is_set():
             asked.set()
             assert ended.wait(20)
-        return outside(cell)
+        return outside(operator)
 
     monkeypatch.setattr(lanes.SharedLane, "_finished", slow_finished)
-    monkeypatch.setattr(engines.Engine, "_outside", staticmethod(slow_outside))
+    monkeypatch.setattr(drivers.Driver, "_outside", staticmethod(slow_outside))
     line = fm.Pipeline().source(range(3)).map(plus, context="thread:1", name="x")
     assert sorted(line.run().outputs) == [1, 2, 3]
     assert asked.is_set()
@@ -119,22 +119,22 @@ def test_a_source_that_ends_at_the_wrong_moment_is_not_missed(
 ) -> None:
     """One with a thread of its own says that it is over, and rings later."""
     asked, over = threading.Event(), threading.Event()
-    outside = engines.Engine._outside
+    outside = drivers.Driver._outside
 
     def source() -> Iterator[int]:
         yield 1
         yield 2  # the batch is full: no clock runs
         assert asked.wait(20)
 
-    def slow_outside(cell: Any) -> bool:
-        feeder = getattr(cell, "feeder", None)
+    def slow_outside(operator: Any) -> bool:
+        feeder = getattr(operator, "feeder", None)
         if feeder is not None and not feeder.items and not over.is_set():
             asked.set()
             while not feeder.over:
                 threading.Event().wait(0.001)
             over.set()
-        return outside(cell)
+        return outside(operator)
 
-    monkeypatch.setattr(engines.Engine, "_outside", staticmethod(slow_outside))
+    monkeypatch.setattr(drivers.Driver, "_outside", staticmethod(slow_outside))
     assert fm.Pipeline().source(source).batch(2, max_wait=60).run().outputs == [[1, 2]]
     assert over.is_set()

@@ -31,7 +31,7 @@ from flows import (
 
 import forkmill as fm
 import tasks
-from forkmill.pipeline.run.lanes import LaneCell
+from forkmill.pipeline.run.lanes import LaneOperator
 
 # ------------------------------------------------------------------ options
 
@@ -109,13 +109,13 @@ def test_forks_come_first_and_threads_after(
     order: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    open_ = LaneCell.open
+    open_ = LaneOperator.open
 
-    def noted(self: LaneCell) -> None:
+    def noted(self: LaneOperator) -> None:
         opened.append(self.stage.spec.type)
         open_(self)
 
-    monkeypatch.setattr(LaneCell, "open", noted)
+    monkeypatch.setattr(LaneOperator, "open", noted)
     line = fm.Pipeline().source(range(3))
     for kind in order:
         line = line.map(same, context=of(kind))

@@ -328,7 +328,7 @@ def test_kill_and_stop_do_not_wait_for_sinks(end: str) -> None:
     began = time.monotonic()
     getattr(handle, end)()
     if end == "stop":  # once the run is over: before it, it says nothing of its sinks
-        tasks.eventually(lambda: handle._engine.events._flush)
+        tasks.eventually(lambda: handle._driver.events._flush)
         handle.stop()
     handle.result(20)
     assert time.monotonic() - began < 4

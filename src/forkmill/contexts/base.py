@@ -493,9 +493,9 @@ class Executor(_Face, ABC):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here (for pipelines)."""
-        from .lanes.calls import CallLane, CopyLane
+        from .lanes.calls import CallLane, ReplicaLane
 
-        kind = CallLane if self.copies == "shared" else CopyLane
+        kind = CallLane if self.copies == "shared" else ReplicaLane
         return kind(self, work, notify)
 
     def _check_process(self) -> None:

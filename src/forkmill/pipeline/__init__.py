@@ -1,6 +1,6 @@
 """Pipelines: stages in any context, linked; nothing lost, nothing hanging.
 
-    Pipeline ──build──▶ Graph ──▶ ExecutionPlan ──Orchestrator──▶ Engine ──▶ RunResult
+    Pipeline ──build──▶ StageGraph ──▶ ExecutionPlan ──Orchestrator──▶ Driver ──▶ RunResult
 
 =============  =============================================================================
 declare        decorators, verbs, classes: what a user writes
@@ -8,12 +8,15 @@ pipeline       what is declared, and runs
 options        the options of stages, checked
 graph, routes  names resolved, links made, everything checked
 plan           which stages run together, and where
-engine         one run: a loop over cells
-cells          stages while they run, with their queues and counters; also sources, lanes
-fuse           neighbouring inline stages as one function
-work           what travels to a context
-groups         neighbours on a named pool as one call in the worker
-shuffle        a test mode: no order where none is promised
+run/driver     one run: a loop over operators
+run/operators  stages while they run, with their queues and counters;
+run/sources    and producers,
+run/lanes      and stages in contexts
+run/fuse       neighbouring inline stages as one function
+run/work       what travels to a context
+run/chains     neighbours on a named pool as one call in the worker
+run/nested     a pipeline that runs as a whole in a context
+run/shuffle    a test mode: no order where none is promised
 stats, events  what a run counts, and tells
 result         what comes out
 aio            a run for asyncio

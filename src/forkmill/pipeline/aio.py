@@ -3,7 +3,7 @@
     event loop                                  the thread of the run (see result.Handle)
     await handle ──a Told among its waiters──▶  the run, to its end
                  ◀──── call_soon_threadsafe ──  it is over: every waiter is told, once
-    anext        ──asked, and the bell───────▶  Engine.serve, until there is an output
+    anext        ──asked, and the bell───────▶  Driver.serve, until there is an output
                  ◀──── the output, and Told ──
 
 Guarantees:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from .result import RunResult
-    from .run.engine import Engine
+    from .run.driver import Driver
 
 __all__ = ["CANCEL", "AsyncStream", "awaited", "run"]
 
@@ -206,8 +206,8 @@ class AsyncStream:
         result: The run's RunResult, when it is over.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
         self._handle: Handle | None = None  # from the first output on that is asked for
         self._outputs = _Outputs()
         self._closed = self._told = self._busy = False
@@ -251,7 +251,7 @@ class AsyncStream:
         try:
             if not outputs.ready:
                 outputs.asked = self._ask()  # 2.
-                self._engine.bell.ring()  # 3.
+                self._driver.bell.ring()  # 3.
                 await told.future
                 self._came = monotonic()
         finally:
@@ -266,8 +266,8 @@ class AsyncStream:
 
     def _begun(self) -> Handle:
         if self._handle is None:
-            serve, offer = self._engine.serve, self._outputs.offer
-            self._handle = Handle(self._engine, lambda: serve(offer))
+            serve, offer = self._driver.serve, self._outputs.offer
+            self._handle = Handle(self._driver, lambda: serve(offer))
             begins = sys.get_asyncgen_hooks().firstiter
             if begins is not None:  # asyncio.run closes what is open then
                 begins(self)  # type: ignore[arg-type]
@@ -299,7 +299,7 @@ class AsyncStream:
         self._closed = True
         self._outputs.ready.clear()
         if self._handle is None:
-            self.result = self._engine.abandon()  # nothing has begun
+            self.result = self._driver.abandon()  # nothing has begun
         elif not self._handle.done():
             self._handle.kill()
 

@@ -1,6 +1,6 @@
 """From declarations to a graph: names resolved, links made, everything checked.
 
-    Pipeline ──▶ Level: nodes in definition order, other levels inside ──link──▶ Graph: Stages
+    Pipeline ──▶ Level: places in definition order, other levels inside ──link──▶ StageGraph: Stages
 
 Guarantees: whatever is wrong raises BuildError here, before anything runs; it names the stage and
 the nearest name.
@@ -14,7 +14,7 @@ How links are made, on every level:
        links those before it to those after it.
     4. A nested pipeline is entered at its stages that nothing feeds, and left at its terminal ones.
 
-Threads: any; a Graph is not changed after `build`.
+Threads: any; a StageGraph is not changed after `build`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .routes import may_route
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Graph", "Stage", "build"]
+__all__ = ["Stage", "StageGraph", "build"]
 
 
 @dataclass(eq=False)
@@ -87,7 +87,7 @@ class Stage:
     size: int | None = None
     max_wait: float | None = None
     parts: dict[str, Any] = field(default_factory=dict)  # setup, teardown, on_end, hooks
-    nested: Graph | None = None
+    nested: StageGraph | None = None
     dynamic: bool = False
     letters_stay: bool = True
     index: int = -1
@@ -103,7 +103,7 @@ class Stage:
         return f"<Stage {self.name!r}>"
 
 
-class Graph:
+class StageGraph:
     """All stages of a pipeline and of those nested in it.
 
     Attributes:
@@ -133,7 +133,7 @@ class Graph:
         return found[0]
 
 
-class Node:
+class Place:
     """A name on one level: a stage, or a nested pipeline whose stages are part of the graph."""
 
     def __init__(self, name: str, declared: Declared) -> None:
@@ -141,8 +141,8 @@ class Node:
         self.declared = declared
         self.stage: Stage | None = None
         self.level: Level | None = None
-        self.out: list[Node] = []
-        self.into: list[Node] = []
+        self.out: list[Place] = []
+        self.into: list[Place] = []
         self.moved = False  # reroute or skip took away what fed it
 
     @property
@@ -168,48 +168,50 @@ class Level:
         self.pipeline = pipeline
         self.prefix = prefix
         self.pipelines = (*outer, pipeline)  # outermost first
-        self.nodes: list[Node] = []
-        self.names: dict[str, Node] = {}
+        self.places: list[Place] = []
+        self.names: dict[str, Place] = {}
 
     def children(self) -> list[Level]:
-        return [node.level for node in self.nodes if node.level is not None]
+        return [place.level for place in self.places if place.level is not None]
 
     def stages(self) -> list[Stage]:
         found = []
-        for node in self.nodes:
-            found += node.level.stages() if node.level else [node.stage] if node.stage else []
+        for place in self.places:
+            found += place.level.stages() if place.level else [place.stage] if place.stage else []
         return found
 
     def entries(self) -> list[Stage]:
         found: list[Stage] = []
-        for node in self.nodes:
-            if node.level is not None and not node.into:
-                found += node.level.entries()
+        for place in self.places:
+            if place.level is not None and not place.into:
+                found += place.level.entries()
             elif (
-                node.stage is not None
-                and node.declared.kind != "producer"
-                and not node.stage.sources
-                and node.option("from_") is None
-                and not node.moved
+                place.stage is not None
+                and place.declared.kind != "producer"
+                and not place.stage.sources
+                and place.option("from_") is None
+                and not place.moved
             ):
-                found.append(node.stage)
+                found.append(place.stage)
         return found
 
     def exits(self) -> list[Stage]:
         found: list[Stage] = []
-        for node in self.nodes:
-            if node.out:
+        for place in self.places:
+            if place.out:
                 continue
-            if node.level is not None:
-                found += node.level.exits()
+            if place.level is not None:
+                found += place.level.exits()
             elif (
-                node.stage is not None and node.stage.kind != "consumer" and not node.stage.targets
+                place.stage is not None
+                and place.stage.kind != "consumer"
+                and not place.stage.targets
             ):
-                found.append(node.stage)
+                found.append(place.stage)
         return found
 
 
-def build(pipeline: Declaration, inside: bool = False) -> Graph:
+def build(pipeline: Declaration, inside: bool = False) -> StageGraph:
     """The graph of a pipeline, checked.
 
     Args:
@@ -225,13 +227,13 @@ def build(pipeline: Declaration, inside: bool = False) -> Graph:
     stages = _sorted(top.stages())
     for stage in stages:
         _check(stage, top, inside)
-    graph = Graph(top, stages)
+    graph = StageGraph(top, stages)
     if not stages:
         raise BuildError(f"{pipeline!r} has no stages")
     return graph
 
 
-def check_runnable(graph: Graph) -> None:
+def check_runnable(graph: StageGraph) -> None:
     """Refuse a graph that would wait for items from outside."""
     if not any(stage.kind == "producer" for stage in graph.stages):
         stage = (graph.entries or graph.stages)[0]
@@ -255,8 +257,8 @@ def _level(
         name = declared.name
         if name in level.names:
             raise BuildError(f"stage {prefix}{name!r}: two stages have this name")
-        node = level.names[name] = Node(name, declared)
-        level.nodes.append(node)
+        place = level.names[name] = Place(name, declared)
+        level.places.append(place)
         inner = _nested(pipeline, declared)
         block = declared.default
         here = default if block is None else resolved(block, pipeline, "context")
@@ -267,9 +269,9 @@ def _level(
                     f"stage {prefix}{name!r}: a nested pipeline without a context of its own takes "
                     f"name, to and from_, not {sorted(check)[0]!r}"
                 )
-            node.level = _level(inner, f"{prefix}{name}.", here, (*outer, pipeline))
+            place.level = _level(inner, f"{prefix}{name}.", here, (*outer, pipeline))
         else:
-            node.stage = _stage(pipeline, declared, level, here, inner)
+            place.stage = _stage(pipeline, declared, level, here, inner)
     return level
 
 
@@ -449,7 +451,7 @@ def _check_letters(stage: Stage, at: Stage, top: Level, inside: bool) -> None:
         raise BuildError(f"stage {stage.name!r}: dead letters to a producer")
 
 
-def _letting_out(graph: Graph) -> Iterable[Stage]:
+def _letting_out(graph: StageGraph) -> Iterable[Stage]:
     """The stages of a nested graph, and of those in it, whose dead letters go out of it."""
     for stage in graph.stages:
         if not stage.letters_stay:
@@ -467,21 +469,21 @@ def find(level: Level, name: str, top: Level, who: str) -> list[Stage]:
     Raises:
         BuildError: There is none (names the nearest), or two on one level.
     """
-    node = _find(level, name, top, who)
-    if node.level is not None:
-        return node.level.entries()
-    assert node.stage is not None
-    return [node.stage]
+    place = _find(level, name, top, who)
+    if place.level is not None:
+        return place.level.entries()
+    assert place.stage is not None
+    return [place.stage]
 
 
-def _find(level: Level, name: str, top: Level, who: str) -> Node:
+def _find(level: Level, name: str, top: Level, who: str) -> Place:
     if not isinstance(name, str):
         raise OptionError(f"{who}: a stage is named by a str, not {name!r}")
     first, dot, rest = name.partition(".")
     for start in (level, top):
-        node = start.names.get(name)
-        if node is not None and start is level:
-            return node
+        place = start.names.get(name)
+        if place is not None and start is level:
+            return place
         inner = start.names.get(first)
         if dot and inner is not None and inner.level is not None:
             return _find(inner.level, rest, inner.level, who)
@@ -492,8 +494,8 @@ def _find(level: Level, name: str, top: Level, who: str) -> Node:
                 raise BuildError(f"{who}: {name!r} is ambiguous: {places}")
             if hits:
                 return hits[0]
-        elif node is not None:
-            return node
+        elif place is not None:
+            return place
     known = [*level.names, *(n for c in level.children() for n in c.names), *top.names]
     raise BuildError(
         f"{who}: there is no stage {name!r}{nearest(name, known)}; "
@@ -516,43 +518,43 @@ def _names(value: Any, who: str) -> list[str]:
 
 def _link(level: Level, top: Level) -> None:
     """Make the links of one level (the rules at the head of this file)."""
-    links: list[tuple[Node, Node]] = []
+    links: list[tuple[Place, Place]] = []
     routes = {k: v for changes in _changes(level.pipeline, "reroute") for k, v in changes.items()}
     inserts = _insertions(level, top)
-    inserted = {id(node) for _, _, node in inserts}
-    nodes = [node for node in level.nodes if id(node) not in inserted]
+    inserted = {id(place) for _, _, place in inserts}
+    places = [place for place in level.places if id(place) not in inserted]
 
-    def node_of(name: str, who: str) -> Node:
+    def place_of(name: str, who: str) -> Place:
         return _find(level, name, top, who)
 
     for name in routes:
-        node_of(name, "reroute")
+        place_of(name, "reroute")
     chosen, claimed = set(), set()  # named in somebody's `to`; in somebody's `from_`
-    for node in nodes:
-        who = f"stage {level.prefix + node.name!r}"
-        to, from_ = node.option("to"), node.option("from_")
-        if node.name in routes:
-            to = routes[node.name]
+    for place in places:
+        who = f"stage {level.prefix + place.name!r}"
+        to, from_ = place.option("to"), place.option("from_")
+        if place.name in routes:
+            to = routes[place.name]
         if to is not None:
-            if node.declared.kind == "consumer" and _names(to, who):
+            if place.declared.kind == "consumer" and _names(to, who):
                 raise BuildError(f"{who}: a consumer emits nothing, so it has no `to`")
             for name in _names(to, f"{who}: to"):
-                target = node_of(name, f"{who}: to")
-                links.append((node, target))
+                target = place_of(name, f"{who}: to")
+                links.append((place, target))
                 chosen.add(target)
         if from_ is not None:
-            if node.declared.kind == "producer":
+            if place.declared.kind == "producer":
                 raise BuildError(f"{who}: a producer has no `from_`")
             for name in _names(from_, f"{who}: from_"):
-                source = node_of(name, f"{who}: from_")
+                source = place_of(name, f"{who}: from_")
                 if source.declared.kind == "consumer" and source.level is None:
                     raise BuildError(f"{who}: from_: {name!r} is a consumer and emits nothing")
                 claimed.add(source)
-                if source.name in routes and source in level.nodes:
-                    node.moved = True
+                if source.name in routes and source in level.places:
+                    place.moved = True
                 else:
-                    links.append((source, node))
-    links += _default_links(nodes, routes, chosen, claimed)
+                    links.append((source, place))
+    links += _default_links(places, routes, chosen, claimed)
     for source, target in dict.fromkeys(links):
         who = f"stage {level.prefix + source.name!r}"
         if source is target:
@@ -560,46 +562,46 @@ def _link(level: Level, top: Level) -> None:
         if target.producer and target.level is None:
             raise BuildError(f"{who}: {target.name!r} is a producer and takes no items")
         _connect(source, target)
-    for where, anchor, node in inserts:
-        _insert(where, anchor, node)
+    for where, anchor, place in inserts:
+        _insert(where, anchor, place)
     for names in _changes(level.pipeline, "skip"):
         for name in _names(names, "skip"):
-            _skip(level, node_of(name, "skip"))
-    for node in level.nodes:
-        for target in node.out:
-            _connect_stages(level, node, target)
+            _skip(level, place_of(name, "skip"))
+    for place in level.places:
+        for target in place.out:
+            _connect_stages(level, place, target)
 
 
 def _default_links(
-    nodes: list[Node], routes: dict[str, Any], chosen: set[Node], claimed: set[Node]
-) -> list[tuple[Node, Node]]:
+    places: list[Place], routes: dict[str, Any], chosen: set[Place], claimed: set[Place]
+) -> list[tuple[Place, Place]]:
     links = []
-    for i, node in enumerate(nodes):
-        if node.option("to") is not None or node.name in routes or node.consumer:
+    for i, place in enumerate(places):
+        if place.option("to") is not None or place.name in routes or place.consumer:
             continue
-        after = [other for other in nodes[i + 1 :] if not other.producer]
-        if node in claimed:
+        after = [other for other in places[i + 1 :] if not other.producer]
+        if place in claimed:
             after = after[:1]
             if after and after[0] in chosen:
                 continue
         target = next((other for other in after if other.option("from_") is None), None)
         if target is not None:
-            links.append((node, target))
+            links.append((place, target))
     return links
 
 
-def _connect(source: Node, target: Node) -> None:
+def _connect(source: Place, target: Place) -> None:
     if target not in source.out:
         source.out.append(target)
         target.into.append(source)
 
 
-def _disconnect(source: Node, target: Node) -> None:
+def _disconnect(source: Place, target: Place) -> None:
     source.out.remove(target)
     target.into.remove(source)
 
 
-def _insertions(level: Level, top: Level) -> list[tuple[str, Node, Node]]:
+def _insertions(level: Level, top: Level) -> list[tuple[str, Place, Place]]:
     found = []
     for changes in _changes(level.pipeline, "insert"):
         for where, pairs in changes.items():
@@ -611,36 +613,36 @@ def _insertions(level: Level, top: Level) -> list[tuple[str, Node, Node]]:
     return found
 
 
-def _insert(where: str, anchor: Node, node: Node) -> None:
+def _insert(where: str, anchor: Place, place: Place) -> None:
     if where == "after":
         for target in list(anchor.out):
             _disconnect(anchor, target)
-            _connect(node, target)
-        _connect(anchor, node)
+            _connect(place, target)
+        _connect(anchor, place)
     else:
         for source in list(anchor.into):
             _disconnect(source, anchor)
-            _connect(source, node)
-        _connect(node, anchor)
+            _connect(source, place)
+        _connect(place, anchor)
 
 
-def _skip(level: Level, node: Node) -> None:
-    sources, targets = list(node.into), list(node.out)
+def _skip(level: Level, place: Place) -> None:
+    sources, targets = list(place.into), list(place.out)
     for source in sources:
-        _disconnect(source, node)
+        _disconnect(source, place)
         for target in targets:
             _connect(source, target)
     for target in targets:
-        _disconnect(node, target)
+        _disconnect(place, target)
         target.moved = True
-    if node in level.nodes:
-        level.nodes.remove(node)
+    if place in level.places:
+        level.places.remove(place)
 
 
-def _connect_stages(level: Level, node: Node, target: Node) -> None:
-    sources = node.level.exits() if node.level else [node.stage]
+def _connect_stages(level: Level, place: Place, target: Place) -> None:
+    sources = place.level.exits() if place.level else [place.stage]
     targets = target.level.entries() if target.level else [target.stage]
-    who = f"stage {level.prefix + node.name!r}"
+    who = f"stage {level.prefix + place.name!r}"
     if not targets:
         raise BuildError(f"{who}: the pipeline {target.name!r} has no stage that takes items")
     for source in sources:

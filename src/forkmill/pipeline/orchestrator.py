@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .graph import Graph, check_runnable
+from .graph import StageGraph, check_runnable
 from .plan import ExecutionPlan
 from .result import (
     KEEP,
@@ -18,7 +18,7 @@ from .result import (
     RunResult,
     Stream,
 )
-from .run.engine import Engine
+from .run.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,7 +63,7 @@ class Orchestrator:
             sinks: Called with each event.
             keep_failures: How many failures are kept whole; the rest is counted. None: all.
         """
-        return Engine(self._graph(plan), sinks, keep_failures=keep_failures).run()
+        return Driver(self._graph(plan), sinks, keep_failures=keep_failures).run()
 
     def stream(
         self,
@@ -73,7 +73,7 @@ class Orchestrator:
         keep_failures: int | None = KEEP,
     ) -> Stream:
         """The outputs one by one. As `Pipeline.stream`."""
-        return Stream(Engine(self._graph(plan), sinks, stream=True, keep_failures=keep_failures))
+        return Stream(Driver(self._graph(plan), sinks, stream=True, keep_failures=keep_failures))
 
     def start(
         self,
@@ -84,7 +84,7 @@ class Orchestrator:
     ) -> Handle:
         """Run in a thread. As `Pipeline.start`; ``await orchestrator.start(plan)`` is a run for
         asyncio, which a cancelled task leaves alone."""
-        return Handle(Engine(self._graph(plan), sinks, keep_failures=keep_failures))
+        return Handle(Driver(self._graph(plan), sinks, keep_failures=keep_failures))
 
     def astream(
         self,
@@ -96,10 +96,10 @@ class Orchestrator:
         """The outputs one by one, for ``async for``. As `Pipeline.astream`."""
         from .aio import AsyncStream  # with asyncio, which takes long to import
 
-        engine = Engine(self._graph(plan), sinks, stream=True, keep_failures=keep_failures)
-        return AsyncStream(engine)
+        driver = Driver(self._graph(plan), sinks, stream=True, keep_failures=keep_failures)
+        return AsyncStream(driver)
 
-    def _graph(self, plan: ExecutionPlan | None) -> Graph:
+    def _graph(self, plan: ExecutionPlan | None) -> StageGraph:
         graph = (plan or self.plan()).plan().graph
         check_runnable(graph)
         return graph

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .aio import AsyncStream
-    from .graph import Graph
+    from .graph import StageGraph
     from .result import Handle, RunResult, Stream
 
 __all__ = ["Pipeline"]
@@ -48,7 +48,7 @@ class Pipeline(Declaration):
         skip: Class attribute: names of stages to leave out; what fed them feeds their targets.
     """
 
-    def build(self) -> Graph:
+    def build(self) -> StageGraph:
         """Check everything; nothing runs.
 
         Raises:

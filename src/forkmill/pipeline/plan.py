@@ -4,7 +4,7 @@ An inline stage runs together with the one stage that feeds it when that is an i
 itself runs together with one. It is independent, with a queue of its own, if several feed it, if a
 batch, a pipeline or another context does, if it is a batch with max_wait, or if it names its
 context. Neighbours on the same named pool run in one call, if nothing about one of them has to be
-seen from outside (see groups).
+seen from outside (see run.chains).
 
 Threads: any.
 """
@@ -14,12 +14,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .graph import (
-    Graph,
     Stage,
+    StageGraph,
     build,
     check_runnable,
 )
-from .run.groups import rides
+from .run.chains import joins_chain
 
 if TYPE_CHECKING:
     from .declare import Declaration
@@ -39,7 +39,7 @@ class ExecutionPlan:
 
     def __init__(self, pipeline: Declaration) -> None:
         self.pipeline = pipeline
-        self._graph: Graph | None = None
+        self._graph: StageGraph | None = None
         self._anchors: dict[Stage, Stage] = {}
 
     def plan(self) -> ExecutionPlan:
@@ -62,7 +62,7 @@ class ExecutionPlan:
         return self
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> StageGraph:
         """The graph of the plan."""
         self.plan()
         assert self._graph is not None
@@ -137,7 +137,7 @@ def _box(stage: Stage, names: dict[Stage, str]) -> str:
     )
 
 
-def _anchor(stage: Stage, graph: Graph, anchors: dict[Stage, Stage]) -> Stage | None:
+def _anchor(stage: Stage, graph: StageGraph, anchors: dict[Stage, Stage]) -> Stage | None:
     """The stage that one runs together with, of those before it."""
     if stage.kind == "producer" or len(stage.sources) != 1 or stage.nested is not None:
         return None
@@ -145,7 +145,7 @@ def _anchor(stage: Stage, graph: Graph, anchors: dict[Stage, Stage]) -> Stage | 
     if source.kind == "batch" or source.nested is not None or source.owner is not stage.owner:
         return None
     if not stage.inline:
-        return anchors.get(source, source) if rides(stage, graph) else None
+        return anchors.get(source, source) if joins_chain(stage, graph) else None
     if stage.explicit or stage.max_wait is not None or not source.inline:
         return None
     if source.kind == "producer":

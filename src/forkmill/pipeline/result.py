@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..runs.stats import RunStats
-    from .run.engine import Engine
+    from .run.driver import Driver
 
 __all__ = [
     "GRACE",
@@ -284,7 +284,7 @@ class Handle:
 
     The user's code may hold that thread for ever: after `stop` an inline source that blocks, after
     `kill` any inline function. Then the run is carried on, or ended, by another one (see
-    `Engine.gate`), and this thread, a daemon, is left behind.
+    `Driver.gate`), and this thread, a daemon, is left behind.
 
     Functions that the run calls there see the context variables of who started it.
 
@@ -294,31 +294,31 @@ class Handle:
     the run that ends with its task.)
     """
 
-    def __init__(self, engine: Engine, run: Callable[[], RunResult] | None = None) -> None:
-        self._engine = engine
+    def __init__(self, driver: Driver, run: Callable[[], RunResult] | None = None) -> None:
+        self._driver = driver
         self._over = Latch()
         self._result: RunResult | None = None
         self._error: BaseException | None = None
         self._lock = threading.Lock()  # guards the next one
         self._relief: dict[str, LoneThread] = {}
-        self._carriers: list[KnownThread] = []  # of which the last one has the run
+        self._threads: list[KnownThread] = []  # of which the last one has the run
         self._waiters: set[Callable[[], None]] = set()
         self._context = contextvars.copy_context()
         _RUNNING.add(self)
         try:
-            self._start(run or engine.run)
+            self._start(run or driver.run)
         except BaseException:  # Ctrl-C: the thread may have begun, and nobody gets the handle
-            engine.kill()
+            driver.kill()
             raise
 
     def _start(self, run: Callable[[], RunResult]) -> None:
         carry = self._context.copy().run  # a thread that is left behind is in its copy for ever
         thread = KnownThread(functools.partial(carry, self._carry, run), "forkmill-run")
-        self._carriers.append(thread)
+        self._threads.append(thread)
         try:
             thread.start()
         except RuntimeError:  # no thread can be had
-            self._carriers.remove(thread)
+            self._threads.remove(thread)
             raise
 
     def _carry(self, run: Callable[[], RunResult]) -> None:
@@ -363,25 +363,25 @@ class Handle:
                 thread.start()
 
     def _relieve_stopped(self) -> None:
-        if not self._over.wait(PATIENCE) and self._engine.held_by_source():
+        if not self._over.wait(PATIENCE) and self._driver.held_by_source():
             self._hand_on()
 
     def _relieve_killed(self) -> None:
-        if self._over.wait(RELIEF) or not self._engine.held_by_anything():
+        if self._over.wait(RELIEF) or not self._driver.held_by_anything():
             return
         self._hand_on()
         pause = AGAIN
         while not self._over.wait(pause):
             pause *= 2
-            if self._engine.held_at_end():
+            if self._driver.held_at_end():
                 self._hand_on()
                 pause = AGAIN
 
     def _hand_on(self) -> None:
         try:
-            self._start(self._engine.carry_on)
+            self._start(self._driver.carry_on)
         except RuntimeError:  # no thread can be had
-            self._carry(self._engine.carry_on)
+            self._carry(self._driver.carry_on)
 
     def done(self) -> bool:
         """Whether it is over."""
@@ -393,7 +393,7 @@ class Handle:
         A source that blocks is left behind after a second. A stage that blocks is waited for.
         Loops by fm.to and retries come to their end.
         """
-        self._engine.stop()
+        self._driver.stop()
         self._relieve(self._relieve_stopped)
 
     def kill(self) -> None:
@@ -402,20 +402,20 @@ class Handle:
         All is over within a second. Calls that block in threads are left behind
         (`RunResult.left_behind`).
         """
-        self._engine.kill()
+        self._driver.kill()
         self._relieve(self._relieve_killed)
 
     def stats(self) -> RunStats:
         """The figures so far."""
-        return self._engine.snapshot()
+        return self._driver.snapshot()
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called with every event from now on."""
-        self._engine.attach(sink)
+        self._driver.attach(sink)
 
     def detach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """No longer call a sink."""
-        self._engine.events.detach(sink)
+        self._driver.events.detach(sink)
 
     def result(self, timeout: float | None = None) -> RunResult:
         """Wait for the end.
@@ -440,7 +440,7 @@ class Handle:
                 interrupt, deadline = error, None
         for thread in tuple(self._relief.values()):
             thread.join()
-        self._carriers[-1].join()  # read after those that may add one
+        self._threads[-1].join()  # read after those that may add one
         if interrupt is not None:
             raise interrupt
         return self._outcome()
@@ -469,7 +469,7 @@ def _at_exit() -> None:
     """What runs still, in daemons, is killed: else the contexts would wait for its calls, and a
     thread that is blocked may be in one of them."""
     for handle in tuple(_RUNNING):
-        handle._engine.kill()
+        handle._driver.kill()
     for handle in tuple(_RUNNING):
         handle._relieve_killed()
 
@@ -485,8 +485,8 @@ class Stream:
         result: The run's RunResult, when it is over.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine: Engine | None = engine
+    def __init__(self, driver: Driver) -> None:
+        self._driver: Driver | None = driver
         self._busy = False
         self.result: RunResult | None = None
 
@@ -496,19 +496,19 @@ class Stream:
     def __next__(self) -> Any:
         if self._busy:
             raise ValueError("stream already executing")
-        engine = self._engine
-        if engine is None:
+        driver = self._driver
+        if driver is None:
             raise StopIteration
         self._busy = True
         try:
-            found = engine.next_output()
+            found = driver.next_output()
             if found:
                 return found[0]
-            self.result = engine.finish()
-            self._engine = None
+            self.result = driver.finish()
+            self._driver = None
         except BaseException as error:
-            engine.give_up(error)
-            self._engine = None
+            driver.give_up(error)
+            self._driver = None
             self.result = self.result or getattr(error, "run_result", None)
             if isinstance(error, StopIteration):  # it would look like the end
                 raise disguised(error) from error
@@ -519,14 +519,14 @@ class Stream:
 
     def close(self) -> None:
         """Stop the run now. Idempotent."""
-        engine = self._engine
-        if engine is None:
+        driver = self._driver
+        if driver is None:
             return
         try:
-            self.result = engine.abandon()
+            self.result = driver.abandon()
         finally:
-            if engine.over:  # else it was broken off, and can be done again
-                self._engine = None
+            if driver.over:  # else it was broken off, and can be done again
+                self._driver = None
 
     def __enter__(self) -> Stream:
         return self
@@ -535,5 +535,5 @@ class Stream:
         self.close()
 
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not _at_end() and getattr(self, "_engine", None) is not None:
+        if not _at_end() and getattr(self, "_driver", None) is not None:
             self.close()

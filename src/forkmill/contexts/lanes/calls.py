@@ -33,7 +33,7 @@ from .emit import (
 from .lane import (
     END,
     MANY,
-    Copy,
+    Replica,
     SharedLane,
     Taken,
     ended,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from .lane import Batch, Work
 
-__all__ = ["AsyncLane", "CallLane", "CopyLane", "Whole", "failure_of", "mark_last"]
+__all__ = ["AsyncLane", "CallLane", "ReplicaLane", "Whole", "failure_of", "mark_last"]
 
 
 class Host(Protocol):
@@ -64,7 +64,7 @@ class Host(Protocol):
 
 
 class CallLane(SharedLane):
-    """A lane over `submit`, for contexts whose calls share one copy of the state."""
+    """A lane over `submit`, for contexts whose calls share one replica of the state."""
 
     def __init__(
         self,
@@ -77,14 +77,14 @@ class CallLane(SharedLane):
         self._face: Any = executor
         if work.timeout is not None and executor.kills:
             self._face = executor.options(timeout=work.timeout)
-        self._copy = Copy(work)
+        self._replica = Replica(work)
         self._under_way: set[Future[Any]] = set()
-        self._last_call: Future[Any] | None = None  # the copy's end, until it is told
+        self._last_call: Future[Any] | None = None  # the replica's end, until it is told
         self._stopped: list[Future[Any]] = []  # by close: those that were under way
 
     # ------------------------------------------------------------------ in
 
-    def _start(self, items: Iterable[Any], copy: int | None) -> None:
+    def _start(self, items: Iterable[Any], replica: int | None) -> None:
         for item in items:
             self._work_on(item)
 
@@ -114,7 +114,7 @@ class CallLane(SharedLane):
 
     def _item(self, item: Any) -> Any:
         """In a thread of the context: the outputs of an item that are not known to be many."""
-        self._copy.prepare()
+        self._replica.prepare()
         value = self.work.fn(item)
         if inspect.isgenerator(value):
             return self._gathered(item, value)
@@ -135,7 +135,7 @@ class CallLane(SharedLane):
 
     def _stream(self, item: Any) -> Outputs:
         """In a thread of the context: hand over a generator's outputs as they come."""
-        return self._stream_all(item, self._copy.pieces(item))
+        return self._stream_all(item, self._replica.pieces(item))
 
     def _stream_all(self, item: Any, outputs: Iterator[Any]) -> Outputs:
         self._emit_all(item, outputs)
@@ -160,12 +160,12 @@ class CallLane(SharedLane):
         self._end_by(self._last)
 
     def _last(self) -> Outputs:
-        """In a thread of the context: as `Copy.finish`, but what on_end emits comes as it comes."""
-        copy, outputs = self._copy, Outputs()
+        """In a thread of the context: as `Replica.finish`, but on_end emits as it comes."""
+        replica, outputs = self._replica, Outputs()
         try:
-            if self.work.always and not copy.tried:
-                copy.prepare()
-            if copy.ready and self.work.on_end is not None:
+            if self.work.always and not replica.tried:
+                replica.prepare()
+            if replica.ready and self.work.on_end is not None:
                 value = self.work.on_end()
                 if inspect.isgenerator(value):
                     outputs = self._stream_all(END, value)
@@ -175,7 +175,7 @@ class CallLane(SharedLane):
             outputs.append(Raised(error))
         try:
             if not self._over:  # else whoever closes the lane does it
-                copy.tear_down()
+                replica.tear_down()
         except BaseException as error:
             outputs.append(Raised(error))
         return outputs
@@ -189,9 +189,9 @@ class CallLane(SharedLane):
         with self._lock:
             self._under_way.add(future)
             self._last_call = future
-        future.add_done_callback(self._copies_ended)
+        future.add_done_callback(self._replicas_ended)
 
-    def _copies_ended(self, future: Future[Any]) -> None:
+    def _replicas_ended(self, future: Future[Any]) -> None:
         with self._lock:
             self._under_way.discard(future)
             if not self._over:
@@ -221,7 +221,7 @@ class CallLane(SharedLane):
         patience = None if deadline is None else max(0.0, deadline - monotonic())
         if self._executor.isolated:
             patience = None  # they were killed
-        late = unsettled(stopped, patience)  # they still use the copy
+        late = unsettled(stopped, patience)  # they still use the replica
         with self._lock:
             self._under_way.difference_update(stopped)  # they are through, or left behind
         if late:
@@ -236,16 +236,16 @@ class CallLane(SharedLane):
         return self._executor.leave_births()
 
     def _tear_down(self) -> None:
-        self._copy.tear_down()
+        self._replica.tear_down()
 
 
-class CopyLane(CallLane):
-    """A lane over `submit`, for contexts where each call has a copy of the state to itself."""
+class ReplicaLane(CallLane):
+    """A lane over `submit`, for contexts where each call has a replica of the state to itself."""
 
-    copies = 0
+    replicas = 0
 
     def _work_on(self, item: Any) -> None:
-        self._call(item, Whole(self._copy), item)
+        self._call(item, Whole(self._replica), item)
 
     def _told(self, item: Any, value: Any) -> Iterable[Taken]:
         good, outputs, last = value
@@ -257,52 +257,52 @@ class CopyLane(CallLane):
             yield from ended(last)
 
     def _finish(self) -> None:
-        self._finished()  # every copy has had its end
+        self._finished()  # every replica has had its end
 
     def _tear_down(self) -> None:
-        """The copies are elsewhere."""
+        """The replicas are elsewhere."""
 
 
 class Whole:
-    """A call with one item, and with the end of its copy if it is the copy's last one.
+    """A call with one item, and with the end of its replica if it is the replica's last one.
 
     It returns (whether fn returned, its outputs or failure, what the end has told).
     """
 
-    __slots__ = ("copy", "last")
+    __slots__ = ("last", "replica")
 
-    def __init__(self, copy: Copy) -> None:
-        self.copy = copy
-        self.last = True  # where several calls share a copy, whoever runs them says which is
+    def __init__(self, replica: Replica) -> None:
+        self.replica = replica
+        self.last = True  # where several calls share a replica, whoever runs them says which is
 
     def __reduce__(self) -> Any:
-        return Whole, (self.copy,)
+        return Whole, (self.replica,)
 
     @property
     def _forkmill_label(self) -> str:
-        return self.copy.work.called
+        return self.replica.work.called
 
     def work(self, item: Any) -> Any:
         """The item's outputs."""
-        return self.copy.item(item)
+        return self.replica.item(item)
 
     def __call__(self, item: Any) -> tuple[bool, Any, Outputs | None]:
         try:
             good, outputs = True, self.work(item)
         except BaseException as error:
-            if not self.last or not self.copy.ready:
+            if not self.last or not self.replica.ready:
                 raise
             good, outputs = False, codec.dump_failure(error)
-        return good, outputs, self.copy.finish() if self.last else None
+        return good, outputs, self.replica.finish() if self.last else None
 
 
 def mark_last(fns: Iterable[Any]) -> None:
-    """Calls will share a process, and with it their lane's copy: the last one has its end."""
+    """Calls will share a process, and with it their lane's replica: the last one has its end."""
     seen = set()
     for fn in fns:  # from the last to the first
         if isinstance(fn, Whole):
-            fn.last = id(fn.copy) not in seen
-            seen.add(id(fn.copy))
+            fn.last = id(fn.replica) not in seen
+            seen.add(id(fn.replica))
 
 
 class AsyncLane(CallLane):
@@ -319,18 +319,18 @@ class AsyncLane(CallLane):
         self._preparing = False
         self._hungry: list[asyncio.Future[None]] = []  # streams that wait for credit
         self._teardown: Future[Any] | None = None  # the call that it is a part of
-        self._kept = True  # the copy: its teardown may still be called for
+        self._kept = True  # the replica: its teardown may still be called for
 
-    def _start(self, items: Iterable[Any], copy: int | None) -> None:
+    def _start(self, items: Iterable[Any], replica: int | None) -> None:
         if self.work.setup is None and self._held is not None:
-            self._copy.ready, self._held = True, None
+            self._replica.ready, self._held = True, None
         with self._lock:
             held = self._held
             if held is not None:
                 held += items
                 first, self._preparing = not self._preparing, True
         if held is None:
-            super()._start(items, copy)
+            super()._start(items, replica)
         elif first:
             self._ask()
 
@@ -347,12 +347,12 @@ class AsyncLane(CallLane):
         future.add_done_callback(self._prepared)
 
     async def _prepare(self) -> None:
-        self._copy.tried = True
+        self._replica.tried = True
         if self.work.setup is not None:
             value = self.work.setup()
             if inspect.isawaitable(value):
                 await value
-        self._copy.ready = True
+        self._replica.ready = True
 
     def _prepared(self, future: Future[Any]) -> None:
         with self._lock:
@@ -449,7 +449,7 @@ class AsyncLane(CallLane):
             self._executor.wake(space)  # type: ignore[attr-defined]  # an Aio
 
     # The teardown of a lane that is closed before its end is a call in the loop, made when no other
-    # uses the copy any more: by `_stop`, or by the last one's outcome. Till its end we are busy.
+    # uses the replica any more: by `_stop`, or by the last one's outcome. Till its end we are busy.
 
     def _deliver(self, piece: Any, done: int = 1) -> None:
         if self._over:
@@ -462,7 +462,7 @@ class AsyncLane(CallLane):
 
     def _let_go(self) -> None:
         with self._lock:
-            if self._under_way or not self._kept or not self._copy.ready:
+            if self._under_way or not self._kept or not self._replica.ready:
                 return
             self._kept = False
             try:
@@ -483,7 +483,7 @@ class AsyncLane(CallLane):
                 self._stopped.append(self._teardown)
         left = super()._wait(deadline)
         if left:
-            self._kept = False  # what was left behind uses the copy
+            self._kept = False  # what was left behind uses the replica
             return left
         self._let_go()
         teardown, self._teardown = self._teardown, None
@@ -499,12 +499,12 @@ class AsyncLane(CallLane):
             self._end_by(self._finish_async)
 
     async def _finish_async(self) -> Outputs:
-        """As `Copy.finish`."""
+        """As `Replica.finish`."""
         outputs = Outputs()
         try:
-            if self.work.always and not self._copy.tried and self._held is not None:
+            if self.work.always and not self._replica.tried and self._held is not None:
                 await self._prepare()
-            if self._copy.ready and self.work.on_end is not None:
+            if self._replica.ready and self.work.on_end is not None:
                 outputs = await self._unrolled(self.work.on_end())
         except BaseException as error:
             outputs.append(Raised(error))
@@ -516,7 +516,7 @@ class AsyncLane(CallLane):
         return outputs
 
     def _tears_down(self) -> bool:
-        """Whether the copy's end goes on with its teardown, which nobody cuts short then; else
+        """Whether the replica's end goes on with its teardown, which nobody cuts short then; else
         whoever closes the lane has it done."""
         with self._lock:
             last = self._last_call
@@ -538,7 +538,7 @@ class AsyncLane(CallLane):
         """That has been done, in the loop."""
 
     async def _tear_down_async(self) -> None:
-        ready, self._copy.ready = self._copy.ready, False
+        ready, self._replica.ready = self._replica.ready, False
         if ready and self.work.teardown is not None:
             value = self.work.teardown()
             if inspect.isawaitable(value):
@@ -559,7 +559,7 @@ async def _same(value: Any) -> Any:
 
 
 def _last_words(future: Future[Any]) -> list[Taken]:
-    """What the end of a copy has told."""
+    """What the end of a replica has told."""
     failure = failure_of(future)
     return ended(future.result()) if failure is None else [Taken(END, [], failure)]
 

@@ -1,9 +1,9 @@
-"""CowLane: a lane over copy-on-write children. Each item is a call; a batch shares a copy.
+"""CowLane: a lane over copy-on-write children. Each item is a call; a batch shares a replica.
 
     put ──▶ a reader: pipe, submit ──fork──▶ child: outputs ──pipe──▶ the reader ──▶ out-list
                                                     outcome ──▶ Future ──wakes──▶ the reader
 
-Without `Work.stream` it is a CopyLane: outputs come with the outcome. A stream's outputs come
+Without `Work.stream` it is a ReplicaLane: outputs come with the outcome. A stream's outputs come
 through a pipe of its own, which the child inherits; the child waits when the pipe is full, and the
 reader does not read on while too many outputs were not taken. The outcome says when it is over: the
 end of the pipe does not, since children that were forked meanwhile hold it too.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ..._process import LoneThread
-from .calls import CopyLane, Whole
+from .calls import ReplicaLane, Whole
 from .emit import Outputs
 from .lane import Taken
 
@@ -35,7 +35,7 @@ _NUMBER = 8  # bytes of a length
 _READ = 1 << 18
 
 
-class CowLane(CopyLane):
+class CowLane(ReplicaLane):
     """A lane over a `CowFork`."""
 
     start_method = "fork"
@@ -74,7 +74,7 @@ class CowLane(CopyLane):
         try:
             pipes.append(outputs := _Pipe(self._cow))
             pipes.append(over := _Pipe(self._cow))
-            call = _Stream(self._copy, outputs.outlet, self._cow._forker)
+            call = _Stream(self._replica, outputs.outlet, self._cow._forker)
             future = self._face._begin(call, (item,), {})
         except Exception as error:
             _close(pipes)
@@ -134,13 +134,13 @@ class _Stream(Whole):
 
     __slots__ = ("forker", "outlet")
 
-    def __init__(self, copy: Any, outlet: int, forker: Any) -> None:
-        super().__init__(copy)
+    def __init__(self, replica: Any, outlet: int, forker: Any) -> None:
+        super().__init__(replica)
         self.outlet = outlet
         self.forker = forker  # it has the codec, when there is a child
 
     def work(self, item: Any) -> Any:
-        for output in self.copy.pieces(item):
+        for output in self.replica.pieces(item):
             data, buffers = self.forker.codec.dumps_result(output)
             _send(self.outlet, data, buffers)
         return Outputs()

@@ -1,4 +1,4 @@
-"""What a lane's work is in a worker process: its copy of the state, and what it emits.
+"""What a lane's work is in a worker process: its replica of the state, and what it emits.
 
 The pool knows `function(token, work)` as one function. Its state lies here, under the lane's token:
 the pool may send a function anew at any time, and the state must be found again then.
@@ -31,7 +31,7 @@ from .emit import (
     pieces,
     settle,
 )
-from .lane import Copy, Measured
+from .lane import Measured, Replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,8 +47,8 @@ _NONE: Any = object()
 _states: dict[str, State] = {}  # by the lane's token
 
 
-class State(Copy):
-    """This worker's copy of a lane's state."""
+class State(Replica):
+    """This worker's replica of a lane's state."""
 
     def __init__(self, token: str, work: Work) -> None:
         super().__init__(work)
@@ -230,7 +230,7 @@ def resuming(token: str) -> Callable[[int], Iterator[Any]]:
 
 
 def dropping(token: str) -> Callable[[], None]:
-    """What ends the lane's copy in this worker where there was no end."""
+    """What ends the lane's replica in this worker where there was no end."""
 
     def drop() -> None:
         state = _taken(token)

@@ -1,4 +1,4 @@
-"""InterpreterLane: a lane over subinterpreters, each of which has a copy of the state.
+"""InterpreterLane: a lane over subinterpreters, each of which has a replica of the state.
 
     put ──▶ encoded ──▶ a thread of ours, with a Home to itself ──▶ begin(item): its output
     take ◀───────────── decoded, as they come                   ◀── or a generator: more(), more()
@@ -9,8 +9,8 @@ must be.
 
 Invariants:
     * A thread has the Home to itself until its item is done (HOME-1): one generator at a time.
-    * Items that are put for a certain copy are sent one after the other, in their order: a thread
-      would wait for that Home else, while another one has nothing to do.
+    * Items that are put for a certain replica are sent one after the other, in their order: a
+      thread would wait for that Home else, while another one has nothing to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .emit import (
     pieces,
     settle,
 )
-from .lane import END, Copy, Taken
+from .lane import END, Replica, Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -69,15 +69,16 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         self._homes = executor.homes
         self._submit = executor.begin_here
         self._face = SimpleNamespace(_begin=self._submit)
-        self.copies = self._homes.width
+        self.replicas = self._homes.width
         self._token = next(_numbers)
         self._path = path()
-        self._blob: Any = None  # the copy, encoded
-        self._lived: dict[int, Home] = {}  # where there is a copy
-        self._lines: dict[int, deque[tuple[Any, Any]]] = {}  # by copy: items, the first under way
+        self._blob: Any = None  # the replica, encoded
+        self._lived: dict[int, Home] = {}  # where there is a replica
+        # By replica: items, the first under way.
+        self._lines: dict[int, deque[tuple[Any, Any]]] = {}
         self._ends: list[Future[Any]] = []
 
-    def copy_of(self, place: int) -> int | None:
+    def replica_of(self, place: int) -> int | None:
         for number, home in [*self._lived.items()]:
             if home.place == place:
                 return number
@@ -85,14 +86,14 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
 
     # ------------------------------------------------------------------ in
 
-    def _start(self, items: Iterable[Any], copy: int | None) -> None:
-        if copy is None:
+    def _start(self, items: Iterable[Any], replica: int | None) -> None:
+        if replica is None:
             for item in items:
                 blob = self._encoded(item)
                 if blob is not None:
                     self._call(item, self._one, item, blob)
             return
-        number = copy % self.copies
+        number = replica % self.replicas
         pairs = [(item, blob) for item in items if (blob := self._encoded(item)) is not None]
         with self._lock:
             line = self._lines.setdefault(number, deque())
@@ -106,14 +107,14 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         try:
             self._path = path()
             if self._blob is None:
-                self._blob = encode((_settle_in, (self._token, self._copy), {}))
+                self._blob = encode((_settle_in, (self._token, self._replica), {}))
             return encode((_begin, (self._token, item), {}))
         except Exception as error:
             self._deliver(Taken(item, [], error))
             return None
 
     def _go_on(self, number: int) -> None:
-        """Send the first of those that wait for a copy."""
+        """Send the first of those that wait for a replica."""
         while True:
             with self._lock:
                 line = self._lines.get(number)
@@ -154,7 +155,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                 return self._gathered(item, outputs)
 
     def _settle_in(self, home: Home) -> None:
-        """Have a copy there."""
+        """Have a replica there."""
         if self._lived.get(home.number) is not home:
             opened(home.ask(self._blob, self._path))
             self._lived[home.number] = home
@@ -211,11 +212,11 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         self._deliver(None)  # nobody takes it, but somebody may wait for us
 
     def _last_of(self, home: Home) -> Outputs:
-        """In a thread of ours: on_end and teardown of one copy."""
+        """In a thread of ours: on_end and teardown of one replica."""
         outputs = Outputs()
         with self._homes.one(home.number) as there:
             if there is not home:
-                return outputs  # it was left behind, and the copy with it
+                return outputs  # it was left behind, and the replica with it
             try:
                 more, value = opened(home.ask(encode((_end, (self._token,), {})), self._path))
                 if more:
@@ -233,7 +234,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         return outputs
 
     def _move_out(self, home: Home) -> None:
-        """Tear down a copy."""
+        """Tear down a replica."""
         if self._lived.pop(home.number, None) is home:
             opened(home.ask(encode((_move_out, (self._token,), {})), self._path))
 
@@ -251,7 +252,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         self._ends.clear()
         if left or not self._lived:
             return left
-        # Not in _tear_down: our executor, and every copy with it, may have ended by then.
+        # Not in _tear_down: our executor, and every replica with it, may have ended by then.
         try:
             ends = [self._submit(self._torn_down, (home,), {}) for home in self._lived.values()]
         except Exception:
@@ -268,24 +269,24 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                 self._move_out(home)
 
     def _tear_down(self) -> None:
-        """The copies were torn down where they are."""
+        """The replicas were torn down where they are."""
 
 
 # --------------------------------------------------------------------- in a subinterpreter
 
-_copies: dict[int, Copy] = {}  # by the lane's token
+_replicas: dict[int, Replica] = {}  # by the lane's token
 _stream: list[Any] = []  # the generator that is asked for more, if there is one
 
 
-def _settle_in(token: int, copy: Copy) -> None:  # pragma: no cover
-    _copies[token] = copy
+def _settle_in(token: int, replica: Replica) -> None:  # pragma: no cover
+    _replicas[token] = replica
 
 
 def _begin(token: int, item: Any) -> tuple[bool, Any]:  # pragma: no cover
     """Whether there is a generator that can be asked for more; else the one output."""
-    copy = _copies[token]
-    copy.prepare()
-    return _unrolled(copy.work.fn(item))
+    replica = _replicas[token]
+    replica.prepare()
+    return _unrolled(replica.work.fn(item))
 
 
 def _unrolled(value: Any) -> tuple[bool, Any]:  # pragma: no cover
@@ -316,14 +317,14 @@ def _close() -> None:  # pragma: no cover
 
 def _end(token: int) -> tuple[bool, Any]:  # pragma: no cover
     """As `_begin`, for on_end."""
-    copy = _copies[token]
-    if copy.ready and copy.work.on_end is not None:
-        return _unrolled(copy.work.on_end())
+    replica = _replicas[token]
+    if replica.ready and replica.work.on_end is not None:
+        return _unrolled(replica.work.on_end())
     return False, Outputs()
 
 
 def _move_out(token: int) -> None:  # pragma: no cover
-    _copies.pop(token).tear_down()
+    _replicas.pop(token).tear_down()
 
 
 _MORE = encode((_more, (), {}))

@@ -16,11 +16,11 @@ Guarantees:
     * Every item that was put comes out once with `done`: in a Batch, or in a Taken with its
       outputs or its failure. A worker's death or a timeout costs the item that was running
       (WorkerDied, TaskTimeout); its neighbours in the same chunk are not harmed (INV-2).
-    * setup, on_end and teardown run once for each copy of the state: one where calls share it
+    * setup, on_end and teardown run once for each replica of the state: one where calls share it
       (inline, thread, async), one a worker (ipc_fork) or subinterpreter, one a child (cow_fork). A
-      copy that saw no item has none of them (but see `Work.always`). One that dies with its process
-      takes what it knew with it; a new worker starts with a new copy.
-    * setup runs before a copy's first item. If it fails so does that item, and the next one to
+      replica that saw no item has none of them (but see `Work.always`). One that dies with its
+      process takes what it knew with it; a new worker starts with a new replica.
+    * setup runs before a replica's first item. If it fails so does that item, and the next one to
       arrive there, or the next try of this one, has it run again.
     * A generator (sync or async) emits what it yields; anything else is one output, None included.
     * What an item or `on_end` emitted before it raised is not lost (but see `Work.atomic`).
@@ -79,7 +79,7 @@ CREDIT = 256  # outputs of a lane's streams that may wait to be taken
 MANY = 4096  # more than there can be streams: credit for all of them, at the end
 _SHORT = 20e-6  # seconds: shorter calls are not all measured
 _EVERY = 64  # one in so many short calls is measured
-_TELL = 5e-3  # seconds between two reports of one copy
+_TELL = 5e-3  # seconds between two reports of one replica
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,17 @@ class Work:
 
     Attributes:
         fn: Called with each item.
-        setup: Called before the first item of a copy of the state.
-        teardown: Called when a copy is through, after `on_end`. Where the lane is closed before its
-            end, only copies in this process are torn down.
-        on_end: Called after the last item of a copy; emits as `fn` does.
+        setup: Called before the first item of a replica of the state.
+        teardown: Called when a replica is through, after `on_end`. Where the lane is closed before
+            its end, only replicas in this process are torn down.
+        on_end: Called after the last item of a replica; emits as `fn` does.
         stream: fn's outputs may be very many: they come out while it runs, and it waits when too
             many were not taken. Else an item's outputs come out together.
         whole: An item's outputs must come out together. If it is not true, those of a generator
             that fn turned out to give may come out as a stream's, if the context can do so.
         atomic: An item's outputs come from one call that succeeds; what raises has none. Only
             where they come out together.
-        always: Where calls share a copy it has its setup and its end also if no item came.
+        always: Where calls share a replica it has its setup and its end also if no item came.
         timeout: Seconds an item may take, where the context can stop it.
     """
 
@@ -217,31 +217,32 @@ class Lane(ABC):
     """One stage's work in one context.
 
     Attributes:
-        copies: How many copies of the state are there side by side, at most: 1 where calls share
-            it, n for n workers or subinterpreters, 0 for a new one each time. What is put for copy
-            k meets no other.
+        replicas: How many replicas of the state there are side by side, at most: 1 where calls
+            share it, n for n workers or subinterpreters, 0 for a new one each time. What is put for
+            replica k meets no other.
         start_method: How the processes start that do it; "" where there are none.
         start_reason: Why a pool's "auto" did not fork; else "".
     """
 
-    copies: int = 1
+    replicas: int = 1
     start_method: str = ""
     start_reason: str = ""
 
     def __init__(self) -> None:
         self._split: deque[Taken] = deque()  # of a batch that `take` has opened
 
-    def put(self, item: Any, copy: int | None = None) -> None:
+    def put(self, item: Any, replica: int | None = None) -> None:
         """As `put_many`, one item."""
-        self.put_many((item,), copy)
+        self.put_many((item,), replica)
 
     @abstractmethod
-    def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
+    def put_many(self, items: Iterable[Any], replica: int | None = None) -> None:
         """Have the work done on items. Never waits for it (inline: `take` does the work).
 
         Args:
             items: In their order, as far as the context keeps one.
-            copy: Which copy of the state must do it, 0 to copies - 1 (keyed state); None: any.
+            replica: Which one of the state's must do it, 0 to replicas - 1 (keyed state); None:
+                any.
 
         Raises:
             PoolClosed: After `end` or `close`; none of them was accepted.
@@ -278,8 +279,8 @@ class Lane(ABC):
     def pending(self) -> int:
         """How many items were put and have not been taken."""
 
-    def copy_of(self, place: int) -> int | None:
-        """Which copy lives there (see `place`), for `put_many`; None: none does any more."""
+    def replica_of(self, place: int) -> int | None:
+        """Which replica lives there (see `place`), for `put_many`; None: none does any more."""
         return 0
 
     def own(self, executor: Any) -> None:  # noqa: B027  # nothing to do where nothing is shared
@@ -308,7 +309,7 @@ class Lane(ABC):
             patience: Seconds to wait for calls that cannot be ended; None: as long as they take.
 
         Returns:
-            How many were left behind. Their copy of the state is not torn down: they use it.
+            How many were left behind. Their replica of the state is not torn down: they use it.
         """
 
     @property
@@ -331,7 +332,7 @@ class SharedLane(Lane):
     """A lane whose pieces come from other threads: what it holds, what is to come, its end.
 
     A type says how the work is done: `_start` sends items, `_deliver` is called for each that is
-    finished, `_finish` runs the copies' ends and calls `_finished`, `_stop` ends everything.
+    finished, `_finish` runs the replicas' ends and calls `_finished`, `_stop` ends everything.
     """
 
     def __init__(self, work: Work, notify: Callable[[], None] | None) -> None:
@@ -345,16 +346,16 @@ class SharedLane(Lane):
         self._to_come = 0  # items that were put and are not finished
         self._untaken = 0  # items that were put and are not taken
         self._open = True  # items may be put
-        self._ending = False  # the copies' end has begun
+        self._ending = False  # the replicas' end has begun
         self._over = False  # nothing more will be delivered
         self._halted = False  # streams end at their next output
         self._left = 0  # calls that were left behind
-        self._untold: list[BaseException] = []  # what a copy's end failed with, and nobody took
+        self._untold: list[BaseException] = []  # what a replica's end failed with, and nobody took
         self._credit = Credit(CREDIT)
 
     # ------------------------------------------------------------------ in
 
-    def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
+    def put_many(self, items: Iterable[Any], replica: int | None = None) -> None:
         line = items if isinstance(items, list | tuple) else list(items)
         with self._lock:
             if not self._open:
@@ -362,10 +363,10 @@ class SharedLane(Lane):
             self._to_come += len(line)
             self._untaken += len(line)
         if line:
-            self._start(line, copy)
+            self._start(line, replica)
 
     @abstractmethod
-    def _start(self, items: list[Any] | tuple[Any, ...], copy: int | None) -> None:
+    def _start(self, items: list[Any] | tuple[Any, ...], replica: int | None) -> None:
         """Have the work done; whatever fails is that item's outcome."""
 
     # ------------------------------------------------------------------ out
@@ -471,7 +472,7 @@ class SharedLane(Lane):
             self._finish()
 
     def _should_end(self) -> bool:
-        """Whether it is time for the copies' end (under the lock): True once."""
+        """Whether it is time for the replicas' end (under the lock): True once."""
         if self._open or self._to_come or self._ending:
             return False
         self._ending = True
@@ -479,10 +480,10 @@ class SharedLane(Lane):
 
     @abstractmethod
     def _finish(self) -> None:
-        """Run on_end and teardown of all copies, then call `_finished`. Does not wait."""
+        """Run on_end and teardown of all replicas, then call `_finished`. Does not wait."""
 
     def _finished(self, pieces: Iterable[Taken] = ()) -> None:
-        """The copies' ends have run; nothing more will come."""
+        """The replicas' ends have run; nothing more will come."""
         with self._lock:
             if self._over:
                 return
@@ -544,7 +545,7 @@ class SharedLane(Lane):
         return 0
 
     def _tear_down(self) -> None:
-        """A copy in this process that did not come to its end: tear it down, once."""
+        """A replica in this process that did not come to its end: tear it down, once."""
 
     @property
     def ended(self) -> bool:
@@ -580,19 +581,19 @@ class Credit:
             self._number += number
 
 
-# ---------------------------------------------------------------------- copies of the state
+# ---------------------------------------------------------------------- replicas of the state
 
 
 _places: list[int] = []  # in a subinterpreter: which one it is
 
 
 def place() -> int:
-    """Where a copy lives, as `Lane.copy_of` knows it: the process, or which subinterpreter."""
+    """Where a replica lives, as `Lane.replica_of` knows it: a process, or a subinterpreter."""
     return _places[0] if _places else os.getpid()
 
 
-class Copy:
-    """One copy of the state: the work, and whether its setup has run. Lives where the work runs."""
+class Replica:
+    """One replica of the state: the work, and whether its setup has run. Lives where that runs."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -601,7 +602,7 @@ class Copy:
         self.tried = False  # setup has been called
 
     def __reduce__(self) -> Any:
-        return Copy, (self.work,)
+        return Replica, (self.work,)
 
     def prepare(self) -> None:
         """Run setup, until it has succeeded once; a failure of it is that of the item."""
@@ -661,7 +662,7 @@ def told(item: Any, value: Any) -> Taken:
 
 
 def ended(value: Any) -> list[Taken]:
-    """A copy's end has run: what it emitted, and what failed."""
+    """A replica's end has run: what it emitted, and what failed."""
     outputs = as_outputs(value)
     good = [output for output in outputs if type(output) is not Raised]
     pieces = [Taken(END, good)] if good else []
@@ -677,15 +678,15 @@ class InlineLane(Lane):
 
     def __init__(self, work: Work, notify: Callable[[], None] | None = None) -> None:
         super().__init__()
-        self._copy = Copy(work)
+        self._replica = Replica(work)
         self._notify = notify
         self._items: deque[Any] = deque()
         self._stream: tuple[Any, Iterator[Any]] | None = None  # an item and its outputs
-        self._ends: deque[Taken] = deque()  # what the copy's end has told
+        self._ends: deque[Taken] = deque()  # what the replica's end has told
         self._open, self._over = True, False
         self._halted = False
 
-    def put_many(self, items: Iterable[Any], copy: int | None = None) -> None:
+    def put_many(self, items: Iterable[Any], replica: int | None = None) -> None:
         if not self._open:
             raise errors.PoolClosed("this lane takes no more items")
         self._items.extend(items)
@@ -709,15 +710,15 @@ class InlineLane(Lane):
         if self._items:
             item = self._items.popleft()
             try:
-                if self._copy.work.stream:
-                    self._stream = (item, self._copy.pieces(item))
+                if self._replica.work.stream:
+                    self._stream = (item, self._replica.pieces(item))
                     return self._next_output(*self._stream)
-                return told(item, self._copy.item(item))
+                return told(item, self._replica.item(item))
             except BaseException as error:
                 return Taken(item, [], error)
         if not self._open and not self._over:
             self._over = True
-            self._ends.extend(ended(self._copy.finish(self._copy.work.always)))
+            self._ends.extend(ended(self._replica.finish(self._replica.work.always)))
         return self._ends.popleft() if self._ends else None
 
     def _next_output(self, item: Any, outputs: Iterator[Any]) -> Taken:
@@ -756,7 +757,7 @@ class InlineLane(Lane):
             if stream is not None and isinstance(stream[1], GeneratorType):
                 stream[1].close()
         finally:
-            self._copy.tear_down()
+            self._replica.tear_down()
         return 0
 
     @property

@@ -3,7 +3,7 @@
     put ──▶ Batches ──chunks──▶ run(item) in the workers ──▶ Chunk ──take_many: decoded──▶ Batch
 
 Guarantees: those of a Lane. A worker's death costs the item that it ran; the others of its chunk
-run elsewhere, in another copy of the state.
+run elsewhere, in another replica of the state.
 
 Where the state lies, and how the outputs of a stream come: see `in_worker`.
 """
@@ -87,7 +87,7 @@ class _Reader:
 
 
 class WorkerLane(SharedLane):
-    """A lane over the workers of a pool, each with a copy of the state."""
+    """A lane over the workers of a pool, each with a replica of the state."""
 
     def __init__(self, pool: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
         super().__init__(work, notify)
@@ -100,25 +100,25 @@ class WorkerLane(SharedLane):
             refused=self._refused,
         )
         core = self._batches.core
-        self.copies = core.workers
+        self.replicas = core.workers
         self.start_method, self.start_reason = core.method, core.no_fork
         self._used = False
         self._ended_well = False
-        self._ends = 0  # copies whose end has not come back
+        self._ends = 0  # replicas whose end has not come back
         self._parked: queue.SimpleQueue[tuple[Any, Parked] | None] = queue.SimpleQueue()
         self._readers = 0
         self._resume = Resume(self._token)
 
     # ------------------------------------------------------------------ in
 
-    def _start(self, items: list[Any] | tuple[Any, ...], copy: int | None) -> None:
+    def _start(self, items: list[Any] | tuple[Any, ...], replica: int | None) -> None:
         with self._lock:
             first, self._used = not self._used, True
         if first:  # not before: a thread would be in the way of forks
             self._batches.watch(self._came)
-        self._batches.put(items, -1 if copy is None else copy % self.copies)
+        self._batches.put(items, -1 if replica is None else replica % self.replicas)
 
-    def copy_of(self, place: int) -> int | None:
+    def replica_of(self, place: int) -> int | None:
         slot: int | None = self._batches.slot_of(place)
         return slot
 
@@ -127,12 +127,12 @@ class WorkerLane(SharedLane):
         items = task.tag.items
         self._deliver(task, 0 if self.work.stream else len(items))
         if not items:
-            self._copy_ended()
+            self._replica_ended()
 
     def _refused(self, portion: Any) -> None:
         self._deliver(portion, len(portion.items))
         if not portion.items:
-            self._copy_ended()
+            self._replica_ended()
 
     # ------------------------------------------------------------------ out
 
@@ -196,7 +196,7 @@ class WorkerLane(SharedLane):
     def _read_on(self, item: Any, parked: Parked) -> None:
         self._parked.put((item, parked))
         with self._lock:
-            if self._readers >= self.copies or self._over:
+            if self._readers >= self.replicas or self._over:
                 return
             self._readers += 1
         self._batches.thread(self._read)
@@ -225,7 +225,7 @@ class WorkerLane(SharedLane):
         for slot in slots:
             self._batches.call(slot)
 
-    def _copy_ended(self) -> None:
+    def _replica_ended(self) -> None:
         with self._lock:
             self._ends -= 1
             last = self._ends == 0

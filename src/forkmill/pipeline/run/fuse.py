@@ -12,13 +12,13 @@ A chain source -> double -> text -> sink becomes (shortened)::
             ...
 
 It is a generator: it yields a queue that is full, and is resumed when that has room again; so a
-stage that emits millions for one item needs no memory for them. It yields BEAT where the engine is
+stage that emits millions for one item needs no memory for them. It yields BEAT where the driver is
 to have a look, whatever the stages do: `beat` is a list that anybody makes true. A branch is nested
 in a loop of one turn, so that `continue` ends the branch and not the item.
 
 Guarantees:
     * Item by item: what an item does in all stages of the group is done before the next is pulled.
-    * Counters are locals; they reach the cells when the run ends, also by close() or an error.
+    * Counters are locals; they reach the operators when the run ends, also by close() or an error.
       Until then `tallied` says what they are, from any thread.
     * No loop of a run goes on for ever without coming past `beat`: items that come in, outputs of
       one item, of one end. Where others wait for their turn, it comes back after some 2 ms.
@@ -26,9 +26,9 @@ Guarantees:
 Invariants:
     * FUSE-1  The text of the code has only names made here, never a user's.
     * FUSE-2  Every use of a user's function stands in a try of its own; what leaves the run is
-      what Engine.passes says (Abort, Ctrl-C, the GeneratorExit of a run that is closed), or a bug.
+      what Driver.passes says (Abort, Ctrl-C, the GeneratorExit of a run that is closed), or a bug.
 
-Threads: a run belongs to the thread of its engine; `tallied` may be called in any.
+Threads: a run belongs to the thread of its driver; `tallied` may be called in any.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import CodeType, FrameType
 
-    from .cells import Cell
+    from .operators import Operator
 
 __all__ = ["BEAT", "GONE", "Code", "Outs", "disarm", "fuse", "tallied"]
 
@@ -87,31 +87,31 @@ class Code(NamedTuple):
     """What is known of a run by its code.
 
     Attributes:
-        cell: What it hangs on.
+        operator: What it hangs on.
         tallies: How its stages count.
         lines: Its text.
     """
 
-    cell: Cell
+    operator: Operator
     tallies: list[Tally]
     lines: list[str]
 
     def calls(self, frame: FrameType) -> int:
         """The index of the stage whose function a run of it calls now."""
         called = re.search(r"\b(?:f|fail|hold|special)(\d+)\(", self.lines[frame.f_lineno - 1])
-        return int(called[1]) if called else self.cell.index
+        return int(called[1]) if called else self.operator.index
 
 
 class Tally(NamedTuple):
-    """One cell's counters in a run, as expressions of the run's locals.
+    """One operator's counters in a run, as expressions of the run's locals.
 
     Attributes:
-        cell: Whose they are.
+        operator: Whose they are.
         entry: Whether its items come from the edge that the run was begun for.
         figures: Gives (came, failed, out) for the locals of a run's frame.
     """
 
-    cell: Cell
+    operator: Operator
     entry: bool
     figures: CodeType
 
@@ -129,32 +129,32 @@ def tallied(frame: FrameType, tallies: Iterable[Tally]) -> Iterator[tuple[Tally,
             return
 
 
-def fuse(cell: Cell, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
+def fuse(operator: Operator, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
     """The run of a group.
 
     Args:
-        cell: The stage that the group hangs on.
+        operator: The stage that the group hangs on.
         entry: The source is a list of items for the stage; else it has outputs of the stage.
         timed: Every call is measured.
 
     Returns:
         A generator function: run(source) yields queues that are full, and BEAT.
     """
-    writer = _Writer(timed, cell)
-    writer.group(cell, entry)
+    writer = _Writer(timed, operator)
+    writer.group(operator, entry)
     names = list(writer.names)
     text = f"def make({', '.join(names)}):\n" + "\n".join(writer.lines) + "\n    return run\n"
     scope: dict[str, Any] = {}
     exec(_compiled(text), scope)
     run: Any = scope["make"](*writer.names.values())
-    cell.engine.codes[run.__code__] = Code(cell, writer.tallies, text.splitlines())
+    operator.driver.codes[run.__code__] = Code(operator, writer.tallies, text.splitlines())
     found: Callable[[Iterable[Any]], Iterator[Any]] = run
     return found
 
 
 def disarm(run: Any) -> None:
     """Have a run call nothing more, which is under way in another thread: neither the user's
-    functions nor the engine's."""
+    functions nor the driver's."""
     for name, cell in zip(run.__code__.co_freevars, run.__closure__ or (), strict=True):
         if name.startswith("flush"):
             cell.cell_contents = _nothing
@@ -187,24 +187,24 @@ def _all_at_once() -> int:
 class _Writer:
     """Writes the code of one group."""
 
-    def __init__(self, timed: bool, cell: Cell) -> None:
+    def __init__(self, timed: bool, operator: Operator) -> None:
         self.timed = timed
-        self.pace = cell.engine.pace  # None: nobody else waits for a turn
+        self.pace = operator.driver.pace  # None: nobody else waits for a turn
         self.lines: list[str] = []
         self.names: dict[str, Any] = {
-            "passes": cell.engine.passes,
+            "passes": operator.driver.passes,
             "SPECIAL": SPECIAL,
             "To": to,
             "GONE": GONE,
             "ONCE": (None,),
             "clock": perf_counter,
             "clocked": clocked,
-            "beat": cell.engine.beat,
+            "beat": operator.driver.beat,
             "BEAT": BEAT,
-            "look": cell.engine.pace or _all_at_once,
+            "look": operator.driver.pace or _all_at_once,
             "portions": portions,
         }
-        self.root: Cell | None = None  # the stage whose items are the source's
+        self.root: Operator | None = None  # the stage whose items are the source's
         self.counters: list[str] = []
         self.looks: list[str] = []  # at how many outputs the clock is looked at again
         self.flushes: list[str] = []
@@ -213,21 +213,21 @@ class _Writer:
     def line(self, depth: int, text: str) -> None:
         self.lines.append("    " * depth + text)
 
-    def name(self, prefix: str, cell: Cell, value: Any) -> str:
-        name = f"{prefix}{cell.index}"
+    def name(self, prefix: str, operator: Operator, value: Any) -> str:
+        name = f"{prefix}{operator.index}"
         self.names[name] = value
         return name
 
-    def counter(self, prefix: str, cell: Cell) -> str:
-        name = f"{prefix}{cell.index}"
+    def counter(self, prefix: str, operator: Operator) -> str:
+        name = f"{prefix}{operator.index}"
         self.counters.append(name)
         return name
 
-    def group(self, cell: Cell, entry: bool) -> None:
+    def group(self, operator: Operator, entry: bool) -> None:
         body, self.lines = self.lines, []
-        count = self.counter("C" if entry else "M", cell)
+        count = self.counter("C" if entry else "M", operator)
         if entry:
-            self.root = cell
+            self.root = operator
             # The list's iterator counts, and does so for nothing. One that waits has not come.
             self.line(3, "for items in portions(source, look):")
             self.line(4, f"{count} += items.__length_hint__()")
@@ -236,16 +236,16 @@ class _Writer:
             self.line(6, "held = 1")
             self.line(6, "yield BEAT")
             self.line(6, "held = 0")
-            self.stage(cell, "x", count, 5, 2)
+            self.stage(operator, "x", count, 5, 2)
         else:
             self.line(3, "for x in source:")
-            self.beat(cell, count, 4)
+            self.beat(operator, count, 4)
             self.line(4, "if type(x) is To:")
-            self.send(cell, "x", 5)
+            self.send(operator, "x", 5)
             self.line(5, "continue")
             self.line(4, f"{count} += 1")
-            self.distribute(cell, "x", "x", count, 4, 1)
-            self.flush(cell, "0", "0", count)
+            self.distribute(operator, "x", "x", count, 4, 1)
+            self.flush(operator, "0", "0", count)
         inner, self.lines = self.lines, body
         self.line(1, "def run(source):")
         self.line(2, " = ".join([*self.counters, *self.looks, "held"]) + " = 0")
@@ -260,23 +260,23 @@ class _Writer:
         self.line(2, "return")
         self.line(2, "yield")  # a generator also where nothing can be full
 
-    def flush(self, cell: Cell, came: str, failed: str, out: str) -> None:
-        entry = cell is self.root
-        method = cell.flush_entry if entry else cell.flush
-        self.flushes.append(f"{self.name('flush', cell, method)}({came}, {failed}, {out})")
+    def flush(self, operator: Operator, came: str, failed: str, out: str) -> None:
+        entry = operator is self.root
+        method = operator.flush_entry if entry else operator.flush
+        self.flushes.append(f"{self.name('flush', operator, method)}({came}, {failed}, {out})")
         if self.root is not None:  # what is not at its end yet
             whole = f"C{self.root.index}"
             now = f"({whole} - items.__length_hint__() - held)"
             came, out = (re.sub(rf"\b{whole}\b", now, text) for text in (came, out))
-        self.tallies.append(Tally(cell, entry, _expression(f"({came}, {failed}, {out})")))
+        self.tallies.append(Tally(operator, entry, _expression(f"({came}, {failed}, {out})")))
 
-    def beat(self, cell: Cell, out: str, depth: int) -> None:
-        """The engine may have a look here, between two outputs of a stage."""
+    def beat(self, operator: Operator, out: str, depth: int) -> None:
+        """The driver may have a look here, between two outputs of a stage."""
         if self.pace is None:
             self.line(depth, "if beat:")
             self.line(depth + 1, "yield BEAT")
             return
-        look = f"at{cell.index}"
+        look = f"at{operator.index}"
         self.looks.append(look)
         self.line(depth, f"if {out} >= {look} or beat:")
         self.line(depth + 1, f"{look} = {out} + look()")
@@ -285,49 +285,51 @@ class _Writer:
 
     # ------------------------------------------------------------------ one stage
 
-    def stage(self, cell: Cell, x: str, came: str, depth: int, loops: int) -> None:
+    def stage(self, operator: Operator, x: str, came: str, depth: int, loops: int) -> None:
         """An item, in the variable x, arrives at a stage."""
-        lost, failed = self.counter("L", cell), self.counter("F", cell)
-        kind = cell.form
+        lost, failed = self.counter("L", operator), self.counter("F", operator)
+        kind = operator.form
         if kind == "batch":
-            y = self.batch(cell, x, depth)
-            if cell.fn is None:
-                out = self.counter("M", cell)
+            y = self.batch(operator, x, depth)
+            if operator.fn is None:
+                out = self.counter("M", operator)
                 self.line(depth, f"{out} += 1")
-                self.distribute(cell, y, y, out, depth, loops)
-                self.flush(cell, came, "0", out)
+                self.distribute(operator, y, y, out, depth, loops)
+                self.flush(operator, came, "0", out)
                 return
-            full = self.counter("B", cell)
+            full = self.counter("B", operator)
             self.line(depth, f"{full} += 1")
-            out = self.call(cell, y, full, lost, failed, depth)
-            self.distribute(cell, f"y{cell.index}", y, out, depth, loops)
-            self.flush(cell, came, "0", out)
+            out = self.call(operator, y, full, lost, failed, depth)
+            self.distribute(operator, f"y{operator.index}", y, out, depth, loops)
+            self.flush(operator, came, "0", out)
         elif kind == "many":
-            self.many(cell, x, failed, depth, loops)
-            self.flush(cell, came, failed, f"M{cell.index}")
+            self.many(operator, x, failed, depth, loops)
+            self.flush(operator, came, failed, f"M{operator.index}")
         elif kind == "filter":
-            out = self.call(cell, x, came, lost, failed, depth)
-            self.line(depth, f"if not y{cell.index}:")
+            out = self.call(operator, x, came, lost, failed, depth)
+            self.line(depth, f"if not y{operator.index}:")
             self.line(depth + 1, f"{lost} += 1")
             self.line(depth + 1, "continue")
-            self.distribute(cell, x, x, out, depth, loops)
-            self.flush(cell, came, failed, out)
+            self.distribute(operator, x, x, out, depth, loops)
+            self.flush(operator, came, failed, out)
         else:
-            out = self.call(cell, x, came, lost, failed, depth)
+            out = self.call(operator, x, came, lost, failed, depth)
             if kind == "consumer":
                 out = "0"
             else:
-                self.distribute(cell, f"y{cell.index}", x, out, depth, loops)
-            self.flush(cell, came, failed, out)
+                self.distribute(operator, f"y{operator.index}", x, out, depth, loops)
+            self.flush(operator, came, failed, out)
 
-    def call(self, cell: Cell, x: str, came: str, lost: str, failed: str, depth: int) -> str:
+    def call(
+        self, operator: Operator, x: str, came: str, lost: str, failed: str, depth: int
+    ) -> str:
         """One call, its value in y; how many outputs it leaves, as an expression."""
-        i = cell.index
-        f, fail = self.name("f", cell, cell.fn), self.name("fail", cell, cell.fail)
-        special = self.name("special", cell, cell.special)
+        i = operator.index
+        f, fail = self.name("f", operator, operator.fn), self.name("fail", operator, operator.fail)
+        special = self.name("special", operator, operator.special)
         self.line(depth, "try:")
         if self.timed:
-            note = self.name("note", cell, cell.note)
+            note = self.name("note", operator, operator.note)
             self.line(depth + 1, "start = clock()")
             self.line(depth + 1, f"y{i} = {f}({x})")
             self.line(depth + 1, f"{note}(clock() - start)")
@@ -340,11 +342,11 @@ class _Writer:
         self.line(depth + 1, f"{failed} += 1")
         self.line(depth + 1, f"y{i} = {fail}({x}, error)")
         self.line(depth + 1, f"if y{i} is GONE:")
-        self.letters(cell, depth + 2)
+        self.letters(operator, depth + 2)
         self.line(depth + 2, "continue")
         self.line(depth + 1, f"{lost} -= 1")
         self.line(depth + 1, f"{failed} -= 1")
-        unless = f"y{i} is not None and " if cell.kind == "consumer" else ""  # most give None
+        unless = f"y{i} is not None and " if operator.kind == "consumer" else ""  # most give None
         self.line(depth, f"if {unless}type(y{i}) in SPECIAL:")
         self.line(depth + 1, f"{lost} += 1")
         self.line(depth + 1, f"if (yield from {special}(y{i}, {x})):")
@@ -352,23 +354,23 @@ class _Writer:
         self.line(depth + 1, "continue")
         return f"{came} - {lost}"
 
-    def many(self, cell: Cell, x: str, failed: str, depth: int, loops: int) -> None:
+    def many(self, operator: Operator, x: str, failed: str, depth: int, loops: int) -> None:
         """One call of a function that gives an iterable."""
-        i = cell.index
-        f, fail = self.name("f", cell, cell.fn), self.name("fail", cell, cell.fail)
-        out = self.counter("M", cell)
+        i = operator.index
+        f, fail = self.name("f", operator, operator.fn), self.name("fail", operator, operator.fail)
+        out = self.counter("M", operator)
         values = f"{f}({x})"
         if self.timed:
-            values = f"clocked({values}, {self.name('note', cell, cell.note)})"
+            values = f"clocked({values}, {self.name('note', operator, operator.note)})"
         self.line(depth, "try:")
         self.line(depth + 1, f"for y{i} in {values}:")
-        self.beat(cell, out, depth + 2)
+        self.beat(operator, out, depth + 2)
         self.line(depth + 2, f"if type(y{i}) is To:")
-        self.send(cell, f"y{i}", depth + 3)
+        self.send(operator, f"y{i}", depth + 3)
         self.line(depth + 3, "continue")
         self.line(depth + 2, f"{out} += 1")
-        if cell.kind != "consumer":
-            self.distribute(cell, f"y{i}", x, out, depth + 2, loops + 1)
+        if operator.kind != "consumer":
+            self.distribute(operator, f"y{i}", x, out, depth + 2, loops + 1)
         else:
             self.line(depth + 2, f"{out} -= 1")
         self.line(depth, "except BaseException as error:")
@@ -376,67 +378,76 @@ class _Writer:
         self.line(depth + 2, "raise")
         self.line(depth + 1, f"{failed} += 1")
         self.line(depth + 1, f"{fail}({x}, error)")
-        self.letters(cell, depth + 1)
+        self.letters(operator, depth + 1)
 
-    def batch(self, cell: Cell, x: str, depth: int) -> str:
+    def batch(self, operator: Operator, x: str, depth: int) -> str:
         """An item goes into a batch; beyond this, one is full, in the variable returned."""
-        i, stage = cell.index, cell.stage
+        i, stage = operator.index, operator.stage
         if stage.key is None and stage.size is not None:  # most items only join the others
-            held, most = self.name("held", cell, cell.held), self.name("most", cell, stage.size - 1)
+            held, most = (
+                self.name("held", operator, operator.held),
+                self.name("most", operator, stage.size - 1),
+            )
             self.line(depth, f"b{i} = {held}.get(None)")
             self.line(depth, f"if b{i} is not None and len(b{i}) < {most}:")
             self.line(depth + 1, f"b{i}.append({x})")
             self.line(depth + 1, "continue")
-        self.line(depth, f"b{i} = {self.name('hold', cell, cell.hold)}({x})")
+        self.line(depth, f"b{i} = {self.name('hold', operator, operator.hold)}({x})")
         self.line(depth, f"if b{i} is None:")
         if stage.key is not None:
-            self.letters(cell, depth + 1)
+            self.letters(operator, depth + 1)
         self.line(depth + 1, "continue")
         return f"b{i}"
 
-    def letters(self, cell: Cell, depth: int) -> None:
+    def letters(self, operator: Operator, depth: int) -> None:
         """Something failed: the queue of the dead letters may be full."""
-        if isinstance(final(cell.stage.on_error), DeadLetter):
-            self.line(depth, f"full = {self.name('letters', cell, cell.letters)}()")
+        if isinstance(final(operator.stage.on_error), DeadLetter):
+            self.line(depth, f"full = {self.name('letters', operator, operator.letters)}()")
             self.line(depth, "if full is not None:")
             self.line(depth + 1, "yield full")
 
-    def send(self, cell: Cell, y: str, depth: int) -> None:
-        self.line(depth, f"full = {self.name('send', cell, cell.send)}({y})")
+    def send(self, operator: Operator, y: str, depth: int) -> None:
+        self.line(depth, f"full = {self.name('send', operator, operator.send)}({y})")
         self.line(depth, "if full is not None:")
         self.line(depth + 1, "yield full")
 
     # ------------------------------------------------------------------ outputs
 
-    def distribute(self, cell: Cell, y: str, x: str, out: str, depth: int, loops: int) -> None:
+    def distribute(
+        self, operator: Operator, y: str, x: str, out: str, depth: int, loops: int
+    ) -> None:
         """An output, in the variable y, goes where the stage's outputs go."""
-        targets = cell.targets
-        if cell.kind == "consumer":
+        targets = operator.targets
+        if operator.kind == "consumer":
             return
         if not targets:
-            self.append(self.name("outs", cell, cell.outlet), y, depth, cell.outlet.bounded)
-        elif cell.routed:
-            route = self.name("route", cell, cell.route)
+            self.append(
+                self.name("outs", operator, operator.outlet), y, depth, operator.outlet.bounded
+            )
+        elif operator.routed:
+            route = self.name("route", operator, operator.route)
             self.line(depth, f"full = {route}({y}, {x})")
             self.line(depth, "if full is not None:")
             self.line(depth + 1, "yield full")
         elif loops > _DEEP and any(target.fused for target in targets):
             # What is poured is counted by the run that it is poured into.
-            once = f"M{cell.index} -= 1" if f"M{cell.index}" in self.counters else None
-            self.line(depth, once or f"L{cell.index} += 1")
-            self.line(depth, f"yield from {self.name('pour', cell, cell.pour)}(({y},))")
+            once = f"M{operator.index} -= 1" if f"M{operator.index}" in self.counters else None
+            self.line(depth, once or f"L{operator.index} += 1")
+            self.line(depth, f"yield from {self.name('pour', operator, operator.pour)}(({y},))")
         else:
             for target in targets:
-                self.branch(cell, target, y, out, depth, loops)
+                self.branch(operator, target, y, out, depth, loops)
 
-    def branch(self, cell: Cell, target: Cell, y: str, out: str, depth: int, loops: int) -> None:
+    def branch(
+        self, operator: Operator, target: Operator, y: str, out: str, depth: int, loops: int
+    ) -> None:
         """An output goes to one of the targets; `out` says how many did, if there is no other."""
-        alone = len(cell.targets) == 1
+        alone = len(operator.targets) == 1
         if not target.fused:
-            queue = self.name(f"q{cell.index}_", target, cell.edge_to(target))
+            queue = self.name(f"q{operator.index}_", target, operator.edge_to(target))
             self.append(queue, y, depth, True)
             return
-        if target is not cell.targets[-1]:
+        if target is not operator.targets[-1]:
             self.line(depth, "for _ in ONCE:")
             depth, loops = depth + 1, loops + 1
         if not alone:

@@ -4,12 +4,12 @@
 
 Guarantees:
     * queue_size bounds what waits before the stage wherever it waits: in the edges, in the lane, in
-      a reorder buffer. So `pending` counts from put until the outputs are handed on (CELL-2).
+      a reorder buffer. So `pending` counts from put until the outputs are handed on (OP-2).
     * Where order, retries or several edges do not ask for it, nothing is remembered of an item:
       chunks go through as they are.
     * Where no order is promised there may be none: in tests, `shuffle` sees to it.
 
-Threads: everything belongs to the thread of the engine; the lane rings the engine's bell.
+Threads: everything belongs to the thread of the driver; the lane rings the driver's bell.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ..declare import to
 from ..graph import stage_hooks
 from ..options import Retry, final
 from ..result import PATIENCE
-from .cells import (
+from .operators import (
     NEVER,
-    Cell,
     Edge,
+    Operator,
     width_of,
 )
 from .shuffle import mixer
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..graph import Stage
-    from .engine import Engine
+    from .driver import Driver
 
-__all__ = ["LaneCell"]
+__all__ = ["LaneOperator"]
 
 
 _HANDFUL = 16  # outputs of which some go by fm.to, that are handed on together
@@ -66,14 +66,14 @@ class _Record:
         self.outputs: list[Any] = []
 
 
-class LaneCell(Cell):
+class LaneOperator(Operator):
     """A stage that runs in a context, behind its Lane."""
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
+    def __init__(self, driver: Driver, stage: Stage) -> None:
+        super().__init__(driver, stage)
         self.lane: Any = None
         self.width = width_of(stage)
-        self.pending = 0  # CELL-2
+        self.pending = 0  # OP-2
         self.producing = stage.kind == "producer"
         self.live_source = self.producing
         self._most = stage.queue_size + self.width
@@ -120,7 +120,7 @@ class LaneCell(Cell):
                 run_hooks(self._forks, self.name)
             spec = _with_hooks(spec, hooks, self.name)
         work = self.make_work(hooks if isolated and not born else [])
-        self.lane = spec.lane(work, self.engine.bell.ring)
+        self.lane = spec.lane(work, self.driver.bell.ring)
         self.started = self.lane.start_method, self.lane.start_reason
         if self.producing:
             self.pending = 1
@@ -129,7 +129,7 @@ class LaneCell(Cell):
             self.lane.put_many([None])
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
-        """What the lane does; the hooks are called where a copy of the state is set up."""
+        """What the lane does; the hooks are called where a replica of the state is set up."""
         return make_work(self.stage, after_fork)
 
     def _reopen(self) -> None:
@@ -232,15 +232,15 @@ class LaneCell(Cell):
                 plain.append(item)
                 continue
             try:
-                keyed.setdefault(hash(key(item)) % max(1, self.lane.copies), []).append(item)
+                keyed.setdefault(hash(key(item)) % max(1, self.lane.replicas), []).append(item)
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 self._finished(self._recall(item), item, error, final=True)
         if plain:
             self.lane.put_many(plain)
-        for copy, items in keyed.items():
-            self.lane.put_many(items, copy)
+        for replica, items in keyed.items():
+            self.lane.put_many(items, replica)
 
     def _recall(self, item: Any) -> _Record | None:
         """The record of an item that came back; equal objects are as good as each other."""
@@ -290,7 +290,7 @@ class LaneCell(Cell):
         size = sum(map(len, piece.outputs)) if batch and piece.many else len(piece.outputs)
         if size < 2:
             return piece
-        queues = self.engine.outlets_of(self)
+        queues = self.driver.outlets_of(self)
         room = min((queue.room - len(queue) for queue in queues), default=NEVER)
         if not (batch and piece.plain) and to in map(type, piece.outputs):
             room = min(room, _HANDFUL)  # they may go where nobody knows of yet
@@ -390,7 +390,7 @@ class LaneCell(Cell):
         final = final or self.producing  # it fails once: what it gave has gone on
         if failure is not None and not final and record is not None and isinstance(policy, Retry):
             again = attempts < policy.attempts and isinstance(failure, policy.on)
-            if again and not self.engine.stopping:
+            if again and not self.driver.stopping:
                 self._schedule(record, failure, policy)
                 return
             cut = again
@@ -404,7 +404,7 @@ class LaneCell(Cell):
             edge.failed += failure is not None
         if failure is not None:
             if self.producing:
-                self.engine.producer_failed = True
+                self.driver.producer_failed = True
                 self.record(None, failure, 1, "skip")
             else:
                 (self.give_up if cut else self._record)(item, failure, attempts)
@@ -531,29 +531,30 @@ class LaneCell(Cell):
         try:
             if lane is not None:
                 self._shut(lane)
-            for _, _, failure, _ in ends:  # of copies that are through: it came with the item's
+            for _, _, failure, _ in ends:  # of replicas that are through: it came with the item's
                 self.fail_at_end(failure)
         finally:
             self._drop_all()
 
     def _shut(self, lane: Any) -> None:
-        """Close a lane before its end; what its copies' teardown raised is the stage's failure."""
-        engine, failure, left = self.engine, None, 0
+        """Close a lane before its end; what its replicas' teardown raised is the stage's own
+        failure."""
+        driver, failure, left = self.driver, None, 0
         try:
             left = lane.close(0)
         except BaseException as error:
-            if engine.passes(error):
+            if driver.passes(error):
                 raise
             failure = error
-        if engine.killed:
-            engine.gate()
-        engine.leave(self.name, left)
+        if driver.killed:
+            driver.gate()
+        driver.leave(self.name, left)
         if failure is not None:
             self.fail_at_end(failure)
 
     def fail_once(self, item: Any, error: BaseException) -> None:
         if self.producing:
-            self.engine.producer_failed = True
+            self.driver.producer_failed = True
             self.record(item, error, 1, "skip")
         else:
             super().fail_once(item, error)

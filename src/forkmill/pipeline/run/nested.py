@@ -1,24 +1,25 @@
 """A pipeline that runs as a whole in a context, and what is told of it outside.
 
-    items, TICKs ──▶ NestedCell ──lane──▶ Nested: an engine of its own
+    items, TICKs ──▶ NestedOperator ──lane──▶ Nested: a driver of its own
     outputs, fm.to ◀────────────────────  ├─▶ outputs
     failures, events, figures, dues ◀───  └─▶ Told, among the outputs
 
 Guarantees:
     * The outer result has the inner failures, events, edges and figures of each inner stage, under
       the names that inline nesting gives them ("pipeline.parse"). They are told with the outputs
-      of the item that brought them about, or within TELL_S of work, and at the copy's end.
+      of the item that brought them about, or within TELL_S of work, and at the replica's end.
     * An inner item that fails where the policy is "raise" is the failure of the outer item, by the
       outer stage's policy; it is recorded once, as that of the inner stage and item.
     * What waits in an inner batch for its max_wait, or for another try, does not need another item:
-      the copy says when it is due, and is sent a TICK then.
+      the replica says when it is due, and is sent a TICK then.
     * A name that fm.to or a dead letter uses and that is not inside is looked for outside.
     * The stage hooks of inner stages run once, outside.
 
-A copy that dies takes with it what it had not told yet; its edges are closed by counting the rest
-as dropped.
+A replica that dies takes with it what it had not told yet; its edges are closed by counting the
+rest as dropped.
 
-Threads: Nested belongs to the calls of a lane, which share it in threads; the cell to its engine.
+Threads: Nested belongs to the calls of a lane, which share it in threads; the operator to its
+driver.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ from ...runs.stats import (
 from ..declare import hooks_of
 from ..options import final
 from ..result import Failure
-from .cells import (
+from .lanes import LaneOperator
+from .operators import (
     NEVER,
     Abort,
     Killed,
     tell_failure,
     width_of,
 )
-from .lanes import LaneCell
 from .sign import Sign, seen
 from .work import (
     clocked,
@@ -59,19 +60,19 @@ from .work import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..graph import Graph, Stage
-    from .engine import Engine
+    from ..graph import Stage, StageGraph
+    from .driver import Driver
 
-__all__ = ["NestedCell"]
+__all__ = ["NestedOperator"]
 
-TELL_S = 0.05  # between two times that a copy tells its figures
-_SAMPLES = 64  # measured calls of a stage that a copy tells at its end
+TELL_S = 0.05  # between two times that a replica tells its figures
+_SAMPLES = 64  # measured calls of a stage that a replica tells at its end
 _KINDS = frozenset({"retry", "batch", "worker_died"})  # events that are told; the rest is made here
 _numbers = itertools.count(1)
 
 
 class Tick:
-    """Sent to a copy instead of an item when something in it is due."""
+    """Sent to a replica instead of an item when something in it is due."""
 
     def __reduce__(self) -> str:
         return "TICK"
@@ -81,10 +82,10 @@ TICK = Tick()
 
 
 class Told:
-    """What a copy tells beside its outputs.
+    """What a replica tells beside its outputs.
 
     Attributes:
-        copy: Which one.
+        replica: Which one.
         place: Where it lives, as its lane knows it.
         due: When it wants a TICK, by the monotonic clock, which processes share; NEVER.
         failures: Those since it told last.
@@ -96,7 +97,6 @@ class Told:
     """
 
     __slots__ = (
-        "copy",
         "due",
         "events",
         "failed",
@@ -104,11 +104,12 @@ class Told:
         "figures",
         "last",
         "place",
+        "replica",
         "samples",
     )
 
-    def __init__(self, copy: str, due: float) -> None:
-        self.copy = copy
+    def __init__(self, replica: str, due: float) -> None:
+        self.replica = replica
         self.place = contexts.place()
         self.due = due
         self.failures: list[Failure] = []
@@ -130,7 +131,7 @@ class Inside(Exception):
 
 
 class InnerEvents:
-    """Stands for the events of an engine whose events are told by another."""
+    """Stands for the events of a driver whose events are told by another."""
 
     heard = False
     errors = 0
@@ -157,15 +158,15 @@ class InnerEvents:
 
 
 class Nested:
-    """A copy of a pipeline inside a context: items in, outputs and Tolds out, one at a time."""
+    """A replica of a pipeline inside a context: items in, outputs and Tolds out, one at a time."""
 
-    def __init__(self, graph: Graph, prefix: str, sign: str = "") -> None:
+    def __init__(self, graph: StageGraph, prefix: str, sign: str = "") -> None:
         self.graph = graph
         self.prefix = prefix
         self.sign = sign  # the path of what tells that the run is being stopped
-        self._engine: Any = None
-        self._lock = threading.RLock()  # threads share one copy
-        self._copy = ""
+        self._driver: Any = None
+        self._lock = threading.RLock()  # threads share one replica
+        self._replica = ""
         self._stopping = False
         self._looked = 0.0  # when the figures were told last
         self._due = NEVER  # what was told last
@@ -177,15 +178,15 @@ class Nested:
         """What comes out for an item, as far as it does not wait for more."""
         failure: Failure | None = None
         with self._lock:
-            if item is TICK and self._engine is None:
-                return  # of a copy that is gone
-            engine = self._running()
+            if item is TICK and self._driver is None:
+                return  # of a replica that is gone
+            driver = self._running()
             try:
-                engine.feed(() if item is TICK else (item,))
+                driver.feed(() if item is TICK else (item,))
             except Abort as abort:
-                failure = engine.recover(abort)
-            outputs = [*engine.outputs]
-            engine.outputs.clear()
+                failure = driver.recover(abort)
+            outputs = [*driver.outputs]
+            driver.outputs.clear()
             told = self._told()
             if failure is not None:  # what goes with a failed call may not arrive
                 self._looked, self._due = 0.0, NEVER
@@ -199,21 +200,21 @@ class Nested:
         """What still comes out at the end."""
         failure: Failure | None = None
         with self._lock:
-            engine = self._running()
+            driver = self._running()
             try:
-                failure = engine.finish_feed()
+                failure = driver.finish_feed()
             except Abort as abort:
-                failure = engine.recover(abort)
-            outputs = [*engine.outputs]
-            engine.outputs.clear()
-            self._engine = None
+                failure = driver.recover(abort)
+            outputs = [*driver.outputs]
+            driver.outputs.clear()
+            self._driver = None
             try:
-                engine.abandon()
+                driver.abandon()
             except BaseException as error:  # a teardown's
-                failure = failure or engine.recorded(error)
+                failure = failure or driver.recorded(error)
                 if failure is None:
                     raise
-            told = self._told(engine)
+            told = self._told(driver)
         yield from outputs
         yield told
         if failure is not None:
@@ -223,69 +224,69 @@ class Nested:
         """Free what the pipeline holds, where its end did not come."""
         self.kill()  # an item that is in it comes back, and with it the lock
         with self._lock:
-            engine, self._engine = self._engine, None
-            if engine is not None:
-                engine.abandon()
+            driver, self._driver = self._driver, None
+            if driver is not None:
+                driver.abandon()
 
     def stop(self) -> None:
         """Loops by fm.to end, as in the run that it is part of. Any thread."""
         self._stopping = True
-        engine = self._engine
-        if engine is not None:
-            engine.stop()
+        driver = self._driver
+        if driver is not None:
+            driver.stop()
 
     def kill(self) -> None:
         """An item that is in it comes back at once, without its outputs. Any thread."""
-        engine = self._engine
-        if engine is not None:
-            engine.kill()
+        driver = self._driver
+        if driver is not None:
+            driver.kill()
 
     def _running(self) -> Any:
-        if self._engine is None:
-            from .engine import Engine
+        if self._driver is None:
+            from .driver import Driver
 
-            engine = Engine(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
-            engine.events = InnerEvents()
-            engine.sign, engine.sign_path = seen(self.sign), self.sign
+            driver = Driver(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
+            driver.events = InnerEvents()
+            driver.sign, driver.sign_path = seen(self.sign), self.sign
             try:
-                engine.open()
+                driver.open()
             except BaseException:
-                engine.abandon()
+                driver.abandon()
                 raise
-            self._engine = engine
+            self._driver = driver
             if self._stopping:
-                engine.stop()
-            self._copy = f"{contexts.place()}-{next(_numbers)}"
+                driver.stop()
+            self._replica = f"{contexts.place()}-{next(_numbers)}"
             self._looked, self._due = monotonic(), NEVER
-        return self._engine
+        return self._driver
 
     def _told(self, ended: Any = None) -> Told | None:
-        """What there is to tell; with an engine that has ended, everything."""
-        engine = ended or self._engine
-        due = NEVER if ended else engine.due()
+        """What there is to tell; with a driver that has ended, everything."""
+        driver = ended or self._driver
+        due = NEVER if ended else driver.due()
         now = monotonic()
         figures = ended is not None or now - self._looked > TELL_S
-        if not (figures or engine.failures.kept or engine.events.kept or due != self._due):
+        if not (figures or driver.failures.kept or driver.events.kept or due != self._due):
             return None
-        told = Told(self._copy, due)
-        told.failures, engine.failures.kept = engine.failures.kept, []
-        told.events, engine.events.kept = engine.events.kept, []
-        told.failed = engine.producer_failed
+        told = Told(self._replica, due)
+        told.failures, driver.failures.kept = driver.failures.kept, []
+        told.events, driver.events.kept = driver.events.kept, []
+        told.failed = driver.producer_failed
         self._due = due
         if figures:
             self._looked = now
-            told.figures = engine.snapshot()
+            told.figures = driver.snapshot()
         if ended:
             told.last = True
             told.samples = {
                 name: reservoir.sample[:_SAMPLES]
-                for name, reservoir in engine.reservoirs().items()
+                for name, reservoir in driver.reservoirs().items()
                 if reservoir.sample
             }
         return told
 
 
-def reproduce(graph: Graph, item: Any) -> list[Any]:
+def reproduce(graph: StageGraph, item: Any) -> list[Any]:
     """What a nested pipeline emits for an item, called here (for `Failure.reproduce`)."""
     nested = Nested(graph, "")
     try:
@@ -317,7 +318,7 @@ class Inner:
         return found if own is None else [*found, own]
 
 
-def _inner(name: str, graph: Graph, outer: tuple[Any, ...], width: int) -> Iterator[Inner]:
+def _inner(name: str, graph: StageGraph, outer: tuple[Any, ...], width: int) -> Iterator[Inner]:
     """All stages of a nested graph, and of those nested in it."""
     for stage in graph.stages:
         inner = Inner(f"{name}.{stage.name}", stage, outer, width)
@@ -326,26 +327,26 @@ def _inner(name: str, graph: Graph, outer: tuple[Any, ...], width: int) -> Itera
             yield from _inner(inner.name, stage.nested, inner.pipelines, inner.below)
 
 
-class NestedCell(LaneCell):
+class NestedOperator(LaneOperator):
     """A pipeline that runs as a whole in a context."""
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
+    def __init__(self, driver: Driver, stage: Stage) -> None:
+        super().__init__(driver, stage)
         isolated = stage.spec.type in ("ipc_fork", "cow_fork", "interpreter")
-        width = self.width if isolated else 1  # threads share one copy
+        width = self.width if isolated else 1  # threads share one replica
         found = _inner(self.name, self._graph, stage.level.pipelines, width)
         self.inner = {inner.name: inner for inner in found}
-        self._figures: dict[str, RunStats] = {}  # of copies that live, or have died
-        self._sum = _Sum()  # of copies that have ended
+        self._figures: dict[str, RunStats] = {}  # of replicas that live, or have died
+        self._sum = _Sum()  # of replicas that have ended
         self._dues: dict[str, tuple[float, int]] = {}  # when, and where
-        self._copies: dict[str, Emitter] = {}  # of copies that have told something
+        self._replicas: dict[str, Emitter] = {}  # of replicas that have told something
         self._ticks = 0  # under way
         self._failure: Failure | None = None  # the inner one that is being recorded
-        self.here: Nested | None = None  # the copy, if it is in this very process
+        self.here: Nested | None = None  # the replica, if it is in this very process
         self.sign: Sign | None = None  # by which other processes know that the run is being stopped
 
     @property
-    def _graph(self) -> Graph:
+    def _graph(self) -> StageGraph:
         graph = self.stage.nested
         assert graph is not None
         return graph
@@ -354,12 +355,12 @@ class NestedCell(LaneCell):
         apart = self.stage.spec.type in ("ipc_fork", "cow_fork", "interpreter")
         if apart and self.sign is None:
             self.sign = Sign()
-        # Else the copy holds this engine's thread while it works, and looks itself.
-        path = self.sign.path if self.sign is not None else self.engine.sign_path
-        nested = Nested(self._graph, f"{self.engine.prefix}{self.name}.", path)
+        # Else the replica holds this driver's thread while it works, and looks itself.
+        path = self.sign.path if self.sign is not None else self.driver.sign_path
+        nested = Nested(self._graph, f"{self.driver.prefix}{self.name}.", path)
         if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
             self.here = nested
-        if self.engine.stopping:
+        if self.driver.stopping:
             self.tell_stop()  # or else it comes later
         setup = functools.partial(set_up, after_fork, self.name, None) if after_fork else None
         return contexts.Work(
@@ -376,7 +377,7 @@ class NestedCell(LaneCell):
         )
 
     def tell_stop(self) -> None:
-        """Have the copies do what this run does. Any thread."""
+        """Have the replicas do what this run does. Any thread."""
         if self.here is not None:
             self.here.stop()
         if self.sign is not None:
@@ -386,27 +387,27 @@ class NestedCell(LaneCell):
 
     def before_hooks(self) -> None:
         super().before_hooks()
-        if self.engine.inside:
+        if self.driver.inside:
             return
         for inner in self.inner.values():
-            self.engine.events.emit("stage_started", inner.name, context=str(inner.stage.spec))
+            self.driver.events.emit("stage_started", inner.name, context=str(inner.stage.spec))
             run_hooks(inner.hooks("before_stage"), inner.name)
 
     def after_hooks(self) -> None:
         hooked = self._hooked
         super().after_hooks()
-        if not hooked or self.engine.inside:
+        if not hooked or self.driver.inside:
             return
         figures = self.inner_figures().stages
         for inner in self.inner.values():
-            for error in self.engine.hooks(inner.hooks("after_stage"), inner.name):
-                self.engine.fail_late(error)
+            for error in self.driver.hooks(inner.hooks("after_stage"), inner.name):
+                self.driver.fail_late(error)
             one = figures[inner.name]
-            self.engine.events.emit(
+            self.driver.events.emit(
                 "stage_finished", inner.name, **{"in": one.in_, "out": one.out}, failed=one.failed
             )
 
-    # What is due in the copies.
+    # What is due in the replicas.
 
     def due(self) -> float:
         return min(super().due(), min((due for due, _ in self._dues.values()), default=NEVER))
@@ -416,19 +417,19 @@ class NestedCell(LaneCell):
         if not self._dues or self.lane is None or self._ending:
             return progress
         now = monotonic()
-        for copy, (due, place) in [*self._dues.items()]:
+        for replica, (due, place) in [*self._dues.items()]:
             if due <= now:
-                del self._dues[copy]
+                del self._dues[replica]
                 progress = self._tick(place) or progress
         return progress
 
     def _tick(self, place: int) -> bool:
-        copy = self.lane.copy_of(place)
-        if copy is None:
+        replica = self.lane.replica_of(place)
+        if replica is None:
             return False  # it has died, or had its end
         self.pending += 1
         self._ticks += 1
-        self.lane.put_many([TICK], copy)
+        self.lane.put_many([TICK], replica)
         return True
 
     # What comes out.
@@ -441,7 +442,7 @@ class NestedCell(LaneCell):
     def _taken(self, taken: Any) -> None:
         item, outputs, failure, done = taken
         if type(failure) is Killed:
-            raise failure  # a copy in this very thread came back: the item is dropped with the rest
+            raise failure  # a replica in this very thread came back: the item goes with the rest
         if item is not TICK:
             super()._taken(taken)
             return
@@ -481,7 +482,7 @@ class NestedCell(LaneCell):
             super().record(item, error, attempts, policy, again)
             return
         attempts = max(attempts, inner.attempts)
-        name = inner.stage.removeprefix(self.engine.prefix)
+        name = inner.stage.removeprefix(self.driver.prefix)
         super().record(inner.item, error, attempts, policy, self._again(name), name)
 
     def _again(self, name: str) -> Callable[[Any], list[Any]] | None:
@@ -502,45 +503,45 @@ class NestedCell(LaneCell):
         super().deliver(outputs, plain)
 
     def _hear(self, told: Told) -> None:
-        engine, events = self.engine, self._events_of(told.copy)
-        engine.producer_failed = engine.producer_failed or told.failed
+        driver, events = self.driver, self._events_of(told.replica)
+        driver.producer_failed = driver.producer_failed or told.failed
         for failure in told.failures:
-            name = failure.stage.removeprefix(engine.prefix)
+            name = failure.stage.removeprefix(driver.prefix)
             failure._again = self._again(name)
             policy = final(self.inner[name].stage.on_error) if name in self.inner else "skip"
             if events.heard:
                 item, error = failure.item, failure.error
                 tell_failure(events, name, item, error, failure.attempts, policy)
-            engine.failures.add(failure)
+            driver.failures.add(failure)
         for kind, stage, data in told.events:
             events.emit(kind, f"{self.name}.{stage}", **data)
         for stage, values in told.samples.items():
             for value in values:
                 self.inner[f"{self.name}.{stage}"].reservoir.add(value)
-        if told.due < NEVER and self.lane is not None and self.lane.copies:
-            self._dues[told.copy] = told.due, told.place
+        if told.due < NEVER and self.lane is not None and self.lane.replicas:
+            self._dues[told.replica] = told.due, told.place
         else:
-            self._dues.pop(told.copy, None)
+            self._dues.pop(told.replica, None)
         if told.last:
-            self._figures.pop(told.copy, None)
+            self._figures.pop(told.replica, None)
             self._sum.add(told.figures)
-            self._tell_end(told.copy, "failed" if told.failed else "completed")
+            self._tell_end(told.replica, "failed" if told.failed else "completed")
         elif told.figures is not None:
-            self._figures[told.copy] = told.figures
+            self._figures[told.replica] = told.figures
 
-    def _events_of(self, copy: str) -> Any:
-        """What a copy's events are told with: as those of a run that is part of this one."""
-        outer = self.engine.events
-        if self.engine.inside or not outer.heard:
+    def _events_of(self, replica: str) -> Any:
+        """What a replica's events are told with: as those of a run that is part of this one."""
+        outer = self.driver.events
+        if self.driver.inside or not outer.heard:
             return outer
-        run = self._copies.get(copy)
+        run = self._replicas.get(replica)
         if run is None:
-            run = self._copies[copy] = Emitter("pipeline", outer)
+            run = self._replicas[replica] = Emitter("pipeline", outer)
             run.emit("run_started", self.name, pipeline=self._graph.pipeline._title())
         return run
 
-    def _tell_end(self, copy: str, status: str) -> None:
-        run = self._copies.pop(copy, None)
+    def _tell_end(self, replica: str, status: str) -> None:
+        run = self._replicas.pop(replica, None)
         if run is not None:
             run.emit("run_finished", self.name, status=status)
 
@@ -551,7 +552,7 @@ class NestedCell(LaneCell):
         return {name: inner.reservoir for name, inner in self.inner.items()}
 
     def inner_figures(self) -> RunStats:
-        """Of all copies together, under the names of the outer run."""
+        """Of all replicas together, under the names of the outer run."""
         total = _Sum()
         total.take(self._sum)
         for figures in tuple(self._figures.values()):
@@ -572,8 +573,8 @@ class NestedCell(LaneCell):
         self.pending -= self._ticks  # they are nobody's items
         self._ticks = 0
         self._dues.clear()
-        for copy in tuple(self._copies):  # without a word: it has died, or was ended
-            self._tell_end(copy, "stopped" if self.engine.stopping else "failed")
+        for replica in tuple(self._replicas):  # without a word: it has died, or was ended
+            self._tell_end(replica, "stopped" if self.driver.stopping else "failed")
         try:
             super().close()
         finally:
@@ -582,20 +583,20 @@ class NestedCell(LaneCell):
 
 
 class _Recording:
-    """While it lasts a cell records an inner failure, if this is one. Gives the error itself."""
+    """While it lasts an operator records an inner failure, if this is one. Gives the error."""
 
-    def __init__(self, cell: NestedCell, error: BaseException) -> None:
-        self.cell = cell
+    def __init__(self, operator: NestedOperator, error: BaseException) -> None:
+        self.operator = operator
         self.error = error
 
     def __enter__(self) -> BaseException:
         if type(self.error) is not Inside:
             return self.error
-        self.cell._failure = self.error.failure
+        self.operator._failure = self.error.failure
         return self.error.failure.error
 
     def __exit__(self, *exc: object) -> None:
-        self.cell._failure = None
+        self.operator._failure = None
 
 
 class _Sum:
@@ -611,7 +612,7 @@ class _Sum:
         self.edges.update(other.edges)
 
     def add(self, figures: RunStats | None, closed: bool = False) -> None:
-        """Add a copy's. `closed`: it is gone without its end, and what it had with it."""
+        """Add a replica's. `closed`: it is gone without its end, and what it had with it."""
         if figures is None:
             return
         for name, s in figures.stages.items():

@@ -1,6 +1,6 @@
 """A test mode: stages that promise no order give their outputs in none.
 
-    lane ──pieces──▶ Mixer: some are held back, the rest leaves in random order ──▶ LaneCell
+    lane ──pieces──▶ Mixer: some are held back, the rest leaves in random order ──▶ LaneOperator
 
 Guarantees:
     * Nothing is lost or doubled; outputs of one item stay in their order, and what on_end emits

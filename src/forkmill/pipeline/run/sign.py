@@ -1,12 +1,13 @@
 """A byte that the processes of one run share: whether it is being stopped.
 
-    Engine.stop ──▶ Sign.give ──▶ byte ◀── seen: an engine in a copy of a nested pipeline
+    Driver.stop ──▶ Sign.give ──▶ byte ◀── seen: a driver in a replica of a nested pipeline
 
-A copy works in a call, and nothing can be sent to a call that runs. So it looks, between two turns,
-and while it waits. It gets at the byte by a path, whatever its process was made from; where it does
-not (another user's, another file system) it is not told, and a run that needs that has `kill`.
+A replica works in a call, and nothing can be sent to a call that runs. So it looks, between two
+turns, and while it waits. It gets at the byte by a path, whatever its process was made from; where
+it does not (another user's, another file system) it is not told, and a run that needs that has
+`kill`.
 
-Threads: `give` from any. `close` in the thread of the engine, when no copy is left.
+Threads: `give` from any. `close` in the thread of the driver, when no replica is left.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Sign:
     """The byte, and its owner.
 
     Attributes:
-        path: By which copies get at it; "" if there is none.
+        path: By which replicas get at it; "" if there is none.
     """
 
     __slots__ = ("_byte", "_file", "path")
@@ -69,7 +70,7 @@ def _file() -> tuple[Any, str]:
 
 
 def seen(path: str) -> Any:
-    """In a copy: the byte, to be read at [0]; None if it cannot be had."""
+    """In a replica: the byte, to be read at [0]; None if it cannot be had."""
     if not path:
         return None
     try:

@@ -6,7 +6,7 @@
 
 Guarantees: a producer that raises ends itself and nothing else; what it gave before is worked on.
 
-Threads: everything belongs to the thread of the engine, but `Feeder._run`.
+Threads: everything belongs to the thread of the driver, but `Feeder._run`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..._process import KnownThread, Signal
 from ...contexts.lanes.emit import each
 from ..declare import to
 from ..result import GRACE
-from .cells import TIMED, Cell, Edge
+from .operators import TIMED, Edge, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
     from ..graph import Stage
-    from .engine import Engine
+    from .driver import Driver
 
 __all__ = ["INTERRUPTED", "Source", "tap"]
 
@@ -36,11 +36,11 @@ _LONG = 1e-3  # seconds of pulling: what is behind has its turn
 _HANDFUL = 128  # items that a producer gives between two looks at whether it is to stop
 
 
-class Source(Cell):
+class Source(Operator):
     """An inline producer: pulled in slices, while there is room behind it."""
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
+    def __init__(self, driver: Driver, stage: Stage) -> None:
+        super().__init__(driver, stage)
         self.live_source = True
         self.feeder: Feeder | None = None
         self.values: Iterator[Any] | None = None  # the user's, where they go straight to a queue
@@ -55,7 +55,7 @@ class Source(Cell):
         try:
             self._begin()
         except BaseException as error:
-            if self.engine.passes(error):
+            if self.driver.passes(error):
                 raise
             self.failed(error)
             self.live_source = False
@@ -78,7 +78,7 @@ class Source(Cell):
             return self.resume()
         if not self.live_source and not (self.feeder and self.feeder.items):
             return False
-        if self.engine.stopping and self.feeder is None:
+        if self.driver.stopping and self.feeder is None:
             self.stop()
             return True
         if not self._has_room():
@@ -112,7 +112,7 @@ class Source(Cell):
             if timed:
                 self.note(perf_counter() - began)
             late = perf_counter() - start > _LONG
-            if len(edge) - was < few or late or self.engine.beat:
+            if len(edge) - was < few or late or self.driver.beat:
                 break
         seconds = perf_counter() - start
         self.wall += seconds
@@ -134,12 +134,12 @@ class Source(Cell):
         try:
             if self.values is None:
                 begun(self)
-                if self.engine.stopping:
-                    self.engine.gate()
+                if self.driver.stopping:
+                    self.driver.gate()
             was = len(edge)
             filled(self, edge, n)
-            if self.engine.stopping:
-                self.engine.gate()
+            if self.driver.stopping:
+                self.driver.gate()
             if len(edge) - was == n:
                 return
         except BaseException as error:
@@ -167,19 +167,19 @@ class Source(Cell):
                 if type(values) is GeneratorType:
                     values.close()
             except BaseException as error:  # the user's generator, in its `finally`
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 self.failed(error)
 
     def ended_by(self, error: BaseException) -> None:
         """The producer raised, or Ctrl-C did in it."""
-        engine = self.engine
-        if engine.stopping:
-            engine.gate()
-        if isinstance(error, KeyboardInterrupt) and (engine.interrupted or engine.may_interrupt):
-            engine.interrupted = True
-            engine.stop()
-        elif engine.passes(error):
+        driver = self.driver
+        if driver.stopping:
+            driver.gate()
+        if isinstance(error, KeyboardInterrupt) and (driver.interrupted or driver.may_interrupt):
+            driver.interrupted = True
+            driver.stop()
+        elif driver.passes(error):
             raise error
         else:
             self.failed(error)
@@ -203,11 +203,11 @@ class Source(Cell):
 
     def failed(self, error: BaseException) -> None:
         """The producer raised: it ends, and only it."""
-        self.engine.producer_failed = True
+        self.driver.producer_failed = True
         self.record(None, error, 1, "skip")
 
     def fail_once(self, item: Any, error: BaseException) -> None:
-        self.engine.producer_failed = True
+        self.driver.producer_failed = True
         self.record(item, error, 1, "skip")
 
     def close(self) -> None:
@@ -216,7 +216,7 @@ class Source(Cell):
         finally:
             self.stop()
             if self.feeder is not None:
-                self.engine.leave(self.name, self.feeder.join())
+                self.driver.leave(self.name, self.feeder.join())
 
     def disarm(self) -> None:
         self.open_gate.clear()
@@ -238,35 +238,35 @@ def _handfuls(n: int) -> Iterator[int]:
         few = min(2 * few, _HANDFUL)
 
 
-def begun(cell: Source) -> None:
+def begun(operator: Source) -> None:
     """Call a producer. KeyboardInterrupt as in `tap`."""
-    cell.values = each(cell.fn())
+    operator.values = each(operator.fn())
 
 
-def filled(cell: Source, edge: Edge, n: int) -> None:
+def filled(operator: Source, edge: Edge, n: int) -> None:
     """Items go to a queue; what came before an error stays there. KeyboardInterrupt as in `tap`."""
-    edge.extend(islice(compress(cell.values, cell.open_gate), n))  # type: ignore[arg-type]
+    edge.extend(islice(compress(operator.values, operator.open_gate), n))  # type: ignore[arg-type]
 
 
-def tap(cell: Source) -> Iterator[Any]:
+def tap(operator: Source) -> Iterator[Any]:
     """A producer's items, as long as it may be pulled.
 
     Ctrl-C raises KeyboardInterrupt inside the user's code if this frame is on the stack (see
-    engine.Interrupts). Between two items it never does: there is nothing here that could be lost.
+    driver.Interrupts). Between two items it never does: there is nothing here that could be lost.
     """
-    engine = cell.engine
+    driver = operator.driver
     try:
-        for item in each(cell.fn()):
-            if engine.stopping:
-                engine.gate()
+        for item in each(operator.fn()):
+            if driver.stopping:
+                driver.gate()
             yield item
-            if engine.stopping:
+            if driver.stopping:
                 break
     except BaseException as error:
-        if isinstance(error, GeneratorExit) and cell.closing:
+        if isinstance(error, GeneratorExit) and operator.closing:
             raise
-        cell.ended_by(error)
-    cell.live_source = False
+        operator.ended_by(error)
+    operator.live_source = False
 
 
 # In these Ctrl-C raises, inside the user's code.
@@ -276,14 +276,14 @@ INTERRUPTED = frozenset({tap.__code__, begun.__code__, filled.__code__})
 class Feeder:
     """The thread of a producer that shares a run with a clock (a batch with max_wait)."""
 
-    def __init__(self, cell: Source) -> None:
-        self.cell = cell
+    def __init__(self, operator: Source) -> None:
+        self.operator = operator
         self.items: deque[Any] = deque()
         self.error: BaseException | None = None
         self.stopped = self.over = False
         self.free = Signal()
-        self._limit = cell.stage.queue_size
-        self._thread = KnownThread(self._run, f"forkmill-{cell.name}")
+        self._limit = operator.stage.queue_size
+        self._thread = KnownThread(self._run, f"forkmill-{operator.name}")
 
     def start(self) -> None:
         """Begin.
@@ -294,9 +294,9 @@ class Feeder:
         self._thread.start()
 
     def _run(self) -> None:
-        items, ring = self.items, self.cell.engine.bell.ring
+        items, ring = self.items, self.operator.driver.bell.ring
         try:
-            for item in each(self.cell.fn()):
+            for item in each(self.operator.fn()):
                 while len(items) >= self._limit and not self.stopped:
                     self.free.wait()
                 if self.stopped:
@@ -315,10 +315,10 @@ class Feeder:
         found = [self.items.popleft() for _ in range(min(number, len(self.items)))]
         self.free.set()
         if over and not self.items:
-            self.cell.live_source = False
+            self.operator.live_source = False
             error, self.error = self.error, None
             if error is not None:
-                self.cell.failed(error)
+                self.operator.failed(error)
         return found
 
     def join(self) -> int:

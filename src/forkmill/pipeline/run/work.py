@@ -4,7 +4,7 @@
 
 Guarantees:
     * Whatever a stage emits comes back as it is: None, lists, tuples, fm.to.
-    * Nothing here refers to the run, so forked copies and pickles stay small.
+    * Nothing here refers to the run, so forked replicas and pickles stay small.
 
 Threads: these run in workers, threads and loops; each function says nothing to the others.
 """
@@ -214,7 +214,7 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
 
     Args:
         stage: The stage.
-        after_fork: Hooks to be called where a copy of the state is set up.
+        after_fork: Hooks to be called where a replica of the state is set up.
     """
     setup, teardown = stage.parts.get("setup"), stage.parts.get("teardown")
     on_end = stage.parts.get("on_end")
@@ -247,7 +247,7 @@ def label_of(stages: list[Stage]) -> str:
 
 
 def set_up(hooks: list[Callable[..., Any]], name: str, setup: Any) -> Any:
-    """Where a copy of the state is: the hooks of its fork, then its setup."""
+    """Where a replica of the state is: the hooks of its fork, then its setup."""
     run_hooks(hooks, name)
     return setup() if setup is not None else None
 

@@ -1,8 +1,8 @@
 """Neighbours on one named pool: one call in the worker does an item's way through all of them.
 
-    edges ──▶ Carrier: the first stage's lane ──▶ Group in the worker: a, b, c ──▶ outputs of c
-                                                   └─▶ Aside, Lost, Passed: what a and b tell
-    fm.to ──▶ Rider b: only what was sent to it straight goes through a lane of its own
+    edges ──▶ ChainHead: the first stage's lane ──▶ Chain in the worker: a, b, c ──▶ outputs of c
+                                                   └─▶ SideOutput, Lost, Passed: what a and b tell
+    fm.to ──▶ ChainMember b: only what was sent to it straight goes through a lane of its own
 
 Guarantees:
     * Counters, edges, failures and what is sent by fm.to are those of the stage that they belong
@@ -12,17 +12,17 @@ Guarantees:
     * The death of a worker is that of the stage whose function was running, and of the item that
       was put: what the stage had made of it is lost. Counted is the way to where it died.
 
-What joins (`rides`): nothing that needs the single stage to be seen from here: no order, key,
+What joins (`joins_chain`): nothing that needs the single stage to be seen from here: no order, key,
 batch, timeout, async function or fork hook, and no retry but the first stage's in threads. Where a
 worker can die, the stages have one policy, for its item is the first one's.
 
 Invariants:
-    * GRP-1  A plain value that a group of plain functions returns stands for one output of each
+    * CHAIN-1  A plain value that a chain of plain functions returns stands for one output of each
       stage; anything else is told by Passed at the end of the call.
-    * GRP-2  Passed counts what a rider worked on without failing; Lost counts itself. So the edges
-      add up at any moment at which a run may be ended.
+    * CHAIN-2  Passed counts what a member worked on without failing; Lost counts itself. So the
+      edges add up at any moment at which a run may be ended.
 
-Threads: Group and its functions run in workers and threads; the cells in the engine's.
+Threads: Chain and its functions run in workers and threads; the operators in the driver's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ...errors import WorkerDied
 from ..declare import to
 from ..graph import stage_hooks
 from ..options import DeadLetter, Retry, final
-from .lanes import LaneCell
+from .lanes import LaneOperator
 from .work import (
     adapted,
     clocked,
@@ -57,17 +57,17 @@ from .work import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from ..graph import Graph, Stage
-    from .cells import Cell
-    from .engine import Engine
+    from ..graph import Stage, StageGraph
+    from .driver import Driver
+    from .operators import Operator
 
-__all__ = ["Carrier", "Rider", "rides"]
+__all__ = ["ChainHead", "ChainMember", "joins_chain"]
 
 _KINDS = ("stage", "flat", "filter")
 _PARTS = ("setup", "on_end", "teardown")
 
 
-def rides(stage: Stage, graph: Graph) -> bool:
+def joins_chain(stage: Stage, graph: StageGraph) -> bool:
     """Whether a stage runs in the same call as the one before it."""
     if len(stage.sources) != 1 or stage.kind not in (*_KINDS, "consumer"):
         return False
@@ -82,13 +82,13 @@ def rides(stage: Stage, graph: Graph) -> bool:
     if isinstance(stage.on_error, Retry):
         return False
     if any(stage.parts.get(part) for part in _PARTS) and _may_jump(graph):
-        return False  # what is sent to it straight would meet another copy of its state
+        return False  # what is sent to it straight would meet another replica of its state
     if stage.spec.type != "thread" and stage.on_error != source.on_error:
         return False
-    return all(map(_joins, (source, stage)))
+    return all(map(_may_join, (source, stage)))
 
 
-def _may_jump(graph: Graph) -> bool:
+def _may_jump(graph: StageGraph) -> bool:
     """Whether items may come to a stage otherwise than by its links."""
     return any(stage.dynamic or _dead_letters(stage.on_error) for stage in graph.stages)
 
@@ -97,7 +97,7 @@ def _dead_letters(policy: Any) -> bool:
     return isinstance(final(policy), DeadLetter)
 
 
-def _joins(stage: Stage) -> bool:
+def _may_join(stage: Stage) -> bool:
     alone = (
         stage.nested is not None
         or stage.ordered
@@ -112,8 +112,8 @@ def _joins(stage: Stage) -> bool:
 # ---------------------------------------------------------------------- in the worker
 
 
-class Aside:
-    """Something that a stage of a group says beside the outputs: a Report, an item by fm.to."""
+class SideOutput:
+    """Something that a stage of a chain says beside the outputs: a Report, an item by fm.to."""
 
     __slots__ = ("stage", "value")
 
@@ -122,11 +122,11 @@ class Aside:
         self.value = value
 
     def __reduce__(self) -> Any:
-        return Aside, (self.stage, self.value)
+        return SideOutput, (self.stage, self.value)
 
 
 class Lost:
-    """An item that failed in a rider; or a stage's end that failed, if `counted` is not true."""
+    """An item that failed in a member; or a stage's end that failed, if `counted` is not true."""
 
     __slots__ = ("counted", "item", "raised", "stage")
 
@@ -157,11 +157,11 @@ class Passed:
         return Passed, (self.counts,)
 
 
-_TOLD = frozenset({Aside, Lost, Passed})
+_TOLD = frozenset({SideOutput, Lost, Passed})
 _UNUSUAL = frozenset({*UNUSUAL, Report, to})
 
 
-class Group:
+class Chain:
     """The functions of the stages, one after the other.
 
     Attributes:
@@ -290,19 +290,19 @@ class Group:
         for value in values:
             output = value
             if type(output) is Report:
-                yield Aside(k, Report(Report, output.call, output.seconds))
+                yield SideOutput(k, Report(Report, output.call, output.seconds))
                 output = output.value
                 if output is Report:
                     continue
             if type(output) is to:
-                yield Aside(k, output)
+                yield SideOutput(k, output)
             elif k < self.last:
                 yield from self._arrive(k + 1, output, counts)
             elif not self.silent:
                 yield output
             self.mark(k)  # its generator goes on; others have run meanwhile
 
-    # The life of a copy of the state.
+    # The life of a replica of the state.
 
     def setup(self) -> None:
         """All setups; one that fails is every item's failure, in its stage."""
@@ -349,24 +349,24 @@ class Group:
 
 
 class _Unready:
-    """Stands for a rider's function whose setup failed: the item that met it fails with that; the
+    """Stands for a member's function whose setup failed: the item that met it fails with that; the
     next one tries again."""
 
-    def __init__(self, group: Group, k: int, error: BaseException) -> None:
-        self.group = group
+    def __init__(self, chain: Chain, k: int, error: BaseException) -> None:
+        self.chain = chain
         self.k = k
-        self.fns = group.fns[k], group.unmeasured[k]
+        self.fns = chain.fns[k], chain.unmeasured[k]
         self.error: BaseException | None = error
 
     def __call__(self, item: Any) -> Any:
-        group, k = self.group, self.k
+        chain, k = self.chain, self.k
         error, self.error = self.error, None
         if error is not None:
             raise error
-        setup: Any = group.parts[k]["setup"]
+        setup: Any = chain.parts[k]["setup"]
         settle(setup())
-        group.ready[k] = True
-        group.fns[k], group.unmeasured[k] = self.fns
+        chain.ready[k] = True
+        chain.fns[k], chain.unmeasured[k] = self.fns
         return self.fns[0](item)
 
 
@@ -378,11 +378,11 @@ def _failing(error: BaseException) -> Iterator[Any]:
 # ---------------------------------------------------------------------- in the run
 
 
-class Rider(LaneCell):
+class ChainMember(LaneOperator):
     """A stage that runs in the calls of the one before it."""
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
+    def __init__(self, driver: Driver, stage: Stage) -> None:
+        super().__init__(driver, stage)
         self.fused = True
 
     def open(self) -> None:
@@ -433,25 +433,25 @@ def _run_through(stages: list[Stage], item: Any) -> list[Any]:
     return items
 
 
-class Carrier(LaneCell):
+class ChainHead(LaneOperator):
     """The first stage of several that run in one call."""
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        super().__init__(engine, stage)
-        self._riders: list[Rider] = []
-        self._group: Group | None = None
+    def __init__(self, driver: Driver, stage: Stage) -> None:
+        super().__init__(driver, stage)
+        self._members: list[ChainMember] = []
+        self._chain: Chain | None = None
         self._losses: list[Lost] = []
 
     def wire(self) -> None:
         super().wire()
-        last: Cell = self
-        while last.targets and isinstance(last.targets[0], Rider):
+        last: Operator = self
+        while last.targets and isinstance(last.targets[0], ChainMember):
             last = last.targets[0]
-            self._riders.append(last)
+            self._members.append(last)
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
-        self._group = Group([self.stage, *(rider.stage for rider in self._riders)])
-        return self._group.work()
+        self._chain = Chain([self.stage, *(member.stage for member in self._members)])
+        return self._chain.work()
 
     def _batch(self, piece: Any) -> None:
         super()._batch(piece)
@@ -470,55 +470,55 @@ class Carrier(LaneCell):
             return
         assert failure is not None
         super()._finished(record, item, None)
-        before, here = self._riders[: place - 1], self._riders[place - 1]
-        for rider in before:
-            rider.passed(1)
-        here.died(item, failure, [cell.stage for cell in (self, *before)])
+        before, here = self._members[: place - 1], self._members[place - 1]
+        for member in before:
+            member.passed(1)
+        here.died(item, failure, [operator.stage for operator in (self, *before)])
 
     def fail_once(self, item: Any, error: BaseException) -> None:
         place = self._place(error)
         if place:
-            self._riders[place - 1].fail_once(item, error)
+            self._members[place - 1].fail_once(item, error)
         else:
             super().fail_once(item, error)
 
     def _place(self, failure: BaseException | None) -> int:
-        """Which stage of the group a worker died in; 0: the first one, or nobody died."""
+        """Which stage of the chain a worker died in; 0: the first one, or nobody died."""
         place = failure.mark if isinstance(failure, WorkerDied) else 0
-        return place if place <= len(self._riders) else 0
+        return place if place <= len(self._members) else 0
 
     def deliver(self, outputs: list[Any], plain: bool = False) -> None:
         """Outputs of the last stage go on; what the others told is theirs."""
         if not outputs:
             return
-        assert self._group is not None
-        if not self._group.many and type(outputs[-1]) is not Passed:
-            for rider in self._riders:
-                rider.passed(len(outputs))
+        assert self._chain is not None
+        if not self._chain.many and type(outputs[-1]) is not Passed:
+            for member in self._members:
+                member.passed(len(outputs))
         elif not plain and not _TOLD.isdisjoint(map(type, outputs)):
             outputs = [output for output in outputs if not self._told(output)]
-        self._riders[-1].deliver(outputs, plain)
+        self._members[-1].deliver(outputs, plain)
 
     def _parts(self, piece: Any, room: int) -> list[Any]:
-        assert self._group is not None
-        if not self._group.many and piece.__class__ is contexts.Taken:
+        assert self._chain is not None
+        if not self._chain.many and piece.__class__ is contexts.Taken:
             return [piece]  # Passed belongs to all of it
         return super()._parts(piece, room)
 
     def _told(self, output: Any) -> bool:
         kind = type(output)
         if kind is Passed:
-            for rider, number in zip(self._riders, output.counts[1:], strict=True):
-                rider.passed(number)
+            for member, number in zip(self._members, output.counts[1:], strict=True):
+                member.passed(number)
         elif kind is Lost:
             self._losses.append(output)
-        elif kind is Aside:
-            cell = self._riders[output.stage - 1] if output.stage else self
+        elif kind is SideOutput:
+            operator = self._members[output.stage - 1] if output.stage else self
             if type(output.value) is to:
-                cell.send(output.value)
+                operator.send(output.value)
             else:
-                cell.sampled += output.value.seconds
-                cell.reservoir.add(output.value.call)
+                operator.sampled += output.value.seconds
+                operator.reservoir.add(output.value.call)
         return kind in _TOLD
 
     def _record_losses(self) -> None:
@@ -526,7 +526,7 @@ class Carrier(LaneCell):
         while self._losses:
             failed = self._losses.pop(0)
             if failed.stage:
-                self._riders[failed.stage - 1].lost(failed)
+                self._members[failed.stage - 1].lost(failed)
             else:  # a first stage's item fails with its call: this was its end
                 self.fail_at_end(failed.raised.error)
 

@@ -1,6 +1,6 @@
-"""The engine: carries a graph out, once. One thread has everything: that of whoever runs it.
+"""The driver: carries a graph out, once. One thread has everything: that of whoever runs it.
 
-    round:  every cell has a turn, sinks first, producers last
+    round:  every operator has a turn, sinks first, producers last
             what can end ends
             nothing happened: sleep until the bell rings or a timer is due
 
@@ -13,21 +13,21 @@ Guarantees:
       are due, and the edges add up.
 
 Invariants:
-    * ENG-1  Only the bell is touched by other threads. It is rung after what it tells of.
-    * ENG-2  Before it sleeps, the engine has looked at everything since it last cleared the bell
+    * DRIVE-1  Only the bell is touched by other threads. It is rung after what it tells of.
+    * DRIVE-2  Before it sleeps, the driver has looked at everything since it last cleared the bell
       (where nobody asks for an output: at whether somebody does).
-    * ENG-3  On every edge emitted = delivered + failed + dropped, when the run is over.
-    * ENG-4  That nothing is left to wait for is believed only when a look at everything, begun
+    * DRIVE-3  On every edge emitted = delivered + failed + dropped, when the run is over.
+    * DRIVE-4  That nothing is left to wait for is believed only when a look at everything, begun
       after it was first seen, has found nothing.
 
 Why nothing is slept through, and no run is called stuck that is not. What goes on elsewhere (a
 lane, a feeder) is its own witness: it 1. makes its change (a piece in its out-list, its end), and
-2. rings. The engine a. clears the bell; b. looks at everything: turns, ends; c. asks each whether
+2. rings. The driver a. clears the bell; b. looks at everything: turns, ends; c. asks each whether
 it goes on; d. sleeps if one does, and not at all if the bell has rung since a.
     * A change before b is seen in b. One after b rings after b: d does not sleep, or is woken.
     * Asked in c, a lane may say "no" because it came to its end after b: it has made its change
       (1) and may not have rung yet (2). So "no" of all of them proves only that every change is
-      made by now, and the engine goes back to a, once (ENG-4). If b then finds nothing and c is
+      made by now, and the driver goes back to a, once (DRIVE-4). If b then finds nothing and c is
       "no" again, nothing can come any more: nobody is left who could make a change.
 
 Threads: `run`, `serve`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import events
 from ..._process import Latch, interrupted
-from ...contexts.lanes.lane import Copy
+from ...contexts.lanes.lane import Replica
 from ...errors import PoolError
 from ...runs.stats import EdgeStats, RunStats, StageStats
 from ..declare import hooks_of, to
@@ -60,20 +60,20 @@ from ..result import (
     attach,
     check_keep,
 )
-from .cells import (
+from .chains import ChainHead, ChainMember, joins_chain
+from .fuse import Code, tallied
+from .lanes import LaneOperator
+from .nested import NestedOperator
+from .operators import (
     Abort,
-    Cell,
     Edge,
     Killed,
+    Operator,
     Outlet,
     Pace,
     resolve,
     width_of,
 )
-from .fuse import Code, tallied
-from .groups import Carrier, Rider, rides
-from .lanes import LaneCell
-from .nested import NestedCell
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .work import each_hook, run_hooks
@@ -84,16 +84,16 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from ...runs.stats import Reservoir
-    from ..graph import Graph
+    from ..graph import StageGraph
     from ..result import Failure
 
-__all__ = ["Engine"]
+__all__ = ["Driver"]
 
 _NEVER = float("inf")
 
 
 class Bell:
-    """Wakes the engine. `ring` may be called anywhere, also in a signal handler."""
+    """Wakes the driver. `ring` may be called anywhere, also in a signal handler."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -125,14 +125,14 @@ class Bell:
 
 
 class Interrupts:
-    """Ctrl-C while the engine works: the first one stops the sources, the second one raises.
+    """Ctrl-C while the driver works: the first one stops the sources, the second one raises.
 
-    Python's own handler would raise anywhere in the engine. Another handler than Python's is the
+    Python's own handler would raise anywhere in the driver. Another handler than Python's is the
     user's, and stays.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
         self._old: Any = None
 
     def __enter__(self) -> None:
@@ -140,7 +140,7 @@ class Interrupts:
             return
         handler = signal.getsignal(signal.SIGINT)
         ours = handler is signal.default_int_handler
-        self.engine.may_interrupt = not ours and callable(handler)
+        self.driver.may_interrupt = not ours and callable(handler)
         if ours:
             self._old = handler  # first: the next call may be the last one
             signal.signal(signal.SIGINT, self._handle)
@@ -152,18 +152,18 @@ class Interrupts:
             self._old = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.engine.interrupted:
-            self.engine.kill()
+        if self.driver.interrupted:
+            self.driver.kill()
             raise KeyboardInterrupt
-        self.engine.interrupted = True
-        self.engine.stop()
+        self.driver.interrupted = True
+        self.driver.stop()
         while frame is not None:
             if frame.f_code in INTERRUPTED:
                 raise KeyboardInterrupt  # inside a source: it ends here (see tap)
             frame = frame.f_back
 
 
-class Engine:
+class Driver:
     """One run of a graph.
 
     Args:
@@ -177,7 +177,7 @@ class Engine:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: StageGraph,
         sinks: Iterable[Any] = (),
         *,
         stream: bool = False,
@@ -187,7 +187,7 @@ class Engine:
     ) -> None:
         self.graph = graph
         self.prefix = prefix
-        self.inside = feed  # what happens is told to another engine
+        self.inside = feed  # what happens is told to another driver
         self.sign: Any = None  # not 0 at [0]: that one is being stopped, in another process
         self.sign_path = ""
         self._sinks = events.check_sinks(sinks)
@@ -196,10 +196,10 @@ class Engine:
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()
         self.beat: list[None] = []  # not empty: a run comes back as soon as it can
-        self.pace: Pace | None = None  # where more than one cell may wait for its turn
+        self.pace: Pace | None = None  # where more than one operator may wait for its turn
         self.codes: dict[CodeType, Code] = {}  # of all runs
         self.flushed = 0  # how often a run has handed its counters over
-        self.thread = threading.get_ident()  # who runs the engine
+        self.thread = threading.get_ident()  # who runs the driver
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
         self.may_interrupt = False  # a SIGINT handler of the user's is there
         self.closing = False  # runs are closed: GeneratorExit is ours
@@ -207,7 +207,7 @@ class Engine:
         self._cut = Latch()  # ends pauses
         self._opened = self._over = self._told_end = False
         self._sources_stopped = False
-        self._quiet = False  # ENG-4: nobody goes on elsewhere, and nothing has happened since
+        self._quiet = False  # DRIVE-4: nobody goes on elsewhere, and nothing has happened since
         self._began = self._looked = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
@@ -223,72 +223,72 @@ class Engine:
         self._releases: list[Any] = []  # all that is to be done at the end, each once
         self._hooks_at = self._released_to = 0  # of those: the first hook of the user's; the next
         self._late: list[BaseException] = []  # what failed where a stage had ended
-        self._riders = {stage for stage in graph.stages if rides(stage, graph)}
-        self.order = [self._cell(stage) for stage in graph.stages]
-        self.cells = {cell.stage: cell for cell in self.order}
-        self._outlets: dict[Cell, list[Any]] = {}
-        self._rounds: set[Cell] = set()  # whose dead letters go back
+        self._members = {stage for stage in graph.stages if joins_chain(stage, graph)}
+        self.order = [self._operator(stage) for stage in graph.stages]
+        self.operators = {operator.stage: operator for operator in self.order}
+        self._outlets: dict[Operator, list[Any]] = {}
+        self._rounds: set[Operator] = set()  # whose dead letters go back
         self._wire()
-        sources = [cell for cell in self.order if cell.kind == "producer"]
+        sources = [operator for operator in self.order if operator.kind == "producer"]
         self._turns = [c for c in reversed(self.order) if c.kind != "producer"] + sources
         self._dynamic = [c for c in self.order if c.stage.dynamic or c in self._rounds]
-        self._names: dict[tuple[Cell, str], list[Cell]] = {}
+        self._names: dict[tuple[Operator, str], list[Operator]] = {}
         self._feeds: list[Edge] = []
 
-    def _cell(self, stage: Any) -> Cell:
-        if stage in self._riders:
-            return Rider(self, stage)
-        if not self._riders.isdisjoint(stage.targets):
-            return Carrier(self, stage)
+    def _operator(self, stage: Any) -> Operator:
+        if stage in self._members:
+            return ChainMember(self, stage)
+        if not self._members.isdisjoint(stage.targets):
+            return ChainHead(self, stage)
         if stage.nested is not None:
-            return NestedCell(self, stage)
+            return NestedOperator(self, stage)
         if not stage.inline:
-            return LaneCell(self, stage)
-        return Source(self, stage) if stage.kind == "producer" else Cell(self, stage)
+            return LaneOperator(self, stage)
+        return Source(self, stage) if stage.kind == "producer" else Operator(self, stage)
 
     def _wire(self) -> None:
-        for cell in self.order:
-            for target in cell.stage.targets:
-                cell.connect(self.cells[target])
-        for cell in self.order:
-            cell.fused = type(cell) is Cell and cell.can_fuse()
-            cell.before = {b for s in cell.sources for b in (s, *s.before)}
+        for operator in self.order:
+            for target in operator.stage.targets:
+                operator.connect(self.operators[target])
+        for operator in self.order:
+            operator.fused = type(operator) is Operator and operator.can_fuse()
+            operator.before = {b for s in operator.sources for b in (s, *s.before)}
         self._post()
-        for cell in self.order:
-            cell.wire()
+        for operator in self.order:
+            operator.wire()
         self.linked()
-        jumps = any(cell.jumps for cell in self.order)
-        if jumps or sum(not cell.fused for cell in self.order) > 1:
+        jumps = any(operator.jumps for operator in self.order)
+        if jumps or sum(not operator.fused for operator in self.order) > 1:
             self.pace = Pace(self.beat)
 
     def _post(self) -> None:
         """Dead letters keep their stage from its end as links do. Where they would go round, as
         what may go anywhere does."""
-        for cell in self.order:
-            policy = final(cell.stage.on_error)
-            if not isinstance(policy, DeadLetter) or not cell.stage.letters_stay:
+        for operator in self.order:
+            policy = final(operator.stage.on_error)
+            if not isinstance(policy, DeadLetter) or not operator.stage.letters_stay:
                 continue
-            for target in (self.cells[stage] for stage in resolve(cell, policy.stage)):
-                if target in cell.before:
-                    self._rounds.add(cell)
+            for target in (self.operators[stage] for stage in resolve(operator, policy.stage)):
+                if target in operator.before:
+                    self._rounds.add(operator)
                     continue
                 for after in self.order:
                     if after is target or target in after.before:
-                        after.before |= {cell, *cell.before}
+                        after.before |= {operator, *operator.before}
 
     def linked(self) -> None:
-        """There are new edges: which stages are in a loop, and what closes it (CELL-3)."""
-        reached = {cell: _reached(cell) for cell in self.order}
-        for cell in self.order:
-            ring = (c for c in self.order if c in reached[cell] and cell in reached[c])
-            cell.loop = next(ring, None)  # the first of it stands for all
-        for cell in self.order:
-            for target, edge in cell.edges_out.items():
-                back = target.index <= cell.index
-                edge.closing = back and cell.loop is not None and cell.loop is target.loop
+        """There are new edges: which stages are in a loop, and what closes it (OP-3)."""
+        reached = {operator: _reached(operator) for operator in self.order}
+        for operator in self.order:
+            ring = (c for c in self.order if c in reached[operator] and operator in reached[c])
+            operator.loop = next(ring, None)  # the first of it stands for all
+        for operator in self.order:
+            for target, edge in operator.edges_out.items():
+                back = target.index <= operator.index
+                edge.closing = back and operator.loop is not None and operator.loop is target.loop
         self._outlets.clear()
-        for cell in self.order:
-            cell.rooms()
+        for operator in self.order:
+            operator.rooms()
 
     # ------------------------------------------------------------------ any thread
 
@@ -300,9 +300,9 @@ class Engine:
     def stop(self) -> None:
         """Sources stop, loops and retries too; the rest is finished."""
         self.stopping = True
-        for cell in self.order:
-            if isinstance(cell, NestedCell):
-                cell.tell_stop()
+        for operator in self.order:
+            if isinstance(operator, NestedOperator):
+                operator.tell_stop()
         self._cut.set()
         self.events.hurry()
         self._call()
@@ -312,15 +312,15 @@ class Engine:
         if not self.killed:
             self._kill_by = monotonic() + GRACE
         self.killed = self.stopping = True
-        for cell in self.order:
-            if isinstance(cell, NestedCell) and cell.here is not None:
-                cell.here.kill()
+        for operator in self.order:
+            if isinstance(operator, NestedOperator) and operator.here is not None:
+                operator.here.kill()
         self._cut.set()
         self.events.hurry()
         self._call()
 
     def _call(self) -> None:
-        """Have the engine look up, from its sleep or from a run."""
+        """Have the driver look up, from its sleep or from a run."""
         self.beat.append(None)
         self.bell.ring()
 
@@ -334,19 +334,19 @@ class Engine:
         busy = self._busy()
         counts = self._counts()
         stages = {}
-        for cell in self.order:
-            p50, p90, p99 = cell.reservoir.percentiles(0.5, 0.9, 0.99)
-            came, out = counts[cell]
-            method, reason = cell.started
-            stages[cell.name] = StageStats(
-                name=cell.name,
-                context=str(cell.stage.spec),
-                workers=width_of(cell.stage),
+        for operator in self.order:
+            p50, p90, p99 = operator.reservoir.percentiles(0.5, 0.9, 0.99)
+            came, out = counts[operator]
+            method, reason = operator.started
+            stages[operator.name] = StageStats(
+                name=operator.name,
+                context=str(operator.stage.spec),
+                workers=width_of(operator.stage),
                 in_=came,
                 out=out,
-                failed=cell.failures,
-                busy=busy[cell],
-                waiting=cell.waited,
+                failed=operator.failures,
+                busy=busy[operator],
+                waiting=operator.waited,
                 p50=p50,
                 p90=p90,
                 p99=p99,
@@ -354,74 +354,74 @@ class Engine:
                 start_reason=reason,
             )
         edges = {
-            (e.source, cell.name): EdgeStats(
+            (e.source, operator.name): EdgeStats(
                 e.emitted,
                 e.delivered,
                 e.failed,
                 e.dropped,
-                max(0, e.peak - cell.stage.queue_size),
+                max(0, e.peak - operator.stage.queue_size),
             )
-            for cell in self.order
-            for e in tuple(cell.edges_in)
+            for operator in self.order
+            for e in tuple(operator.edges_in)
         }
-        for cell in self.order:
-            if isinstance(cell, NestedCell):
-                inner = cell.inner_figures()
+        for operator in self.order:
+            if isinstance(operator, NestedOperator):
+                inner = operator.inner_figures()
                 stages.update(inner.stages)
                 edges.update(inner.edges)
         return RunStats(stages, edges, duration, self.events.errors)
 
     def reservoirs(self) -> dict[str, Reservoir]:
         """The measured calls of all stages, those of nested pipelines too."""
-        found = {cell.name: cell.reservoir for cell in self.order}
-        for cell in self.order:
-            if isinstance(cell, NestedCell):
-                found.update(cell.reservoirs())
+        found = {operator.name: operator.reservoir for operator in self.order}
+        for operator in self.order:
+            if isinstance(operator, NestedOperator):
+                found.update(operator.reservoirs())
         return found
 
-    def _counts(self) -> dict[Cell, tuple[int, int]]:
-        """How many items came to each cell and went out of it, runs under way included."""
-        counts: dict[Cell, tuple[int, int]] = {}
+    def _counts(self) -> dict[Operator, tuple[int, int]]:
+        """How many items came to each operator and went out of it, runs under way included."""
+        counts: dict[Operator, tuple[int, int]] = {}
         for _ in range(3):  # a run that ends meanwhile would count twice, or not at all
             before = self.flushed
-            counts = {cell: (cell.came, cell.out) for cell in self.order}
+            counts = {operator: (operator.came, operator.out) for operator in self.order}
             for frame in () if self._over else self._frames():
                 for tally, (came, _, out) in tallied(frame, self.codes[frame.f_code].tallies):
-                    was = counts[tally.cell]
-                    counts[tally.cell] = was[0] + came, was[1] + out
+                    was = counts[tally.operator]
+                    counts[tally.operator] = was[0] + came, was[1] + out
             if self.flushed == before:
                 break
         return counts
 
     def _frames(self) -> Iterator[FrameType]:
-        """The frames of all runs under way: on the stack of the engine's thread, or waiting."""
+        """The frames of all runs under way: on the stack of the driver's thread, or waiting."""
         frame = sys._current_frames().get(self.thread)
         while frame is not None:
             if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
                 yield frame
             frame = frame.f_back
-        for cell in self.order:
-            run: Any = cell.run
+        for operator in self.order:
+            run: Any = operator.run
             while run is not None:
                 code = getattr(run, "gi_code", None)
                 if code in self.codes and not run.gi_running and run.gi_frame is not None:
                     yield run.gi_frame
                 run = getattr(run, "gi_yieldfrom", None)
 
-    def _busy(self) -> dict[Cell, float]:
-        """Seconds by cell: a group's time is shared out as its measured calls were."""
-        busy = {cell: cell.sampled for cell in self.order}
+    def _busy(self) -> dict[Operator, float]:
+        """Seconds by operator: a group's time is shared out as its measured calls were."""
+        busy = {operator: operator.sampled for operator in self.order}
         for root in self.order:
-            if root.fused or isinstance(root, LaneCell):
+            if root.fused or isinstance(root, LaneOperator):
                 continue
             group = list(_group(root))
-            measured = sum(cell.sampled for cell in group)
+            measured = sum(operator.sampled for operator in group)
             if measured > 0:
-                factor = sum(cell.wall for cell in group) / measured
-                busy.update((cell, cell.sampled * factor) for cell in group)
+                factor = sum(operator.wall for operator in group) / measured
+                busy.update((operator, operator.sampled * factor) for operator in group)
         return busy
 
-    # ------------------------------------------------------------------ what cells ask for
+    # ------------------------------------------------------------------ what operators ask for
 
     def passes(self, error: BaseException) -> bool:
         """Whether what was raised in a user's function ends the run, and is no item's failure.
@@ -440,8 +440,8 @@ class Engine:
 
     def rewrite(self) -> None:
         """The function of a stage is another one now: compile what calls it anew."""
-        for cell in self.order:
-            cell.rewrite()
+        for operator in self.order:
+            operator.rewrite()
 
     def fail_late(self, error: BaseException) -> None:
         """A stage's end failed: sources stop, all that is under way is finished, then it is raised.
@@ -449,23 +449,23 @@ class Engine:
         self._late.append(error)
         self.stop()
 
-    def outlets_of(self, cell: Cell) -> list[Any]:
-        """The queues that a run of a cell may fill."""
-        found = self._outlets.get(cell)
+    def outlets_of(self, operator: Operator) -> list[Any]:
+        """The queues that a run of an operator may fill."""
+        found = self._outlets.get(operator)
         if found is None:
-            found = self._outlets[cell] = cell.outlets()
+            found = self._outlets[operator] = operator.outlets()
         return found
 
-    def resolve(self, cell: Cell, name: str) -> list[Cell]:
-        """The cells that fm.to(name, ...) means in a stage.
+    def resolve(self, operator: Operator, name: str) -> list[Operator]:
+        """The operators that fm.to(name, ...) means in a stage.
 
         Raises:
             BuildError: There is no such stage.
         """
-        found = self._names.get((cell, name))
+        found = self._names.get((operator, name))
         if found is None:
-            found = [self.cells[stage] for stage in resolve(cell, name)]
-            self._names[cell, name] = found
+            found = [self.operators[stage] for stage in resolve(operator, name)]
+            self._names[operator, name] = found
         return found
 
     def outward(self, name: str, item: Any) -> bool:
@@ -489,7 +489,7 @@ class Engine:
     # ------------------------------------------------------------------ the lead
     #
     # The thread of a Handle's run may be held by the user's code for ever: by an inline source
-    # after `stop`, by any inline function after `kill`. Then another thread takes the engine over.
+    # after `stop`, by any inline function after `kill`. Then another thread takes the driver over.
     #
     #   that thread, at `gate`, before it touches anything | who takes over
     #     lock: is it `thread` still? then `_passed` = True |  lock: is it in a source, and has not
@@ -521,14 +521,14 @@ class Engine:
                 frame = frame.f_back
             if frame is None:
                 return False
-            cell: Source = frame.f_locals["cell"]
+            operator: Source = frame.f_locals["operator"]
             self._take_over()
-        cell.left_behind(frame)
-        self.leave(cell.name, 1)
+        operator.left_behind(frame)
+        self.leave(operator.name, 1)
         return True
 
     def _pulls(self, frame: FrameType) -> bool:
-        return frame.f_code in INTERRUPTED and frame.f_locals["cell"].engine is self
+        return frame.f_code in INTERRUPTED and frame.f_locals["operator"].driver is self
 
     def held_by_anything(self) -> bool:
         """After `kill`: whether the run is not over; if so the caller has it now."""
@@ -538,8 +538,8 @@ class Engine:
             where = self._calls()
             self._take_over()
             self._torn = True
-            for cell in self.order:
-                cell.disarm()
+            for operator in self.order:
+                operator.disarm()
         if where:
             self.leave(where, 1)
         return True
@@ -563,14 +563,14 @@ class Engine:
         frame, calling = sys._current_frames().get(self.thread), False
         while frame is not None:
             if self._pulls(frame):
-                name: str = frame.f_locals["cell"].name
+                name: str = frame.f_locals["operator"].name
                 return name
             if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
                 return self.order[self.codes[frame.f_code].calls(frame)].name
             calling = calling or frame.f_code in _CALLING
-            cell = frame.f_locals.get("self") if calling else None
-            if isinstance(cell, Cell) and cell.engine is self:
-                return cell.name
+            operator = frame.f_locals.get("self") if calling else None
+            if isinstance(operator, Operator) and operator.driver is self:
+                return operator.name
             frame = frame.f_back
         return ""
 
@@ -582,7 +582,7 @@ class Engine:
         ]
         self.thread = threading.get_ident()
         for tally, figures in counted:
-            (tally.cell.flush_entry if tally.entry else tally.cell.flush)(*figures)
+            (tally.operator.flush_entry if tally.entry else tally.operator.flush)(*figures)
 
     def carry_on(self) -> RunResult:
         """Run to the end, from where another thread was left.
@@ -610,22 +610,22 @@ class Engine:
         self.events.emit("run_started", title, pipeline=title)
         if not self.inside:
             run_hooks(hooks_of(self.graph.pipeline, "before_run"))
-        for cell in self.order:
-            cell.before_hooks()
-        lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
+        for operator in self.order:
+            operator.before_hooks()
+        lanes = [operator for operator in self.order if isinstance(operator, LaneOperator)]
         forks = [c for c in lanes if c.stage.spec.type in ("ipc_fork", "cow_fork")]
-        for cell in (*forks, *(c for c in lanes if c not in forks)):
-            cell.open()
-        for cell in self.order:
-            if not isinstance(cell, LaneCell):
-                cell.open()
-        clocked = [cell for cell in self.order if _has_clock(cell.stage)]
-        for cell in self.order:
-            if isinstance(cell, Source) and any(cell in c.before for c in clocked):
-                cell.thread()
+        for operator in (*forks, *(c for c in lanes if c not in forks)):
+            operator.open()
+        for operator in self.order:
+            if not isinstance(operator, LaneOperator):
+                operator.open()
+        clocked = [operator for operator in self.order if _has_clock(operator.stage)]
+        for operator in self.order:
+            if isinstance(operator, Source) and any(operator in c.before for c in clocked):
+                operator.thread()
         if self.inside:
             for stage in self.graph.entries:
-                entry = self.cells[stage]
+                entry = self.operators[stage]
                 edge = Edge("", entry, _NEVER)  # type: ignore[arg-type]
                 entry.edges_in.append(edge)
                 entry.live_source = True
@@ -710,12 +710,12 @@ class Engine:
         if self._end_some() or progress:
             self._quiet = False
             return True
-        if all(cell.state == "ended" for cell in self.order):
+        if all(operator.state == "ended" for operator in self.order):
             return False
         return self._sleep()
 
     def _attend(self) -> None:
-        """What was asked of the engine. It is called anew if more is asked meanwhile."""
+        """What was asked of the driver. It is called anew if more is asked meanwhile."""
         if self.sign is not None and self.sign[0] and not self.stopping:
             self.stop()
         self.bell.clear()
@@ -729,46 +729,46 @@ class Engine:
 
     def _round(self) -> bool:
         progress = False
-        for cell in self._turns:
-            if cell.turn():
+        for operator in self._turns:
+            if operator.turn():
                 progress = True
         now = monotonic()
-        for cell in self.order:
-            for edge in cell.edges_in:
+        for operator in self.order:
+            for edge in operator.edges_in:
                 if edge:
-                    cell.waited += (now - self._looked) * len(edge)
+                    operator.waited += (now - self._looked) * len(edge)
         self._looked = now
         return progress
 
     def _progress(self) -> dict[str, Any]:
         """How far it is. Any thread."""
         stages = {
-            cell.name: {
+            operator.name: {
                 "in": came,
                 "out": out,
-                "failed": cell.failures,
-                "waiting": sum(map(len, tuple(cell.edges_in))),
+                "failed": operator.failures,
+                "waiting": sum(map(len, tuple(operator.edges_in))),
             }
-            for cell, (came, out) in self._counts().items()
+            for operator, (came, out) in self._counts().items()
         }
-        for cell in self.order:
-            if isinstance(cell, NestedCell):
-                for name, one in cell.inner_figures().stages.items():
+        for operator in self.order:
+            if isinstance(operator, NestedOperator):
+                for name, one in operator.inner_figures().stages.items():
                     figures = {"in": one.in_, "out": one.out, "failed": one.failed, "waiting": 0}
                     stages[name] = figures
         return {"stages": stages}
 
     def _stop_sources(self) -> None:
         self._sources_stopped = True
-        for cell in self.order:
-            cell.stop()
+        for operator in self.order:
+            operator.stop()
 
     def _sleep(self) -> bool:
         """Nothing can be done now: wait."""
         due = self.due()
-        if due == _NEVER and not any(self._outside(cell) for cell in self.order):
+        if due == _NEVER and not any(self._outside(operator) for operator in self.order):
             if not self._quiet:
-                self._quiet = True  # ENG-4
+                self._quiet = True  # DRIVE-4
                 return True
             raise PoolError(f"the run is stuck, a bug of ours: {self._state()}")
         self._quiet = False
@@ -784,16 +784,16 @@ class Engine:
 
     def due(self) -> float:
         """When something is to be done although nothing comes."""
-        return min((cell.due() for cell in self.order), default=_NEVER)
+        return min((operator.due() for operator in self.order), default=_NEVER)
 
     @staticmethod
-    def _outside(cell: Cell) -> bool:
+    def _outside(operator: Operator) -> bool:
         """Whether something goes on elsewhere that will ring the bell."""
-        if isinstance(cell, LaneCell):
-            return cell.works_outside
-        feeder = getattr(cell, "feeder", None)
+        if isinstance(operator, LaneOperator):
+            return operator.works_outside
+        feeder = getattr(operator, "feeder", None)
         # With items of its own there it waits for us, not we for it.
-        return feeder is not None and not (feeder.over or feeder.items) and cell.live_source
+        return feeder is not None and not (feeder.over or feeder.items) and operator.live_source
 
     def _state(self) -> str:
         return ", ".join(
@@ -805,31 +805,31 @@ class Engine:
     def _end_some(self) -> bool:
         """End what can end; whether anything did."""
         changed = False
-        for cell in self.order:
-            if cell.state == "live" and self._may_end(cell):
-                cell.finish()
+        for operator in self.order:
+            if operator.state == "live" and self._may_end(operator):
+                operator.finish()
                 changed = True
-            if cell.state == "ending" and cell.ended():
-                cell.conclude()
+            if operator.state == "ending" and operator.ended():
+                operator.conclude()
                 changed = True
                 if self._dynamic:
                     return True  # its last outputs may go anywhere
         return changed
 
-    def _may_end(self, cell: Cell) -> bool:
-        if cell.live_source or cell.in_flight():
+    def _may_end(self, operator: Operator) -> bool:
+        if operator.live_source or operator.in_flight():
             return False
-        if any(before.state != "ended" for before in cell.before):
+        if any(before.state != "ended" for before in operator.before):
             return False
         if not self._dynamic:
             return True
         live = [c for c in self._dynamic if c.state != "ended"]
         reaching = {c for s in live for c in (s, *s.before) if c.state != "ended"}
-        reaching.discard(cell)
-        loops = any(cell is s or cell in s.before for s in live)  # it reaches all of them
+        reaching.discard(operator)
+        loops = any(operator is s or operator in s.before for s in live)  # it reaches all of them
         for other in reaching:
             quiet = other.state == "live" and not other.live_source and not other.in_flight()
-            if not quiet or not (loops or cell in other.before):
+            if not quiet or not (loops or operator in other.before):
                 return False
         return True
 
@@ -849,7 +849,7 @@ class Engine:
             self._attend()
             if self._round():
                 continue
-            if not any(self._outside(cell) for cell in self.order):
+            if not any(self._outside(operator) for operator in self.order):
                 return
             self._rest(self.due())
 
@@ -857,8 +857,8 @@ class Engine:
         """Go on after a failure that is another's to deal with: what was made of the item goes."""
         self.closing = True
         try:
-            for cell in self.order:
-                cell.drop()
+            for operator in self.order:
+                operator.drop()
         finally:
             self.closing = False
         self.failures.kept.remove(abort.failure)
@@ -880,7 +880,7 @@ class Engine:
         """
         self.thread = threading.get_ident()
         for stage in self.graph.entries:
-            self.cells[stage].live_source = False
+            self.operators[stage].live_source = False
         while self.step():
             pass
         late, self._late = self._late, []
@@ -1002,7 +1002,7 @@ class Engine:
             self._raised = KeyboardInterrupt()
 
     def _close_all(self) -> list[BaseException]:
-        """End every cell, whatever the user's code makes of it; what failed since a stage ended."""
+        """End every operator, whatever the user's code does; what failed since a stage ended."""
         late = self._late
         self.closing = True
         while True:
@@ -1033,10 +1033,10 @@ class Engine:
     def _to_release(self) -> list[Any]:
         """All that is to be done at the end. What comes before the hooks of the run may be done
         again, if it was broken off."""
-        lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
-        todo: list[Any] = [*(cell.halt for cell in lanes), self._wait_for_calls]
+        lanes = [operator for operator in self.order if isinstance(operator, LaneOperator)]
+        todo: list[Any] = [*(operator.halt for operator in lanes), self._wait_for_calls]
         for work in ("close", "tear_down", "after_hooks"):
-            todo += [getattr(cell, work) for cell in self.order]
+            todo += [getattr(operator, work) for operator in self.order]
         todo.append(self._conclude)
         self._hooks_at = len(todo)
         if not self.inside and self._opened:
@@ -1060,10 +1060,10 @@ class Engine:
 
     def _wait_for_calls(self) -> None:
         """Calls that cannot be ended: until they end, or until they are left behind."""
-        lanes = [cell for cell in self.order if isinstance(cell, LaneCell)]
+        lanes = [operator for operator in self.order if isinstance(operator, LaneOperator)]
         while monotonic() < self._kill_by:
             self.bell.clear()
-            if not any(cell.busy for cell in lanes):
+            if not any(operator.busy for operator in lanes):
                 return
             wait = self._kill_by - monotonic()
             self.bell.wait(None if wait == _NEVER else max(0.0, wait))
@@ -1071,14 +1071,14 @@ class Engine:
                 self.gate()
 
     def _check_edges(self, torn: bool) -> None:
-        """ENG-3. `torn`: Ctrl-C has raised anywhere in here, so what is missing was dropped."""
-        for cell in self.order:
-            for e in cell.edges_in:
+        """DRIVE-3. `torn`: Ctrl-C has raised anywhere in here, so what is missing was dropped."""
+        for operator in self.order:
+            for e in operator.edges_in:
                 if torn:
                     e.dropped = max(0, e.emitted - e.delivered - e.failed)
                 elif e.emitted != e.delivered + e.failed + e.dropped:
                     raise PoolError(
-                        f"a bug of ours: {e.source} -> {cell.name}: emitted {e.emitted}, but "
+                        f"a bug of ours: {e.source} -> {operator.name}: emitted {e.emitted}, but "
                         f"delivered {e.delivered}, failed {e.failed}, dropped {e.dropped}"
                     )
 
@@ -1087,11 +1087,11 @@ class Engine:
 _CALLING = frozenset(
     {
         run_hooks.__code__,
-        Cell._begin.__code__,
-        Cell.tear_down.__code__,
-        Cell.drop.__code__,  # a generator's `finally`
+        Operator._begin.__code__,
+        Operator.tear_down.__code__,
+        Operator.drop.__code__,  # a generator's `finally`
         Source.stop.__code__,
-        Copy.tear_down.__code__,
+        Replica.tear_down.__code__,
     }
 )
 
@@ -1103,10 +1103,10 @@ def _has_clock(stage: Any) -> bool:
     return stage.max_wait is not None
 
 
-def _reached(cell: Cell) -> set[Cell]:
-    """All cells that items of a cell can come to; itself, if there is a loop."""
-    found: set[Cell] = set()
-    line = [cell]
+def _reached(operator: Operator) -> set[Operator]:
+    """All operators that items of an operator can come to; itself, if there is a loop."""
+    found: set[Operator] = set()
+    line = [operator]
     while line:
         new = set(line.pop().edges_out).difference(found)
         found |= new
@@ -1114,9 +1114,9 @@ def _reached(cell: Cell) -> set[Cell]:
     return found
 
 
-def _group(cell: Cell) -> Iterable[Cell]:
-    """A cell and all that is fused behind it."""
-    yield cell
-    for target in cell.targets:
+def _group(operator: Operator) -> Iterable[Operator]:
+    """An operator and all that is fused behind it."""
+    yield operator
+    for target in operator.targets:
         if target.fused:
             yield from _group(target)

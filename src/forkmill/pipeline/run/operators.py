@@ -1,23 +1,23 @@
 """A stage while it runs: its queues, its counters, its policy. One class a way of running.
 
-    Edge ──▶ Cell (inline) ──▶ Edge         items wait in the target's edges, one queue each
+    Edge ──▶ Operator (inline) ──▶ Edge         items wait in the target's edges, one queue each
     tap  ──▶ Source        ──▶ Edge         pulled while there is room: sources.py
-    Edge ──▶ LaneCell      ──▶ Edge         through a context's Lane: lanes.py
+    Edge ──▶ LaneOperator      ──▶ Edge         through a context's Lane: lanes.py
 
 Guarantees:
-    * Each item that reaches a cell is counted once on its edge: delivered, failed or dropped.
-    * Nothing is handed to an edge without room, but by what closes a loop (CELL-3).
+    * Each item that reaches an operator is counted once on its edge: delivered, failed or dropped.
+    * Nothing is handed to an edge without room, but by what closes a loop (OP-3).
 
 Invariants:
-    * CELL-1  A cell has at most one run under way; it is resumed before anything new is begun.
-    * CELL-2  `pending` of a LaneCell counts from put until the outputs are handed on: what waits
+    * OP-1  An operator has at most one run under way; it is resumed before anything new is begun.
+    * OP-2  `pending` of a LaneOperator counts from put until the outputs are handed on: what waits
       in pipes, chunks and reorder buffers is bounded by queue_size with it.
-    * CELL-3  Waiting for room never goes in a circle. Links go from a stage to one of a higher
+    * OP-3  Waiting for room never goes in a circle. Links go from a stage to one of a higher
       index; an item by fm.to or a dead letter that goes to a lower one, or the same, closes a loop
       if the stage can be reached from there. Such an edge is never full. So of all that wait
       for room, whoever has the highest index waits for one that does not.
 
-Threads: everything belongs to the thread of the engine, but `Feeder`.
+Threads: everything belongs to the thread of the driver, but `Feeder`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ..graph import Stage
-    from .engine import Engine
+    from .driver import Driver
 
-__all__ = ["Abort", "Cell", "Edge", "Killed", "Outlet", "Pace"]
+__all__ = ["Abort", "Edge", "Killed", "Operator", "Outlet", "Pace"]
 
 _MOST = 16384  # items a slice: what the chunks of a few workers bring at once
 _QUICK, _SLOW = 0.5e-3, 2e-3  # seconds: a slice that takes less grows, one that takes more shrinks
@@ -97,7 +97,7 @@ class Edge(deque):  # type: ignore[type-arg]
         "target",
     )
 
-    def __init__(self, source: str, target: Cell, room: int) -> None:
+    def __init__(self, source: str, target: Operator, room: int) -> None:
         super().__init__()
         self.source = source
         self.target = target
@@ -105,7 +105,7 @@ class Edge(deque):  # type: ignore[type-arg]
         self.straight = 0  # what went over without waiting here: the stages are in one call
         self.taken = 0  # what has waited here
         self.delivered = self.failed = self.dropped = 0
-        self.closing = False  # a loop (CELL-3)
+        self.closing = False  # a loop (OP-3)
         self.peak = 0  # the most that waited at once, where it closes a loop
 
     @property
@@ -151,28 +151,28 @@ class Pace:
     Called by a run when it has worked on as many items as the last call said.
     """
 
-    __slots__ = ("_beat", "_cell", "_due", "_last")
+    __slots__ = ("_beat", "_due", "_last", "_operator")
 
     def __init__(self, beat: list[None]) -> None:
         self._beat = beat
-        self._cell: Any = None
+        self._operator: Any = None
         self._last = self._due = 0.0
 
-    def begin(self, cell: Cell, now: float) -> None:
-        """A cell's turn begins."""
-        self._cell, self._last, self._due = cell, now, now + _SLOW
+    def begin(self, operator: Operator, now: float) -> None:
+        """An operator's turn begins."""
+        self._operator, self._last, self._due = operator, now, now + _SLOW
 
     def __call__(self) -> int:
         """How many more items, before the clock is looked at again."""
-        cell, now = self._cell, perf_counter()
+        operator, now = self._operator, perf_counter()
         spent, self._last = now - self._last, now
         if spent > _QUICK:
-            cell.few = 1
-        elif cell.few < _FEW and spent < _QUICK / 4:
-            cell.few *= 2
+            operator.few = 1
+        elif operator.few < _FEW and spent < _QUICK / 4:
+            operator.few *= 2
         if now >= self._due:
             self._beat.append(None)
-        few: int = cell.few
+        few: int = operator.few
         return few
 
 
@@ -212,24 +212,24 @@ def tell_death(events: Any, name: str, error: BaseException) -> None:
         events.emit("worker_died", name, worker=error.pid, error=str(error))
 
 
-class Cell:
-    """An inline stage, and what all cells have in common."""
+class Operator:
+    """An inline stage, and what all operators have in common."""
 
     live_source = False  # items may come out of it although none went in
     jumps = False  # it may send items where no link is: by fm.to, as dead letters
 
-    def __init__(self, engine: Engine, stage: Stage) -> None:
-        self.engine = engine
+    def __init__(self, driver: Driver, stage: Stage) -> None:
+        self.driver = driver
         self.stage = stage
         self.name = stage.name
         self.index = stage.index
         self.kind = stage.kind
-        self.outlet: Outlet = engine.outputs
-        self.targets: list[Cell] = []
-        self.sources: list[Cell] = []
-        self.before: set[Cell] = set()  # every stage that static links lead from to here
+        self.outlet: Outlet = driver.outputs
+        self.targets: list[Operator] = []
+        self.sources: list[Operator] = []
+        self.before: set[Operator] = set()  # every stage that static links lead from to here
         self.edges_in: list[Edge] = []
-        self.edges_out: dict[Cell, Edge] = {}
+        self.edges_out: dict[Operator, Edge] = {}
         self.loop: object | None = None  # what loop it is part of, of those that are known
         self.fused = False  # runs inside the group of the one stage before it
         self.routed = False  # outputs go through `route`
@@ -239,10 +239,10 @@ class Cell:
         self.form, self.fn = _form(stage, self._watched)
         self.came = self.out = self.failures = 0
         self.sampled = 0.0  # seconds of measured calls
-        self.wall = 0.0  # seconds of the runs that hang on this cell
+        self.wall = 0.0  # seconds of the runs that hang on this operator
         self.waited = 0.0
         self.reservoir = Reservoir()
-        self.run: Iterator[Edge] | None = None  # CELL-1
+        self.run: Iterator[Edge] | None = None  # OP-1
         self.blocked: Any = None  # the full queue that the run waits for
         self.choice: Choice | None = None  # balanced: its targets' queues
         self._runs: dict[tuple[bool, bool], Any] = {}
@@ -264,7 +264,7 @@ class Cell:
 
     # ------------------------------------------------------------------ wiring
 
-    def connect(self, target: Cell) -> None:
+    def connect(self, target: Operator) -> None:
         """Make the edge to a target."""
         edge = Edge(self.name, target, target.stage.queue_size)
         self.targets.append(target)
@@ -272,19 +272,19 @@ class Cell:
         self.edges_out[target] = edge
         target.edges_in.append(edge)
 
-    def edge_to(self, target: Cell) -> Edge:
+    def edge_to(self, target: Operator) -> Edge:
         """The edge to a target; made now if fm.to goes where no link is."""
         edge = self.edges_out.get(target)
         if edge is None:
             edge = self.edges_out[target] = Edge(self.name, target, target.stage.queue_size)
             target.edges_in.append(edge)
-            self.engine.linked()
+            self.driver.linked()
         return edge
 
-    def throw(self, target: Cell, item: Any) -> Edge | None:
+    def throw(self, target: Operator, item: Any) -> Edge | None:
         """Send an item where no link need be; the edge, if it is full now."""
         edge = self.edge_to(target)
-        if self.engine.stopping and self.loop is not None and self.loop is target.loop:
+        if self.driver.stopping and self.loop is not None and self.loop is target.loop:
             edge.straight += 1  # it would go round for ever
             edge.dropped += 1
             return None
@@ -312,7 +312,7 @@ class Cell:
         )
 
     def outlets(self) -> list[Any]:
-        """The queues that a run hanging on this cell may fill."""
+        """The queues that a run hanging on this operator may fill."""
         thrown = set(self.edges_out).difference(self.targets)
         found: list[Any] = [e for t, e in self.edges_out.items() if t in thrown and not e.closing]
         if not self.targets:
@@ -343,10 +343,10 @@ class Cell:
 
     def before_hooks(self) -> None:
         """What comes before the first item."""
-        if self.engine.inside:
-            return  # the outer run does that, once for all copies
+        if self.driver.inside:
+            return  # the outer run does that, once for all replicas
         self._hooked = True
-        self.engine.events.emit("stage_started", self.name, context=str(self.stage.spec))
+        self.driver.events.emit("stage_started", self.name, context=str(self.stage.spec))
         run_hooks(stage_hooks(self.stage, "before_stage"), self.name)
 
     def after_hooks(self) -> None:
@@ -354,15 +354,15 @@ class Cell:
         if not self._hooked:
             return
         self._hooked = False
-        raised = self.engine.hooks(stage_hooks(self.stage, "after_stage"), self.name)
-        self.engine.events.emit(
+        raised = self.driver.hooks(stage_hooks(self.stage, "after_stage"), self.name)
+        self.driver.events.emit(
             "stage_finished",
             self.name,
             **{"in": self.came, "out": self.out},
             failed=self.failures,
         )
         for error in raised:
-            self.engine.fail_late(error)
+            self.driver.fail_late(error)
 
     def open(self) -> None:
         """Get ready for items. setup runs before the first of them."""
@@ -374,12 +374,12 @@ class Cell:
             try:
                 self._begin()
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 self.fail_once(None, error)
         elif self._bare is None:
             self._bare, self.fn = self.fn, self._first
-            self.engine.rewrite()
+            self.driver.rewrite()
 
     def _first(self, item: Any) -> Any:
         """Stands for the stage's function until setup has run: one that fails is tried again by
@@ -401,7 +401,7 @@ class Cell:
         self._ready = True
         if self._bare is not None:
             self.fn, self._bare = self._bare, None
-            self.engine.rewrite()
+            self.driver.rewrite()
 
     def tear_down(self) -> None:
         """Undo `open`; once."""
@@ -412,9 +412,9 @@ class Cell:
                 try:
                     settle(teardown())
                 except BaseException as error:
-                    if self.engine.killed:
-                        self.engine.gate()
-                    if self.engine.passes(error):
+                    if self.driver.killed:
+                        self.driver.gate()
+                    if self.driver.passes(error):
                         raise
                     self.fail_at_end(error)
 
@@ -473,7 +473,7 @@ class Cell:
         return False
 
     def _has_room(self) -> bool:
-        for queue in self.engine.outlets_of(self):
+        for queue in self.driver.outlets_of(self):
             if len(queue) >= queue.room:
                 self.blocked = queue
                 return False
@@ -502,9 +502,9 @@ class Cell:
         return self._measure or self._slice <= 4 * TIMED
 
     def run_of(self, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
-        """The compiled run that hangs on this cell."""
-        if self.engine.stopping:
-            self.engine.gate()
+        """The compiled run that hangs on this operator."""
+        if self.driver.stopping:
+            self.driver.gate()
         run = self._runs.get((entry, timed))
         if run is None:
             run = self._runs[entry, timed] = fuse(self, entry, timed)
@@ -521,13 +521,13 @@ class Cell:
         self.resume()
 
     def resume(self) -> bool:
-        """Go on with the run, as far as there is room, or until the engine is to have a look."""
+        """Go on with the run, as far as there is room, or until the driver is to have a look."""
         blocked = self.blocked
         if blocked is not None:
             if len(blocked) >= blocked.room:
                 return False
             self.blocked = None
-        run, pace = self.run, self.engine.pace
+        run, pace = self.run, self.driver.pace
         assert run is not None
         start = perf_counter()
         if pace is not None:
@@ -562,7 +562,7 @@ class Cell:
 
     def flush(self, came: int, failed: int, out: int) -> None:
         """Counters of a run in which the stage is fused."""
-        if self.engine.thread != get_ident():
+        if self.driver.thread != get_ident():
             return  # they were read when the run was taken over
         self.came += came
         if self.fused:
@@ -571,11 +571,11 @@ class Cell:
             edge.delivered += came - failed
             edge.failed += failed
         self.out += out
-        self.engine.flushed += 1
+        self.driver.flushed += 1
 
     def flush_entry(self, came: int, failed: int, out: int) -> None:
         """Counters of a run whose items come from an edge of the stage."""
-        if self.engine.thread != get_ident():
+        if self.driver.thread != get_ident():
             return
         self.came += came
         edge = self._edge
@@ -583,7 +583,7 @@ class Cell:
             edge.delivered += came - failed
             edge.failed += failed
         self.out += out
-        self.engine.flushed += 1
+        self.driver.flushed += 1
 
     def note(self, seconds: float) -> None:
         """A call was measured."""
@@ -592,9 +592,9 @@ class Cell:
 
     def _watched(self, values: Iterable[Any]) -> Iterator[Any]:
         """Outputs that are collected before any goes on: there may be no end of them."""
-        engine = self.engine
+        driver = self.driver
         for value in values:
-            if engine.killed:
+            if driver.killed:
                 raise Killed
             yield value
 
@@ -610,7 +610,7 @@ class Cell:
         values = self._guarded(value, item, failed)
         if self.kind == "consumer":
             for output in values:
-                if self.engine.beat:
+                if self.driver.beat:
                     yield BEAT
                 if output.__class__ is to:
                     full = self.send(output)
@@ -637,7 +637,7 @@ class Cell:
         try:
             values = iter(emitted_now(value))
         except BaseException as error:
-            if self.engine.passes(error):
+            if self.driver.passes(error):
                 raise
             fail(error)
             return
@@ -647,7 +647,7 @@ class Cell:
             except StopIteration:
                 return
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 fail(error)
                 return
@@ -660,9 +660,9 @@ class Cell:
     def send(self, message: to) -> Any:
         """An item by fm.to; the queue if it is full now."""
         try:
-            targets = self.engine.resolve(self, message.name)
+            targets = self.driver.resolve(self, message.name)
         except BuildError as error:
-            if self.engine.outward(message.name, message.item):
+            if self.driver.outward(message.name, message.item):
                 self.out += 1
                 return None
             self.fail_once(message.item, error)
@@ -677,7 +677,7 @@ class Cell:
         """The queue of the stage's dead letters, if it is full now."""
         policy = final(self.stage.on_error)
         if isinstance(policy, DeadLetter) and self.stage.letters_stay:
-            for target in self.engine.resolve(self, policy.stage):
+            for target in self.driver.resolve(self, policy.stage):
                 edge = self.edges_out.get(target)
                 if edge is not None and len(edge) >= edge.room:
                     return edge
@@ -690,7 +690,7 @@ class Cell:
             try:
                 values = [copy_module.deepcopy(value) for _ in edges[1:]]
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 self.fail_once(item, error)
                 return self.letters()
@@ -729,7 +729,7 @@ class Cell:
                 key = stage.key(item)
                 hash(key)
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 self.fail_once(item, error)
                 return None
@@ -746,7 +746,7 @@ class Cell:
     def _released(self, key: Any) -> list[Any]:
         self._deadlines.pop(key, None)
         items = self.held.pop(key)
-        self.engine.events.emit("batch", self.name, size=len(items))
+        self.driver.events.emit("batch", self.name, size=len(items))
         return items
 
     def _release_late(self) -> None:
@@ -763,7 +763,7 @@ class Cell:
             try:
                 value = self.fn(items)
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 value = self.fail(items, error)
                 if value is GONE:
@@ -785,14 +785,14 @@ class Cell:
         while attempts < policy.attempts and isinstance(error, policy.on):
             pause = policy.pause(attempts)
             self.tell_retry(item, error, attempts, pause)
-            if not self.engine.pause(pause):
+            if not self.driver.pause(pause):
                 self.give_up(item, error, attempts)
                 return GONE
             attempts += 1
             try:
                 return self.fn(item)
             except BaseException as again:
-                if self.engine.passes(again):
+                if self.driver.passes(again):
                     raise
                 error = again
         self.record(item, error, attempts, policy.then)
@@ -800,8 +800,8 @@ class Cell:
 
     def tell_retry(self, item: Any, error: BaseException, attempts: int, pause: float) -> None:
         """Another try will be made, after so many seconds."""
-        events = self.engine.events
-        if not (events.heard or self.engine.inside):
+        events = self.driver.events
+        if not (events.heard or self.driver.inside):
             return
         tell_death(events, self.name, error)
         told = {"error": short(error), "attempts": attempts, "pause": pause}
@@ -822,7 +822,7 @@ class Cell:
         try:
             self.fail_once(None, error)
         except Abort:
-            self.engine.fail_late(error)
+            self.driver.fail_late(error)
 
     def record(
         self,
@@ -847,28 +847,28 @@ class Cell:
             Abort: The policy is "raise".
         """
         self.failures += 1
-        engine = self.engine
+        driver = self.driver
         name = self.name if name is None else name
-        if engine.events.heard:
-            tell_failure(engine.events, name, item, error, attempts, policy)
-        counted = engine.failures.full and policy != "raise"
+        if driver.events.heard:
+            tell_failure(driver.events, name, item, error, attempts, policy)
+        counted = driver.failures.full and policy != "raise"
         if counted:
-            engine.failures.count(name, error)
+            driver.failures.count(name, error)
             if policy == "skip":
                 return
         if again is None and self.stage.fn:
             again = functools.partial(run_inline, self.stage)
-        failure = Failure(engine.prefix + name, item, error, attempts, _again=again)
+        failure = Failure(driver.prefix + name, item, error, attempts, _again=again)
         if not counted:
-            engine.failures.kept.append(failure)
+            driver.failures.kept.append(failure)
         if policy == "raise":
             raise Abort(failure)
         if isinstance(policy, DeadLetter):
             if self.stage.letters_stay:
-                for target in engine.resolve(self, policy.stage):
+                for target in driver.resolve(self, policy.stage):
                     self.throw(target, failure)
             else:
-                engine.outward(policy.stage, failure)
+                driver.outward(policy.stage, failure)
 
     # ------------------------------------------------------------------ the end
 
@@ -888,7 +888,7 @@ class Cell:
             try:
                 self._begin()
             except BaseException as error:
-                if self.engine.passes(error):
+                if self.driver.passes(error):
                     raise
                 self.fail_at_end(error)
         on_end = self.stage.parts.get("on_end")
@@ -897,7 +897,7 @@ class Cell:
         try:
             value = on_end()
         except BaseException as error:
-            if self.engine.passes(error):
+            if self.driver.passes(error):
                 raise
             self.fail_at_end(error)
             return
@@ -984,15 +984,15 @@ def width_of(stage: Stage) -> int:
     return min(32, n + 4) if spec.type == "thread" else n
 
 
-def resolve(cell: Cell, name: str) -> list[Stage]:
+def resolve(operator: Operator, name: str) -> list[Stage]:
     """The stages that fm.to means, said in a stage.
 
     Raises:
         BuildError: There is no such stage, or it is ambiguous, or a producer.
     """
-    stage = cell.stage
-    targets = find(stage.level, name, cell.engine.graph.top, f"stage {cell.name!r}: fm.to")
+    stage = operator.stage
+    targets = find(stage.level, name, operator.driver.graph.top, f"stage {operator.name!r}: fm.to")
     for target in targets:
         if target.kind == "producer":
-            raise BuildError(f"stage {cell.name!r}: fm.to: {target.name!r} is a producer")
+            raise BuildError(f"stage {operator.name!r}: fm.to: {target.name!r} is a producer")
     return targets

@@ -15,7 +15,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -402,21 +402,20 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
     if not progress or not terminal(sys.stderr):
         run.run()
         return
-    from .screen import Bar
+    from .screen import Progress
 
     sizes = [None if path == "-" else os.stat(path).st_size for path in paths]
     total = sum(size for size in sizes if size is not None)
     known = None not in sizes and total > 0
 
-    def show(now: Filter) -> None:
-        note = f"{now.counts.records:,} records" + failed_text(now)
-        bar.show(now.blocks.position, note)
+    def note(data: dict[str, Any]) -> str:
+        failed = f", {data['failed']:,} of them failed" if data["failed"] else ""
+        return f"{data['records']:,} records{failed}"
 
-    with Bar("map", total if known else None, in_bytes=True) as bar:
-        run.on_progress = show
+    with Progress("map", total if known else None, in_bytes=True, note=note) as bar:
         if to_stdout and terminal(sys.stdout):
             run.output.around = bar.away
-        run.run()
+        run.run([bar])
 
 
 # ------------------------------------------------------------------------------ run
@@ -467,7 +466,7 @@ def run_(
     from ..pipeline.load import make
     from . import pipelines as parts
     from .filter import Output, OutputError
-    from .screen import Board, table
+    from .screen import Progress, table
 
     try:
         given = dict(map(setting, settings))
@@ -480,16 +479,11 @@ def run_(
     if plan_only:
         click.echo(plan_text(plan, as_json))
         return 0
-    with Board(STAGE_COLUMNS, wanted=progress) as board:
-
-        def show(event: dict[str, Any]) -> None:
-            if event["kind"] == "progress":
-                board.show(stage_rows(event))
-
+    with Progress(wanted=progress) as board:
         output = None if as_json else Output(1)
         if output is not None and terminal(sys.stdout):
             output.around = board.away
-        sinks = [show] if board.on else []
+        sinks = [board] if board.on else []
         result, count, end = parts.run(plan, output, sinks, keep_failures)
     if isinstance(end, OutputError) and end.unread:
         nobody_reads()
@@ -503,14 +497,6 @@ def run_(
         with contextlib.suppress(OSError):
             table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
     return run_status(result, end)
-
-
-STAGE_COLUMNS = ("stage", ">in", ">out", ">failed")
-
-
-def stage_rows(event: dict[str, Any]) -> Iterable[tuple[object, ...]]:
-    """A progress event's rows, in STAGE_COLUMNS."""
-    return [(name, s["in"], s["out"], s["failed"]) for name, s in event["data"]["stages"].items()]
 
 
 def plan_text(plan: Any, as_json: bool) -> str:
@@ -584,7 +570,7 @@ def demo(
     """
     from . import demo as parts
     from . import pipelines
-    from .screen import Board, table
+    from .screen import Progress, table
 
     paths = spread(parts.sources(), limit)
     if not paths:
@@ -596,14 +582,8 @@ def demo(
     if not as_json:
         click.echo(job.plan.describe() + "\n")
     try:
-        with Board(STAGE_COLUMNS, len(paths)) as board:
-
-            def show(event: dict[str, Any]) -> None:
-                if event["kind"] == "progress":
-                    done = event["data"]["stages"]["parse"]["out"]
-                    board.show(stage_rows(event), done, f"{job.lines:,} lines loaded")
-
-            job.run(show)
+        with Progress("", len(paths), stage="parse", note=job.note) as board:
+            job.run([board] if board.on else [])
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:
         tell(f"stopped after {job.files:,} of {len(paths):,} files; nothing was written")

@@ -163,8 +163,8 @@ class Demo:
         """How many there were, when it is over."""
         return self.result.stats["parse"].workers if self.result is not None else 0
 
-    def run(self, show: Callable[[dict[str, Any]], object]) -> None:
-        """Do it; `show` is called with each event of the run.
+    def run(self, sinks: Iterable[Callable[[dict[str, Any]], object]] = ()) -> None:
+        """Do it; `sinks` are called with each event of the run.
 
         Raises:
             DemoError: The database cannot be written.
@@ -176,7 +176,7 @@ class Demo:
             unfinished.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(unfinished)) as self._database:
                 self._database.executescript(f"PRAGMA application_id = {_OURS}; {_SCHEMA}")
-                self.result = Orchestrator(self.plan.pipeline).execute(self.plan, sinks=[show])
+                self.result = Orchestrator(self.plan.pipeline).execute(self.plan, sinks=sinks)
                 self._database.commit()
             unfinished.replace(self._path)
         except (sqlite3.Error, OSError) as error:
@@ -185,6 +185,10 @@ class Demo:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
         self.seconds = time.perf_counter() - started
+
+    def note(self, data: dict[str, Any]) -> str:
+        """How far it is, beside the bar."""
+        return f"{self.lines:,} lines loaded"
 
     def _load(self, batch: list[Analysis]) -> None:
         for found in batch:

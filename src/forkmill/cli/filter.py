@@ -15,7 +15,7 @@ Guarantees:
     * A worker's death is the failure of one record. The records of its block are run once more, one
       by one, to find out which: those before it twice, at most TARGET_S worth of them.
 
-Threads: one.
+Threads: one; how far it is the event stream asks from its own.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from __future__ import annotations
 import json
 import os
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from .. import errors
+from ..events import DRAIN_S, Emitter
 from ..pool.process_pool import ProcessPool
 from .inputs import (
     Block,
@@ -129,7 +130,7 @@ class Filter:
             stops everything.
 
     Attributes:
-        on_progress: Called after each block, if it is set.
+        events: What it tells the event stream with.
         output: Where results go.
         counts: What has been done.
         blocks: The input.
@@ -151,7 +152,7 @@ class Filter:
         self._workers = workers
         self._ordered = ordered
         self._on_failure = on_failure
-        self.on_progress: Callable[[Filter], None] | None = None
+        self.events = Emitter("map")
         self.output = output
         self._want = 1
         # In the order of the input; the first is where everything before it is done.
@@ -159,8 +160,11 @@ class Filter:
         self.blocks = Blocks(paths, kind)
         self.counts = Counts()
 
-    def run(self) -> None:
+    def run(self, sinks: Iterable[Any] = ()) -> None:
         """Run it all.
+
+        Args:
+            sinks: Who gets the events.
 
         Raises:
             Stopped: A record failed, and nobody is to be told.
@@ -173,7 +177,7 @@ class Filter:
         )
         self._window = 2 * pool.stats().workers
         try:
-            with pool:
+            with pool, self._told(sinks):
                 try:
                     self._loop(pool)
                 except BaseException:
@@ -181,6 +185,31 @@ class Filter:
                     raise
         finally:
             self.blocks.close()
+
+    @contextmanager
+    def _told(self, sinks: Iterable[Any]) -> Iterator[None]:
+        """Within it the event stream hears how far it is."""
+        for sink in sinks:
+            self.events.attach(sink)
+        self.events.emit("run_started", "map")
+        self.events.begin(self._progress)
+        status = "failed"
+        try:
+            yield
+            status = "completed"
+        finally:
+            self.events.emit("progress", **self._progress())
+            self.events.emit("run_finished", "map", status=status)
+            self.events.finish(DRAIN_S)
+
+    def _progress(self) -> dict[str, Any]:
+        """How far it is: bytes that were read, records that are done."""
+        counts = self.counts
+        return {
+            "done": self.blocks.position,
+            "records": counts.records,
+            "failed": counts.failed,
+        }
 
     @property
     def position(self) -> str:
@@ -237,8 +266,6 @@ class Filter:
                 self._want = self._tuned(len(block.data), result.seconds)
             self._write(block, result)
         del self._pending[future]
-        if self.on_progress is not None:
-            self.on_progress(self)
 
     def _write(self, block: Block, result: Result) -> None:
         self.output.write(result.output)
@@ -246,8 +273,10 @@ class Filter:
         self.counts.failed += len(result.failures)
         for failure in result.failures:
             line = block.first + failure.offset
+            error = f"{failure.type}: {failure.message}"
+            self.events.emit("item_failed", block.name, error=error, line=line)
             if self._on_failure is None:
-                raise Stopped(f"{block.name}:{line}: {failure.type}: {failure.message}")
+                raise Stopped(f"{block.name}:{line}: {error}")
             self._on_failure(block.name, line, failure)
 
     def _one_by_one(

@@ -2,10 +2,10 @@
 
 Guarantees:
     * Progress goes to stderr, and only if that is a terminal.
-    * No thread is started: a bar is drawn when there is something new, ten times a second at most.
+    * It is drawn when the event stream tells of it, in the thread of that: ten times a second.
     * Results may go to the same terminal: what is drawn is taken away while they are written
       (`away`), and comes again with the next news. What the program prints goes where it would.
-    * Who brings the news and who writes results may be two threads: one after the other.
+    * The thread with the news and the one that writes results come one after the other.
     * A terminal that goes away is no failure.
 """
 
@@ -14,42 +14,56 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from rich import progress
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
 from .outputs import terminal
 
-__all__ = ["Bar", "Board", "table"]
+__all__ = ["Progress", "table"]
 
-_PAUSE_S = 0.1
+STAGE_COLUMNS = ("stage", ">in", ">out", ">failed")
 
 
-class _Drawn:
-    """What is drawn on stderr, again and again; nothing if that is not a terminal.
+class Progress:
+    """A sink of events that shows on stderr how far a run is; nothing if that is not a terminal.
+
+    Of a pipeline a table of its stages; of `forkmill map`, or where there is a total, a bar.
 
     Args:
+        title: Before the bar.
+        total: What makes it full; None: what the events say, which may be nothing.
+        stage: The stage whose outputs are counted for the bar; "": the events say how far it is.
+        in_bytes: Whether the bar counts bytes.
+        note: Says what is behind the bar, of the data of an event.
         wanted: False: show nothing, terminal or not.
+
+    Attributes:
+        on: Whether it shows anything.
     """
 
-    def __init__(self, wanted: bool) -> None:
+    def __init__(
+        self,
+        title: str = "",
+        total: float | None = None,
+        *,
+        stage: str = "",
+        in_bytes: bool = False,
+        note: Callable[[dict[str, Any]], str] | None = None,
+        wanted: bool = True,
+    ) -> None:
         self.on = wanted and terminal(sys.stderr)
+        self._stage = stage
+        self._note = note
+        self._bar: progress.Progress | None = None
+        if stage or in_bytes:
+            self._bar = _progress(in_bytes=in_bytes)
+            self._task = self._bar.add_task(title, total=total, note="")
         self._live: Live | None = None
         self._lock = threading.Lock()  # held while something is drawn, or results are written
 
@@ -64,6 +78,22 @@ class _Drawn:
     ) -> None:
         with self.away():
             pass
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Draw it, if the event says how far the run is."""
+        if not self.on or event["kind"] != "progress":
+            return
+        data = event["data"]
+        shown: list[RenderableType] = []
+        if self._bar is not None:
+            done = data["stages"][self._stage]["out"] if self._stage else data["done"]
+            note = "" if self._note is None else self._note(data)
+            self._bar.update(self._task, completed=done, note=note)
+            shown.append(self._bar.get_renderable())
+        if "stages" in data:
+            rows = [(name, s["in"], s["out"], s["failed"]) for name, s in data["stages"].items()]
+            shown.append(_table("", STAGE_COLUMNS, rows))
+        self._draw(Group(*shown))
 
     def _draw(self, shown: RenderableType) -> None:
         with self._lock, contextlib.suppress(OSError):
@@ -89,70 +119,20 @@ class _Drawn:
             yield
 
 
-class Bar(_Drawn):
-    """A progress bar on stderr; does nothing if that is not a terminal.
-
-    Args:
-        title: Before the bar.
-        total: What makes it full; None: not known.
-        in_bytes: Whether it counts bytes.
-        wanted: False: show nothing, terminal or not.
-    """
-
-    def __init__(
-        self, title: str, total: float | None, *, in_bytes: bool = False, wanted: bool = True
-    ) -> None:
-        super().__init__(wanted)
-        self._next = 0.0
-        self._progress = _progress(in_bytes=in_bytes)
-        self._task = self._progress.add_task(title, total=total, note="")
-
-    def show(self, done: float, note: str = "") -> None:
-        """Draw it, if it is time to."""
-        now = time.monotonic()
-        if self.on and now >= self._next:
-            self._next = now + _PAUSE_S
-            self._progress.update(self._task, completed=done, note=note)
-            self._draw(self._progress.get_renderable())
-
-
-class Board(_Drawn):
-    """A table on stderr that is drawn again and again; does nothing if that is not a terminal.
-
-    Args:
-        columns: As for `table`.
-        total: There is a bar above it, which so much makes full; None: no bar.
-        wanted: False: show nothing, terminal or not.
-    """
-
-    def __init__(
-        self, columns: Sequence[str], total: float | None = None, *, wanted: bool = True
-    ) -> None:
-        super().__init__(wanted)
-        self._columns = columns
-        self._bar = None if total is None else _progress()
-        if self._bar is not None:
-            self._task = self._bar.add_task("", total=total, note="")
-
-    def show(self, rows: Iterable[Iterable[object]], done: float = 0, note: str = "") -> None:
-        """Draw it; `done` and `note` are the bar's."""
-        if not self.on:
-            return
-        shown: RenderableType = _table("", self._columns, rows)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, note=note)
-            shown = Group(self._bar.get_renderable(), shown)
-        self._draw(shown)
-
-
-def _progress(*, in_bytes: bool = False) -> Progress:
-    columns: list[ProgressColumn] = [
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
-        DownloadColumn() if in_bytes else TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        *([TransferSpeedColumn()] if in_bytes else []),
-        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    ]  # fmt: skip
-    return Progress(*columns, auto_refresh=False)
+def _progress(*, in_bytes: bool) -> progress.Progress:
+    columns: list[progress.ProgressColumn] = [
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn()
+        if in_bytes
+        else progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        *([progress.TransferSpeedColumn()] if in_bytes else []),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
+    ]
+    return progress.Progress(*columns, auto_refresh=False)
 
 
 def table(

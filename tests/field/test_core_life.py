@@ -104,11 +104,12 @@ def die_after(path: str, how: str) -> None:
 
 
 def test_tasks_that_time_out_meanwhile_are_ended_afterwards() -> None:
-    """So many that the orders do not fit the socket, which is made small for that."""
+    """So many that the orders do not fit the socket, which is made small for that. The timeout is
+    long: all have to run before the first one is over."""
     number = 30
     with fm.ProcessPool(number, start_method="fork") as pool:
         assert pool._core is not None
-        futures = [pool.options(timeout=1.0).submit(time.sleep, 60) for _ in range(number)]
+        futures = [pool.options(timeout=3.0).submit(time.sleep, 60) for _ in range(number)]
         shrink_control_socket(pool)
         all_run(futures)
         with Stopped(zygote_of(pool)):

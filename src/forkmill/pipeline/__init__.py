@@ -9,6 +9,8 @@ options        the options of stages, checked
 graph, routes  names resolved, links made, everything checked
 plan           which stages run together, and where
 run/driver     one run: a loop over operators
+run/state      what the operators share of a run, and may ask of it
+run/flow       queues between them, and what ends a turn
 run/operators  stages while they run, with their queues and counters;
 run/sources    and producers,
 run/lanes      and stages in contexts

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..graph import Stage, StageGraph
-    from .driver import Driver
     from .operators import Operator
+    from .state import Run
 
 __all__ = ["ChainHead", "ChainMember", "joins_chain"]
 
@@ -381,7 +381,7 @@ def _failing(error: BaseException) -> Iterator[Any]:
 class ChainMember(LaneOperator):
     """A stage that runs in the calls of the one before it."""
 
-    def __init__(self, driver: Driver, stage: Stage) -> None:
+    def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         super().__init__(driver, stage)
         self.fused = True
 
@@ -436,7 +436,7 @@ def _run_through(stages: list[Stage], item: Any) -> list[Any]:
 class ChainHead(LaneOperator):
     """The first stage of several that run in one call."""
 
-    def __init__(self, driver: Driver, stage: Stage) -> None:
+    def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         super().__init__(driver, stage)
         self._members: list[ChainMember] = []
         self._chain: Chain | None = None

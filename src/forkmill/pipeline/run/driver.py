@@ -35,9 +35,7 @@ Threads: `run`, `serve`, `next_output`, `feed` in one thread; `stop`, `kill`, `s
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import queue
 import signal
 import sys
 import threading
@@ -45,83 +43,40 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import events
-from ..._process import Latch, interrupted
+from ..._process import interrupted
 from ...contexts.lanes.lane import Replica
 from ...errors import PoolError
 from ...runs.stats import EdgeStats, RunStats, StageStats
-from ..declare import hooks_of, to
+from ..declare import hooks_of
 from ..options import DeadLetter, final
 from ..result import (
     GRACE,
     KEEP,
-    FailureLog,
     Left,
     RunResult,
     attach,
-    check_keep,
 )
 from .chains import ChainHead, ChainMember, joins_chain
-from .fuse import Code, tallied
+from .flow import NEVER, Abort, Edge, Killed, Pace
+from .fuse import Code, disarm, fuse, tallied
 from .lanes import LaneOperator
 from .nested import NestedOperator
-from .operators import (
-    Abort,
-    Edge,
-    Killed,
-    Operator,
-    Outlet,
-    Pace,
-    resolve,
-    width_of,
-)
+from .operators import Operator, width_of
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
-from .work import each_hook, run_hooks
+from .state import Run
+from .work import run_hooks
 
 if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable, Iterable, Iterator
-    from types import CodeType, FrameType
+    from types import FrameType
 
     from ...runs.stats import Reservoir
     from ..graph import StageGraph
     from ..result import Failure
 
 __all__ = ["Driver"]
-
-_NEVER = float("inf")
-
-
-class Bell:
-    """Wakes the driver. `ring` may be called anywhere, also in a signal handler."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._rung = self._asleep = False
-
-    def ring(self) -> None:
-        """There is something to look at."""
-        self._rung = True
-        if self._asleep:
-            self._queue.put(None)
-
-    def clear(self) -> None:
-        """Before looking."""
-        self._rung = False
-
-    def wait(self, timeout: float | None) -> None:
-        """Sleep until it rings; not at all if it has since `clear`."""
-        self._asleep = True
-        try:
-            if not self._rung:
-                self._queue.get(timeout=timeout)
-        except queue.Empty:
-            pass
-        finally:
-            self._asleep = False
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._queue.get_nowait()
 
 
 class Interrupts:
@@ -163,7 +118,7 @@ class Interrupts:
             frame = frame.f_back
 
 
-class Driver:
+class Driver(Run[Operator]):
     """One run of a graph.
 
     Args:
@@ -185,54 +140,33 @@ class Driver:
         keep_failures: int | None = KEEP,
         prefix: str = "",
     ) -> None:
-        self.graph = graph
-        self.prefix = prefix
-        self.inside = feed  # what happens is told to another driver
-        self.sign: Any = None  # not 0 at [0]: that one is being stopped, in another process
-        self.sign_path = ""
+        super().__init__(
+            graph, stream=stream, inside=feed, keep_failures=keep_failures, prefix=prefix
+        )
         self._sinks = events.check_sinks(sinks)
-        self.events: Any = events.Emitter("pipeline", events.current())
-        self.outputs = Outlet(stream)
-        self.failures = FailureLog(check_keep(keep_failures))
-        self.bell = Bell()
-        self.beat: list[None] = []  # not empty: a run comes back as soon as it can
-        self.pace: Pace | None = None  # where more than one operator may wait for its turn
-        self.codes: dict[CodeType, Code] = {}  # of all runs
-        self.flushed = 0  # how often a run has handed its counters over
-        self.thread = threading.get_ident()  # who runs the driver
-        self.stopping = self.killed = self.interrupted = self.producer_failed = False
-        self.may_interrupt = False  # a SIGINT handler of the user's is there
-        self.closing = False  # runs are closed: GeneratorExit is ours
         self._interrupts = Interrupts(self)
-        self._cut = Latch()  # ends pauses
         self._opened = self._over = self._told_end = False
         self._sources_stopped = False
         self._quiet = False  # DRIVE-4: nobody goes on elsewhere, and nothing has happened since
         self._began = self._looked = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
-        self._kill_by = _NEVER  # when nothing is waited for any more
-        self._left: list[str] = []  # stages with calls that were left behind
-        self._torn = False  # and with one in the middle of our own work
+        self._kill_by = NEVER  # when nothing is waited for any more
+        self._torn = False  # calls were left behind, one in the middle of our own work
         self._result: RunResult | None = None
         self._raised: BaseException | None = None  # what the run is going to raise
         self._own = False  # it is an item's
         self._finished = False  # the hooks have been called too
-        self._lead = threading.Lock()  # guards `thread` against who takes over
-        self._passed = False  # since `stop`: no source holds the thread of the run any more
         self._releases: list[Any] = []  # all that is to be done at the end, each once
         self._hooks_at = self._released_to = 0  # of those: the first hook of the user's; the next
-        self._late: list[BaseException] = []  # what failed where a stage had ended
         self._members = {stage for stage in graph.stages if joins_chain(stage, graph)}
         self.order = [self._operator(stage) for stage in graph.stages]
         self.operators = {operator.stage: operator for operator in self.order}
-        self._outlets: dict[Operator, list[Any]] = {}
         self._rounds: set[Operator] = set()  # whose dead letters go back
         self._wire()
         sources = [operator for operator in self.order if operator.kind == "producer"]
         self._turns = [c for c in reversed(self.order) if c.kind != "producer"] + sources
         self._dynamic = [c for c in self.order if c.stage.dynamic or c in self._rounds]
-        self._names: dict[tuple[Operator, str], list[Operator]] = {}
         self._feeds: list[Edge] = []
 
     def _operator(self, stage: Any) -> Operator:
@@ -268,7 +202,7 @@ class Driver:
             policy = final(operator.stage.on_error)
             if not isinstance(policy, DeadLetter) or not operator.stage.letters_stay:
                 continue
-            for target in (self.operators[stage] for stage in resolve(operator, policy.stage)):
+            for target in self.resolve(operator, policy.stage):
                 if target in operator.before:
                     self._rounds.add(operator)
                     continue
@@ -423,68 +357,13 @@ class Driver:
 
     # ------------------------------------------------------------------ what operators ask for
 
-    def passes(self, error: BaseException) -> bool:
-        """Whether what was raised in a user's function ends the run, and is no item's failure.
+    def compiled(
+        self, operator: Operator, entry: bool, timed: bool
+    ) -> Callable[[Iterable[Any]], Iterator[Any]]:
+        return fuse(operator, entry, timed)
 
-        Everything else is: whatever an item raises goes by its stage's policy, in every context.
-        """
-        if isinstance(error, Exception):
-            return False
-        if isinstance(error, KeyboardInterrupt):
-            # Ctrl-C, and no item's own: we raise it where the run is killed; a handler of the
-            # user's may raise it anywhere in the main thread.
-            return self.killed or self.may_interrupt
-        if isinstance(error, GeneratorExit):
-            return self.closing
-        return isinstance(error, (Abort, Killed, Left))
-
-    def rewrite(self) -> None:
-        """The function of a stage is another one now: compile what calls it anew."""
-        for operator in self.order:
-            operator.rewrite()
-
-    def fail_late(self, error: BaseException) -> None:
-        """A stage's end failed: sources stop, all that is under way is finished, then it is raised.
-        (Nothing of it would be better for being dropped.)"""
-        self._late.append(error)
-        self.stop()
-
-    def outlets_of(self, operator: Operator) -> list[Any]:
-        """The queues that a run of an operator may fill."""
-        found = self._outlets.get(operator)
-        if found is None:
-            found = self._outlets[operator] = operator.outlets()
-        return found
-
-    def resolve(self, operator: Operator, name: str) -> list[Operator]:
-        """The operators that fm.to(name, ...) means in a stage.
-
-        Raises:
-            BuildError: There is no such stage.
-        """
-        found = self._names.get((operator, name))
-        if found is None:
-            found = [self.operators[stage] for stage in resolve(operator, name)]
-            self._names[operator, name] = found
-        return found
-
-    def outward(self, name: str, item: Any) -> bool:
-        """An item for a name that is not in here: out it goes, if there is an outside."""
-        if self.inside:
-            self.outputs.append(to(name, item))
-        return self.inside
-
-    def pause(self, seconds: float) -> bool:
-        """Wait, in the thread of the run; False: the run is being ended."""
-        end = monotonic() + seconds
-        while self.sign is not None and (left := end - monotonic()) > LOOK_S:
-            if self.sign[0] or self._cut.wait(min(left, LOOK_S)):
-                return False
-        return not self._cut.wait(max(0.0, end - monotonic()))
-
-    def leave(self, stage: str, calls: int) -> None:
-        """So many calls of a stage cannot be ended, and nobody waits for them any more."""
-        self._left += [stage] * calls
+    def disarm(self, run: Any) -> None:
+        disarm(run)
 
     # ------------------------------------------------------------------ the lead
     #
@@ -499,17 +378,6 @@ class Driver:
     # After `kill` the functions of its runs raise Left too: what comes back calls nothing more.
     # Who ends a killed run may be held by a hook or a teardown: then the next one takes over, and
     # goes on behind it (`_releases` says what is still to be done).
-
-    def gate(self) -> None:
-        """Who comes back from the user's code, in a run that is being ended.
-
-        Raises:
-            Left: The run has gone on without this thread.
-        """
-        with self._lead:
-            if self.thread != threading.get_ident():
-                raise Left
-            self._passed = True
 
     def held_by_source(self) -> bool:
         """Whether the thread of the run is in a source's code; if so the caller has the run now."""
@@ -566,7 +434,8 @@ class Driver:
                 name: str = frame.f_locals["operator"].name
                 return name
             if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
-                return self.order[self.codes[frame.f_code].calls(frame)].name
+                code: Code = self.codes[frame.f_code]
+                return self.order[code.calls(frame)].name
             calling = calling or frame.f_code in _CALLING
             operator = frame.f_locals.get("self") if calling else None
             if isinstance(operator, Operator) and operator.driver is self:
@@ -626,7 +495,7 @@ class Driver:
         if self.inside:
             for stage in self.graph.entries:
                 entry = self.operators[stage]
-                edge = Edge("", entry, _NEVER)  # type: ignore[arg-type]
+                edge = Edge("", entry, NEVER)  # type: ignore[arg-type]
                 entry.edges_in.append(edge)
                 entry.live_source = True
                 self._feeds.append(edge)
@@ -766,7 +635,7 @@ class Driver:
     def _sleep(self) -> bool:
         """Nothing can be done now: wait."""
         due = self.due()
-        if due == _NEVER and not any(self._outside(operator) for operator in self.order):
+        if due == NEVER and not any(self._outside(operator) for operator in self.order):
             if not self._quiet:
                 self._quiet = True  # DRIVE-4
                 return True
@@ -777,14 +646,14 @@ class Driver:
 
     def _rest(self, due: float) -> None:
         """Wait for the bell, or until then."""
-        left = None if due == _NEVER else max(0.0, due - monotonic())
+        left = None if due == NEVER else max(0.0, due - monotonic())
         if self.sign is not None and not self.stopping:
             left = LOOK_S if left is None else min(left, LOOK_S)
         self.bell.wait(left)
 
     def due(self) -> float:
         """When something is to be done although nothing comes."""
-        return min((operator.due() for operator in self.order), default=_NEVER)
+        return min((operator.due() for operator in self.order), default=NEVER)
 
     @staticmethod
     def _outside(operator: Operator) -> bool:
@@ -1049,15 +918,6 @@ class Driver:
     def _after_run(self, hook: Any) -> None:
         run_hooks([hook], self._result)
 
-    def hooks(self, hooks: list[Any], *args: Any) -> list[BaseException]:
-        """Call all hooks of a stage's end, whatever one of them raises; what they raised."""
-        raised: list[BaseException] = []
-        for hook in hooks:
-            raised += each_hook([hook], *args)
-            if self.killed:
-                self.gate()
-        return raised
-
     def _wait_for_calls(self) -> None:
         """Calls that cannot be ended: until they end, or until they are left behind."""
         lanes = [operator for operator in self.order if isinstance(operator, LaneOperator)]
@@ -1066,7 +926,7 @@ class Driver:
             if not any(operator.busy for operator in lanes):
                 return
             wait = self._kill_by - monotonic()
-            self.bell.wait(None if wait == _NEVER else max(0.0, wait))
+            self.bell.wait(None if wait == NEVER else max(0.0, wait))
             if self.killed:
                 self.gate()
 

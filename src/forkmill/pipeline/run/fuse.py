@@ -43,6 +43,7 @@ from ...contexts.lanes.emit import UNUSUAL
 from ..declare import to
 from ..options import DeadLetter, final
 from ..result import Left
+from .flow import BEAT, GONE, Outs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -50,15 +51,9 @@ if TYPE_CHECKING:
 
     from .operators import Operator
 
-__all__ = ["BEAT", "GONE", "Code", "Outs", "disarm", "fuse", "tallied"]
+__all__ = ["Code", "disarm", "fuse", "tallied"]
 
-GONE: Any = type("Gone", (), {"__repr__": lambda self: "GONE"})()  # a failed item's output
-BEAT: Any = type("Beat", (), {"__repr__": lambda self: "BEAT"})()  # instead of a full queue
 _DEEP = 7  # loops inside each other; CPython allows 20 blocks, a loop and its try take two
-
-
-class Outs(list):  # type: ignore[type-arg]
-    """All outputs of an item together."""
 
 
 SPECIAL = frozenset({*UNUSUAL, to, Outs})

@@ -26,12 +26,8 @@ from ..declare import to
 from ..graph import stage_hooks
 from ..options import Retry, final
 from ..result import PATIENCE
-from .operators import (
-    NEVER,
-    Edge,
-    Operator,
-    width_of,
-)
+from .flow import NEVER
+from .operators import Operator, width_of
 from .shuffle import mixer
 from .work import (
     initialize,
@@ -44,7 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from ..graph import Stage
-    from .driver import Driver
+    from .flow import Edge
+    from .state import Run
 
 __all__ = ["LaneOperator"]
 
@@ -69,7 +66,7 @@ class _Record:
 class LaneOperator(Operator):
     """A stage that runs in a context, behind its Lane."""
 
-    def __init__(self, driver: Driver, stage: Stage) -> None:
+    def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         super().__init__(driver, stage)
         self.lane: Any = None
         self.width = width_of(stage)

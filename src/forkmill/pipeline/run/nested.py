@@ -41,14 +41,9 @@ from ...runs.stats import (
 from ..declare import hooks_of
 from ..options import final
 from ..result import Failure
+from .flow import NEVER, Abort, Killed
 from .lanes import LaneOperator
-from .operators import (
-    NEVER,
-    Abort,
-    Killed,
-    tell_failure,
-    width_of,
-)
+from .operators import tell_failure, width_of
 from .sign import Sign, seen
 from .work import (
     clocked,
@@ -61,7 +56,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..graph import Stage, StageGraph
-    from .driver import Driver
+    from .operators import Operator
+    from .state import Run
 
 __all__ = ["NestedOperator"]
 
@@ -160,7 +156,10 @@ class InnerEvents:
 class Nested:
     """A replica of a pipeline inside a context: items in, outputs and Tolds out, one at a time."""
 
-    def __init__(self, graph: StageGraph, prefix: str, sign: str = "") -> None:
+    def __init__(
+        self, make: Callable[..., Any], graph: StageGraph, prefix: str, sign: str = ""
+    ) -> None:
+        self.make = make  # a driver, which lies above this module
         self.graph = graph
         self.prefix = prefix
         self.sign = sign  # the path of what tells that the run is being stopped
@@ -172,7 +171,7 @@ class Nested:
         self._due = NEVER  # what was told last
 
     def __reduce__(self) -> Any:
-        return Nested, (self.graph, self.prefix, self.sign)
+        return Nested, (self.make, self.graph, self.prefix, self.sign)
 
     def item(self, item: Any) -> Iterator[Any]:
         """What comes out for an item, as far as it does not wait for more."""
@@ -243,9 +242,7 @@ class Nested:
 
     def _running(self) -> Any:
         if self._driver is None:
-            from .driver import Driver
-
-            driver = Driver(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
+            driver = self.make(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
             driver.events = InnerEvents()
             driver.sign, driver.sign_path = seen(self.sign), self.sign
             try:
@@ -286,9 +283,9 @@ class Nested:
         return told
 
 
-def reproduce(graph: StageGraph, item: Any) -> list[Any]:
+def reproduce(make: Callable[..., Any], graph: StageGraph, item: Any) -> list[Any]:
     """What a nested pipeline emits for an item, called here (for `Failure.reproduce`)."""
-    nested = Nested(graph, "")
+    nested = Nested(make, graph, "")
     try:
         outputs = [*nested.item(item), *nested.finish()]
     except Inside as inside:
@@ -330,7 +327,7 @@ def _inner(name: str, graph: StageGraph, outer: tuple[Any, ...], width: int) -> 
 class NestedOperator(LaneOperator):
     """A pipeline that runs as a whole in a context."""
 
-    def __init__(self, driver: Driver, stage: Stage) -> None:
+    def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         super().__init__(driver, stage)
         isolated = stage.spec.type in ("ipc_fork", "cow_fork", "interpreter")
         width = self.width if isolated else 1  # threads share one replica
@@ -357,7 +354,7 @@ class NestedOperator(LaneOperator):
             self.sign = Sign()
         # Else the replica holds this driver's thread while it works, and looks itself.
         path = self.sign.path if self.sign is not None else self.driver.sign_path
-        nested = Nested(self._graph, f"{self.driver.prefix}{self.name}.", path)
+        nested = Nested(type(self.driver), self._graph, f"{self.driver.prefix}{self.name}.", path)
         if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
             self.here = nested
         if self.driver.stopping:
@@ -478,7 +475,7 @@ class NestedOperator(LaneOperator):
     ) -> None:
         inner = self._failure
         if inner is None or inner.error is not error:
-            again = again or functools.partial(reproduce, self._graph)
+            again = again or functools.partial(reproduce, type(self.driver), self._graph)
             super().record(item, error, attempts, policy, again)
             return
         attempts = max(attempts, inner.attempts)
@@ -491,7 +488,7 @@ class NestedOperator(LaneOperator):
         if inner is None:
             return None
         if inner.stage.nested is not None:
-            return functools.partial(reproduce, inner.stage.nested)
+            return functools.partial(reproduce, type(self.driver), inner.stage.nested)
         return functools.partial(run_inline, inner.stage) if inner.stage.fn else None
 
     def deliver(self, outputs: list[Any], plain: bool = False) -> None:

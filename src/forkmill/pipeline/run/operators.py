@@ -1,8 +1,8 @@
 """A stage while it runs: its queues, its counters, its policy. One class a way of running.
 
-    Edge ──▶ Operator (inline) ──▶ Edge         items wait in the target's edges, one queue each
-    tap  ──▶ Source        ──▶ Edge         pulled while there is room: sources.py
-    Edge ──▶ LaneOperator      ──▶ Edge         through a context's Lane: lanes.py
+    Edge ──▶ Operator (inline) ──▶ Edge     items wait in the target's edges, one queue each
+    tap  ──▶ Source            ──▶ Edge     pulled while there is room: sources.py
+    Edge ──▶ LaneOperator      ──▶ Edge     through a context's Lane: lanes.py
 
 Guarantees:
     * Each item that reaches an operator is counted once on its edge: delivered, failed or dropped.
@@ -17,15 +17,13 @@ Invariants:
       if the stage can be reached from there. Such an edge is never full. So of all that wait
       for room, whoever has the highest index waits for one that does not.
 
-Threads: everything belongs to the thread of the driver, but `Feeder`.
+Threads: everything belongs to the thread of the driver.
 """
 
 from __future__ import annotations
 
 import copy as copy_module
 import functools
-from collections import deque
-from itertools import repeat, starmap
 from threading import get_ident
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -36,15 +34,20 @@ from ...errors import BuildError, WorkerDied
 from ...events import short
 from ...runs.stats import Reservoir
 from ..declare import to
-from ..graph import find, stage_hooks
+from ..graph import stage_hooks
 from ..options import DeadLetter, Retry, final
 from ..result import Failure
-from .fuse import (
+from .flow import (
     BEAT,
     GONE,
+    NEVER,
+    QUICK,
+    SLOW,
+    Abort,
+    Choice,
+    Edge,
+    Killed,
     Outs,
-    disarm,
-    fuse,
 )
 from .work import (
     adapted,
@@ -58,136 +61,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ..graph import Stage
-    from .driver import Driver
+    from .flow import Outlet
+    from .state import Run
 
-__all__ = ["Abort", "Edge", "Killed", "Operator", "Outlet", "Pace"]
+__all__ = ["Operator"]
 
 _MOST = 16384  # items a slice: what the chunks of a few workers bring at once
-_QUICK, _SLOW = 0.5e-3, 2e-3  # seconds: a slice that takes less grows, one that takes more shrinks
-_FEW = 128  # items between two looks at the clock, at most
 TIMED = 4  # items of a slice whose calls are all measured
-NEVER = float("inf")
-
-
-class Abort(BaseException):
-    """An item failed for good where the policy is "raise": ends the run."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.stage)
-        self.failure = failure
-
-
-class Killed(BaseException):
-    """kill() was called."""
-
-
-class Edge(deque):  # type: ignore[type-arg]
-    """What waits between two stages, and what went that way."""
-
-    __slots__ = (
-        "closing",
-        "delivered",
-        "dropped",
-        "failed",
-        "peak",
-        "room",
-        "source",
-        "straight",
-        "taken",
-        "target",
-    )
-
-    def __init__(self, source: str, target: Operator, room: int) -> None:
-        super().__init__()
-        self.source = source
-        self.target = target
-        self.room: float = room  # it is full with so many
-        self.straight = 0  # what went over without waiting here: the stages are in one call
-        self.taken = 0  # what has waited here
-        self.delivered = self.failed = self.dropped = 0
-        self.closing = False  # a loop (OP-3)
-        self.peak = 0  # the most that waited at once, where it closes a loop
-
-    @property
-    def emitted(self) -> int:
-        """What went this way. Nobody has to count it: who appends tells by that."""
-        return self.straight + self.taken + len(self)
-
-    def drop(self) -> None:
-        """What waits has come to nothing."""
-        self.dropped += len(self)
-        self.take(len(self))
-
-    def take(self, n: int) -> list[Any]:
-        """The first n items, or as many as there are."""
-        if n >= len(self):
-            items = list(self)
-            self.clear()
-            self.taken += len(items)
-            return items
-        self.taken += n
-        return list(starmap(self.popleft, repeat((), n)))
-
-    __hash__ = object.__hash__  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
-
-class Outlet(deque):  # type: ignore[type-arg]
-    """The run's outputs; bounded where somebody takes them one by one."""
-
-    __slots__ = ("bounded", "room")
-
-    def __init__(self, bounded: bool) -> None:
-        super().__init__()
-        self.bounded = bounded
-        self.room = 1 if bounded else NEVER
-
-
-class Pace:
-    """Ends the turn of a run when it has lasted for long: others wait for theirs.
-
-    Called by a run when it has worked on as many items as the last call said.
-    """
-
-    __slots__ = ("_beat", "_due", "_last", "_operator")
-
-    def __init__(self, beat: list[None]) -> None:
-        self._beat = beat
-        self._operator: Any = None
-        self._last = self._due = 0.0
-
-    def begin(self, operator: Operator, now: float) -> None:
-        """An operator's turn begins."""
-        self._operator, self._last, self._due = operator, now, now + _SLOW
-
-    def __call__(self) -> int:
-        """How many more items, before the clock is looked at again."""
-        operator, now = self._operator, perf_counter()
-        spent, self._last = now - self._last, now
-        if spent > _QUICK:
-            operator.few = 1
-        elif operator.few < _FEW and spent < _QUICK / 4:
-            operator.few *= 2
-        if now >= self._due:
-            self._beat.append(None)
-        few: int = operator.few
-        return few
-
-
-class Choice:
-    """The queues behind a balanced stage, as one: it is full when all of them are."""
-
-    __slots__ = ("edges",)
-
-    room = 1
-
-    def __init__(self, edges: Iterable[Edge]) -> None:
-        self.edges = tuple(edges)
-
-    def __len__(self) -> int:
-        return int(all(len(edge) >= edge.room for edge in self.edges))
 
 
 def tell_failure(
@@ -218,7 +98,7 @@ class Operator:
     live_source = False  # items may come out of it although none went in
     jumps = False  # it may send items where no link is: by fm.to, as dead letters
 
-    def __init__(self, driver: Driver, stage: Stage) -> None:
+    def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         self.driver = driver
         self.stage = stage
         self.name = stage.name
@@ -444,7 +324,7 @@ class Operator:
         """The run is killed, and its thread does not come back: whatever that calls in a run raises
         Left."""
         for function in self._runs.values():
-            disarm(function)
+            self.driver.disarm(function)
 
     # ------------------------------------------------------------------ turns
 
@@ -507,7 +387,7 @@ class Operator:
             self.driver.gate()
         run = self._runs.get((entry, timed))
         if run is None:
-            run = self._runs[entry, timed] = fuse(self, entry, timed)
+            run = self._runs[entry, timed] = self.driver.compiled(self, entry, timed)
         found: Callable[[Iterable[Any]], Iterator[Any]] = run
         return found
 
@@ -544,7 +424,7 @@ class Operator:
         if self.run is None:
             self._tune(seconds, self._cut)
             self._over()
-        elif self.blocked is None and seconds > _SLOW:
+        elif self.blocked is None and seconds > SLOW:
             self._slice = max(1, self._slice // 2)
         return True
 
@@ -553,9 +433,9 @@ class Operator:
         self.rooms()
 
     def _tune(self, seconds: float, again: bool) -> None:
-        if seconds > _SLOW:
+        if seconds > SLOW:
             self._slice = max(1, self._slice // 2)
-        elif seconds < _QUICK and not again:
+        elif seconds < QUICK and not again:
             self._slice = min(_MOST, self._slice * 2)
 
     # ------------------------------------------------------------------ what runs call
@@ -982,17 +862,3 @@ def width_of(stage: Stage) -> int:
         return 100
     n = cpus()
     return min(32, n + 4) if spec.type == "thread" else n
-
-
-def resolve(operator: Operator, name: str) -> list[Stage]:
-    """The stages that fm.to means, said in a stage.
-
-    Raises:
-        BuildError: There is no such stage, or it is ambiguous, or a producer.
-    """
-    stage = operator.stage
-    targets = find(stage.level, name, operator.driver.graph.top, f"stage {operator.name!r}: fm.to")
-    for target in targets:
-        if target.kind == "producer":
-            raise BuildError(f"stage {operator.name!r}: fm.to: {target.name!r} is a producer")
-    return targets

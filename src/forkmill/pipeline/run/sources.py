@@ -21,14 +21,15 @@ from ..._process import KnownThread, Signal
 from ...contexts.lanes.emit import each
 from ..declare import to
 from ..result import GRACE
-from .operators import TIMED, Edge, Operator
+from .operators import TIMED, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
     from ..graph import Stage
-    from .driver import Driver
+    from .flow import Edge
+    from .state import Run
 
 __all__ = ["INTERRUPTED", "Source", "tap"]
 
@@ -39,7 +40,7 @@ _HANDFUL = 128  # items that a producer gives between two looks at whether it is
 class Source(Operator):
     """An inline producer: pulled in slices, while there is room behind it."""
 
-    def __init__(self, driver: Driver, stage: Stage) -> None:
+    def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         super().__init__(driver, stage)
         self.live_source = True
         self.feeder: Feeder | None = None

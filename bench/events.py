@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import forkmill as fm
+from forkmill.contexts.lanes.lane import Measured, Recorded, Recorder
 from forkmill.events import Emitter
 
 from .harness import LESS, Bench, Case, Target
@@ -22,13 +23,14 @@ _BURST = 500
 TARGETS = (
     Target("an event, microseconds", "make", 1.3, at_most=True, label="made and handed over"),
     Target("an event, microseconds", "hand", 0.3, at_most=True, label="handed over"),
+    Target("calls of 20 us with detail=items", "items", 1.05, "detail runs", at_most=True),
 )
 
 
 def run(bench: Bench) -> None:
     """Ask."""
     bursts = bench.size(20, 2)
-    bench.plan(4)
+    bench.plan(5)
     for key, what, take in (
         ("make", "make an event and hand it over", lambda: _best(bursts, _make)),
         ("hand", "hand an event over", lambda: _best(bursts, _hand)),
@@ -39,7 +41,28 @@ def run(bench: Bench) -> None:
         OURS: lambda: _runs(bench.size(200, 2), [_nothing]),
         "no sink": lambda: _runs(bench.size(200, 2), []),
     }
+    calls: dict[str, Callable[[], float | None]] = {
+        OURS: lambda: _calls(Recorded(_spin, Recorder(every=False))),
+        "detail runs": lambda: _calls(Measured(_spin)),
+    }
+    bench.measure(Case("items", "a call of 20 us, of which each is told", "us", LESS, calls))
     bench.measure(Case("run", "a run of three items, with a sink", "us", LESS, samples))
+
+
+def _spin(item: int) -> None:
+    end = time.perf_counter() + 20e-6
+    while time.perf_counter() < end:
+        pass
+
+
+def _calls(function: Callable[[int], Any]) -> float:
+    found = []
+    for _ in range(10):
+        began = time.perf_counter()
+        for i in range(200):
+            function(i)
+        found.append((time.perf_counter() - began) / 200 * 1e6)
+    return min(found)
 
 
 def _nothing(event: Any) -> None:

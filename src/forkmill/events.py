@@ -329,6 +329,12 @@ class Emitter:
             return True
         return self.above is not None and self.above.heard
 
+    @property
+    def detail(self) -> str:
+        """The most that anybody who listens wants to know."""
+        details = [subscriber._detail for subscriber in self.listeners()]
+        return max(details, key=DETAILS.index, default="runs")
+
     def emit(
         self,
         kind: str,
@@ -940,11 +946,11 @@ def read_events(path: str | os.PathLike[str]) -> list[Event]:
 
 
 def expand(event: Event) -> list[dict[str, Any]]:
-    """The items of an event of the kind "items": for each {number, begin, seconds, worker}.
+    """The calls of an event of the kind "items": for each {number, begin, seconds, worker}.
 
-    number counts the items of its stage (or call) from 0; begin is by the monotonic clock, in
-    seconds. Of calls that were not measured begin and seconds are None. An event of another kind
-    has none.
+    number counts the calls that this worker makes for this stage, from 0; begin is by the monotonic
+    clock, in seconds. Of calls that were not measured begin and seconds are None. An event of
+    another kind has none.
     """
     if event["kind"] != "items":
         return []
@@ -957,12 +963,9 @@ def expand(event: Event) -> list[dict[str, Any]]:
 
         packed = base64.b64decode(packed)
     values = array("d", packed)
-    first, every = data["first"], data.get("every", 1)
-    items = []
-    for i in range(data["count"]):
-        at = 2 * (i // every)
-        begin, seconds = values[at : at + 2] if i % every == 0 else (None, None)
-        items.append(
-            {"number": first + i, "begin": begin, "seconds": seconds, "worker": event["worker"]}
-        )
-    return items
+    first, worker = data["first"], event["worker"]
+    rest = {"begin": None, "seconds": None, "worker": worker}
+    calls: list[dict[str, Any]] = [{"number": first + i, **rest} for i in range(data["count"])]
+    for number, begin, seconds in zip(values[::3], values[1::3], values[2::3], strict=True):
+        calls[int(number)].update(begin=begin, seconds=seconds)
+    return calls

@@ -202,6 +202,78 @@ def test_what_is_wrong_with_a_subscription_is_said_at_once(options: Any, error: 
     assert no_thread()
 
 
+# ------------------------------------------------------------------ items
+
+
+def short_call(item: int) -> int:
+    if item == 70:
+        raise ValueError(item)
+    return item
+
+
+def long_call(item: int) -> int:
+    end = time.perf_counter() + 0.0002
+    while time.perf_counter() < end:
+        pass
+    return item
+
+
+def several(item: int) -> Iterator[int]:
+    yield item
+    yield item
+
+
+async def awaited(item: int) -> int:
+    return item
+
+
+@pytest.mark.parametrize("context", ["thread:2", "async:2", "ipc_fork:2", "cow_fork:1"])
+@pytest.mark.parametrize("detail", ["items", "every"])
+@pytest.mark.parametrize("fn", [short_call, long_call, several, awaited])
+def test_items_are_told_chunk_by_chunk(fn: Any, detail: str, context: str) -> None:
+    if context == "async:2" and fn in (short_call, long_call):
+        fn = awaited
+    number = 40 if context == "cow_fork:1" else 200
+    plain: list[Any] = []
+    heard: list[Any] = []
+    line = fm.Pipeline().source(range(number)).map(fn, context=context, name="work")
+    if fn is several:
+        line = fm.Pipeline().source(range(number)).flat_map(fn, context=context, name="work")
+    if fn is short_call:
+        line = fm.Pipeline().source(range(number))
+        line = line.map(fn, context=context, name="work", on_error="skip")
+    before = time.monotonic()
+    with hearing(heard.append, detail=detail):
+        result = line.run(sinks=[plain.append])
+    assert {event["kind"] for event in plain}.isdisjoint({"items"})
+    told = [event for event in heard if event["kind"] == "items"]
+    assert {event["name"] for event in told} == {"work"}
+    calls = [call for event in told for call in events.expand(event)]
+    assert len(calls) == number == result.stats["work"].in_
+    for worker in {call["worker"] for call in calls}:
+        # Threads tell theirs one after the other.
+        own = sorted(call["number"] for call in calls if call["worker"] == worker)
+        assert own == [*range(len(own))]
+    measured = [call for call in calls if call["begin"] is not None]
+    if detail == "every" or fn is not short_call or context == "thread:2":
+        assert len(measured) == number
+    assert all(before <= call["begin"] <= time.monotonic() for call in measured)
+    if fn is long_call:
+        assert all(0.0002 <= call["seconds"] < 20 for call in measured)
+    if context != "cow_fork:1" and fn in (short_call, long_call):
+        assert len(told) < number / 2
+
+
+def test_short_calls_are_sampled() -> None:
+    heard: list[Any] = []
+    with hearing(heard.append, detail="items"):
+        fm.Pipeline().source(range(5000)).map(abs, context="ipc_fork:1").run()
+    told = [event for event in heard if event["kind"] == "items"]
+    calls = [call for event in told for call in events.expand(event)]
+    assert len(calls) == 5000
+    assert 5000 / 64 <= sum(call["begin"] is not None for call in calls) < 2500
+
+
 # ------------------------------------------------------------------ bounds
 
 
@@ -443,11 +515,14 @@ def test_a_pool_is_forked_although_somebody_listens(run_script: Any) -> None:
 def test_lines_of_events_come_back(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     heard: list[Any] = []
-    line = fm.Pipeline().source([1, 0]).map(lambda x: 1 // x, on_error="skip")
+    line = fm.Pipeline().source([1, 0]).map(lambda x: 1 // x, on_error="skip", context="thread:1")
     for _ in range(2):  # it is appended to
-        line.run(sinks=[fm.JsonLines(path), heard.append])
-    assert fm.read_events(path) == heard
+        line.run(sinks=[fm.JsonLines(path, detail="items"), heard.append])
+    found = fm.read_events(path)
+    assert [event for event in found if event["kind"] != "items"] == heard
     assert heard[0]["kind"] == "run_started"
+    calls = [call for event in found for call in events.expand(event)]
+    assert [call["number"] for call in calls] == [0, 1, 0, 1]
 
 
 def test_a_torn_line_is_left_out_and_told_where_others_follow(tmp_path: Path) -> None:
@@ -488,11 +563,11 @@ def test_several_processes_write_whole_lines_to_one_file(tmp_path: Path) -> None
 
 
 def test_a_chunk_is_opened_item_by_item(tmp_path: Path) -> None:
-    values = array("d", [10.0, 0.5, 11.0, 0.25])
+    values = array("d", [0, 10.0, 0.5, 2, 11.0, 0.25])
     event = {
         "kind": "items",
         "worker": 7,
-        "data": {"first": 3, "count": 4, "every": 2, "packed": values.tobytes()},
+        "data": {"first": 3, "count": 4, "packed": values.tobytes()},
     }
     expected = [
         {"number": 3, "begin": 10.0, "seconds": 0.5, "worker": 7},

@@ -151,7 +151,7 @@ def function(token: str, work: Work) -> Callable[..., Any]:
         hold(1)
     if is_generator(work):
         return _listing(state)
-    if type(work.fn) is Measured:
+    if isinstance(work.fn, Measured):
         return _between(work.fn, state)
     fn, unusual = work.fn, UNUSUAL
 
@@ -193,6 +193,7 @@ def _between(clock: Measured, state: State) -> Callable[..., Any]:
             value = fn(item)
             return value if type(value) not in unusual else state.outputs(value)
         if item is _NONE:
+            clock.left = left + 1
             return _end(token)
         if not state.ready:
             state.prepare()

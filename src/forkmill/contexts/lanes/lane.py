@@ -37,9 +37,11 @@ let go at the end). `notify` is called in any thread, with no lock held.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from abc import ABC, abstractmethod
+from array import array
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic, perf_counter
@@ -61,12 +63,16 @@ from .emit import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    Times = tuple[int, int, int, bytes]  # see Recorder.take
+
 __all__ = [
     "END",
     "Batch",
     "InlineLane",
     "Lane",
     "Measured",
+    "Recorded",
+    "Recorder",
     "Report",
     "SharedLane",
     "Taken",
@@ -167,18 +173,22 @@ class Report:
     Attributes:
         value: The output; Report itself: there is none.
         call: Seconds of one call.
-        seconds: Of all calls since the last report.
+        seconds: Of all calls since the last report; 0: there was none.
+        times: What a Recorder has taken down since, or None.
     """
 
-    __slots__ = ("call", "seconds", "value")
+    __slots__ = ("call", "seconds", "times", "value")
 
-    def __init__(self, value: Any, call: float, seconds: float) -> None:
+    def __init__(self, value: Any, call: float, seconds: float, times: Times | None = None) -> None:
         self.value = value
         self.call = call
         self.seconds = seconds
+        self.times = times
 
     def __reduce__(self) -> Any:
-        return Report, (self.value, self.call, self.seconds)
+        if self.times is None:
+            return Report, (self.value, self.call, self.seconds)
+        return Report, (self.value, self.call, self.seconds, self.times)
 
 
 class Measured:
@@ -211,6 +221,84 @@ class Measured:
             return value
         seconds, self.seconds, self.told = self.seconds, 0.0, end
         return Report(value, end - start, seconds)
+
+
+class Recorder:
+    """Takes down when each measured call of a replica began, and how long it took.
+
+    Args:
+        every: Every call is to be measured, however short.
+    """
+
+    def __init__(self, every: bool) -> None:
+        self.every = every
+        self._lock = _thread.allocate_lock()  # threads may share a replica
+        self._times: list[float] = []  # number since `_first`, begin, seconds; and so on
+        self._number = -1  # of the last call that was measured
+        self._ahead = 1  # so many calls behind it the next one will be
+        self._first = 0
+
+    def __reduce__(self) -> Any:
+        return Recorder, (self.every,)
+
+    def note(self, begin: float, seconds: float, ahead: int = 1) -> None:
+        """A call was measured, and so many calls behind it the next one will be."""
+        with self._lock:
+            self._number = number = self._number + self._ahead
+            self._ahead = ahead
+            self._times += (number - self._first, begin, seconds)
+
+    def passed(self, calls: int) -> None:
+        """So many calls behind the last one that was measured were made, too."""
+        with self._lock:
+            self._number += calls
+            self._ahead -= calls
+
+    def take(self) -> Times | None:
+        """What is there, once: the pid, the number of the first call, how many, and their times."""
+        with self._lock:
+            times, self._times = self._times, []
+            first, self._first = self._first, self._number + 1
+        count = self._first - first
+        return (os.getpid(), first, count, array("d", times).tobytes()) if count else None
+
+
+class Recorded(Measured):
+    """A Measured of which a Recorder hears."""
+
+    def __init__(self, fn: Any, recorder: Recorder) -> None:
+        super().__init__(fn)
+        self.recorder = recorder
+
+    def __call__(self, item: Any) -> Any:
+        self.left -= 1
+        if self.left > 0:
+            return self.fn(item)
+        stood_for, self.left, self.every = self.every, 1, 1  # so it is, if it raises
+        recorder, start = self.recorder, perf_counter()
+        try:
+            value = self.fn(item)
+        except BaseException:
+            recorder.note(start, perf_counter() - start)
+            raise
+        end = perf_counter()
+        call = end - start
+        if type(value) in UNUSUAL:
+            recorder.note(start, call)
+            return value
+        if call < _SHORT and not recorder.every:
+            self.left = self.every = _EVERY
+        recorder.note(start, call, self.left)
+        self.seconds += call * stood_for
+        if end - self.told < _TELL:
+            return value
+        seconds, self.seconds, self.told = self.seconds, 0.0, end
+        return Report(value, call, seconds, recorder.take())
+
+    def rest(self) -> Times | None:
+        """What was not told yet, at the end."""
+        self.recorder.passed(self.every - self.left)
+        return self.recorder.take()
 
 
 class Lane(ABC):

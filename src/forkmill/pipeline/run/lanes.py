@@ -127,7 +127,7 @@ class LaneOperator(Operator):
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
         """What the lane does; the hooks are called where a replica of the state is set up."""
-        return make_work(self.stage, after_fork)
+        return make_work(self.stage, after_fork, self.driver.events.detail)
 
     def _reopen(self) -> None:
         self._ending = 0
@@ -345,8 +345,17 @@ class LaneOperator(Operator):
 
     def _measured(self, reports: Iterable[Report]) -> None:
         for report in reports:
+            self.count(report)
+
+    def count(self, report: Report) -> None:
+        """The time that calls took."""
+        if report.seconds:
             self.sampled += report.seconds
             self.reservoir.add(report.call)
+        if report.times is not None:
+            pid, first, count, packed = report.times
+            told = {"first": first, "count": count, "packed": packed}
+            self.driver.events.emit("items", self.name, worker=pid, **told)
 
     def _taken(self, taken: Any) -> None:
         item, outputs, failure, done = taken
@@ -445,8 +454,7 @@ class LaneOperator(Operator):
         gone: list[int] = []
         for i in _places(kinds, Report):
             report = outputs[i]
-            self.sampled += report.seconds
-            self.reservoir.add(report.call)
+            self.count(report)
             plain[i] = report.value
             kinds[i] = type(report.value)
             if report.value is Report:

@@ -130,6 +130,7 @@ class InnerEvents:
     """Stands for the events of a driver whose events are told by another."""
 
     heard = False
+    detail = "runs"
     errors = 0
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ from ...contexts.lanes.emit import (
     pieces,
     settle,
 )
-from ...contexts.lanes.lane import Measured, Report
+from ...contexts.lanes.lane import Measured, Recorded, Recorder, Report
 from ...errors import name_of
 from ..declare import to
 from ..options import Retry, hook_caller
@@ -177,45 +177,73 @@ def run_inline(stage: Stage, item: Any) -> list[Any]:
 # ---------------------------------------------------------------------- time
 
 
-def clocked_pieces(fn: Any, item: Any) -> Iterator[Any]:
+def clocked_pieces(fn: Any, recorder: Recorder | None, item: Any) -> Iterator[Any]:
     """A generator function's outputs, and last the time that it took."""
-    seconds, start = 0.0, perf_counter()
+    seconds, begin = 0.0, perf_counter()
+    start = begin
     for output in fn(item):
         seconds += perf_counter() - start
         yield output
         start = perf_counter()
     seconds += perf_counter() - start
-    yield Report(Report, seconds, seconds)
+    yield _reported(Report, begin, seconds, recorder)
 
 
-async def _clocked_call(fn: Any, item: Any) -> Any:
+async def _clocked_call(fn: Any, recorder: Recorder | None, item: Any) -> Any:
     start = perf_counter()
     value = await fn(item)
-    seconds = perf_counter() - start
-    return Report(value, seconds, seconds)
+    return _reported(value, start, perf_counter() - start, recorder)
 
 
-def clocked(fn: Any) -> Any:
-    """fn, with its time reported among its outputs."""
+def _reported(value: Any, begin: float, seconds: float, recorder: Recorder | None) -> Report:
+    if recorder is None:
+        return Report(value, seconds, seconds)
+    recorder.note(begin, seconds)
+    return Report(value, seconds, seconds, recorder.take())
+
+
+def clocked(fn: Any, recorder: Recorder | None = None) -> Any:
+    """fn, with its time reported among its outputs.
+
+    Args:
+        fn: The function.
+        recorder: Hears of each call; None: nobody does.
+    """
     if inspect.iscoroutinefunction(fn):
-        return functools.partial(_clocked_call, fn)
+        return functools.partial(_clocked_call, fn, recorder)
     if is_async(fn):
         return fn
     if inspect.isgeneratorfunction(fn):
-        return functools.partial(clocked_pieces, fn)
-    return Measured(fn)
+        return functools.partial(clocked_pieces, fn, recorder)
+    return Measured(fn) if recorder is None else Recorded(fn, recorder)
+
+
+def _with_last_times(rest: Callable[[], Any], on_end: Any) -> Iterator[Any]:
+    """What on_end emits, behind the times that were not told yet."""
+    times = rest()
+    if times is not None:
+        yield Report(Report, 0.0, 0.0, times)
+    if on_end is not None:
+        yield from pieces(on_end())
 
 
 # ---------------------------------------------------------------------- the work
 
 
-def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Work:
+def make_work(
+    stage: Stage, after_fork: list[Callable[..., Any]], detail: str = "runs"
+) -> contexts.Work:
     """A stage's work for a lane.
 
     Args:
         stage: The stage.
         after_fork: Hooks to be called where a replica of the state is set up.
+        detail: "items" or "every": each call is told; see `forkmill.events`.
     """
+    recorder = None
+    if detail != "runs" and stage.kind != "producer":
+        # Threads would miscount the calls between two that are measured.
+        recorder = Recorder(detail == "every" or stage.spec.type in ("thread", "async"))
     setup, teardown = stage.parts.get("setup"), stage.parts.get("teardown")
     on_end = stage.parts.get("on_end")
     fn = adapted(stage)
@@ -224,9 +252,13 @@ def make_work(stage: Stage, after_fork: list[Callable[..., Any]]) -> contexts.Wo
         on_end = functools.partial(_consume, _Ignoring(on_end), None)
     if after_fork:
         setup = functools.partial(set_up, after_fork, stage.name, setup)
+    fn = clocked(fn, recorder)
+    if recorder is not None:
+        rest = fn.rest if type(fn) is Recorded else recorder.take
+        on_end = functools.partial(_with_last_times, rest, on_end)
     whole = isinstance(stage.on_error, Retry) and stage.kind != "producer"
     return contexts.Work(
-        fn=clocked(fn),
+        fn=fn,
         setup=setup,
         teardown=teardown,
         on_end=on_end,

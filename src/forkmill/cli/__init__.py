@@ -21,7 +21,7 @@ nor rich.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,3 +34,11 @@ def main(args: Sequence[str] | None = None) -> int:
     from . import commands  # click and rich are for whoever types commands
 
     return commands.main(args)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # click's command, for who makes it part of another one
+        from . import commands
+
+        return commands.app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType, TracebackType
 
 __all__ = [
+    "CARRIED",
     "DAEMON",
     "GONE",
     "OUR_THREADS",
@@ -50,6 +51,9 @@ CO_VARARGS = 0x04  # of a code object, as `inspect` names it
 
 # forkmill.codec.share, once it is loaded here: until then nobody looks for shared values.
 SHARES: list[Any] = []
+
+# contexts.lanes.emit.Raised, once it is loaded: as it exceptions travel with their tracebacks.
+CARRIED: list[Any] = []
 
 # What workers keep for codec/program.py, which those with plain functions never load: whether what
 # comes with tasks is for this process's `__main__`, and of the functions that are being loaded what

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill.pipeline import Handle, aio
-from forkmill.pipeline.aio import AHEAD, AsyncStream
+from forkmill.pipeline import Handle
+from forkmill.runs import aio
+from forkmill.runs.aio import AHEAD, AsyncStream
 
 FORKED = fm.ipc_fork(2, start_method="fork")  # quicker to start than what a thread gets by itself
 CONTEXTS = ["inline", "thread:2", "async:2", FORKED]

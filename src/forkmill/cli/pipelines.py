@@ -22,7 +22,7 @@ from ..pipeline import (
     Pipeline,
     RunResult,
 )
-from ..pipeline.result import KEEP
+from ..runs.failure import KEEP
 from .filter import Output
 from .records import text_of, to_line
 

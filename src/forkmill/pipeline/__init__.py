@@ -20,8 +20,7 @@ run/chains     neighbours on a named pool as one call in the worker
 run/nested     a pipeline that runs as a whole in a context
 run/shuffle    a test mode: no order where none is promised
 stats, events  what a run counts, and tells
-result         what comes out
-aio            a run for asyncio
+../runs        what comes out, and the ways to wait for it
 monitor        what somebody beside the run sees of it
 load           a pipeline by its name, for command lines
 =============  =============================================================================
@@ -31,6 +30,10 @@ A pipeline knows contexts by their Lanes alone.
 
 from __future__ import annotations
 
+from ..runs.failure import Failure
+from ..runs.handle import Handle, Stream
+from ..runs.policies import dead_letter, retry
+from ..runs.result import RunResult
 from ..runs.stats import EdgeStats, RunStats, StageStats
 from .declare import (
     after_fork,
@@ -48,16 +51,9 @@ from .declare import (
 )
 from .load import load
 from .monitor import Monitor
-from .options import dead_letter, retry
 from .orchestrator import Orchestrator
 from .pipeline import Pipeline
 from .plan import ExecutionPlan
-from .result import (
-    Failure,
-    Handle,
-    RunResult,
-    Stream,
-)
 
 __all__ = [
     "EdgeStats",

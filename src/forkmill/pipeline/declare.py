@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._checks import nearest
 from ..errors import BuildError
-from .options import OptionError, check_options
+from ..runs.policies import OptionError
+from .options import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

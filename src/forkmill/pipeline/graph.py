@@ -27,6 +27,7 @@ from .. import contexts
 from .._checks import nearest
 from .._process import SHARES
 from ..errors import BuildError
+from ..runs.policies import DeadLetter, OptionError, Retry, final
 from .declare import (
     STAGE_HOOKS,
     Declaration,
@@ -35,16 +36,7 @@ from .declare import (
     class_stages,
     hooks_of,
 )
-from .options import (
-    QUEUE_SIZE,
-    DeadLetter,
-    OptionError,
-    Retry,
-    final,
-    number,
-    policy,
-    resolved,
-)
+from .options import QUEUE_SIZE, number, policy, resolved
 from .routes import may_route
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .result import Handle
+    from ..runs.handle import Handle
 
 __all__ = ["Monitor"]
 

@@ -8,19 +8,17 @@ Threads: any; everything here is plain data.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
 from .._checks import nearest
 from ..errors import BuildError
+from ..runs.policies import DeadLetter, OptionError, Retry, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-__all__ = ["DeadLetter", "OptionError", "Retry", "dead_letter", "retry"]
+__all__ = ["check_options", "hook_caller", "number", "policy", "resolved"]
 
 QUEUE_SIZE = 1000
 
@@ -47,10 +45,6 @@ ROUTINGS = ("broadcast", "round_robin", "balanced")
 NUMBERS = ("size", "max_wait", "queue_size", "timeout")
 
 
-class OptionError(BuildError, TypeError):
-    """An option that does not exist, or is of a wrong kind."""
-
-
 def check_options(kind: str, who: str, options: dict[str, Any]) -> None:
     """Refuse what no stage of this kind has.
 
@@ -64,7 +58,7 @@ def check_options(kind: str, who: str, options: dict[str, Any]) -> None:
                 f"stage {who!r}: a {kind} has no option {option!r}"
                 f"{nearest(option, allowed)}; there are {', '.join(allowed)}"
             )
-    with _told(f"stage {who!r}"):
+    with told(f"stage {who!r}"):
         for option in ("setup", "teardown", "key"):
             _checks.a_callable(option, options.get(option), optional=True)
         for option in ("ordered", "copy"):
@@ -82,98 +76,10 @@ def number(who: str, option: str, value: Any) -> Any:
     """A number that an option was resolved to, checked."""
     if value is None and option != "queue_size":
         return None
-    with _told(f"stage {who!r}"):
+    with told(f"stage {who!r}"):
         if option in ("size", "queue_size"):
             return _checks.integer(option, value, least=1)
         return _checks.seconds(option, value)
-
-
-@contextlib.contextmanager
-def _told(who: str) -> Iterator[None]:
-    """What a check says in here is said of a stage or policy, as an error of the building."""
-    try:
-        yield
-    except TypeError as error:
-        raise OptionError(f"{who}: {error}") from None
-    except ValueError as error:
-        raise BuildError(f"{who}: {error}") from None
-
-
-# ---------------------------------------------------------------------- policies
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """Failed items go to a stage, as Failures; made by `dead_letter`."""
-
-    stage: str
-
-
-@dataclass(frozen=True)
-class Retry:
-    """Failed items are tried again; made by `retry`."""
-
-    attempts: int
-    backoff: float
-    on: tuple[type[BaseException], ...]
-    jitter: float
-    then: str | DeadLetter
-
-    def pause(self, attempt: int) -> float:
-        """Seconds between attempt number `attempt` and the next."""
-        return float(self.backoff * 2 ** (attempt - 1) * (1 + random.uniform(0, self.jitter)))
-
-
-def dead_letter(stage: str) -> DeadLetter:
-    """An `on_error` policy: a failed item goes to another stage, as a `Failure`.
-
-    Args:
-        stage: Its name; usually one with ``from_=()``.
-    """
-    if not isinstance(stage, str):
-        raise OptionError(f"dead_letter takes the name of a stage, not {stage!r}")
-    return DeadLetter(stage)
-
-
-def retry(
-    attempts: int = 3,
-    backoff: float = 0.1,
-    on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
-    *,
-    jitter: float = 0.1,
-    then: str | DeadLetter = "skip",
-) -> Retry:
-    """An `on_error` policy: try a failed item again.
-
-    What a try emitted before it failed is dropped: an item's outputs come from one try.
-
-    Args:
-        attempts: How many tries in all, the first included.
-        backoff: Seconds before the second try; doubles with each further one.
-        on: Which failures are worth another try.
-        jitter: Each pause is longer by up to this part of itself, by chance.
-        then: What happens when the tries are used up: "skip" (the item is recorded as failed),
-            "raise", or `dead_letter`.
-
-    Raises:
-        BuildError: A wrong value (a TypeError too where it is of a wrong kind).
-    """
-    with _told("retry"):
-        _checks.integer("attempts", attempts, least=1)
-        classes = _checks.exception_classes("on", on)
-    for name, value in (("backoff", backoff), ("jitter", jitter)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise OptionError(f"retry: {name} must be a number, not {value!r}")
-        if value < 0:
-            raise BuildError(f"retry: {name} must not be negative: {value!r}")
-    if then not in ("skip", "raise") and not isinstance(then, DeadLetter):
-        raise BuildError(f"retry: then must be 'skip', 'raise' or fm.dead_letter, not {then!r}")
-    return Retry(attempts, backoff, classes, jitter, then)
-
-
-def final(policy: str | Retry | DeadLetter) -> str | DeadLetter:
-    """What a policy does with an item that has no other try."""
-    return policy.then if isinstance(policy, Retry) else policy
 
 
 def policy(who: str, value: Any) -> str | Retry | DeadLetter:

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..runs.failure import KEEP
+from ..runs.handle import Handle, Stream
+from ..runs.result import RunResult
 from .graph import StageGraph, check_runnable
 from .plan import ExecutionPlan
-from .result import (
-    KEEP,
-    Handle,
-    RunResult,
-    Stream,
-)
 from .run.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .aio import AsyncStream
+    from ..runs.aio import AsyncStream
     from .declare import Declaration
 
     Sinks = Iterable[Callable[[dict[str, Any]], object]]
@@ -94,7 +91,7 @@ class Orchestrator:
         keep_failures: int | None = KEEP,
     ) -> AsyncStream:
         """The outputs one by one, for ``async for``. As `Pipeline.astream`."""
-        from .aio import AsyncStream  # with asyncio, which takes long to import
+        from ..runs.aio import AsyncStream  # with asyncio, which takes long to import
 
         driver = Driver(self._graph(plan), sinks, stream=True, keep_failures=keep_failures)
         return AsyncStream(driver)

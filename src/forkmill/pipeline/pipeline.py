@@ -8,17 +8,18 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from ..runs.failure import KEEP
 from .declare import Declaration
 from .graph import build
 from .orchestrator import Orchestrator
-from .result import KEEP
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .aio import AsyncStream
+    from ..runs.aio import AsyncStream
+    from ..runs.handle import Handle, Stream
+    from ..runs.result import RunResult
     from .graph import StageGraph
-    from .result import Handle, RunResult, Stream
 
 __all__ = ["Pipeline"]
 
@@ -137,7 +138,7 @@ class Pipeline(Declaration):
                 cause), which would look like something else here.
             asyncio.CancelledError: The task was cancelled; the run is over.
         """
-        from .aio import run  # with asyncio, which takes long to import
+        from ..runs.aio import run  # with asyncio, which takes long to import
 
         start = Orchestrator(self).start
         return await run(functools.partial(start, sinks=sinks, keep_failures=keep_failures))

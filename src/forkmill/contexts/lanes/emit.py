@@ -17,6 +17,7 @@ from __future__ import annotations
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from ..._process import CARRIED
 from ...codec import codec
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Raised:
 
 def _raised(data: bytes) -> Raised:
     return Raised(codec.load_failure(memoryview(data)))
+
+
+CARRIED.append(Raised)
 
 
 def as_outputs(value: Any) -> Outputs:

@@ -40,9 +40,9 @@ from ...contexts.lanes.emit import (
 )
 from ...contexts.lanes.lane import Measured, Report
 from ...errors import WorkerDied
+from ...runs.policies import DeadLetter, Retry, final
 from ..declare import to
 from ..graph import stage_hooks
-from ..options import DeadLetter, Retry, final
 from .lanes import LaneOperator
 from .work import (
     adapted,

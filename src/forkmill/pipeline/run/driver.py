@@ -46,16 +46,12 @@ from ... import events
 from ..._process import interrupted
 from ...contexts.lanes.lane import Replica
 from ...errors import PoolError
+from ...runs.failure import KEEP
+from ...runs.handle import GRACE, Left
+from ...runs.policies import DeadLetter, final
+from ...runs.result import RunResult, attach
 from ...runs.stats import EdgeStats, RunStats, StageStats
 from ..declare import hooks_of
-from ..options import DeadLetter, final
-from ..result import (
-    GRACE,
-    KEEP,
-    Left,
-    RunResult,
-    attach,
-)
 from .chains import ChainHead, ChainMember, joins_chain
 from .flow import NEVER, Abort, Edge, Killed, Pace
 from .fuse import Code, disarm, fuse, tallied
@@ -72,9 +68,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
+    from ...runs.failure import Failure
     from ...runs.stats import Reservoir
     from ..graph import StageGraph
-    from ..result import Failure
 
 __all__ = ["Driver"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ..result import Failure
+    from ...runs.failure import Failure
 
 __all__ = [
     "BEAT",

@@ -40,9 +40,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...contexts.lanes.emit import UNUSUAL
+from ...runs.handle import Left
+from ...runs.policies import DeadLetter, final
 from ..declare import to
-from ..options import DeadLetter, final
-from ..result import Left
 from .flow import BEAT, GONE, Outs
 
 if TYPE_CHECKING:

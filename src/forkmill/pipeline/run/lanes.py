@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from ... import contexts
 from ...contexts.lanes.lane import Report
+from ...runs.handle import PATIENCE
+from ...runs.policies import Retry, final
 from ..declare import to
 from ..graph import stage_hooks
-from ..options import Retry, final
-from ..result import PATIENCE
 from .flow import NEVER
 from .operators import Operator, width_of
 from .shuffle import mixer

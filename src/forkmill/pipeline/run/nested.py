@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING, Any
 
 from ... import contexts
 from ...events import Emitter
+from ...runs.failure import Failure
+from ...runs.policies import final
 from ...runs.stats import (
     EdgeStats,
     Reservoir,
@@ -39,8 +41,6 @@ from ...runs.stats import (
     StageStats,
 )
 from ..declare import hooks_of
-from ..options import final
-from ..result import Failure
 from .flow import NEVER, Abort, Killed
 from .lanes import LaneOperator
 from .operators import tell_failure, width_of

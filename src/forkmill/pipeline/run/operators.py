@@ -32,11 +32,11 @@ from ..._process import cpus
 from ...contexts.lanes.emit import each, pieces, settle
 from ...errors import BuildError, WorkerDied
 from ...events import short
+from ...runs.failure import Failure
+from ...runs.policies import DeadLetter, Retry, final
 from ...runs.stats import Reservoir
 from ..declare import to
 from ..graph import stage_hooks
-from ..options import DeadLetter, Retry, final
-from ..result import Failure
 from .flow import (
     BEAT,
     GONE,

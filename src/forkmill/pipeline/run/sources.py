@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..._process import KnownThread, Signal
 from ...contexts.lanes.emit import each
+from ...runs.handle import GRACE
 from ..declare import to
-from ..result import GRACE
 from .operators import TIMED, Operator
 
 if TYPE_CHECKING:

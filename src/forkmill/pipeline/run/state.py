@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from ... import events
 from ..._process import Latch
 from ...errors import BuildError
+from ...runs.failure import FailureLog, check_keep
+from ...runs.handle import Left
 from ..declare import to
 from ..graph import find
-from ..result import FailureLog, Left, check_keep
 from .flow import Abort, Bell, Killed, Outlet
 from .sign import LOOK_S
 from .work import each_hook

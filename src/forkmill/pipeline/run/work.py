@@ -27,8 +27,9 @@ from ...contexts.lanes.emit import (
 )
 from ...contexts.lanes.lane import Measured, Recorded, Recorder, Report
 from ...errors import name_of
+from ...runs.policies import Retry
 from ..declare import to
-from ..options import Retry, hook_caller
+from ..options import hook_caller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,135 +1,47 @@
-"""asyncio's side of a run: `arun`, `astream`, and a handle that is awaited.
+"""A run for asyncio: what `arun` and `astream` do. See `awaiting` for a handle that is awaited.
 
-    event loop                                  the thread of the run (see result.Handle)
-    await handle ──a Told among its waiters──▶  the run, to its end
-                 ◀──── call_soon_threadsafe ──  it is over: every waiter is told, once
-    anext        ──asked, and the bell───────▶  Driver.serve, until there is an output
-                 ◀──── the output, and Told ──
+    event loop                           the thread of the run (see Handle)
+    anext ──asked, and the bell───────▶  Driver.serve, until there is an output
+          ◀──── the output, and Told ──
 
 Guarantees:
     * The loop's thread waits for nothing but futures of the loop. A run is in a thread of its own,
       also where all of its stages are inline; its async functions have a loop of their own there.
     * Who is cancelled in `arun`, or between two items of a stream, comes back when the run is over:
       within CANCEL seconds and one more.
-    * What asyncio or an async iterator would take for something else (StopIteration,
-      StopAsyncIteration, CancelledError) comes out as the cause of a RuntimeError.
 
 Invariants:
-    * AIO-1  Nothing that belongs to a loop is touched by another thread, but by
-      call_soon_threadsafe; a loop that is closed by then has nobody who waits.
     * AIO-2  What a run holds (its thread holds it) does not hold the iterator: one that is dropped
       ends its run.
 
-Threads: a loop's own for each call. A handle may be awaited in several loops at once; a stream
-belongs to one asyncio task at a time, but any task may close it.
+Threads: a loop's own for each call. A stream belongs to one asyncio task at a time, but any task
+may close it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from .result import Handle, disguised, noted
+from .awaiting import Told, cut, ended, outcome
+from .handle import Handle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from .handle import Driven
     from .result import RunResult
-    from .run.driver import Driver
 
-__all__ = ["CANCEL", "AsyncStream", "awaited", "run"]
+__all__ = ["CANCEL", "AsyncStream", "run"]
 
 # Seconds from a cancelled `arun`, which stops the run, to where it kills it. A source that blocks
-# is left behind before that (result.PATIENCE), and what is in flight has had its time then.
+# is left behind before that (handle.PATIENCE), and what is in flight has had its time then.
 CANCEL = 1.5
 AHEAD = 16  # outputs that are asked for at once, if those that came before were taken
 QUICK = 1e-3  # within so many seconds: going from thread to thread takes longer than most items
-
-
-class Told:
-    """A future of the running loop that any thread may set by a call."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[None] = self._loop.create_future()
-
-    def __call__(self) -> None:
-        with contextlib.suppress(RuntimeError):  # AIO-1: the loop is closed
-            self._loop.call_soon_threadsafe(self._set)
-
-    def _set(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-
-async def _over(handle: Handle) -> None:
-    """Until the run is over. Cancelled, it only waits no longer."""
-    if handle.done():
-        return
-    told = Told()
-    handle._tell(told)
-    try:
-        await told.future
-    finally:
-        handle._forget(told)
-
-
-async def _ended(handle: Handle, cancelled: Callable[[], object]) -> asyncio.CancelledError | None:
-    """Until the run is over, also if the task is cancelled, however often: then something is done
-    about the run. (The task stays cancelled for asyncio.timeout and task groups.)
-
-    Args:
-        handle: The run.
-        cancelled: What is done, each time.
-
-    Returns:
-        With what the task was cancelled first, for the caller to raise.
-    """
-    first: asyncio.CancelledError | None = None
-    try:
-        while not handle.done():
-            try:
-                await _over(handle)
-            except asyncio.CancelledError as error:
-                first = first or error
-                cancelled()
-        return first
-    finally:
-        del first  # a cycle: its traceback has this frame
-
-
-def _outcome(handle: Handle) -> RunResult:
-    """The result of a run that is over.
-
-    Raises:
-        RuntimeError: The run raised what would be taken for something else here. It has the
-            result too.
-        BaseException: See `Handle.result`.
-    """
-    try:
-        return handle._outcome()
-    except (StopIteration, StopAsyncIteration, asyncio.CancelledError) as error:
-        raise disguised(error) from error
-
-
-def _cut(handle: Handle, error: asyncio.CancelledError) -> asyncio.CancelledError:
-    """The cancellation, with the result of the run that it ended, and what this one failed with."""
-    try:
-        error.__dict__["run_result"] = handle._outcome()
-    except BaseException as failure:
-        error.__dict__["run_result"] = getattr(failure, "run_result", None)
-        noted(error, [failure])
-    return error
-
-
-async def awaited(handle: Handle) -> RunResult:
-    """What ``await handle`` does. See `Handle`."""
-    await _over(handle)
-    return _outcome(handle)
 
 
 async def run(start: Callable[[], Handle]) -> RunResult:
@@ -146,10 +58,10 @@ async def run(start: Callable[[], Handle]) -> RunResult:
         timers.append(loop.call_later(CANCEL, handle.kill))
 
     try:
-        error = await _ended(handle, cancelled)
+        error = await ended(handle, cancelled)
         if error is None:
-            return _outcome(handle)
-        raise _cut(handle, error)
+            return outcome(handle)
+        raise cut(handle, error)
     finally:
         error = None  # a cycle: its traceback has this frame
         for timer in timers:
@@ -206,7 +118,7 @@ class AsyncStream:
         result: The run's RunResult, when it is over.
     """
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driven) -> None:
         self._driver = driver
         self._handle: Handle | None = None  # from the first output on that is asked for
         self._outputs = _Outputs()
@@ -280,7 +192,7 @@ class AsyncStream:
             return
         self._told = True
         try:
-            self.result = _outcome(handle)
+            self.result = outcome(handle)
         except BaseException as error:
             self.result = getattr(error, "run_result", None)
             raise
@@ -289,9 +201,9 @@ class AsyncStream:
         """Cancelled: what comes late is told with that."""
         self._close()
         if self._handle is not None:
-            await _ended(self._handle, self._handle.kill)
+            await ended(self._handle, self._handle.kill)
             self._told = True
-            self.result = getattr(_cut(self._handle, error), "run_result", None)
+            self.result = getattr(cut(self._handle, error), "run_result", None)
 
     def _close(self) -> None:
         if self._closed:
@@ -315,12 +227,12 @@ class AsyncStream:
         self._close()
         if self._handle is None:
             return
-        error = await _ended(self._handle, self._handle.kill)
+        error = await ended(self._handle, self._handle.kill)
         if error is None:
             self._finish()
             return
         try:
-            raise _cut(self._handle, error)
+            raise cut(self._handle, error)
         finally:
             del error
 

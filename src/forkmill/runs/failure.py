@@ -1,0 +1,195 @@
+"""What failed in a run: items, each whole or only counted.
+
+Guarantees: a failure pickles, its error with the frames of where it happened as text; whatever the
+item and the error are.
+
+Threads: any; a FailureLog belongs to the thread of its run.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback as traceback_module
+from time import time as now
+from typing import TYPE_CHECKING, Any
+
+from .._process import CARRIED
+from ..errors import add_note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+__all__ = ["KEEP", "Failure", "FailureLog", "check_keep", "noted"]
+
+KEEP = 1000  # failures that a run keeps whole, if nobody says otherwise
+
+
+class Failure:
+    """One item that failed for good.
+
+    Attributes:
+        stage: The stage's qualified name.
+        item: The item; None for a producer, and for what on_end or teardown fails with.
+        error: What was raised.
+        attempts: How many tries there were.
+        traceback: As text, with the frames of the process where it happened. Made at the first
+            look: formatting takes longer than most items.
+        time: When, in seconds since the epoch.
+    """
+
+    __slots__ = ("_again", "_frames", "_text", "attempts", "error", "item", "stage", "time")
+
+    def __init__(
+        self,
+        stage: str,
+        item: Any,
+        error: BaseException,
+        attempts: int = 1,
+        traceback: str | None = None,
+        time: float | None = None,
+        _again: Callable[[Any], list[Any]] | None = None,
+    ) -> None:
+        self.stage = stage
+        self.item = item
+        self.error = error
+        self.attempts = attempts
+        self.time = now() if time is None else time
+        self._text = traceback
+        # As they are now: whoever raises the error again puts more of them on it.
+        self._frames = error.__traceback__
+        self._again = _again
+
+    @property
+    def traceback(self) -> str:
+        """The error's traceback as text."""
+        if self._text is None:
+            self._text = _formatted(self.error, self._frames)
+            self._frames = None
+        return self._text
+
+    def reproduce(self) -> list[Any]:
+        """Call the stage's function with the item again, here and now.
+
+        Returns:
+            What it emits, if it does not fail this time.
+
+        Raises:
+            BaseException: What it raises.
+        """
+        if self._again is None:
+            raise RuntimeError(f"stage {self.stage!r} has no function here to call again")
+        return self._again(self.item)
+
+    def __reduce__(self) -> Any:
+        # The error takes its frames along, as text; the item may never have been meant to travel.
+        parts = (self.stage, _portable(self.item), CARRIED[0](self.error), self.attempts)
+        return _failure, (*parts, self._text, self.time)
+
+    def __repr__(self) -> str:
+        return (
+            f"Failure(stage={self.stage!r}, item={self.item!r}, error={self.error!r}, "
+            f"attempts={self.attempts})"
+        )
+
+
+def _failure(
+    stage: str, item: Any, carried: Any, attempts: int, text: str | None, time: float
+) -> Failure:
+    return Failure(stage, item, carried.error, attempts, text, time)
+
+
+def _portable(item: Any) -> Any:
+    try:
+        pickle.dumps(item)
+    except Exception:
+        return repr(item)
+    return item
+
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _formatted(error: BaseException, frames: TracebackType | None) -> str:
+    first = frames
+    while first is not None and _is_ours(first.tb_frame.f_code.co_filename):
+        first = first.tb_next
+    frames = first or frames
+    try:
+        return "".join(traceback_module.format_exception(type(error), error, frames))
+    except Exception:  # its str(), or that of what led to it
+        return "".join(traceback_module.format_tb(frames)) + f"{type(error).__qualname__}\n"
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a frame's file is of what calls the user's functions."""
+    return file == "<fused stages>" or file.startswith(_HERE)
+
+
+class FailureLog:
+    """The failures of a run: the first ones whole, the rest counted, so memory is bounded.
+
+    Attributes:
+        kept: The first ones.
+        more: How many there were beyond these, by stage and type of the error.
+        most: How many are kept.
+    """
+
+    __slots__ = ("kept", "more", "most")
+
+    def __init__(self, keep: int | None) -> None:
+        self.kept: list[Failure] = []
+        self.more: dict[tuple[str, str], int] = {}
+        self.most = float("inf") if keep is None else keep
+
+    @property
+    def full(self) -> bool:
+        """Whether the next one is only counted."""
+        return len(self.kept) >= self.most
+
+    def add(self, failure: Failure) -> None:
+        """Keep one, or count it."""
+        if self.full:
+            self.count(failure.stage, failure.error)
+        else:
+            self.kept.append(failure)
+
+    def count(self, stage: str, error: BaseException) -> None:
+        """One more that is not kept."""
+        kind = type(error)
+        name = kind.__qualname__
+        if kind.__module__ != "builtins":
+            name = f"{kind.__module__}.{name}"
+        self.more[stage, name] = self.more.get((stage, name), 0) + 1
+
+
+def check_keep(keep_failures: Any) -> int | None:
+    """The option `keep_failures`, checked.
+
+    Raises:
+        TypeError: It is no int, and not None.
+        ValueError: It is negative.
+    """
+    if keep_failures is None:
+        return None
+    if isinstance(keep_failures, bool) or not isinstance(keep_failures, int):
+        raise TypeError(
+            f"keep_failures must be a number of failures or None (all), not {keep_failures!r}"
+        )
+    if keep_failures < 0:
+        raise ValueError(f"keep_failures must not be negative: {keep_failures}")
+    return keep_failures
+
+
+def noted(error: BaseException, others: Iterable[BaseException]) -> BaseException:
+    """The error, with a note for each other failure that came with it. Never raises."""
+    for other in others:
+        if other is error:
+            continue
+        try:
+            text = f"and at the end of the run: {type(other).__name__}: {other}"
+        except BaseException:
+            text = f"and at the end of the run: {type(other).__name__}"
+        add_note(error, text)
+    return error

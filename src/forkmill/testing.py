@@ -72,7 +72,7 @@ def fail_on_odd(number: int) -> int:
 
 
 def nested(number: int) -> int:
-    from . import executor
+    from .contexts import executor
 
     with executor("inline") as inner:
         return sum(inner.map(square, range(number)))

@@ -79,14 +79,17 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(source: str, module: str, known: set[str]) -> Iterator[tuple[int, str]]:
+def imports(
+    source: str, module: str, known: set[str], types: bool = False
+) -> Iterator[tuple[int, str]]:
     """Line and forkmill module of every import in `source`, those inside functions too.
 
-    Imports for type checkers alone do not run, and do not count.
+    Imports for type checkers alone do not run, and count only with `types`. The `module` of a
+    package's `__init__.py` is "package.__init__".
     """
     tree = ast.parse(source)
     unseen = set()
-    for node in ast.walk(tree):
+    for node in () if types else ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             unseen |= {id(inner) for child in node.body for inner in ast.walk(child)}
     for node in ast.walk(tree):
@@ -106,7 +109,7 @@ def _named(node: ast.AST, module: str) -> Iterator[str]:
         base = node.module or ""
         if node.level:
             package = ["forkmill", *module.split(".")]
-            # "a.b" is imported relative to a; a package's own __init__ was cut to its name.
+            # "a.b" is imported relative to a.
             package = package[: len(package) - node.level]
             base = ".".join([*package, base]).rstrip(".")
         names = [f"{base}.{alias.name}" for alias in node.names]
@@ -145,20 +148,76 @@ def verdict(module: str, target: str) -> str | None:
     return None
 
 
+def inside(module: str, path: Path) -> str:
+    """What `imports` calls a module: a package's own imports are relative to the package."""
+    return f"{module}.__init__" if path.name == "__init__.py" and module != "__init__" else module
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of names that lead to each other: pairs and longer circles, sorted."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        found, line = set[str](), [start]
+        while line:
+            new = graph.get(line.pop(), set()) - found
+            found |= new
+            line += new
+        reached[start] = found
+    groups = {
+        frozenset(other for other in reached[name] if name in reached.get(other, set()))
+        for name in graph
+        if name in reached[name]
+    }
+    return sorted(map(sorted, groups))
+
+
+def test_no_modules_import_each_other_not_even_late_or_for_types() -> None:
+    known = modules()
+    names = {*known, "_native"}
+    graph: dict[str, set[str]] = {}
+    lines: dict[tuple[str, str], int] = {}
+    for module, path in known.items():
+        source = path.read_text(encoding="utf-8")
+        for line, target in imports(source, inside(module, path), names, types=True):
+            if target != module:
+                graph.setdefault(module, set()).add(target)
+                lines.setdefault((module, target), line)
+    assert len(graph) > len(known) / 2, "the imports are not seen"
+    wrong = [
+        f"{module}, line {lines[module, target]}: imports {target}"
+        for group in circles(graph)
+        for module in group
+        for target in sorted(graph[module] & set(group))
+    ]
+    assert not wrong, "they go in a circle:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("links", "found"),
+    [
+        ("ab bc ac", []),
+        ("ab ba", ["ab"]),
+        ("ab bc ca cd", ["abc"]),
+        ("ab ba cd dc ac", ["ab", "cd"]),
+        ("ab bc cb", ["bc"]),
+    ],
+)
+def test_every_circle_is_seen(links: str, found: list[str]) -> None:
+    graph: dict[str, set[str]] = {}
+    for a, b in links.split():
+        graph.setdefault(a, set()).add(b)
+    assert circles(graph) == [list(group) for group in found]
+
+
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_a_module_imports_only_from_the_rows_above_it(module: str) -> None:
     known = modules()
     # Packages are modules too, and the two that have no .py of this name:
     names = {*known, "_native"}
     source = known[module].read_text(encoding="utf-8")
-    inside = (
-        f"{module}.__init__"
-        if known[module].name == "__init__.py" and module != "__init__"
-        else module
-    )
     wrong = [
         f"{module}, line {line}: imports {target}: {why}"
-        for line, target in dict.fromkeys(imports(source, inside, names))
+        for line, target in dict.fromkeys(imports(source, inside(module, known[module]), names))
         if (why := verdict(module, target))
     ]
     assert not wrong, "\n".join(wrong)
@@ -186,6 +245,11 @@ def test_a_module_imports_only_from_the_rows_above_it(module: str) -> None:
 def test_every_way_to_import_is_seen(module: str, source: str, targets: list[str]) -> None:
     known = {"_native", "errors", "cli", "worker.main", "contexts", "contexts.aio", "pool"}
     assert [target for _, target in imports(source, module, known)] == targets
+
+
+def test_imports_for_types_are_seen_where_they_count() -> None:
+    source = "if TYPE_CHECKING:\n    from .cli import main"
+    assert [*imports(source, "pool", {"cli"}, types=True)] == [(2, "cli")]
 
 
 @pytest.mark.parametrize(

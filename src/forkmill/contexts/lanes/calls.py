@@ -10,6 +10,7 @@ A stream's call hands its outputs over as they come, from the thread that it run
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import inspect
 import queue
@@ -101,14 +102,24 @@ class CallLane(SharedLane):
         except Exception as error:
             self._deliver(Taken(item, [], error))
             return
-        with self._lock:
-            self._under_way.add(future)
-        future.add_done_callback(partial(self._returned, item))
+        self._watch(future, partial(self._returned, item))
 
     def _returned(self, item: Any, future: Future[Any]) -> None:
         with self._lock:
+            if future not in self._under_way:
+                return  # it was told, or left behind
             self._under_way.discard(future)
         self._deliver((item, future))
+
+    def _watch(self, future: Future[Any], told: Callable[[Future[Any]], None]) -> None:
+        """It is under way until its end is told; twice, if a signal handler raised in here."""
+        try:
+            with self._lock:
+                self._under_way.add(future)
+            future.add_done_callback(told)
+        except BaseException:
+            future.add_done_callback(told)  # else it would be under way for ever
+            raise
 
     # ------------------------------------------------------------------ out
 
@@ -187,9 +198,8 @@ class CallLane(SharedLane):
             self._finished([Taken(END, [], error)])
             return
         with self._lock:
-            self._under_way.add(future)
             self._last_call = future
-        future.add_done_callback(self._replicas_ended)
+        self._watch(future, _Once(self._replicas_ended))
 
     def _replicas_ended(self, future: Future[Any]) -> None:
         with self._lock:
@@ -342,9 +352,7 @@ class AsyncLane(CallLane):
             while self._refuse(error):
                 pass
             return
-        with self._lock:
-            self._under_way.add(future)
-        future.add_done_callback(self._prepared)
+        self._watch(future, _Once(self._prepared))
 
     async def _prepare(self) -> None:
         self._replica.tried = True
@@ -562,6 +570,18 @@ def _last_words(future: Future[Any]) -> list[Taken]:
     """What the end of a replica has told."""
     failure = failure_of(future)
     return ended(future.result()) if failure is None else [Taken(END, [], failure)]
+
+
+class _Once:
+    """A function that is called once, however often it is asked to be."""
+
+    def __init__(self, fn: Callable[[Any], None]) -> None:
+        self._fn = fn
+        self._claim = _thread.allocate_lock()
+
+    def __call__(self, value: Any) -> None:
+        if self._claim.acquire(blocking=False):
+            self._fn(value)
 
 
 def unsettled(futures: Iterable[Future[Any]], seconds: float | None) -> set[Future[Any]]:

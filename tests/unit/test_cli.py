@@ -16,7 +16,7 @@ import pytest
 import forkmill as fm
 import forkmill.cli
 from conftest import StartScript
-from forkmill.cli import demo, doctor
+from forkmill.cli import commands, demo, doctor
 
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -101,7 +101,7 @@ def test_demo_counts_what_a_plain_loop_counts(tmp_path: Path) -> None:
     facts = json.loads(ran.stdout)
     assert (facts["files"], facts["workers"]) == (30, 2)
     assert facts["files_per_second"].keys() == {"a plain loop", "concurrent.futures", "forkmill"}
-    paths = forkmill.cli.spread(demo.sources(), 30)
+    paths = commands.spread(demo.sources(), 30)
     expected = [demo.analyse(path) for path in paths]
     assert facts["tokens"] == sum(found.tokens for found in expected)
     assert facts["lines"] == sum(found.lines for found in expected)

@@ -102,7 +102,7 @@ def test_a_lane_that_ends_at_the_wrong_moment_is_not_missed(
         self._notify = notify
 
     def slow_outside(operator: Any) -> bool:
-        if operator.name == "x" and operator.state == "ending" and not ended.is_set():
+        if operator.name == "x" and operator.state.value == "ending" and not ended.is_set():
             asked.set()
             assert ended.wait(20)
         return outside(operator)

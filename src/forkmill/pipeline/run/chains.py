@@ -43,7 +43,8 @@ from ...errors import WorkerDied
 from ...runs.policies import DeadLetter, Retry, final
 from ..declare import to
 from ..graph import stage_hooks
-from .lanes import LaneOperator
+from .lanes import LaneEnd, LaneOperator
+from .operators import Phase
 from .work import (
     adapted,
     clocked,
@@ -386,12 +387,12 @@ class ChainMember(LaneOperator):
         self.fused = True
 
     def open(self) -> None:
-        self.state = "live"
+        self.state = Phase.LIVE
 
     def _reopen(self) -> None:
         """Something came by fm.to."""
-        if self.state == "ended":
-            self._ending = 0
+        if self.state is Phase.ENDED:
+            self._end = LaneEnd.NOT_YET
             self.before_hooks()
         super().open()
 

@@ -57,7 +57,7 @@ from .flow import NEVER, Abort, Edge, Killed, Pace
 from .fuse import Code, disarm, fuse, tallied
 from .lanes import LaneOperator
 from .nested import NestedOperator
-from .operators import Operator, width_of
+from .operators import Operator, Phase, width_of
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .state import Run
@@ -575,7 +575,7 @@ class Driver(Run[Operator]):
         if self._end_some() or progress:
             self._quiet = False
             return True
-        if all(operator.state == "ended" for operator in self.order):
+        if all(operator.state is Phase.ENDED for operator in self.order):
             return False
         return self._sleep()
 
@@ -662,7 +662,7 @@ class Driver(Run[Operator]):
 
     def _state(self) -> str:
         return ", ".join(
-            f"{c.name}: {c.state}, {sum(map(len, c.edges_in))} waiting" for c in self.order
+            f"{c.name}: {c.state.value}, {sum(map(len, c.edges_in))} waiting" for c in self.order
         )
 
     # ------------------------------------------------------------------ ends
@@ -671,10 +671,10 @@ class Driver(Run[Operator]):
         """End what can end; whether anything did."""
         changed = False
         for operator in self.order:
-            if operator.state == "live" and self._may_end(operator):
+            if operator.state is Phase.LIVE and self._may_end(operator):
                 operator.finish()
                 changed = True
-            if operator.state == "ending" and operator.ended():
+            if operator.state is Phase.ENDING and operator.ended():
                 operator.conclude()
                 changed = True
                 if self._dynamic:
@@ -684,16 +684,16 @@ class Driver(Run[Operator]):
     def _may_end(self, operator: Operator) -> bool:
         if operator.live_source or operator.in_flight():
             return False
-        if any(before.state != "ended" for before in operator.before):
+        if any(before.state is not Phase.ENDED for before in operator.before):
             return False
         if not self._dynamic:
             return True
-        live = [c for c in self._dynamic if c.state != "ended"]
-        reaching = {c for s in live for c in (s, *s.before) if c.state != "ended"}
+        live = [c for c in self._dynamic if c.state is not Phase.ENDED]
+        reaching = {c for s in live for c in (s, *s.before) if c.state is not Phase.ENDED}
         reaching.discard(operator)
         loops = any(operator is s or operator in s.before for s in live)  # it reaches all of them
         for other in reaching:
-            quiet = other.state == "live" and not other.live_source and not other.in_flight()
+            quiet = other.state is Phase.LIVE and not other.live_source and not other.in_flight()
             if not quiet or not (loops or operator in other.before):
                 return False
         return True

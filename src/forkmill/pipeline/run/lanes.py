@@ -15,6 +15,7 @@ Threads: everything belongs to the thread of the driver; the lane rings the driv
 from __future__ import annotations
 
 import contextlib
+import enum
 import heapq
 from collections import deque
 from time import monotonic
@@ -27,7 +28,7 @@ from ...runs.policies import Retry, final
 from ..declare import to
 from ..graph import stage_hooks
 from .flow import NEVER
-from .operators import Operator, width_of
+from .operators import Operator, Phase, width_of
 from .shuffle import mixer
 from .work import (
     initialize,
@@ -63,6 +64,14 @@ class _Record:
         self.outputs: list[Any] = []
 
 
+class LaneEnd(enum.Enum):
+    """How far the end of a lane is."""
+
+    NOT_YET = "not yet"
+    LEFTOVERS = "leftovers"  # batches that were not full are on their way
+    BEGUN = "begun"  # the lane was told
+
+
 class LaneOperator(Operator):
     """A stage that runs in a context, behind its Lane."""
 
@@ -82,7 +91,7 @@ class LaneOperator(Operator):
         self._seq = self._next = 0
         self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
         self._leave_at = NEVER  # when a source that blocks is left behind
-        self._ending = 0  # 1: leftovers are on their way, 2: the lane ends
+        self._end = LaneEnd.NOT_YET
         self._forks = stage_hooks(stage, "before_fork")
         self._mixer = None if stage.ordered or stage.inline or self.producing else mixer()
         self.call_hooks = bool(self._forks) and stage.spec.type == "cow_fork"
@@ -106,7 +115,7 @@ class LaneOperator(Operator):
 
     def open(self) -> None:
         """Make the lane, with the hooks of forks where there are some."""
-        self.state = "live"
+        self.state = Phase.LIVE
         stage, spec = self.stage, self.stage.spec
         hooks = stage_hooks(stage, "after_fork")
         isolated = spec.type in ("ipc_fork", "cow_fork")
@@ -130,7 +139,7 @@ class LaneOperator(Operator):
         return make_work(self.stage, after_fork, self.driver.events.detail)
 
     def _reopen(self) -> None:
-        self._ending = 0
+        self._end = LaneEnd.NOT_YET
         self.before_hooks()
         self.open()
 
@@ -156,7 +165,7 @@ class LaneOperator(Operator):
             self._leave_source()
             progress = True
         if any(self.edges_in):
-            if self.lane is None or self.state == "ended":
+            if self.lane is None or self.state is Phase.ENDED:
                 self._reopen()
             progress = self._feed() or progress
         if self._retries and self._retries[0][0] <= monotonic():
@@ -171,15 +180,15 @@ class LaneOperator(Operator):
     @property
     def works_outside(self) -> bool:
         """Whether the lane will ring: it works, or comes to its end."""
-        if self.lane is None or self.state == "ended":
+        if self.lane is None or self.state is Phase.ENDED:
             return False
         if self._ready_pieces:  # a stream waits for us; anything else is done
             return False
-        return bool(self.lane.pending) or (self._ending == 2 and not self.lane.ended)
+        return bool(self.lane.pending) or (self._end is LaneEnd.BEGUN and not self.lane.ended)
 
     def _feed(self) -> bool:
         free = self._most - self.pending - len(self._waiting)
-        if self._ending or free <= 0:
+        if self._end is not LaneEnd.NOT_YET or free <= 0:
             return False
         if self.stage.key is not None and not self._has_room():
             return False  # a key that fails is a dead letter at once
@@ -470,29 +479,29 @@ class LaneOperator(Operator):
     # The end.
 
     def finish(self) -> None:
-        self.state = "ending"
+        self.state = Phase.ENDING
         held = [(self._released(key), None) for key in list(self.held)]
         if held and self.lane is not None:
-            self._ending = 1
+            self._end = LaneEnd.LEFTOVERS
             self._put(held)
         else:
             self._end_lane()
 
     def _end_lane(self) -> None:
-        self._ending = 2
+        self._end = LaneEnd.BEGUN
         if self.lane is not None:
             self.lane.end()
 
     def ended(self) -> bool:
-        if self._ending == 1 and not self.pending:
+        if self._end is LaneEnd.LEFTOVERS and not self.pending:
             self._end_lane()
-        if self._ending != 2 or self.pending or self._ready_pieces:
+        if self._end is not LaneEnd.BEGUN or self.pending or self._ready_pieces:
             return False
         return self.lane is None or bool(self.lane.ended)
 
     def conclude(self) -> None:
         lane, self.lane = self.lane, None
-        self.state = "ended"
+        self.state = Phase.ENDED
         try:
             if lane is not None:
                 lane.close()
@@ -517,7 +526,7 @@ class LaneOperator(Operator):
             return
         self.live_source = False
         self.pending = 0
-        self._ending = 2
+        self._end = LaneEnd.BEGUN
         self._shut(self.lane)
 
     def halt(self) -> None:

@@ -42,7 +42,7 @@ from ...runs.stats import (
 )
 from ..declare import hooks_of
 from .flow import NEVER, Abort, Killed
-from .lanes import LaneOperator
+from .lanes import LaneEnd, LaneOperator
 from .operators import tell_failure, width_of
 from .sign import Sign, seen
 from .work import (
@@ -412,7 +412,7 @@ class NestedOperator(LaneOperator):
 
     def turn(self) -> bool:
         progress = super().turn()
-        if not self._dues or self.lane is None or self._ending:
+        if not self._dues or self.lane is None or self._end is not LaneEnd.NOT_YET:
             return progress
         now = monotonic()
         for replica, (due, place) in [*self._dues.items()]:

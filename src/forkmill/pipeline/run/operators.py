@@ -23,6 +23,7 @@ Threads: everything belongs to the thread of the driver.
 from __future__ import annotations
 
 import copy as copy_module
+import enum
 import functools
 from threading import get_ident
 from time import monotonic, perf_counter
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from .flow import Outlet
     from .state import Run
 
-__all__ = ["Operator"]
+__all__ = ["Operator", "Phase"]
 
 _MOST = 16384  # items a slice: what the chunks of a few workers bring at once
 TIMED = 4  # items of a slice whose calls are all measured
@@ -92,6 +93,15 @@ def tell_death(events: Any, name: str, error: BaseException) -> None:
         events.emit("worker_died", name, worker=error.pid, error=str(error))
 
 
+class Phase(enum.Enum):
+    """Where an operator is in its life. What comes after the end begins it anew."""
+
+    NEW = "new"
+    LIVE = "live"
+    ENDING = "ending"  # nothing will come: leftovers, on_end
+    ENDED = "ended"
+
+
 class Operator:
     """An inline stage, and what all operators have in common."""
 
@@ -113,7 +123,7 @@ class Operator:
         self.loop: object | None = None  # what loop it is part of, of those that are known
         self.fused = False  # runs inside the group of the one stage before it
         self.routed = False  # outputs go through `route`
-        self.state = "new"  # live, ending, ended
+        self.state = Phase.NEW
         self.started = ("", "")  # how its processes were, and why not by a fork
         self.jumps = stage.dynamic or isinstance(final(stage.on_error), DeadLetter)
         self.form, self.fn = _form(stage, self._watched)
@@ -246,7 +256,7 @@ class Operator:
 
     def open(self) -> None:
         """Get ready for items. setup runs before the first of them."""
-        self.state = "live"
+        self.state = Phase.LIVE
         self._tried = False
         if self.stage.parts.get("setup") is None:
             self._ready = True
@@ -304,7 +314,7 @@ class Operator:
         Raises:
             BaseException: What a generator of the user's raised when it was closed. All is done.
         """
-        self.state = "ended"
+        self.state = Phase.ENDED
         self.drop()
 
     def drop(self) -> None:
@@ -360,7 +370,7 @@ class Operator:
         return True
 
     def _start(self, edge: Edge) -> None:
-        if self.state == "ended":
+        if self.state is Phase.ENDED:
             self._reopen()
         timed = self._timed()
         n = TIMED if timed and self._slice > 4 * TIMED else self._slice
@@ -757,7 +767,7 @@ class Operator:
 
     def finish(self) -> None:
         """Nothing will come any more: leftovers, on_end. When its run is over, it has ended."""
-        self.state = "ending"
+        self.state = Phase.ENDING
         self.begin(self._last())
 
     def _last(self) -> Iterator[Any]:
@@ -789,7 +799,7 @@ class Operator:
 
     def conclude(self) -> None:
         """After the last output."""
-        self.state = "ended"
+        self.state = Phase.ENDED
         try:
             self.tear_down()
         finally:

@@ -21,7 +21,7 @@ from ..._process import KnownThread, Signal
 from ...contexts.lanes.emit import each
 from ...runs.handle import GRACE
 from ..declare import to
-from .operators import TIMED, Operator
+from .operators import TIMED, Operator, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -52,7 +52,7 @@ class Source(Operator):
         self.closing = False  # the tap is closed: GeneratorExit is ours
 
     def open(self) -> None:
-        self.state = "live"
+        self.state = Phase.LIVE
         try:
             self._begin()
         except BaseException as error:

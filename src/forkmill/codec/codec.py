@@ -885,7 +885,8 @@ _PROGRAM = __name__.rpartition(".")[0] + ".program"
 
 
 def load_all() -> None:
-    """Load what most workers do without: here, not in each process that is forked from this one."""
+    """Load what most workers do without: here and now, not in each process that is forked from this
+    one, and not while something is decoded."""
     for name in ("codec.failures", "codec.program", "codec.reducers"):
         ours(name)
 

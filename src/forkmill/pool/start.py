@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _hazards, _native, errors
 from .._process import cpus_each
-from ..codec.codec import FORK_ONLY, Codec
+from ..codec.codec import FORK_ONLY, Codec, load_all
 from ..worker.main import Config
 from ..worker.zygote import encode, start_exec, start_fork
 from .core import Core, lives_of
@@ -152,6 +152,8 @@ def make_core(
     fork = method == "fork"
     if memory_limit:  # the next task would be charged with what this one has left
         max_rss = min(max_rss or memory_limit, memory_limit)
+    # An import that a signal handler breaks off while an outcome is decoded would be that outcome.
+    load_all()
     codec = Codec("fork" if fork else "exec", inherit)
     config = Config(
         workers=workers,

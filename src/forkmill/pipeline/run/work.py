@@ -244,7 +244,8 @@ def make_work(
     recorder = None
     if detail != "runs" and stage.kind != "producer":
         # Threads would miscount the calls between two that are measured.
-        recorder = Recorder(detail == "every" or stage.spec.type in ("thread", "async"))
+        shared = stage.spec.type in ("thread", "async", "interpreter")
+        recorder = Recorder(detail == "every" or shared)
     setup, teardown = stage.parts.get("setup"), stage.parts.get("teardown")
     on_end = stage.parts.get("on_end")
     fn = adapted(stage)

@@ -17,6 +17,7 @@ import forkmill as fm
 import tasks
 from forkmill import contexts
 from forkmill.contexts import END, Batch, Taken, Work
+from forkmill.contexts.lanes.calls import AsyncLane
 
 TYPES = list(contexts.TYPES)
 PROCESSES = ("ipc_fork", "cow_fork")
@@ -375,6 +376,37 @@ def test_close_does_not_wait_for_what_can_be_stopped() -> None:
         start = time.monotonic()
         lane.close()
         assert time.monotonic() - start < 20
+
+
+def test_an_async_lane_that_is_stopped_is_busy_until_its_teardown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also between the last outcome and the teardown's call: who closes it then would cut that."""
+    began, free, between, go = (threading.Event() for _ in range(4))
+    torn: list[bool] = []
+    here, let_go = threading.get_ident(), AsyncLane._let_go
+
+    def block(_item: int) -> None:
+        began.set()
+        assert free.wait(20)
+
+    def late(lane: AsyncLane) -> None:
+        if threading.get_ident() != here:
+            between.set()
+            assert go.wait(20)
+        let_go(lane)
+
+    monkeypatch.setattr(AsyncLane, "_let_go", late)
+    lane = contexts.spec("async", 1).lane(Work(block, teardown=lambda: torn.append(True)))
+    lane.put(1)
+    assert began.wait(20)
+    lane.stop()
+    free.set()
+    assert between.wait(20)
+    busy = lane.busy
+    go.set()
+    tasks.eventually(lambda: not lane.busy)
+    assert (busy, lane.close(0), torn) == (1, 0, [True])
 
 
 def test_notify_tells_when_something_can_be_taken(kind: str) -> None:

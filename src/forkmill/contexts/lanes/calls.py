@@ -482,8 +482,11 @@ class AsyncLane(CallLane):
 
     @property
     def busy(self) -> int:
-        teardown = self._teardown
-        return super().busy + (teardown is not None and not teardown.done())
+        with self._lock:
+            # The last outcome's thread may be on its way to `_let_go`: then it is still to come.
+            owed = self._over and self._kept and self._replica.ready
+            under_way = owed or (self._teardown is not None and not self._teardown.done())
+            return len(self._under_way) + under_way
 
     def _wait(self, deadline: float | None) -> int:
         with self._lock:

@@ -153,6 +153,10 @@ def alarms(error: type[BaseException]) -> Iterator[Callable[[float], None]]:
         signal.signal(signal.SIGALRM, before)
 
 
+# An alarm that comes in a callback of a weak reference is Python's to tell.
+stormy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def storm(seconds: float, futures: list[Any], ask: Callable[[Any], Any], error: Any) -> list[Any]:
     """Ask each future until it answers, with an alarm at a random time in each question."""
     dice = random.Random(5)
@@ -184,8 +188,7 @@ def executor(name: str) -> Iterator[Any]:
         yield made
 
 
-# An alarm that comes in a callback of a weak reference is Python's to tell.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@stormy
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, HardAlarm])
 @pytest.mark.parametrize("name", POOLS)
 def test_an_interrupted_result_is_there_the_next_time(name: str, error: Any) -> None:
@@ -197,6 +200,7 @@ def test_an_interrupted_result_is_there_the_next_time(name: str, error: Any) -> 
             assert future.result() is answer
 
 
+@stormy
 @pytest.mark.parametrize("error", [Alarm, HardAlarm])
 @pytest.mark.parametrize("name", POOLS[:3])
 def test_an_interrupted_failure_is_there_the_next_time(name: str, error: Any) -> None:
@@ -208,6 +212,7 @@ def test_an_interrupted_failure_is_there_the_next_time(name: str, error: Any) ->
             assert tasks.is_stateful(answer.args[0], i)
 
 
+@stormy
 @pytest.mark.parametrize("function", ["wait", "as_completed", "callbacks"])
 def test_interrupted_waiting_lets_nobody_wait_for_ever(function: str) -> None:
     def ask(futures: list[Any]) -> Any:

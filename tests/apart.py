@@ -29,7 +29,7 @@ def seen(item: int) -> tuple[int, list[int]]:
 def copies_left() -> tuple[int, int]:
     from forkmill.contexts.lanes import interpreters as interpreter_lane
 
-    return len(interpreter_lane._copies), len(interpreter_lane._stream)
+    return len(interpreter_lane._replicas), len(interpreter_lane._stream)
 
 
 def endless(log: str, item: int) -> Iterator[int]:

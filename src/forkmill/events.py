@@ -408,7 +408,10 @@ class Emitter:
         """From here on a thread may be there, and is asked for progress ten times a second."""
         self.progress = progress
         _bus.emitters[self] = None
-        if self.heard:
+        if self.over:  # another thread has ended the run, which this one was held by user code in
+            self.progress = None
+            _bus.emitters.pop(self, None)
+        elif self.heard:
             _bus.begin()
 
     def finish(self, seconds: float) -> None:
@@ -417,8 +420,8 @@ class Emitter:
         `hurry` cuts that short, from anywhere. Who hears it as part of another run has its time at
         the end of that.
         """
+        self.over = True  # first: nobody may come behind that, and `begin` looks at it afterwards
         _bus.emitters.pop(self, None)
-        self.over = True  # before they are told: nobody may come behind that
         listeners = [*self.own, *(_bus.everyone if self.above is None else ())]
         if listeners and not _bus.here:
             _bus.drain(listeners, seconds, self)

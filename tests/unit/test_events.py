@@ -61,6 +61,17 @@ class Gate:
 # ------------------------------------------------------------------ what an event is
 
 
+def test_a_run_that_begins_when_it_is_over_is_asked_for_nothing() -> None:
+    """Another thread has ended it, while a hook of the user's held the one that opens it."""
+    heard: list[Any] = []
+    with hearing(heard.append) as end:
+        tell = Emitter("pipeline")
+        tell.finish(0.0)
+        tell.begin(dict)
+        assert tell not in events._bus.emitters and tell.progress is None
+        end()
+
+
 def test_an_event_is_plain_data_with_these_fields() -> None:
     heard: list[Any] = []
     before = time.time(), time.monotonic()

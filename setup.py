@@ -37,7 +37,7 @@ native = Extension(
     depends=sorted(
         [
             *glob("csrc/**/*.h", recursive=True),
-            *glob("src/forkmill/*.h"),
+            *glob("src/forkmill/native/*.h"),
             *(
                 path
                 for path in glob("src/forkmill/**/*.p[xy]*", recursive=True)

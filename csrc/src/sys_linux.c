@@ -341,15 +341,23 @@ uint64_t fm_sys_rss_of(pid_t pid, uint64_t limit)
     return rss > bytes ? rss - bytes : 0;
 }
 
-/* The letter behind the last parenthesis of proc_pid_stat(5). */
+/* The letter behind the last parenthesis of proc_pid_stat(5), which a thread
+ * has too; 0: not to be had. */
+static char state_of(const char *path)
+{
+    char text[512];
+    if (read_text(path, text, sizeof text) <= 0)
+        return 0;
+    const char *end = strrchr(text, ')');
+    return end && end[1] == ' ' ? end[2] : 0;
+}
+
 bool fm__sys_is_stopped(pid_t pid)
 {
-    char path[40], text[512];
+    char path[40];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    if (read_text(path, text, sizeof text) <= 0)
-        return false;
-    const char *end = strrchr(text, ')');
-    return end && end[1] == ' ' && (end[2] == 'T' || end[2] == 't');
+    char state = state_of(path);
+    return state == 'T' || state == 't';
 }
 
 /* -------------------------------------------------- threads and libraries */
@@ -406,8 +414,17 @@ static int want_library(struct dl_phdr_info *info, size_t size, void *arg)
 }
 
 /* A thread that begins or ends has no descriptor yet, or any more: it is
- * looked at again, so often and so much later. */
-enum { MAX_LOOKS = 50, LOOK_NS = 100 * 1000 };
+ * looked at again, a little later.  On a busy machine it may have no CPU for
+ * long; so only the looks count that find it asleep, as one that waits for
+ * work is. */
+enum { MAX_LOOKS_ASLEEP = 50, MAX_LOOKS = 20000, LOOK_NS = 100 * 1000 };
+
+static bool is_asleep(pid_t tid)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", (int)tid);
+    return state_of(path) == 'S';
+}
 
 /* Copy a thread's descriptor, from its list of robust mutexes on.  False:
  * errno is ESRCH (it has ended), EFAULT (look again) or why not. */
@@ -438,10 +455,14 @@ static const struct code *origin(const struct wanted *w, pid_t tid)
 {
     static const struct code unknown;
     uintptr_t words[160];
+    int asleep = 0;
     for (int looks = 0; !read_origin(tid, words, sizeof words); looks++) {
         if (errno == ESRCH)
             return NULL;
         if (errno != EFAULT || looks == MAX_LOOKS)
+            return &unknown;
+        asleep = is_asleep(tid) ? asleep + 1 : 0;
+        if (asleep == MAX_LOOKS_ASLEEP)
             return &unknown;
         fm__pause(LOOK_NS);
     }

@@ -74,6 +74,30 @@ with fm.ProcessPool(2) as pool:
     )
 
 
+def test_threads_that_begin_on_a_busy_machine_are_not_openmps(
+    openmp: str, run_script: RunScript
+) -> None:
+    """They have no descriptor yet, and no CPU to make one on; nor when they end."""
+    run_script(
+        HEAD.format(library=openmp)
+        + """
+import _thread, subprocess
+from forkmill import _hazards
+
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+try:
+    for _ in range(600):
+        for _ in range(8):
+            _thread.start_new_thread(int, ())
+        assert _hazards.in_libraries() == ""
+finally:
+    for process in busy:
+        process.kill()
+        process.wait()
+"""
+    )
+
+
 def test_openmp_that_has_run_is(openmp: str, run_script: RunScript) -> None:
     """Its threads are there as soon as a loop has run: first they spin, later they sleep."""
     run_script(

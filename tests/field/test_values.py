@@ -153,8 +153,10 @@ def alarms(error: type[BaseException]) -> Iterator[Callable[[float], None]]:
         signal.signal(signal.SIGALRM, before)
 
 
-# An alarm that comes in a callback of a weak reference is Python's to tell.
-stormy = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# An alarm that comes in a weak set's own callback is Python's to tell.
+stormy = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function WeakSet:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def storm(seconds: float, futures: list[Any], ask: Callable[[Any], Any], error: Any) -> list[Any]:

@@ -173,9 +173,10 @@ void fm_signals_hold(int more)
 int fm_signals_wait(int fd)
 {
     if (atomic_load_explicit(&self.holds, memory_order_relaxed) == 0)
-        atomic_store_explicit(&self.idle_fd, fd, memory_order_relaxed);
-    atomic_signal_fence(memory_order_seq_cst);
-    return __atomic_load_n(&leave, __ATOMIC_RELAXED) != 0;
+        atomic_store(&self.idle_fd, fd);
+    /* Sequentially consistent, both: a handler, in another thread perhaps,
+     * stores `leave` and then looks at idle_fd. One of us sees the other. */
+    return __atomic_load_n(&leave, __ATOMIC_SEQ_CST) != 0;
 }
 
 void fm_signals_work(void)

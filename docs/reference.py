@@ -30,6 +30,7 @@ CHAPTERS = {
     "forkmill.contexts": "Execution contexts",
     "forkmill.pipeline": "Pipelines",
     "forkmill.runs": "Pipelines",
+    "forkmill.stategraph": "State graphs",
     "forkmill.events": "Events",
     "forkmill.errors": "Errors",
     "forkmill.testing": "For your tests",

@@ -15,7 +15,13 @@ as it was, with the worker's traceback below it. Bad options are plain ``TypeErr
      ├─ SerializationError   the data's: an object cannot travel       (also pickle.PicklingError)
      ├─ SharedGone           the caller's: a shared value was closed, or its owner has ended
      ├─ RemoteError          the task's: it raised what cannot be rebuilt on this side
-     └─ BuildError           the caller's: a pipeline that cannot run as written (also ValueError)
+     ├─ BuildError           the caller's: a pipeline or graph that cannot run as written
+     │                                                                    (also ValueError)
+     ├─ UpdateError          the graph's: updates that do not fit the state   (also ValueError)
+     ├─ StepLimit            the run's: it has made as many steps as it may; it can be resumed
+     ├─ StoreError           the store's: a checkpoint cannot be read or written
+     ├─ SessionBusy          the caller's: another run, which is alive, has the session
+     └─ SessionConflict      the caller's: the session is not what the call takes it for
 
 What to do:
 
@@ -29,6 +35,12 @@ What to do:
 * ``SerializationError``: ``path`` leads to the object. Send what it was made from (a file name,
   not a file), make it in the worker (``initializer``), or hand it down with ``inherit=``.
 * ``RemoteError``: ``type_name``, ``text``, ``notes`` and ``traceback`` are those of the original.
+* ``UpdateError``: `key`, `nodes` and `step` say what does not go together. Nothing of the step was
+  stored as done; what its nodes gave is kept.
+* ``StepLimit``: resume the session with a higher ``max_steps``.
+* ``StoreError``: what was stored before is whole. Mend the store, then resume.
+* ``SessionBusy``: wait for the other run, or ``take_over=True`` if nobody runs it any more.
+* ``SessionConflict``: the message says what the session is and which option allows the call.
 
 All of them survive pickle and copy with their attributes.
 """
@@ -53,8 +65,13 @@ __all__ = [
     "PoolError",
     "RemoteError",
     "SerializationError",
+    "SessionBusy",
+    "SessionConflict",
     "SharedGone",
+    "StepLimit",
+    "StoreError",
     "TaskTimeout",
+    "UpdateError",
     "WorkerDied",
 ]
 
@@ -271,7 +288,78 @@ class RemoteError(PoolError):
 
 
 class BuildError(PoolError, ValueError):
-    """A pipeline that cannot run as it is written; the message names the stage."""
+    """A pipeline or graph that cannot run as it is written; the message names the stage or node."""
+
+
+class UpdateError(PoolError, ValueError):
+    """Updates of a step that do not fit the state, or each other.
+
+    Attributes:
+        key: The key of the state, or ``""``.
+        nodes: The nodes that wrote it, in the order of their tasks.
+        step: The number of the step, which was not committed.
+    """
+
+    def __init__(
+        self,
+        message: str = "an update does not fit the state",
+        *,
+        key: str = "",
+        nodes: Iterable[str] = (),
+        step: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.key = key
+        self.nodes = tuple(nodes)
+        self.step = step
+
+
+class StepLimit(PoolError):
+    """A run of a state graph has made as many steps as it may, and is not complete.
+
+    Attributes:
+        max_steps: How many one call may make.
+        step: The last step that was committed.
+    """
+
+    def __init__(
+        self, message: str = "the run reached max_steps", *, max_steps: int = 0, step: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.max_steps = max_steps
+        self.step = step
+
+
+class StoreError(PoolError):
+    """A store of checkpoints that cannot be opened, read or written."""
+
+
+class SessionBusy(PoolError):
+    """The session belongs to a run that is alive.
+
+    Attributes:
+        session: Its id.
+        owner: Who runs it, as text.
+    """
+
+    def __init__(
+        self, message: str = "the session is busy", *, session: str = "", owner: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.session = session
+        self.owner = owner
+
+
+class SessionConflict(PoolError):
+    """The session is not what a call takes it for: unknown, unfinished, of another graph, taken.
+
+    Attributes:
+        session: Its id.
+    """
+
+    def __init__(self, message: str = "the session conflicts", *, session: str = "") -> None:
+        super().__init__(message)
+        self.session = session
 
 
 class RemoteTraceback(Exception):

@@ -40,6 +40,11 @@ def test_the_tree_is_the_one_in_the_design() -> None:
         errors.RemoteError: (errors.PoolError,),
         errors.BuildError: (errors.PoolError, ValueError),
         errors.SharedGone: (errors.PoolError,),
+        errors.UpdateError: (errors.PoolError, ValueError),
+        errors.StepLimit: (errors.PoolError,),
+        errors.StoreError: (errors.PoolError,),
+        errors.SessionBusy: (errors.PoolError,),
+        errors.SessionConflict: (errors.PoolError,),
     }
     assert {kind.__name__ for kind in bases} == set(errors.__all__)
     for kind, expected in bases.items():
@@ -59,6 +64,11 @@ SAMPLES = [
     errors.RemoteError("r", type_name="m.T", text="t", notes=["n"], traceback="tb"),
     errors.BuildError("b"),
     errors.SharedGone("s"),
+    errors.UpdateError("u", key="k", nodes=["a", "b"], step=3),
+    errors.StepLimit("l", max_steps=5, step=7),
+    errors.StoreError("st"),
+    errors.SessionBusy("b", session="s", owner="pid 4"),
+    errors.SessionConflict("c", session="s"),
 ]
 
 

@@ -6,6 +6,10 @@
 #
 # Guarantees: an item is claimed in the page before its function is called, so a death is charged to
 #   exactly the item that ran; a result is read into memory of its own, whatever its size.
+# What it shares with the workers is the records, and how a task is claimed: a byte in a page. Not the
+#   workers' channel, port and ring: a child that runs one item needs no second pipe, no frames and no
+#   ring that outlives it. In C, fork, pipe, write, exit and wait take 176 us with them left out and
+#   219 us with them (1 MB of RSS; at 64 MB 2 to 6 % more, at 1 GB nothing).
 # Invariants:
 #   FORK-1  from fork() to _exit() the child looks nothing up that ForkKit could hold: each page
 #           that it writes to, be it for a reference count, is copied by the kernel.

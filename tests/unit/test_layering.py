@@ -31,7 +31,7 @@ ROWS = [
     ["worker"],
     ["pool"],
     ["contexts"],
-    ["pipeline"],
+    ["pipeline", "stategraph"],
     ["integrations"],
     ["cli", "testing", "__init__", "__main__"],
 ]

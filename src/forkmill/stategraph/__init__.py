@@ -1,0 +1,1 @@
+"""State graphs: one state, nodes that return updates, supersteps that are stored."""

@@ -31,7 +31,7 @@ ROWS = [
     ["worker"],
     ["pool"],
     ["contexts"],
-    ["pipeline", "stategraph"],
+    ["pipeline", "graph", "stategraph"],
     ["integrations"],
     ["cli", "testing", "__init__", "__main__"],
 ]
@@ -50,6 +50,12 @@ FORBIDDEN = {
         "codec": set(),
         "worker": set(),
     },
+    "graph": {"pool": set(), "_native": set(), "worker": set()},
+}
+# Shapes of work, and what each may know of codec and contexts. A graph shares its constants.
+GRAPH_KNOWS = {
+    "codec": {"codec.share"},
+    "contexts": PUBLIC_CONTEXTS | {"contexts.specs", "contexts.named", "contexts.base"},
 }
 
 
@@ -145,6 +151,8 @@ def verdict(module: str, target: str) -> str | None:
         )
     if top == "pipeline" and other == "contexts" and target not in PUBLIC_CONTEXTS:
         return "pipelines know the contexts' public face and its Lane, nothing else"
+    if top == "graph" and target not in GRAPH_KNOWS.get(other, {target}):
+        return f"a graph knows of {other} only {sorted(GRAPH_KNOWS[other])}"
     return None
 
 
@@ -274,6 +282,12 @@ def test_imports_for_types_are_seen_where_they_count() -> None:
         ("pipeline.plan", "contexts.ipc_fork", False),
         ("pipeline.plan", "pool.core", False),
         ("pipeline.plan", "contexts.lanes.lane", True),
+        ("graph.code", "codec.share", True),
+        ("graph.code", "codec.codec", False),
+        ("graph.engine", "contexts.specs", True),
+        ("graph.engine", "contexts.ipc_fork", False),
+        ("graph.engine", "pool.core", False),
+        ("graph.graph", "pipeline", False),
         ("__init__", "pipeline", True),
         ("pool", "surprise", False),
     ],

@@ -55,7 +55,7 @@ SHARES: list[Any] = []
 # contexts.lanes.emit.Raised, once it is loaded: as it exceptions travel with their tracebacks.
 CARRIED: list[Any] = []
 
-# What workers keep for codec/program.py, which those with plain functions never load: whether what
+# What workers keep for codec/view.py, which those with plain functions never load: whether what
 # comes with tasks is for this process's `__main__`, and of the functions that are being loaded what
 # came along with each.
 receiving = False

@@ -42,11 +42,13 @@ from .._process import (
     main,
     namespace,
 )
-from . import program
+from . import reach, view
 from .reducers import TABLE, reduce_arrow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from .program import Program
 
 _CHOICE = 20  # objects that are looked through to find the next one
 _DEEP = 20  # levels of entries within entries: deeper ones come later, and recursion ends
@@ -60,7 +62,7 @@ class Side(Protocol):
     reducers: dict[Any, Any]
 
     @property
-    def program(self) -> program.Program: ...
+    def program(self) -> Program: ...
 
     def is_late(self, module: str) -> bool: ...
     def is_home(self, module: str) -> bool: ...
@@ -180,7 +182,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         module = function.__module__
         if not isinstance(module, str):
             return super().reducer_override(function)
-        if function.__code__ is program.DISPATCHES:
+        if function.__code__ is reach.DISPATCHES:
             return self._dispatching(module, function)
         if module == "__main__" or self.codec.is_late(module):
             if self.codec.inherits(function) and self._is_as_it_was(function):
@@ -212,18 +214,18 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return True
         top, *rest = name.split(".")
         if not rest:
-            return self.program.version(program.place(module, name), function) == 0
+            return self.program.version(view.place(module, name), function) == 0
         owner: Any = namespace(module).get(top)
         for part in rest[:-1]:
             owner = getattr(owner, part, None)
-        method = vars(owner).get(rest[-1]) if program.is_class(owner) else None
+        method = vars(owner).get(rest[-1]) if reach.is_class(owner) else None
         return method is None or self.program.attribute(owner, rest[-1], method) == 0
 
     def _function_of(self, module: str, names: dict[str, Any], function: FunctionType) -> Any:
         """A function that shall live in a module that the other side has, too."""
         if module == "__main__" and self._of_main is None:
             self._of_main = True
-        for name in program.names_of(function.__code__):
+        for name in reach.names_of(function.__code__):
             self.want(module, name)
         if module == "__main__" and self.program is not None:
             self.want_by_text(self.program.by_text(function.__code__))
@@ -246,7 +248,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
                 return self._begin(kind) if self._wanted else self._inherited_class(module, kind)
             self._want_itself(module, kind.__qualname__, kind)
         elif self.codec.reachable(module) and (
-            (module == "builtins" and not program.own_class(kind))
+            (module == "builtins" and not reach.own_class(kind))
             or cloudpickle._should_pickle_by_reference(kind)
         ):
             return super().reducer_override(kind)
@@ -294,11 +296,11 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _want_all(self, obj: Any) -> None:
         """The globals that what the other side has already may look at."""
         if self.program is not None:
-            reach = program.Reach(obj, self.program)
-            for at in reach.names:
-                self.want(*program.parts_of(at))
-            self.want_by_text(reach.texts)
-            self._classes.update(dict.fromkeys(reach.classes))
+            sight = reach.Reach(obj, self.program)
+            for at in sight.names:
+                self.want(*view.parts_of(at))
+            self.want_by_text(sight.texts)
+            self._classes.update(dict.fromkeys(sight.classes))
 
     # ------------------------------------------------------------------ classes
 
@@ -330,7 +332,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         """A class that the other side has; what has changed goes along."""
         if self.program is None:
             return NotImplemented
-        every = self._versioned(kind, program.class_state(kind))
+        every = self._versioned(kind, reach.class_state(kind))
         changed = [entry for entry in every if entry[1]]
         changed += [(name, 1, GONE) for name in self.program.lost(kind)]
         if not changed:
@@ -377,7 +379,7 @@ class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         if self.codec.is_home(module) and namespace(module).get(name, GONE) is obj:
             self.want(module, name)
             if self.program is not None:
-                version = self.program.version(program.place(module, name), obj)
+                version = self.program.version(view.place(module, name), obj)
         return _the_global, (module, name, version, *made_of)
 
     # ------------------------------------------------------------------ code
@@ -473,8 +475,8 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
     pickler._deep += 1
     if pickler._of_main and pickler.program is not None and not pickler.codec.forks:
         pickler._of_main = False  # once
-        for name in program.ORIGIN:
-            yield _Entry("__main__", name, -1, program.origin(name))
+        for name in reach.ORIGIN:
+            yield _Entry("__main__", name, -1, reach.origin(name))
     while (wanted := _next_wanted(pickler) or _next_text(pickler)) is not None:
         module, name = wanted
         pickler._sent.add(wanted)
@@ -486,7 +488,7 @@ def _entries(pickler: ByValue) -> Iterator[_Entry | None]:
             pickler._alone = value
             yield _Entry(module, name, version, value)
     for name, version in _hidden(pickler):
-        yield _Entry("__main__", name, version | program.HIDDEN, GONE)
+        yield _Entry("__main__", name, version | view.HIDDEN, GONE)
     while pickler._classes and not pickler._open:
         yield _Entry("", "", None, pickler._classes.popitem()[0])
     pickler._deep -= 1
@@ -502,7 +504,7 @@ def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
     for wanted in reversed(pickler._wanted):
         module, name = wanted
         value = namespace(module).get(name, GONE)
-        if program.builds_nothing(value):
+        if reach.builds_nothing(value):
             del pickler._wanted[wanted]
             return wanted
         waiting.append((wanted, value))
@@ -510,10 +512,10 @@ def _next_wanted(pickler: ByValue) -> tuple[str, str] | None:
         return None
     wanted = waiting[0][0]
     if len(waiting) > 1 and pickler.program is not None:
-        places = {program.place(*one) for one, _ in waiting}
+        places = {view.place(*one) for one, _ in waiting}
         for one, value in waiting[:_CHOICE]:
-            looks = program.Reach(value, pickler.program).names.keys() & places
-            if looks <= {program.place(*one)}:
+            looks = reach.Reach(value, pickler.program).names.keys() & places
+            if looks <= {view.place(*one)}:
                 wanted = one
                 break
     del pickler._wanted[wanted]
@@ -530,7 +532,7 @@ def _next_text(pickler: ByValue) -> tuple[str, str] | None:
             continue
         value = main().get(name, GONE)
         version = pickler.program.version(name, value)
-        small = value is GONE or program.is_small(value)
+        small = value is GONE or reach.is_small(value)
         fresh = small and not pickler.codec.forks and type(value) is not types.ModuleType
         if mentioned or version or fresh:
             inherited = version == 0 and pickler.codec.had("__main__", name)
@@ -538,7 +540,7 @@ def _next_text(pickler: ByValue) -> tuple[str, str] | None:
                 return "__main__", name
             if version:
                 pickler._hidden[name] = version
-        elif program.own_class(value) and pickler.program.changed_class(value):
+        elif reach.own_class(value) and pickler.program.changed_class(value):
             if pickler.can_go(value):
                 pickler._classes[value] = None
             else:
@@ -560,14 +562,14 @@ def _version_of(pickler: ByValue, module: str, name: str, value: Any) -> int | N
         return 0 if value is GONE or pickler.codec.had(module, name) else None
     if pickler.program is None:
         return None
-    return pickler.program.version(program.place(module, name), value)
+    return pickler.program.version(view.place(module, name), value)
 
 
 # ------------------------------------------------------------------------- on arrival
 
 
 def _enter(module: str, name: str, version: int | None, value: Any) -> None:
-    program.arrived(module, name, version, value)
+    view.arrived(module, name, version, value)
 
 
 def _nothing() -> None:
@@ -601,7 +603,7 @@ def _the_global(
     module: str, name: str, version: int | None, make: Any, arguments: tuple[Any, ...]
 ) -> Any:
     if version is not None:
-        known = program.value_at(program.place(module, name), version)
+        known = view.value_at(view.place(module, name), version)
         if known is not GONE:
             return known
     if version is None and not _process.receiving:
@@ -635,7 +637,7 @@ def _creation(kind: type) -> dict[str, Any]:
 
 
 def _class_state(kind: type) -> dict[str, Any]:
-    state = program.class_state(kind)
+    state = reach.class_state(kind)
     for name in ("__module__", "__qualname__", "__class__", "__annotate_func__", "__firstlineno__",
                  "_abc_cache", "_abc_negative_cache", "_abc_registry",
                  "_abc_negative_cache_version"):  # fmt: skip
@@ -693,12 +695,12 @@ def _set_class(kind: Any, state: tuple[None, list[tuple[str, int | None, Any]], 
 
 
 def _set_attribute(kind: Any, name: str, value: Any, *, fresh: bool) -> None:
-    if name == program.MEMBERS:
+    if name == reach.MEMBERS:
         for member, own in value.items():
             vars(kind.__members__[member]).update(own)
-    elif name in (program.BASES, program.METACLASS):
+    elif name in (reach.BASES, reach.METACLASS):
         if not fresh:  # it was made with them
-            type.__setattr__(kind, "__bases__" if name == program.BASES else "__class__", value)
+            type.__setattr__(kind, "__bases__" if name == reach.BASES else "__class__", value)
     elif value is not GONE:
         type.__setattr__(kind, name, value)
     elif name in vars(kind):

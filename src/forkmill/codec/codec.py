@@ -54,7 +54,8 @@ from .._process import (
 from ..errors import RemoteTraceback, SerializationError, SharedGone
 
 if TYPE_CHECKING:
-    from .program import Program, View, Watch
+    from .program import Program, Watch
+    from .view import View
 
 __all__ = [
     "ARROW",
@@ -511,11 +512,11 @@ class Codec:
 
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
-        _program = ours("codec.program")
+        reach = ours("codec.reach")
         for name, value in list(main().items()):
             if _stands_for_itself(value) or not _may_name(data, name.encode()):
                 continue
-            if type(value) is FunctionType or _program.is_class(value):
+            if type(value) is FunctionType or reach.is_class(value):
                 # pickle goes by an object's own name: other names for it do not matter. One that
                 # knows no module (exec() made it) is looked for in all of them.
                 if value.__name__ != name or value.__module__ not in ("__main__", None):
@@ -525,7 +526,7 @@ class Codec:
             if self.snapshot.main(name) is not value:
                 return False
             # Also of what is neither function nor class: an lru_cache's has a function in it.
-            if task and self.program.changed(_program.Reach(value, self.program)):
+            if task and self.program.changed(reach.Reach(value, self.program)):
                 return False
         return True
 
@@ -572,9 +573,8 @@ class Codec:
 
     def watch(self, function: Any) -> Watch | None:
         """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""
-        _program = ours("codec.program")
-        reach = _program.Reach(function, self.program)
-        return _program.Watch(reach, self.program.credit) if reach else None
+        sight = ours("codec.reach").Reach(function, self.program)
+        return ours("codec.program").Watch(sight, self.program.credit) if sight else None
 
     def load_function(self, blob: Any) -> Any:
         """Decode what dump_function() made."""
@@ -608,9 +608,9 @@ class Codec:
 
     def dump_failure(self, error: BaseException, where: str = "task") -> bytes:
         """Encode an exception so that load_failure() has something true to raise. Never raises."""
-        program = _loaded_program()
-        if program is not None:
-            program.explain(error)
+        view = _loaded_view()
+        if view is not None:
+            view.explain(error)
         try:
             failures = ours("codec.failures")
         except BaseException as why:  # the task has left no descriptor, or no way to our files
@@ -865,23 +865,23 @@ def receive() -> None:
     """From now on this process is a worker: what comes with its tasks is for its `__main__`."""
     _process.receiving = True
     VIEWS.clear()
-    program = _loaded_program()
-    if program is not None:
-        program.forget()
+    view = _loaded_view()
+    if view is not None:
+        view.forget()
 
 
 def enter(view: View) -> None:
     """Have `__main__` be as a function's view has it, and as at first where that says nothing."""
-    program = _loaded_program()
-    if program is not None:  # else nothing has come yet that was not as at first
-        program.enter(view)
+    known = _loaded_view()
+    if known is not None:  # else nothing has come yet that was not as at first
+        known.enter(view)
 
 
-def _loaded_program() -> Any:
-    return sys.modules.get(_PROGRAM)
+def _loaded_view() -> Any:
+    return sys.modules.get(_VIEW)
 
 
-_PROGRAM = __name__.rpartition(".")[0] + ".program"
+_VIEW = __name__.rpartition(".")[0] + ".view"
 
 
 def load_all() -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoints", "MemoryCheckpoints", "opened"]
 
 _HOMES = {
+    "PostgresCheckpoints": "postgres",
+    "SQLiteCheckpoints": "sqlite",
     "Checkpoints": "store",
     "MemoryCheckpoints": "memory",
     "opened": "url",

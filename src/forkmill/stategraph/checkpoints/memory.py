@@ -9,18 +9,16 @@ Threads: any; one lock.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from . import store
+from .forks import Forkable
 from .owner import Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["MemoryCheckpoints"]
 
@@ -44,7 +42,7 @@ class _Session:
         return self.line[-1][0].seq
 
 
-class MemoryCheckpoints(store.Checkpoints):
+class MemoryCheckpoints(Forkable, store.Checkpoints):
     """Checkpoints in memory: the same as in a file, until the process ends.
 
     Args:
@@ -55,10 +53,9 @@ class MemoryCheckpoints(store.Checkpoints):
     """
 
     def __init__(self, *, codec: str = "pickle") -> None:
-        super().__init__(codec=codec)
+        store.Checkpoints.__init__(self, codec=codec)
         self._sessions: dict[str, _Session] = {}
-        self._lock = threading.Lock()
-        self._pid = os.getpid()
+        Forkable.__init__(self)
 
     def __repr__(self) -> str:
         return f"<MemoryCheckpoints, {len(self._sessions)} sessions>"
@@ -69,19 +66,15 @@ class MemoryCheckpoints(store.Checkpoints):
     def close(self) -> None:
         """Nothing is open; the sessions stay."""
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[dict[str, _Session]]:
-        if self._pid != os.getpid():  # a lock that a fork has copied may be taken for ever
-            self._lock, self._pid = threading.Lock(), os.getpid()
-            for at in self._sessions.values():
-                at.token = at.owner = None
-        with self._lock:
-            yield self._sessions
+    def _forked(self) -> None:
+        for at in self._sessions.values():
+            at.token = at.owner = None  # of the parent's runs, on the parent's sessions
 
     # --------------------------------------------------------------------------- reading
 
     def load(self, session: str, seq: int | None = None) -> store.Saved | None:
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             at = sessions.get(session)
             if at is None:
                 return None
@@ -97,12 +90,14 @@ class MemoryCheckpoints(store.Checkpoints):
         raise store.no_checkpoint(session, seq)
 
     def history(self, session: str) -> list[store.Checkpoint]:
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             at = sessions.get(session)
             return [] if at is None else [_checkpoint(session, *entry) for entry in at.line]
 
     def sessions(self) -> list[store.SessionInfo]:
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             found = [_info(name, at) for name, at in sessions.items()]
         return sorted(found, key=lambda info: info.at)
 
@@ -122,7 +117,8 @@ class MemoryCheckpoints(store.Checkpoints):
         take_over: bool = False,
     ) -> store.Claim:
         rows, token = list(rows), store.new_token()
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             at = sessions.get(session)
             if at is not None and at.token is not None and not take_over:
                 raise store.busy(session, at.owner)
@@ -146,7 +142,8 @@ class MemoryCheckpoints(store.Checkpoints):
         status: str | None = None,
         release: bool = False,
     ) -> None:
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             at = sessions.get(claim.session)
             if at is None or claim.released or at.token != claim.token:
                 raise store.lost(claim, at.owner if at else None)
@@ -163,7 +160,8 @@ class MemoryCheckpoints(store.Checkpoints):
         saved = self.load(session, seq)
         if saved is None:
             raise store.unknown(session)
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             if target in sessions:
                 raise store.exists(target)
             change = store.forked(saved)
@@ -174,7 +172,8 @@ class MemoryCheckpoints(store.Checkpoints):
             return _info(target, at)
 
     def delete(self, session: str) -> bool:
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             at = sessions.get(session)
             if at is not None and at.token is not None:
                 raise store.busy(session, at.owner)
@@ -182,7 +181,8 @@ class MemoryCheckpoints(store.Checkpoints):
 
     def prune(self, session: str | None = None, *, keep: int) -> int:
         keep = store.a_keep(keep)
-        with self._locked() as sessions:
+        with self._lock:
+            sessions = self._sessions
             if session is not None and session not in sessions:
                 raise store.unknown(session)
             chosen = sessions.values() if session is None else [sessions[session]]

@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import abc
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ... import errors
@@ -253,12 +253,15 @@ class Claim:
         session: To which.
         token: What tells it from every other claim.
         seq: The session's last seq, as of this claim's last write.
+        released: Whether it was released.
+        clean: Whether there are no pending rows beside the last checkpoint, for the store.
     """
 
     session: str
     token: str
     seq: int
-    released: bool = field(default=False)
+    released: bool = False
+    clean: bool = False
 
 
 class Checkpoints(abc.ABC):

@@ -112,6 +112,8 @@ class _Pickle(Codec):
         buffers: list[pickle.PickleBuffer] = []
         try:
             data = pickle.dumps(value, 5, buffer_callback=_taken_by(buffers))
+        except RecursionError:
+            raise self._refused("", "it is too deep") from None
         except Exception as error:
             path, cause = _culprit(value, error)
             raise self._refused(path, _said(cause)) from error

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "Rows", "SQLCheckpoints"]
 
-# {blob}, {int}, {real}: the dialect's types. {end}: what stands behind the bracket.
+# {blob}, {int}, {real}: the dialect's types. {end}: behind the bracket of tables of small rows.
 TABLES = (
     """CREATE TABLE IF NOT EXISTS session(
         id TEXT NOT NULL PRIMARY KEY, claim TEXT, owner TEXT, version {int} NOT NULL,
@@ -51,7 +51,7 @@ TABLES = (
         at {real} NOT NULL, mac {blob}, PRIMARY KEY(session, seq)){end}""",
     """CREATE TABLE IF NOT EXISTS value(
         session TEXT NOT NULL, key TEXT NOT NULL, seq {int} NOT NULL, kind TEXT NOT NULL,
-        codec TEXT NOT NULL, data {blob}, mac {blob}, PRIMARY KEY(session, key, seq)){end}""",
+        codec TEXT NOT NULL, data {blob}, mac {blob}, PRIMARY KEY(session, key, seq))""",
     """CREATE TABLE IF NOT EXISTS pending(
         session TEXT NOT NULL, seq {int} NOT NULL, task {int} NOT NULL, kind TEXT NOT NULL,
         n {int} NOT NULL, codec TEXT NOT NULL, data {blob} NOT NULL, mac {blob},
@@ -61,7 +61,13 @@ TABLES = (
 # Kinds of a value's row. The packed ones hold several blobs as one: a value and its deltas.
 WHOLE, DELTA, GONE, WHOLES, DELTAS = "whole", "delta", "gone", "wholes", "deltas"
 
-_SESSION = "id, status, seq, step, hash, version, owner"
+# A session, with its last checkpoint: the session's own seq and step are those of its last turn's
+# begin or end. A step that leaves this row as it is writes one page less.
+_SESSION = """
+SELECT s.id, s.status, c.seq, c.step, s.hash, s.version, s.owner, c.at
+FROM session s LEFT JOIN checkpoint c ON c.session = s.id
+  AND c.seq = (SELECT MAX(d.seq) FROM checkpoint d WHERE d.session = s.id)
+"""
 _CHECKPOINT = "seq, step, parent, kind, author, frontier, joins, at, mac"
 # The keys one after the other, each by a look into the index; for each where its value begins.
 _VALUES = """
@@ -95,7 +101,7 @@ class Rows(list["Row"]):
 class SQLCheckpoints(Forkable, store.Checkpoints):
     """A store of SQL tables; a dialect adds how to open, and what a transaction is."""
 
-    _for_update = ""  # behind a SELECT whose row shall stay as it is until the commit
+    _for_update = ""  # behind a SELECT of `session s` whose row shall stay as it is
 
     def __init__(self, *, codec: str, key: bytes | None) -> None:
         store.Checkpoints.__init__(self, codec=codec, key=key)
@@ -126,33 +132,33 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         found = self._session(run, session)
         if found is None:
             return None
-        last = found.seq
-        at = last if seq is None else seq
+        at = found.seq if seq is None else seq
         rows = run(
             f"SELECT {_CHECKPOINT} FROM checkpoint WHERE session = ? AND seq = ?", session, at
         )
         if not rows:
-            if at == last:
-                raise self._corrupt(f"session {session!r}: its checkpoint {at} is missing")
             raise store.no_checkpoint(session, seq)
         checkpoint = self._checkpoint(session, rows[0])
         values = self._values(run, session, at)
-        pending = self._pending(run, session, at) if at == last else ()
-        found = _dated(found, checkpoint.at) if at == last else self._at(run, found)
+        pending = self._pending(run, session, at) if at == found.seq else ()
         return store.Saved(checkpoint, values, pending, found)
 
-    def _session(self, run: Run, session: str, lock: str = "") -> store.SessionInfo | None:
-        rows = run(f"SELECT {_SESSION} FROM session WHERE id = ?{lock}", session)
-        return self._info((*rows[0], 0.0)) if rows else None
+    def _session(self, run: Run, session: str) -> store.SessionInfo | None:
+        rows = run(f"{_SESSION} WHERE s.id = ?", session)
+        return self._info(rows[0]) if rows else None
 
-    def _at(self, run: Run, info: store.SessionInfo) -> store.SessionInfo:
-        rows = run("SELECT at FROM checkpoint WHERE session = ? AND seq = ?", info.id, info.seq)
-        return _dated(info, rows[0][0] if rows else 0.0)
+    def _locked_session(self, run: Run, session: str) -> store.SessionInfo | None:
+        """The same, and it stays so until the commit."""
+        if self._for_update:  # a statement of its own: what was written while it waited is seen
+            run(f"SELECT s.seq FROM session s WHERE s.id = ?{self._for_update}", session)
+        return self._session(run, session)
 
     def _info(self, row: Row) -> store.SessionInfo:
         name, status, seq, step, hash, version, owner, at = row
         if version != store.VERSION:
             raise self._other_version(f"the session {name!r} is", version)
+        if seq is None:
+            raise self._corrupt(f"the session {name!r} has no checkpoint")
         return store.SessionInfo(name, status, seq, step, hash, version, Owner.loads(owner), at)
 
     def _values(self, run: Run, session: str, seq: int) -> dict[str, tuple[store.Blob, ...]]:
@@ -217,12 +223,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
 
     def sessions(self) -> list[store.SessionInfo]:
         with self._transaction(writes=False) as run:
-            rows = run(
-                "SELECT s.id, s.status, s.seq, s.step, s.hash, s.version, s.owner, c.at "
-                "FROM session s LEFT JOIN checkpoint c ON c.session = s.id AND c.seq = s.seq "
-                "ORDER BY c.at, s.id"
-            )
-            return [self._info((*row[:7], row[7] or 0.0)) for row in rows]
+            return [self._info(row) for row in run(f"{_SESSION} ORDER BY c.at, s.id")]
 
     # --------------------------------------------------------------------------- writing
 
@@ -242,7 +243,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         rows, token = list(rows), store.new_token()
         claimed = (None, None) if release else (token, Owner.here().dumps())
         with self._transaction(writes=True) as run:
-            info = self._session(run, session, self._for_update)
+            info = self._locked_session(run, session)
             if info is not None and info.alive and not take_over:
                 raise store.busy(session, info.owner)
             seq = info.seq if info else 0
@@ -282,18 +283,15 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         if claim.released:
             raise store.lost(claim, None)
         with self._transaction(writes=True) as run:
-            if change is None and status is None and not release:
-                mine = len(
-                    run(
-                        f"SELECT seq FROM session WHERE id = ? AND claim = ?{self._for_update}",
-                        *(claim.session, claim.token),
-                    )
-                )
-            else:
-                mine = self._move(run, claim, change, status, release)
+            mine = run(
+                f"SELECT s.seq FROM session s WHERE s.id = ? AND s.claim = ?{self._for_update}",
+                *(claim.session, claim.token),
+            )
             if not mine:
                 info = self._session(run, claim.session)
                 raise store.lost(claim, info.owner if info else None)
+            if status is not None or release:
+                self._turn(run, claim, change, status, release)
             clean = claim.clean and not keep_rows
             self._write(run, claim.session, claim.seq, change, rows, keep_rows, clean=clean)
         if change is not None:
@@ -303,15 +301,15 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
             claim.clean = False
         claim.released = release
 
-    def _move(
+    def _turn(
         self,
         run: Run,
         claim: store.Claim,
         change: store.Change | None,
         status: str | None,
         release: bool,
-    ) -> int:
-        """The session's row, if it is still this claim's; whether it is."""
+    ) -> None:
+        """The session's row, at the end of a turn, or where its status changes."""
         sets: dict[str, Any] = {}
         if change is not None:
             sets |= {"seq": change.seq, "step": change.step}
@@ -320,10 +318,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         if release:
             sets |= {"claim": None, "owner": None}
         columns = ", ".join(f"{name} = ?" for name in sets)
-        return run(
-            f"UPDATE session SET {columns} WHERE id = ? AND claim = ? AND seq = ?",
-            *(*sets.values(), claim.session, claim.token, claim.seq),
-        ).changed
+        run(f"UPDATE session SET {columns} WHERE id = ?", *sets.values(), claim.session)
 
     def _write(
         self,
@@ -394,11 +389,11 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
             self._write(run, target, 0, change, list(saved.pending), False, clean=True)
             info = self._session(run, target)
             assert info is not None
-            return self._at(run, info)
+            return info
 
     def delete(self, session: str) -> bool:
         with self._transaction(writes=True) as run:
-            info = self._session(run, session, self._for_update)
+            info = self._locked_session(run, session)
             if info is None:
                 return False
             if info.alive:
@@ -414,7 +409,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         gone = 0
         for name in names:  # one transaction each: runs of the others go on in between
             with self._transaction(writes=True) as run:
-                if self._session(run, name, self._for_update) is None:
+                if self._locked_session(run, name) is None:
                     if session is not None:
                         raise store.unknown(name)
                     continue
@@ -432,8 +427,8 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         gone = run("DELETE FROM checkpoint WHERE session = ? AND seq < ?", session, first).changed
         # Of each key: what lies before the row that the first checkpoint's value begins with.
         run(
-            "DELETE FROM value WHERE session = ? AND seq < (SELECT MAX(v.seq) FROM value v "
-            "WHERE v.session = value.session AND v.key = value.key AND v.seq <= ? "
+            "DELETE FROM value AS old WHERE session = ? AND seq < (SELECT MAX(v.seq) FROM value v "
+            "WHERE v.session = old.session AND v.key = old.key AND v.seq <= ? "
             "AND v.kind NOT IN ('delta', 'deltas'))",
             *(session, first),
         )
@@ -480,12 +475,6 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
             f"{self.where}: {what} of format version {version}, this forkmill reads "
             f"{store.VERSION}: use the one that wrote it, or another store"
         )
-
-
-def _dated(info: store.SessionInfo, at: float) -> store.SessionInfo:
-    return store.SessionInfo(
-        info.id, info.status, info.seq, info.step, info.hash, info.version, info.owner, at
-    )
 
 
 def _row_of(new: store.Value) -> tuple[str, Any]:

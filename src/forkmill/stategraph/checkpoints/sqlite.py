@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["SQLiteCheckpoints"]
 
 _PAGE = 1024
+_LEAST = 512  # bytes of a page, and so of a database
 _AUTOCHECKPOINT = 4096  # pages of WAL
 _APPLICATION = 0x666D7367  # "fmsg": file(1) and we know whose it is
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510  # os_unix.c, sqlite3.h
@@ -136,6 +137,9 @@ class SQLiteCheckpoints(SQLCheckpoints):
         return self._open.sqlite
 
     def _connect(self) -> sqlite3.Connection:
+        with contextlib.suppress(OSError):
+            if 0 < os.stat(self._path).st_size < _LEAST:  # SQLite would take it for an empty one
+                raise errors.StoreError(f"{self.where}: file is not a database")
         _lock_as_sqlite(self._path, self.where)
         connection = sqlite3.connect(
             self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False

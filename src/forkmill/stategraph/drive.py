@@ -1,0 +1,243 @@
+"""Who runs a run: the caller, a thread of its own, an event loop's task, or who reads its stream.
+
+    invoke ─────────▶ carried_out: here, with Ctrl-C      start ──▶ Handle(Driver): a thread
+    ainvoke ────────▶ a Handle, awaited; cancelled: killed
+    stream ─────────▶ StateStream: a step at a time, as it is read
+
+Guarantees:
+    * Ctrl-C once: the run ends after its step. Twice: it is killed. Then KeyboardInterrupt.
+    * What a call opened is closed when it ends, however it ends.
+
+Threads: a Driver's `stop` and `kill` may be called from any; the rest is the run's own.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..runs.handle import Left
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from .places import Places
+    from .result import StateRun
+    from .run import Run
+
+__all__ = ["Driver", "Interrupts", "StateStream", "carried_out"]
+
+
+class Interrupts:
+    """Ctrl-C while a run works in the main thread.
+
+    Python's own handler would raise anywhere in the run. Another handler than Python's is the
+    user's, and stays.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._old: Any = None
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is signal.default_int_handler:
+            self._old = handler  # first: the next call may be the last one
+            signal.signal(signal.SIGINT, self._handle)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGINT, self._old)
+            self._old = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        run = self._run
+        if not run.interrupted:
+            run.interrupted = True
+            run.stop()
+            return
+        run.kill()
+        if run.in_user_code:
+            raise KeyboardInterrupt
+
+
+def ended(run: Run, places: Places | None, error: BaseException | None) -> None:
+    """The run is over: what it opened is closed, who hears it is told."""
+    try:
+        if places is not None:
+            places.close(at_once=run.killed or not isinstance(error, (Exception, type(None))))
+    finally:
+        run.tell.run_finished(run.status, run.stats.steps, error)
+
+
+def carried_out(run: Run, places: Places | None) -> StateRun:
+    """Run to the end, in this thread.
+
+    Args:
+        run: The run.
+        places: What is closed with it; None: nothing.
+
+    Raises:
+        BaseException: What `Run.turns` raises, with `.state_run`.
+        KeyboardInterrupt: Ctrl-C, with `.state_run`.
+    """
+    error: BaseException | None = None
+    with Interrupts(run):
+        try:
+            for _ in run.turns():
+                pass
+        except BaseException as failure:
+            error = failure
+            raise _with_result(run, failure)
+        finally:
+            if not isinstance(error, Left):
+                ended(run, places, error)
+            error = None
+    if run.interrupted:
+        raise _with_result(run, KeyboardInterrupt())
+    return run.result()
+
+
+def _with_result(run: Run, error: BaseException) -> BaseException:
+    """The error, with what the run has come to."""
+    if not isinstance(error, Left):
+        errors.slot(error, "__dict__")["state_run"] = run.result()
+    return error
+
+
+class Driver:
+    """A run for a `Handle`: see `runs.handle.Driven`."""
+
+    bell = None
+
+    def __init__(self, run: Run, places: Places) -> None:
+        self._run = run
+        self._places = places
+        self.events = run.tell.emitter
+        self.over = False
+
+    def run(self) -> StateRun:
+        """Run to the end."""
+        try:
+            return carried_out(self._run, self._places)
+        finally:
+            self.over = True
+
+    def carry_on(self) -> StateRun:
+        """End the run whose thread was left behind."""
+        try:
+            result = self._run.carry_on()
+            ended(self._run, self._places, None)
+            return result
+        finally:
+            self.over = True
+
+    def stop(self) -> None:
+        """End after the step that runs."""
+        self._run.stop()
+
+    def kill(self) -> None:
+        """End now."""
+        self._run.kill()
+
+    def snapshot(self) -> Any:
+        """The figures so far."""
+        return self._run.stats
+
+    def attach(self, sink: Any) -> None:
+        """Somebody listens from now on."""
+        self.events.attach(sink)
+        self._run.tell.heard = True
+
+    def held_by_source(self) -> bool:
+        """A step is never left behind by a stop."""
+        return False
+
+    def held_by_anything(self) -> bool:
+        """After `kill`: whether the user's code holds the thread; if so the caller has the run."""
+        return not self.over and self._run.leave_behind()
+
+    def held_at_end(self) -> bool:
+        """Nothing of the user's runs at the end."""
+        return False
+
+
+class StateStream:
+    """The items of a run, one by one; the run goes on while they are asked for.
+
+    Close it, or leave the loop and drop it, to end the run after what it has committed: the session
+    can be resumed.
+
+    Attributes:
+        result: The run's StateRun, when it is over.
+    """
+
+    def __init__(self, run: Run, places: Places) -> None:
+        self._run = run
+        self._places: Places | None = places
+        self._items = self._read()
+        self._begun = False
+        self.result: StateRun | None = None
+
+    def _read(self) -> Iterator[Any]:
+        run = self._run
+        error: BaseException | None = None
+        self._begun = True
+        try:
+            yield from run.tell.taken()
+            yield from run.turns()
+            yield from run.tell.taken()
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            places, self._places = self._places, None
+            self.result = run.result()
+            ended(run, places, error)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with Interrupts(self._run):
+            try:
+                item = next(self._items)
+            except StopIteration:
+                if not self._run.interrupted:
+                    raise
+            except BaseException as error:
+                raise _with_result(self._run, error)
+        if self._run.interrupted:
+            self.close()
+            raise _with_result(self._run, KeyboardInterrupt())
+        return item
+
+    def kill(self) -> None:
+        """End what runs now. Any thread."""
+        self._run.kill()
+
+    def close(self) -> None:
+        """End the run. Idempotent."""
+        if self._places is None:
+            return
+        items: Any = self._items
+        if not self._begun:  # so that what it has claimed is freed
+            self._run.stop()
+            for _ in items:
+                pass
+        items.close()
+
+    def __enter__(self) -> StateStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_places", None) is not None:
+            self.close()

@@ -1,0 +1,131 @@
+"""What a run of a state graph came to, as plain data.
+
+Threads: any; nothing here changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runs.failure import Failure
+    from .words import Interrupt
+
+__all__ = ["StateRun", "StateStats", "StepReport"]
+
+
+@dataclass(slots=True)
+class StateStats:
+    """The figures of one call.
+
+    Attributes:
+        steps: Supersteps that it committed.
+        tasks: Attempts that it started.
+        retries: Of these, those that were not the first.
+        deaths: Attempts whose process died.
+        seconds: How long it took.
+    """
+
+    steps: int = 0
+    tasks: int = 0
+    retries: int = 0
+    deaths: int = 0
+    seconds: float = 0.0
+
+    def table(self) -> str:
+        """It as text, in two columns."""
+        rows = [(name, getattr(self, name)) for name in self.__slots__]
+        return "\n".join(
+            f"{name:8} {value:.3f}" if isinstance(value, float) else f"{name:8} {value}"
+            for name, value in rows
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StateRun:
+    """What a call came to. ``run["key"]`` is ``run.state["key"]``.
+
+    Attributes:
+        status: "completed"; "interrupted": it waits for an answer or to be resumed; "drained": it
+            was told to stop; "killed"; on an exception's `state_run` also "failed".
+        state: The state, as a node would see it: a dict, or the schema's dataclass.
+        session: The session's id; "" without one.
+        step: How many supersteps are committed.
+        seq: The number of the last point of the session: input, steps and edits count.
+        frontier: The nodes of the next step's tasks, in order.
+        interrupts: The questions that wait for an answer: `id`, `value`, `node`.
+        waiting: The targets of joins for which some sources have run, and not all.
+        failures: The tasks that failed for good, in task order.
+        stats: The figures of this call.
+    """
+
+    status: str
+    state: Any
+    session: str
+    step: int
+    seq: int
+    frontier: list[str] = field(default_factory=list)
+    interrupts: list[Interrupt] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    stats: StateStats = field(default_factory=StateStats)
+
+    def __getitem__(self, key: str) -> Any:
+        return self.state[key]
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self.state[key]
+        except KeyError:
+            return False
+        return True
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is completed."""
+        return self.status == "completed"
+
+    def __repr__(self) -> str:
+        session = f" session={self.session!r}" if self.session else ""
+        rest = "".join(
+            f" {name}={value!r}"
+            for name in ("frontier", "interrupts", "waiting")
+            if (value := getattr(self, name))
+        )
+        return f"<StateRun {self.status}{session} step={self.step}{rest}>"[:200]
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = [
+            (name, getattr(self, name))
+            for name in ("status", "session", "step", "seq", "frontier", "interrupts", "waiting")
+        ]
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{escape(str(value)[:500])}</td></tr>"
+            for name, value in rows
+            if value not in ("", [])
+        )
+        return f"<table>{cells}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        step: Its number, if it was committed; else that of the last one that was.
+        ran: The nodes of its tasks, in order; those too that had finished before.
+        updated: The keys that changed.
+        frontier: The nodes of the next step's tasks, in order.
+        completed: Whether nothing is left to run.
+        paused: Whether it waits for an answer, or stopped where it was told to.
+    """
+
+    step: int
+    ran: list[str]
+    updated: list[str]
+    frontier: list[str]
+    completed: bool
+    paused: bool

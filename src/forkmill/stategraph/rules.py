@@ -1,0 +1,423 @@
+"""What a step comes to, as pure functions: which updates go together, and which tasks are next.
+
+    outcomes in task order ──▶ fold ──▶ changes of the state
+                           └─▶ follow ──▶ (tasks of the next step, progress of the joins)
+
+Order of the next tasks: plain edges, gotos, conditional edges, each as declared, joins last. Names
+that come twice are one task; equal Sends are tasks of their own.
+
+Guarantees: nothing here does I/O or keeps anything; the answer depends on the arguments alone, not
+on who finished first. The user's code that is called: reducers in `fold`, predicates in `follow`.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._checks import nearest
+from ..errors import UpdateError, add_note, name_of
+from .schema import UNSET
+from .task import (
+    CHAIN,
+    CODED,
+    DROP,
+    OVER,
+)
+from .words import END, Send
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from .schema import Key
+
+__all__ = [
+    "GONE",
+    "Choice",
+    "Join",
+    "Paths",
+    "Task",
+    "fold",
+    "follow",
+    "grown",
+    "half_filled",
+]
+
+CHAIN_LENGTH = 64  # pieces of an `fm.append` key; with one more it is made whole again
+
+
+class _Gone:
+    def __repr__(self) -> str:
+        return "<gone>"
+
+
+GONE: Any = _Gone()  # the wire of a key that is no more
+
+
+class Task(NamedTuple):
+    """A task of a step: a node, and the wire of its Send's argument (None: it gets the state)."""
+
+    node: str
+    arg: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A conditional edge.
+
+    Attributes:
+        source: After which node, or START.
+        fn: Called with the state after the barrier.
+        targets: {answer: name}; None: any node.
+        number: Its place among the conditional edges.
+    """
+
+    source: str
+    fn: Callable[[Any], Any]
+    targets: dict[Any, str] | None
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A waiting edge: the target runs when all sources have run."""
+
+    sources: tuple[str, ...]
+    target: str
+    number: int
+
+
+class Paths:
+    """The edges of a graph, by their sources.
+
+    Args:
+        edges: Plain edges, as declared.
+        choices: Conditional edges, as declared.
+        joins: As declared.
+    """
+
+    def __init__(
+        self,
+        nodes: Iterable[str],
+        edges: Sequence[tuple[str, str]],
+        choices: Sequence[Choice],
+        joins: Sequence[Join],
+    ) -> None:
+        self.nodes = frozenset(nodes)
+        self.edges = tuple(edges)
+        self.choices = tuple(choices)
+        self.joins = tuple(joins)
+        self.plain: dict[str, list[tuple[int, str]]] = {}
+        for number, (source, target) in enumerate(edges):
+            self.plain.setdefault(source, []).append((number, target))
+        self.chosen: dict[str, list[Choice]] = {}
+        for choice in choices:
+            self.chosen.setdefault(choice.source, []).append(choice)
+        self.joined: dict[str, list[Join]] = {}
+        for join in joins:
+            for source in join.sources:
+                self.joined.setdefault(source, []).append(join)
+        self.no_joins: tuple[frozenset[str], ...] = tuple(frozenset() for _ in joins)
+
+
+# ----------------------------------------------------------------------------- the fold
+
+
+def fold(
+    keys: dict[str, Key],
+    current: Callable[[str], Any],
+    writers: Sequence[tuple[str, Sequence[tuple[str, int, Any]]]],
+    step: int,
+    open_wire: Callable[[Any], Any],
+    wire_of: Callable[[Any, str], Any],
+) -> dict[str, Any]:
+    """What the updates of a step change.
+
+    Args:
+        keys: The schema's.
+        current: The wire of a key before the step, or None.
+        writers: (node, writes) of each task that wrote something, in task order.
+        step: The number of the step.
+        open_wire: Gives the value of a wire.
+        wire_of: Makes the wire of a value.
+
+    Returns:
+        For each key that changed its wire, or GONE.
+
+    Raises:
+        UpdateError: Updates that do not go together.
+        BaseException: What a reducer raised, with a note that names it.
+    """
+    if len(writers) == 1:
+        node, writes = writers[0]
+        if len(writes) == 1 or len({key for key, _, _ in writes}) == len(writes):
+            found = {}
+            for key, op, wire in writes:
+                if op != DROP and keys[key].reducer is None:
+                    found[key] = wire
+                else:
+                    one = [(node, op, wire)]
+                    found[key] = _folded(keys[key], current, one, step, open_wire, wire_of)
+            return found
+    groups: dict[str, list[tuple[str, int, Any]]] = {}
+    for node, writes in writers:
+        for key, op, wire in writes:
+            groups.setdefault(key, []).append((node, op, wire))
+    return {
+        key: _folded(keys[key], current, group, step, open_wire, wire_of)
+        for key, group in groups.items()
+    }
+
+
+def _folded(
+    key: Key,
+    current: Callable[[str], Any],
+    group: list[tuple[str, int, Any]],
+    step: int,
+    open_wire: Callable[[Any], Any],
+    wire_of: Callable[[Any, str], Any],
+) -> Any:
+    """The wire of one key after its updates."""
+    ops = {op for _, op, _ in group}
+    if len(group) > 1:
+        _check_writers(key, group, ops, step)
+    if DROP in ops:
+        start = key.start()
+        return GONE if start is UNSET else wire_of(start, f"the start of key {key.name!r}")
+    if OVER in ops or key.reducer is None:
+        return group[0][2]
+    before = current(key.name)
+    if key.appends:
+        return grown(before, [wire for _, _, wire in group], open_wire, wire_of, key.name)
+    value = UNSET if before is None else open_wire(before)
+    for node, _, wire in group:
+        update = open_wire(wire)
+        if value is UNSET:
+            value = update
+            continue
+        try:
+            value = key.reducer(value, update)
+        except BaseException as error:
+            name = name_of(key.reducer)
+            add_note(error, f"in the reducer {name} of key {key.name!r}, step {step}, for {node!r}")
+            raise
+    return wire_of(value, f"what the reducer of key {key.name!r} gave")
+
+
+def _check_writers(
+    key: Key, group: list[tuple[str, int, Any]], ops: set[int], step: int
+) -> None:
+    nodes = tuple(node for node, _, _ in group)
+    if ops == {DROP}:
+        return
+    if key.reducer is None:
+        told = f"two writers for {key.name}: {', '.join(nodes)} in step {step}"
+        hint = "; a key that several write needs a reducer"
+    elif DROP in ops or OVER in ops:
+        what = "DELETE" if DROP in ops else "Overwrite"
+        told = f"two writers for {key.name}: {', '.join(nodes)} in step {step}"
+        hint = f"; a {what} goes with no other write of its key"
+    else:
+        return
+    raise UpdateError(told + hint, key=key.name, nodes=nodes, step=step)
+
+
+def grown(
+    before: Any,
+    wires: list[Any],
+    open_wire: Callable[[Any], Any],
+    wire_of: Callable[[Any, str], Any],
+    key: str,
+) -> Any:
+    """The wire of an `fm.append` key with more lists behind it.
+
+    The old one is decoded only when it is made whole again: when it has become too long a chain, or
+    has what cannot be encoded.
+    """
+    if before is None:
+        before = wire_of([], f"the start of key {key!r}")
+    kind, data = before
+    parts = data if kind == CHAIN else (data,)
+    if (
+        kind not in (CHAIN, CODED)
+        or len(parts) + len(wires) > CHAIN_LENGTH
+        or any(wire[0] != CODED for wire in wires)
+    ):
+        value = list(open_wire(before))
+        for wire in wires:
+            value += open_wire(wire)
+        return wire_of(value, f"key {key!r}")
+    return CHAIN, (*parts, *[wire[1] for wire in wires])
+
+
+# ------------------------------------------------------------------------------- the way
+
+
+def follow(
+    paths: Paths,
+    tasks: Sequence[Task],
+    outcomes: Sequence[Any],
+    joins: tuple[frozenset[str], ...],
+    state: Callable[[], Any],
+    step: int,
+    wire_of: Callable[[Any, str], Any],
+) -> tuple[tuple[Task, ...], tuple[frozenset[str], ...]]:
+    """The tasks of the next step, and how far the joins have come.
+
+    Args:
+        paths: The graph's edges.
+        tasks: Those of the step.
+        outcomes: Of each: (DONE, writes, routes, only).
+        joins: How far they had come.
+        state: A view of the state after the barrier, for a predicate.
+        step: The number of the step.
+        wire_of: Makes the wire of a Send's argument.
+
+    Raises:
+        UpdateError: A predicate gave what is no name of a target.
+        BaseException: What a predicate raised, with a note that names it.
+    """
+    if len(tasks) == 1:
+        left = () if outcomes[0][3] else (tasks[0].node,)
+    else:
+        left = tuple(
+            dict.fromkeys(task.node for task, out in zip(tasks, outcomes, strict=True) if not out[3])
+        )
+    line = _Line()
+    for target in _plain_targets(paths, left):
+        line.name(target)
+    for outcome in outcomes:
+        for route in outcome[2]:
+            line.route(route)
+    choices = [choice for source in left for choice in paths.chosen.get(source, ())]
+    if len(left) > 1:
+        choices.sort(key=lambda choice: choice.number)
+    for choice in choices:
+        for route in _chosen(paths, choice, state, step, wire_of):
+            line.route(route)
+    if paths.joins:
+        joins = _joined(paths, left, joins, line)
+    return tuple(line.tasks), joins
+
+
+class _Line:
+    """Tasks as they come; a name counts once."""
+
+    __slots__ = ("_names", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+        self._names: set[str] = set()
+
+    def name(self, name: str) -> None:
+        if name != END and name not in self._names:
+            self._names.add(name)
+            self.tasks.append(Task(name))
+
+    def route(self, route: Any) -> None:
+        if type(route) is str:
+            self.name(route)
+        else:
+            self.tasks.append(Task(*route))
+
+
+def _plain_targets(paths: Paths, left: tuple[str, ...]) -> list[str]:
+    if len(left) == 1:
+        return [target for _, target in paths.plain.get(left[0], ())]
+    found = [edge for source in left for edge in paths.plain.get(source, ())]
+    return [target for _, target in sorted(found)]
+
+
+def _joined(
+    paths: Paths, left: tuple[str, ...], joins: tuple[frozenset[str], ...], line: _Line
+) -> tuple[frozenset[str], ...]:
+    touched = {join.number: join for source in left for join in paths.joined.get(source, ())}
+    if not touched:
+        return joins
+    now = list(joins)
+    for number in sorted(touched):
+        join = touched[number]
+        come = now[number] | frozenset(join.sources).intersection(left)
+        if len(come) == len(join.sources):
+            line.name(join.target)
+            come = frozenset()
+        now[number] = come
+    return tuple(now)
+
+
+def half_filled(paths: Paths, joins: tuple[frozenset[str], ...]) -> list[str]:
+    """The targets of joins for which some sources have run, and not all."""
+    return [join.target for join in paths.joins if joins[join.number]]
+
+
+def _chosen(
+    paths: Paths,
+    choice: Choice,
+    state: Callable[[], Any],
+    step: int,
+    wire_of: Callable[[Any, str], Any],
+) -> list[Any]:
+    """Where a conditional edge leads."""
+    who = f"the conditional edge {name_of(choice.fn)} of {choice.source!r}"
+    try:
+        answer = choice.fn(state())
+    except BaseException as error:
+        add_note(error, f"in {who}, after step {step}")
+        raise
+    many = isinstance(answer, (list, tuple)) and not _is_answer(choice, answer)
+    routes: list[Any] = []
+    for one in answer if many else (answer,):
+        if isinstance(one, Send):
+            name: Any = one.node
+        elif choice.targets is None:
+            name = one
+        else:
+            name = _target(choice, one, who, step)
+        if not isinstance(name, str) or (name not in paths.nodes and name != END):
+            raise _no_target(who, choice, name, paths.nodes, step)
+        if not isinstance(one, Send):
+            routes.append(name)
+            continue
+        if name == END or (choice.targets is not None and name not in choice.targets.values()):
+            raise _no_target(who, choice, name, choice.targets or paths.nodes, step)
+        routes.append((name, wire_of(one.arg, f"the argument of a Send to {name!r}")))
+    return routes
+
+
+def _is_answer(choice: Choice, answer: Any) -> bool:
+    """Whether a tuple is one of the declared answers itself."""
+    try:
+        return choice.targets is not None and answer in choice.targets
+    except TypeError:
+        return False
+
+
+def _target(choice: Choice, answer: Any, who: str, step: int) -> str:
+    assert choice.targets is not None
+    try:
+        return choice.targets[answer]
+    except (KeyError, TypeError):
+        pass
+    if isinstance(answer, str) and answer in choice.targets.values():
+        return answer
+    if answer is None:
+        raise UpdateError(
+            f"{who} gave None after step {step}: it gives one of "
+            f"{', '.join(map(repr, choice.targets))}, or [] to go nowhere",
+            nodes=(choice.source,),
+            step=step,
+        )
+    raise _no_target(who, choice, answer, choice.targets, step)
+
+
+def _no_target(
+    who: str, choice: Choice, name: Any, there: Iterable[Any], step: int
+) -> UpdateError:
+    return UpdateError(
+        f"{who} led to {name!r} after step {step}, which is none of its targets: "
+        f"{', '.join(map(str, there))}{nearest(name, there)}",
+        nodes=(choice.source,),
+        step=step,
+    )

@@ -1,0 +1,740 @@
+"""One call's run: step after step, each a transaction.
+
+    point ─▶ tasks ─▶ outcomes ─▶ fold, follow ─▶ new point ─▶ stored ─▶ swapped in ─▶ ...
+                │ one ends while others run: a pending row
+                └ a failure, a question, a kill: what finished is stored beside the old point
+
+A step's tasks:
+
+======================  =======================================================================
+a task                  what becomes of it
+======================  =======================================================================
+has its outcome already is not run again: it finished before a failure, a crash or a question
+asks, without an answer is not run: the run ends "interrupted" when nothing else is left
+returns                 its outcome is kept; a pending row if others still run
+asks                    its question is kept; the others are let finish
+fails, may try again    after the policy's pause, in its place again
+fails for good          its error is kept; the others are let finish; the first in order is raised
+======================  =======================================================================
+
+Guarantees:
+    * A point is swapped in after it was stored, and whole. Whatever is raised before leaves the
+      session where it was.
+    * All tasks of a step get to their end, whoever fails: what is raised and told does not depend
+      on the number of workers. Only a kill, and a store that fails, cut that short.
+    * However a run ends, the session is free, unless its owner has changed.
+
+Invariants:
+    * RUN-1  The line, the point and the store are touched by the thread that runs `turns` alone;
+      others set flags and put into `_ends`.
+    * RUN-2  Whoever comes out of the user's code looks, under `_gate`, whether the run has gone on
+      without it; whoever leaves it behind looks under `_gate` whether it is in there.
+
+Threads: `turns` in one; `stop` and `kill` from any, and from signal handlers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from queue import Empty, SimpleQueue
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from ..codec.share import share
+from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_note
+from ..runs.failure import Failure
+from ..runs.handle import Left
+from .checkpoints import store as _store
+from .line import (
+    Line,
+    Point,
+    blob_of,
+    change_of,
+    packed,
+    seen,
+    view,
+)
+from .places import INLINE
+from .plan import EACH
+from .result import StateRun, StateStats
+from .rules import fold, follow, half_filled
+from .task import (
+    ASKED,
+    CHAIN,
+    CODED,
+    OPAQUE,
+    PLAIN,
+    encoder,
+    opener,
+)
+from .words import Interrupt, question_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .node import Node
+    from .places import Places
+    from .plan import Plan
+    from .rules import Task
+    from .tell import Teller
+
+__all__ = ["Limits", "Run", "result_of"]
+
+SHARE_FROM = 1 << 15  # bytes of a value: from there on it goes by shared memory
+
+
+class Limits:
+    """When a run ends before it is complete.
+
+    Args:
+        max_steps: So many steps.
+        before: Nodes before which it stops.
+        after: Nodes after which it stops.
+    """
+
+    __slots__ = ("after", "before", "max_steps")
+
+    def __init__(self, max_steps: int, before: frozenset[str], after: frozenset[str]) -> None:
+        self.max_steps = max_steps
+        self.before = before
+        self.after = after
+
+    def pauses(self, ran: tuple[Task, ...], coming: tuple[Task, ...]) -> bool:
+        """Whether it stops between these tasks and those."""
+        after = self.after
+        if ran and after and (EACH in after or any(task.node in after for task in ran)):
+            return True
+        before = self.before
+        return bool(before) and (EACH in before or any(task.node in before for task in coming))
+
+
+class Run:
+    """One call's run of a session.
+
+    Args:
+        plan: The graph.
+        line: The session, claimed if there is a store.
+        places: Where tasks run. Not the run's to close.
+        limits: When it ends.
+        tell: Hears what happens.
+        resumed: Whether the session was under way: then it does not stop before its first step.
+        single: Whether it ends after one step.
+
+    Attributes:
+        status: "running", until it is over.
+        failures: The tasks that failed for good in the last step, by index.
+        stats: The figures.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        line: Line,
+        places: Places,
+        limits: Limits,
+        tell: Teller,
+        *,
+        resumed: bool = False,
+        single: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.line = line
+        self.places = places
+        self.limits = limits
+        self.tell = tell
+        self.status = "running"
+        self.failures: dict[int, Failure] = {}
+        self.stats = StateStats()
+        self.interrupted = False  # by Ctrl-C
+        self.in_user_code = False
+        self.last: tuple[list[str], list[str]] = ([], [])  # what ran, and which keys it changed
+        self._resumed, self._single = resumed, single
+        self._store = plan.settings.store
+        self._sync = plan.settings.sync
+        self._draining = self._killed = self._left = False
+        self._gate = threading.Lock()
+        self._ends: SimpleQueue[Any] = SimpleQueue()
+        self._open = opener(plan.codec)
+        self._wire = encoder(plan.codec, self._store is None)
+        self._futures: dict[int, Any] = {}
+        self._places_of: dict[int, Any] = {}
+        self._attempts: dict[int, int] = {}
+        self._unsaved: set[int] = set()  # outcomes and questions that no row has
+        self._sent_for: Point | None = None
+        self._sent: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self._handles: dict[str, tuple[Any, Any]] = {}  # key -> (bytes, Shared)
+        self._stored = line.point  # the last point that the store has
+        self._dirty: set[str] = set()  # keys that changed since
+        self._began = perf_counter()
+
+    # ------------------------------------------------------------------- any thread
+
+    def stop(self) -> None:
+        """End after the step that runs."""
+        self._draining = True
+
+    def kill(self) -> None:
+        """End now: what runs is ended where it can be, and dropped."""
+        self._killed = True
+        self._ends.put(None)
+        for future in list(self._futures.values()):
+            _end(future)
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed."""
+        return self._killed
+
+    def leave_behind(self) -> bool:
+        """Whether the thread of the run is in the user's code; if so it is left there, and who
+        calls this has the run."""
+        with self._gate:
+            if self.in_user_code and not self._left:
+                self._left = True
+                return True
+            return False
+
+    def carry_on(self) -> StateRun:
+        """End a killed run whose thread was left behind."""
+        self._drop()
+        self._free("killed")
+        return self.result()
+
+    def _back(self) -> None:
+        """The user's code is over (RUN-2)."""
+        with self._gate:
+            self.in_user_code = False
+            if self._left:
+                raise Left
+
+    # ------------------------------------------------------------------- the turns
+
+    def turns(self) -> Iterator[Any]:
+        """Run until the session is complete, waits, or is told to stop.
+
+        Yields:
+            What `tell` has for a stream.
+
+        Raises:
+            BaseException: The first failed task's own exception, in task order.
+            UpdateError: Updates that do not go together, or a way that leads nowhere.
+            StepLimit: So many steps, and it is not complete.
+            StoreError: The store failed; SessionConflict: the session has another owner.
+        """
+        tell, point = self.tell, self.line.point
+        try:
+            answers = sum(map(len, self.line.answers.values())) if self._resumed else None
+            tell.run_started(self.line.session, point, answers)
+            if not point.tasks:
+                self._free("completed")
+            elif not self._resumed and self.limits.pauses((), point.tasks):
+                self._free("interrupted")
+                tell.paused(point.step, point)
+            while self.status == "running":
+                if self.stats.steps >= self.limits.max_steps:
+                    raise self._too_many()
+                if self._killed or self._draining:
+                    self._free("killed" if self._killed else "drained")
+                    break
+                yield from self._step()
+                if tell.waits:
+                    yield from tell.taken()
+        except BaseException as error:
+            self._give_up(error)
+            raise
+        finally:
+            self.stats.seconds = perf_counter() - self._began
+
+    def _too_many(self) -> StepLimit:
+        limit, step = self.limits.max_steps, self.line.point.step
+        return StepLimit(
+            f"{self.plan.name}: {limit} steps were committed, and it is not complete (next: "
+            f"{', '.join(self.frontier()[:5])}); resume it, with a higher max_steps if it shall go "
+            "further at once",
+            max_steps=limit,
+            step=step,
+        )
+
+    def _step(self) -> Iterator[Any]:
+        line = self.line
+        point = line.point
+        tasks = point.tasks
+        tell = self.tell
+        if tell.heard:
+            tell.step_started(point, tasks)
+        self.failures = {}
+        if len(tasks) == 1 and not line.questions and not line.outcomes:
+            todo = [0]
+        else:
+            asked = line.asked()
+            todo = [i for i in range(len(tasks)) if i not in line.outcomes and i not in asked]
+        if todo:
+            if self._attempts:
+                self._attempts = {}
+            place = self.places.of(self.plan.nodes[tasks[todo[0]].node])
+            if len(todo) == 1 and place is INLINE:
+                self._inline(todo[0])
+            else:
+                yield from self._side_by_side(todo)
+        if self._killed:
+            self._free("killed")
+        elif self.failures:
+            raise self._first_failure()
+        elif line.questions and (asked := line.asked()):
+            self._free("interrupted")
+            tell.asked(point.step + 1, [(i, tasks[i].node, *asked[i]) for i in sorted(asked)])
+        else:
+            self._commit()
+
+    # ------------------------------------------------------------------- tasks
+
+    def _args(self, index: int, place: Any) -> tuple[Any, ...]:
+        """What the callable of a node gets."""
+        line = self.line
+        point = line.point
+        task = point.tasks[index]
+        node = self.plan.nodes[task.node]
+        ident = (line.session, point.seq, index, task.node)
+        answers = line.answers.get(index)
+        isolated = place is not INLINE and place.isolated
+        arg = task.arg
+        if arg is not None:
+            state = None
+            if isolated:
+                arg = self._portable(f"the argument of {task.node!r}", arg, index)
+        elif isolated:
+            state = self._for_process(node)
+        else:
+            plain, late = seen(point, node.reads)
+            state = (plain, late.copy())
+        return ident, point.step + 1, state, arg, answers
+
+    def _for_process(self, node: Node) -> Any:
+        """(plain, late) of what a node reads, as another process gets it."""
+        point = self.line.point
+        if self._sent_for is not point:
+            plain: dict[str, Any] = {}
+            late: dict[str, Any] = {}
+            for key, value in point.plain.items():
+                if type(value) in (str, bytes) and len(value) >= SHARE_FROM:
+                    late[key] = self._portable(key, (PLAIN, value), key)
+                else:
+                    plain[key] = value
+            for key, wire in point.late.items():
+                late[key] = wire if wire[0] == OPAQUE else self._portable(key, wire, key)
+            self._sent, self._sent_for = (plain, late), point
+        plain, late = self._sent
+        if node.reads is not None:
+            plain = {key: plain[key] for key in node.reads if key in plain}
+            late = {key: late[key] for key in node.reads if key in late}
+        for key, wire in late.items():
+            if wire[0] == OPAQUE:
+                raise errors.SerializationError(
+                    f"key {key!r} holds what cannot be pickled, so node {node.name!r} cannot have "
+                    "it in another process; leave it out with reads=[...]"
+                )
+        return plain, late
+
+    def _portable(self, what: str, wire: Any, slot: Any) -> Any:
+        """A wire for another process: large ones are laid into shared memory, once."""
+        kind, data = wire
+        if kind == PLAIN:
+            if type(data) not in (str, bytes) or len(data) < SHARE_FROM:
+                return wire
+            data, kind = blob_of(self.plan, wire), CODED
+        if kind == CODED:
+            return CODED, self._shared(data, (slot, 0))
+        if kind == CHAIN:
+            if sum(map(len, data)) < SHARE_FROM:
+                return wire
+            return CHAIN, tuple(self._shared(part, (slot, n)) for n, part in enumerate(data))
+        raise errors.SerializationError(f"{what} holds what cannot be pickled")
+
+    def _shared(self, data: bytes, slot: Any) -> Any:
+        if len(data) < SHARE_FROM:
+            return data
+        kept = self._handles.get(slot)
+        if kept is None or kept[0] is not data:
+            kept = self._handles[slot] = (data, share(_Bytes(data)))
+        return kept[1]
+
+    def _inline(self, index: int) -> None:
+        """Run a task here, to its end."""
+        task = self.line.point.tasks[index]
+        node = self.plan.nodes[task.node]
+        call = self.plan.calls[task.node]
+        while not self._killed:
+            self._started(index, node)
+            began = perf_counter()
+            self.in_user_code = True
+            try:
+                outcome = call(*self._args(index, INLINE))
+            except BaseException as error:
+                self._back()
+                pause = self._failed(index, node, error, perf_counter() - began)
+                if pause is None:
+                    return
+                self._wait(pause)
+                continue
+            self._back()
+            self._finished(index, node, outcome, perf_counter() - began)
+            return
+
+    def _wait(self, seconds: float) -> None:
+        """A pause that a kill cuts short; who ended meanwhile is looked at later."""
+        until = monotonic() + seconds
+        come = []
+        while not self._killed and (left := until - monotonic()) > 0:
+            try:
+                come.append(self._ends.get(timeout=left))
+            except Empty:
+                break
+        for item in come:
+            self._ends.put(item)
+
+    def _side_by_side(self, todo: list[int]) -> Iterator[Any]:
+        """Run tasks at once, and those that are called here among them."""
+        plan, tasks = self.plan, self.line.point.tasks
+        waiting: list[int] = []
+        here: list[int] = []
+        for index in todo:
+            place = self._places_of[index] = self.places.of(plan.nodes[tasks[index].node])
+            (here if place is INLINE else waiting).append(index)
+        timers: list[tuple[float, int]] = []
+        try:
+            began = perf_counter()
+            waiting = self._fed(waiting)
+            self.tell.span("schedule", began)
+            for index in here:
+                if not self._killed:
+                    self._inline(index)
+                    if self._futures or waiting or index != here[-1]:
+                        self._save_finished()
+            while (self._futures or waiting or timers) and not self._killed:
+                yield from self._next_ends(timers)
+                now = monotonic()
+                while timers and timers[0][0] <= now:
+                    waiting.append(heapq.heappop(timers)[1])
+                waiting = [] if self._killed else self._fed(waiting)
+                if self._futures or waiting or timers:
+                    self._save_finished()
+        finally:
+            if self._futures:
+                self._drop()
+
+    def _fed(self, waiting: list[int]) -> list[int]:
+        """Send what there is room for; what is left."""
+        left: list[int] = []
+        for index in waiting:
+            place = self._places_of[index]
+            if not place.room():
+                left.append(index)
+                continue
+            task = self.line.point.tasks[index]
+            node = self.plan.nodes[task.node]
+            self._started(index, node)
+            try:
+                args = self._args(index, place)
+                future = place.submit(node, self.plan.calls[task.node], args)
+            except Exception as error:
+                self._failed(index, node, error, 0.0, final=True)
+                continue
+            self._futures[index] = future
+            began = perf_counter()
+            future.add_done_callback(lambda done, i=index, at=began: self._ends.put((i, done, at)))
+            if self._killed:  # it came between
+                _end(future)
+        return left
+
+    def _next_ends(self, timers: list[tuple[float, int]]) -> Iterator[Any]:
+        """Wait for tasks that end, or for what a stream is told meanwhile."""
+        tell = self.tell
+        timeout = max(0.0, timers[0][0] - monotonic()) if timers else None
+        try:
+            item = self._ends.get(timeout=timeout)
+            while True:
+                if item is not None:
+                    self._ended(*item, timers)
+                item = self._ends.get_nowait()
+        except Empty:
+            pass
+        if tell.waits:
+            yield from tell.taken()
+
+    def _ended(self, index: int, future: Any, began: float, timers: list[Any]) -> None:
+        if self._futures.pop(index, None) is None:
+            return
+        self._places_of[index].running -= 1
+        node = self.plan.nodes[self.line.point.tasks[index].node]
+        took = perf_counter() - began
+        try:
+            outcome = future.result()
+        except BaseException as error:
+            pause = self._failed(index, node, error, took)
+            if pause is not None:
+                heapq.heappush(timers, (monotonic() + pause, index))
+            return
+        self._finished(index, node, outcome, took)
+
+    def _drop(self) -> None:
+        """Whoever still runs is ended, or left behind."""
+        futures, self._futures = self._futures, {}
+        for index, future in futures.items():
+            _end(future)
+            place = self._places_of[index]
+            place.running -= 1
+            leave = getattr(getattr(place, "executor", None), "leave", None)
+            if leave is not None and not future.done():
+                leave([future])
+
+    # ------------------------------------------------------------------- their ends
+
+    def _started(self, index: int, node: Node) -> None:
+        attempt = self._attempts[index] = self._attempts.get(index, 0) + 1
+        self.stats.tasks += 1
+        self.stats.retries += attempt > 1
+        if self.tell.heard:
+            self.tell.task_started(node.name, self.line.point.step + 1, index, attempt)
+
+    def _finished(self, index: int, node: Node, outcome: Any, seconds: float) -> None:
+        line = self.line
+        if outcome[0] == ASKED:
+            _, number, wire = outcome
+            line.questions[index] = (number, wire)
+        else:
+            line.outcomes[index] = outcome
+        self._unsaved.add(index)
+        if self.tell.heard:
+            step = line.point.step + 1
+            self.tell.task_finished(node.name, step, index, self._attempts[index], seconds, outcome)
+
+    def _failed(
+        self, index: int, node: Node, error: BaseException, seconds: float, final: bool = False
+    ) -> float | None:
+        """A task has failed; the pause before it is tried again, or None."""
+        attempt = self._attempts[index]
+        policy = node.retry
+        step = self.line.point.step + 1
+        died = isinstance(error, WorkerDied)
+        self.stats.deaths += died
+        if self.tell.heard:
+            self.tell.task_failed(node.name, step, index, attempt, seconds, error, died)
+        if self._killed:
+            return None
+        again = policy is not None and attempt < policy.attempts and isinstance(error, policy.on)
+        if again and not final:
+            assert policy is not None
+            if self.tell.heard:
+                self.tell.retry(node.name, step, index, attempt)
+            return policy.pause(attempt)
+        _note(error, f"in node {node.name!r}: task {index} of step {step}, attempt {attempt}")
+        arg = self.line.point.tasks[index].arg
+        item = None if arg is None else self._open(arg)
+        self.failures[index] = Failure(node.name, item, error, attempt)
+        return None
+
+    def _first_failure(self) -> BaseException:
+        return self.failures[min(self.failures)].error
+
+    # ------------------------------------------------------------------- the barrier
+
+    def _commit(self) -> None:
+        """Build the next point, store it, swap it in."""
+        line, plan, tell = self.line, self.plan, self.tell
+        point, outcomes = line.point, line.outcomes
+        tasks, step = point.tasks, point.step + 1
+        results = [outcomes[index] for index in range(len(tasks))]
+        heard = tell.heard
+        began = perf_counter() if heard else 0.0
+        writers = [(task.node, out[1]) for task, out in zip(tasks, results, strict=True) if out[1]]
+        self.in_user_code = True
+        try:
+            changes = (
+                fold(plan.schema.keys, point.wire, writers, step, self._open, self._wire)
+                if writers
+                else {}
+            )
+            plain, late = point.changed(changes) if changes else (point.plain, point.late)
+            new = Point(point.seq + 1, step, plain, late, (), point.joins)
+            if heard:
+                tell.span("barrier", began, step=step, keys=list(changes))
+                began = perf_counter()
+            new.tasks, new.joins = follow(
+                plan.paths, tasks, results, point.joins, lambda: view(plan, new), step, self._wire
+            )
+            if heard:
+                tell.span("frontier", began, step=step, tasks=[task.node for task in new.tasks])
+        finally:
+            self._back()
+        status = self._status_after(tasks, new)
+        self._dirty.update(changes)
+        if self._store is not None and (self._sync or status):
+            self._write(new, [task.node for task in tasks], status)
+        line.move(new)
+        self._unsaved.clear()
+        self.stats.steps += 1
+        self.last = ([task.node for task in tasks], list(changes))
+        if status:
+            self.status = line.status = status
+        if heard or tell.streams:
+            tell.step_finished(plan, point, new, results, changes)
+        if status == "interrupted":
+            tell.paused(step, new)
+
+    def _status_after(self, ran: tuple[Task, ...], new: Point) -> str | None:
+        """What the run ends with at this point; None: it goes on."""
+        if not new.tasks:
+            return "completed"
+        if self.limits.pauses(ran, new.tasks):
+            return "interrupted"
+        if self._killed:
+            return "killed"
+        return "drained" if self._draining or self._single else None
+
+    # ------------------------------------------------------------------- the store
+
+    def _write(self, new: Point, author: list[str], status: str | None) -> None:
+        assert self._store is not None
+        claim = self.line.claim
+        assert claim is not None
+        began = perf_counter()
+        by = ", ".join(dict.fromkeys(author))
+        change = change_of(self.plan, new, self._stored, self._dirty, "step", by)
+        self._store.write(claim, change=change, status=status, release=status is not None)
+        self._stored = new
+        self._dirty = set()
+        if self.tell.heard:
+            self.tell.checkpoint(new, change, began)
+
+    def _rows(self) -> list[_store.Pending]:
+        """The pending rows of what finished and is not stored yet."""
+        line, rows = self.line, []
+        for index in sorted(self._unsaved):
+            if index in line.outcomes:
+                data = packed(self.plan, line.outcomes[index])
+                rows.append(_store.Pending(index, _store.UPDATE, 0, data))
+            else:
+                number, wire = line.questions[index]
+                data = blob_of(self.plan, wire)
+                rows.append(_store.Pending(index, _store.QUESTION, number, data))
+        return rows
+
+    def _save_finished(self) -> None:
+        """Others still run: what has finished is stored beside the point."""
+        if self._store is None or not self._sync or not self._unsaved:
+            return
+        assert self.line.claim is not None
+        self._store.write(self.line.claim, rows=self._rows())
+        self._unsaved.clear()
+
+    def _free(self, status: str) -> None:
+        """The run ends without another point: what finished is stored, and the session is free."""
+        line = self.line
+        if self._store is not None and line.claim is not None and not line.claim.released:
+            change = None
+            if self._stored is not line.point:
+                change = change_of(
+                    self.plan, line.point, self._stored, self._dirty, "step", ", ".join(self.last[0])
+                )
+            rows = self._rows()
+            self._store.write(line.claim, change=change, rows=rows, status=status, release=True)
+            self._stored = line.point
+        self._unsaved.clear()
+        self.status = line.status = status
+
+    def _give_up(self, error: BaseException) -> None:
+        """The run ends with an exception: what finished is stored first."""
+        self.status = "failed"
+        if isinstance(error, Left):
+            return
+        if isinstance(error, (StoreError, SessionConflict)) and not self.failures:
+            self.line.claim = None
+            return
+        if isinstance(error, GeneratorExit):
+            self._free("drained")
+            return
+        try:
+            self._free("killed" if self._killed else "failed")
+        except (StoreError, SessionConflict) as failure:
+            raise failure from error
+        finally:
+            self.status = "failed"
+
+    # ------------------------------------------------------------------- the result
+
+    def frontier(self) -> list[str]:
+        """The nodes of the next step's tasks."""
+        return [task.node for task in self.line.point.tasks]
+
+    def result(self, status: str | None = None) -> StateRun:
+        """What it has come to."""
+        return result_of(self.plan, self.line, status or self.status, self.failures, self.stats)
+
+
+def result_of(
+    plan: Plan,
+    line: Line,
+    status: str,
+    failures: dict[int, Failure] | None = None,
+    stats: StateStats | None = None,
+) -> StateRun:
+    """A session as the result of a call."""
+    point = line.point
+    open_wire = opener(plan.codec)
+    asked = line.asked() if line.questions else {}
+    interrupts = []
+    for index in sorted(asked):
+        number, wire = asked[index]
+        node = point.tasks[index].node
+        name = question_id(point.step + 1, index, node, number)
+        interrupts.append(Interrupt(name, open_wire(wire), node))
+    return StateRun(
+        status,
+        view(plan, point),
+        line.session,
+        point.step,
+        point.seq,
+        [task.node for task in point.tasks],
+        interrupts,
+        half_filled(plan.paths, point.joins) if status == "completed" and point.joins else [],
+        [failures[index] for index in sorted(failures)] if failures else [],
+        stats or StateStats(),
+    )
+
+
+class _Bytes:
+    """Bytes that another process maps, and does not copy."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        import pickle
+
+        return memoryview, (pickle.PickleBuffer(self.data),)
+
+
+def _end(future: Any) -> None:
+    """Cancel a call, or end it where it can be."""
+    if not future.cancel():
+        kill: Callable[[], bool] | None = getattr(future, "kill", None)
+        if kill is not None:
+            kill()
+
+
+_OURS = "in node "
+
+
+def _note(error: BaseException, text: str) -> None:
+    """Say where an exception comes from; of an exception that is raised again, once."""
+    attributes = errors.slot(error, "__dict__")
+    notes = attributes.get("__notes__")
+    if isinstance(notes, list):
+        attributes["__notes__"] = [n for n in notes if not str(n).startswith(_OURS)]
+    add_note(error, text)
+
+

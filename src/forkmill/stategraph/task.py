@@ -1,0 +1,418 @@
+"""One task, wherever it runs: from the encoded state to the encoded update. All a worker needs.
+
+    (id, plain, late | arg, answers) ──▶ view ──▶ the node's function ──▶ result
+                                                     │ interrupt             │ checked, encoded
+                                                     ▼                       ▼
+                                            (ASKED, number, wire)   (DONE, writes, routes, only)
+
+A **wire** is a value on its way: (PLAIN, value)  immutable, as it is
+                                  (CODED, bytes or a Shared of them)  by the store's codec
+                                  (CHAIN, (whole, added, ..))  of an `fm.append` key
+                                  (OPAQUE, value)  cannot be encoded; never leaves its process
+A **write** is (key, SET | DROP | OVER, wire), a **route** a name or (name, wire).
+
+Guarantees:
+    * What a task gives is a snapshot: encoded when its function returns, by who made it.
+    * A result that is none, an unknown key, a goto that was not declared and a value that cannot be
+      encoded are failures of the task, and say which node, key and path.
+
+Threads: the task's own.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import fractions
+import inspect
+import uuid
+from types import BuiltinFunctionType, FunctionType, NoneType
+from typing import TYPE_CHECKING, Any
+
+from .._checks import nearest
+from ..errors import SerializationError, UpdateError
+from .view import State, view_of
+from .words import (
+    DELETE,
+    END,
+    Asked,
+    Command,
+    Here,
+    Overwrite,
+    Send,
+    TaskId,
+    here,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "ASKED",
+    "CHAIN",
+    "CODED",
+    "DONE",
+    "DROP",
+    "OPAQUE",
+    "OVER",
+    "PLAIN",
+    "SET",
+    "Work",
+    "callable_of",
+    "encoder",
+    "immutable",
+    "opener",
+    "result_of",
+    "writes_of",
+]
+
+PLAIN, CODED, CHAIN, OPAQUE = range(4)
+SET, DROP, OVER = range(3)
+DONE, ASKED = range(2)
+
+_ATOMS = frozenset(
+    {
+        *(int, float, bool, str, bytes, complex, NoneType, range, type(Ellipsis)),
+        *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
+        *(decimal.Decimal, fractions.Fraction, uuid.UUID),
+    }
+)
+_GROUPS = (tuple, frozenset)
+
+
+def immutable(value: Any) -> bool:
+    """Whether a value can be handed out as it is: nobody can change it, nor what is in it."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    return kind in _GROUPS and all(map(immutable, value))
+
+
+class Work:
+    """A node, as the process that runs it knows it.
+
+    Args:
+        name: Its name.
+        fn: Its function.
+        keys: The schema's keys.
+        appends: Those of them that are `fm.append` keys.
+        cls: The schema's dataclass, or None.
+        nodes: The graph's nodes.
+        targets: Where its gotos may lead; None: to any node.
+        codec: Encodes and decodes.
+        lenient: Whether what cannot be encoded is handed on itself.
+    """
+
+    __slots__ = (
+        *("appends", "cls", "codec", "fn", "keys", "lenient", "name", "nodes", "targets"),
+        *("open_wire", "wire_of"),
+    )
+
+    def __init__(
+        self,
+        name: str,
+        fn: Callable[[Any], Any],
+        keys: tuple[str, ...],
+        appends: frozenset[str],
+        cls: type | None,
+        nodes: frozenset[str],
+        targets: frozenset[str] | None,
+        codec: Any,
+        lenient: bool,
+    ) -> None:
+        self.name = name
+        self.fn = fn
+        self.keys = keys
+        self.appends = appends
+        self.cls = cls
+        self.nodes = nodes
+        self.targets = targets
+        self.codec = codec
+        self.lenient = lenient
+        self.open_wire = opener(codec)
+        self.wire_of = encoder(codec, lenient)
+
+    def __reduce__(self) -> Any:
+        mine = (self.name, self.fn, self.keys, self.appends, self.cls, self.nodes, self.targets)
+        return Work, (*mine, self.codec, self.lenient)
+
+
+def opener(codec: Any) -> Callable[[Any], Any]:
+    """A function that gives the value of a wire."""
+    decode = codec.decode
+
+    def open_wire(wire: Any) -> Any:
+        kind, data = wire
+        if kind == CODED:
+            return decode(_bytes(data))
+        if kind == CHAIN:
+            value: list[Any] = []
+            for part in data:
+                value += decode(_bytes(part))
+            return value
+        return data
+
+    return open_wire
+
+
+def _bytes(data: Any) -> Any:
+    """The bytes themselves; a Shared has them in memory that is mapped here."""
+    return data if type(data) is bytes else getattr(data, "value", data)
+
+
+def encoder(codec: Any, lenient: bool) -> Callable[[Any, str], Any]:
+    """A function that makes the wire of a value: (value, what it is called) -> wire."""
+    encode = codec.encode
+    trusted = codec.name == "pickle"  # it holds whatever is immutable
+
+    def wire_of(value: Any, what: str) -> Any:
+        plain = immutable(value)
+        if plain and trusted:
+            return PLAIN, value
+        try:
+            data = encode(value)
+        except Exception as error:
+            if lenient and not isinstance(error, MemoryError):
+                return OPAQUE, value
+            raise _unencodable(what, error) from error
+        return (PLAIN, value) if plain else (CODED, data)
+
+    return wire_of
+
+
+def _unencodable(what: str, error: Exception) -> SerializationError:
+    path = getattr(error, "path", "")
+    at = f" at {path}" if path else ""
+    return SerializationError(f"{what} cannot be kept{at}: {error}", path=path)
+
+
+# ------------------------------------------------------------------------------- the call
+
+
+def callable_of(work: Work) -> Callable[..., Any]:
+    """The function that runs a task of a node.
+
+    Called with the task's id, its number of the step, the state as (plain, late) or None, the
+    argument's wire or None, and the answers' wires, it gives an outcome, or raises what the node
+    raised. For a coroutine function it gives a coroutine of it.
+
+    It is a function of its own for each node, so a pool sends it to each worker once; and a small
+    one, because it is sent by value: what it calls is found there.
+    """
+    if is_async(work.fn):
+        perform_async = _perform_async
+
+        async def call_async(*args: Any) -> Any:
+            return await perform_async(work, *args)
+
+        return _labelled(call_async, work)
+    perform = _perform
+
+    def call(*args: Any) -> Any:
+        return perform(work, *args)
+
+    return _labelled(call, work)
+
+
+def _labelled(call: Any, work: Work) -> Any:
+    call.__name__ = call.__qualname__ = call._forkmill_label = work.name
+    return call
+
+
+def _perform(work: Work, ident: Any, step: int, state: Any, arg: Any, answers: Any) -> Any:
+    given, token = _begun(work, ident, state, arg, answers)
+    try:
+        result = work.fn(given)
+        if result is None:
+            return _NOTHING
+        if inspect.isawaitable(result):
+            result = _completed(result)
+        return result_of(work, result, given, step)
+    except Asked as question:
+        return _asked(work, question)
+    finally:
+        here.reset(token)
+
+
+async def _perform_async(
+    work: Work, ident: Any, step: int, state: Any, arg: Any, answers: Any
+) -> Any:
+    given, token = _begun(work, ident, state, arg, answers)
+    try:
+        result = work.fn(given)
+        if inspect.isawaitable(result):
+            result = await result
+        return result_of(work, result, given, step)
+    except Asked as question:
+        return _asked(work, question)
+    finally:
+        here.reset(token)
+
+
+def _begun(work: Work, ident: Any, state: Any, arg: Any, answers: Any) -> tuple[Any, Any]:
+    """What the function gets; and the task is known from here on."""
+    open_wire = work.open_wire
+    if arg is None:
+        given = view_of(work.cls, work.keys, *state, open_wire)
+    else:
+        given = open_wire(arg)
+    return given, here.set(Here(TaskId(*ident), answers or _NO_ANSWERS, open_wire))
+
+
+def _asked(work: Work, question: Asked) -> Any:
+    return ASKED, question.number, work.wire_of(question.value, f"what {work.name!r} asks")
+
+
+_NOTHING = (DONE, (), (), False)
+_NO_ANSWERS: dict[int, Any] = {}
+
+
+def is_async(fn: Any) -> bool:
+    """Whether calling it makes a coroutine and does nothing else."""
+    import functools
+
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    if inspect.iscoroutinefunction(fn):
+        return True
+    if isinstance(fn, (FunctionType, BuiltinFunctionType)):
+        return False
+    return inspect.iscoroutinefunction(getattr(type(fn), "__call__", None))  # noqa: B004
+
+
+def _completed(awaitable: Any) -> Any:
+    """Run what a plain function gave back to its end, in an event loop of its own."""
+    import asyncio
+
+    async def whole() -> Any:
+        return await awaitable
+
+    return asyncio.run(whole())
+
+
+# ------------------------------------------------------------------------------ its result
+
+
+def result_of(work: Work, result: Any, given: Any, step: int) -> Any:
+    """What a node returned, as an outcome.
+
+    Raises:
+        UpdateError: It is nothing that a node may return.
+        SerializationError: A value cannot be kept.
+    """
+    if result is given and given is not None and not isinstance(given, (Send, Command)):
+        if not isinstance(given, dict) or isinstance(given, State):
+            raise _wrong(work, step, "returned the state itself", "a dict of what it changes")
+    wire_of = work.wire_of
+    if type(result) is dict:
+        return DONE, writes_of(work, result, step, wire_of), (), False
+    writes: tuple[Any, ...] = ()
+    routes: tuple[Any, ...] = ()
+    only = False
+    for part in result if isinstance(result, list) else (result,):
+        if isinstance(part, Command):
+            if part.update is not None:
+                writes += _update(work, part.update, step, wire_of)
+            routes += _routes(work, part.goto, step, wire_of)
+            only = only or bool(part.only)
+        elif isinstance(part, Send):
+            routes += _routes(work, part, step, wire_of)
+        elif part is not None:
+            writes += _update(work, part, step, wire_of)
+    return DONE, writes, routes, only
+
+
+def _update(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ...]:
+    if isinstance(update, State):
+        raise _wrong(work, step, "returned the state itself", "a dict of what it changes")
+    if not isinstance(update, dict):
+        expected = "None, a dict, Command, Send or a list of these"
+        raise _wrong(work, step, f"returned {_short(update)}", expected)
+    return writes_of(work, update, step, wire_of)
+
+
+def writes_of(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ...]:
+    """The writes of an update.
+
+    Raises:
+        UpdateError: It names a key that there is not.
+        SerializationError: A value cannot be kept.
+    """
+    writes = []
+    for key, value in update.items():
+        if key not in work.keys:
+            raise UpdateError(
+                f"node {work.name!r} wrote an unknown key in step {step}: there is no key {key!r} "
+                f"in the state{nearest(key, work.keys)}",
+                key=str(key),
+                nodes=(work.name,),
+                step=step,
+            )
+        what = f"key {key!r} of node {work.name!r}"
+        if value is DELETE:
+            writes.append((key, DROP, None))
+        elif type(value) is Overwrite:
+            inner = value.value
+            if inner is DELETE or type(inner) is Overwrite:
+                raise _wrong(work, step, f"overwrites {key!r} with {inner!r}", "a value")
+            writes.append((key, OVER, wire_of(inner, what)))
+        else:
+            if key in work.appends and type(value) is not list:
+                value = list(value) if isinstance(value, list) else [value]
+            writes.append((key, SET, wire_of(value, what)))
+    return tuple(writes)
+
+
+def _routes(work: Work, goto: Any, step: int, wire_of: Any) -> tuple[Any, ...]:
+    if goto is None:
+        return ()
+    routes: list[Any] = []
+    for target in goto if isinstance(goto, (list, tuple)) else (goto,):
+        if isinstance(target, Send):
+            _check_target(work, target.node, step, send=True)
+            arg = target.arg
+            if isinstance(arg, State):
+                arg = arg.copy()
+            routes.append((target.node, wire_of(arg, f"the argument of a Send to {target.node!r}")))
+        elif isinstance(target, str):
+            _check_target(work, target, step)
+            if target != END:
+                routes.append(target)
+        else:
+            expected = "names, Sends, or a list of these"
+            raise _wrong(work, step, f"goes to {_short(target)}", expected)
+    return tuple(routes)
+
+
+def _check_target(work: Work, name: str, step: int, send: bool = False) -> None:
+    if name == END and not send:
+        return
+    if name not in work.nodes:
+        raise _astray(work, step, f"there is no node {name!r}{nearest(name, work.nodes)}")
+    if work.targets is not None and name not in work.targets:
+        declared = ", ".join(sorted(work.targets)) or "nowhere"
+        raise _astray(work, step, f"{name!r} is none of its declared destinations: {declared}")
+
+
+def _astray(work: Work, step: int, why: str) -> UpdateError:
+    return UpdateError(
+        f"node {work.name!r} went where it may not, in step {step}: {why}",
+        nodes=(work.name,),
+        step=step,
+    )
+
+
+def _wrong(work: Work, step: int, what: str, expected: str) -> UpdateError:
+    return UpdateError(
+        f"node {work.name!r} {what} in step {step}; a node gives {expected}",
+        nodes=(work.name,),
+        step=step,
+    )
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -138,19 +138,39 @@ if TYPE_CHECKING:
         map,
         shutdown_shared,
     )
+    from .stategraph import (
+        DELETE,
+        END,
+        START,
+        Command,
+        Overwrite,
+        Send,
+        StateGraph,
+        StateRun,
+        append,
+        interrupt,
+        task_id,
+    )
+    from .stategraph.checkpoints import MemoryCheckpoints
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DELETE",
+    "END",
+    "START",
     "BuildError",
+    "Command",
     "ContextPool",
     "ExecutionPlan",
     "Failure",
     "Future",
     "InitError",
     "JsonLines",
+    "MemoryCheckpoints",
     "Monitor",
     "Orchestrator",
+    "Overwrite",
     "PerWorker",
     "Pipeline",
     "PoolBroken",
@@ -160,11 +180,14 @@ __all__ = [
     "ProcessPool",
     "RemoteError",
     "RunResult",
+    "Send",
     "SerializationError",
     "SessionBusy",
     "SessionConflict",
     "Shared",
     "SharedGone",
+    "StateGraph",
+    "StateRun",
     "StepLimit",
     "StoreError",
     "TaskTimeout",
@@ -176,6 +199,7 @@ __all__ = [
     "after_run",
     "after_stage",
     "aio",
+    "append",
     "batch",
     "before_fork",
     "before_run",
@@ -189,6 +213,7 @@ __all__ = [
     "executor",
     "inline",
     "interpreter",
+    "interrupt",
     "ipc_fork",
     "map",
     "named_pool",
@@ -200,6 +225,7 @@ __all__ = [
     "shutdown_shared",
     "stage",
     "subscribe",
+    "task_id",
     "testing",
     "thread",
     "to",
@@ -232,6 +258,22 @@ _PIPELINE = frozenset(
         "unbatch",
     }
 )
+_STATEGRAPH = frozenset(
+    {
+        "DELETE",
+        "END",
+        "START",
+        "Command",
+        "Overwrite",
+        "Send",
+        "StateGraph",
+        "StateRun",
+        "append",
+        "interrupt",
+        "task_id",
+    }
+)
+_CHECKPOINTS = frozenset({"MemoryCheckpoints"})
 _EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
 _SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
@@ -252,6 +294,14 @@ def __getattr__(name: str) -> Any:
         from . import pipeline
 
         value = getattr(pipeline, name)
+    elif name in _STATEGRAPH:
+        from . import stategraph
+
+        value = getattr(stategraph, name)
+    elif name in _CHECKPOINTS:
+        from .stategraph import checkpoints
+
+        value = getattr(checkpoints, name)
     elif name in _SHARED:
         from .codec import share
 

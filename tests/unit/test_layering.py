@@ -51,6 +51,7 @@ FORBIDDEN = {
         "worker": set(),
     },
     "graph": {"pool": set(), "_native": set(), "worker": set()},
+    "stategraph": {"pool": set(), "_native": set(), "worker": set()},
 }
 # Shapes of work, and what each may know of codec and contexts. A graph shares its constants.
 GRAPH_KNOWS = {
@@ -59,6 +60,8 @@ GRAPH_KNOWS = {
 }
 # A cache keeps results that plain pickle cannot take, as they would travel.
 BY_VALUE = {("graph.cache.call", "codec.codec")}
+# A state graph says at compile what cannot be sent: it asks who would send it.
+STATEGRAPH_KNOWS = {**GRAPH_KNOWS, "codec": {"codec.share", "codec.codec"}}
 
 
 # Top-level module -> its row.
@@ -156,6 +159,8 @@ def verdict(module: str, target: str) -> str | None:
     known = (module, target) in BY_VALUE or target in GRAPH_KNOWS.get(other, {target})
     if top == "graph" and not known:
         return f"a graph knows of {other} only {sorted(GRAPH_KNOWS[other])}"
+    if top == "stategraph" and target not in STATEGRAPH_KNOWS.get(other, {target}):
+        return f"a state graph knows of {other} only {sorted(STATEGRAPH_KNOWS[other])}"
     return None
 
 

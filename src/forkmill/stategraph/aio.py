@@ -43,10 +43,14 @@ async def streamed(
     stream = begun(loop)
     context = contextvars.copy_context()
     over: Any = object()
+
+    def advance() -> Any:
+        return next(stream, over)
+
     threads = ThreadPoolExecutor(1, "forkmill-stream")
     try:
         while True:
-            step = loop.run_in_executor(threads, context.run, next, stream, over)
+            step = loop.run_in_executor(threads, context.run, advance)
             try:
                 item = await asyncio.shield(step)
             except asyncio.CancelledError:

@@ -184,7 +184,8 @@ class App:
 
         call, more = self._call_of(options)
         line = begin.started(self._plan, input, more.pop("session", None), **more)
-        return await awaited(self._handle(call, line, asyncio.get_running_loop()))
+        run: StateRun = await awaited(self._handle(call, line, asyncio.get_running_loop()))
+        return run
 
     async def aresume(self, value: Any = NOTHING, **options: Any) -> StateRun:
         """As `resume`, for asyncio: see `ainvoke`."""
@@ -196,7 +197,8 @@ class App:
         if not line.point.tasks and line.claim is None:
             return result_of(self._plan, line, "completed")
         loop = asyncio.get_running_loop()
-        return await awaited(self._handle(call, line, loop, resumed=True))
+        run: StateRun = await awaited(self._handle(call, line, loop, resumed=True))
+        return run
 
     def start(self, input: Any = None, **options: Any) -> Handle:
         """As `invoke`, in a thread of its own.

@@ -99,8 +99,8 @@ def _check_hash(plan: Plan, saved: _store.Saved, allow_changed: bool) -> None:
     if saved.info.hash != plan.hash and not allow_changed:
         raise SessionConflict(
             f"session {saved.info.id!r} belongs to another graph: it was stored with the "
-            f"definition {saved.info.hash}, and this one is {plan.hash}; allow_changed=True goes on "
-            "all the same",
+            f"definition {saved.info.hash}, and this one is {plan.hash}; allow_changed=True goes "
+            "on all the same",
             session=saved.info.id,
         )
 
@@ -326,9 +326,7 @@ def opened(plan: Plan, session: Any, allow_changed: bool) -> Line:
     return line
 
 
-def lay_answers(
-    plan: Plan, line: Line, given: dict[int, tuple[int, Any]]
-) -> list[_store.Pending]:
+def lay_answers(plan: Plan, line: Line, given: dict[int, tuple[int, Any]]) -> list[_store.Pending]:
     """Answers beside the line's point; as rows for the store."""
     rows = []
     for index, (number, wire) in given.items():
@@ -339,9 +337,7 @@ def lay_answers(
     return rows
 
 
-def answers_of(
-    plan: Plan, line: Line, value: Any, answers: Any
-) -> dict[int, tuple[int, Any]]:
+def answers_of(plan: Plan, line: Line, value: Any, answers: Any) -> dict[int, tuple[int, Any]]:
     """Answers, by the index of their task: (number of the question, wire).
 
     Raises:

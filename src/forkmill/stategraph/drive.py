@@ -93,17 +93,18 @@ def carried_out(run: Run, places: Places | None) -> StateRun:
                 pass
         except BaseException as failure:
             error = failure
-            raise _with_result(run, failure)
+            _give_result(run, failure)
+            raise
         finally:
             if not isinstance(error, Left):
                 ended(run, places, error)
             error = None
     if run.interrupted:
-        raise _with_result(run, KeyboardInterrupt())
+        raise _give_result(run, KeyboardInterrupt())
     return run.result()
 
 
-def _with_result(run: Run, error: BaseException) -> BaseException:
+def _give_result(run: Run, error: BaseException) -> BaseException:
     """The error, with what the run has come to."""
     if not isinstance(error, Left):
         errors.slot(error, "__dict__")["state_run"] = run.result()
@@ -211,10 +212,11 @@ class StateStream:
                 if not self._run.interrupted:
                     raise
             except BaseException as error:
-                raise _with_result(self._run, error)
+                _give_result(self._run, error)
+                raise
         if self._run.interrupted:
             self.close()
-            raise _with_result(self._run, KeyboardInterrupt())
+            raise _give_result(self._run, KeyboardInterrupt())
         return item
 
     def kill(self) -> None:

@@ -150,7 +150,9 @@ class StateGraph:
         try:
             sources = tuple(source)
         except TypeError:
-            raise BuildError(f"an edge comes from a name or a list of them, not {source!r}") from None
+            raise BuildError(
+                f"an edge comes from a name or a list of them, not {source!r}"
+            ) from None
         if not sources or not all(isinstance(name, str) for name in sources):
             raise BuildError(f"a join needs the names of its sources, not {source!r}")
         if len(set(sources)) < len(sources):
@@ -233,7 +235,13 @@ class StateGraph:
         """
         with told("compile"):
             settings = Settings.of(
-                checkpoints, durability, max_steps, interrupt_before, interrupt_after, check, version
+                checkpoints,
+                durability,
+                max_steps,
+                interrupt_before,
+                interrupt_after,
+                check,
+                version,
             )
         plan = Plan(
             self._name,

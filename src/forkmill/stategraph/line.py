@@ -11,7 +11,8 @@ has one has a consistent state.
 What of a task lies in the store before its step is committed (a pending row) is framed::
 
     "FMT1" | length of the head u32 | head (JSON) | blob | blob | ...
-    head: {"only": bool, "writes": [[key, op, kind, length]..], "routes": [name | [name, kind, length]..]}
+    head: {"only": bool, "writes": [[key, op, kind, length], ..],
+           "routes": [name | [name, kind, length], ..]}
 
 Threads: a Line belongs to one run at a time.
 """
@@ -150,9 +151,7 @@ def view(plan: Plan, point: Point, reads: tuple[str, ...] | None = None) -> Any:
     return view_of(plan.schema.cls, order, plain, dict(late), opener(plan.codec))
 
 
-def seen(
-    point: Point, reads: tuple[str, ...] | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def seen(point: Point, reads: tuple[str, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """(plain, late) of the keys that a node reads."""
     if reads is None:
         return point.plain, point.late
@@ -242,7 +241,8 @@ def unpacked(plan: Plan, data: bytes | memoryview) -> Any:
             raise ValueError("it begins otherwise")
         at = _LENGTH.size + length
         head = json.loads(data[_LENGTH.size : at])
-        writes, routes = [], []
+        writes: list[Any] = []
+        routes: list[Any] = []
         for key, op, kind, size in head["writes"]:
             writes.append((key, op, _read(plan, data, at, kind, size) if size else None))
             at += size

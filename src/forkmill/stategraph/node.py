@@ -129,9 +129,7 @@ def _targets(who: str, fn: Any, destinations: Any) -> frozenset[str] | None:
     try:
         names = tuple(destinations)
     except TypeError:
-        raise BuildError(
-            f"{who}: destinations are names of nodes, not {destinations!r}"
-        ) from None
+        raise BuildError(f"{who}: destinations are names of nodes, not {destinations!r}") from None
     for name in names:
         if not isinstance(name, str):
             raise BuildError(f"{who}: destinations are names of nodes, not {name!r}")
@@ -192,10 +190,8 @@ def _plain(fn: Any) -> FunctionType | None:
     if not isinstance(fn, FunctionType):
         called = getattr(type(fn), "__call__", None)  # noqa: B004
         fn = called if isinstance(called, FunctionType) else None
-    while isinstance(fn, FunctionType) and isinstance(
-        getattr(fn, "__wrapped__", None), FunctionType
-    ):
-        fn = fn.__wrapped__
+    while isinstance(inner := getattr(fn, "__wrapped__", None), FunctionType):
+        fn = inner
     return fn if isinstance(fn, FunctionType) else None
 
 

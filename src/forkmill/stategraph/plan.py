@@ -166,13 +166,17 @@ class Plan:
             raise BuildError(f"{self.name}: it has no nodes")
         for source, target, what in self._ends():
             if source == END:
-                raise BuildError(f"{self.name}: {what} goes out of END, where nothing runs any more")
+                raise BuildError(
+                    f"{self.name}: {what} goes out of END, where nothing runs any more"
+                )
             if target == START:
                 raise BuildError(f"{self.name}: {what} leads to START, where a run only begins")
             for end in (source, target):
                 if end not in self.nodes and end not in (START, END):
                     near = nearest(end, self.nodes)
-                    raise BuildError(f"{self.name}: {what} names {end!r}; there is no such node{near}")
+                    raise BuildError(
+                        f"{self.name}: {what} names {end!r}; there is no such node{near}"
+                    )
         if not paths.plain.get(START) and not paths.chosen.get(START):
             raise BuildError(
                 f"{self.name}: there is no edge from START, so nothing would run: "
@@ -236,8 +240,8 @@ class Plan:
         if lost:
             names = ", ".join(map(repr, lost))
             raise BuildError(
-                f"{self.name}: nothing leads to {names}; add an edge, or declare the node that goes "
-                "there with destinations=[...]"
+                f"{self.name}: nothing leads to {names}; add an edge, or declare the node that "
+                "goes there with destinations=[...]"
             )
 
     def _next(self, name: str) -> list[str]:
@@ -321,7 +325,7 @@ def always_forked(context: Any) -> bool:
     """Whether a context of our own inherits the functions, and is sent none."""
     if getattr(context, "pool", None) is not None:
         return False
-    return context.type == "cow_fork" or context.options.get("start_method") == "fork"
+    return bool(context.type == "cow_fork" or context.options.get("start_method") == "fork")
 
 
 def _named(fn: Any) -> str | None:

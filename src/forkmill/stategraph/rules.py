@@ -206,9 +206,7 @@ def _folded(
     return wire_of(value, f"what the reducer of key {key.name!r} gave")
 
 
-def _check_writers(
-    key: Key, group: list[tuple[str, int, Any]], ops: set[int], step: int
-) -> None:
+def _check_writers(key: Key, group: list[tuple[str, int, Any]], ops: set[int], step: int) -> None:
     nodes = tuple(node for node, _, _ in group)
     if ops == {DROP}:
         return
@@ -279,11 +277,14 @@ def follow(
         UpdateError: A predicate gave what is no name of a target.
         BaseException: What a predicate raised, with a note that names it.
     """
+    left: tuple[str, ...]
     if len(tasks) == 1:
         left = () if outcomes[0][3] else (tasks[0].node,)
     else:
         left = tuple(
-            dict.fromkeys(task.node for task, out in zip(tasks, outcomes, strict=True) if not out[3])
+            dict.fromkeys(
+                task.node for task, out in zip(tasks, outcomes, strict=True) if not out[3]
+            )
         )
     line = _Line()
     for target in _plain_targets(paths, left):
@@ -412,9 +413,7 @@ def _target(choice: Choice, answer: Any, who: str, step: int) -> str:
     raise _no_target(who, choice, answer, choice.targets, step)
 
 
-def _no_target(
-    who: str, choice: Choice, name: Any, there: Iterable[Any], step: int
-) -> UpdateError:
+def _no_target(who: str, choice: Choice, name: Any, there: Iterable[Any], step: int) -> UpdateError:
     return UpdateError(
         f"{who} led to {name!r} after step {step}, which is none of its targets: "
         f"{', '.join(map(str, there))}{nearest(name, there)}",

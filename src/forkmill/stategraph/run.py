@@ -456,7 +456,8 @@ class Run:
             item = self._ends.get(timeout=timeout)
             while True:
                 if item is not None:
-                    self._ended(*item, timers)
+                    index, future, began = item
+                    self._ended(index, future, began, timers)
                 item = self._ends.get_nowait()
         except Empty:
             pass
@@ -636,7 +637,12 @@ class Run:
             change = None
             if self._stored is not line.point:
                 change = change_of(
-                    self.plan, line.point, self._stored, self._dirty, "step", ", ".join(self.last[0])
+                    self.plan,
+                    line.point,
+                    self._stored,
+                    self._dirty,
+                    "step",
+                    ", ".join(self.last[0]),
                 )
             rows = self._rows()
             self._store.write(line.claim, change=change, rows=rows, status=status, release=True)
@@ -736,5 +742,3 @@ def _note(error: BaseException, text: str) -> None:
     if isinstance(notes, list):
         attributes["__notes__"] = [n for n in notes if not str(n).startswith(_OURS)]
     add_note(error, text)
-
-

@@ -75,6 +75,7 @@ class Schema:
     """
 
     def __init__(self, source: Any) -> None:
+        self.keys: dict[str, Key]
         self.cls: type | None = None
         self.name = getattr(source, "__name__", "state")
         if isinstance(source, Schema):

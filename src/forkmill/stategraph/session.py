@@ -107,9 +107,7 @@ class Session:
 
     # ------------------------------------------------------------------- running
 
-    def step(
-        self, value: Any = NOTHING, *, answers: dict[str, Any] | None = None
-    ) -> StepReport:
+    def step(self, value: Any = NOTHING, *, answers: dict[str, Any] | None = None) -> StepReport:
         """Run one step, if there is one.
 
         Args:
@@ -284,4 +282,6 @@ class Session:
 
     def __repr__(self) -> str:
         line = self._line
-        return f"<session {self.id!r} of {self._plan.name!r}: {line.status}, step {line.point.step}>"
+        return (
+            f"<session {self.id!r} of {self._plan.name!r}: {line.status}, step {line.point.step}>"
+        )

@@ -214,8 +214,9 @@ def callable_of(work: Work) -> Callable[..., Any]:
     return _labelled(call, work)
 
 
-def _labelled(call: Any, work: Work) -> Any:
-    call.__name__ = call.__qualname__ = call._forkmill_label = work.name
+def _labelled(call: Callable[..., Any], work: Work) -> Callable[..., Any]:
+    named: Any = call
+    named.__name__ = named.__qualname__ = named._forkmill_label = work.name
     return call
 
 
@@ -227,7 +228,7 @@ def _perform(work: Work, ident: Any, step: int, state: Any, arg: Any, answers: A
             return _NOTHING
         if inspect.isawaitable(result):
             result = _completed(result)
-        return result_of(work, result, given, step)
+        return result_of(work, result, step)
     except Asked as question:
         return _asked(work, question)
     finally:
@@ -242,7 +243,7 @@ async def _perform_async(
         result = work.fn(given)
         if inspect.isawaitable(result):
             result = await result
-        return result_of(work, result, given, step)
+        return result_of(work, result, step)
     except Asked as question:
         return _asked(work, question)
     finally:
@@ -253,7 +254,8 @@ def _begun(work: Work, ident: Any, state: Any, arg: Any, answers: Any) -> tuple[
     """What the function gets; and the task is known from here on."""
     open_wire = work.open_wire
     if arg is None:
-        given = view_of(work.cls, work.keys, *state, open_wire)
+        plain, late = state
+        given = view_of(work.cls, work.keys, plain, late, open_wire)
     else:
         given = open_wire(arg)
     return given, here.set(Here(TaskId(*ident), answers or _NO_ANSWERS, open_wire))
@@ -293,16 +295,13 @@ def _completed(awaitable: Any) -> Any:
 # ------------------------------------------------------------------------------ its result
 
 
-def result_of(work: Work, result: Any, given: Any, step: int) -> Any:
+def result_of(work: Work, result: Any, step: int) -> Any:
     """What a node returned, as an outcome.
 
     Raises:
         UpdateError: It is nothing that a node may return.
         SerializationError: A value cannot be kept.
     """
-    if result is given and given is not None and not isinstance(given, (Send, Command)):
-        if not isinstance(given, dict) or isinstance(given, State):
-            raise _wrong(work, step, "returned the state itself", "a dict of what it changes")
     wire_of = work.wire_of
     if type(result) is dict:
         return DONE, writes_of(work, result, step, wire_of), (), False
@@ -323,7 +322,7 @@ def result_of(work: Work, result: Any, given: Any, step: int) -> Any:
 
 
 def _update(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ...]:
-    if isinstance(update, State):
+    if isinstance(update, State if work.cls is None else work.cls):
         raise _wrong(work, step, "returned the state itself", "a dict of what it changes")
     if not isinstance(update, dict):
         expected = "None, a dict, Command, Send or a list of these"

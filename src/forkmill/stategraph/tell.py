@@ -1,11 +1,11 @@
 """What a run tells: events for the one stream, and items for who reads its own `stream`.
 
     run ──▶ Teller ──▶ Emitter (only if somebody hears it)      run_started, step_started, ...
-                  └──▶ a deque, for app.stream                  "updates" "values" "tasks" "custom"
+                  └──▶ a deque, for app.stream            "updates" "values" "tasks" "custom"
 
-========================================  ===========================================================
+========================================  =======================================================
 kind                                      data
-========================================  ===========================================================
+========================================  =======================================================
 run_started, run_finished                 graph, session, step, seq / status, steps
 resumed                                   session, step, seq, answers
 step_started, step_finished               step, tasks / step, keys, frontier
@@ -13,7 +13,7 @@ task_started task_finished task_failed    step, task, attempt; of a failure: err
 retry, worker_died                        step, task, attempt
 schedule barrier frontier checkpoint      spans: `seconds` ends now; of a checkpoint: bytes, seq
 interrupt                                 step, questions (ids) or next (a static one)
-========================================  ===========================================================
+========================================  =======================================================
 
 Guarantees: when nobody hears it and nobody reads a stream, nothing is made.
 
@@ -116,7 +116,7 @@ class Teller:
     def run_started(self, session: str, point: Point, answers: int | None = None) -> None:
         """A run begins; with answers it is one that goes on."""
         if self.heard:
-            where = {"session": session, "step": point.step, "seq": point.seq}
+            where: dict[str, Any] = {"session": session, "step": point.step, "seq": point.seq}
             self.emitter.begin(lambda: {"step": point.step})
             self.emitter.emit("run_started", self._plan.name, graph=self._plan.hash, **where)
             if answers is not None:
@@ -127,7 +127,7 @@ class Teller:
     def run_finished(self, status: str, steps: int, error: BaseException | None) -> None:
         """It is over. Who hears it gets what was told, if that takes less than 5 s."""
         if self.heard:
-            data = {} if error is None else {"error": events.short(error)}
+            data: dict[str, Any] = {} if error is None else {"error": events.short(error)}
             self.emitter.emit(
                 "run_finished",
                 self._plan.name,
@@ -217,7 +217,11 @@ class Teller:
         """It has failed."""
         if died:
             pid = getattr(error, "pid", None)
-            data = {"step": step, "task": index, "cause": getattr(error, "cause", None)}
+            data: dict[str, Any] = {
+                "step": step,
+                "task": index,
+                "cause": getattr(error, "cause", None),
+            }
             self.emitter.emit("worker_died", node, attempt=attempt, worker=pid, **data)
         text = f"{type(error).__name__}: {events.short(str(error))}"
         self._task("task_failed", node, step, index, attempt, seconds, error=text, died=died)

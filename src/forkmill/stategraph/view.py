@@ -29,6 +29,10 @@ class State(dict[str, Any]):
 
     __slots__ = ("_late", "_open", "_order")
 
+    _late: dict[str, Any]
+    _open: Callable[[Any], Any]
+    _order: tuple[str, ...]
+
     def __missing__(self, key: Any) -> Any:
         wire = self._late.pop(key, None)
         if wire is None:
@@ -56,7 +60,7 @@ class State(dict[str, Any]):
 
     def get(self, key: Any, default: Any = None) -> Any:
         """As a dict's."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401  # that would call itself
 
     def __delitem__(self, key: Any) -> None:
         if self._late.pop(key, None) is None or dict.__contains__(self, key):
@@ -94,7 +98,7 @@ class State(dict[str, Any]):
 
         return copy.deepcopy(self.copy(), memo)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 def _decoding(name: str) -> Any:
@@ -147,7 +151,7 @@ _classes: dict[type, type] = {}
 
 
 def view_class(cls: type) -> type:
-    """The class of a dataclass's views: it looks like the dataclass itself, also to `isinstance`."""
+    """The class of a dataclass's views: it looks like the dataclass, also to `isinstance`."""
     found = _classes.get(cls)
     if found is None:
         names = [field.name for field in dataclasses.fields(cls)]
@@ -193,7 +197,7 @@ def _shown(view: Any, cls: type, names: list[str]) -> str:
 
 
 def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
-    made = object.__new__(cls)
+    made: Any = object.__new__(cls)
     for name, value in values.items():
         object.__setattr__(made, name, value)
     return made
@@ -221,6 +225,6 @@ def view_of(
         view._open = open_wire
         view._order = order
         return view
-    made = object.__new__(view_class(cls))
+    made: Any = object.__new__(view_class(cls))
     made.__dict__.update(plain, _forkmill_late=late, _forkmill_open=open_wire)
     return made

@@ -1,4 +1,4 @@
-"""What nodes say: where to go, what to change, what to ask. And what they may know about themselves.
+"""What nodes say: where to go, what to change, what to ask. And what they know of themselves.
 
     a node returns   None | {key: value} | Command | Send | a list of these
     a value is       the update | DELETE | Overwrite(value)
@@ -107,8 +107,9 @@ class Command:
     goto: Any = None
     only: bool = False
 
-    # ``-> Command[Literal["a", "b"]]`` declares where the gotos of a node lead.
-    __class_getitem__ = classmethod(GenericAlias)
+    def __class_getitem__(cls, names: Any) -> GenericAlias:
+        """``-> Command[Literal["a", "b"]]`` declares where the gotos of a node lead."""
+        return GenericAlias(cls, names)
 
 
 def append(old: Any, new: Any) -> list[Any]:
@@ -139,7 +140,7 @@ class TaskId(NamedTuple):
 
     session: str
     seq: int
-    index: int
+    index: int  # type: ignore[assignment]
     node: str
 
 

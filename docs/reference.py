@@ -30,6 +30,7 @@ CHAPTERS = {
     "forkmill.contexts": "Execution contexts",
     "forkmill.pipeline": "Pipelines",
     "forkmill.runs": "Pipelines",
+    "forkmill.graph": "Function graphs",
     "forkmill.stategraph": "State graphs",
     "forkmill.events": "Events",
     "forkmill.errors": "Errors",

@@ -108,6 +108,7 @@ if TYPE_CHECKING:
     )
     from .errors import InitError, PoolBroken
     from .events import JsonLines, read_events, subscribe
+    from .graph import DiskCache, Engine, Graph, MapResult, MemoryCache, node
     from .pipeline import (
         ExecutionPlan,
         Failure,
@@ -162,12 +163,17 @@ __all__ = [
     "BuildError",
     "Command",
     "ContextPool",
+    "DiskCache",
+    "Engine",
     "ExecutionPlan",
     "Failure",
     "Future",
+    "Graph",
     "InitError",
     "JsonLines",
     "MemoryCheckpoints",
+    "MapResult",
+    "MemoryCache",
     "Monitor",
     "Orchestrator",
     "Overwrite",
@@ -217,6 +223,7 @@ __all__ = [
     "ipc_fork",
     "map",
     "named_pool",
+    "node",
     "per_worker",
     "producer",
     "read_events",
@@ -274,6 +281,7 @@ _STATEGRAPH = frozenset(
     }
 )
 _CHECKPOINTS = frozenset({"MemoryCheckpoints"})
+_GRAPH = frozenset({"DiskCache", "Engine", "Graph", "MapResult", "MemoryCache", "node"})
 _EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
 _SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
@@ -302,6 +310,10 @@ def __getattr__(name: str) -> Any:
         from .stategraph import checkpoints
 
         value = getattr(checkpoints, name)
+    elif name in _GRAPH:
+        from . import graph
+
+        value = getattr(graph, name)
     elif name in _SHARED:
         from .codec import share
 

@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import BuildError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from .plan import Plan
 
-__all__ = ["Ctx", "Engine"]
+__all__ = ["Ctx", "Engine", "engine_of"]
 
 
 @dataclass(slots=True)
@@ -49,6 +51,9 @@ class Ctx:
     report: Any = None
     path: str = ""
     held: int = 0
+    began: Any = None
+    stats: Any = None
+    stopped: bool = False
 
 
 class Engine(ABC):
@@ -71,3 +76,14 @@ class Engine(ABC):
         _ctx: Any = None,
     ) -> Iterator[tuple[int, Any]]:
         """Many items: yields (index, outputs by name or a Failure), in any order."""
+
+
+def engine_of(spec: Any) -> Engine:
+    """The engine that a spec asks for.
+
+    Raises:
+        BuildError: There is none.
+    """
+    if isinstance(spec, Engine):
+        return spec
+    raise BuildError(f"an engine must be an fm.Engine, not {spec!r}")

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from .node import Node
+    from .nodes import Node
 
 __all__ = ["Arg", "Group", "Nest", "Plan", "Step", "grouped"]
 

@@ -37,9 +37,14 @@ class Failure:
         traceback: As text, with the frames of the process where it happened. Made at the first
             look: formatting takes longer than most items.
         time: When, in seconds since the epoch.
+        index: In a graph that maps: the item's place among the items; else None.
+        outputs: In a graph: the outputs that are lost with it.
     """
 
-    __slots__ = ("_again", "_frames", "_text", "attempts", "error", "item", "stage", "time")
+    __slots__ = (
+        "_again", "_frames", "_text", "attempts", "error", "index", "item", "outputs", "stage",
+        "time",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -49,12 +54,16 @@ class Failure:
         attempts: int = 1,
         traceback: str | None = None,
         time: float | None = None,
-        _again: Callable[[Any], list[Any]] | None = None,
+        index: int | None = None,
+        outputs: tuple[str, ...] = (),
+        _again: Callable[[Any], Any] | None = None,
     ) -> None:
         self.stage = stage
         self.item = item
         self.error = error
         self.attempts = attempts
+        self.index = index
+        self.outputs = outputs
         self.time = now() if time is None else time
         self._text = traceback
         # As they are now: whoever raises the error again puts more of them on it.
@@ -69,11 +78,12 @@ class Failure:
             self._frames = None
         return self._text
 
-    def reproduce(self) -> list[Any]:
-        """Call the stage's function with the item again, here and now.
+    def reproduce(self) -> Any:
+        """Call the function of the stage, or of the node, with the item again, here and now.
 
         Returns:
-            What it emits, if it does not fail this time.
+            If it does not fail this time: a list of what a stage emits, or what a node's function
+            returns.
 
         Raises:
             BaseException: What it raises.
@@ -85,7 +95,9 @@ class Failure:
     def __reduce__(self) -> Any:
         # The error takes its frames along, as text; the item may never have been meant to travel.
         parts = (self.stage, _portable(self.item), CARRIED[0](self.error), self.attempts)
-        return _failure, (*parts, self._text, self.time)
+        kept = getattr(self._again, "travels", False) and _travels(self._again)
+        again = self._again if kept else None
+        return _failure, (*parts, self._text, self.time, self.index, self.outputs, again)
 
     def __repr__(self) -> str:
         return (
@@ -95,17 +107,29 @@ class Failure:
 
 
 def _failure(
-    stage: str, item: Any, carried: Any, attempts: int, text: str | None, time: float
+    stage: str,
+    item: Any,
+    carried: Any,
+    attempts: int,
+    text: str | None,
+    time: float,
+    index: int | None = None,
+    outputs: tuple[str, ...] = (),
+    again: Any = None,
 ) -> Failure:
-    return Failure(stage, item, carried.error, attempts, text, time)
+    return Failure(stage, item, carried.error, attempts, text, time, index, outputs, again)
+
+
+def _travels(thing: Any) -> bool:
+    try:
+        pickle.dumps(thing)
+    except Exception:
+        return False
+    return True
 
 
 def _portable(item: Any) -> Any:
-    try:
-        pickle.dumps(item)
-    except Exception:
-        return repr(item)
-    return item
+    return item if _travels(item) else repr(item)
 
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -124,7 +148,7 @@ def _formatted(error: BaseException, frames: TracebackType | None) -> str:
 
 def _is_ours(file: str) -> bool:
     """Whether a frame's file is of what calls the user's functions."""
-    return file == "<fused stages>" or file.startswith(_HERE)
+    return file == "<fused stages>" or file.startswith((_HERE, "<forkmill graph "))
 
 
 class FailureLog:

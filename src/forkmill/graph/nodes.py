@@ -72,6 +72,8 @@ class Node:
         context, retry, timeout, cache, batch, version: As they were given; see `fm.node`.
     """
 
+    graph = None  # as Nested has one
+
     def __init__(self, fn: Callable[..., Any], options: dict[str, Any]) -> None:
         if not callable(fn):
             raise OptionError(f"fm.node takes a callable, not {type(fn).__name__!r}")
@@ -274,7 +276,7 @@ def _name(fn: Any, label: str, options: dict[str, Any]) -> str:
         raise OptionError(f"{label}: name must be a str, not {type(name).__name__!r}")
     if not name:
         raise BuildError(f"{label}: name must not be empty")
-    return str(name)
+    return str.__str__(name)
 
 
 def _own_name(fn: Any) -> str | None:

@@ -1,0 +1,339 @@
+"""One call of a graph: what was asked for, checked; its items; its rows in order.
+
+    Asked ──checked──▶ Checked: plan, values, items ──┬─ here: the generated function, mapped
+                                                      └─ an engine: (index, row), sorted here
+
+Guarantees:
+    * Every check comes before code of the user's runs.
+    * Rows come in the order of the items; with "raise" nothing comes behind the first failure.
+    * An engine's iterator is closed: at its end, at a failure, and when ours is dropped.
+
+Threads: a call belongs to the thread that makes it, an iterator to one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import events
+from .._checks import nearest, window_limits
+from ..errors import BuildError, slot
+from ..runs.policies import told
+from .code import Call, everything
+from .failed import failure_of, failures_in, raise_failure, row_of
+from .given import items_of
+from .loss import Broken, Stop
+from .nested import MODES, POLICIES, check_choice, names_of
+from .rows import MapResult, counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from ..runs.failure import Failure
+    from .given import Items
+    from .plan import Plan
+
+__all__ = ["Asked", "by_engine", "mapped", "merged", "rows"]
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a call of `run`, `map` or `imap` was asked for, as it was given.
+
+    Attributes:
+        began: Gets an object with `stop` and `kill` when an engine has begun; or None.
+    """
+
+    mode: str
+    inputs: Mapping[str, Any] | None
+    map_over: Any
+    map_mode: str = "zip"
+    output_name: Any = None
+    engine: Any = None
+    on_error: str = "raise"
+    ordered: bool = True
+    copy: Any = ()
+    buffersize: int | None = None
+    chunksize: int | None = None
+    sinks: Any = ()
+    progress: Any = False
+    report: Any = None
+    began: Callable[[Any], None] | None = None
+
+    @property
+    def special(self) -> bool:
+        """Whether an engine is needed for more than where it runs."""
+        return bool(self.sinks or self.progress or self.began) or self.report is not None
+
+    def ctx(self, plan: Plan, items: Items | None = None) -> Any:
+        """The same, for an engine."""
+        from .engine import Ctx
+
+        with told(self.mode):
+            sinks = events.check_sinks(self.sinks)
+        return Ctx(
+            plan, self.mode, items.map_over if items else (), self.on_error,
+            self.ordered or self.mode == "map", self.buffersize, self.chunksize,
+            items.total if items else 1, sinks, self.progress, self.report, began=self.began,
+        )  # fmt: skip
+
+
+class Checked(NamedTuple):
+    """A map, checked: its plan, all values by name, and the items."""
+
+    plan: Plan
+    values: dict[str, Any]
+    items: Items
+
+
+def checked(graph: Any, asked: Asked) -> Checked:
+    """What a map was asked for, checked and compiled."""
+    check_choice("map_mode", asked.map_mode, MODES)
+    check_choice("on_error", asked.on_error, POLICIES)
+    if not isinstance(asked.ordered, bool):
+        raise BuildError(f"ordered must be a bool, not {asked.ordered!r}")
+    with told(asked.mode):
+        window_limits(asked.chunksize, asked.buffersize, None)
+    values = merged(asked.inputs, {})
+    over = names_of("map_over", asked.map_over)
+    if not over:
+        raise BuildError("map_over names no input: for one item there is run")
+    copied = names_of("copy", asked.copy)
+    _check_names(graph, values, over, copied)
+    for name in over:
+        if name not in values:
+            values[name] = graph._bound[name]
+    plan = graph._plan(tuple(values), over, asked.output_name, copied)
+    return Checked(plan, values, items_of(values, over, asked.map_mode))
+
+
+def _check_names(
+    graph: Any, values: Mapping[str, Any], over: tuple[str, ...], copied: tuple[str, ...]
+) -> None:
+    known = [*graph._wiring.inputs, *graph._wiring.makers]
+    for what, names in (("map_over", over), ("copy", copied)):
+        for name in names:
+            if name in values or name in graph._bound:
+                continue
+            if name not in known:
+                near = nearest(name, [*values, *known])
+                raise BuildError(f"{what}: {graph._called} has no input {name!r}{near}")
+            raise BuildError(f"{what}: {name!r} is not given, and not bound")
+    for name in copied:
+        if name in over:
+            raise BuildError(f"copy: {name!r} is mapped over: each item has its own")
+
+
+def mapped(graph: Any, asked: Asked) -> MapResult:
+    """A whole map."""
+    start = time.perf_counter()
+    if not graph._is_here(asked.engine) or asked.special:
+        return _mapped_by_engine(graph, asked, start)
+    plan, values, items = checked(graph, asked)
+    rows: list[Any] = []
+    failures: list[Failure] = []
+    skip = asked.on_error == "skip"
+    fn = _function_of(plan, values, skip, failures)
+    try:
+        rows.extend(map(fn, items.bare if len(items.map_over) == 1 else items))
+    except Stop as stop:
+        loss = stop.loss
+    except KeyboardInterrupt as error:
+        done = _opened(plan, rows, failures)
+        slot(error, "__dict__")["result"] = _result(plan, done, failures, start, "stopped")
+        raise
+    else:
+        return _result(plan, _opened(plan, rows, failures), failures, start)
+    raise_failure(failure_of(plan, loss, len(rows), tuple(plan.outputs)), graph._called)
+
+
+def rows(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
+    """The rows of a map, as they are asked for."""
+    if not graph._is_here(asked.engine) or asked.special:
+        return _rows_by_engine(graph, asked)
+    return _rows_here(graph, *checked(graph, asked), asked.on_error == "skip")
+
+
+def _rows_here(
+    graph: Any, plan: Plan, values: Mapping[str, Any], items: Items, skip: bool
+) -> Iterator[dict[str, Any]]:
+    fn = _function_of(plan, values, skip, None)
+    index = 0
+    try:
+        for row in map(fn, items.bare if len(items.map_over) == 1 else items):
+            yield row if type(row) is dict else row_of(plan, row.values, index)[0]
+            index += 1
+    except Stop as stop:
+        loss = stop.loss
+    else:
+        return
+    raise_failure(failure_of(plan, loss, index, tuple(plan.outputs)), graph._called)
+
+
+# ---------------------------------------------------------------------- by an engine
+
+
+def by_engine(graph: Any, asked: Asked) -> Any:
+    """Have an engine do it: a row, a MapResult, or an iterator of rows."""
+    if asked.mode == "map":
+        return _mapped_by_engine(graph, asked, time.perf_counter())
+    if asked.mode == "imap":
+        return _rows_by_engine(graph, asked)
+    from .engine import engine_of
+
+    values = merged(asked.inputs, {})
+    given = tuple(values)
+    plan = graph._plan(given, given, asked.output_name)
+    engine = engine_of(graph._engine if asked.engine is None else asked.engine)
+    row: dict[str, Any] = engine.run(graph, values, asked.output_name, _ctx=asked.ctx(plan))
+    return row
+
+
+def _mapped_by_engine(graph: Any, asked: Asked, start: float) -> MapResult:
+    plan, values, items = checked(graph, asked)
+    ctx = asked.ctx(plan, items)
+    rows: list[dict[str, Any]] = []
+    failures: list[Failure] = []
+    try:
+        for index, row in _pairs(graph, asked, ctx, values, items):
+            rows.append(_of_engine(plan, row, index, failures))
+    except KeyboardInterrupt as error:
+        result = _result(plan, rows, failures, start, "stopped", ctx.stats)
+        slot(error, "__dict__")["result"] = result
+        raise
+    status = "stopped" if ctx.stopped else "completed"
+    return _result(plan, rows, failures, start, status, ctx.stats)
+
+
+def _rows_by_engine(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
+    plan, values, items = checked(graph, asked)
+    ctx = asked.ctx(plan, items)
+    pairs = _pairs(graph, asked, ctx, values, items)
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with contextlib.closing(pairs):
+            for index, row in pairs:
+                yield _of_engine(plan, row, index, [])
+
+    return rows()
+
+
+def _pairs(
+    graph: Any, asked: Asked, ctx: Any, values: dict[str, Any], items: Items
+) -> Generator[tuple[int, Any], None, None]:
+    """(index, row) of an engine's map, in order, up to the first failure that is raised."""
+    from .engine import engine_of
+
+    engine = engine_of(graph._engine if asked.engine is None else asked.engine)
+    constants = {name: value for name, value in values.items() if name not in items.map_over}
+    source = engine.map(graph, items, constants, asked.output_name, _ctx=ctx)
+    return _sorted(graph, source, ctx, asked)
+
+
+def _sorted(
+    graph: Any, source: Any, ctx: Any, asked: Asked
+) -> Generator[tuple[int, Any], None, None]:
+    ordered = asked.ordered or asked.mode == "map"
+    early: dict[int, Any] = {}
+    due = 0
+    try:
+        for index, row in source:
+            if not ordered:
+                _check_row(graph, row, index, asked)
+                yield index, row
+            elif index != due:
+                early[index] = row
+                ctx.held = len(early)
+            else:
+                while True:
+                    _check_row(graph, row, due, asked)
+                    yield due, row
+                    due += 1
+                    if due not in early:
+                        break
+                    row = early.pop(due)
+                    ctx.held = len(early)
+    finally:
+        close = getattr(source, "close", None)
+        if close is not None:
+            close()
+
+
+def _check_row(graph: Any, row: Any, index: int, asked: Asked) -> None:
+    """Raise what a row holds, if that is asked for."""
+    if asked.on_error != "raise":
+        return
+    failures = failures_in(row)
+    if failures:
+        raise_failure(failures[0], graph._called)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _function_of(
+    plan: Plan, values: Mapping[str, Any], skip: bool, noted: list[Failure] | None
+) -> Any:
+    """The function of a map in this thread: a row of an item."""
+    mode = "record" if skip else "raise"
+    constants = plan.constants(values)
+    return Call(everything(plan), constants, mode=mode, blocking=True, local=True, noted=noted).fn
+
+
+def _opened(plan: Plan, rows: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:
+    """The rows, with Failures in the place of losses; these are noted."""
+    nested = list(failures)
+    failures.clear()
+    for index, row in enumerate(rows):
+        if type(row) is Broken:
+            rows[index], found = row_of(plan, row.values, index)
+            failures += found
+    failures += nested
+    return rows
+
+
+def _of_engine(plan: Plan, row: Any, index: int, failures: list[Failure]) -> dict[str, Any]:
+    """A row as an engine gave it, as its user gets it; its failures are noted."""
+    if type(row) is dict:
+        found = failures_in(row)
+    elif isinstance(row, dict):
+        found = failures_in(row)
+        row = dict(row)
+    else:
+        found = [row]
+        row = dict.fromkeys(plan.outputs, row)
+    failures += found
+    return row  # type: ignore[no-any-return]
+
+
+def _result(
+    plan: Plan,
+    rows: list[dict[str, Any]],
+    failures: list[Failure],
+    start: float,
+    status: str = "completed",
+    stats: Any = None,
+) -> MapResult:
+    duration = time.perf_counter() - start
+    stats = stats or counted(plan, len(rows), failures, duration)
+    return MapResult(rows, tuple(plan.outputs), failures, stats, duration, status)
+
+
+def merged(values: Mapping[str, Any] | None, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, of a mapping and of keyword arguments."""
+    if values is None:
+        return dict(named)
+    if not isinstance(values, Mapping):
+        raise BuildError(
+            f"inputs must be a mapping of names to values, not {type(values).__name__!r}"
+        )
+    for name in values:
+        if not isinstance(name, str):
+            raise BuildError(f"names are strs, and {name!r} is none")
+        if name in named:
+            raise BuildError(f"{name!r} is given twice: in the mapping and by keyword")
+    return {**values, **named}

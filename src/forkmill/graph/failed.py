@@ -1,0 +1,128 @@
+"""What fails in a graph, as its users see it: Failures, what is raised, and the result of a map.
+
+    Loss (of a call) ──failure_of──▶ Failure ─┬─ "skip": under each output that depends on it
+                                              └─ "raise": its error, with notes and `.failure`
+
+Guarantees:
+    * An exception that is raised is the node's own, with notes of ours once: those of an earlier
+      item, or of an earlier run, are replaced.
+    * One Failure stands under all outputs of an item that depend on it.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import RemoteTraceback, slot
+from ..runs.failure import Failure
+from .loss import Given, Loss, failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .plan import Plan
+
+__all__ = ["failure_of", "failures_in", "raise_failure", "resolved", "row_of"]
+
+
+def resolved(loss: Loss, values: Callable[[int], Any]) -> Loss:
+    """A loss that holds all values of its item.
+
+    Args:
+        loss: As it came.
+        values: Gives the value of a slot.
+    """
+    if any(type(value) is Given for value in loss.item.values()):
+        loss.item = {
+            name: values(value.slot) if type(value) is Given else value
+            for name, value in loss.item.items()
+        }
+    return loss
+
+
+def failure_of(
+    plan: Plan, loss: Loss, index: int | None = None, outputs: tuple[str, ...] = (), path: str = ""
+) -> Failure:
+    """The Failure of a loss that holds all values of its item.
+
+    Args:
+        plan: The plan that its step is of.
+        loss: See `resolved`.
+        index: The item's; None: there are no items.
+        outputs: The wanted outputs that are lost with it.
+        path: What the plan is part of, with a dot at its end, or "".
+    """
+    step = plan.steps[loss.step]
+    if loss.inner is not None and step.nest is not None:
+        inner, lost = loss.inner
+        at = inner if index is None else index
+        return failure_of(step.nest.plan, lost, at, outputs, f"{path}{step.path}.")
+    positional = tuple(arg.name for arg in step.args if not arg.keyword)
+    return failure(loss, path + step.path, step.node.fn, positional, index, outputs)
+
+
+def row_of(
+    plan: Plan, values: tuple[Any, ...], index: int | None, path: str = ""
+) -> tuple[dict[str, Any], list[Failure]]:
+    """A row some of whose values are losses, and its failures in the order of their steps."""
+    lost: dict[int, tuple[Loss, list[str]]] = {}
+    for name, value in zip(plan.outputs, values, strict=True):
+        if type(value) is Loss:
+            lost.setdefault(value.step, (value, []))[1].append(name)
+    failures = {
+        step: failure_of(plan, loss, index, tuple(names), path)
+        for step, (loss, names) in sorted(lost.items())
+    }
+    row = {
+        name: failures[value.step] if type(value) is Loss else value
+        for name, value in zip(plan.outputs, values, strict=True)
+    }
+    return row, list(failures.values())
+
+
+def failures_in(row: Any) -> list[Failure]:
+    """The failures of a row, each once; or the one that stands for all of it."""
+    if isinstance(row, Failure):
+        return [row]
+    if Failure not in map(type, row.values()):
+        return []
+    found = {id(value): value for value in row.values() if type(value) is Failure}
+    return list(found.values())
+
+
+# ---------------------------------------------------------------------- raised
+
+
+class _Note(str):
+    """A note of ours. It pickles as a str."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return str, (str(self),)
+
+
+def raise_failure(failed: Failure, label: str) -> NoReturn:
+    """Raise a failure's error, with notes and `.failure`.
+
+    Args:
+        failed: What failed.
+        label: What messages call the graph.
+    """
+    error = failed.error
+    where = "" if failed.index is None else f", item {failed.index}"
+    notes: list[str] = [_Note(f"in node {failed.stage!r} of {label}{where}")]
+    cause = slot(error, "__cause__")
+    if type(cause) is RemoteTraceback:
+        notes.append(_Note(f"in the worker:\n{cause.text.rstrip()}"))
+    attributes = slot(error, "__dict__")
+    others = attributes.get("__notes__")
+    others = others if isinstance(others, (list, tuple)) else []
+    attributes["__notes__"] = [*(note for note in others if type(note) is not _Note), *notes]
+    attributes["failure"] = failed
+    try:
+        raise error
+    finally:
+        del error, failed

@@ -1,0 +1,111 @@
+"""A graph as a plain function.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from .code import Call, everything
+from .compile import needs
+from .failed import failure_of, raise_failure
+from .loss import Stop
+from .nested import names_of
+from .nodes import ABSENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Function"]
+
+
+class Function:
+    """A graph as a function; made by `Graph.func`. It pickles if the graph does.
+
+    It runs one node after another, in the thread that calls it.
+
+    Attributes:
+        graph: The graph.
+        output_name: What it returns.
+    """
+
+    def __init__(self, graph: Any, output_name: Any) -> None:
+        known = graph.outputs
+        single = isinstance(output_name, str) or (output_name is None and len(known) == 1)
+        if output_name is None:
+            names = known
+        else:
+            names = graph._wanted(names_of("output_name", output_name), graph._wiring.outputs)
+        self.graph = graph
+        self.output_name = names[0] if single else names
+        self._single = names[0] if single else None
+        self._names = names
+        needed = needs(graph._wiring, graph._bound, names)
+        self._inputs = tuple(name for name in needed if name not in graph._bound)
+        self.__name__ = self.__qualname__ = graph.name or "_".join(names[:3]) or "graph"
+        self.__doc__ = f"{', '.join(names)} of {', '.join(self._inputs)}."
+        self.__module__ = __name__
+        self.__signature__ = _signature(graph, needed, self._inputs)
+        self._calls: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            kwargs = self._named(args, kwargs)
+        fn: Any = self._calls.get(tuple(kwargs)) or self._made(tuple(kwargs))
+        try:
+            values = kwargs.values()
+            row = fn(*values) if len(values) == 1 else fn(values)
+            return row if self._single is None else row[self._single]
+        except Stop as stop:
+            loss, plan = stop.loss, fn.plan
+        raise_failure(failure_of(plan, loss, None, tuple(plan.outputs)), self.graph._called)
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(self._inputs) != 1 or len(args) != 1 or kwargs:
+            given = f"{len(args)} by position"
+            raise TypeError(
+                f"{self.__name__}() takes {', '.join(self._inputs) or 'nothing'}, by name"
+                f"{', or a single one by position' if len(self._inputs) == 1 else ''}; got {given}"
+            )
+        return {self._inputs[0]: args[0]}
+
+    def _made(self, given: tuple[str, ...]) -> Callable[..., Any]:
+        """The function for values of these names."""
+        for name in given:
+            if name not in self._inputs and name not in self.graph._bound:
+                raise TypeError(f"{self.__name__}() has no argument {name!r}")
+        plan = self.graph._plan(given, given, self._names)
+        fn: Any = Call(everything(plan), plan.bound, mode="raise", blocking=True, local=True).fn
+        fn.plan = plan
+        if len(self._calls) >= 64:
+            self._calls.clear()
+        self._calls[given] = fn
+        return fn  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> Any:
+        return Function, (self.graph, self.output_name)
+
+    def __repr__(self) -> str:
+        return f"<function of {self.graph._called}: {self.__name__}{self.__signature__}>"
+
+
+def _signature(graph: Any, needed: dict[str, bool], inputs: tuple[str, ...]) -> inspect.Signature:
+    kind = (
+        inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if len(inputs) == 1
+        else inspect.Parameter.KEYWORD_ONLY
+    )
+    defaults: dict[str, Any] = {}
+    for placed in graph._wiring.placed:
+        for parameter, name in zip(placed.node.parameters, placed.reads, strict=True):
+            if parameter.default is not ABSENT:
+                defaults.setdefault(name, parameter.default)
+    parameters = []
+    for name in inputs:
+        default = ABSENT if needed[name] else defaults.get(name)
+        if name.isidentifier():
+            parameters.append(inspect.Parameter(name, kind, default=default))
+    parameters.sort(key=lambda p: p.default is not ABSENT)
+    return inspect.Signature(parameters)

@@ -1,0 +1,116 @@
+"""A group of steps as it travels to where it runs: plain data and the users' functions.
+
+    Plan, steps ──▶ Piece ──sent──▶ pickle ──come──▶ Piece
+
+Guarantees: functions that were decorated as nodes go by the node's name, which is where theirs led.
+
+Invariants:
+    * PIECE-1  A Piece is plain data: it pickles if the functions do.
+
+Threads: any; a Piece is never changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .nodes import arrived, sendable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .plan import Arg, Plan, Step
+
+__all__ = ["Part", "Piece", "Value", "come", "everything", "piece_of", "sent"]
+
+
+class Value(NamedTuple):
+    """A bare output that would mean something else to a lane: a generator, an exception."""
+
+    value: Any
+
+
+class Part(NamedTuple):
+    """A step, as its group's code knows it."""
+
+    number: int
+    path: str
+    fn: Any
+    args: tuple[Arg, ...]
+    writes: tuple[int, ...]
+    outputs: tuple[str, ...]
+    retry: Any
+    is_async: bool
+    nest: tuple[Piece, tuple[int, ...], str, str] | None  # inner, its slots, mode, on_error
+
+
+class Piece(NamedTuple):
+    """A group, as it travels.
+
+    Attributes:
+        label: What messages call it.
+        parts: Its steps.
+        reads, writes: The slots of an item, and of the outputs, in order.
+        bare: An item is the one value that it has.
+        row: The names of outputs, if they come as a dict; else None.
+        copied: The slots whose constants are copied for each call.
+        bound: Of an inner piece: its constants that nobody passes.
+        path: Of an inner piece: what is before the names of its steps.
+    """
+
+    label: str
+    parts: tuple[Part, ...]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    bare: bool
+    row: tuple[str, ...] | None
+    copied: frozenset[int]
+    bound: Mapping[int, Any] = {}  # never changed
+    path: str = ""
+
+
+def piece_of(plan: Plan, steps: Iterable[Step], **rest: Any) -> Piece:
+    parts = tuple(
+        Part(
+            step.number, step.path, step.node.fn, step.args, step.writes, step.node.outputs,
+            step.node.retry, step.node.is_async, step.nest and _nested(step),
+        )
+        for step in steps
+    )  # fmt: skip
+    label = ", ".join(part.path for part in parts[:3]) + (", ..." if len(parts) > 3 else "")
+    return Piece(label, parts, copied=plan.copied, **rest)
+
+
+def everything(plan: Plan) -> Piece:
+    """All steps of a plan as one group that gives rows; items are those of a map, or of a run."""
+    writes, names = tuple(plan.outputs.values()), tuple(plan.outputs)
+    bare = len(plan.mapped) == 1
+    return piece_of(plan, plan.steps, reads=plan.mapped, writes=writes, bare=bare, row=names)
+
+
+def _nested(step: Step) -> tuple[Piece, tuple[int, ...], str, str]:
+    nest = step.nest
+    assert nest is not None
+    piece = everything(nest.plan)._replace(bound=nest.plan.bound, path=f"{step.path}.")
+    return piece, tuple(slot for _, slot in nest.passed), nest.mode, nest.on_error
+
+
+def _sent_part(part: Part) -> Part:
+    """A part on its way: functions go by the nodes that stand where they stood."""
+    nest = part.nest and (sent(part.nest[0]), *part.nest[1:])
+    return part._replace(fn=sendable(part.fn), nest=nest)
+
+
+def sent(piece: Piece) -> Piece:
+    return piece._replace(parts=tuple(_sent_part(part) for part in piece.parts))
+
+
+def come(piece: Piece) -> Piece:
+    return piece._replace(
+        parts=tuple(
+            part._replace(
+                fn=arrived(part.fn), nest=part.nest and (come(part.nest[0]), *part.nest[1:])
+            )
+            for part in piece.parts
+        )
+    )

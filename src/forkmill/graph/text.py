@@ -1,0 +1,151 @@
+"""The text of a group's function.
+
+A group that reads x and writes all becomes (an item is a tuple where it has several values)::
+
+    def group(v0):
+        try:
+            if type(v2 := f0(v0)) is CO: return carry(0, v2, locals())  # 'clean'
+            t = f1(v2, k=c1)                                            # 'split'
+            if type(t) is CO: return carry(1, t, locals())
+            v3, v4 = t if type(t) is tuple and len(t) == 2 else spread(1, t)
+        except BaseException as error:
+            return fail(error, locals())
+        return v2, v3, v4
+
+So an item costs its calls. What is not usual is for `walk`: the line number of what was raised
+names the node.
+
+Guarantees: the text has only names made here, and the users' names as literals of Python.
+
+Invariants:
+    * TEXT-1  Text that was compiled is in linecache as long as it is kept here.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import keyword
+import linecache
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from .loss import HANDLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .piece import Part, Piece
+
+__all__ = ["compiled", "lines_of"]
+
+FILE = "<forkmill graph "  # runs.failure knows it, too
+_KEPT = 256  # texts
+
+
+def lines_of(
+    piece: Piece, constants: Mapping[int, Any], where: dict[int, int], *, marked: bool
+) -> list[str]:
+    """The lines behind the first one; `where` gets the part of each line number."""
+    reads = [f"v{slot}" for slot in piece.reads]
+    lines = [f"    def group({reads[0] if piece.bare else 'item=None'}):", "        try:"]
+    if reads and not piece.bare:
+        lines.append(f"            {', '.join(reads)}, = item")
+    given = frozenset(piece.reads)
+    for k, part in enumerate(piece.parts):
+        first = len(lines)
+        if marked and len(piece.parts) > 1:
+            lines.append(f"            mark({k + 1})")
+        lines += _of_part(k, part, constants, given, piece.copied)
+        where.update((number + 2, k) for number in range(first, len(lines)))
+    if len(lines) == 2:
+        lines.append("            pass")
+    lines += ["        except BaseException as error:", "            return fail(error, locals())"]
+    if marked and len(piece.parts) > 1:
+        lines.append("        mark(0)")
+    lines.append(f"        return {_result(piece)}")
+    if piece.row is None and len(piece.writes) == 1:
+        value = f"v{piece.writes[0]}"
+        lines[-1] = (
+            f"        return {value} if type({value}) not in ODD and not "
+            f"isinstance({value}, BaseException) else Value({value})"
+        )
+    return lines
+
+
+def _result(piece: Piece) -> str:
+    values = [f"v{slot}" for slot in piece.writes]
+    if piece.row is not None:
+        pairs = (f"{name!r}: {value}" for name, value in zip(piece.row, values, strict=True))
+        return "{" + ", ".join(pairs) + "}"
+    if not values:
+        return "None"
+    return values[0] if len(values) == 1 else f"({', '.join(values)})"
+
+
+def _of_part(
+    k: int,
+    part: Part,
+    constants: Mapping[int, Any],
+    given: frozenset[int],
+    copied: frozenset[int],
+) -> list[str]:
+    call = f"f{k}({_arguments(part, constants, copied)})"
+    note = f"  # {part.path!r}"
+    if part.nest is not None:
+        return [f"            {', '.join(f'v{slot}' for slot in part.writes)}, = {call}{note}"]
+    if len(part.writes) == 1:
+        value = f"v{part.writes[0]}"
+        return [
+            f"            if type({value} := {call}) is CO: "
+            f"return carry({k}, {value}, locals()){note}"
+        ]
+    number = len(part.writes)
+    return [
+        f"            t = {call}{note}",
+        f"            if type(t) is CO: return carry({k}, t, locals())",
+        f"            {', '.join(f'v{slot}' for slot in part.writes)} = "
+        f"t if type(t) is tuple and len(t) == {number} else spread({k}, t)",
+    ]
+
+
+def _arguments(part: Part, constants: Mapping[int, Any], copied: frozenset[int]) -> str:
+    texts = []
+    for arg in part.args:
+        value = f"v{arg.slot}"
+        if arg.slot in constants:
+            value = f"c{arg.slot}"
+            if isinstance(constants[arg.slot], HANDLES):
+                value += ".value"
+            if arg.slot in copied:
+                value = f"copied({value})"
+        if not arg.keyword or part.nest is not None:
+            texts.append(value)
+        elif arg.name.isidentifier() and arg.name.isascii() and not keyword.iskeyword(arg.name):
+            texts.append(f"{arg.name}={value}")
+        else:
+            texts.append(f"**{{{str.__str__(arg.name)!r}: {value}}}")
+    return ", ".join(texts)
+
+
+_texts: OrderedDict[str, tuple[str, Any]] = OrderedDict()  # text -> file name, code
+_texts_lock = threading.Lock()
+
+
+def compiled(text: str) -> Any:
+    with _texts_lock:
+        if text in _texts:
+            _texts.move_to_end(text)
+            return _texts[text][1]
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    file = f"{FILE}{digest}>"
+    code = compile(text, file, "exec")
+    with _texts_lock:
+        _texts[text] = file, code
+        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        if len(_texts) > _KEPT:
+            _, (old, _) = _texts.popitem(last=False)
+            linecache.cache.pop(old, None)
+    return code

@@ -1,0 +1,558 @@
+"""What a group's function does when something is not usual, step by step.
+
+    a failure, a coroutine, a lost value ──▶ walk: from that step on ──▶ outputs or Broken
+    async steps side by side  ──▶ overlapped          lists at once ──▶ batch
+
+Guarantees:
+    * What does not depend on a failure is still done, where that is asked for ("record").
+    * A try is the node's call alone: cache and nested maps are asked once.
+    * SystemExit is a failure as any; Ctrl-C is none.
+
+Threads: any; what it knows of an item is the call's own.
+"""
+
+from __future__ import annotations
+
+import time
+from copy import deepcopy
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any
+
+from .._process import interrupted
+from ..contexts.lanes.emit import settle
+from ..errors import slot as slot_of
+from .given import items_of
+from .loss import HANDLES, Broken, Given, Loss, Refused, Stop, Torn, failure
+from .piece import Value
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+    from ..runs.failure import Failure
+    from .piece import Part, Piece
+
+__all__ = ["ODD", "Rest"]
+
+ODD = frozenset({GeneratorType, AsyncGeneratorType})
+
+
+class Rest:
+    """What a group's function does when something is not usual. One for each function made."""
+
+    def __init__(
+        self,
+        piece: Piece,
+        constants: dict[int, Any],
+        make: Any,
+        mode: str,
+        blocking: bool,
+        mark: Callable[[int], object] | None,
+        aio: bool,
+        aside: Any,
+        batch: bool,
+        caches: Mapping[int, tuple[Any, Any]] | None,
+        local: bool,
+        noted: list[Failure] | None,
+    ) -> None:
+        self.piece = piece
+        self.constants = constants
+        self.mode = mode
+        self.blocking = blocking
+        self.mark = mark if len(piece.parts) > 1 else None
+        self.aside = aside
+        self.local = local
+        self.lines: dict[int, int] = {}  # line number -> part
+        self.cached: _Cached | None = None  # of a batch
+        self.fns = [
+            part.fn if part.nest is None else _Inner(part, make, noted) for part in piece.parts
+        ]
+        for k, part in enumerate(piece.parts):
+            if caches and part.number in caches:
+                cached = _Cached(self, k, *caches[part.number])
+                if batch:
+                    self.cached = cached
+                else:
+                    self.fns[k] = cached
+
+    # ------------------------------------------------------------------ called by the text
+
+    def spread(self, k: int, value: Any) -> Any:
+        """The outputs of a part with several, in their order."""
+        part = self.piece.parts[k]
+        names = part.outputs
+        if isinstance(value, (tuple, list)):
+            if len(value) == len(names):
+                return value
+            found = f"{len(value)} value{'s' * (len(value) != 1)}"
+        elif isinstance(value, dict):
+            if len(value) == len(names) and all(name in value for name in names):
+                return [value[name] for name in names]
+            found = f"a dict with the {len(value)} keys {', '.join(map(repr, value))}"
+        else:
+            found = f"1 value, of type {type(value).__name__!r}"
+        raise ValueError(
+            f"{part.path!r} gave {found}, and it has {len(names)} outputs, {', '.join(names)}: it "
+            f"must return a tuple or list of {len(names)}, or a dict with these keys"
+        )
+
+    def fail(self, error: BaseException, scope: dict[str, Any]) -> Any:
+        """Something was raised: the line says in which part."""
+        if self.local and interrupted(error):
+            raise error
+        frames: Any = slot_of(error, "__traceback__")
+        k = self.lines.get(frames.tb_lineno, -1) if frames is not None else -1
+        if k < 0:
+            item = scope.get("item")
+            if type(item) is not Torn:
+                raise error
+            values = dict(zip(self.piece.reads, item.values, strict=True))
+            return self.go_on(values, 0)
+        return self.go_on(self._values(scope), k, error=error)
+
+    def carry(self, k: int, value: Any, scope: dict[str, Any]) -> Any:
+        """A part's call gave a coroutine."""
+        values = self._values(scope)
+        for slot in self.piece.parts[k].writes:
+            values.pop(slot, None)
+        return self.go_on(values, k, came=value)
+
+    def _values(self, scope: dict[str, Any]) -> dict[int, Any]:
+        return {int(name[1:]): value for name, value in scope.items() if name[0] == "v"}
+
+    def go_on(self, values: dict[int, Any], k: int, **how: Any) -> Any:
+        """To the end, here and now; but where there is to be awaited and the context does that."""
+        came = how.get("came")
+        waits = not self.blocking and (
+            came is not None or any(part.is_async for part in self.piece.parts[k:])
+        )
+        walk = self.walk(values, k, waits, **how)
+        return walk if waits else _driven(walk)
+
+    # ------------------------------------------------------------------ step by step
+
+    async def walk(
+        self,
+        values: dict[int, Any],
+        k: int,
+        waits: bool,
+        *,
+        came: Any = None,
+        error: BaseException | None = None,
+    ) -> Any:
+        """Do the parts from k on; of that one a first try gave a coroutine, or an error.
+
+        Without `waits` coroutines are awaited in a loop made for them, and this never waits.
+        """
+        losses: list[Loss] = []
+        for at in range(k, len(self.piece.parts)):
+            if self.mark is not None:
+                self.mark(at + 1)
+            loss = await self.part(at, values, waits, came, error)
+            came = error = None
+            if loss is not None:
+                losses.append(loss)
+                if self.mode != "record":
+                    return self.lost(values, losses)
+        if self.mark is not None:
+            self.mark(0)
+        return self.done(values, losses)
+
+    async def part(
+        self,
+        k: int,
+        values: dict[int, Any],
+        waits: bool,
+        came: Any = None,
+        raised: BaseException | None = None,
+    ) -> Loss | None:
+        """Do one part, with its tries; what it writes is in `values` then."""
+        part = self.piece.parts[k]
+        gone = next((v for a in part.args if type(v := values.get(a.slot)) is Loss), None)
+        if gone is not None:
+            values.update(dict.fromkeys(part.writes, gone))
+            return None
+        attempt = 1
+        while True:
+            if raised is None:
+                try:
+                    values.update(await self.outputs(k, values, waits, came))
+                    return None
+                except BaseException as error:
+                    came, raised = None, error
+            if self.passes(raised, waits):
+                raise raised
+            again, retry = type(raised) is not Refused, part.retry
+            if not again or retry is None or not _goes_again(retry, attempt, raised):
+                loss = self.loss(k, values, raised, attempt)
+                values.update(dict.fromkeys(part.writes, loss))
+                return loss
+            await self.pause(retry.pause(attempt), waits)
+            raised = None
+            attempt += 1
+
+    async def outputs(
+        self, k: int, values: dict[int, Any], waits: bool, came: Any
+    ) -> Iterable[tuple[int, Any]]:
+        """Slot and value of what one try gives; `came`: the coroutine that its call gave."""
+        part = self.piece.parts[k]
+        value = self.called(k, values, waits) if came is None else came
+        if type(value) is CoroutineType:
+            value = await value if waits else settle(value)
+        elif waits and self.aside is not None and came is None and not part.is_async:
+            value = await value
+            if type(value) is CoroutineType:
+                value = await value
+        if part.nest is None:
+            value = (value,) if len(part.writes) == 1 else self.spread(k, value)
+        return zip(part.writes, value, strict=True)
+
+    def called(self, k: int, values: dict[int, Any], waits: bool) -> Any:
+        """Call a part's function; beside the loop, if there is a way."""
+        part = self.piece.parts[k]
+        positional, named = [], {}
+        for arg in part.args:
+            if arg.slot in self.constants:
+                value = self.constants[arg.slot]
+                if isinstance(value, HANDLES):
+                    value = value.value
+                if arg.slot in self.piece.copied:
+                    value = deepcopy(value)
+            else:
+                value = values[arg.slot]
+            if arg.keyword and part.nest is None:
+                named[arg.name] = value
+            else:
+                positional.append(value)
+        if waits and self.aside is not None and not part.is_async:
+            return self.aside(partial(self.fns[k], *positional, **named))
+        return self.fns[k](*positional, **named)
+
+    def passes(self, raised: BaseException, waits: bool) -> bool:
+        """Whether it is no failure of a node's: Ctrl-C, a call that is cancelled."""
+        if self.local and interrupted(raised):
+            return True
+        return waits and (type(raised) is GeneratorExit or _is_cancelled(raised))
+
+    async def pause(self, seconds: float, waits: bool) -> None:
+        if not waits:
+            time.sleep(seconds)
+            return
+        from asyncio import sleep
+
+        await sleep(seconds)
+
+    # ------------------------------------------------------------------ the end
+
+    def loss(self, k: int, values: dict[int, Any], raised: BaseException, attempts: int) -> Loss:
+        part = self.piece.parts[k]
+        inner = None
+        if type(raised) is Stop:
+            inner, raised = (raised.index, raised.loss), raised.loss.error
+        if type(raised) is Refused:
+            raised = raised.error
+        item = {}
+        for arg in part.args:
+            if self.local:
+                item[arg.name] = (self.constants if arg.slot in self.constants else values)[
+                    arg.slot
+                ]
+            elif arg.slot in self.constants or arg.slot in self.piece.reads:
+                item[arg.name] = Given(arg.slot)
+            else:
+                item[arg.name] = values[arg.slot]
+        return Loss(part.number, part.path, raised, attempts, item, inner)
+
+    def lost(self, values: dict[int, Any], losses: list[Loss]) -> Any:
+        """The first failure ends the call."""
+        if self.mode == "raise":
+            raise Stop(losses[0])
+        outputs = tuple(values.get(slot, losses[0]) for slot in self.piece.writes)
+        return Broken(outputs, tuple(losses))
+
+    def done(self, values: dict[int, Any], losses: list[Loss]) -> Any:
+        piece = self.piece
+        outputs = tuple(
+            values[slot] if slot in values else self.constants[slot] for slot in piece.writes
+        )
+        if losses or any(type(output) is Loss for output in outputs):
+            return Broken(outputs, tuple(losses))
+        if piece.row is not None:
+            return dict(zip(piece.row, outputs, strict=True))
+        if len(outputs) == 1:
+            (output,) = outputs
+            odd = type(output) in ODD or isinstance(output, BaseException)
+            return Value(output) if odd else output
+        return outputs or None
+
+    # ------------------------------------------------------------------ other shapes
+
+    async def overlapped(self, item: Any = None) -> Any:
+        """The parts of an item, each as soon as what it reads is there."""
+        from asyncio import CancelledError, ensure_future, gather
+
+        values = self.opened(item)
+        makers = {slot: k for k, part in enumerate(self.piece.parts) for slot in part.writes}
+        tasks: list[Any] = []
+        losses: dict[int, Loss] = {}
+
+        async def run(k: int) -> None:
+            needs = {makers[arg.slot] for arg in self.piece.parts[k].args if arg.slot in makers}
+            for need in needs:
+                await tasks[need]
+            loss = await self.part(k, values, True)
+            if loss is not None:
+                losses[k] = loss
+                if self.mode != "record":  # those before it may still fail, and count then
+                    for later in tasks[k + 1 :]:
+                        later.cancel()
+
+        tasks += [ensure_future(run(k)) for k in range(len(self.piece.parts))]
+        try:
+            await gather(*tasks, return_exceptions=True)
+        except CancelledError:
+            for task in tasks:
+                task.cancel()
+            await gather(*tasks, return_exceptions=True)
+            raise
+        found = [losses[k] for k in sorted(losses)]
+        if found and self.mode != "record":
+            return self.lost(values, found)
+        return self.done(values, found)
+
+    def opened(self, item: Any) -> dict[int, Any]:
+        if type(item) is Torn:
+            item = item.values
+        elif self.piece.bare:
+            item = (item,)
+        return dict(zip(self.piece.reads, item or (), strict=True))
+
+    def batch(self, items: list[Any]) -> Any:
+        """One call for all items: lists of their values go in, a list of as many comes out."""
+        many = [self.opened(item) for item in items]
+        waits = not self.blocking and self.piece.parts[0].is_async
+        walk = self.batched(many, waits)
+        return walk if waits else _driven(walk)
+
+    async def batched(self, many: list[dict[int, Any]], waits: bool) -> list[Any]:
+        results: list[Any] = [None] * len(many)
+        keys: list[Any] = [None] * len(many)
+        left = []
+        for at, values in enumerate(many):
+            try:
+                if self.cached is not None:
+                    keys[at], value = self.cached.look_up(values)
+                    if value is not self.cached.miss:
+                        results[at] = self.one_of(values, value)
+                        continue
+                left.append(at)
+            except Exception as error:
+                results[at] = self.lost_all(self.loss(0, values, error, 1))
+        if not left:
+            return results
+        columns = {slot: [many[at][slot] for at in left] for slot in self.piece.reads}
+        part = self.piece.parts[0]
+        whole = Rest(
+            self.piece._replace(parts=(part._replace(writes=part.writes[:1]),)),
+            self.constants, None, "record", self.blocking, None, False, None, False, None,
+            self.local, None,
+        )  # fmt: skip
+        whole.fns = [_counted(self.fns[0], part.path, len(left))]
+        loss = await whole.part(0, columns, waits)
+        for n, at in enumerate(left):
+            if loss is not None:
+                own = self.loss(0, many[at], loss.error, loss.attempts)
+                results[at] = self.lost_all(own)
+                continue
+            try:
+                value = columns[part.writes[0]][n]
+                results[at] = self.one_of(many[at], value)
+                if self.cached is not None:
+                    self.cached.keep(keys[at], value)
+            except Exception as error:
+                results[at] = self.lost_all(self.loss(0, many[at], error, 1))
+        return results
+
+    def one_of(self, values: dict[int, Any], value: Any) -> Any:
+        """What comes out for an item of a batch."""
+        writes = self.piece.parts[0].writes
+        values.update(zip(writes, (value,) if len(writes) == 1 else self.spread(0, value),
+                          strict=True))  # fmt: skip
+        return self.done(values, [])
+
+    def lost_all(self, loss: Loss) -> Broken:
+        return Broken((loss,) * len(self.piece.writes), (loss,))
+
+
+def _counted(fn: Any, path: str, number: int) -> Any:
+    """A batch function whose results are counted."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (
+            check(value)
+            if type(value := fn(*args, **kwargs)) is not CoroutineType
+            else (later(value))
+        )
+
+    async def later(coroutine: Any) -> Any:
+        return check(await coroutine)
+
+    def check(value: Any) -> list[Any]:
+        try:
+            found = list(value)
+        except TypeError:
+            found = None
+        if found is None or isinstance(value, (str, bytes, dict)):
+            raise ValueError(
+                f"{path!r} is a batch function and gave 1 value of type {type(value).__name__!r} "
+                f"for {number} items: it must give a list with one element for each"
+            )
+        if len(found) != number:
+            raise ValueError(
+                f"{path!r} gave {len(found)} results for a batch of {number} items: "
+                f"it must give a list with one element for each"
+            )
+        return found
+
+    return call
+
+
+class _Cached:
+    """A node's function behind its cache."""
+
+    def __init__(self, rest: Rest, k: int, key: Any, cache: Any) -> None:
+        from .cache import MISS, CallCache
+
+        part = rest.piece.parts[k]
+        self.rest, self.k, self.fn = rest, k, part.fn
+        self.args = part.args
+        fixed = [arg.name for arg in part.args if arg.slot in rest.constants]
+        self.calls, self.miss = CallCache(key, cache, fixed), MISS
+        self.handles = [  # a key is of what they stand for everywhere, not of what it is here
+            (at, rest.constants[arg.slot])
+            for at, arg in enumerate(part.args)
+            if isinstance(rest.constants.get(arg.slot), HANDLES)
+        ]
+
+    def look_up(self, values: dict[int, Any]) -> Any:
+        """As CallCache.look, for an item of a batch."""
+        constants = self.rest.constants
+        return self.calls.look(
+            [(constants if arg.slot in constants else values)[arg.slot] for arg in self.args]
+        )
+
+    def keep(self, key: Any, value: Any) -> None:
+        self.calls.keep(key, value)
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        values = [*positional, *named.values()]
+        for at, handle in self.handles:
+            values[at] = handle
+        try:
+            key, found = self.calls.look(values)
+        except Exception as error:
+            raise Refused(error) from None
+        if found is not self.miss:
+            return found
+        value = self.fn(*positional, **named)
+        return self.later(key, value) if type(value) is CoroutineType else self.kept(key, value)
+
+    async def later(self, key: Any, coroutine: Any) -> Any:
+        return self.kept(key, await coroutine)
+
+    def kept(self, key: Any, value: Any) -> Any:
+        if len(self.rest.piece.parts[self.k].writes) > 1:
+            self.rest.spread(self.k, value)
+        try:
+            self.calls.keep(key, value)
+        except Exception as error:
+            raise Refused(error) from None
+        return value
+
+
+class _Inner:
+    """A nested map as a function, where everything runs in one thread: lists in, lists out."""
+
+    def __init__(self, part: Part, make: Any, noted: list[Failure] | None) -> None:
+        assert part.nest is not None
+        self.make = make
+        self.noted = noted
+        self.piece, self.passed, self.mode, self.on_error = part.nest
+        self.names = [arg.name for arg in part.args]
+
+    def __call__(self, *values: Any) -> tuple[list[Any], ...]:
+        number = len(self.piece.reads)
+        names = self.names[:number]
+        items = items_of(dict(zip(names, values, strict=False)), names, self.mode)
+        constants = dict(zip(self.passed, values[number:], strict=True))
+        constants.update(self.piece.bound)
+        mode = "raise" if self.on_error == "raise" else "record"
+        call = self.make(
+            self.piece, constants, mode=mode, blocking=True, local=True, noted=self.noted
+        )
+        rows: list[Any] = []
+        try:
+            rows.extend(map(call.fn, items.bare))
+        except Stop as stop:
+            raise Stop(stop.loss, len(rows)) from None
+        if mode == "record":
+            rows = [
+                self.row(row, at) if type(row) is Broken else row for at, row in enumerate(rows)
+            ]
+        return tuple([row[name] for row in rows] for name in self.piece.row or ())
+
+    def row(self, broken: Broken, index: int) -> dict[str, Any]:
+        """A row with Failures in it."""
+        names = self.piece.row or ()
+        lost: dict[int, Failure] = {}
+        for loss in broken.losses:
+            outputs = [
+                name
+                for name, value in zip(names, broken.values, strict=True)
+                if type(value) is Loss and value.step == loss.step
+            ]
+            lost[loss.step] = self.failure(loss, index, outputs)
+        if self.noted is not None:
+            self.noted += lost.values()
+        return {
+            name: lost[value.step] if type(value) is Loss else value
+            for name, value in zip(names, broken.values, strict=True)
+        }
+
+    def failure(self, loss: Loss, index: int, outputs: list[str]) -> Failure:
+        piece, path = self.piece, self.piece.path
+        part = next(part for part in piece.parts if part.number == loss.step)
+        while loss.inner is not None and part.nest is not None:
+            piece, path = part.nest[0], path + part.nest[0].path
+            loss = loss.inner[1]
+            part = next(part for part in piece.parts if part.number == loss.step)
+        positional = tuple(arg.name for arg in part.args if not arg.keyword)
+        return failure(loss, path + part.path, part.fn, positional, index, outputs)
+
+
+def _driven(walk: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that never waits."""
+    try:
+        walk.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a step waited where nothing can")
+
+
+def _goes_again(retry: Any, attempt: int, raised: BaseException) -> bool:
+    return attempt < retry.attempts and isinstance(raised, retry.on)
+
+
+def _is_cancelled(raised: BaseException) -> bool:
+    """Whether the task that it comes out of is being cancelled from outside."""
+    if isinstance(raised, Exception):
+        return False
+    from asyncio import CancelledError, current_task
+
+    if not isinstance(raised, CancelledError):
+        return False
+    try:
+        task = current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0

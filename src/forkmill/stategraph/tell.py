@@ -87,6 +87,7 @@ class Teller:
         self._modes = frozenset(modes)
         self._many = many
         self._items: deque[Any] = deque()
+        self._step = 0  # for progress
         self.emitter = events.Emitter("stategraph", events.current())
         self.streams = bool(modes)
         for sink in sinks:
@@ -117,8 +118,8 @@ class Teller:
         """A run begins; with answers it is one that goes on."""
         if self.heard:
             where: dict[str, Any] = {"session": session, "step": point.step, "seq": point.seq}
-            self.emitter.begin(lambda: {"step": point.step})
             self.emitter.emit("run_started", self._plan.name, graph=self._plan.hash, **where)
+            self.emitter.begin(lambda: {"step": self._step})
             if answers is not None:
                 self.emitter.emit("resumed", self._plan.name, answers=answers, **where)
         if "values" in self._modes and answers is None:
@@ -146,6 +147,7 @@ class Teller:
 
     def step_started(self, point: Point, tasks: tuple[Task, ...]) -> None:
         """A step begins."""
+        self._step = point.step
         names = [task.node for task in tasks]
         self.emitter.emit("step_started", self._plan.name, step=point.step + 1, tasks=names)
 

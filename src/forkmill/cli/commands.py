@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import get_completion_class
@@ -25,10 +25,20 @@ from click.shell_completion import get_completion_class
 from .. import __version__, errors
 from .._target import (
     TargetError,
-    check_function,
-    load,
     load_module,
-    setting,
+)
+from .base import (
+    FAILED,
+    INTERRUPTED,
+    MOST_TOLD,
+    ParamType,
+    Target,
+    fail,
+    nobody_reads,
+    progress_option,
+    tell,
+    to_nowhere,
+    workers_option,
 )
 from .outputs import (
     OpenError,
@@ -38,20 +48,15 @@ from .outputs import (
     own_streams,
     terminal,
 )
+from .run import plan_facts, run_
 
 if TYPE_CHECKING:
     from .filter import Filter
     from .records import Failure, Kind
 
-    ParamType = click.ParamType[Any]  # not generic before click 8.3, nor there when it runs
-else:
-    ParamType = click.ParamType
-
 __all__ = ["app", "main"]
 
-FAILED, MISUSE, INTERRUPTED = 1, 2, 130
 _SHELLS = ("bash", "zsh", "fish")
-_MOST_TOLD = 10  # failures told one by one under --on-error skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,50 +128,6 @@ def flushed(code: int) -> int:
     return code
 
 
-def tell(message: str) -> None:
-    """A line on stderr, if there is one."""
-    with contextlib.suppress(OSError):
-        click.echo(f"forkmill: {message}", err=True)
-
-
-def fail(message: str) -> NoReturn:
-    """End with a message and status 1."""
-    raise click.ClickException(message)
-
-
-def nobody_reads() -> None:
-    """The reader of our output is gone: let the flush at exit go nowhere."""
-    to_nowhere(sys.stdout)
-
-
-def to_nowhere(stream: TextIO) -> None:
-    """Whatever is written to it from now on is lost."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
-
-
-class _Target(ParamType):
-    """MODULE:NAME; the value is the object."""
-
-    def __init__(self, name: str, example: str, *, called: bool = True) -> None:
-        self.name = name
-        self._example = example
-        self._called = called
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            found = load(value, example=self._example, search_here=True)
-            if self._called:
-                check_function(found, value)
-        except TargetError as error:
-            self.fail(str(error), param, ctx)
-        return found
-
-
 class _Input(click.Path):
     """A file to read."""
 
@@ -193,18 +154,6 @@ class _RecordKind(ParamType):
             self.fail(str(error), param, ctx)
 
 
-workers_option = click.option(
-    "-j",
-    "--workers",
-    type=click.IntRange(1, 4096),
-    metavar="N",
-    help="Worker processes (default: the CPUs this process may use).",
-)
-progress_option = click.option(
-    "--progress", is_flag=True, help="Show progress on stderr, if that is a terminal."
-)
-
-
 @click.group(
     cls=_App, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
@@ -220,7 +169,7 @@ def app() -> None:
 
 
 @app.command("map")
-@click.argument("function", metavar="MODULE:FUNCTION", type=_Target("function", "json:loads"))
+@click.argument("function", metavar="MODULE:FUNCTION", type=Target("function", "json:loads"))
 @click.argument(
     "files",
     metavar="[FILE...|-]",
@@ -389,9 +338,9 @@ def failure_sink(on_error: str, fd: int | None) -> Any:
     def tell_some(name: str, line: int, failure: Failure) -> None:
         nonlocal told
         told += 1
-        if told <= _MOST_TOLD:
+        if told <= MOST_TOLD:
             tell(f"{name}:{line}: {failure.type}: {failure.message}")
-        if told == _MOST_TOLD:
+        if told == MOST_TOLD:
             tell("further failures are only counted; --on-error FILE keeps all")
 
     return tell_some
@@ -418,128 +367,7 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
         run.run([bar])
 
 
-# ------------------------------------------------------------------------------ run
-
-
-@app.command("run")
-@click.argument(
-    "pipeline",
-    metavar="MODULE:PIPELINE",
-    type=_Target("pipeline", "mymodule:WordCount", called=False),
-)
-@click.option(
-    "--set",
-    "settings",
-    metavar="NAME=VALUE",
-    multiple=True,
-    help="An argument of the pipeline's class or function, or an attribute. JSON, or else text.",
-)
-@workers_option
-@progress_option
-@click.option("--plan", "plan_only", is_flag=True, help="Print what would run where, and stop.")
-@click.option(
-    "--keep-failures",
-    metavar="N",
-    type=click.IntRange(0),
-    default=1000,
-    show_default=True,
-    help="Keep so many failures whole, and count the rest.",
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of outputs.")
-def run_(
-    pipeline: Any,
-    settings: tuple[str, ...],
-    workers: int | None,
-    progress: bool,
-    plan_only: bool,
-    keep_failures: int,
-    as_json: bool,
-) -> int:
-    """Run a pipeline: an fm.Pipeline, a subclass of it, or a function that returns one.
-
-    What its last stages emit is printed, a line each, as by `forkmill map`; the table of its stages
-    comes on stderr at the end. -j is for the stages whose context has no number of workers.
-
-    \b
-    forkmill run mymodule:WordCount --set path=book.txt --progress
-    """
-    from ..pipeline.load import make
-    from . import pipelines as parts
-    from .filter import Output, OutputError
-    from .screen import Progress, table
-
-    try:
-        given = dict(map(setting, settings))
-    except TargetError as error:
-        raise click.BadParameter(str(error), param_hint="'--set'") from None
-    try:
-        plan = parts.sized(make(pipeline, given), workers)
-    except errors.BuildError as error:
-        raise click.BadParameter(str(error), param_hint="'MODULE:PIPELINE'") from None
-    if plan_only:
-        click.echo(plan_text(plan, as_json))
-        return 0
-    with Progress(wanted=progress) as board:
-        output = None if as_json else Output(1)
-        if output is not None and terminal(sys.stdout):
-            output.around = board.away
-        sinks = [board] if board.on else []
-        result, count, end = parts.run(plan, output, sinks, keep_failures)
-    if isinstance(end, OutputError) and end.unread:
-        nobody_reads()
-        return 0
-    if result is not None and as_json:
-        click.echo(json.dumps(parts.facts(result, count)))
-    elif result is not None:
-        title = f"{result.status} in {result.duration:.2f} s, {count:,} outputs"
-        if result.stats.bottleneck:
-            title += f"; bottleneck: {result.stats.bottleneck}"
-        with contextlib.suppress(OSError):
-            table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
-    return run_status(result, end)
-
-
-def plan_text(plan: Any, as_json: bool) -> str:
-    """A plan for people, or for scripts."""
-    if not as_json:
-        return str(plan.describe())
-    return json.dumps(plan_facts(plan), indent=2)
-
-
-def plan_facts(plan: Any) -> dict[str, Any]:
-    """A plan as plain data."""
-    stages = {
-        stage.name: {
-            "context": plan.context_for(stage.name),
-            "with": plan.affinity_for(stage.name),
-            "to": [target.name for target in stage.targets],
-        }
-        for stage in plan.graph.stages
-    }
-    return {"stages": stages, "mermaid": plan.to_mermaid()}
-
-
-def run_status(result: Any, error: BaseException | None) -> int:
-    """Tell what failed in a run; the exit status."""
-    from .filter import OutputError
-    from .pipelines import Unprintable, told
-
-    failures = [] if result is None else result.failures
-    for failure in failures[:_MOST_TOLD]:
-        tell(told(failure))
-    more = 0 if result is None else result.failed - min(len(failures), _MOST_TOLD)
-    if more:
-        tell(f"and {more:,} failures more")
-    if isinstance(error, KeyboardInterrupt):
-        tell("stopped")
-        return INTERRUPTED
-    if error is not None and not isinstance(error, Exception):
-        raise error
-    if isinstance(error, (OutputError, Unprintable)):
-        tell(str(error))
-    elif error is not None and all(failure.error is not error for failure in failures):
-        tell(f"{type(error).__name__}: {error}")
-    return FAILED if error is not None or not result.ok else 0
+app.add_command(run_)
 
 
 # ----------------------------------------------------------------------------- demo

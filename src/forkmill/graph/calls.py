@@ -198,78 +198,87 @@ def _mapped_by_engine(graph: Any, asked: Asked, start: float) -> MapResult:
     ctx = asked.ctx(plan, items)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
-    try:
-        for index, row in _pairs(graph, asked, ctx, values, items):
-            rows.append(_of_engine(plan, row, index, failures))
-    except KeyboardInterrupt as error:
-        result = _result(plan, rows, failures, start, "stopped", ctx.stats)
-        slot(error, "__dict__")["result"] = result
-        raise
+    with contextlib.closing(_blocks(graph, asked, ctx, values, items)) as blocks:
+        try:
+            for _, block in blocks:
+                rows += block if type(block) is not list else _of_engine(plan, block, failures)
+        except KeyboardInterrupt as error:
+            result = _result(plan, rows, failures, start, "stopped", ctx.stats)
+            slot(error, "__dict__")["result"] = result
+            raise
     status = "stopped" if ctx.stopped else "completed"
-    return _result(plan, rows, failures, start, status, ctx.stats)
+    return _result(plan, rows, [*failures, *ctx.noted], start, status, ctx.stats)
 
 
 def _rows_by_engine(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
     plan, values, items = checked(graph, asked)
     ctx = asked.ctx(plan, items)
-    pairs = _pairs(graph, asked, ctx, values, items)
+    blocks = _blocks(graph, asked, ctx, values, items)
 
     def rows() -> Iterator[dict[str, Any]]:
-        with contextlib.closing(pairs):
-            for index, row in pairs:
-                yield _of_engine(plan, row, index, [])
+        with contextlib.closing(blocks):
+            for _, block in blocks:
+                yield from block if type(block) is not list else _of_engine(plan, block, [])
 
     return rows()
 
 
-def _pairs(
+def _blocks(
     graph: Any, asked: Asked, ctx: Any, values: dict[str, Any], items: Items
-) -> Generator[tuple[int, Any], None, None]:
-    """(index, row) of an engine's map, in order, up to the first failure that is raised."""
+) -> Generator[tuple[int, list[Any]], None, None]:
+    """(index of the first, rows) of an engine's map, in order, up to a failure that is raised.
+
+    Rows that are no plain list are in order as they are, and nothing in them failed.
+    """
     from .engine import engine_of
 
     engine = engine_of(graph._engine if asked.engine is None else asked.engine)
     constants = {name: value for name, value in values.items() if name not in items.map_over}
-    source = engine.map(graph, items, constants, asked.output_name, _ctx=ctx)
+    given: Any = getattr(engine, "_blocks", None)
+    if given is not None:
+        source = given(graph, items, constants, asked.output_name, ctx)
+    else:
+        pairs = engine.map(graph, items, constants, asked.output_name, _ctx=ctx)
+        source = _singly(pairs)
     return _sorted(graph, source, ctx, asked)
 
 
-def _sorted(
-    graph: Any, source: Any, ctx: Any, asked: Asked
-) -> Generator[tuple[int, Any], None, None]:
-    ordered = asked.ordered or asked.mode == "map"
-    early: dict[int, Any] = {}
-    due = 0
+def _singly(pairs: Any) -> Generator[list[tuple[int, Any]], None, None]:
     try:
-        for index, row in source:
-            if not ordered:
-                _check_row(graph, row, index, asked)
-                yield index, row
-            elif index != due:
-                early[index] = row
-                ctx.held = len(early)
-            else:
-                while True:
-                    _check_row(graph, row, due, asked)
-                    yield due, row
-                    due += 1
-                    if due not in early:
-                        break
-                    row = early.pop(due)
-                    ctx.held = len(early)
+        for pair in pairs:
+            yield [pair]
     finally:
-        close = getattr(source, "close", None)
+        close = getattr(pairs, "close", None)
         if close is not None:
             close()
 
 
-def _check_row(graph: Any, row: Any, index: int, asked: Asked) -> None:
-    """Raise what a row holds, if that is asked for."""
-    if asked.on_error != "raise":
-        return
-    failures = failures_in(row)
-    if failures:
-        raise_failure(failures[0], graph._called)
+def _sorted(
+    graph: Any, source: Any, ctx: Any, asked: Asked
+) -> Generator[tuple[int, list[Any]], None, None]:
+    ordered = asked.ordered or asked.mode == "map"
+    raises = asked.on_error == "raise"
+    early: dict[int, Any] = {}
+    due = 0
+    with contextlib.closing(source):
+        for block in source:
+            whole = type(block) is not list
+            if whole and (not ordered or (block.first == due and not early)):
+                yield block.first, block
+                due += len(block)
+                continue
+            early.update(enumerate(block, block.first) if whole else block)
+            ready = []
+            if not ordered:
+                ready, early = list(early.items()), {}
+            while due in early:
+                ready.append((due, early.pop(due)))
+                due += 1
+            ctx.held = len(early)
+            for index, row in ready:
+                if raises and (failures := failures_in(row)):
+                    raise_failure(failures[0], graph._called)
+                yield index, [row]
 
 
 # ---------------------------------------------------------------------- parts
@@ -296,18 +305,15 @@ def _opened(plan: Plan, rows: list[Any], failures: list[Failure]) -> list[dict[s
     return rows
 
 
-def _of_engine(plan: Plan, row: Any, index: int, failures: list[Failure]) -> dict[str, Any]:
-    """A row as an engine gave it, as its user gets it; its failures are noted."""
-    if type(row) is dict:
-        found = failures_in(row)
-    elif isinstance(row, dict):
-        found = failures_in(row)
-        row = dict(row)
-    else:
-        found = [row]
-        row = dict.fromkeys(plan.outputs, row)
-    failures += found
-    return row  # type: ignore[no-any-return]
+def _of_engine(plan: Plan, block: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:
+    """Rows as an engine gave them, as their user gets them; their failures are noted."""
+    rows = []
+    for row in block:
+        failures += failures_in(row)
+        if type(row) is not dict:
+            row = dict(row) if isinstance(row, Mapping) else dict.fromkeys(plan.outputs, row)
+        rows.append(row)
+    return rows
 
 
 def _result(

@@ -25,7 +25,7 @@ from ..contexts.lanes.lane import Work
 from .loss import Broken, Given, Loss, Stop, Torn
 from .piece import Piece, Value, come, everything, piece_of, sent
 from .text import compiled, lines_of
-from .walk import ODD, Rest
+from .walk import USUAL, Rest, odd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -164,7 +164,7 @@ def function_of(piece: Piece, constants: dict[int, Any], **options: Any) -> Any:
     if options["aio"]:
         return rest.overlapped
     names: dict[str, Any] = {
-        "CO": CoroutineType, "ODD": ODD, "Value": Value, "copied": deepcopy, "mark": rest.mark,
+        "CO": CoroutineType, "USUAL": USUAL, "odd": odd, "copied": deepcopy, "mark": rest.mark,
         "carry": rest.carry, "fail": rest.fail, "spread": rest.spread,
     }  # fmt: skip
     names.update((f"f{k}", rest.fns[k]) for k in range(len(piece.parts)))

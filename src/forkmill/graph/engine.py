@@ -6,7 +6,7 @@ Threads: an engine may be used from any; what `map` gives belongs to one at a ti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError
@@ -54,6 +54,7 @@ class Ctx:
     began: Any = None
     stats: Any = None
     stopped: bool = False
+    noted: list[Any] = field(default_factory=list)
 
 
 class Engine(ABC):

@@ -68,10 +68,7 @@ def lines_of(
     lines.append(f"        return {_result(piece)}")
     if piece.row is None and len(piece.writes) == 1:
         value = f"v{piece.writes[0]}"
-        lines[-1] = (
-            f"        return {value} if type({value}) not in ODD and not "
-            f"isinstance({value}, BaseException) else Value({value})"
-        )
+        lines[-1] = f"        return {value} if type({value}) in USUAL else odd({value})"
     return lines
 
 

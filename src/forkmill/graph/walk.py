@@ -32,9 +32,15 @@ if TYPE_CHECKING:
     from ..runs.failure import Failure
     from .piece import Part, Piece
 
-__all__ = ["ODD", "Rest"]
+__all__ = ["USUAL", "Rest", "odd"]
 
-ODD = frozenset({GeneratorType, AsyncGeneratorType})
+USUAL = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, set})
+_ODD = (GeneratorType, AsyncGeneratorType, BaseException)
+
+
+def odd(value: Any) -> Any:
+    """A bare output, wrapped if it would mean something else to a lane."""
+    return Value(value) if isinstance(value, _ODD) else value
 
 
 class Rest:
@@ -280,9 +286,7 @@ class Rest:
         if piece.row is not None:
             return dict(zip(piece.row, outputs, strict=True))
         if len(outputs) == 1:
-            (output,) = outputs
-            odd = type(output) in ODD or isinstance(output, BaseException)
-            return Value(output) if odd else output
+            return odd(outputs[0])
         return outputs or None
 
     # ------------------------------------------------------------------ other shapes

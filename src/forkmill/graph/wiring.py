@@ -147,14 +147,16 @@ def _circle(nodes: Sequence[Placed], makers: Mapping[str, int], waits: list[int]
         name = next(n for n in nodes[at].reads if n in makers and waits[makers[n]])
         path.append((at, name))
         at = makers[name]
-    circle = path[seen[at] :][::-1]
+    circle = path[seen[at] :][::-1]  # each reads `name` of the one before it
     if len(circle) > 12:
         circle = [*circle[:6], *circle[-6:]]
-    text = " -> ".join(f"{name!r} -> {_called(nodes[each].node)}" for each, name in circle)
-    return (
-        f"these nodes wait for each other: {_called(nodes[circle[-1][0]].node)} -> {text}: "
-        f"one of these names has to come from somewhere else"
-    )
+    text = _called(nodes[circle[-1][0]].node)
+    for each, name in circle:
+        node = nodes[each].node
+        maker = nodes[makers[name]].node
+        of = "" if maker.graph is None and maker.name == name else f" (its {name!r})"
+        text += f"{of} -> {_called(node)}"
+    return f"these nodes wait for each other: {text}. One of their inputs needs another name"
 
 
 def _paths(placed: Iterable[Placed]) -> tuple[str, ...]:

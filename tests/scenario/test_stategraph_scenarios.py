@@ -6,7 +6,6 @@ graph -> input -> what is expected. The nodes are in `stategraph_nodes`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,15 @@ WHERE = {
     "thread8": "thread:8",
     "processes1": fm.ipc_fork(1, start_method="fork"),
     "processes2": fm.ipc_fork(2, start_method="fork"),
-    "forks8": "cow_fork:8",
+    "processes8": fm.ipc_fork(8, start_method="fork"),
+    "forks2": "cow_fork:2",
 }
+SLOW = {"thread1", "processes1", "processes8", "forks2"}
 
 
-@pytest.fixture(params=list(WHERE))
+@pytest.fixture(
+    params=[pytest.param(w, marks=[pytest.mark.slow] if w in SLOW else []) for w in WHERE]
+)
 def where(request: pytest.FixtureRequest) -> Any:
     return WHERE[request.param]
 
@@ -37,11 +40,6 @@ def where(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(params=["memory", "nothing"])
 def store(request: pytest.FixtureRequest) -> Any:
     return fm.MemoryCheckpoints() if request.param == "memory" else None
-
-
-@pytest.fixture(autouse=True)
-def _folder(tmp_path: Path) -> Iterator[None]:
-    yield
 
 
 def graph_of(where: Any, schema: Any = Log, /, **named: Any) -> fm.StateGraph:
@@ -371,7 +369,7 @@ def test_another_type_is_not_tried_again(where: Any, store: Any, tmp_path: Path)
     assert calls(tmp_path, "x") == 1
 
 
-@pytest.mark.parametrize("kind", ["processes1", "processes2", "forks8"])
+@pytest.mark.parametrize("kind", ["processes1", "processes2", "forks2"])
 def test_a_node_that_spins_is_killed(kind: str, store: Any, tmp_path: Path) -> None:
     graph = fm.StateGraph(Log, context=WHERE[kind])
     graph.add_node("x", nodes.spin, timeout=0.2)
@@ -384,7 +382,7 @@ def test_a_node_that_spins_is_killed(kind: str, store: Any, tmp_path: Path) -> N
         assert session.state["log"] == ["x"]
 
 
-@pytest.mark.parametrize("kind", ["processes1", "processes2", "forks8"])
+@pytest.mark.parametrize("kind", ["processes1", "processes2", "forks2"])
 def test_a_death_costs_one_attempt(kind: str, store: Any, tmp_path: Path) -> None:
     graph = wired(graph_of(WHERE[kind], x=nodes.dies, a=nodes.counted_a), ("S", "x"), ("S", "a"))
     run = graph.compile(checkpoints=store).invoke({"folder": str(tmp_path)})

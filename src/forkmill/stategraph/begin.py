@@ -166,13 +166,14 @@ def started(
     else:
         _check_free(saved, take_over)
         _check_hash(plan, saved, allow_changed)
-        if saved.info.status != "completed" and not abandon:
+        line = loaded(plan, saved)
+        if line.status != "completed" and not abandon:
             raise SessionConflict(
-                f"session {name!r} is not complete ({saved.info.status}): resume(session={name!r}) "
+                f"session {name!r} is not complete ({line.status}): resume(session={name!r}) "
                 "goes on with it; abandon=True begins a new turn over its state",
                 session=name,
             )
-        before = loaded(plan, saved).point
+        before = line.point
     point, changes = _first(plan, before, input)
     if saved is None:
         changes = {key for key in plan.schema.keys if point.wire(key) is not None}

@@ -173,33 +173,17 @@ class StateStream:
 
     Close it, or leave the loop and drop it, to end the run after what it has committed: the session
     can be resumed.
-
-    Attributes:
-        result: The run's StateRun, when it is over.
     """
 
     def __init__(self, run: Run, places: Places) -> None:
         self._run = run
-        self._places: Places | None = places
-        self._items = self._read()
-        self._begun = False
-        self.result: StateRun | None = None
+        self._read = _Read()
+        self._items = _read(run, places, self._read)
 
-    def _read(self) -> Iterator[Any]:
-        run = self._run
-        error: BaseException | None = None
-        self._begun = True
-        try:
-            yield from run.tell.taken()
-            yield from run.turns()
-            yield from run.tell.taken()
-        except BaseException as failure:
-            error = failure
-            raise
-        finally:
-            places, self._places = self._places, None
-            self.result = run.result()
-            ended(run, places, error)
+    @property
+    def result(self) -> StateRun | None:
+        """The run's StateRun, when it is over."""
+        return self._read.result
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -225,10 +209,10 @@ class StateStream:
 
     def close(self) -> None:
         """End the run. Idempotent."""
-        if self._places is None:
+        if self._read.over:
             return
         items: Any = self._items
-        if not self._begun:  # so that what it has claimed is freed
+        if not self._read.begun:  # so that what it has claimed is freed
             self._run.stop()
             for _ in items:
                 pass
@@ -241,5 +225,28 @@ class StateStream:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_places", None) is not None:
+        if getattr(self, "_items", None) is not None:
             self.close()
+
+
+class _Read:
+    """How far a stream is read; apart from the stream, which else nobody could drop."""
+
+    begun = over = False
+    result: StateRun | None = None
+
+
+def _read(run: Run, places: Places, read: _Read) -> Iterator[Any]:
+    error: BaseException | None = None
+    read.begun = True
+    try:
+        yield from run.turns()
+        yield from run.tell.taken()
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        read.over = True
+        read.result = run.result()
+        ended(run, places, error)
+        error = None

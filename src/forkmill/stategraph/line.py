@@ -294,6 +294,8 @@ def loaded(plan: Plan, saved: _store.Saved) -> Line:
     joins = tuple(map(frozenset, at.joins)) or plan.paths.no_joins
     line = Line(saved.checkpoint.session, Point(at.seq, at.step, plain, late, tasks, joins))
     line.status = saved.info.status
+    if tasks and line.status == "completed":  # of a fork from the middle
+        line.status = "interrupted"
     _lay_beside(plan, line, saved.pending)
     return line
 

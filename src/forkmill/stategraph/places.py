@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contexts.specs import Spec, aio, class_of
 from ..errors import TaskTimeout
+from .plan import always_forked
 
 if TYPE_CHECKING:
     from .node import Node
@@ -180,7 +181,8 @@ class Places:
             self._open[kind] = Place(self._opened(kind), kind)
 
     def _opened(self, kind: Spec) -> Any:
-        if kind.type != "ipc_fork" or getattr(kind, "pool", None) is not None:
+        """Its executor. Functions that are not sent (see `plan.always_forked`) are inherited."""
+        if kind.type != "ipc_fork" or not always_forked(kind):
             return kind.open()
         plan = self._plan
         calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .rules import Choice, Join
     from .schema import Schema
 
-__all__ = ["EACH", "Plan", "Settings", "stops"]
+__all__ = ["EACH", "Plan", "Settings", "always_forked", "stops"]
 
 EACH = "*"
 
@@ -287,19 +287,18 @@ class Plan:
         targets = node.targets
         if targets is None and self.settings.strict:
             targets = frozenset()
-        return callable_of(
-            Work(
-                name=node.name,
-                fn=node.fn,
-                keys=tuple(self.schema.keys),
-                appends=frozenset(k.name for k in self.schema.keys.values() if k.appends),
-                cls=self.schema.cls,
-                nodes=frozenset(self.nodes),
-                targets=targets,
-                codec=self.codec,
-                lenient=self.settings.store is None and not node.isolated,
-            )
+        work = Work(
+            name=node.name,
+            fn=node.fn,
+            keys=tuple(self.schema.keys),
+            appends=frozenset(k.name for k in self.schema.keys.values() if k.appends),
+            cls=self.schema.cls,
+            nodes=frozenset(self.nodes),
+            targets=targets,
+            codec=self.codec,
+            lenient=self.settings.store is None and not node.isolated,
         )
+        return callable_of(work, node.context.type in ("inline", "async"))
 
     def _hashed(self) -> str:
         paths = self.paths

@@ -189,17 +189,18 @@ def _unencodable(what: str, error: Exception) -> SerializationError:
 # ------------------------------------------------------------------------------- the call
 
 
-def callable_of(work: Work) -> Callable[..., Any]:
+def callable_of(work: Work, in_loop: bool) -> Callable[..., Any]:
     """The function that runs a task of a node.
 
     Called with the task's id, its number of the step, the state as (plain, late) or None, the
     argument's wire or None, and the answers' wires, it gives an outcome, or raises what the node
-    raised. For a coroutine function it gives a coroutine of it.
+    raised. Where an event loop runs it, that of a coroutine function is one; elsewhere a coroutine
+    is run to its end.
 
     It is a function of its own for each node, so a pool sends it to each worker once; and a small
     one, because it is sent by value: what it calls is found there.
     """
-    if is_async(work.fn):
+    if in_loop and is_async(work.fn):
         perform_async = _perform_async
 
         async def call_async(*args: Any) -> Any:

@@ -17,6 +17,7 @@
  *   page      what pool and worker share: claims, result ring, crash text
  *   arena     shared memory that carries large records
  *   segment   a part of it, in the hands of one process at a time
+ *   word      what a task says before its outcome, for whoever listens
  *   port      the worker's own end of its channel and page
  *   leader    the thread that does the pool's I/O, one at a time
  *   completion queue   chunks that are done, for who waits for any of them
@@ -24,7 +25,7 @@
  * Files, each calling only those before it (src/internal.h):
  *
  *   error guard sys_* signals limit   the system, and errors
- *   slot frame arena segment channel port   bytes between two processes
+ *   slot said frame arena segment channel port   bytes between two processes
  *   function life chunk               what is asked of a pool
  *   worker reaper zygote dispatcher   who does it
  *   events supervise size leader stream pool   how the pool goes on
@@ -358,6 +359,57 @@ void fm_page_unmap(fm_page *page);
 /* 1 if the worker said that it exits by itself to be replaced. */
 int fm_page_retired(const fm_page *page);
 
+/* ------------------------------------------------------------------ said */
+
+/*
+ * What tasks say before their outcome: words, from a speaker to one reader, in
+ * a ring of shared memory.  A worker's lies in its page (fm_port_said(),
+ * fm_pool_take_said()); who forks by himself makes one: fm_said_size() bytes of
+ * zeroed shared memory.  What becomes of a word heads said.c.
+ *
+ *   speaker   if fm_said_heard(): fm_said_put(); no room: fm_said_wait() and
+ *             again, or fm_said_lose()
+ *   reader    fm_said_listen(); fm_said_ready() and fm_said_take() whenever it
+ *             likes, and before it tells anybody of an outcome; fm_word_size()
+ *             walks through
+ *
+ * Threads: one at a time on each side.
+ */
+#define FM_SAID (256u * 1024u)
+
+/* In front of each word; behind it zero to seven bytes, to a multiple of 8. */
+struct fm_word {
+    uint32_t size;
+    uint32_t zero;
+    int64_t at_ns; /* fm_now() */
+};
+
+typedef struct fm_said fm_said; /* layout in internal.h */
+
+size_t fm_said_size(void);
+/* As new, for another speaker; who listens stays.  Nobody uses it now. */
+void fm_said_reset(fm_said *said);
+/* Whether words are wanted, from now on. */
+void fm_said_listen(fm_said *said, int heard);
+int fm_said_heard(const fm_said *said);
+/* Say a word: 1; 0: there is no room; -EMSGSIZE: there never is. */
+int fm_said_put(fm_said *said, const void *word, size_t size);
+/* Wait until there is room for it: 1; 0: there was none for so long, or nobody
+ * listens any more. */
+int fm_said_wait(fm_said *said, size_t size, int64_t most_ns);
+/* A word that found none: it is counted. */
+void fm_said_lose(fm_said *said);
+/* Whether there is anything to take: words, or the news that some are lost. */
+int fm_said_waits(const fm_said *said);
+/* Bytes of the words that are there: at most FM_SAID. */
+size_t fm_said_ready(fm_said *said);
+/* Take those n bytes; how many words were lost since the last time, behind
+ * them. */
+uint64_t fm_said_take(fm_said *said, uint8_t *out, size_t n);
+/* Bytes of the word at p, of which n are there, with all around it; or
+ * FM_EPROTO. */
+int64_t fm_word_size(const uint8_t *p, size_t n);
+
 /* ---------------------------------------------------------------- zygote */
 
 /* What a pool wants of its zygote. */
@@ -453,6 +505,9 @@ int fm_port_crash_fd(const fm_port *port);
 /* Where the worker's code may leave a number at any time (see the page's
  * mark).  Stays the port's; only its process writes there. */
 uint32_t *fm_port_mark(fm_port *port);
+
+/* Where its tasks' words go.  Stays the port's. */
+fm_said *fm_port_said(fm_port *port);
 
 /* Not 0 there: SIGTERM means now (for fm_signals_install). */
 const uint32_t *fm_port_told(const fm_port *port);
@@ -947,8 +1002,8 @@ int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_completion_queue *queue,
                  void *tag);
 /*
  * Take up to n finished chunks; waits for the first until the deadline.
- * A count >= 1 (each with a reference for the caller), or as
- * fm_pool_wait_chunk; FM_ECLOSED after fm_completion_queue_close() when it is
+ * A count >= 1 (each with a reference for the caller; with n 0 it takes none, and
+ * 0 says that there is one), or as fm_pool_wait_chunk; FM_ECLOSED after fm_completion_queue_close() when it is
  * empty.
  */
 int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,
@@ -1058,11 +1113,31 @@ struct fm_event {
     uint64_t requeued; /* tasks that it had not started: they are sent again */
 };
 #define FM_EVENTS 64
-/* Whether there are any.  No lock: one load.  Threads: any. */
-int fm_pool_has_events(const fm_pool *pool);
+
+/* What there is to be looked at, FM_NEWS_*.  No lock: one load. */
+#define FM_NEWS_EVENTS 0x1u /* fm_pool_take_events() has something */
+#define FM_NEWS_LISTENS 0x2u /* fm_pool_listen(): there may be words */
+uint32_t fm_pool_news(const fm_pool *pool);
 /* Take them, oldest first; how many.  *lost: so many more were forgotten. */
 int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
                         uint64_t *lost);
+
+/* Whether somebody listens to what tasks say: before that nothing is said. */
+int fm_pool_listen(fm_pool *pool, int heard);
+/* What one worker's tasks have said. */
+struct fm_lot {
+    uint32_t slot;
+    int32_t pid;
+    uint64_t lost; /* words, behind these */
+    uint8_t *words; /* fm_body_new() memory; NULL: some were lost, that is all */
+    size_t size;
+};
+/*
+ * Take what was said, one worker's at a time; the words of tasks that have an
+ * outcome are among it.  *at starts at 0 and is moved on.  1; 0: that is all;
+ * -ENOMEM: it stays where it is.  Owns: the caller has `words`.
+ */
+int fm_pool_take_said(fm_pool *pool, uint32_t *at, struct fm_lot *out);
 
 struct fm_worker_info {
     uint32_t slot, generation;

@@ -1,8 +1,10 @@
 /*
- * events.c - what became of the pool's workers, for those who ask.
+ * events.c - what became of the pool's workers and what their tasks say, for
+ * those who ask.
  *
  * The last FM_EVENTS events, oldest first; deaths counted by kind; the
- * records of the last deaths and refusals, should the pool break.
+ * records of the last deaths and refusals, should the pool break; the words
+ * that lie in the workers' pages, and those of workers that are gone.
  *
  * Threads: any for the public calls; the mutex guards all but the look at
  * whether there is something.
@@ -14,6 +16,7 @@ void fm__events_tell(fm_pool *pool, struct fm_event event)
     event.at_ns = fm_now();
     pool->events[pool->events_told % FM_EVENTS] = event;
     pool->events_told++;
+    atomic_fetch_or(&pool->news, FM_NEWS_EVENTS);
 }
 
 void fm__events_count_death(fm_pool *pool, const struct fm_death *death)
@@ -78,10 +81,9 @@ int fm_pool_death_counts(fm_pool *pool,
     return n;
 }
 
-int fm_pool_has_events(const fm_pool *pool)
+uint32_t fm_pool_news(const fm_pool *pool)
 {
-    return atomic_load_explicit(&pool->events_told, memory_order_relaxed) !=
-           atomic_load_explicit(&pool->events_taken, memory_order_relaxed);
+    return atomic_load_explicit(&pool->news, memory_order_relaxed);
 }
 
 int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
@@ -95,6 +97,7 @@ int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
     for (at += *lost; at < told; at++)
         out[n++] = pool->events[at % FM_EVENTS];
     pool->events_taken = told;
+    atomic_fetch_and(&pool->news, ~FM_NEWS_EVENTS);
     fm__pool_unlock(pool);
     return n;
 }
@@ -114,6 +117,84 @@ int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size,
             *size = pool->causes[i].size;
             *at_ns = pool->causes[i].at_ns;
         }
+    }
+    fm__pool_unlock(pool);
+    return rc;
+}
+
+/* ------------------------------------------------------------------- said */
+
+int fm_pool_listen(fm_pool *pool, int heard)
+{
+    if (!fm__pool_enter(pool))
+        return FM_EFORKED;
+    if (heard)
+        atomic_fetch_or(&pool->news, FM_NEWS_LISTENS);
+    else
+        atomic_fetch_and(&pool->news, ~FM_NEWS_LISTENS);
+    for (uint32_t i = 0; i < pool->options.workers; i++)
+        if (pool->workers[i].page)
+            fm_said_listen(&pool->workers[i].page->said, heard);
+    fm__pool_unlock(pool);
+    return 0;
+}
+
+/* What lies in a worker's page: 1, 0, -ENOMEM. */
+static int take_lot(struct fm__worker *worker, struct fm_lot *out)
+{
+    fm_said *said = &worker->page->said;
+    if (!fm_said_waits(said))
+        return 0;
+    size_t n = fm_said_ready(said);
+    uint8_t *words = n ? fm_body_new(n) : NULL;
+    if (n && !words)
+        return -ENOMEM;
+    uint64_t lost = fm_said_take(said, words, n);
+    *out = (struct fm_lot){.slot = worker->slot,
+                           .pid = atomic_load(&worker->page->pid),
+                           .lost = lost,
+                           .words = words,
+                           .size = n};
+    return 1;
+}
+
+void fm__events_keep_said(fm_pool *pool, struct fm__worker *worker)
+{
+    if (!worker->page || !(fm_pool_news(pool) & FM_NEWS_LISTENS) ||
+        !fm_said_waits(&worker->page->said))
+        return;
+    struct fm__kept *kept =
+        pool->n_said < FM__KEPT ? fm__malloc(sizeof *kept) : NULL;
+    if (!kept || take_lot(worker, &kept->lot) <= 0) {
+        free(kept);
+        pool->said_lost++;
+        return;
+    }
+    kept->next = NULL;
+    *(pool->said ? pool->said_tail : &pool->said) = kept;
+    pool->said_tail = &kept->next;
+    pool->n_said++;
+}
+
+int fm_pool_take_said(fm_pool *pool, uint32_t *at, struct fm_lot *out)
+{
+    int rc = 0;
+    if (!fm__pool_enter(pool))
+        return FM_EFORKED;
+    struct fm__kept *kept = pool->said;
+    if (kept) {
+        *out = kept->lot;
+        out->lost += pool->said_lost;
+        pool->said_lost = 0;
+        pool->said = kept->next;
+        pool->n_said--;
+        free(kept);
+        rc = 1;
+    }
+    while (rc == 0 && *at < pool->options.workers) {
+        struct fm__worker *worker = &pool->workers[*at];
+        rc = worker->page ? take_lot(worker, out) : 0;
+        *at += rc >= 0;
     }
     fm__pool_unlock(pool);
     return rc;

@@ -3,7 +3,7 @@
  *
  * A file calls only files before it in
  *
- *   error guard sys_* signals limit slot frame arena segment channel port
+ *   error guard sys_* signals limit slot said frame arena segment channel port
  *   function life chunk worker reaper zygote dispatcher events supervise size
  *   leader stream pool
  *
@@ -226,6 +226,16 @@ void fm__partial_fini(struct fm__partial *in);
 
 /* ------------------------------------------------------- slot (slot.c) */
 
+/* See said.c.  The speaker writes the first line, the reader the second. */
+struct fm_said {
+    alignas(64) _Atomic uint64_t end; /* absolute */
+    _Atomic uint64_t lost;
+    alignas(64) _Atomic uint64_t taken; /* absolute */
+    uint64_t lost_seen;
+    _Atomic uint32_t heard;
+    alignas(64) uint8_t ring[FM_SAID];
+};
+
 /* For loading a function, before a task's time counts: as an initializer has. */
 #define FM__LOADING_NS INT64_C(60000000000)
 
@@ -255,6 +265,7 @@ struct fm_page {
                               and means at once */
     alignas(4096) _Atomic uint8_t claims[FM_CLAIMS];
     alignas(4096) uint8_t ring[FM_RING];
+    alignas(4096) struct fm_said said;
     alignas(4096) char crash[FM_CRASH];
 };
 

@@ -22,6 +22,11 @@ void fm_pool_unref(fm_pool *pool)
         pthread_mutex_destroy(&pool->lock);
     for (uint32_t i = 0; i < pool->n_causes; i++)
         fm_body_free(pool->causes[i].record);
+    for (struct fm__kept *kept = pool->said, *next; kept; kept = next) {
+        next = kept->next;
+        fm_body_free(kept->lot.words);
+        free(kept);
+    }
     fm__functions_unref(pool->functions);
     fm_arena_unref(pool->options.arena);
     free(pool->workers);

@@ -74,6 +74,13 @@ struct fm__cause {
 };
 #define FM__CAUSES 16
 
+/* What a worker had said that nobody had taken when it was buried. */
+struct fm__kept {
+    struct fm__kept *next;
+    struct fm_lot lot;
+};
+#define FM__KEPT 64
+
 struct fm_pool {
     _Atomic uint32_t refs;
     uint32_t generation; /* of forks: the process it belongs to */
@@ -123,8 +130,11 @@ struct fm_pool {
     struct fm_death_count death_counts[FM_DEATH_COUNTS];
     uint32_t n_death_counts;
     struct fm_event events[FM_EVENTS]; /* a ring: event i at i % FM_EVENTS */
-    /* Written under the lock; fm_pool_has_events() reads them without. */
-    _Atomic uint64_t events_told, events_taken;
+    uint64_t events_told, events_taken;
+    struct fm__kept *said, **said_tail; /* of workers that are gone */
+    uint32_t n_said;
+    uint64_t said_lost; /* words of those for which there was no room here */
+    _Atomic uint32_t news; /* FM_NEWS_*; written under the lock */
 };
 
 static inline void fm__pool_lock(fm_pool *pool)
@@ -173,6 +183,9 @@ void fm__events_count_death(fm_pool *pool, const struct fm_death *death);
 void fm__events_add_cause(fm_pool *pool, const uint8_t *record, uint64_t size);
 void fm__events_add_death(fm_pool *pool, const struct fm_death *death,
                           const char *text, size_t n);
+
+/* A worker is about to be buried: what its tasks have said stays. */
+void fm__events_keep_said(fm_pool *pool, struct fm__worker *worker);
 
 /* --------------------------------------------- supervise (supervise.c) */
 

@@ -101,6 +101,11 @@ uint32_t *fm_port_mark(fm_port *port)
     return &port->page->mark;
 }
 
+fm_said *fm_port_said(fm_port *port)
+{
+    return &port->page->said;
+}
+
 const uint32_t *fm_port_told(const fm_port *port)
 {
     return (const uint32_t *)&port->page->told;

@@ -201,6 +201,7 @@ static uint64_t bury(fm_pool *pool, struct fm__worker *w,
     uint32_t owner = w->page ? atomic_load(&w->page->owner) : 0;
     fm__list_init(&again);
     forget_polling(pool, w);
+    fm__events_keep_said(pool, w);
     fm__worker_bury(w, death, broken, &again, &pool->tally);
     fm__arena_bury(pool->options.arena, owner);
     if (pool->state < FM_POOL_STOPPING) {
@@ -324,6 +325,8 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
         ask_reject(pool, w, m->generation);
         return; /* no memory to map its page: another will be tried */
     }
+    if (fm_pool_news(pool) & FM_NEWS_LISTENS)
+        fm_said_listen(&w->page->said, 1);
     if (rc == 0)
         rc = fm__poller_add(pool->poller, w->channel.result_fd,
                             (uint64_t)w->slot * 2);
@@ -638,6 +641,7 @@ void fm__supervise_bury_all(fm_pool *pool)
         struct fm_death death = {.status = -1, .cause = FM_CAUSE_STOPPED};
         const fm_page *page = pool->workers[i].page;
         uint32_t owner = page ? atomic_load(&page->owner) : 0;
+        fm__events_keep_said(pool, &pool->workers[i]);
         fm__worker_bury(&pool->workers[i], &death, what == FM_WHAT_BROKEN,
                         &again, &pool->tally);
         fm__arena_bury(pool->options.arena, owner);

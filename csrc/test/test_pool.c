@@ -44,7 +44,9 @@ enum op {
     OP_CARRY,    /* outcome: BYTES in the arena; value: then it dies */
     OP_SPILL,    /* dies while it fills a segment */
     OP_GATE,     /* when the world's gate is open: echo */
-    OP_AFTER     /* when the task with the id `value` has begun: echo */
+    OP_AFTER,    /* when the task with the id `value` has begun: echo */
+    OP_SAY,      /* `value` words, then echo */
+    OP_SAY_DIE   /* `value` words, then SIGKILL itself */
 };
 
 #define IDS 65536u
@@ -144,6 +146,17 @@ static void put_garbage(fm_port *port)
         pause();
 }
 
+/* Its id, which run of it this is, and the number of the word. */
+static void say(fm_port *port, uint32_t id, uint32_t run, uint32_t words)
+{
+    fm_said *said = fm_port_said(port);
+    for (uint32_t i = 0; fm_said_heard(said) && i < words; i++) {
+        uint32_t word[3] = {id, run, i};
+        if (fm_said_put(said, word, sizeof word) != 1)
+            fm_said_lose(said);
+    }
+}
+
 static void run_task(fm_port *port, int64_t c, int result_fd)
 {
     uint32_t id = (uint32_t)(c >> 8) & 0xffffff, value = (uint32_t)(c >> 32);
@@ -200,6 +213,12 @@ static void run_task(fm_port *port, int64_t c, int result_fd)
     case OP_HANG:
         for (;;)
             pause();
+    case OP_SAY:
+    case OP_SAY_DIE:
+        say(port, id, run, value);
+        if ((c & 0xff) == OP_SAY_DIE)
+            kill(getpid(), SIGKILL);
+        break;
     case OP_ECHO:
         break;
     }
@@ -1344,12 +1363,12 @@ static int await_events(struct rig *rig, enum fm_event_kind kind, int n,
     uint64_t lost;
     while (of_kind < n && have <= FM_EVENTS && fm_now() < until) {
         CHECK(fm_pool_turn(rig->pool) >= 0);
-        if (!fm_pool_has_events(rig->pool))
+        if (!(fm_pool_news(rig->pool) & FM_NEWS_EVENTS))
             continue;
         int rc = fm_pool_take_events(rig->pool, out + have, &lost);
         CHECK(rc > 0);
         CHECK_EQ(lost, 0);
-        CHECK(!fm_pool_has_events(rig->pool));
+        CHECK(!(fm_pool_news(rig->pool) & FM_NEWS_EVENTS));
         for (int i = have; i < have + rc; i++)
             of_kind += out[i].kind == kind;
         have += rc;
@@ -1365,7 +1384,7 @@ TEST(a_death_is_told_once_and_so_is_the_worker_that_follows)
     struct fm_death_count death_counts[FM_DEATH_COUNTS];
     int64_t commands[5], before = fm_now();
     check_alive(&rig);
-    CHECK(!fm_pool_has_events(rig.pool));
+    CHECK(!(fm_pool_news(rig.pool) & FM_NEWS_EVENTS));
     fill(commands, OP_ECHO, 0, 5, 1);
     commands[1] = command(OP_EXIT, 1, 3);
     fm_chunk *chunk = submit(&rig, commands, 5, NULL);
@@ -1390,7 +1409,7 @@ TEST(a_death_is_told_once_and_so_is_the_worker_that_follows)
     CHECK_EQ(death_counts[0].deaths, 1);
     CHECK_EQ(fm_pool_stop(rig.pool, FM_LADDER_GENTLE), 0);
     CHECK_EQ(fm_pool_join(rig.pool, fm_now() + SOON), 0);
-    CHECK(!fm_pool_has_events(rig.pool)); /* an end in good order is no event */
+    CHECK(!(fm_pool_news(rig.pool) & FM_NEWS_EVENTS)); /* an end in good order is no event */
     rig_close(&rig);
 }
 
@@ -2675,4 +2694,147 @@ TEST(what_lies_in_the_arena_survives_its_worker_and_its_chunk_ends_it)
     arena_fd = -1;
     rig_close(&rig);
     fm_arena_unref(pools);
+}
+
+/* ------------------------------------------------------------------- said */
+
+static uint32_t heard[IDS]; /* words of a task, in all its runs */
+
+/* Take all that was said; how many words.  Each run's come in order. */
+static uint32_t hear(struct rig *rig, uint64_t *lost)
+{
+    static uint32_t next[IDS], last_run[IDS];
+    struct fm_lot lot;
+    uint32_t at = 0, words = 0;
+    int rc;
+    while ((rc = fm_pool_take_said(rig->pool, &at, &lot)) == 1) {
+        CHECK(lot.pid > 0);
+        *lost += lot.lost;
+        for (size_t i = 0; i < lot.size; words++) {
+            struct fm_word head;
+            uint32_t word[3];
+            int64_t whole = fm_word_size(lot.words + i, lot.size - i);
+            CHECK(whole > 0);
+            memcpy(&head, lot.words + i, sizeof head);
+            CHECK_EQ(head.size, sizeof word);
+            memcpy(word, lot.words + i + sizeof head, sizeof word);
+            if (word[1] != last_run[word[0]])
+                next[word[0]] = 0;
+            last_run[word[0]] = word[1];
+            CHECK_EQ(word[2], next[word[0]]++);
+            heard[word[0]]++;
+            i += (size_t)whole;
+        }
+        fm_body_free(lot.words);
+    }
+    CHECK_EQ(rc, 0);
+    return words;
+}
+
+TEST(what_tasks_said_is_there_before_their_outcome)
+{
+    struct rig rig = rig_open(2);
+    int64_t commands[50];
+    uint64_t lost = 0;
+    check_alive(&rig);
+    CHECK_EQ(fm_pool_news(rig.pool), 0);
+    fm_chunk *alone = submit_one(&rig, command(OP_SAY, 9, 3));
+    wait_done(&rig, alone);
+    fm_chunk_unref(alone);
+    CHECK_EQ(hear(&rig, &lost), 0); /* nobody listens */
+    CHECK_EQ(fm_pool_listen(rig.pool, 1), 0);
+    CHECK_EQ(fm_pool_news(rig.pool), FM_NEWS_LISTENS);
+    for (uint32_t round = 0; round < 40; round++) {
+        fill(commands, OP_SAY, 1000 + 50 * round, 50, round % 7);
+        fm_chunk *chunk = submit(&rig, commands, 50, NULL);
+        wait_done(&rig, chunk);
+        CHECK_EQ(hear(&rig, &lost), 50 * (round % 7));
+        fm_chunk_unref(chunk);
+    }
+    CHECK_EQ(fm_pool_listen(rig.pool, 0), 0);
+    CHECK_EQ(fm_pool_news(rig.pool), 0);
+    fm_chunk *chunk = submit_one(&rig, command(OP_SAY, 8, 3));
+    wait_done(&rig, chunk);
+    fm_chunk_unref(chunk);
+    CHECK_EQ(hear(&rig, &lost), 0);
+    CHECK_EQ(lost, 0);
+    rig_close(&rig);
+}
+
+TEST(what_was_said_survives_deaths_and_is_said_again_by_another_try)
+{
+    struct rig rig = rig_open(2);
+    struct fm_chunk_options more = {
+        .slot = -1, .retries = 2, .retry_on = FM_RETRY_DEATH};
+    int64_t commands[60];
+    uint64_t lost = 0;
+    check_alive(&rig);
+    CHECK_EQ(fm_pool_listen(rig.pool, 1), 0);
+    fill(commands, OP_SAY, 0, 60, 5);
+    for (uint32_t i = 3; i < 60; i += 10) /* dies in each of its three runs */
+        commands[i] = command(OP_SAY_DIE, i, 5);
+    fm_chunk *chunk = submit(&rig, commands, 60, &more);
+    wait_done(&rig, chunk);
+    hear(&rig, &lost);
+    CHECK_EQ(lost, 0);
+    for (uint32_t i = 0; i < 60; i++) {
+        bool dies = i % 10 == 3;
+        CHECK_EQ(world->ran[i], dies ? 3 : 1);
+        CHECK_EQ(heard[i], dies ? 15 : 5);
+        CHECK_EQ(outcome_of(chunk, i).what == FM_WHAT_DEATH, dies);
+    }
+    fm_chunk_unref(chunk);
+    /* Workers that are born later are listened to as well. */
+    chunk = submit_one(&rig, command(OP_SAY, 100, 5));
+    wait_done(&rig, chunk);
+    CHECK_EQ(hear(&rig, &lost), 5);
+    fm_chunk_unref(chunk);
+    /* Nobody takes what this one says, and the pool ends. */
+    chunk = submit_one(&rig, command(OP_SAY_DIE, 101, 5));
+    wait_done(&rig, chunk);
+    fm_chunk_unref(chunk);
+    rig_close(&rig);
+}
+
+TEST(words_that_nobody_takes_are_lost_and_counted)
+{
+    struct rig rig = rig_open(1);
+    uint32_t words = 3 * FM_SAID / 32;
+    uint64_t lost = 0;
+    check_alive(&rig);
+    CHECK_EQ(fm_pool_listen(rig.pool, 1), 0);
+    fm_chunk *chunk = submit_one(&rig, command(OP_SAY, 1, words));
+    wait_done(&rig, chunk);
+    fm_chunk_unref(chunk);
+    CHECK_EQ(hear(&rig, &lost), FM_SAID / 32);
+    CHECK_EQ(lost, words - FM_SAID / 32);
+    /* And deaths that nobody asks about. */
+    for (uint32_t i = 0; i < FM__KEPT + 5; i++) {
+        chunk = submit_one(&rig, command(OP_SAY_DIE, 10 + i, 2));
+        wait_done(&rig, chunk);
+        fm_chunk_unref(chunk);
+    }
+    lost = 0;
+    CHECK_EQ(hear(&rig, &lost), 2 * FM__KEPT);
+    CHECK_EQ(lost, 5);
+    rig_close(&rig);
+}
+
+TEST(no_memory_for_words_loses_none_that_a_worker_still_has)
+{
+    struct rig rig = rig_open(1);
+    struct fm_lot lot;
+    uint32_t at = 0;
+    uint64_t lost = 0;
+    check_alive(&rig);
+    CHECK_EQ(fm_pool_listen(rig.pool, 1), 0);
+    fm_chunk *chunk = submit_one(&rig, command(OP_SAY, 1, 10));
+    wait_done(&rig, chunk);
+    fm_chunk_unref(chunk);
+    fail_alloc(1);
+    CHECK_EQ(fm_pool_take_said(rig.pool, &at, &lot), -ENOMEM);
+    fail_alloc(0);
+    CHECK_EQ(hear(&rig, &lost), 10);
+    CHECK_EQ(lost, 0);
+    rig_close(&rig);
 }

@@ -90,6 +90,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import events, testing
+    from ._said import emit
     from .codec.per_worker import PerWorker, per_worker
     from .codec.share import Shared, share
     from .contexts import (
@@ -214,6 +215,7 @@ __all__ = [
     "cow_fork",
     "create_context",
     "dead_letter",
+    "emit",
     "errors",
     "events",
     "executor",
@@ -326,6 +328,10 @@ def __getattr__(name: str) -> Any:
         from . import events
 
         value = getattr(events, name)
+    elif name == "emit":
+        from ._said import emit
+
+        value = emit
     elif name in ("events", "testing"):
         value = import_module(f".{name}", __name__)
     elif name in ("InitError", "PoolBroken"):

@@ -130,6 +130,24 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_MESSAGE_FDS
     int fm_message_send(int fd, const fm_message *message, const int *fds, int nfds)
     int fm_message_recv(int fd, fm_message *message, int *fds, int *nfds)
+    enum: FM_SAID
+    struct fm_word:
+        uint32_t size
+        uint32_t zero
+        int64_t at_ns
+    struct fm_said:
+        pass
+    size_t fm_said_size()
+    void fm_said_reset(fm_said *said)
+    void fm_said_listen(fm_said *said, int heard)
+    int fm_said_heard(const fm_said *said)
+    int fm_said_put(fm_said *said, const void *word, size_t size)
+    int fm_said_wait(fm_said *said, size_t size, int64_t most_ns)
+    void fm_said_lose(fm_said *said)
+    int fm_said_waits(const fm_said *said)
+    size_t fm_said_ready(fm_said *said)
+    uint64_t fm_said_take(fm_said *said, uint8_t *out, size_t n)
+    int64_t fm_word_size(const uint8_t *p, size_t n)
     struct fm_zygote_options:
         int control_fd
         int parent_fd
@@ -184,6 +202,7 @@ cdef extern from "forkmill.h" nogil:
     void fm_port_close(fm_port *port)
     int fm_port_crash_fd(const fm_port *port)
     uint32_t *fm_port_mark(fm_port *port)
+    fm_said *fm_port_said(fm_port *port)
     const uint32_t *fm_port_told(const fm_port *port)
     int fm_port_next(fm_port *port, fm_frame *frame, const uint8_t **body, uint8_t **owned)
     int fm_port_buffered(const fm_port *port)
@@ -433,8 +452,19 @@ cdef extern from "forkmill.h" nogil:
         uint32_t oom
         uint64_t requeued
     enum: FM_EVENTS
-    int fm_pool_has_events(const fm_pool *pool)
+    enum:
+        FM_NEWS_EVENTS
+        FM_NEWS_LISTENS
+    uint32_t fm_pool_news(const fm_pool *pool)
     int fm_pool_take_events(fm_pool *pool, fm_event *out, uint64_t *lost)
+    int fm_pool_listen(fm_pool *pool, int heard)
+    struct fm_lot:
+        uint32_t slot
+        int32_t pid
+        uint64_t lost
+        uint8_t *words
+        size_t size
+    int fm_pool_take_said(fm_pool *pool, uint32_t *at, fm_lot *out)
     struct fm_worker_info:
         uint32_t slot
         uint32_t generation

@@ -61,6 +61,11 @@ include "native/pool.pxi"
 include "native/future.pxi"
 include "native/cow.pxi"
 
+# For forkmill._said.
+import sys as _sys
+_process.VOICE[:] = [_sys.modules[__name__]]
+del _sys
+
 # The header's numbers, for Python.
 RUN_STAR, RUN_CALL, RUN_APPLY = FM_RUN_STAR, FM_RUN_CALL, FM_RUN_APPLY
 RUN_STREAM, RUN_PROMPT = FM_RUN_STREAM, FM_RUN_PROMPT

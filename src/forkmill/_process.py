@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 __all__ = [
     "CARRIED",
     "DAEMON",
+    "EARS",
     "GONE",
     "OUR_THREADS",
     "SHARES",
     "STREAM",
     "TELLERS",
     "VIEWS",
+    "VOICE",
     "Change",
     "KnownThread",
     "Latch",
@@ -108,10 +110,15 @@ def ours(name: str) -> Any:
 
 _PACKAGE = __name__.partition(".")[0]
 
-# forkmill.events, once it is loaded: until then nobody hears anything; and what tells it what has
-# happened to pools, asked while somebody hears all.
+# forkmill.events, once it is loaded: until then nobody hears anything; what tells it what has
+# happened to pools, asked while somebody hears all; and what hears tasks of other processes (their
+# `listen` and `hear`), while somebody hears anything.
 STREAM: list[Any] = []
 TELLERS: dict[Callable[[], object], None] = {}
+EARS: dict[Any, None] = {}
+
+# How tasks of this process speak to the one that they work for: the extension, once it is loaded.
+VOICE: list[Any] = []
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.
 OUR_THREADS: set[int] = set()

@@ -73,7 +73,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from . import _checks
-from ._process import STREAM, TELLERS, Latch, LoneThread
+from ._process import EARS, STREAM, TELLERS, Latch, LoneThread
+from ._said import HERE, here, item_here, short, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,19 +83,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA",
+    "Ear",
     "Emitter",
     "JsonLines",
     "PartOf",
     "Subscription",
+    "bare",
     "check_sinks",
     "current",
     "expand",
     "heard",
+    "known",
+    "listened",
     "new_id",
     "read_events",
+    "say",
     "short",
     "subscribe",
     "wake",
+    "words",
 ]
 
 SCHEMA = 1
@@ -105,6 +112,7 @@ _GATHER_S = 0.005  # between two looks at the deque while events come
 _SLICE_S = 0.05  # for one subscriber, before the next one has its turn
 _BATCH = 1000  # events in one call of a sink's `batch`
 _BUFFER = 10_000
+_NEVER = float("inf")
 
 DETAILS = ("runs", "items", "every")
 POLICIES = ("drop", "block")
@@ -262,6 +270,8 @@ class Subscription:
             if type(event) is _Flush:
                 event.reached(self)
         _bus.subscribers.pop(self, None)
+        if not _bus.subscribers:
+            _bus.listen()
 
 
 class _Flush:
@@ -305,9 +315,22 @@ class Emitter:
         errors: How often one of these raised.
         over: Whether it has ended: nobody is attached any more.
         progress: How far it is, as the data of an event; while its contexts are open.
+        calling: The stage whose function the run's own thread is in, and the item; while it runs.
     """
 
-    __slots__ = ("_flush", "above", "errors", "id", "over", "own", "parent", "progress", "source")
+    __slots__ = (
+        "__weakref__",
+        "_flush",
+        "above",
+        "calling",
+        "errors",
+        "id",
+        "over",
+        "own",
+        "parent",
+        "progress",
+        "source",
+    )
 
     def __init__(
         self, source: str, above: Emitter | None = None, parent: str | None = None
@@ -320,7 +343,17 @@ class Emitter:
         self.errors = 0
         self.over = False
         self.progress: Callable[[], dict[str, Any]] | None = None
+        self.calling: Callable[[], tuple[str, Any]] | None = None
         self._flush: _Flush | None = None
+        _emitters[self.id] = self
+
+    @classmethod
+    def beginning(cls, source: str) -> Emitter:
+        """That of a run that begins here: part of the one that the code here works for, if any."""
+        origin = here()
+        run = None if origin is None else origin[0]
+        above = None if run is None else _emitters.get(run)
+        return cls(source, above, run)
 
     @property
     def heard(self) -> bool:
@@ -430,7 +463,13 @@ class Emitter:
             _bus.wake()  # who was broken off in here comes again, and may have ended them all
         elif listeners:  # this is a sink's run: the thread goes on when it is over
             _bus.queue.append((None, _Flush(listeners, self)))
-        self.progress = None
+        self.progress = self.calling = None
+
+    def settle(self, seconds: float) -> None:
+        """Wait until its own sinks have got what was told so far, at most so many seconds. Not in a
+        sink."""
+        if self.own and not _bus.here:
+            _bus.drain([*self.own], seconds)
 
     def hurry(self) -> None:
         """Whoever waits for its sinks does so no longer. In a signal handler, too."""
@@ -460,6 +499,8 @@ class _Bus:
         self._held_up: deque[Latch] = deque()  # of emitters that wait for room
         self._patience_over = False
         self._tick_at = 0.0
+        self._hear_at = 0.0
+        self._hear_every = _TICK_S  # less while there is much to hear
 
     # ------------------------------------------------------------------ any thread
 
@@ -475,6 +516,37 @@ class _Bus:
         group[subscriber] = None  # first: who is broken off in here finds it there
         self.subscribers[subscriber] = None
         _remember(subscriber.sink)
+        self.listen()
+
+    def listen(self) -> None:
+        """Have tasks of other processes say what they have to say, if there is a subscriber."""
+        while True:
+            heard = bool(self.subscribers)
+            for ear in tuple(EARS):
+                ear.listen(heard)
+            if heard == bool(self.subscribers):  # else another thread was here meanwhile
+                return
+
+    def hear(self) -> None:
+        """Fetch what was said."""
+        for ear in tuple(EARS):
+            ear.hear()
+
+    def words(self, take: Callable[[Callable[[Any], object]], object]) -> None:
+        """Have take() put words into the deque; each with what opens it (see `Ear`)."""
+        if len(self.queue) < self.bound or self._room():
+            take(self.queue.append)
+        else:
+            take(self._drop_word)
+        self._ring()
+
+    def _drop_word(self, _word: Any) -> None:
+        next(self._dropped)
+
+    def _ring(self) -> None:
+        if self.asleep:
+            self.asleep = False
+            self.wake()
 
     def begin(self) -> bool:
         """Have the thread; whether it is there."""
@@ -504,9 +576,7 @@ class _Bus:
             next(self._dropped)
             return
         self.queue.append((event, emitter))
-        if self.asleep:
-            self.asleep = False
-            self.wake()
+        self._ring()
 
     def _room(self) -> bool:
         """The deque is full: wait for room, if somebody shall not lose anything."""
@@ -534,6 +604,7 @@ class _Bus:
             seconds: How long.
             over: The run that is over: those that hear only this one end then.
         """
+        self.hear()
         flush = _Flush(subscribers, over)
         if over is not None:
             over._flush = flush
@@ -555,6 +626,8 @@ class _Bus:
             if ticks and now >= self._tick_at:
                 self._tick_at = now + _TICK_S
                 self._tick()
+            elif EARS and now >= self._hear_at and self.subscribers:
+                self._hear_often(now)
             elif busy:
                 continue
             elif not self.subscribers:
@@ -563,7 +636,19 @@ class _Bus:
             elif took:
                 self._bell.acquire(timeout=_GATHER_S)
             else:
-                self._rest(self._tick_at - now if ticks else -1)
+                self._rest(self._next_look(ticks) - now)
+
+    def _hear_often(self, now: float) -> None:
+        before = len(self.queue)
+        self.hear()
+        said = len(self.queue) > before
+        self._hear_every = _GATHER_S if said else min(2 * self._hear_every, _TICK_S)
+        self._hear_at = now + self._hear_every
+
+    def _next_look(self, ticks: bool) -> float:
+        """When to look again if nothing is told."""
+        at = self._tick_at if ticks else _NEVER
+        return min(at, self._hear_at) if EARS else at
 
     def _take(self) -> bool:
         """From the deque into the queues; whether there was anything."""
@@ -578,6 +663,10 @@ class _Bus:
             if event is None:
                 emitter.go(self.subscribers)
                 continue
+            if type(event) is not dict:
+                event, emitter = _event_of(event, *emitter)
+                if event is None:
+                    continue
             self._seq += 1
             event["seq"] = self._seq
             first, *others = emitter.listeners() or (None,)
@@ -619,9 +708,10 @@ class _Bus:
         if self.queue:
             self.asleep = False
             return
-        self._bell.acquire(timeout=min(seconds, threading.TIMEOUT_MAX) if seconds >= 0 else -1)
+        for_ever = seconds > threading.TIMEOUT_MAX
+        self._bell.acquire(timeout=-1 if for_ever else max(seconds, 0.0))
         self.asleep = False
-        if seconds < 0:
+        if for_ever:
             self._tick_at = time.monotonic() + _TICK_S
 
     def _retire(self) -> None:
@@ -645,33 +735,132 @@ class _Bus:
             thread.join(max(0.0, until - time.monotonic()))
 
 
+# Of runs and pools, by id: whom a word is for that comes from another process.
+_emitters: weakref.WeakValueDictionary[str, Emitter] = weakref.WeakValueDictionary()
+
 _bus = _Bus()
 STREAM[:] = [sys.modules[__name__]]
 _time, _monotonic = time.time, time.monotonic
 
-# The run whose functions are called in this thread: a run that begins there is part of it.
-_here = threading.local()
-
 
 def current() -> Emitter | None:
-    """The run whose function is called in this thread, if somebody hears it."""
-    return getattr(_here, "emitter", None)
+    """The run that the code here works for, if it is one of this process."""
+    origin = here()
+    return None if origin is None or origin[0] is None else _emitters.get(origin[0])
 
 
-class PartOf:
-    """Within it, in this thread, runs that begin are part of this one."""
+class PartOf(within):
+    """Within it runs that begin here are part of this one, and what is said is its."""
 
-    __slots__ = ("_before", "_emitter")
+    __slots__ = ()
 
     def __init__(self, emitter: Emitter) -> None:
-        self._emitter = emitter
+        self._origin = (emitter.id, None, {}, HERE.get())
 
-    def __enter__(self) -> None:
-        self._before = current()
-        _here.emitter = self._emitter
 
-    def __exit__(self, *exc: object) -> None:
-        _here.emitter = self._before
+# ---------------------------------------------------------------------------- what tasks say
+
+
+def say(value: object) -> None:
+    """A task of this process says something."""
+    if not _bus.subscribers:
+        return
+    origin = HERE.get()
+    run, name, data, _ = (None, None, {}, None) if origin is None else origin
+    emitter = bare() if run is None else _emitters.get(run)
+    if emitter is not None and emitter.heard:
+        event = _event(emitter.source, emitter.id, emitter.parent, 0, "said", {})
+        item = item_here()
+        if name is None and emitter.calling is not None:
+            name, found = emitter.calling()
+            item = item if found is None else short(found)
+        event["data"] = {"value": value, **data}
+        event.update(name=name or None, item=item)
+        _bus.put(event, emitter)
+
+
+def known(run: str | None) -> bool:
+    """Whether it is a run of this process."""
+    return run in _emitters
+
+
+def listened() -> bool:
+    """Whether anybody hears anything."""
+    return bool(_bus.subscribers)
+
+
+def words(take: Callable[[Callable[[Any], object]], object]) -> None:
+    """Words were said elsewhere: take() puts them where it is told to, with the `Ear` for each."""
+    _bus.words(take)
+
+
+class Ear:
+    """What opens the words of an executor's tasks, in the thread of the stream.
+
+    Args:
+        decode: A word's record as (run, name, item, data, value).
+        home: The emitter of those that no run is known of; None: nobody hears it.
+    """
+
+    __slots__ = ("_decode", "_home")
+
+    def __init__(self, decode: Callable[[bytes], Any], home: Callable[[], Emitter | None]) -> None:
+        self._decode = decode
+        self._home = home
+
+    def open(self, word: tuple[bytes, int], worker: int) -> tuple[Event | None, Any]:
+        """The event of a word (a record, and when it was said), and whose it is; None: nobody's."""
+        record, at_ns = word
+        try:
+            run, name, item, data, value = self._decode(record)
+        except Exception as error:
+            text = f"it cannot be rebuilt here: {type(error).__name__}: {error}"
+            run = name = item = value = None
+            data = {"error": short(text)}
+        emitter = (None if run is None else _emitters.get(run)) or self._home()
+        if emitter is None or not emitter.heard:
+            return None, None
+        parent = emitter.parent if run in (None, emitter.id) else None
+        event = _event(emitter.source, run or emitter.id, parent, 0, "said", {})
+        event["data"] = {"value": value, **data}
+        at = at_ns / 1e9
+        event["time"] += at - event["monotonic"]
+        event.update(name=name, item=item, worker=worker, monotonic=at)
+        return event, emitter
+
+    def lost(self, number: int, worker: int) -> tuple[Event | None, Any]:
+        """So many words of a worker found no room."""
+        home = self._home() or bare()
+        data = {"lost": number, "first": None, "last": None}
+        event = _event(home.source, home.id, home.parent, 0, "gap", data)
+        event["worker"] = worker
+        return event, _Everybody
+
+
+class _Everybody:
+    """Whom it may concern."""
+
+    @staticmethod
+    def listeners() -> list[Subscription]:
+        return [*_bus.subscribers]
+
+
+def _event_of(word: Any, ear: Ear, worker: int) -> tuple[Event | None, Any]:
+    """What Pool.take_said() has put into the deque."""
+    try:
+        return ear.lost(word, worker) if type(word) is int else ear.open(word, worker)
+    except BaseException as error:
+        _complain("what a task said could not be told", error)
+        return None, None
+
+
+_bare_ones: dict[str, Emitter] = {}
+
+
+def bare() -> Emitter:
+    """The emitter of tasks that belong to no run and to no pool."""
+    emitter = _bare_ones.get("one")
+    return emitter or _bare_ones.setdefault("one", Emitter("task"))
 
 
 def heard() -> bool:
@@ -692,15 +881,6 @@ def new_id() -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62  # the variant
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def short(value: Any) -> str:
-    """An item as text for an event."""
-    try:
-        text = repr(value)
-    except Exception as error:
-        return f"<{type(value).__name__}: its repr raised {type(error).__name__}>"
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _event(
@@ -821,6 +1001,9 @@ def _in_child() -> None:
             subscriber._home.own.clear()
     _bus.__init__()  # type: ignore[misc]
     _closing.clear()
+    _bare_ones.clear()
+    _emitters.clear()
+    EARS.clear()
 
 
 atexit.register(_at_exit)  # pools end before it, by threading's own hook

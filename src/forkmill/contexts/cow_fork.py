@@ -39,7 +39,7 @@ import threading
 import weakref
 from collections import deque
 from concurrent.futures import _base
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, starmap
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -51,7 +51,9 @@ from .. import (
     errors,
 )
 from .._process import (
+    EARS,
     GONE,
+    STREAM,
     LoneThread,
     end_first,
     exit_failed,
@@ -280,6 +282,7 @@ class _Forker:
         self._poked = False  # a byte is in the pipe, or on its way there
         self._dropped = False  # nobody can submit any more
         self._examine_at = 0.0  # when to look again what a fork would break
+        self._listening = False  # somebody listens to what tasks say
         # What follows belongs to the forking thread, but for being looked at.
         self._wake = -1
         self._slots: list[_native.ForkSlot] = []
@@ -327,6 +330,10 @@ class _Forker:
             if self._thread is None:
                 self._thread = LoneThread(self._live, f"{self.name}-forker")
             _ALIVE.add(self)
+            EARS[self] = None
+            if STREAM and STREAM[0].listened():  # who comes later finds it among the ears
+                self.listen(True)
+                STREAM[0].wake()
             try:
                 self._thread.start()
             except RuntimeError:
@@ -361,6 +368,22 @@ class _Forker:
     def foreign(self) -> bool:
         """Whether this is a copy in a forked child."""
         return self.pid != os.getpid()
+
+    def listen(self, heard: bool) -> None:
+        """Whether somebody listens to what tasks say."""
+        self._listening = heard
+        for slot in tuple(self._slots):
+            slot.listen(heard)
+
+    def hear(self, *slots: _native.ForkSlot) -> None:
+        """Hand over what tasks have said, in these slots or in all."""
+        if self._listening and STREAM:
+            for slot in slots or tuple(self._slots):
+                STREAM[0].words(partial(slot.take_said, whose=self._ear))
+
+    @cached_property
+    def _ear(self) -> Any:
+        return STREAM[0].Ear(partial(_native.decode, loads=self.loads), STREAM[0].bare)
 
     def close(self, *, cancel: bool = False) -> None:
         """Accept nothing more."""
@@ -455,10 +478,11 @@ class _Forker:
         _native.block_signals()
         self._oom_kills = _native.oom_kills()
         self.codec = codec = _ForkCodec()
+        self.loads = codec.loads
         for number in range(self.width):
             self._slots.append(_native.ForkSlot(number, self.batch))
+            self._slots[-1].listen(self._listening)
         self._free = self._slots[::-1]
-        self.loads = codec.loads
         self.load_failure = codec.load_failure
         self._kit = _native.ForkKit(
             self.pid,
@@ -598,6 +622,7 @@ class _Forker:
         """Take what has come. False: there was nothing."""
         try:
             outcomes = slot.read()
+            self.hear(slot)  # before anybody is told of these
         except errors.PoolError:
             self._end_child(slot, child, _native.CAUSE_PROTOCOL)
             return False
@@ -671,6 +696,7 @@ class _Forker:
         # What it sent before it died is there now, even if a child of its own holds the pipe.
         while child.missing and not slot.eof and self._read(slot, child):
             pass
+        self.hear(slot)
         if child.missing:
             self._bury(slot, child, status, rss // 1024 if sys.platform == "darwin" else rss)
         slot.bury()
@@ -852,6 +878,7 @@ class _Forker:
         with self._lock:
             self._ended = True
             self._close_pipe()
+        EARS.pop(self, None)
         for slot in self._slots:
             slot.close()
         if hasattr(self, "_kit"):

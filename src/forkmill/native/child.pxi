@@ -113,9 +113,71 @@ def ending(double within):
     fm_signals_end(<int64_t>(within * 1e9))
 
 
+# What a task says before its outcome (forkmill/_said.py): where its words go, if somebody in another
+# process may listen, and what encodes them, which the port or kit holds. Guarded by the GIL.
+cdef fm_said *_said = NULL
+cdef PyObject *_said_dumps = NULL
+cdef Port _said_port = None  # whose function it is that is called
+cdef PyObject *_called = NULL  # ... or that function, where there is no port; borrowed
+cdef bint _patient = True    # there was room for the last word
+
+cdef enum:
+    _PATIENCE_NS = 1_000_000_000  # that a word waits for room
+
+
+def listens():
+    """Whether somebody in another process listens to what tasks of this one say."""
+    return _said is not NULL and fm_said_heard(_said) != 0
+
+
+def say(tuple word not None):
+    """Send a word to who listens; nothing if nobody does. It is lost, and counted, if there is no
+    room for a while.
+
+    Raises:
+        Exception: What encoding it raised: nothing was said.
+    """
+    cdef Encoder encoder
+    cdef fm_said *said = _said
+    cdef int rc
+    global _patient
+    if said is NULL or not fm_said_heard(said):
+        return
+    encoder = Encoder(<object>_said_dumps)
+    encoder.add(word)
+    while True:
+        rc = fm_said_put(said, encoder._c, encoder._size)
+        if rc != 0 or not _patient:
+            break
+        with nogil:  # the memory is this process's for life, or as long as its port
+            _patient = fm_said_wait(said, encoder._size, _PATIENCE_NS)
+        if _said is not said:
+            return  # forked, or closed meanwhile
+    if rc == 1:
+        _patient = True
+    else:
+        fm_said_lose(said)
+        if rc < 0:
+            raise ValueError(f"what is said may take {FM_SAID} bytes, not {encoder._size}")
+
+
+def speaker():
+    """In a worker or child: the function that its task calls, or None."""
+    if _said_port is not None:
+        return _said_port._current
+    return None if _called is NULL else <object>_called
+
+
 def _after_fork_in_child():
-    """Whatever a task forks is no worker: signals do there what they do in any process."""
+    """Whatever a task forks is no worker: signals do there what they do in any process, and nobody
+    listens."""
     cdef uint32_t ours = fm_signals_stale()
+    global _said, _said_port, _called, _patient
+    _said = NULL
+    _called = NULL
+    _patient = True
+    if _said_port is not None:
+        _said_port = None
     if not ours:
         return
     import _signal
@@ -170,9 +232,10 @@ cdef class Port:
         self._end()
 
     cdef void _end(self) noexcept:
-        global _mark_at
+        global _mark_at, _said
         if self._c is not NULL and _mark_at is fm_port_mark(self._c):
             _mark_at = &_nowhere
+            _said = NULL
         fm_port_close(self._c)
 
     cdef int _opened(self) except -1:
@@ -240,6 +303,10 @@ cdef class Port:
         self._dumps = worker.dumps
         self._loads = worker.loads
         self._retry_type = worker.retry_type
+        global _said, _said_dumps, _said_port
+        _said_dumps = <PyObject *>self._dumps
+        _said_port = self
+        _said = fm_port_said(self._c)
         self._max_tasks = worker.max_tasks
         self._max_rss_kb = worker.max_rss_kb
         while True:

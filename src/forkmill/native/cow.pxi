@@ -307,6 +307,7 @@ cdef class ForkSlot:
     cdef int _fd, _pidfd, _crash
     cdef bint _reading             # whether poll() shall tell of the pipe
     cdef uint8_t *_page
+    cdef fm_said *_said            # what its children's tasks say; one goes on where another ended
     cdef size_t _page_size
     cdef int _items
     # The record that is being read: what came of it, or, if it is long, where its body goes.
@@ -323,12 +324,18 @@ cdef class ForkSlot:
         self._fd = self._pidfd = self._crash = -1
         self._c = NULL
         self._page = NULL
+        self._said = NULL
         self._items = items
         self._page_size = _PAGE_HEAD + <size_t>items
         self._page = <uint8_t *>mmap(
             NULL, self._page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANON, -1, 0)
         if self._page is <uint8_t *>MAP_FAILED:
             self._page = NULL
+            check(-errno)
+        self._said = <fm_said *>mmap(
+            NULL, fm_said_size(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANON, -1, 0)
+        if self._said is <fm_said *>MAP_FAILED:
+            self._said = NULL
             check(-errno)
         self._c = <uint8_t *>malloc(_ROOM)
         if self._c is NULL:
@@ -339,6 +346,8 @@ cdef class ForkSlot:
         self._close()
         if self._page is not NULL:
             munmap(self._page, self._page_size)
+        if self._said is not NULL:
+            munmap(self._said, fm_said_size())
         free(self._c)
 
     cdef void _close(self) noexcept:
@@ -373,6 +382,26 @@ cdef class ForkSlot:
     def mark(self):
         """What the child that died had left by `mark`."""
         return (<uint32_t *>(self._page + _MARK))[0]
+
+    # ---------------------------------------------------------------- what tasks say
+
+    def listen(self, bint heard):
+        """Whether anybody listens to what its tasks say. Any thread."""
+        fm_said_listen(self._said, heard)
+
+    def take_said(self, put, whose):
+        """As Pool.take_said(): before its outcomes are told. Any thread."""
+        cdef bytes words
+        cdef uint64_t lost
+        cdef size_t n
+        if not fm_said_waits(self._said):
+            return
+        n = fm_said_ready(self._said)
+        words = PyBytes_FromStringAndSize(NULL, n)
+        lost = fm_said_take(self._said, <uint8_t *>PyBytes_AS_STRING(words), n)
+        _words(<const uint8_t *>PyBytes_AS_STRING(words), n, put, whose, self.pid)
+        if lost:
+            put((lost, (whose, self.pid)))
 
     # ---------------------------------------------------------------- birth and death
 
@@ -580,14 +609,17 @@ cdef class ForkSlot:
         cdef bint inside
         cdef _Record record
         cdef uint8_t *claims = self._page + _PAGE_HEAD
-        global _mark_at
+        global _mark_at, _said, _said_dumps, _called
         _mark_at = <uint32_t *>(self._page + _MARK)
+        _said = self._said
+        _said_dumps = <PyObject *>kit.dumps
         for i in range(len(calls)):
             (<int64_t *>self._page)[0] = fm_now()
             if not __sync_bool_compare_and_swap(&claims[i], FM_CLAIM_SENT, FM_CLAIM_STARTED):
                 continue
             record = _Record.__new__(_Record)
             function, args, kwargs, retry_on = <tuple>calls[i]
+            _called = <PyObject *>function  # this frame's
             try:
                 if kwargs:
                     result = PyObject_Call(function, args, kwargs)

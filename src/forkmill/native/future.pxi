@@ -284,6 +284,8 @@ cdef class FutureBase:
                 return
         finally:
             self._release()
+        if self._pool is not None:
+            _tell(self._pool)  # what the task has said comes first
         self._call(fn)
 
     cdef int _run_callbacks(self) except -1:
@@ -456,6 +458,8 @@ cdef class FutureBase:
                     raise TimeoutError
             finally:
                 fm_chunk_unref(chunk)
+        else:
+            _tell(self._pool)
         if not self._decoded and not self._decode_plain():
             self._decode_any(deadline)
         return 0

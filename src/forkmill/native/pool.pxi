@@ -29,9 +29,36 @@ cdef int64_t _deadline(object timeout) except? -1:
 
 cdef inline bint _tell(Pool pool) except -1:
     """Pool.tell(), for one who holds nothing that a raise could lose."""
-    if fm_pool_has_events(pool._c) and pool.log is not None:
-        pool.log(pool)
+    cdef uint32_t news = fm_pool_news(pool._c)
+    if news and pool.log is not None:
+        _tell_news(pool, news)
     return True
+
+
+cdef int _tell_news(Pool pool, uint32_t news) except -1:
+    if news & FM_NEWS_EVENTS:
+        pool.log(pool)
+    if news & FM_NEWS_LISTENS:
+        pool.log.hear(pool)
+    return 0
+
+
+cdef int _words(const uint8_t *at, size_t n, object put, object whose, int32_t pid) except -1:
+    """put() each of the words in n bytes: ((record, when in ns), (whose, pid))."""
+    cdef int64_t size
+    cdef fm_word head
+    cdef tuple told = (whose, pid)
+    while n:
+        size = fm_word_size(at, n)
+        if size < 0:
+            put((1, told))  # somebody wrote to it
+            return 0
+        memcpy(&head, at, sizeof(head))
+        record = PyBytes_FromStringAndSize(<const char *>at + sizeof(head), head.size)
+        put(((record, head.at_ns), told))
+        at += size
+        n -= size
+    return 0
 
 
 cdef class Pool:
@@ -281,6 +308,27 @@ cdef class Pool:
         cdef uint64_t lost = 0
         cdef int i, n = check(fm_pool_take_events(self._c, events, &lost))
         return [events[i] for i in range(n)], lost
+
+    def listen(self, bint heard):
+        """Whether anybody listens to what tasks say; before that nothing is said."""
+        check(fm_pool_listen(self._c, heard))
+
+    def take_said(self, put, whose):
+        """Have put() called with each word that tasks have said: those of tasks that have an outcome
+        are among them. ((record, when in ns), (whose, pid)), or (how many were lost, (whose, pid)).
+
+        With a C function for `put` nothing of Python runs in here, so no word is lost by what a
+        signal handler raises.
+        """
+        cdef uint32_t at = 0
+        cdef fm_lot lot
+        while check(fm_pool_take_said(self._c, &at, &lot)):
+            try:
+                _words(lot.words, lot.size, put, whose, lot.pid)
+                if lot.lost:
+                    put((lot.lost, (whose, lot.pid)))
+            finally:
+                fm_body_free(lot.words)
 
     def tell(self):
         """Call `log` if something has happened. Not under a lock of ours: it is user code."""
@@ -703,6 +751,8 @@ cdef class CompletionQueue:
         cdef Py_ssize_t i
         _tell(self._pool)
         while True:
+            if fm_pool_news(self._pool._c) & FM_NEWS_LISTENS:
+                self._hear_first(deadline, rank)
             with nogil:  # self holds _c and the pool; chunks is this frame's
                 rc = fm_pool_wait_completions(self._pool._c, self._c, chunks, 256, deadline, rank)
             if rc > 0:
@@ -723,6 +773,17 @@ cdef class CompletionQueue:
         if into is not None:
             into.extend(result)
         return result
+
+    cdef int _hear_first(self, int64_t deadline, fm_rank rank) except -1:
+        """Wait until something can be taken, and tell what those tasks have said: before they are
+        taken, for that may raise."""
+        cdef int rc = -EINTR
+        while rc == -EINTR:
+            with nogil:  # self holds _c and the pool
+                rc = fm_pool_wait_completions(self._pool._c, self._c, NULL, 0, deadline, rank)
+            if rc == -EINTR:
+                PyErr_CheckSignals()
+        return 0 if rc < 0 else _tell(self._pool)
 
     def fileno(self):
         """The descriptor that is readable while there is something to take."""

@@ -33,6 +33,7 @@ from weakref import WeakSet
 
 from .. import _native, errors
 from .._process import (
+    EARS,
     OUR_THREADS,
     SHARES,
     STREAM,
@@ -178,7 +179,10 @@ class Life:
         self._finisher = 0
         _ALIVE.add(self)
         TELLERS[self.tell] = None
+        EARS[self] = None
         if STREAM:
+            if STREAM[0].listened():  # who comes later finds it among the ears
+                self.listen(True)
             STREAM[0].wake()
 
     def foreign(self) -> bool:
@@ -209,6 +213,17 @@ class Life:
             self.log(self.native)
             self.log.told.look(self.native)
 
+    def listen(self, heard: bool) -> None:
+        """Whether somebody listens to what tasks say. Any thread."""
+        if not self.foreign():
+            with contextlib.suppress(errors.PoolError):
+                self.native.listen(heard)
+
+    def hear(self) -> None:
+        """Hand over what tasks have said. Any thread."""
+        if not self.foreign():
+            self.log.hear(self.native)
+
     # The ways to an end.
 
     def finish(self, *, ladder: int = 0) -> None:
@@ -235,6 +250,8 @@ class Life:
             self._stop(_native.LADDER_TERM)
             interrupt = self._finish_alone(_native.LADDER_TERM) or error
         self.log(self.native)
+        self.hear()
+        EARS.pop(self, None)
         self.log.told.end()
         if interrupt is not None:
             raise interrupt
@@ -398,6 +415,7 @@ class Core:
         self.native = native
         self.log = native.log = log
         self.codec = codec
+        log.told.loads = codec.loads
         self.loads = codec.loads
         self.workers = workers
         self.life = Life(native, log)

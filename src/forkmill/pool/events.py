@@ -26,10 +26,12 @@ import logging
 import os
 import time
 from collections import Counter, deque
+from functools import cached_property, partial
 from typing import Any
 
 from .. import _native, errors
 from .._process import STREAM
+from .._said import here
 from .log import POOL
 
 __all__ = ["EventLog"]
@@ -88,6 +90,12 @@ class EventLog:
                 text, args = f"{text} (%.1f s ago)", [*args, late]
             self._log(level, text, *args)
 
+    def hear(self, native: _native.Pool) -> None:
+        """Hand over what tasks have said."""
+        if STREAM:
+            with contextlib.suppress(errors.PoolError):  # a copy in a forked child
+                STREAM[0].words(partial(native.take_said, whose=self.told.ear))
+
     def _log(self, level: int, text: str, *args: Any) -> None:
         with contextlib.suppress(Exception):  # a filter's
             POOL.log(level, f"%s: {text}", self.name, *args)
@@ -142,9 +150,10 @@ class Told:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        above = STREAM[0].current() if STREAM else None
-        self._parent = None if above is None else above.id
+        above = here()
+        self._parent = None if above is None else above[0]
         self._emitter: Any = None
+        self.loads: Any = None  # what decodes the words of its tasks
         self._alive: dict[int, _Slot] = {}  # by pid: those of which the birth was told
         self._over = False
 
@@ -156,6 +165,19 @@ class Told:
             self._emitter = STREAM[0].Emitter("pool", None, self._parent)
             self._emitter.emit("run_started", self._name)
         return True
+
+    @cached_property
+    def ear(self) -> Any:
+        """What opens the words of its tasks."""
+        return STREAM[0].Ear(self._word, self._home)
+
+    def _word(self, record: bytes) -> Any:
+        return _native.decode(record, self.loads)
+
+    def _home(self) -> Any:
+        """Who tells what no run is known of; also when the pool is over: it was said before."""
+        self._heard()
+        return self._emitter
 
     def __call__(self, event: dict[str, int], text: str, args: list[Any]) -> None:
         """What has happened, and how the log says it."""

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ... import errors
+from ..._said import HERE, ITEMS
 from ...codec import codec
 from .emit import (
     Outputs,
@@ -125,11 +126,15 @@ class CallLane(SharedLane):
 
     def _item(self, item: Any) -> Any:
         """In a thread of the context: the outputs of an item that are not known to be many."""
-        self._replica.prepare()
-        value = self.work.fn(item)
-        if inspect.isgenerator(value):
-            return self._gathered(item, value)
-        return emitted(value, self.work.atomic)
+        token = HERE.set(self.work.origin)
+        try:
+            self._replica.prepare()
+            value = self.work.fn(item)
+            if inspect.isgenerator(value):
+                return self._gathered(item, value)
+            return emitted(value, self.work.atomic)
+        finally:
+            HERE.reset(token)
 
     def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
         """What a generator emits: as it comes, or together."""
@@ -146,7 +151,11 @@ class CallLane(SharedLane):
 
     def _stream(self, item: Any) -> Outputs:
         """In a thread of the context: hand over a generator's outputs as they come."""
-        return self._stream_all(item, self._replica.pieces(item))
+        token = HERE.set(self.work.origin)
+        try:
+            return self._stream_all(item, self._replica.pieces(item))
+        finally:
+            HERE.reset(token)
 
     def _stream_all(self, item: Any, outputs: Iterator[Any]) -> Outputs:
         self._emit_all(item, outputs)
@@ -172,6 +181,13 @@ class CallLane(SharedLane):
 
     def _last(self) -> Outputs:
         """In a thread of the context: as `Replica.finish`, but on_end emits as it comes."""
+        token = HERE.set(self.work.origin)
+        try:
+            return self._end_replica()
+        finally:
+            HERE.reset(token)
+
+    def _end_replica(self) -> Outputs:
         replica, outputs = self._replica, Outputs()
         try:
             if self.work.always and not replica.tried:
@@ -292,6 +308,10 @@ class Whole:
     def _forkmill_label(self) -> str:
         return self.replica.work.called
 
+    @property
+    def _forkmill_origin(self) -> Any:
+        return self.replica.work.origin
+
     def work(self, item: Any) -> Any:
         """The item's outputs."""
         return self.replica.item(item)
@@ -355,6 +375,7 @@ class AsyncLane(CallLane):
         self._watch(future, _Once(self._prepared))
 
     async def _prepare(self) -> None:
+        HERE.set(self.work.origin)  # each call has a context of its own
         self._replica.tried = True
         if self.work.setup is not None:
             value = self.work.setup()
@@ -396,22 +417,26 @@ class AsyncLane(CallLane):
         else:
             self._call(item, self._plain, item)
 
-    async def _awaited(self, fn: Any, *args: Any) -> Any:
+    async def _awaited(self, fn: Any, item: Any) -> Any:
+        HERE.set(self.work.origin)
         try:
-            return await fn(*args)
+            return await fn(item)
         except BaseException as error:
             if not is_own(error):
                 raise
             return Outputs([Raised(error)])
 
     async def _collect(self, item: Any) -> Outputs:
+        HERE.set(self.work.origin)
         return await collect(self.work.fn(item), self.work.atomic)
 
     async def _generate(self, item: Any) -> Outputs:
+        HERE.set(self.work.origin)
         return await self._stream_async(item, self.work.fn(item))
 
     def _plain(self, item: Any) -> Any:
         """In a thread: an awaitable that it gives back is awaited in the loop."""
+        HERE.set(self.work.origin)
         try:
             value = self.work.fn(item)
             if inspect.isgenerator(value):
@@ -424,7 +449,17 @@ class AsyncLane(CallLane):
             if self.work.stream or not self.work.whole:
                 return self._stream_async(item, value)
             return collect(value, self.work.atomic)
-        return self._awaited(_same, value) if inspect.isawaitable(value) else value
+        return self._then(item, value) if inspect.isawaitable(value) else value
+
+    async def _then(self, item: Any, value: Any) -> Any:
+        """What a function gave for an item is awaited."""
+        HERE.set(self.work.origin)
+        try:
+            return await value
+        except BaseException as error:
+            if not is_own(error):
+                raise
+            return Outputs([Raised(error)])
 
     async def _stream_async(self, item: Any, values: AsyncIterator[Any]) -> Outputs:
         from asyncio import get_running_loop
@@ -511,6 +546,7 @@ class AsyncLane(CallLane):
 
     async def _finish_async(self) -> Outputs:
         """As `Replica.finish`."""
+        HERE.set(self.work.origin)
         outputs = Outputs()
         try:
             if self.work.always and not self._replica.tried and self._held is not None:
@@ -565,10 +601,6 @@ async def _each(values: Iterator[Any]) -> AsyncIterator[Any]:
         await sleep(0)
 
 
-async def _same(value: Any) -> Any:
-    return await value
-
-
 def _last_words(future: Future[Any]) -> list[Taken]:
     """What the end of a replica has told."""
     failure = failure_of(future)
@@ -609,3 +641,19 @@ def failure_of(future: Future[Any]) -> BaseException | None:
         return future.exception()
     except CancelledError as error:
         return error
+
+
+# Where fm.emit finds the item.
+ITEMS.update(
+    method.__code__
+    for method in (
+        CallLane._item,
+        CallLane._stream,
+        Whole.__call__,
+        AsyncLane._awaited,
+        AsyncLane._collect,
+        AsyncLane._generate,
+        AsyncLane._plain,
+        AsyncLane._then,
+    )
+)

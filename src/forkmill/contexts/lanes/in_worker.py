@@ -22,6 +22,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ..._native import hold, mark
+from ..._said import ITEMS
 from ...errors import WorkerDied
 from .emit import (
     UNUSUAL,
@@ -149,11 +150,21 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     if state is None:
         state = _states[token] = State(token, work)
         hold(1)
+    run: Any
     if is_generator(work):
-        return _listing(state)
-    if isinstance(work.fn, Measured):
-        return _between(work.fn, state)
-    fn, unusual = work.fn, UNUSUAL
+        run = _listing(state)
+    elif isinstance(work.fn, Measured):
+        run = _between(work.fn, state)
+    else:
+        run = _plain(state)
+    ITEMS.add(run.__code__)
+    run._forkmill_origin = work.origin
+    return run  # type: ignore[no-any-return]
+
+
+def _plain(state: State) -> Any:
+    """`run` of any other function."""
+    fn, unusual, token = state.work.fn, UNUSUAL, state.token
 
     def run(item: Any = _NONE) -> Any:
         if item is _NONE:
@@ -166,7 +177,7 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     return run
 
 
-def _listing(state: State) -> Callable[..., Any]:
+def _listing(state: State) -> Any:
     """`run` of a generator function."""
     fn, stream = state.work.fn, state.work.stream
 
@@ -181,7 +192,7 @@ def _listing(state: State) -> Callable[..., Any]:
     return run
 
 
-def _between(clock: Measured, state: State) -> Callable[..., Any]:
+def _between(clock: Measured, state: State) -> Any:
     """`run`, where most calls are not measured: those cost one call more than the function's."""
     fn, unusual, token = clock.fn, UNUSUAL, state.token
     left = 0
@@ -225,8 +236,10 @@ def resuming(token: str) -> Callable[[int], Iterator[Any]]:
         state = _states.get(token)
         if state is None or number not in state.parked:
             raise WorkerDied("the worker that had begun this task is gone")
+        found._forkmill_origin = state.work.origin
         return state.parked.pop(number)
 
+    found: Any = resume
     return resume
 
 

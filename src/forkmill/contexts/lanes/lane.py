@@ -63,6 +63,8 @@ from .emit import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from ..._said import Origin
+
     Times = tuple[int, int, int, bytes]  # see Recorder.take
 
 __all__ = [
@@ -106,6 +108,8 @@ class Work:
             where they come out together.
         always: Where calls share a replica it has its setup and its end also if no item came.
         timeout: Seconds an item may take, where the context can stop it.
+        label: What messages call `fn`.
+        origin: For whom its calls work: see `forkmill._said`.
     """
 
     of_a_lane: ClassVar[bool] = True  # what a pool inherits of ours, not of its user's
@@ -120,6 +124,7 @@ class Work:
     atomic: bool = False
     always: bool = False
     label: str = ""
+    origin: Origin | None = None
 
     @property
     def called(self) -> str:

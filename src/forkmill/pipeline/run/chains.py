@@ -185,8 +185,8 @@ class Chain:
         self.mark = contexts.marker(stages[0].spec.type)
         self.label = label_of(stages)
 
-    def work(self) -> contexts.Work:
-        """The work of the lane."""
+    def work(self, origin: Any) -> contexts.Work:
+        """The work of the lane, and for whom it is."""
         return contexts.Work(
             fn=self.pieces if self.many else self.one,
             setup=self.setup,
@@ -197,6 +197,7 @@ class Chain:
             atomic=self.whole,
             always=True,
             label=self.label,
+            origin=origin,
         )
 
     def one(self, item: Any) -> Any:
@@ -452,7 +453,7 @@ class ChainHead(LaneOperator):
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
         self._chain = Chain([self.stage, *(member.stage for member in self._members)])
-        return self._chain.work()
+        return self._chain.work(self.driver.origin(self.name))
 
     def _batch(self, piece: Any) -> None:
         super()._batch(piece)

@@ -39,6 +39,7 @@ import functools
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -399,7 +400,7 @@ class Driver(Run[Operator]):
         with self._lead:
             if self._finished:
                 return False
-            where = self._calls()
+            where, _ = self._calls()
             self._take_over()
             self._torn = True
             for operator in self.order:
@@ -416,28 +417,29 @@ class Driver(Run[Operator]):
                 frame = frame.f_back
             if frame is None:
                 return False
-            where = self._calls()
+            where, _ = self._calls()
             self.thread = threading.get_ident()
         if where:
             self.leave(where, 1)
         return True
 
-    def _calls(self) -> str:
-        """The stage whose function the thread of the run is in; "": none that is known."""
+    def _calls(self) -> tuple[str, Any]:
+        """The stage whose function the thread of the run is in, "": none that is known; and with
+        which item, None: that is not known."""
         frame, calling = sys._current_frames().get(self.thread), False
         while frame is not None:
             if self._pulls(frame):
-                name: str = frame.f_locals["operator"].name
-                return name
+                return frame.f_locals["operator"].name, None
             if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
                 code: Code = self.codes[frame.f_code]
-                return self.order[code.calls(frame)].name
+                index, item = code.calls(frame)
+                return self.order[index].name, item
             calling = calling or frame.f_code in _CALLING
             operator = frame.f_locals.get("self") if calling else None
             if isinstance(operator, Operator) and operator.driver is self:
-                return operator.name
+                return operator.name, None
             frame = frame.f_back
-        return ""
+        return "", None
 
     def _take_over(self) -> None:
         counted = [
@@ -472,6 +474,7 @@ class Driver(Run[Operator]):
         for sink in self._sinks:
             self.events.attach(sink)
         title = self.graph.pipeline._title()
+        self.events.calling = self._calls
         self.events.emit("run_started", title, pipeline=title)
         if not self.inside:
             run_hooks(hooks_of(self.graph.pipeline, "before_run"))
@@ -548,10 +551,7 @@ class Driver(Run[Operator]):
             return
         self.thread = threading.get_ident()
         try:
-            if self._sinks or self.events.heard:
-                with events.PartOf(self.events):
-                    self._work(more)
-            else:
+            with nullcontext() if self.inside else events.PartOf(self.events):
                 self._work(more)
         except Killed:
             pass

@@ -91,10 +91,14 @@ class Code(NamedTuple):
     tallies: list[Tally]
     lines: list[str]
 
-    def calls(self, frame: FrameType) -> int:
-        """The index of the stage whose function a run of it calls now."""
-        called = re.search(r"\b(?:f|fail|hold|special)(\d+)\(", self.lines[frame.f_lineno - 1])
-        return int(called[1]) if called else self.operator.index
+    def calls(self, frame: FrameType) -> tuple[int, Any]:
+        """The index of the stage whose function a run of it calls now, and with what; None: that is
+        not known."""
+        line = self.lines[frame.f_lineno - 1]
+        called = re.search(r"\b(?:f|fail|hold|special)(\d+)\((\w+)", line)
+        if called is None:
+            return self.operator.index, None
+        return int(called[1]), frame.f_locals.get(called[2])
 
 
 class Tally(NamedTuple):

@@ -136,7 +136,9 @@ class LaneOperator(Operator):
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
         """What the lane does; the hooks are called where a replica of the state is set up."""
-        return make_work(self.stage, after_fork, self.driver.events.detail)
+        return make_work(
+            self.stage, after_fork, self.driver.events.detail, self.driver.origin(self.name)
+        )
 
     def _reopen(self) -> None:
         self._end = LaneEnd.NOT_YET

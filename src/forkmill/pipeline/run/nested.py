@@ -372,6 +372,7 @@ class NestedOperator(LaneOperator):
             always=True,
             timeout=self.stage.timeout,
             label=f"the nested pipeline {self.name!r}",
+            origin=self.driver.origin(self.name),
         )
 
     def tell_stop(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ... import events
 from ..._process import Latch
+from ..._said import here
 from ...errors import BuildError
 from ...runs.failure import FailureLog, check_keep
 from ...runs.handle import Left
@@ -75,7 +76,7 @@ class Run(ABC, Generic[Op]):
         self.inside = inside
         self.sign: Any = None  # not 0 at [0]: that one is being stopped, in another process
         self.sign_path = ""
-        self.events: Any = events.Emitter("pipeline", events.current())
+        self.events: Any = events.Emitter.beginning("pipeline")
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()
@@ -96,6 +97,13 @@ class Run(ABC, Generic[Op]):
         self._passed = False  # since `stop`: no source holds the thread of the run any more
         self._outlets: dict[Op, list[Any]] = {}
         self._names: dict[tuple[Op, str], list[Op]] = {}
+
+    def origin(self, name: str) -> Any:
+        """For whom calls of a stage work (see `forkmill._said`)."""
+        if not self.inside:
+            return self.events.id, name, {}, None
+        outer = here()
+        return None if outer is None else (outer[0], f"{self.prefix}{name}", {}, None)
 
     @abstractmethod
     def stop(self) -> None:

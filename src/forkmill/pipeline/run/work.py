@@ -232,7 +232,7 @@ def _with_last_times(rest: Callable[[], Any], on_end: Any) -> Iterator[Any]:
 
 
 def make_work(
-    stage: Stage, after_fork: list[Callable[..., Any]], detail: str = "runs"
+    stage: Stage, after_fork: list[Callable[..., Any]], detail: str, origin: Any
 ) -> contexts.Work:
     """A stage's work for a lane.
 
@@ -240,6 +240,7 @@ def make_work(
         stage: The stage.
         after_fork: Hooks to be called where a replica of the state is set up.
         detail: "items" or "every": each call is told; see `forkmill.events`.
+        origin: For whom its calls work.
     """
     recorder = None
     if detail != "runs" and stage.kind != "producer":
@@ -270,6 +271,7 @@ def make_work(
         always=True,
         timeout=stage.timeout,
         label=label_of([stage]),
+        origin=origin,
     )
 
 

@@ -109,7 +109,16 @@ if TYPE_CHECKING:
     )
     from .errors import InitError, PoolBroken
     from .events import JsonLines, read_events, subscribe
-    from .graph import DiskCache, Engine, Graph, MapResult, MemoryCache, node
+    from .graph import (
+        AsyncExecutor,
+        DiskCache,
+        Engine,
+        Graph,
+        LocalEngine,
+        MapResult,
+        MemoryCache,
+        node,
+    )
     from .pipeline import (
         ExecutionPlan,
         Failure,
@@ -161,6 +170,7 @@ __all__ = [
     "DELETE",
     "END",
     "START",
+    "AsyncExecutor",
     "BuildError",
     "Command",
     "ContextPool",
@@ -172,6 +182,7 @@ __all__ = [
     "Graph",
     "InitError",
     "JsonLines",
+    "LocalEngine",
     "MapResult",
     "MemoryCache",
     "MemoryCheckpoints",
@@ -283,7 +294,10 @@ _STATEGRAPH = frozenset(
     }
 )
 _CHECKPOINTS = frozenset({"MemoryCheckpoints"})
-_GRAPH = frozenset({"DiskCache", "Engine", "Graph", "MapResult", "MemoryCache", "node"})
+_GRAPH = frozenset({
+    "AsyncExecutor", "DiskCache", "Engine", "Graph", "LocalEngine", "MapResult", "MemoryCache",
+    "node",
+})  # fmt: skip
 _EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
 _SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})

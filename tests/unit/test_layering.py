@@ -59,8 +59,9 @@ GRAPH_KNOWS = {
     "codec": {"codec.share"},
     "contexts": PUBLIC_CONTEXTS | {"contexts.specs", "contexts.named", "contexts.base"},
 }
-# A cache keeps results that plain pickle cannot take, as they would travel.
-BY_VALUE = {("graph.cache.call", "codec.codec")}
+# A cache keeps results that plain pickle cannot take, as they would travel; AsyncExecutor is a
+# context's class under another name.
+BESIDE = {("graph.cache.call", "codec.codec"), ("graph.executors", "contexts.aio")}
 # A state graph says at compile what cannot be sent: it asks who would send it.
 STATEGRAPH_KNOWS = {**GRAPH_KNOWS, "codec": {"codec.share", "codec.codec"}}
 
@@ -157,7 +158,7 @@ def verdict(module: str, target: str) -> str | None:
         )
     if top == "pipeline" and other == "contexts" and target not in PUBLIC_CONTEXTS:
         return "pipelines know the contexts' public face and its Lane, nothing else"
-    known = (module, target) in BY_VALUE or target in GRAPH_KNOWS.get(other, {target})
+    known = (module, target) in BESIDE or target in GRAPH_KNOWS.get(other, {target})
     if top == "graph" and not known:
         return f"a graph knows of {other} only {sorted(GRAPH_KNOWS[other])}"
     if top == "stategraph" and target not in STATEGRAPH_KNOWS.get(other, {target}):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from .base import Executor, Metrics
+from .base import Executor, Metrics, called, inside
 from .context import Context
 from .context_pool import ContextPool, make
 from .lanes.lane import (
@@ -60,8 +60,10 @@ __all__ = [
     "Spec",
     "Taken",
     "Work",
+    "called",
     "create_context",
     "executor",
+    "inside",
     "marker",
     "named_pool",
     "place",

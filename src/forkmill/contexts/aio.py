@@ -59,6 +59,7 @@ from .._process import (
     exit_failed,
 )
 from .base import (
+    INSIDE,
     Backlog,
     Call,
     Executor,
@@ -171,6 +172,7 @@ class Loop:
     # ------------------------------------------------------------------ the loop's thread
 
     def _run(self) -> None:
+        INSIDE.calls = 1  # it does nothing else
         asyncio.set_event_loop(self.loop)
         try:
             self._go_on_until(self._over)

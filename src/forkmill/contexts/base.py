@@ -22,6 +22,7 @@ import heapq
 import itertools
 import os
 import queue
+import sys
 import threading
 from abc import ABC, abstractmethod
 from concurrent.futures import InvalidStateError, _base
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .lanes.lane import Lane, Work
 
 __all__ = [
+    "INSIDE",
     "Backlog",
     "Call",
     "Executor",
@@ -50,10 +52,42 @@ __all__ = [
     "Metrics",
     "Options",
     "View",
+    "called",
     "cpus",
+    "inside",
 ]
 
 _numbers = itertools.count(1)
+
+
+class _Inside(threading.local):
+    """How many calls of contexts this thread is in."""
+
+    calls = 0
+
+
+INSIDE = _Inside()
+
+
+def called(job: Callable[[], object]) -> None:
+    """Do a job as a call of a context, in whatever thread this is."""
+    INSIDE.calls += 1
+    try:
+        job()
+    finally:
+        INSIDE.calls -= 1
+
+
+def inside() -> bool:
+    """Whether this is a call of a context, or of somebody's pool of processes: who would wait here
+    for calls of his own may wait for somebody who waits for him."""
+    if INSIDE.calls:
+        return True
+    worker = sys.modules.get(f"{__package__.partition('.')[0]}.worker.main")
+    if worker is not None and worker.IN_WORKER:
+        return True
+    others = sys.modules.get("multiprocessing.process")
+    return others is not None and others.parent_process() is not None
 
 
 @dataclass(frozen=True, slots=True)

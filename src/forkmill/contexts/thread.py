@@ -35,6 +35,7 @@ from .._process import (
     exit_failed,
 )
 from .base import (
+    INSIDE,
     Backlog,
     Call,
     Executor,
@@ -136,6 +137,7 @@ class Threads:
         return thread
 
     def _run(self, me: KnownThread, number: int) -> None:
+        INSIDE.calls = 1  # it does nothing else
         try:
             if self.prepare is None or self._prepared(me, number):
                 while self._turn(me):

@@ -23,17 +23,47 @@ rows       the result of a map
 graph      what users run
 func       a graph as a function
 show       descriptions, pictures
-engine     where it runs
+engine     where it runs:
+homes      what executors were asked for, and are open
+crew       who of them does what,
+ways       how it gets there and back;
+sweep      to threads, many items at once;
+flow       and the loop that counts what waits for what
+bundle     what workers of others call
+executors  AsyncExecutor
 cache      results that are kept
 =========  =================================================================================
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .cache import DiskCache, MemoryCache
-from .engine import Engine
+from .engine import Engine, LocalEngine
 from .graph import Graph
 from .nodes import Node, node
 from .rows import MapResult
 
-__all__ = ["DiskCache", "Engine", "Graph", "MapResult", "MemoryCache", "Node", "node"]
+if TYPE_CHECKING:
+    from .executors import AsyncExecutor
+
+__all__ = [
+    "AsyncExecutor",
+    "DiskCache",
+    "Engine",
+    "Graph",
+    "LocalEngine",
+    "MapResult",
+    "MemoryCache",
+    "Node",
+    "node",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncExecutor":  # it needs asyncio, which takes long to import
+        from .executors import AsyncExecutor
+
+        return AsyncExecutor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

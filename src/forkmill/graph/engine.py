@@ -1,22 +1,49 @@
-"""What carries a graph out: the face that every engine has, and what a call tells it.
+"""What carries a graph out: the face that every engine has, and the one for this machine.
+
+    Graph ──Ctx──▶ Engine ──▶ (index, row), ...
+                   LocalEngine: Placing ──Crew──▶ Layout, ways ──Flow──▶ blocks of rows
+                                                  one group over processes ──▶ pool's own map
+
+Guarantees:
+    * An engine that was not entered opens what it needs for each call, and ends it with the call:
+      at its end, on errors, and when an iterator is dropped. Entered (``with``), it keeps it.
+    * What was given (an Executor, a named pool) is used and never ended.
+    * Whatever it names, a graph that a function runs in a worker, or in a thread of a context, runs
+      there in sequence: nobody waits for workers that wait for him.
 
 Threads: an engine may be used from any; what `map` gives belongs to one at a time.
 """
 
 from __future__ import annotations
 
+import functools
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Self
 
+from .. import _checks, contexts
 from ..errors import BuildError
+from ..runs.executor import Face
+from .bundle import Bare
+from .crew import Crew, Placing
+from .flow import UNUSUAL, Flow
+from .homes import INLINE, Home, Session, home_of
+from .levels import Rows
+from .ways import Bell, Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from .levels import Layout
     from .plan import Plan
 
-__all__ = ["Ctx", "Engine", "engine_of"]
+__all__ = ["Ctx", "Engine", "LocalEngine", "Rows", "engine_of"]
+
+_LOOK_S = 0.002  # between two looks at what a pool's map has given
+_MOST = 1024  # results at one look
 
 
 @dataclass(slots=True)
@@ -36,6 +63,10 @@ class Ctx:
         path: What the run is part of, or "".
         held: How many rows the graph holds back, to hand them on in order. They count as not
             consumed; the graph sets it.
+        began: Is called with what has `stop` and `kill`, when it begins; or None.
+        stats: The engine may set it: the figures of the run.
+        stopped: The engine sets it: not all items were begun.
+        noted: The engine adds the Failures that are in lists of nested maps.
     """
 
     plan: Plan
@@ -58,7 +89,7 @@ class Ctx:
 
 
 class Engine(ABC):
-    """What carries graphs out."""
+    """What carries graphs out. Subclass it to have them run elsewhere."""
 
     @abstractmethod
     def run(
@@ -79,12 +110,306 @@ class Engine(ABC):
         """Many items: yields (index, outputs by name or a Failure), in any order."""
 
 
-def engine_of(spec: Any) -> Engine:
-    """The engine that a spec asks for.
+class LocalEngine(Engine):
+    """Runs graphs on this machine.
+
+    ::
+
+        graph.map(inputs, "text", engine=fm.LocalEngine("threaded:8"))
+        with fm.LocalEngine(map_executor="parallel", contexts={"score": "thread:8"}) as engine:
+            graph.map(..., engine=engine)      # its workers stay for the next call
+
+    An executor is asked for by an alias (``sequential async threaded parallel``), a context's type
+    or text ("ipc_fork:4"), a spec (``fm.thread(8)``), a named pool, or any
+    `concurrent.futures.Executor`, which is used and never shut down. A process pool's death costs
+    the item that was running.
+
+    Args:
+        node_executor: Where nodes run, in `run` and in maps where `map_executor` is sequential.
+        map_executor: Where items of maps run, each as a whole; nested maps, too.
+        contexts: Executors by the name of an output or a node; they win over the nodes' own.
+        max_workers: How many calls at once, of executors that do not say it.
+        cache: Where nodes with ``cache=True`` look up their results, and keep them.
 
     Raises:
-        BuildError: There is none.
+        BuildError: An unknown executor, or a wrong value.
+
+    May be used from any thread, for any number of calls at once; so many more executors are opened
+    if it is not entered.
     """
-    if isinstance(spec, Engine):
-        return spec
-    raise BuildError(f"an engine must be an fm.Engine, not {spec!r}")
+
+    def __init__(
+        self,
+        node_executor: Any = "sequential",
+        map_executor: Any = "sequential",
+        *,
+        contexts: Mapping[str, Any] | None = None,
+        max_workers: int | None = None,
+        cache: Any = None,
+    ) -> None:
+        try:
+            number = _checks.max_workers(max_workers) or None
+        except (TypeError, ValueError) as error:
+            raise BuildError(f"LocalEngine: {error}") from None
+        self._number = number
+        self._placing = Placing(
+            home_of(node_executor, number),
+            home_of(map_executor, number),
+            {name: home_of(each, number) for name, each in dict(contexts or {}).items()},
+            cache,
+        )
+        if cache is not None and not (hasattr(cache, "get") and hasattr(cache, "set")):
+            raise BuildError(
+                f"LocalEngine: cache must have get(key) and set(key, value), as fm.DiskCache has, "
+                f"and {type(cache).__name__!r} has not"
+            )
+        self.cache = cache
+        self._lock = threading.Lock()  # guards the next one
+        self._warm: list[Session] = []  # one for each `with` that is open
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            self._warm.append(Session())
+        return self
+
+    def __exit__(self, kind: Any, *exc: object) -> None:
+        with self._lock:
+            session = self._warm.pop()
+        session.close(well=kind is None)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether all runs in the caller's thread, but for nodes with a context of their own."""
+        placing = self._placing
+        return placing.node.inline and placing.item.inline and not placing.named
+
+    def run(
+        self, graph: Any, inputs: Mapping[str, Any], output_name: Any = None, *, _ctx: Any = None
+    ) -> dict[str, Any]:
+        """One set of inputs; see `Engine`."""
+        from .failed import raise_failure
+
+        # What is given is the same for the whole run: large values go to a worker once.
+        plan = graph._plan(tuple(inputs), (), output_name)
+        ctx = _ctx or Ctx(plan, "run")
+        ctx.plan = plan
+        row: Any = {}
+        for block in self._blocks(graph, None, inputs, output_name, ctx):
+            for _, row in block:
+                if type(row) is not dict:
+                    raise_failure(row, graph._called)
+        return row  # type: ignore[no-any-return]
+
+    def map(
+        self,
+        graph: Any,
+        items: Iterator[tuple[Any, ...]],
+        inputs: Mapping[str, Any],
+        output_name: Any = None,
+        *,
+        _ctx: Any = None,
+    ) -> Iterator[tuple[int, Any]]:
+        """Many items; see `Engine`."""
+        ctx = _ctx
+        if ctx is None:
+            over = getattr(items, "map_over", ())
+            ctx = Ctx(graph._plan((*inputs, *over), over, output_name), "imap", over)
+        for block in self._blocks(graph, items, inputs, output_name, ctx):
+            yield from enumerate(block, block.first) if isinstance(block, Rows) else block
+
+    def _blocks(
+        self,
+        graph: Any,
+        items: Iterator[tuple[Any, ...]] | None,
+        inputs: Mapping[str, Any],
+        output_name: Any,
+        ctx: Ctx,
+    ) -> Iterator[list[tuple[int, Any]]]:
+        """Rows as they come, several at a time."""
+        with self._lock:
+            warm = self._warm[-1] if self._warm else None
+        session = Session() if warm is None else warm
+        here = contexts.inside()
+        placing = _here(self._placing) if here else self._placing
+        bell = Bell()
+        crew = Crew(placing, session, bell, ctx, _inline if here else self._home, contexts.called)
+        well = False
+        try:
+            layout = crew.layout(ctx.plan, ctx.plan.constants(inputs), mapped=items is not None)
+            pool = _pool_of(layout, ctx)
+            ways = crew.open()
+            if pool is not None and items is not None:
+                yield from _by_pool(session.executor(pool), layout, items, ctx)
+            else:
+                yield from self._flow(Flow(layout, items, ways, bell, ctx), ctx)
+            well = True
+        finally:
+            crew.let_go()
+            if warm is None:
+                session.close(well=well)
+
+    def _flow(self, flow: Flow, ctx: Ctx) -> Iterator[list[tuple[int, Any]]]:
+        if ctx.began is not None:
+            ctx.began(flow)
+        yield from flow.blocks()
+
+    def _home(self, asked: Any) -> Home:
+        """What a node's context stands for."""
+        return home_of(asked, self._number)
+
+    def __repr__(self) -> str:
+        placing = self._placing
+        warm = ", warm" if self._warm else ""
+        return f"<LocalEngine: nodes {placing.node.title}, items {placing.item.title}{warm}>"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an engine cannot be sent or copied; make one where it is needed")
+
+
+def engine_of(asked: Any) -> Engine:
+    """The engine that is asked for: an Engine, or what both executors of a LocalEngine are.
+
+    Raises:
+        BuildError: There is none of that name, or it is something else.
+    """
+    if isinstance(asked, Engine):
+        return asked
+    if asked is None:
+        return LocalEngine()
+    try:
+        return LocalEngine(asked, asked)
+    except BuildError as error:
+        raise BuildError(f"engine: {error}") from None
+
+
+def _here(placing: Placing) -> Placing:
+    return Placing(INLINE, INLINE, dict.fromkeys(placing.named, INLINE), placing.cache)
+
+
+def _inline(_asked: Any) -> Home:
+    return INLINE
+
+
+# ---------------------------------------------------------------------- one group over processes
+
+
+def _pool_of(layout: Layout, ctx: Ctx) -> Home | None:
+    """The pool whose own map does it all; None: the flow does it.
+
+    A stop from elsewhere, tries after a death, batches and results in any order are the flow's.
+    """
+    if not layout.straight or ctx.began is not None or not ctx.ordered:
+        return None
+    post = layout.posts[0]
+    home: Home = post.home
+    retried = any(step.node.retry is not None for step in post.group.steps)
+    if post.batch or retried or not home.kills or home.type in ("cow_fork", "async"):
+        return None
+    return home
+
+
+def _by_pool(
+    executor: Face[Any], layout: Layout, items: Any, ctx: Ctx
+) -> Iterator[list[tuple[int, Any]]]:
+    """Rows of a map of one group over a process pool."""
+    (post,) = layout.posts
+    face = executor if post.timeout is None else executor.options(timeout=post.timeout)
+    flow = Flow(layout, iter(()), [], Bell(), ctx)
+    column = _Column(post, items)
+    results: Any = face.map(
+        Bare(post.call),
+        column.values,
+        chunksize=ctx.chunksize,
+        buffersize=ctx.buffersize,
+        return_exceptions=True,
+    )
+    rows_of = _row_maker(layout.outputs, post.writes)
+    at, size, over = 0, 1, False
+    try:
+        while not over and flow.top.limit is None:
+            start = perf_counter()
+            values: list[Any] = []
+            try:
+                values.extend(islice(results, size))  # keeps those before an exception
+                over = len(values) < size
+            finally:
+                if values:
+                    yield _told(flow, rows_of, column, at, values)
+            size = _next_size(size, perf_counter() - start)
+            at += len(values)
+    finally:
+        results.close()
+
+
+def _next_size(size: int, seconds: float) -> int:
+    if seconds < _LOOK_S / 2:
+        return min(2 * size, _MOST)
+    return max(1, size // 2) if seconds > _LOOK_S else size
+
+
+class _Column:
+    """The items of a map as a pool's are: the user's own list, if it is one. Else those are kept
+    that the pool has been given and has not answered."""
+
+    def __init__(self, post: Any, items: Any) -> None:
+        self._get = post.getter
+        self._items = items
+        self._kept: dict[int, Any] = {}
+        self._own = post.group.bare and len(items.map_over) == 1 and items.quick
+        self.values: Iterable[Any] = items.bare if self._own else self._pulled()
+
+    def _pulled(self) -> Iterator[Any]:
+        get, kept = self._get, self._kept
+        for index, item in enumerate(self._items):
+            kept[index] = item
+            yield get(item)
+
+    def take(self, index: int, number: int) -> list[Any]:
+        """So many items from that one on; those are answered."""
+        if self._own:
+            return [(value,) for value in self._items.bare[index : index + number]]
+        return [self._kept.pop(at) for at in range(index, index + number)]
+
+    def drop(self, index: int, number: int) -> None:
+        """So many are answered, and nobody asks for them."""
+        if not self._own:
+            for at in range(index, index + number):
+                del self._kept[at]
+
+
+def _told(
+    flow: Flow,
+    rows_of: Callable[[Iterable[Any]], list[Any]],
+    column: _Column,
+    at: int,
+    values: list[Any],
+) -> list[tuple[int, Any]]:
+    """The rows of results."""
+    kinds = set(map(type, values))
+    if UNUSUAL.isdisjoint(kinds) and not any(issubclass(kind, BaseException) for kind in kinds):
+        column.drop(at, len(values))
+        return Rows(rows_of(values), at)
+    rows: list[tuple[int, Any]] = []
+    items = column.take(at, len(values))
+    for index, (item, value) in enumerate(zip(items, values, strict=True), at):
+        out = Ended(value, item) if isinstance(value, BaseException) else value
+        rows += flow.settled(index, item, out)
+        if flow.top.limit is not None:
+            break
+    return rows
+
+
+@functools.lru_cache(maxsize=256)
+def _row_maker(
+    outputs: tuple[tuple[str, int], ...], writes: tuple[int, ...]
+) -> Callable[[Iterable[Any]], list[Any]]:
+    """A function that makes rows of what calls give: bare values, or tuples."""
+    if len(writes) == 1:
+        pattern = f"v{writes[0]}"
+    else:
+        pattern = f"({', '.join(f'v{slot}' for slot in writes)},)"
+    pairs = ", ".join(f"{name!r}: v{slot}" for name, slot in outputs)
+    made: Callable[[Iterable[Any]], list[Any]] = eval(
+        f"lambda values: [{{{pairs}}} for {pattern} in values]"
+    )
+    return made

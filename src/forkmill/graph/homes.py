@@ -1,0 +1,193 @@
+"""Where calls of a graph run: what was asked for, and the executor that is opened for it.
+
+    "parallel:8"  fm.thread(4)  a named pool  any Executor ──home_of──▶ Home ──Session──▶ executor
+
+    kind     what it is                                        its calls get there by
+    inline   the thread that carries the graph out             nothing
+    thread   threads of this process, ours or the caller's     ThreadWay
+    lane     our other contexts                                LaneWay
+    submit   any other concurrent.futures.Executor             SubmitWay
+
+Guarantees:
+    * A wrong name is refused here, before anything runs.
+    * A session ends what it has opened, and nothing else: executors that were given and named pools
+      live on.
+    * Equal specs are one executor in a session: one budget.
+    * Processes are forked before threads are made.
+
+Threads: any; a session has a lock.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import contexts
+from .._process import cpus
+from ..errors import BuildError
+from ..runs.executor import Face
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable
+
+__all__ = ["INLINE", "Home", "Session", "home_of"]
+
+_FIRST = ("ipc_fork", "cow_fork", "interpreter", "thread", "async")  # in this order
+
+
+@dataclass(frozen=True)
+class Home:
+    """What was asked for.
+
+    Attributes:
+        key: Equal for what is one executor.
+        kind: See the head of this file.
+        type: The context's type; "executor" for others.
+        spec: How it is opened, or None.
+        executor: What was given, or None.
+        kills: Whether a call that runs can be stopped.
+        isolated: Whether calls run in other processes of this machine, which attach shared values.
+        title: What messages and plans call it.
+    """
+
+    key: Hashable
+    kind: str
+    type: str
+    spec: Any = None
+    executor: Any = None
+    kills: bool = False
+    isolated: bool = False
+    title: str = ""
+
+    @property
+    def inline(self) -> bool:
+        """Whether nothing is needed for it."""
+        return self.kind == "inline"
+
+
+INLINE = Home("inline", "inline", "inline", title="sequential")
+
+
+def home_of(asked: Any, max_workers: int | None = None) -> Home:
+    """What an executor was asked for by.
+
+    Args:
+        asked: A name, alias or text such as "thread:8", a spec, a named pool, an Executor; None:
+            the caller's thread.
+        max_workers: How many calls at once, where `asked` does not say it.
+
+    Raises:
+        BuildError: There is nothing of that name, or it is something else.
+    """
+    if asked is None:
+        return INLINE
+    if isinstance(asked, contexts.NamedPool):
+        return _of_spec(asked.lent())
+    if isinstance(asked, (str, contexts.Spec)):
+        try:
+            spec = contexts.spec(asked)
+            sized = spec.max_workers is not None or type(spec) is not contexts.Spec
+            if not sized and spec.type != "inline":
+                spec = spec.sized(max_workers, {})
+        except (TypeError, ValueError) as error:
+            raise BuildError(str(error)) from None
+        return _of_spec(spec)
+    if isinstance(asked, concurrent.futures.Executor):
+        return _of_executor(asked)
+    raise BuildError(
+        f"an executor is asked for by a name such as 'threaded:8', by a spec, a named pool, or a "
+        f"concurrent.futures.Executor, not {type(asked).__name__!r}"
+    )
+
+
+def _of_spec(spec: Any) -> Home:
+    if spec.type == "inline":
+        return INLINE
+    return Home(
+        spec, _kind(spec.type), spec.type, spec=spec, title=str(spec), **_abilities(spec.type)
+    )
+
+
+def _kind(type: str) -> str:
+    return "thread" if type == "thread" else "lane"
+
+
+def _abilities(type: str) -> dict[str, bool]:
+    return {"kills": type in ("ipc_fork", "cow_fork", "async"), "isolated": type == "ipc_fork"}
+
+
+def _of_executor(executor: Any) -> Home:
+    given: dict[str, Any] = {"executor": executor}
+    if isinstance(executor, contexts.Executor) and hasattr(executor, "lane"):
+        if executor.type == "inline":
+            return INLINE
+        given |= _abilities(executor.type)
+        return Home(id(executor), _kind(executor.type), executor.type, title=executor.type, **given)
+    title = type(executor).__name__
+    if isinstance(executor, concurrent.futures.ThreadPoolExecutor):
+        return Home(id(executor), "thread", "executor", title=title, **given)
+    own = isinstance(executor, Face)
+    near = own or isinstance(executor, concurrent.futures.ProcessPoolExecutor)
+    return Home(id(executor), "submit", "executor", kills=own, isolated=near, title=title, **given)
+
+
+def width_of(home: Home, executor: Any) -> int:
+    """How many calls there are at once, at most."""
+    width = getattr(executor, "width", None) or getattr(executor, "_max_workers", None)
+    return width if isinstance(width, int) and width > 0 else cpus()
+
+
+class Session:
+    """The executors of one call, or of an engine that stays warm."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the next one
+        self._open: dict[Hashable, Any] = {}
+
+    def open(self, homes: Iterable[Home], inherit: dict[Hashable, tuple[Any, ...]]) -> None:
+        """Open what is not open yet.
+
+        Args:
+            homes: All that are needed.
+            inherit: By a home's key: what workers get that are forked for it.
+        """
+        mine = [home for home in homes if home.spec is not None]
+        mine.sort(key=lambda home: _FIRST.index(home.type) if home.type in _FIRST else 9)
+        with self._lock:
+            for home in mine:
+                if home.key in self._open:
+                    continue
+                more: dict[str, Any] = {}
+                if home.type == "ipc_fork" and type(home.spec) is contexts.Spec:
+                    known = home.spec.options.get("inherit", ())
+                    more["inherit"] = (*known, *inherit.get(home.key, ()))
+                self._open[home.key] = home.spec.open(**more)
+
+    def executor(self, home: Home) -> Any:
+        """The open executor of a home."""
+        if home.executor is not None:
+            return home.executor
+        executor = self._open[home.key]
+        # A named pool is lent: what it lends has all of its methods.
+        shared = type(home.spec) is not contexts.Spec
+        return executor.executor if shared else executor
+
+    def close(self, *, well: bool = True, wait: bool = True) -> None:
+        """End what was opened here. Idempotent.
+
+        Args:
+            well: What runs is finished; else it is ended where that can be done.
+            wait: Return when all is over.
+        """
+        with self._lock:
+            executors, self._open = list(self._open.values()), {}
+        for executor in executors:
+            if not well and hasattr(executor, "kill_workers"):
+                executor.kill_workers()
+            executor.shutdown(wait=False, cancel_futures=True)
+        if wait:
+            for executor in executors:
+                executor.shutdown(wait=True)

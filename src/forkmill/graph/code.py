@@ -22,7 +22,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from ..contexts.lanes.lane import Work
-from .loss import Broken, Given, Loss, Stop, Torn
+from .loss import HANDLES, Broken, Given, Loss, Stop, Torn
 from .piece import Piece, Value, come, everything, piece_of, sent
 from .text import compiled, lines_of
 from .walk import USUAL, Rest, odd
@@ -164,8 +164,9 @@ def function_of(piece: Piece, constants: dict[int, Any], **options: Any) -> Any:
     if options["aio"]:
         return rest.overlapped
     names: dict[str, Any] = {
-        "CO": CoroutineType, "USUAL": USUAL, "odd": odd, "copied": deepcopy, "mark": rest.mark,
-        "carry": rest.carry, "fail": rest.fail, "spread": rest.spread,
+        "CO": CoroutineType, "HANDLES": frozenset(HANDLES), "USUAL": USUAL, "odd": odd,
+        "copied": deepcopy, "mark": rest.mark, "carry": rest.carry, "fail": rest.fail,
+        "spread": rest.spread,
     }  # fmt: skip
     names.update((f"f{k}", rest.fns[k]) for k in range(len(piece.parts)))
     names.update((f"c{slot}", value) for slot, value in constants.items())

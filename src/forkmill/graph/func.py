@@ -50,7 +50,7 @@ class Function:
         self.__signature__ = _signature(graph, needed, self._inputs)
         self._calls: dict[tuple[str, ...], Any] = {}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         if args:
             kwargs = self._named(args, kwargs)
         fn: Any = self._calls.get(tuple(kwargs)) or self._made(tuple(kwargs))

@@ -350,6 +350,7 @@ class Graph:
 
     def run(
         self,
+        /,
         inputs: Mapping[str, Any] | None = None,
         output_name: Any = None,
         *,

@@ -95,7 +95,7 @@ class Node:
         self.version: Any = options.get("version")
         functools.update_wrapper(self, fn, updated=())
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.fn(*args, **kwargs)
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:

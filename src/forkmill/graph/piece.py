@@ -54,6 +54,7 @@ class Piece(NamedTuple):
         bare: An item is the one value that it has.
         row: The names of outputs, if they come as a dict; else None.
         copied: The slots whose constants are copied for each call.
+        given: The slots that users fill, who may give a handle for its value.
         bound: Of an inner piece: its constants that nobody passes.
         path: Of an inner piece: what is before the names of its steps.
     """
@@ -65,8 +66,22 @@ class Piece(NamedTuple):
     bare: bool
     row: tuple[str, ...] | None
     copied: frozenset[int]
+    given: frozenset[int] = frozenset()
     bound: Mapping[int, Any] = {}  # never changed
     path: str = ""
+
+    def first_users(self) -> dict[int, list[int]]:
+        """Index of a part -> the given slots that nobody reads before it."""
+        left = self.given.intersection(self.reads)
+        users: dict[int, list[int]] = {}
+        for k, part in enumerate(self.parts):
+            for arg in part.args:
+                if arg.slot in left:
+                    left -= {arg.slot}
+                    users.setdefault(k, []).append(arg.slot)
+            if not left:
+                break
+        return users
 
 
 def piece_of(plan: Plan, steps: Iterable[Step], **rest: Any) -> Piece:
@@ -78,7 +93,7 @@ def piece_of(plan: Plan, steps: Iterable[Step], **rest: Any) -> Piece:
         for step in steps
     )  # fmt: skip
     label = ", ".join(part.path for part in parts[:3]) + (", ..." if len(parts) > 3 else "")
-    return Piece(label, parts, copied=plan.copied, **rest)
+    return Piece(label, parts, copied=plan.copied, given=frozenset(plan.mapped), **rest)
 
 
 def everything(plan: Plan) -> Piece:

@@ -8,9 +8,10 @@ A group that reads x and writes all becomes (an item is a tuple where it has sev
             t = f1(v2, k=c1)                                            # 'split'
             if type(t) is CO: return carry(1, t, locals())
             v3, v4 = t if type(t) is tuple and len(t) == 2 else spread(1, t)
+            return v2, v3, v4
         except BaseException as error:
-            return fail(error, locals())
-        return v2, v3, v4
+            caught = [error]
+        return fail(caught.pop(), locals())
 
 So an item costs its calls. What is not usual is for `walk`: the line number of what was raised
 names the node.
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     from .piece import Part, Piece
 
-__all__ = ["compiled", "lines_of"]
+__all__ = ["FILE", "compiled", "lines_of"]
 
 FILE = "<forkmill graph "  # runs.failure knows it, too
 _KEPT = 256  # texts
@@ -53,23 +54,27 @@ def lines_of(
     lines = [f"    def group({reads[0] if piece.bare else 'item=None'}):", "        try:"]
     if reads and not piece.bare:
         lines.append(f"            {', '.join(reads)}, = item")
-    given = frozenset(piece.reads)
+    users = piece.first_users()
     for k, part in enumerate(piece.parts):
         first = len(lines)
+        for slot in users.get(k, ()):
+            lines.append(f"            if type(v{slot}) in HANDLES: v{slot} = v{slot}.value")
         if marked and len(piece.parts) > 1:
             lines.append(f"            mark({k + 1})")
-        lines += _of_part(k, part, constants, given, piece.copied)
+        lines += _of_part(k, part, constants, piece.copied)
         where.update((number + 2, k) for number in range(first, len(lines)))
-    if len(lines) == 2:
-        lines.append("            pass")
-    lines += ["        except BaseException as error:", "            return fail(error, locals())"]
     if marked and len(piece.parts) > 1:
-        lines.append("        mark(0)")
-    lines.append(f"        return {_result(piece)}")
+        lines.append("            mark(0)")
+    result = _result(piece)
     if piece.row is None and len(piece.writes) == 1:
-        value = f"v{piece.writes[0]}"
-        lines[-1] = f"        return {value} if type({value}) in USUAL else odd({value})"
-    return lines
+        result = f"{result} if type({result}) in USUAL else odd({result})"
+    return [
+        *lines,
+        f"            return {result}",
+        "        except BaseException as error:",
+        "            caught = [error]",
+        "        return fail(caught.pop(), locals())",
+    ]
 
 
 def _result(piece: Piece) -> str:
@@ -82,13 +87,7 @@ def _result(piece: Piece) -> str:
     return values[0] if len(values) == 1 else f"({', '.join(values)})"
 
 
-def _of_part(
-    k: int,
-    part: Part,
-    constants: Mapping[int, Any],
-    given: frozenset[int],
-    copied: frozenset[int],
-) -> list[str]:
+def _of_part(k: int, part: Part, constants: Mapping[int, Any], copied: frozenset[int]) -> list[str]:
     call = f"f{k}({_arguments(part, constants, copied)})"
     note = f"  # {part.path!r}"
     if part.nest is not None:

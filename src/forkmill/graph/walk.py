@@ -13,6 +13,7 @@ Threads: any; what it knows of an item is the call's own.
 
 from __future__ import annotations
 
+import os
 import time
 from copy import deepcopy
 from functools import partial
@@ -21,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._process import interrupted
 from ..contexts.lanes.emit import settle
+from ..errors import set_slot
 from ..errors import slot as slot_of
 from .given import items_of
 from .loss import HANDLES, Broken, Given, Loss, Refused, Stop, Torn, failure
 from .piece import Value
+from .text import FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -34,6 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["USUAL", "Rest", "odd"]
 
+_OURS = (  # files, as they begin
+    FILE,
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    os.path.join(os.path.dirname(os.path.abspath(os.__file__)), "asyncio") + os.sep,
+)
 USUAL = frozenset({type(None), bool, int, float, str, bytes, tuple, list, dict, set})
 _ODD = (GeneratorType, AsyncGeneratorType, BaseException)
 
@@ -220,12 +228,14 @@ class Rest:
         for arg in part.args:
             if arg.slot in self.constants:
                 value = self.constants[arg.slot]
-                if isinstance(value, HANDLES):
+                if type(value) in HANDLES:
                     value = value.value
                 if arg.slot in self.piece.copied:
                     value = deepcopy(value)
             else:
                 value = values[arg.slot]
+                if arg.slot in self.piece.given and type(value) in HANDLES:
+                    value = value.value
             if arg.keyword and part.nest is None:
                 named[arg.name] = value
             else:
@@ -257,6 +267,7 @@ class Rest:
             inner, raised = (raised.index, raised.loss), raised.loss.error
         if type(raised) is Refused:
             raised = raised.error
+        _trim(raised)
         item = {}
         for arg in part.args:
             if self.local:
@@ -541,6 +552,16 @@ def _driven(walk: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as end:
         return end.value
     raise RuntimeError("a step waited where nothing can")
+
+
+def _trim(error: BaseException) -> None:
+    """Take what is not the user's off the begin of a traceback. It would hold our frames, and they
+    what failed: a circle."""
+    first = step = slot_of(error, "__traceback__")
+    while step is not None and step.tb_frame.f_code.co_filename.startswith(_OURS):
+        step = step.tb_next
+    if step is not None and step is not first:
+        set_slot(error, "__traceback__", step)
 
 
 def _goes_again(retry: Any, attempt: int, raised: BaseException) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
 import traceback as traceback_module
 from time import time as now
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["KEEP", "Failure", "FailureLog", "check_keep", "noted"]
+
+_encoding = threading.local()  # errors: those of the failures that are being encoded
 
 KEEP = 1000  # failures that a run keeps whole, if nobody says otherwise
 
@@ -94,9 +97,19 @@ class Failure:
 
     def __reduce__(self) -> Any:
         # The error takes its frames along, as text; the item may never have been meant to travel.
-        parts = (self.stage, _portable(self.item), CARRIED[0](self.error), self.attempts)
+        # An error that was raised may have its failure as an attribute: what it leads to is it, and
+        # so it is encoded here and now, where that attribute is known to be on its way already.
+        under_way = _encoding.errors = getattr(_encoding, "errors", [])
+        if any(error is self.error for error in under_way):
+            return _nothing, ()
+        under_way.append(self.error)
+        try:
+            carried = CARRIED[0](self.error).__reduce__()
+        finally:
+            under_way.pop()
         kept = getattr(self._again, "travels", False) and _travels(self._again)
         again = self._again if kept else None
+        parts = (self.stage, _portable(self.item), carried, self.attempts)
         return _failure, (*parts, self._text, self.time, self.index, self.outputs, again)
 
     def __repr__(self) -> str:
@@ -117,7 +130,12 @@ def _failure(
     outputs: tuple[str, ...] = (),
     again: Any = None,
 ) -> Failure:
-    return Failure(stage, item, carried.error, attempts, text, time, index, outputs, again)
+    error = carried[0](*carried[1]).error
+    return Failure(stage, item, error, attempts, text, time, index, outputs, again)
+
+
+def _nothing() -> None:
+    """In the place of a failure that leads to itself."""
 
 
 def _travels(thing: Any) -> bool:

@@ -39,8 +39,6 @@ from .task import (
     DONE,
     PLAIN,
     Work,
-    encoder,
-    opener,
     writes_of,
 )
 from .words import START, Command, Send, question_id
@@ -193,14 +191,14 @@ def started(
 
 def _start(plan: Plan) -> Point:
     """The state before any input."""
-    wire_of = encoder(plan.codec, plan.settings.store is None)
+    coder = plan.coder
     plain: dict[str, Any] = {}
     late: dict[str, Any] = {}
     for key in plan.schema.keys.values():
         value = key.start()
         if value is UNSET:
             continue
-        wire = wire_of(value, f"the start of key {key.name!r}")
+        wire = coder.wire(value, f"the start of key {key.name!r}")
         if wire[0] == PLAIN:
             plain[key.name] = value
         else:
@@ -210,11 +208,10 @@ def _start(plan: Plan) -> Point:
 
 def _first(plan: Plan, before: Point, input: Any) -> tuple[Point, set[str]]:
     """The point that a turn begins with, and the keys that the input changed."""
-    open_wire = opener(plan.codec)
-    wire_of = encoder(plan.codec, plan.settings.store is None)
-    writes = input_writes(plan, input, "input", before.step, wire_of)
+    coder = plan.coder
+    writes = input_writes(plan, input, "input", before.step, coder.wire)
     changes = (
-        fold(plan.schema.keys, before.wire, [("input", writes)], before.step, open_wire, wire_of)
+        fold(plan.schema.keys, before.wire, [("input", writes)], before.step, coder)
         if writes
         else {}
     )
@@ -227,7 +224,7 @@ def _first(plan: Plan, before: Point, input: Any) -> tuple[Point, set[str]]:
         point.joins,
         lambda: view(plan, point),
         before.step,
-        wire_of,
+        coder,
     )
     return point, set(changes)
 
@@ -365,13 +362,13 @@ def answers_of(plan: Plan, line: Line, value: Any, answers: Any) -> dict[int, tu
         answers = dict.fromkeys(names, value)
     if not isinstance(answers, dict):
         raise _unfit(line, f"answers= is {{id: value}}, not {answers!r:.60}", listed)
-    wire_of = encoder(plan.codec, plan.settings.store is None)
+    coder = plan.coder
     found = {}
     for name, answer in answers.items():
         if name not in names:
             raise _unfit(line, f"there is no question {name!r}", listed)
         index, number = names[name]
-        found[index] = (number, wire_of(answer, f"the answer to {name!r}"))
+        found[index] = (number, coder.wire(answer, f"the answer to {name!r}"))
     if not answers and asked:
         raise _unfit(line, "it waits for answers, and there was none", listed)
     return found
@@ -398,15 +395,12 @@ def edited(plan: Plan, line: Line, values: Any, as_node: str | None, take_over: 
 
         near = nearest(as_node, plan.nodes)
         raise SessionConflict(f"as_node={as_node!r}: there is no such node{near}")
-    open_wire = opener(plan.codec)
-    wire_of = encoder(plan.codec, plan.settings.store is None)
+    coder = plan.coder
     before = line.point
     who = as_node or "update"
-    writes = input_writes(plan, values, who, before.step, wire_of)
+    writes = input_writes(plan, values, who, before.step, coder.wire)
     changes = (
-        fold(plan.schema.keys, before.wire, [(who, writes)], before.step, open_wire, wire_of)
-        if writes
-        else {}
+        fold(plan.schema.keys, before.wire, [(who, writes)], before.step, coder) if writes else {}
     )
     plain, late = before.changed(changes)
     point = Point(before.seq + 1, before.step, plain, late, before.tasks, before.joins)
@@ -418,7 +412,7 @@ def edited(plan: Plan, line: Line, values: Any, as_node: str | None, take_over: 
             before.joins,
             lambda: view(plan, point),
             before.step,
-            wire_of,
+            coder,
         )
     keep = as_node is None
     status = line.status

@@ -31,10 +31,10 @@ from .task import (
     CHAIN,
     CODED,
     DONE,
+    FLAT,
     OPAQUE,
     PLAIN,
     immutable,
-    opener,
 )
 from .view import view_of
 
@@ -148,7 +148,7 @@ def view(plan: Plan, point: Point, reads: tuple[str, ...] | None = None) -> Any:
     """A fresh look at a point's state."""
     plain, late = seen(point, reads)
     order = tuple(plan.schema.keys)
-    return view_of(plan.schema.cls, order, plain, dict(late), opener(plan.codec))
+    return view_of(plan.schema.cls, order, plain, dict(late), plan.coder.value)
 
 
 def seen(point: Point, reads: tuple[str, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -190,7 +190,9 @@ def _value(plan: Plan, wire: Any, before: Any) -> Any:
     kind, data = wire
     if kind != CHAIN:
         return blob_of(plan, wire)
-    old = () if before is None else before[1] if before[0] == CHAIN else (before[1],)
+    old: tuple[Any, ...] = ()
+    if before is not None and before[0] in (CODED, CHAIN):
+        old = before[1] if before[0] == CHAIN else (before[1],)
     if old and len(old) < len(data) and all(a is b for a, b in zip(old, data, strict=False)):
         return _store.Delta(data[len(old) :])
     return data
@@ -203,7 +205,7 @@ def blob_of(plan: Plan, wire: Any) -> bytes:
         found: bytes = data
         return found
     assert kind != OPAQUE
-    value = data if kind == PLAIN else opener(plan.codec)(wire)
+    value = data if kind in (PLAIN, FLAT) else plan.coder.value(wire)
     return plan.codec.encode(value)
 
 
@@ -217,7 +219,7 @@ def packed(plan: Plan, outcome: Any) -> bytes:
             return [0, 0]
         blob = blob_of(plan, wire)
         blobs.append(blob)
-        return [wire[0], len(blob)]
+        return [PLAIN if wire[0] == PLAIN else CODED, len(blob)]
 
     head = {
         "only": only,

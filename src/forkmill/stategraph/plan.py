@@ -32,7 +32,7 @@ from ..errors import BuildError, SerializationError, name_of
 from . import node as _node
 from .checkpoints.codecs import codec_named
 from .rules import Paths
-from .task import Work, callable_of
+from .task import Coder, Work, callable_of
 from .words import END, START
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Plan:
         paths: Its edges.
         settings: What compile was told.
         codec: Encodes values.
+        coder: The same, for wires.
         calls: By node, what is called for a task of it: see `callable_of`.
         hash: Of the definition.
     """
@@ -145,10 +146,11 @@ class Plan:
         self.name = name
         self.schema = schema
         self.nodes = nodes
-        self.paths = Paths(nodes, edges, choices, joins)
+        self.paths = Paths(tuple(nodes), edges, choices, joins)
         self.settings = settings
         store = settings.store
         self.codec = codec_named("pickle") if store is None else store.codec
+        self.coder = Coder(self.codec, store is None)
         self._check_edges()
         self._check_targets()
         self.check_stops(settings.before, settings.after)

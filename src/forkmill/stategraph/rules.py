@@ -24,14 +24,16 @@ from .task import (
     CHAIN,
     CODED,
     DROP,
+    FLAT,
     OVER,
 )
-from .words import END, Send
+from .words import END, START, Send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .schema import Key
+    from .task import Coder
 
 __all__ = [
     "GONE",
@@ -93,6 +95,7 @@ class Paths:
     """The edges of a graph, by their sources.
 
     Args:
+        nodes: The nodes' names.
         edges: Plain edges, as declared.
         choices: Conditional edges, as declared.
         joins: As declared.
@@ -100,7 +103,7 @@ class Paths:
 
     def __init__(
         self,
-        nodes: Iterable[str],
+        nodes: Sequence[str],
         edges: Sequence[tuple[str, str]],
         choices: Sequence[Choice],
         joins: Sequence[Join],
@@ -119,6 +122,13 @@ class Paths:
         for join in joins:
             for source in join.sources:
                 self.joined.setdefault(source, []).append(join)
+        self.tasks = {name: (Task(name),) for name in nodes} | {END: ()}
+        # Nodes that one plain edge or one choice leaves, and nothing else: most of them.
+        self.simple: dict[str, Any] = {}
+        for name in (START, *nodes):
+            ways = [*self.plain.get(name, ()), *self.chosen.get(name, ())]
+            if len(ways) == 1 and name not in self.joined:
+                self.simple[name] = ways[0] if isinstance(ways[0], Choice) else ways[0][1]
         self.no_joins: tuple[frozenset[str], ...] = tuple(frozenset() for _ in joins)
 
 
@@ -130,8 +140,7 @@ def fold(
     current: Callable[[str], Any],
     writers: Sequence[tuple[str, Sequence[tuple[str, int, Any]]]],
     step: int,
-    open_wire: Callable[[Any], Any],
-    wire_of: Callable[[Any, str], Any],
+    coder: Coder,
 ) -> dict[str, Any]:
     """What the updates of a step change.
 
@@ -140,8 +149,7 @@ def fold(
         current: The wire of a key before the step, or None.
         writers: (node, writes) of each task that wrote something, in task order.
         step: The number of the step.
-        open_wire: Gives the value of a wire.
-        wire_of: Makes the wire of a value.
+        coder: Makes wires of values, and values of wires.
 
     Returns:
         For each key that changed its wire, or GONE.
@@ -159,16 +167,13 @@ def fold(
                     found[key] = wire
                 else:
                     one = [(node, op, wire)]
-                    found[key] = _folded(keys[key], current, one, step, open_wire, wire_of)
+                    found[key] = _folded(keys[key], current, one, step, coder)
             return found
     groups: dict[str, list[tuple[str, int, Any]]] = {}
     for node, writes in writers:
         for key, op, wire in writes:
             groups.setdefault(key, []).append((node, op, wire))
-    return {
-        key: _folded(keys[key], current, group, step, open_wire, wire_of)
-        for key, group in groups.items()
-    }
+    return {key: _folded(keys[key], current, group, step, coder) for key, group in groups.items()}
 
 
 def _folded(
@@ -176,8 +181,7 @@ def _folded(
     current: Callable[[str], Any],
     group: list[tuple[str, int, Any]],
     step: int,
-    open_wire: Callable[[Any], Any],
-    wire_of: Callable[[Any, str], Any],
+    coder: Coder,
 ) -> Any:
     """The wire of one key after its updates."""
     ops = {op for _, op, _ in group}
@@ -185,15 +189,15 @@ def _folded(
         _check_writers(key, group, ops, step)
     if DROP in ops:
         start = key.start()
-        return GONE if start is UNSET else wire_of(start, f"the start of key {key.name!r}")
+        return GONE if start is UNSET else coder.wire(start, f"the start of key {key.name!r}")
     if OVER in ops or key.reducer is None:
         return group[0][2]
     before = current(key.name)
     if key.appends:
-        return grown(before, [wire for _, _, wire in group], open_wire, wire_of, key.name)
-    value = UNSET if before is None else open_wire(before)
+        return grown(before, [wire for _, _, wire in group], coder, key.name)
+    value = UNSET if before is None else coder.value(before)
     for node, _, wire in group:
-        update = open_wire(wire)
+        update = coder.value(wire)
         if value is UNSET:
             value = update
             continue
@@ -203,7 +207,7 @@ def _folded(
             name = name_of(key.reducer)
             add_note(error, f"in the reducer {name} of key {key.name!r}, step {step}, for {node!r}")
             raise
-    return wire_of(value, f"what the reducer of key {key.name!r} gave")
+    return coder.wire(value, f"what the reducer of key {key.name!r} gave")
 
 
 def _check_writers(key: Key, group: list[tuple[str, int, Any]], ops: set[int], step: int) -> None:
@@ -225,8 +229,7 @@ def _check_writers(key: Key, group: list[tuple[str, int, Any]], ops: set[int], s
 def grown(
     before: Any,
     wires: list[Any],
-    open_wire: Callable[[Any], Any],
-    wire_of: Callable[[Any, str], Any],
+    coder: Coder,
     key: str,
 ) -> Any:
     """The wire of an `fm.append` key with more lists behind it.
@@ -235,18 +238,20 @@ def grown(
     has what cannot be encoded.
     """
     if before is None:
-        before = wire_of([], f"the start of key {key!r}")
+        before = coder.wire([], f"the start of key {key!r}")
     kind, data = before
     parts = data if kind == CHAIN else (data,)
+    if kind in (CHAIN, CODED):
+        wires = [wire if wire[0] != FLAT else (CODED, coder.encode(wire[1])) for wire in wires]
     if (
         kind not in (CHAIN, CODED)
         or len(parts) + len(wires) > CHAIN_LENGTH
         or any(wire[0] != CODED for wire in wires)
     ):
-        value = list(open_wire(before))
+        value = list(coder.value(before))
         for wire in wires:
-            value += open_wire(wire)
-        return wire_of(value, f"key {key!r}")
+            value += coder.value(wire)
+        return coder.wire(value, f"key {key!r}")
     return CHAIN, (*parts, *[wire[1] for wire in wires])
 
 
@@ -260,7 +265,7 @@ def follow(
     joins: tuple[frozenset[str], ...],
     state: Callable[[], Any],
     step: int,
-    wire_of: Callable[[Any, str], Any],
+    coder: Coder,
 ) -> tuple[tuple[Task, ...], tuple[frozenset[str], ...]]:
     """The tasks of the next step, and how far the joins have come.
 
@@ -271,7 +276,7 @@ def follow(
         joins: How far they had come.
         state: A view of the state after the barrier, for a predicate.
         step: The number of the step.
-        wire_of: Makes the wire of a Send's argument.
+        coder: Makes the wire of a Send's argument.
 
     Raises:
         UpdateError: A predicate gave what is no name of a target.
@@ -279,6 +284,12 @@ def follow(
     """
     left: tuple[str, ...]
     if len(tasks) == 1:
+        if (
+            (simple := paths.simple.get(tasks[0].node))
+            and not outcomes[0][2]
+            and not outcomes[0][3]
+        ):
+            return _simply(paths, simple, state, step, coder), joins
         left = () if outcomes[0][3] else (tasks[0].node,)
     else:
         left = tuple(
@@ -292,15 +303,32 @@ def follow(
     for outcome in outcomes:
         for route in outcome[2]:
             line.route(route)
-    choices = [choice for source in left for choice in paths.chosen.get(source, ())]
-    if len(left) > 1:
+    if len(left) == 1:
+        choices = paths.chosen.get(left[0], [])
+    else:
+        choices = [choice for source in left for choice in paths.chosen.get(source, ())]
         choices.sort(key=lambda choice: choice.number)
     for choice in choices:
-        for route in _chosen(paths, choice, state, step, wire_of):
+        for route in _chosen(paths, choice, state, step, coder):
             line.route(route)
     if paths.joins:
         joins = _joined(paths, left, joins, line)
     return tuple(line.tasks), joins
+
+
+def _simply(
+    paths: Paths, way: Any, state: Callable[[], Any], step: int, coder: Coder
+) -> tuple[Task, ...]:
+    """Where the only way out of the only task leads."""
+    if type(way) is str:
+        return paths.tasks[way]
+    routes = _chosen(paths, way, state, step, coder)
+    if len(routes) == 1 and type(routes[0]) is str:
+        return paths.tasks[routes[0]]
+    line = _Line()
+    for route in routes:
+        line.route(route)
+    return tuple(line.tasks)
 
 
 class _Line:
@@ -358,15 +386,16 @@ def _chosen(
     choice: Choice,
     state: Callable[[], Any],
     step: int,
-    wire_of: Callable[[Any, str], Any],
+    coder: Coder,
 ) -> list[Any]:
     """Where a conditional edge leads."""
-    who = f"the conditional edge {name_of(choice.fn)} of {choice.source!r}"
     try:
         answer = choice.fn(state())
     except BaseException as error:
-        add_note(error, f"in {who}, after step {step}")
+        add_note(error, f"in {_called(choice)}, after step {step}")
         raise
+    if type(answer) is str and choice.targets is not None and answer in choice.targets:
+        return [choice.targets[answer]]
     many = isinstance(answer, (list, tuple)) and not _is_answer(choice, answer)
     routes: list[Any] = []
     for one in answer if many else (answer,):
@@ -375,15 +404,15 @@ def _chosen(
         elif choice.targets is None:
             name = one
         else:
-            name = _target(choice, one, who, step)
+            name = _target(choice, one, step)
         if not isinstance(name, str) or (name not in paths.nodes and name != END):
-            raise _no_target(who, choice, name, paths.nodes, step)
+            raise _no_target(choice, name, paths.nodes, step)
         if not isinstance(one, Send):
             routes.append(name)
             continue
         if name == END or (choice.targets is not None and name not in choice.targets.values()):
-            raise _no_target(who, choice, name, choice.targets or paths.nodes, step)
-        routes.append((name, wire_of(one.arg, f"the argument of a Send to {name!r}")))
+            raise _no_target(choice, name, choice.targets or paths.nodes, step)
+        routes.append((name, coder.wire(one.arg, f"the argument of a Send to {name!r}")))
     return routes
 
 
@@ -395,7 +424,11 @@ def _is_answer(choice: Choice, answer: Any) -> bool:
         return False
 
 
-def _target(choice: Choice, answer: Any, who: str, step: int) -> str:
+def _called(choice: Choice) -> str:
+    return f"the conditional edge {name_of(choice.fn)} of {choice.source!r}"
+
+
+def _target(choice: Choice, answer: Any, step: int) -> str:
     assert choice.targets is not None
     try:
         return choice.targets[answer]
@@ -405,17 +438,17 @@ def _target(choice: Choice, answer: Any, who: str, step: int) -> str:
         return answer
     if answer is None:
         raise UpdateError(
-            f"{who} gave None after step {step}: it gives one of "
+            f"{_called(choice)} gave None after step {step}: it gives one of "
             f"{', '.join(map(repr, choice.targets))}, or [] to go nowhere",
             nodes=(choice.source,),
             step=step,
         )
-    raise _no_target(who, choice, answer, choice.targets, step)
+    raise _no_target(choice, answer, choice.targets, step)
 
 
-def _no_target(who: str, choice: Choice, name: Any, there: Iterable[Any], step: int) -> UpdateError:
+def _no_target(choice: Choice, name: Any, there: Iterable[Any], step: int) -> UpdateError:
     return UpdateError(
-        f"{who} led to {name!r} after step {step}, which is none of its targets: "
+        f"{_called(choice)} led to {name!r} after step {step}, which is none of its targets: "
         f"{', '.join(map(str, there))}{nearest(name, there)}",
         nodes=(choice.source,),
         step=step,

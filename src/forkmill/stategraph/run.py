@@ -64,10 +64,9 @@ from .task import (
     ASKED,
     CHAIN,
     CODED,
+    FLAT,
     OPAQUE,
     PLAIN,
-    encoder,
-    opener,
 )
 from .words import Interrupt, question_id
 
@@ -156,8 +155,7 @@ class Run:
         self._draining = self._killed = self._left = False
         self._gate = threading.Lock()
         self._ends: SimpleQueue[Any] = SimpleQueue()
-        self._open = opener(plan.codec)
-        self._wire = encoder(plan.codec, self._store is None)
+        self._coder = plan.coder
         self._futures: dict[int, Any] = {}
         self._places_of: dict[int, Any] = {}
         self._attempts: dict[int, int] = {}
@@ -323,7 +321,7 @@ class Run:
                 else:
                     plain[key] = value
             for key, wire in point.late.items():
-                late[key] = wire if wire[0] == OPAQUE else self._portable(key, wire, key)
+                late[key] = wire if wire[0] in (OPAQUE, FLAT) else self._portable(key, wire, key)
             self._sent, self._sent_for = (plain, late), point
         plain, late = self._sent
         if node.reads is not None:
@@ -344,6 +342,8 @@ class Run:
             if type(data) not in (str, bytes) or len(data) < SHARE_FROM:
                 return wire
             data, kind = blob_of(self.plan, wire), CODED
+        if kind == FLAT:
+            return wire
         if kind == CODED:
             return CODED, self._shared(data, (slot, 0))
         if kind == CHAIN:
@@ -365,9 +365,10 @@ class Run:
         task = self.line.point.tasks[index]
         node = self.plan.nodes[task.node]
         call = self.plan.calls[task.node]
+        heard = self.tell.heard
         while not self._killed:
             self._started(index, node)
-            began = perf_counter()
+            began = perf_counter() if heard else 0.0
             self.in_user_code = True
             try:
                 outcome = call(*self._args(index, INLINE))
@@ -379,7 +380,7 @@ class Run:
                 self._wait(pause)
                 continue
             self._back()
-            self._finished(index, node, outcome, perf_counter() - began)
+            self._finished(index, node, outcome, perf_counter() - began if heard else 0.0)
             return
 
     def _wait(self, seconds: float) -> None:
@@ -532,7 +533,7 @@ class Run:
             return policy.pause(attempt)
         _note(error, f"in node {node.name!r}: task {index} of step {step}, attempt {attempt}")
         arg = self.line.point.tasks[index].arg
-        item = None if arg is None else self._open(arg)
+        item = None if arg is None else self._coder.value(arg)
         self.failures[index] = Failure(node.name, item, error, attempt)
         return None
 
@@ -546,16 +547,16 @@ class Run:
         line, plan, tell = self.line, self.plan, self.tell
         point, outcomes = line.point, line.outcomes
         tasks, step = point.tasks, point.step + 1
-        results = [outcomes[index] for index in range(len(tasks))]
         heard = tell.heard
         began = perf_counter() if heard else 0.0
-        writers = [(task.node, out[1]) for task, out in zip(tasks, results, strict=True) if out[1]]
+        results = [outcomes[index] for index in range(len(tasks))]
+        writers = [
+            (tasks[index].node, outcome[1]) for index, outcome in enumerate(results) if outcome[1]
+        ]
         self.in_user_code = True
         try:
             changes = (
-                fold(plan.schema.keys, point.wire, writers, step, self._open, self._wire)
-                if writers
-                else {}
+                fold(plan.schema.keys, point.wire, writers, step, self._coder) if writers else {}
             )
             plain, late = point.changed(changes) if changes else (point.plain, point.late)
             new = Point(point.seq + 1, step, plain, late, (), point.joins)
@@ -563,7 +564,7 @@ class Run:
                 tell.span("barrier", began, step=step, keys=list(changes))
                 began = perf_counter()
             new.tasks, new.joins = follow(
-                plan.paths, tasks, results, point.joins, lambda: view(plan, new), step, self._wire
+                plan.paths, tasks, results, point.joins, lambda: view(plan, new), step, self._coder
             )
             if heard:
                 tell.span("frontier", began, step=step, tasks=[task.node for task in new.tasks])
@@ -688,7 +689,7 @@ def result_of(
 ) -> StateRun:
     """A session as the result of a call."""
     point = line.point
-    open_wire = opener(plan.codec)
+    open_wire = plan.coder.value
     asked = line.asked() if line.questions else {}
     interrupts = []
     for index in sorted(asked):

@@ -6,6 +6,7 @@
                                             (ASKED, number, wire)   (DONE, writes, routes, only)
 
 A **wire** is a value on its way: (PLAIN, value)  immutable, as it is
+                                  (FLAT, a small list, dict or set of immutables)  copied
                                   (CODED, bytes or a Shared of them)  by the store's codec
                                   (CHAIN, (whole, added, ..))  of an `fm.append` key
                                   (OPAQUE, value)  cannot be encoded; never leaves its process
@@ -40,7 +41,6 @@ from .words import (
     Here,
     Overwrite,
     Send,
-    TaskId,
     here,
 )
 
@@ -53,20 +53,20 @@ __all__ = [
     "CODED",
     "DONE",
     "DROP",
+    "FLAT",
     "OPAQUE",
     "OVER",
     "PLAIN",
     "SET",
+    "Coder",
     "Work",
     "callable_of",
-    "encoder",
     "immutable",
-    "opener",
     "result_of",
     "writes_of",
 ]
 
-PLAIN, CODED, CHAIN, OPAQUE = range(4)
+PLAIN, FLAT, CODED, CHAIN, OPAQUE = range(5)
 SET, DROP, OVER = range(3)
 DONE, ASKED = range(2)
 
@@ -78,6 +78,9 @@ _ATOMS = frozenset(
     }
 )
 _GROUPS = (tuple, frozenset)
+_NUMBERS = frozenset({int, float, bool, NoneType})
+_FLAT = 16  # items: a copy of so few takes less than pickling them
+_SHORT = 256  # characters or bytes of one
 
 
 def immutable(value: Any) -> bool:
@@ -86,6 +89,87 @@ def immutable(value: Any) -> bool:
     if kind in _ATOMS:
         return True
     return kind in _GROUPS and all(map(immutable, value))
+
+
+def flat(value: Any) -> bool:
+    """Whether a value is a small list, dict or set of small things that nobody can change."""
+    kind = type(value)
+    if kind is list or kind is set:
+        return len(value) <= _FLAT and all(map(_tiny, value))
+    if kind is dict:
+        return len(value) <= _FLAT and all(map(_tiny, value)) and all(map(_tiny, value.values()))
+    return False
+
+
+def _tiny(value: Any) -> bool:
+    kind = type(value)
+    return kind in _NUMBERS or ((kind is str or kind is bytes) and len(value) <= _SHORT)
+
+
+class Coder:
+    """Makes wires of values, and values of wires.
+
+    Args:
+        codec: Encodes and decodes.
+        lenient: Whether what cannot be encoded is handed on itself.
+    """
+
+    __slots__ = ("decode", "encode", "lenient", "trusted")
+
+    def __init__(self, codec: Any, lenient: bool) -> None:
+        self.encode = codec.encode
+        self.decode = codec.decode
+        self.lenient = lenient
+        self.trusted = codec.name == "pickle"  # it holds whatever is immutable
+
+    def value(self, wire: Any) -> Any:
+        """The value of a wire: the caller's own, or immutable."""
+        kind, data = wire
+        if kind == FLAT:
+            return data.copy()
+        if kind == CODED:
+            return self.decode(_bytes(data))
+        if kind == CHAIN:
+            value: list[Any] = []
+            for part in data:
+                value += self.decode(_bytes(part))
+            return value
+        return data
+
+    def wire(self, value: Any, what: str) -> Any:
+        """The wire of a value, as it is now.
+
+        Args:
+            value: The value.
+            what: What it is called.
+
+        Raises:
+            SerializationError: It cannot be encoded.
+        """
+        plain = immutable(value)
+        if self.trusted:
+            if plain:
+                return PLAIN, value
+            if flat(value):
+                return FLAT, value.copy()
+        try:
+            data = self.encode(value)
+        except Exception as error:
+            if self.lenient and not isinstance(error, MemoryError):
+                return OPAQUE, value
+            raise _unencodable(what, error) from error
+        return (PLAIN, value) if plain else (CODED, data)
+
+
+def _bytes(data: Any) -> Any:
+    """The bytes themselves; a Shared has them in memory that is mapped here."""
+    return data if type(data) is bytes else getattr(data, "value", data)
+
+
+def _unencodable(what: str, error: Exception) -> SerializationError:
+    path = getattr(error, "path", "")
+    at = f" at {path}" if path else ""
+    return SerializationError(f"{what} cannot be kept{at}: {error}", path=path)
 
 
 class Work:
@@ -105,7 +189,7 @@ class Work:
 
     __slots__ = (
         *("appends", "cls", "codec", "fn", "keys", "lenient", "name", "nodes", "targets"),
-        *("open_wire", "wire_of"),
+        "coder",
     )
 
     def __init__(
@@ -129,61 +213,11 @@ class Work:
         self.targets = targets
         self.codec = codec
         self.lenient = lenient
-        self.open_wire = opener(codec)
-        self.wire_of = encoder(codec, lenient)
+        self.coder = Coder(codec, lenient)
 
     def __reduce__(self) -> Any:
         mine = (self.name, self.fn, self.keys, self.appends, self.cls, self.nodes, self.targets)
         return Work, (*mine, self.codec, self.lenient)
-
-
-def opener(codec: Any) -> Callable[[Any], Any]:
-    """A function that gives the value of a wire."""
-    decode = codec.decode
-
-    def open_wire(wire: Any) -> Any:
-        kind, data = wire
-        if kind == CODED:
-            return decode(_bytes(data))
-        if kind == CHAIN:
-            value: list[Any] = []
-            for part in data:
-                value += decode(_bytes(part))
-            return value
-        return data
-
-    return open_wire
-
-
-def _bytes(data: Any) -> Any:
-    """The bytes themselves; a Shared has them in memory that is mapped here."""
-    return data if type(data) is bytes else getattr(data, "value", data)
-
-
-def encoder(codec: Any, lenient: bool) -> Callable[[Any, str], Any]:
-    """A function that makes the wire of a value: (value, what it is called) -> wire."""
-    encode = codec.encode
-    trusted = codec.name == "pickle"  # it holds whatever is immutable
-
-    def wire_of(value: Any, what: str) -> Any:
-        plain = immutable(value)
-        if plain and trusted:
-            return PLAIN, value
-        try:
-            data = encode(value)
-        except Exception as error:
-            if lenient and not isinstance(error, MemoryError):
-                return OPAQUE, value
-            raise _unencodable(what, error) from error
-        return (PLAIN, value) if plain else (CODED, data)
-
-    return wire_of
-
-
-def _unencodable(what: str, error: Exception) -> SerializationError:
-    path = getattr(error, "path", "")
-    at = f" at {path}" if path else ""
-    return SerializationError(f"{what} cannot be kept{at}: {error}", path=path)
 
 
 # ------------------------------------------------------------------------------- the call
@@ -225,9 +259,7 @@ def _perform(work: Work, ident: Any, step: int, state: Any, arg: Any, answers: A
     given, token = _begun(work, ident, state, arg, answers)
     try:
         result = work.fn(given)
-        if result is None:
-            return _NOTHING
-        if inspect.isawaitable(result):
+        if type(result) not in _USUAL and inspect.isawaitable(result):
             result = _completed(result)
         return result_of(work, result, step)
     except Asked as question:
@@ -253,19 +285,20 @@ async def _perform_async(
 
 def _begun(work: Work, ident: Any, state: Any, arg: Any, answers: Any) -> tuple[Any, Any]:
     """What the function gets; and the task is known from here on."""
-    open_wire = work.open_wire
+    open_wire = work.coder.value
     if arg is None:
         plain, late = state
         given = view_of(work.cls, work.keys, plain, late, open_wire)
     else:
         given = open_wire(arg)
-    return given, here.set(Here(TaskId(*ident), answers or _NO_ANSWERS, open_wire))
+    return given, here.set(Here(ident, answers or _NO_ANSWERS, open_wire))
 
 
 def _asked(work: Work, question: Asked) -> Any:
-    return ASKED, question.number, work.wire_of(question.value, f"what {work.name!r} asks")
+    return ASKED, question.number, work.coder.wire(question.value, f"what {work.name!r} asks")
 
 
+_USUAL = frozenset({dict, list, NoneType, Command, Send})  # anything else may be a coroutine
 _NOTHING = (DONE, (), (), False)
 _NO_ANSWERS: dict[int, Any] = {}
 
@@ -303,9 +336,11 @@ def result_of(work: Work, result: Any, step: int) -> Any:
         UpdateError: It is nothing that a node may return.
         SerializationError: A value cannot be kept.
     """
-    wire_of = work.wire_of
+    wire_of = work.coder.wire
     if type(result) is dict:
         return DONE, writes_of(work, result, step, wire_of), (), False
+    if result is None:
+        return _NOTHING
     writes: tuple[Any, ...] = ()
     routes: tuple[Any, ...] = ()
     only = False
@@ -338,7 +373,8 @@ def writes_of(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ..
         UpdateError: It names a key that there is not.
         SerializationError: A value cannot be kept.
     """
-    writes = []
+    writes: list[Any] = []
+    trusted = work.coder.trusted and not work.appends
     for key, value in update.items():
         if key not in work.keys:
             raise UpdateError(
@@ -348,6 +384,9 @@ def writes_of(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ..
                 nodes=(work.name,),
                 step=step,
             )
+        if type(value) in _ATOMS and trusted:
+            writes.append((key, SET, (PLAIN, value)))
+            continue
         what = f"key {key!r} of node {work.name!r}"
         if value is DELETE:
             writes.append((key, DROP, None))

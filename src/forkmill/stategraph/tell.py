@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from .. import events
 from ..errors import BuildError
 from .line import view
-from .task import DROP, OVER, opener
+from .task import DROP, OVER
 from .words import DELETE, Overwrite, question_id
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _update(plan: Plan, writes: Sequence[tuple[str, int, Any]]) -> dict[str, Any
     """What a node returned, decoded again."""
     if not writes:
         return None
-    open_wire = opener(plan.codec)
+    open_wire = plan.coder.value
     found: dict[str, Any] = {}
     for key, op, wire in writes:
         if op == DROP:

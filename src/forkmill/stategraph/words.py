@@ -15,7 +15,7 @@ Threads: a node's own thread, or its coroutine: the task is a context variable.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -164,14 +164,24 @@ def question_id(step: int, index: int, node: str, number: int) -> str:
     return f"{node}-{step}-{index}-{number}"
 
 
-@dataclass(slots=True)
 class Here:
-    """The task that runs here."""
+    """The task that runs here.
 
-    id: TaskId
-    answers: dict[int, Any] = field(default_factory=dict)  # by the number of the question
-    decode: Callable[[Any], Any] | None = None  # for answers that came encoded
-    asked: int = 0
+    Args:
+        id: What its TaskId is made of.
+        answers: By the number of the question, encoded.
+        decode: Decodes one.
+    """
+
+    __slots__ = ("answers", "asked", "decode", "id")
+
+    def __init__(
+        self, id: tuple[Any, ...], answers: dict[int, Any], decode: Callable[[Any], Any]
+    ) -> None:
+        self.id = id
+        self.answers = answers
+        self.decode = decode
+        self.asked = 0
 
 
 class Asked(BaseException):
@@ -208,8 +218,7 @@ def interrupt(value: Any = None) -> Any:
     number, task.asked = task.asked, task.asked + 1
     if number not in task.answers:
         raise Asked(number, value)
-    answer = task.answers[number]
-    return answer if task.decode is None else task.decode(answer)
+    return task.decode(task.answers[number])
 
 
 def task_id() -> TaskId:
@@ -221,7 +230,7 @@ def task_id() -> TaskId:
     Raises:
         RuntimeError: There is no node around.
     """
-    return _here("task_id").id
+    return TaskId(*_here("task_id").id)
 
 
 def _here(what: str) -> Here:

@@ -162,7 +162,11 @@ if TYPE_CHECKING:
         interrupt,
         task_id,
     )
-    from .stategraph.checkpoints import MemoryCheckpoints
+    from .stategraph.checkpoints import (
+        MemoryCheckpoints,
+        PostgresCheckpoints,
+        SQLiteCheckpoints,
+    )
 
 __version__ = "0.1.0"
 
@@ -195,9 +199,11 @@ __all__ = [
     "PoolClosed",
     "PoolError",
     "PoolStats",
+    "PostgresCheckpoints",
     "ProcessPool",
     "RemoteError",
     "RunResult",
+    "SQLiteCheckpoints",
     "Send",
     "SerializationError",
     "SessionBusy",
@@ -293,7 +299,7 @@ _STATEGRAPH = frozenset(
         "task_id",
     }
 )
-_CHECKPOINTS = frozenset({"MemoryCheckpoints"})
+_CHECKPOINTS = frozenset({"MemoryCheckpoints", "PostgresCheckpoints", "SQLiteCheckpoints"})
 _GRAPH = frozenset({
     "AsyncExecutor", "DiskCache", "Engine", "Graph", "LocalEngine", "MapResult", "MemoryCache",
     "node",

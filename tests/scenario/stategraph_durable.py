@@ -40,7 +40,7 @@ def plan(state: Any) -> Any:
     number = state.get("round", 0) + 1
     if number > ROUNDS:
         return fm.Command(goto=fm.END)
-    sends = [fm.Send("work", (state["file"], number, n, state.get("pause", 0.0))) for n in range(3)]
+    sends = [fm.Send("work", [state["file"], number, n, state.get("pause", 0.0)]) for n in range(3)]
     return fm.Command(update={"round": number, "seen": [number]}, goto=[*sends, "note"])
 
 
@@ -119,7 +119,7 @@ class Asking(TypedDict, total=False):
 def ask(state: Any) -> Any:
     leave(state["file"])
     first = fm.interrupt({"ask": "first"})
-    second = fm.interrupt(("second", first))
+    second = fm.interrupt(["second", first])
     return {"log": [f"{first} {second}"]}
 
 

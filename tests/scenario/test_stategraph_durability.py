@@ -56,14 +56,12 @@ def state_of(run: Any) -> dict[str, Any]:
     "context", ["inline", "thread:2", PROCESSES], ids=["inline", "thread", "2"]
 )
 def test_questions_are_answered_in_their_order(store: Any, file: str, context: Any) -> None:
-    if store.codec.name == "json":
-        pytest.skip("a question is a tuple here")
     app = asking(store, context)
     run = app.invoke({"file": file}, session="s")
     assert run.status == "interrupted" and [q.value for q in run.interrupts] == [{"ask": "first"}]
     assert run["log"] == [] and sorted(line[3] for line in lines(file)) == ["ask", "beside"]
     run = app.resume({"a": None}, session="s")
-    assert [q.value for q in run.interrupts] == [("second", {"a": None})]
+    assert [q.value for q in run.interrupts] == [["second", {"a": None}]]
     run = app.resume(None, session="s")
     assert run.status == "completed" and run["log"] == ["{'a': None} None", "beside", "after None"]
     nodes = [line[3] for line in lines(file)]
@@ -95,7 +93,7 @@ def test_an_answer_is_stored_before_any_task_starts(tmp_path: Path, file: str) -
             "question",
         ]
         run = asking(store).resume(session="s")
-        assert [q.value for q in run.interrupts] == [("second", "yes")]
+        assert [q.value for q in run.interrupts] == [["second", "yes"]]
 
 
 def test_another_process_resumes(tmp_path: Path, file: str) -> None:
@@ -113,7 +111,7 @@ def test_another_process_resumes(tmp_path: Path, file: str) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert ran.stdout.splitlines() == [
-        "interrupted ('second', 'one')",
+        "interrupted ['second', 'one']",
         "interrupted ['one two', 'beside'] ['after']",
     ], ran.stderr
     run = app.resume(session="s", interrupt_before=["after"])
@@ -136,8 +134,6 @@ def test_pauses_after_each_step_and_edits(store: Any, file: str) -> None:
 
 
 def test_an_edit_is_seen_by_the_next_node_and_told_by_history(store: Any, file: str) -> None:
-    if store.codec.name == "json":
-        pytest.skip("a question is a tuple here")
     app = asking(store)
     app.invoke({"file": file}, session="s")
     with app.open("s") as session:
@@ -159,7 +155,7 @@ def test_an_edit_is_seen_by_the_next_node_and_told_by_history(store: Any, file: 
     app.resume("p", session="t")
     other = app.resume("q", session="t")
     assert other["log"] == ["edited", "p q", "beside", "after 7"]
-    with app.open("s") as session, pytest.raises(fm.SessionConflict, match="no node|no such node"):
+    with app.open("s") as session, pytest.raises(fm.SessionConflict, match="no such node"):
         session.update({}, as_node="nobody")
 
 
@@ -455,8 +451,8 @@ def killed_at_random(tmp_path: Path, kills: int, seed: int, context: Any, most: 
 
 
 def test_a_run_that_is_killed_at_any_instant_goes_on(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, 15, 1, "inline", 0.03)
-    killed_at_random(tmp_path, 10, 2, PROCESSES, 0.12)
+    killed_at_random(tmp_path, 10, 1, "inline", 0.03)
+    killed_at_random(tmp_path, 3, 2, PROCESSES, 0.12)
 
 
 @pytest.mark.slow

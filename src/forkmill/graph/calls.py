@@ -136,18 +136,18 @@ def mapped(graph: Any, asked: Asked) -> MapResult:
     plan, values, items = checked(graph, asked)
     rows: list[Any] = []
     failures: list[Failure] = []
-    skip = asked.on_error == "skip"
-    fn = _function_of(plan, values, skip, failures)
+    call = _call(plan, values, asked.on_error == "skip", failures)
     try:
-        rows.extend(map(fn, items.bare if len(items.map_over) == 1 else items))
+        rows.extend(map(call.fn, items.bare if len(items.map_over) == 1 else items))
     except Stop as stop:
         loss = stop.loss
     except KeyboardInterrupt as error:
-        done = _opened(plan, rows, failures)
-        slot(error, "__dict__")["result"] = _result(plan, done, failures, start, "stopped")
+        _open(call, plan, rows, failures)
+        slot(error, "__dict__")["result"] = _result(plan, rows, failures, start, "stopped")
         raise
     else:
-        return _result(plan, _opened(plan, rows, failures), failures, start)
+        _open(call, plan, rows, failures)
+        return _result(plan, rows, failures, start)
     raise_failure(failure_of(plan, loss, len(rows), tuple(plan.outputs)), graph._called)
 
 
@@ -161,7 +161,7 @@ def rows(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
 def _rows_here(
     graph: Any, plan: Plan, values: Mapping[str, Any], items: Items, skip: bool
 ) -> Iterator[dict[str, Any]]:
-    fn = _function_of(plan, values, skip, None)
+    fn = _call(plan, values, skip, None).fn
     index = 0
     try:
         for row in map(fn, items.bare if len(items.map_over) == 1 else items):
@@ -284,17 +284,17 @@ def _sorted(
 # ---------------------------------------------------------------------- parts
 
 
-def _function_of(
-    plan: Plan, values: Mapping[str, Any], skip: bool, noted: list[Failure] | None
-) -> Any:
-    """The function of a map in this thread: a row of an item."""
+def _call(plan: Plan, values: Mapping[str, Any], skip: bool, noted: list[Failure] | None) -> Call:
+    """A map in this thread: gives a row of an item."""
     mode = "record" if skip else "raise"
     constants = plan.constants(values)
-    return Call(everything(plan), constants, mode=mode, blocking=True, local=True, noted=noted).fn
+    return Call(everything(plan), constants, mode=mode, blocking=True, local=True, noted=noted)
 
 
-def _opened(plan: Plan, rows: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:
-    """The rows, with Failures in the place of losses; these are noted."""
+def _open(call: Call, plan: Plan, rows: list[Any], failures: list[Failure]) -> None:
+    """Failures in the place of losses; these are noted, before those inside of lists."""
+    if not call.broke:
+        return
     nested = list(failures)
     failures.clear()
     for index, row in enumerate(rows):
@@ -302,7 +302,6 @@ def _opened(plan: Plan, rows: list[Any], failures: list[Failure]) -> list[dict[s
             rows[index], found = row_of(plan, row.values, index)
             failures += found
     failures += nested
-    return rows
 
 
 def _of_engine(plan: Plan, block: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:

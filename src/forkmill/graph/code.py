@@ -80,6 +80,7 @@ class Call:
             "noted": noted,
         }  # fmt: skip
         self._fn: Any = None
+        self._rest: Rest | None = None
 
     @classmethod
     def of(
@@ -112,8 +113,14 @@ class Call:
     def fn(self) -> Any:
         """The function itself, which takes an item."""
         if self._fn is None:
-            self._fn = function_of(self.piece, self.constants, **self.options)
+            self._rest = Rest(self.piece, self.constants, Call, **self.options)
+            self._fn = _function(self._rest, self.piece, self.constants)
         return self._fn
+
+    @property
+    def broke(self) -> bool:
+        """Whether a Broken has come out of it, in this process."""
+        return self._rest is not None and self._rest.broke
 
     def __call__(self, item: Any = None) -> Any:
         return self.fn(item)
@@ -156,13 +163,10 @@ def _work(call: Call, rest: dict[str, Any]) -> Work:
     return call.work(**rest)
 
 
-def function_of(piece: Piece, constants: dict[int, Any], **options: Any) -> Any:
+def _function(rest: Rest, piece: Piece, constants: dict[int, Any]) -> Any:
     """The function of a group."""
-    rest = Rest(piece, constants, Call, **options)
-    if options["batch"]:
-        return rest.batch
-    if options["aio"]:
-        return rest.overlapped
+    if rest.shape is not None:
+        return rest.shape
     names: dict[str, Any] = {
         "CO": CoroutineType, "HANDLES": frozenset(HANDLES), "USUAL": USUAL, "odd": odd,
         "copied": deepcopy, "mark": rest.mark, "carry": rest.carry, "fail": rest.fail,

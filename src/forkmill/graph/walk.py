@@ -77,6 +77,8 @@ class Rest:
         self.aside = aside
         self.local = local
         self.lines: dict[int, int] = {}  # line number -> part
+        self.shape = self.batch if batch else self.overlapped if aio else None  # no text is needed
+        self.broke = False  # something failed, and a Broken has said so
         self.cached: _Cached | None = None  # of a batch
         self.fns = [
             part.fn if part.nest is None else _Inner(part, make, noted) for part in piece.parts
@@ -293,6 +295,7 @@ class Rest:
             values[slot] if slot in values else self.constants[slot] for slot in piece.writes
         )
         if losses or any(type(output) is Loss for output in outputs):
+            self.broke = True
             return Broken(outputs, tuple(losses))
         if piece.row is not None:
             return dict(zip(piece.row, outputs, strict=True))

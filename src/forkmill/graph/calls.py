@@ -37,7 +37,19 @@ if TYPE_CHECKING:
     from .given import Items
     from .plan import Plan
 
-__all__ = ["Asked", "by_engine", "mapped", "merged", "rows"]
+__all__ = [
+    "Asked",
+    "Checked",
+    "by_engine",
+    "checked",
+    "engine_for",
+    "made",
+    "mapped",
+    "merged",
+    "result_of",
+    "row_blocks",
+    "rows",
+]
 
 
 @dataclass(slots=True)
@@ -183,57 +195,66 @@ def by_engine(graph: Any, asked: Asked) -> Any:
         return _mapped_by_engine(graph, asked, time.perf_counter())
     if asked.mode == "imap":
         return _rows_by_engine(graph, asked)
-    from .engine import engine_of
-
     values = merged(asked.inputs, {})
     given = tuple(values)
     plan = graph._plan(given, given, asked.output_name)
-    engine = engine_of(graph._engine if asked.engine is None else asked.engine)
+    engine = engine_for(graph, asked)
     row: dict[str, Any] = engine.run(graph, values, asked.output_name, _ctx=asked.ctx(plan))
     return row
 
 
 def _mapped_by_engine(graph: Any, asked: Asked, start: float) -> MapResult:
-    plan, values, items = checked(graph, asked)
-    ctx = asked.ctx(plan, items)
+    what = checked(graph, asked)
+    engine = engine_for(graph, asked)
+    ctx = asked.ctx(what.plan, what.items)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
-    with contextlib.closing(_blocks(graph, asked, ctx, values, items)) as blocks:
+    with contextlib.closing(row_blocks(graph, engine, asked, ctx, what)) as blocks:
         try:
             for _, block in blocks:
-                rows += block if type(block) is not list else _of_engine(plan, block, failures)
+                rows += made(what.plan, block, failures)
         except KeyboardInterrupt as error:
-            result = _result(plan, rows, failures, start, "stopped", ctx.stats)
-            slot(error, "__dict__")["result"] = result
+            ctx.stopped = True
+            slot(error, "__dict__")["result"] = result_of(ctx, rows, failures, start)
             raise
+    return result_of(ctx, rows, failures, start)
+
+
+def engine_for(graph: Any, asked: Asked) -> Any:
+    """The engine that carries a call out."""
+    from .engine import engine_of
+
+    return engine_of(graph._engine if asked.engine is None else asked.engine)
+
+
+def result_of(ctx: Any, rows: list[Any], failures: list[Failure], start: float) -> MapResult:
+    """What a map by an engine has come to."""
     status = "stopped" if ctx.stopped else "completed"
-    return _result(plan, rows, [*failures, *ctx.noted], start, status, ctx.stats)
+    return _result(ctx.plan, rows, [*failures, *ctx.noted], start, status, ctx.stats)
 
 
 def _rows_by_engine(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
-    plan, values, items = checked(graph, asked)
-    ctx = asked.ctx(plan, items)
-    blocks = _blocks(graph, asked, ctx, values, items)
+    what = checked(graph, asked)
+    engine = engine_for(graph, asked)
+    blocks = row_blocks(graph, engine, asked, asked.ctx(what.plan, what.items), what)
 
     def rows() -> Iterator[dict[str, Any]]:
         with contextlib.closing(blocks):
             for _, block in blocks:
-                yield from block if type(block) is not list else _of_engine(plan, block, [])
+                yield from made(what.plan, block, [])
 
     return rows()
 
 
-def _blocks(
-    graph: Any, asked: Asked, ctx: Any, values: dict[str, Any], items: Items
+def row_blocks(
+    graph: Any, engine: Any, asked: Asked, ctx: Any, what: Checked
 ) -> Generator[tuple[int, list[Any]], None, None]:
     """(index of the first, rows) of an engine's map, in order, up to a failure that is raised.
 
     Rows that are no plain list are in order as they are, and nothing in them failed.
     """
-    from .engine import engine_of
-
-    engine = engine_of(graph._engine if asked.engine is None else asked.engine)
-    constants = {name: value for name, value in values.items() if name not in items.map_over}
+    items = what.items
+    constants = {name: value for name, value in what.values.items() if name not in items.map_over}
     given: Any = getattr(engine, "_blocks", None)
     if given is not None:
         source = given(graph, items, constants, asked.output_name, ctx)
@@ -304,8 +325,10 @@ def _open(call: Call, plan: Plan, rows: list[Any], failures: list[Failure]) -> N
     failures += nested
 
 
-def _of_engine(plan: Plan, block: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:
+def made(plan: Plan, block: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:
     """Rows as an engine gave them, as their user gets them; their failures are noted."""
+    if type(block) is not list:
+        return block
     rows = []
     for row in block:
         failures += failures_in(row)

@@ -44,6 +44,7 @@ __all__ = ["Ctx", "Engine", "LocalEngine", "Rows", "engine_of"]
 
 _LOOK_S = 0.002  # between two looks at what a pool's map has given
 _MOST = 1024  # results at one look
+_FEW = 32  # where somebody asks for one row after another
 
 
 @dataclass(slots=True)
@@ -241,17 +242,13 @@ class LocalEngine(Engine):
             if pool is not None and items is not None:
                 yield from _by_pool(session.executor(pool), layout, items, ctx)
             else:
-                yield from self._flow(Flow(layout, items, ways, bell, ctx), ctx)
+                flow = Flow(layout, items, ways, bell, ctx)
+                yield from _carried(flow, ctx, crew, session, own=warm is None)
             well = True
         finally:
             crew.let_go()
             if warm is None:
                 session.close(well=well)
-
-    def _flow(self, flow: Flow, ctx: Ctx) -> Iterator[list[tuple[int, Any]]]:
-        if ctx.began is not None:
-            ctx.began(flow)
-        yield from flow.blocks()
 
     def _home(self, asked: Any) -> Home:
         """What a node's context stands for."""
@@ -284,6 +281,27 @@ def engine_of(asked: Any) -> Engine:
 
 def _here(placing: Placing) -> Placing:
     return Placing(INLINE, INLINE, dict.fromkeys(placing.named, INLINE), placing.cache)
+
+
+def _carried(
+    flow: Flow, ctx: Ctx, crew: Crew, session: Session, *, own: bool
+) -> Iterator[list[tuple[int, Any]]]:
+    """A flow's rows; whoever started it elsewhere can stop it."""
+
+    def release() -> None:
+        flow.kill()
+        flow.close()
+        crew.let_go()
+        if own:
+            session.close(well=False)
+
+    if ctx.began is not None:
+        flow.release = release
+        ctx.began(flow)
+    try:
+        yield from flow.blocks()
+    finally:
+        ctx.stopped = flow.cut
 
 
 def _inline(_asked: Any) -> Home:
@@ -324,6 +342,8 @@ def _by_pool(
         return_exceptions=True,
     )
     rows_of = _row_maker(layout.outputs, post.writes)
+    # Rows that were taken and are not handed on count as consumed: they must be few.
+    most = _MOST if ctx.mode == "map" else 1 if ctx.buffersize is not None else _FEW
     at, size, over = 0, 1, False
     try:
         while not over and flow.top.limit is None:
@@ -335,7 +355,7 @@ def _by_pool(
             finally:
                 if values:
                     yield _told(flow, rows_of, column, at, values)
-            size = _next_size(size, perf_counter() - start)
+            size = min(most, _next_size(size, perf_counter() - start))
             at += len(values)
     finally:
         results.close()

@@ -56,7 +56,7 @@ from .sweep import SweepWay
 from .ways import MOST, Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .plan import Plan, Step
     from .ways import Bell, Post, Way
@@ -110,9 +110,10 @@ class Flow:
         self._tries: dict[tuple[Any, Post], int] = {}  # that died or were late
         self._again: list[tuple[float, int, Post, Any, Any]] = []
         self._numbers = itertools.count()
-        self._stopping = self._killed = self._closed = False
+        self._stopping = self._killed = self._closed = self._dropped = False
         self.interrupted = False
         self.left_behind = 0
+        self.release: Callable[[], None] = self.close  # everything; made more by who opened more
 
     # ------------------------------------------------------------------ from outside
 
@@ -146,6 +147,11 @@ class Flow:
                 raise self.top.raised
         finally:
             self.close(well=done)
+
+    @property
+    def cut(self) -> bool:
+        """Whether it was stopped before all items were begun."""
+        return self._dropped or (self._stopping and not self.top.spent)
 
     def stop(self) -> None:
         """No new items; what has begun is finished. Any thread."""
@@ -196,6 +202,8 @@ class Flow:
 
     def _turn(self) -> bool:
         """Admit, send, take, once; whether there was anything to do."""
+        if self._stopping and not self._dropped:
+            self._drop_unbegun()
         progress = self._admit()
         if self._again:
             progress = self._try_again() or progress
@@ -212,6 +220,15 @@ class Flow:
             for way in self._here:
                 progress = (way.out > 0 and self._take(way)) or progress
         return progress
+
+    def _drop_unbegun(self) -> None:
+        """It was stopped: items nothing of which was called are no items."""
+        self._dropped = True
+        for way in self._ways:
+            if isinstance(way, SweepWay):
+                self._units -= way.drop_behind(-1)
+            else:
+                self._units -= len(way.drop(_has_begun))
 
     def _take(self, way: Way) -> bool:
         if isinstance(way, SweepWay):
@@ -720,6 +737,17 @@ class Flow:
 
 
 _GONE = RuntimeError("it is lost")
+
+
+def _has_begun(frame: Any) -> bool:
+    """Whether some call of an item's was made."""
+    while type(frame) is not int:
+        if frame.open < len(frame.level.layout.posts):
+            return True
+        if frame.level.outer is None:
+            break
+        frame = frame.level.outer[0]
+    return False
 
 
 def _given(step: Step) -> dict[str, Any]:

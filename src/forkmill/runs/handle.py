@@ -36,6 +36,7 @@ __all__ = [
     "Driven",
     "Handle",
     "Left",
+    "Pulled",
     "Stream",
 ]
 
@@ -65,17 +66,8 @@ class Driven(Protocol):
     def serve(self, offer: Callable[[deque[Any]], bool]) -> RunResult:
         """Run to the end, for somebody elsewhere who takes the outputs one by one."""
 
-    def next_output(self) -> tuple[Any] | None:
-        """The next output; None when the run is over."""
-
-    def finish(self) -> RunResult:
-        """Release everything; the result."""
-
     def abandon(self) -> RunResult:
         """End now, without a word about what was under way."""
-
-    def give_up(self, error: BaseException) -> None:
-        """End now: `error` goes past everything in its caller's thread."""
 
     def stop(self) -> None:
         """Sources stop; the rest is finished. Any thread."""
@@ -100,6 +92,19 @@ class Driven(Protocol):
 
     def carry_on(self) -> RunResult:
         """Run to the end, from where another thread was left."""
+
+
+class Pulled(Driven, Protocol):
+    """A run that somebody's own thread carries on, output by output."""
+
+    def next_output(self) -> tuple[Any] | None:
+        """The next output; None when the run is over."""
+
+    def finish(self) -> RunResult:
+        """Release everything; the result."""
+
+    def give_up(self, error: BaseException) -> None:
+        """End now: `error` goes past everything in its caller's thread."""
 
 
 class Handle(Ending):
@@ -273,8 +278,8 @@ class Stream:
         result: The run's RunResult, when it is over.
     """
 
-    def __init__(self, driver: Driven) -> None:
-        self._driver: Driven | None = driver
+    def __init__(self, driver: Pulled) -> None:
+        self._driver: Pulled | None = driver
         self._busy = False
         self.result: RunResult | None = None
 

@@ -6,6 +6,7 @@ Threads: any.
 from __future__ import annotations
 
 import inspect
+import keyword
 from typing import TYPE_CHECKING, Any
 
 from .code import Call, everything
@@ -44,10 +45,13 @@ class Function:
         self._names = names
         needed = needs(graph._wiring, graph._bound, names)
         self._inputs = tuple(name for name in needed if name not in graph._bound)
+        required = [name for name in self._inputs if needed[name]]
+        alone = required if len(required) == 1 else self._inputs
+        self._first = alone[0] if len(alone) == 1 else None  # may be given by position
         self.__name__ = self.__qualname__ = graph.name or "_".join(names[:3]) or "graph"
         self.__doc__ = f"{', '.join(names)} of {', '.join(self._inputs)}."
         self.__module__ = __name__
-        self.__signature__ = _signature(graph, needed, self._inputs)
+        self.__signature__ = _signature(graph, needed, self._inputs, self._first)
         self._calls: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -63,13 +67,16 @@ class Function:
         raise_failure(failure_of(plan, loss, None, tuple(plan.outputs)), self.graph._called)
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if len(self._inputs) != 1 or len(args) != 1 or kwargs:
-            given = f"{len(args)} by position"
+        first = self._first
+        if first is None or len(args) != 1:
+            may = "" if first is None else f", of which {first!r} may be given by position"
             raise TypeError(
-                f"{self.__name__}() takes {', '.join(self._inputs) or 'nothing'}, by name"
-                f"{', or a single one by position' if len(self._inputs) == 1 else ''}; got {given}"
+                f"{self.__name__}() takes {', '.join(self._inputs) or 'nothing'}, by name{may}; "
+                f"got {len(args)} by position"
             )
-        return {self._inputs[0]: args[0]}
+        if first in kwargs:
+            raise TypeError(f"{self.__name__}() got {first!r} twice: by position and by name")
+        return {first: args[0], **kwargs}
 
     def _made(self, given: tuple[str, ...]) -> Callable[..., Any]:
         """The function for values of these names."""
@@ -91,21 +98,24 @@ class Function:
         return f"<function of {self.graph._called}: {self.__name__}{self.__signature__}>"
 
 
-def _signature(graph: Any, needed: dict[str, bool], inputs: tuple[str, ...]) -> inspect.Signature:
-    kind = (
-        inspect.Parameter.POSITIONAL_OR_KEYWORD
-        if len(inputs) == 1
-        else inspect.Parameter.KEYWORD_ONLY
-    )
+def _signature(
+    graph: Any, needed: dict[str, bool], inputs: tuple[str, ...], first: str | None
+) -> inspect.Signature:
+    """The inputs as parameters; those whose names can be none are left out."""
     defaults: dict[str, Any] = {}
     for placed in graph._wiring.placed:
         for parameter, name in zip(placed.node.parameters, placed.reads, strict=True):
             if parameter.default is not ABSENT:
                 defaults.setdefault(name, parameter.default)
-    parameters = []
-    for name in inputs:
-        default = ABSENT if needed[name] else defaults.get(name)
-        if name.isidentifier():
-            parameters.append(inspect.Parameter(name, kind, default=default))
-    parameters.sort(key=lambda p: p.default is not ABSENT)
-    return inspect.Signature(parameters)
+    named, ahead = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [
+            inspect.Parameter(
+                name,
+                ahead if name == first else named,
+                default=ABSENT if needed[name] else defaults.get(name),
+            )
+            for name in sorted(inputs, key=lambda name: name != first)
+            if name.isidentifier() and not keyword.iskeyword(name)
+        ]
+    )

@@ -336,8 +336,8 @@ class Graph:
                 all of them, or the only one.
 
         Returns:
-            A callable with a signature: the inputs that are not bound, by name. A single one may be
-            given by position.
+            A callable with a signature: the inputs that are not bound, by name. A single one, or
+            the only one without a default, may be given by position.
 
         Raises:
             BuildError: There is no such output.

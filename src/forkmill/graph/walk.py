@@ -77,7 +77,11 @@ class Rest:
         self.aside = aside
         self.local = local
         self.lines: dict[int, int] = {}  # line number -> part
-        self.shape = self.batch if batch else self.overlapped if aio else None  # no text is needed
+        self.shape: Any = None  # the function, where no text is needed
+        if batch:
+            self.shape = self.batch
+        elif aio:
+            self.shape = self.awaited if blocking else self.overlapped
         self.broke = False  # something failed, and a Broken has said so
         self.cached: _Cached | None = None  # of a batch
         self.fns = [
@@ -337,6 +341,10 @@ class Rest:
         if found and self.mode != "record":
             return self.lost(values, found)
         return self.done(values, found)
+
+    def awaited(self, item: Any = None) -> Any:
+        """As `overlapped`, in a loop that is made for it."""
+        return settle(self.overlapped(item))
 
     def opened(self, item: Any) -> dict[int, Any]:
         if type(item) is Torn:

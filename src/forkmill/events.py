@@ -77,7 +77,7 @@ from ._process import EARS, STREAM, TELLERS, Latch, LoneThread
 from ._said import HERE, here, item_here, short, within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     Event = dict[str, Any]
 
@@ -499,6 +499,7 @@ class _Bus:
         self._held_up: deque[Latch] = deque()  # of emitters that wait for room
         self._patience_over = False
         self._tick_at = 0.0
+        self._lot: deque[Any] = deque()  # what was said together, and is not told yet
         self._hear_at = 0.0
         self._hear_every = _TICK_S  # less while there is much to hear
 
@@ -537,11 +538,13 @@ class _Bus:
         if len(self.queue) < self.bound or self._room():
             take(self.queue.append)
         else:
-            take(self._drop_word)
+            take(self._drop_lot)
         self._ring()
 
-    def _drop_word(self, _word: Any) -> None:
-        next(self._dropped)
+    def _drop_lot(self, entry: list[Any]) -> None:
+        lot, ear, _ = entry
+        for _ in range(lot if isinstance(lot, int) else ear.count(lot)):
+            next(self._dropped)
 
     def _ring(self) -> None:
         if self.asleep:
@@ -653,20 +656,24 @@ class _Bus:
     def _take(self) -> bool:
         """From the deque into the queues; whether there was anything."""
         queue = self.queue
-        count = 0
+        count, left = 0, len(queue)
         blocking = [s for s in tuple(self.subscribers) if s._policy == "block"]
-        for _ in range(len(queue)):
+        while left or self._lot:
             if blocking and any(subscriber.full() for subscriber in blocking):
                 break
-            event, emitter = queue.popleft()
+            if not self._lot:
+                left -= 1
+                entry = queue.popleft()
+                if type(entry) is list:
+                    self._lot.extend(_opened_lot(*entry))
+                    continue
+            else:
+                entry = self._lot.popleft()
+            event, emitter = entry
             count += 1
             if event is None:
                 emitter.go(self.subscribers)
                 continue
-            if type(event) is not dict:
-                event, emitter = _event_of(event, *emitter)
-                if event is None:
-                    continue
             self._seq += 1
             event["seq"] = self._seq
             first, *others = emitter.listeners() or (None,)
@@ -798,37 +805,42 @@ class Ear:
     """What opens the words of an executor's tasks, in the thread of the stream.
 
     Args:
-        decode: A word's record as (run, name, item, data, value).
+        words: The words of a lot: (when in ns, (run, name, item, data, value)), or an exception in
+            the place of the word.
         home: The emitter of those that no run is known of; None: nobody hears it.
     """
 
-    __slots__ = ("_decode", "_home")
+    __slots__ = ("_home", "_words")
 
-    def __init__(self, decode: Callable[[bytes], Any], home: Callable[[], Emitter | None]) -> None:
-        self._decode = decode
+    def __init__(
+        self, words: Callable[[bytes], list[Any]], home: Callable[[], Emitter | None]
+    ) -> None:
+        self._words = words
         self._home = home
 
-    def open(self, word: tuple[bytes, int], worker: int) -> tuple[Event | None, Any]:
-        """The event of a word (a record, and when it was said), and whose it is; None: nobody's."""
-        record, at_ns = word
-        try:
-            run, name, item, data, value = self._decode(record)
-        except Exception as error:
-            text = f"it cannot be rebuilt here: {type(error).__name__}: {error}"
-            run = name = item = value = None
-            data = {"error": short(text)}
-        emitter = (None if run is None else _emitters.get(run)) or self._home()
-        if emitter is None or not emitter.heard:
-            return None, None
-        parent = emitter.parent if run in (None, emitter.id) else None
-        event = _event(emitter.source, run or emitter.id, parent, 0, "said", {})
-        event["data"] = {"value": value, **data}
-        at = at_ns / 1e9
-        event["time"] += at - event["monotonic"]
-        event.update(name=name, item=item, worker=worker, monotonic=at)
-        return event, emitter
+    def open(self, lot: bytes, worker: int) -> Iterator[tuple[Event, Emitter]]:
+        """The event of each word, and whose it is; of those that nobody hears none."""
+        for at_ns, word in self._words(lot):
+            if isinstance(word, BaseException):
+                error = f"it cannot be rebuilt here: {type(word).__name__}: {word}"
+                word = (None, None, None, {"error": short(error)}, None)
+            run, name, item, data, value = word
+            emitter = (None if run is None else _emitters.get(run)) or self._home()
+            if emitter is None or not emitter.heard:
+                continue
+            parent = emitter.parent if run in (None, emitter.id) else None
+            event = _event(emitter.source, run or emitter.id, parent, 0, "said", {})
+            event["data"] = {"value": value, **data}
+            at = at_ns / 1e9
+            event["time"] += at - event["monotonic"]
+            event.update(name=name, item=item, worker=worker, monotonic=at)
+            yield event, emitter
 
-    def lost(self, number: int, worker: int) -> tuple[Event | None, Any]:
+    def count(self, lot: bytes) -> int:
+        """How many words a lot has."""
+        return len(self._words(lot))
+
+    def lost(self, number: int, worker: int) -> tuple[Event, Any]:
         """So many words of a worker found no room."""
         home = self._home() or bare()
         data = {"lost": number, "first": None, "last": None}
@@ -845,13 +857,13 @@ class _Everybody:
         return [*_bus.subscribers]
 
 
-def _event_of(word: Any, ear: Ear, worker: int) -> tuple[Event | None, Any]:
-    """What Pool.take_said() has put into the deque."""
+def _opened_lot(lot: bytes | int, ear: Ear, worker: int) -> list[tuple[Event, Any]]:
+    """What take_said() has put into the deque."""
     try:
-        return ear.lost(word, worker) if type(word) is int else ear.open(word, worker)
+        return [ear.lost(lot, worker)] if isinstance(lot, int) else [*ear.open(lot, worker)]
     except BaseException as error:
         _complain("what a task said could not be told", error)
-        return None, None
+        return []
 
 
 _bare_ones: dict[str, Emitter] = {}

@@ -383,7 +383,7 @@ class _Forker:
 
     @cached_property
     def _ear(self) -> Any:
-        return STREAM[0].Ear(partial(_native.decode, loads=self.loads), STREAM[0].bare)
+        return STREAM[0].Ear(partial(_native.words, loads=self.loads), STREAM[0].bare)
 
     def close(self, *, cancel: bool = False) -> None:
         """Accept nothing more."""

@@ -394,14 +394,17 @@ cdef class ForkSlot:
         cdef bytes words
         cdef uint64_t lost
         cdef size_t n
+        cdef list said, loss
         if not fm_said_waits(self._said):
             return
-        n = fm_said_ready(self._said)
+        said, loss = [None, whose, None], [None, whose, None]
+        n = fm_said_ready(self._said)  # from here on nothing lets another thread in
         words = PyBytes_FromStringAndSize(NULL, n)
         lost = fm_said_take(self._said, <uint8_t *>PyBytes_AS_STRING(words), n)
-        _words(<const uint8_t *>PyBytes_AS_STRING(words), n, put, whose, self.pid)
-        if lost:
-            put((lost, (whose, self.pid)))
+        if n:
+            said[0], said[2] = words, self.pid
+            put(said)
+        _put_loss(put, loss, lost, self.pid)
 
     # ---------------------------------------------------------------- birth and death
 

@@ -43,21 +43,41 @@ cdef int _tell_news(Pool pool, uint32_t news) except -1:
     return 0
 
 
-cdef int _words(const uint8_t *at, size_t n, object put, object whose, int32_t pid) except -1:
-    """put() each of the words in n bytes: ((record, when in ns), (whose, pid))."""
+def words(bytes lot not None, loads):
+    """The words of a lot that take_said() has put somewhere: (when in ns, the word), or, in the place
+    of one that cannot be rebuilt here, its exception."""
+    cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(lot)
+    cdef uint64_t left = PyBytes_GET_SIZE(lot)
     cdef int64_t size
     cdef fm_word head
-    cdef tuple told = (whose, pid)
-    while n:
-        size = fm_word_size(at, n)
+    cdef list result = []
+    while left:
+        size = fm_word_size(at, left)
         if size < 0:
-            put((1, told))  # somebody wrote to it
-            return 0
+            result.append((fm_now(), _malformed("what a task said is no word")))
+            break
         memcpy(&head, at, sizeof(head))
-        record = PyBytes_FromStringAndSize(<const char *>at + sizeof(head), head.size)
-        put(((record, head.at_ns), told))
+        try:
+            word = decode_record(at + sizeof(head), head.size, None, loads)
+        except Exception as error:
+            word = error
+        result.append((head.at_ns, word))
         at += size
-        n -= size
+        left -= size
+    return result
+
+
+cdef int _put_lot(object put, list entry, const char *words, size_t n, int32_t pid) except -1:
+    if n:
+        entry[0], entry[2] = PyBytes_FromStringAndSize(words, n), pid
+        put(entry)
+    return 0
+
+
+cdef int _put_loss(object put, list entry, uint64_t lost, int32_t pid) except -1:
+    if lost:
+        entry[0], entry[2] = lost, pid
+        put(entry)
     return 0
 
 
@@ -314,19 +334,23 @@ cdef class Pool:
         check(fm_pool_listen(self._c, heard))
 
     def take_said(self, put, whose):
-        """Have put() called with each word that tasks have said: those of tasks that have an outcome
-        are among them. ((record, when in ns), (whose, pid)), or (how many were lost, (whose, pid)).
+        """Have put() called with what tasks have said, those that have an outcome among them: once a
+        worker, [a lot for words(), whose, pid]; or [how many words were lost, whose, pid].
 
-        With a C function for `put` nothing of Python runs in here, so no word is lost by what a
-        signal handler raises.
+        With a C function for `put` nothing of Python runs between taking and putting: no word is
+        lost by what a signal handler raises, and lots keep their order whatever threads take them.
         """
         cdef uint32_t at = 0
         cdef fm_lot lot
-        while check(fm_pool_take_said(self._c, &at, &lot)):
+        cdef list said, lost
+        while True:
+            # Made before: that may run finalizers, and in them other threads get their turn.
+            said, lost = [None, whose, None], [None, whose, None]
+            if not check(fm_pool_take_said(self._c, &at, &lot)):
+                return
             try:
-                _words(lot.words, lot.size, put, whose, lot.pid)
-                if lot.lost:
-                    put((lot.lost, (whose, lot.pid)))
+                _put_lot(put, said, <const char *>lot.words, lot.size, lot.pid)
+                _put_loss(put, lost, lot.lost, lot.pid)
             finally:
                 fm_body_free(lot.words)
 

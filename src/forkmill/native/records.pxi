@@ -1178,7 +1178,7 @@ cdef object decode_record(const uint8_t *p, uint64_t size, Block owner, object l
     return decode_long(&head, p + sizeof(head), owner, loads)
 
 
-# ------------------------------------------------- for words (_said.py), and the tests
+# ------------------------------------------------------------ for the tests
 
 def decode(bytes data, loads, bint owned=False):
     """The value of one record. `owned`: as if its memory were handed over with it."""

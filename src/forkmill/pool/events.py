@@ -169,10 +169,10 @@ class Told:
     @cached_property
     def ear(self) -> Any:
         """What opens the words of its tasks."""
-        return STREAM[0].Ear(self._word, self._home)
+        return STREAM[0].Ear(self._words_of, self._home)
 
-    def _word(self, record: bytes) -> Any:
-        return _native.decode(record, self.loads)
+    def _words_of(self, lot: bytes) -> list[Any]:
+        return _native.words(lot, self.loads)
 
     def _home(self) -> Any:
         """Who tells what no run is known of; also when the pool is over: it was said before."""

@@ -241,9 +241,13 @@ def _read(run: Run, places: Places, read: _Read) -> Iterator[Any]:
     read.begun = True
     try:
         yield from run.turns()
+        run.tell.settle()
         yield from run.tell.taken()
     except BaseException as failure:
         error = failure
+        if isinstance(failure, Exception):  # first what was told before it
+            run.tell.settle()
+            yield from run.tell.taken()
         raise
     finally:
         read.over = True

@@ -225,6 +225,7 @@ class Run:
         try:
             answers = sum(map(len, self.line.answers.values())) if self._resumed else None
             tell.run_started(self.line.session, point, answers)
+            tell.woken = lambda: self._ends.put(None)
             if not point.tasks:
                 self._free("completed")
             elif not self._resumed and self.limits.pauses((), point.tasks):
@@ -307,7 +308,7 @@ class Run:
         else:
             plain, late = seen(point, node.reads)
             state = (plain, late.copy())
-        return ident, point.step + 1, state, arg, answers
+        return self.tell.run, ident, point.step + 1, state, arg, answers
 
     def _for_process(self, node: Node) -> Any:
         """(plain, late) of what a node reads, as another process gets it."""

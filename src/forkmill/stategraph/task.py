@@ -31,6 +31,7 @@ from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import TYPE_CHECKING, Any
 
 from .._checks import nearest
+from .._said import within
 from ..errors import SerializationError, UpdateError
 from .view import State, view_of
 from .words import (
@@ -226,7 +227,7 @@ class Work:
 def callable_of(work: Work, in_loop: bool) -> Callable[..., Any]:
     """The function that runs a task of a node.
 
-    Called with the task's id, its number of the step, the state as (plain, late) or None, the
+    Called with the run's id if somebody listens, the task's id, its number of the step, the state as (plain, late) or None, the
     argument's wire or None, and the answers' wires, it gives an outcome, or raises what the node
     raised. Where an event loop runs it, that of a coroutine function is one; elsewhere a coroutine
     is run to its end.
@@ -255,7 +256,12 @@ def _labelled(call: Callable[..., Any], work: Work) -> Callable[..., Any]:
     return call
 
 
-def _perform(work: Work, ident: Any, step: int, state: Any, arg: Any, answers: Any) -> Any:
+def _perform(
+    work: Work, run: Any, ident: Any, step: int, state: Any, arg: Any, answers: Any
+) -> Any:
+    if run is not None:  # somebody listens
+        with within(run, work.name, step=step, task=ident[2]):
+            return _perform(work, None, ident, step, state, arg, answers)
     given, token = _begun(work, ident, state, arg, answers)
     try:
         result = work.fn(given)
@@ -269,8 +275,11 @@ def _perform(work: Work, ident: Any, step: int, state: Any, arg: Any, answers: A
 
 
 async def _perform_async(
-    work: Work, ident: Any, step: int, state: Any, arg: Any, answers: Any
+    work: Work, run: Any, ident: Any, step: int, state: Any, arg: Any, answers: Any
 ) -> Any:
+    if run is not None:
+        with within(run, work.name, step=step, task=ident[2]):
+            return await _perform_async(work, None, ident, step, state, arg, answers)
     given, token = _begun(work, ident, state, arg, answers)
     try:
         result = work.fn(given)

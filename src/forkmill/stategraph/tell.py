@@ -17,7 +17,7 @@ interrupt                                 step, questions (ids) or next (a stati
 
 Guarantees: when nobody hears it and nobody reads a stream, nothing is made.
 
-Threads: the run's own; `said` in that of events.
+Threads: the run's own; `_said` in that of events.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .task import DROP, OVER
 from .words import DELETE, Overwrite, question_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .line import Point
     from .plan import Plan
@@ -76,8 +76,10 @@ class Teller:
     Attributes:
         emitter: Tells events.
         heard: Whether anybody hears them.
+        run: The id of the run, for what tasks say; None if nobody hears it.
         streams: Whether somebody reads a stream.
         waits: Whether there is something for the stream now.
+        woken: Called when there is, by another thread.
     """
 
     def __init__(
@@ -88,11 +90,15 @@ class Teller:
         self._many = many
         self._items: deque[Any] = deque()
         self._step = 0  # for progress
-        self.emitter = events.Emitter("stategraph", events.current())
+        self.emitter = events.Emitter.beginning("stategraph")
         self.streams = bool(modes)
+        if "custom" in self._modes:
+            self.emitter.attach(self._said)
         for sink in sinks:
             self.emitter.attach(sink)
         self.heard = self.emitter.heard or "tasks" in self._modes
+        self.run = self.emitter.id if self.emitter.heard else None
+        self.woken: Callable[[], object] | None = None
         self._began = perf_counter()
 
     @property
@@ -107,10 +113,17 @@ class Teller:
     def _put(self, mode: str, data: Any) -> None:
         self._items.append((mode, data) if self._many else data)
 
-    def said(self, value: Any) -> None:
-        """A task has said something to the stream."""
+    def _said(self, event: dict[str, Any]) -> None:
+        """In the thread of events: a task has said something to the stream."""
+        if event["kind"] == "said":
+            self._put("custom", event["data"]["value"])
+            if self.woken is not None:
+                self.woken()
+
+    def settle(self) -> None:
+        """What tasks have said so far is there."""
         if "custom" in self._modes:
-            self._put("custom", value)
+            self.emitter.settle(events.DRAIN_S)
 
     # ------------------------------------------------------------------- the run
 
@@ -160,6 +173,7 @@ class Teller:
         changes: dict[str, Any],
     ) -> None:
         """A step is committed."""
+        self.settle()
         if self.heard:
             frontier = [task.node for task in new.tasks]
             self.emitter.emit(

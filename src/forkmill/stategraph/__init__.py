@@ -13,6 +13,7 @@ graph     StateGraph: what is written
 plan      what is compiled from it: checks, hash, callables
 line      a session as a run knows it, and its form in the store
 begin     how a call gets its session: checked, claimed, begun
+nested    graphs, pipelines and state graphs as nodes
 places    where tasks run
 run       the superstep loop
 tell      events, and the items of streams

@@ -18,6 +18,7 @@ from ..errors import BuildError, name_of
 from ..runs.policies import told
 from . import node as _node
 from .app import App
+from .nested import adapted
 from .plan import Plan, Settings
 from .rules import Choice, Join
 from .schema import Schema
@@ -97,7 +98,7 @@ class StateGraph:
             name, fn = getattr(name, "__name__", name_of(name)), name
         if name in self._nodes if isinstance(name, str) else False:
             raise BuildError(f"there is a node {name!r} already")
-        if not callable(fn) and not hasattr(fn, "run"):
+        if not callable(fn) and not hasattr(fn, "run") and not hasattr(fn, "invoke"):
             raise BuildError(f"node {name!r} needs a function, not {fn!r}")
         added = _node.made(
             self._schema, self._context, name, fn, context, on_error, timeout, reads, destinations
@@ -243,10 +244,11 @@ class StateGraph:
                 check,
                 version,
             )
+        nodes = {name: adapted(node, self._schema, settings) for name, node in self._nodes.items()}
         plan = Plan(
             self._name,
             self._schema,
-            dict(self._nodes),
+            nodes,
             tuple(self._edges),
             tuple(self._choices),
             tuple(self._joins.values()),

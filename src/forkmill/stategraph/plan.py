@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
@@ -143,6 +143,7 @@ class Plan:
         joins: tuple[Join, ...],
         settings: Settings,
     ) -> None:
+        self._parts = (name, schema, nodes, edges, choices, joins)
         self.name = name
         self.schema = schema
         self.nodes = nodes
@@ -285,6 +286,13 @@ class Plan:
 
     # ------------------------------------------------------------------------- the rest
 
+    def stored_in(self, settings: Settings | None) -> Plan:
+        """The same graph, with another one's store and durability; None: without any."""
+        own = self.settings
+        store = None if settings is None else settings.store
+        sync = True if settings is None else settings.sync
+        return Plan(*self._parts, replace(own, store=store, sync=sync))
+
     def _callable(self, node: Node) -> Callable[..., Any]:
         targets = node.targets
         if targets is None and self.settings.strict:
@@ -307,7 +315,11 @@ class Plan:
         parts = [
             [[key.name, _named(key.reducer)] for key in self.schema.keys.values()],
             [
-                [node.name, None if node.targets is None else sorted(node.targets)]
+                [
+                    node.name,
+                    None if node.targets is None else sorted(node.targets),
+                    getattr(node.fn, "hash", None),
+                ]
                 for node in self.nodes.values()
             ],
             list(paths.edges),

@@ -532,7 +532,7 @@ class Run:
             if self.tell.heard:
                 self.tell.retry(node.name, step, index, attempt)
             return policy.pause(attempt)
-        _note(error, f"in node {node.name!r}: task {index} of step {step}, attempt {attempt}")
+        _note(error, node.name, f"task {index} of step {step}, attempt {attempt}")
         arg = self.line.point.tasks[index].arg
         item = None if arg is None else self._coder.value(arg)
         self.failures[index] = Failure(node.name, item, error, attempt)
@@ -734,13 +734,11 @@ def _end(future: Any) -> None:
             kill()
 
 
-_OURS = "in node "
-
-
-def _note(error: BaseException, text: str) -> None:
-    """Say where an exception comes from; of an exception that is raised again, once."""
+def _note(error: BaseException, node: str, text: str) -> None:
+    """Say where an exception comes from; of one that is raised again by a node, once."""
     attributes = errors.slot(error, "__dict__")
     notes = attributes.get("__notes__")
+    where = f"in node {node!r}: "
     if isinstance(notes, list):
-        attributes["__notes__"] = [n for n in notes if not str(n).startswith(_OURS)]
-    add_note(error, text)
+        attributes["__notes__"] = [note for note in notes if not str(note).startswith(where)]
+    add_note(error, where + text)

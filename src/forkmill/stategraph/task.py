@@ -227,10 +227,10 @@ class Work:
 def callable_of(work: Work, in_loop: bool) -> Callable[..., Any]:
     """The function that runs a task of a node.
 
-    Called with the run's id if somebody listens, the task's id, its number of the step, the state as (plain, late) or None, the
-    argument's wire or None, and the answers' wires, it gives an outcome, or raises what the node
-    raised. Where an event loop runs it, that of a coroutine function is one; elsewhere a coroutine
-    is run to its end.
+    Called with the run's id if somebody listens, the task's id, the number of the step, the state
+    as (plain, late) or None, the argument's wire or None, and the answers' wires, it gives an
+    outcome, or raises what the node raised. Where an event loop runs it, that of a coroutine
+    function is one; elsewhere a coroutine is run to its end.
 
     It is a function of its own for each node, so a pool sends it to each worker once; and a small
     one, because it is sent by value: what it calls is found there.
@@ -262,7 +262,7 @@ def _perform(
     if run is not None:  # somebody listens
         with within(run, work.name, step=step, task=ident[2]):
             return _perform(work, None, ident, step, state, arg, answers)
-    given, token = _begun(work, ident, state, arg, answers)
+    given, token = _begun(work, ident, step, state, arg, answers)
     try:
         result = work.fn(given)
         if type(result) not in _USUAL and inspect.isawaitable(result):
@@ -280,7 +280,7 @@ async def _perform_async(
     if run is not None:
         with within(run, work.name, step=step, task=ident[2]):
             return await _perform_async(work, None, ident, step, state, arg, answers)
-    given, token = _begun(work, ident, state, arg, answers)
+    given, token = _begun(work, ident, step, state, arg, answers)
     try:
         result = work.fn(given)
         if inspect.isawaitable(result):
@@ -292,7 +292,9 @@ async def _perform_async(
         here.reset(token)
 
 
-def _begun(work: Work, ident: Any, state: Any, arg: Any, answers: Any) -> tuple[Any, Any]:
+def _begun(
+    work: Work, ident: Any, step: int, state: Any, arg: Any, answers: Any
+) -> tuple[Any, Any]:
     """What the function gets; and the task is known from here on."""
     open_wire = work.coder.value
     if arg is None:
@@ -300,7 +302,7 @@ def _begun(work: Work, ident: Any, state: Any, arg: Any, answers: Any) -> tuple[
         given = view_of(work.cls, work.keys, plain, late, open_wire)
     else:
         given = open_wire(arg)
-    return given, here.set(Here(ident, answers or _NO_ANSWERS, open_wire))
+    return given, here.set(Here(ident, step, arg is not None, answers or _NO_ANSWERS, open_wire))
 
 
 def _asked(work: Work, question: Asked) -> Any:

@@ -169,16 +169,25 @@ class Here:
 
     Args:
         id: What its TaskId is made of.
+        step: The number of its step.
+        sent: Whether it has a Send's argument.
         answers: By the number of the question, encoded.
         decode: Decodes one.
     """
 
-    __slots__ = ("answers", "asked", "decode", "id")
+    __slots__ = ("answers", "asked", "decode", "id", "sent", "step")
 
     def __init__(
-        self, id: tuple[Any, ...], answers: dict[int, Any], decode: Callable[[Any], Any]
+        self,
+        id: tuple[Any, ...],
+        step: int,
+        sent: bool,
+        answers: dict[int, Any],
+        decode: Callable[[Any], Any],
     ) -> None:
         self.id = id
+        self.step = step
+        self.sent = sent
         self.answers = answers
         self.decode = decode
         self.asked = 0

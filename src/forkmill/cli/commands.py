@@ -1,4 +1,4 @@
-"""The command line: ``forkmill map | run | demo | doctor | completion``; ``python -m forkmill``.
+"""The command line: ``forkmill map | run | sessions | demo | doctor | completion``.
 
 Guarantees:
     * Exit status: 0 all well, 1 something failed, 2 misuse, 130 stopped by Ctrl-C.
@@ -49,6 +49,7 @@ from .outputs import (
     terminal,
 )
 from .run import plan_facts, run_
+from .states import sessions_
 
 if TYPE_CHECKING:
     from .filter import Filter
@@ -368,6 +369,7 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
 
 
 app.add_command(run_)
+app.add_command(sessions_)
 
 
 # ----------------------------------------------------------------------------- demo

@@ -1,6 +1,7 @@
 """``forkmill run``: what MODULE:NAME is decides who runs it.
 
-A pipeline, a class or a function that makes one: `cli/pipelines.py`; a graph: `cli/graphs.py`.
+A pipeline, a class or a function that makes one: `cli/pipelines.py`; a graph: `cli/graphs.py`;
+a compiled state graph: `cli/states.py`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,18 @@ __all__ = ["plan_facts", "run_"]
     help="Keep so many failures whole, and count the rest.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of outputs.")
+@click.option("--session", metavar="ID", help="Of a state graph: begin this session, or go on.")
+@click.option("--resume", metavar="VALUE", help="The answer to what the session asks.")
+@click.option(
+    "--answer",
+    "answers",
+    metavar="QUESTION VALUE",
+    nargs=2,
+    multiple=True,
+    help="The answer to one of several questions.",
+)
+@click.option("--abandon", is_flag=True, help="A new turn of a session that is unfinished.")
+@click.option("--take-over", is_flag=True, help="Take a session from a run that may be alive.")
 def run_(
     pipeline: Any,
     settings: tuple[str, ...],
@@ -62,6 +75,7 @@ def run_(
     plan_only: bool,
     keep_failures: int,
     as_json: bool,
+    **of_sessions: Any,
 ) -> int:
     """Run a pipeline: an fm.Pipeline, a subclass of it, or a function that returns one.
 
@@ -70,9 +84,11 @@ def run_(
 
     \b
     forkmill run mymodule:WordCount --set path=book.txt --progress
+    forkmill run mymodule:app --session job-1 --set 'topics=["a"]'
     """
     from ..pipeline.load import make
     from . import pipelines as parts
+    from . import states
     from .filter import Output, OutputError
     from .screen import Progress, table
 
@@ -80,6 +96,10 @@ def run_(
         given = dict(map(setting, settings))
     except TargetError as error:
         raise click.BadParameter(str(error), param_hint="'--set'") from None
+    if states.is_state_graph(pipeline):
+        return states.run_app(pipeline, given, plan_only=plan_only, as_json=as_json, **of_sessions)
+    if any(of_sessions.values()):
+        raise click.UsageError("--session and what goes with it are for state graphs")
     try:
         plan = parts.sized(make(pipeline, given), workers)
     except errors.BuildError as error:

@@ -48,7 +48,7 @@ class Function:
         required = [name for name in self._inputs if needed[name]]
         alone = required if len(required) == 1 else self._inputs
         self._first = alone[0] if len(alone) == 1 else None  # may be given by position
-        self.__name__ = self.__qualname__ = graph.name or "_".join(names[:3]) or "graph"
+        self.__name__ = self.__qualname__ = self._single or graph.name or "graph"
         self.__doc__ = f"{', '.join(names)} of {', '.join(self._inputs)}."
         self.__module__ = __name__
         self.__signature__ = _signature(graph, needed, self._inputs, self._first)

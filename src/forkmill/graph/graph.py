@@ -131,7 +131,7 @@ class Graph:
         }  # fmt: skip
         return Graph.__new__(Graph)._set(**{**own, **changes})
 
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
+    def __setattr__(self, name: str, value: Any = None) -> NoReturn:
         raise AttributeError(
             f"a graph is never changed: {name!r} cannot be set. bind, rename, select and "
             f"with_engine give another graph"

@@ -1,0 +1,178 @@
+"""What fails: told with node, item and index; what does not depend on it is done."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import Any
+
+import pytest
+
+import forkmill as fm
+
+CALLS: list[tuple[str, int]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_calls() -> None:
+    CALLS.clear()
+
+
+@fm.node
+def a(x: int) -> int:
+    CALLS.append(("a", x))
+    if x == 3:
+        raise ValueError("three")
+    return x
+
+
+def b(a: int) -> int:
+    CALLS.append(("b", a))
+    return 2 * a
+
+
+def c(x: int) -> int:
+    CALLS.append(("c", x))
+    return -x
+
+
+def d(b: int, c: int) -> int:
+    return b + c
+
+
+GRAPH = fm.Graph([d, b, c, a], name="g")
+
+
+def raising(error: BaseException) -> Any:
+    def fail(x: int) -> None:
+        raise error
+
+    return fail
+
+
+def test_skip_keeps_what_does_not_depend_on_it() -> None:
+    rows = GRAPH.map({"x": range(5)}, "x", on_error="skip")
+    (failure,) = rows.failures
+    assert rows[3] == {"a": failure, "b": failure, "c": -3, "d": failure}
+    assert rows["d"][:3] == [0, 1, 2] and not rows.ok and rows.status == "completed"
+    assert (failure.stage, failure.index, failure.item) == ("a", 3, {"x": 3})
+    assert failure.outputs == ("a", "b", "d") and failure.attempts == 1
+    assert "ValueError: three" in failure.traceback and "forkmill" not in failure.traceback
+    assert ("b", 3) not in CALLS and ("c", 3) in CALLS
+    assert (rows.stats["a"].failed, rows.stats["a"].out) == (1, 4)
+    with pytest.raises(ValueError, match="three"):
+        failure.reproduce()
+    failure.item["x"] = 4
+    assert failure.reproduce() == 4
+
+
+def test_a_failure_travels_and_can_still_be_reproduced() -> None:
+    rows = GRAPH.map({"x": [3]}, "x", on_error="skip")
+    twin = pickle.loads(pickle.dumps(rows.failures[0]))
+    assert (twin.stage, twin.index, twin.item) == ("a", 0, {"x": 3})
+    assert twin.outputs == ("a", "b", "d") and "three" in twin.traceback
+    with pytest.raises(ValueError, match="three"):
+        twin.reproduce()
+    with pytest.raises(ValueError) as caught:
+        GRAPH.run(x=3)
+    again = pickle.loads(pickle.dumps(caught.value))  # it leads to its failure, and that to it
+    assert again.failure.stage == "a" and again.failure.error.args == ("three",)
+
+
+def test_raise_gives_the_node_s_own_exception() -> None:
+    with pytest.raises(ValueError, match="three") as caught:
+        GRAPH.map({"x": range(5)}, "x")
+    assert caught.value.__notes__ == ["in node 'a' of the graph 'g', item 3"]
+    assert caught.value.failure.index == 3  # type: ignore[attr-defined]
+    assert max(x for _, x in CALLS) == 3
+    rows = GRAPH.imap({"x": range(5)}, "x", output_name="a")
+    assert [next(rows)["a"] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(rows)
+    assert list(rows) == []
+    with pytest.raises(ValueError) as caught:
+        GRAPH.run(x=3)
+    assert caught.value.__notes__ == ["in node 'a' of the graph 'g'"]
+    text = "".join(traceback.format_exception(caught.value))
+    assert "During handling" not in text and "walk.py" not in text and "def a" not in text
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_failures_the_one_that_is_due_first_is_raised(order: tuple[int, int]) -> None:
+    nodes = [
+        fm.node(raising(IndexError()), output_name="e0", name="e0"),
+        fm.node(raising(KeyError()), output_name="e1", name="e1"),
+    ]
+    g = fm.Graph([*(nodes[at] for at in order), fm.node(lambda e1, e0: 0, name="end")])
+    with pytest.raises(IndexError):
+        g.run(x=1)
+    rows = g.map({"x": [1]}, "x", on_error="skip")
+    assert [failure.stage for failure in rows.failures] == ["e0", "e1"]
+    assert rows[0]["end"] in rows.failures
+
+
+def test_notes_of_an_earlier_item_are_replaced() -> None:
+    error = ValueError("the same each time")
+    error.add_note("its own")
+    g = fm.Graph([fm.node(raising(error), name="fail")])
+    for _ in range(2):
+        with pytest.raises(ValueError) as caught:
+            g.map({"x": [1]}, "x")
+    assert caught.value.__notes__ == ["its own", "in node 'fail' of this graph, item 0"]
+
+
+class Frozen(Exception):
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit(), Frozen("f"), MemoryError()])
+def test_whatever_a_node_raises_is_its_failure(error: BaseException) -> None:
+    g = fm.Graph([fm.node(raising(error), name="fail"), fm.node(lambda x: x, name="well")])
+    rows = g.map({"x": [1]}, "x", on_error="skip")
+    assert rows.failures[0].error is error and rows[0]["well"] == 1
+    with pytest.raises(type(error)) as caught:
+        g.run(x=1)
+    assert caught.value.failure.stage == "fail"  # type: ignore[attr-defined]
+
+
+def test_ctrl_c_has_what_there_is() -> None:
+    def stop(x: int) -> int:
+        if x == 2:
+            raise KeyboardInterrupt
+        return x
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fm.Graph([stop]).map({"x": range(5)}, "x", on_error="skip")
+    result = caught.value.result  # type: ignore[attr-defined]
+    assert result.status == "stopped" and result["stop"] == [0, 1] and not result.ok
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_retries_go_where_the_node_runs(is_async: bool) -> None:
+    tries: list[int] = []
+
+    def sync(x: int) -> int:
+        tries.append(x)
+        if tries.count(x) < 3:
+            raise ValueError(x)
+        return x
+
+    async def later(x: int) -> int:
+        return sync(x)
+
+    policy = fm.retry(3, 0.001, ValueError)
+    often = fm.node(later if is_async else sync, output_name="y", retry=policy)
+    g = fm.Graph([often, fm.node(lambda y: y + 1, name="z")])
+    assert g.map({"x": [1, 2]}, "x")["z"] == [2, 3] and len(tries) == 6
+    never = fm.node(raising(KeyError(1)), output_name="y", retry=policy)
+    (failure,) = fm.Graph([never]).map({"x": [1]}, "x", on_error="skip").failures
+    assert failure.attempts == 1
+    always = never.options(retry=fm.retry(3, 0.001))
+    (failure,) = fm.Graph([always]).map({"x": [1]}, "x", on_error="skip").failures
+    assert failure.attempts == 3
+    with pytest.raises(KeyError) as caught:
+        fm.Graph([always]).run(x=1)
+    assert "During handling" not in "".join(traceback.format_exception(caught.value))

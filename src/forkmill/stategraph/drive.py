@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..runs.handle import Left
+from ..runs.result import disguised
+from .run import Carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +93,10 @@ def carried_out(run: Run, places: Places | None) -> StateRun:
         try:
             for _ in run.turns():
                 pass
+        except Carried as failure:
+            error = failure.error
+            _give_result(run, error)
+            raise error from error.__cause__
         except BaseException as failure:
             error = failure
             _give_result(run, failure)
@@ -195,6 +201,9 @@ class StateStream:
             except StopIteration:
                 if not self._run.interrupted:
                     raise
+            except Carried as carried:
+                error = _give_result(self._run, carried.error)
+                raise disguised(error) from error
             except BaseException as error:
                 _give_result(self._run, error)
                 raise

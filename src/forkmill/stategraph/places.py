@@ -182,11 +182,14 @@ class Places:
 
     def _opened(self, kind: Spec) -> Any:
         """Its executor. Functions that are not sent (see `plan.always_forked`) are inherited."""
-        if kind.type != "ipc_fork" or not always_forked(kind):
+        if kind.type != "ipc_fork" or getattr(kind, "pool", None) is not None:
             return kind.open()
-        plan = self._plan
-        calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]
-        return kind.open(inherit=(*kind.options.get("inherit", ()), *calls))
+        more: dict[str, Any] = {"restarts": kind.options.get("restarts", _NO_LIMIT)}
+        if always_forked(kind):
+            plan = self._plan
+            calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]
+            more["inherit"] = (*kind.options.get("inherit", ()), *calls)
+        return kind.open(**more)
 
     def close(self, *, at_once: bool = False) -> None:
         """End what was opened. Idempotent.
@@ -201,3 +204,4 @@ class Places:
 
 
 _ASYNC = aio()
+_NO_LIMIT = (1_000_000, 1.0)  # deaths of tasks are the policies' matter, and break no pool

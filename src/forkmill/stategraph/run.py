@@ -79,9 +79,22 @@ if TYPE_CHECKING:
     from .rules import Task
     from .tell import Teller
 
-__all__ = ["Limits", "Run", "result_of"]
+__all__ = ["Carried", "Limits", "Run", "result_of"]
 
 SHARE_FROM = 1 << 15  # bytes of a value: from there on it goes by shared memory
+
+
+class Carried(BaseException):
+    """Brings out of a generator what would be taken for its end."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+def carried(error: BaseException) -> BaseException:
+    """The error, or what brings it out of a generator."""
+    return Carried(error) if isinstance(error, (StopIteration, GeneratorExit)) else error
 
 
 class Limits:
@@ -245,6 +258,10 @@ class Run:
             raise
         finally:
             self.stats.seconds = perf_counter() - self._began
+            tell.woken = None
+            self._handles.clear()
+            self._sent_for = None
+            self._sent = ({}, {})
 
     def _too_many(self) -> StepLimit:
         limit, step = self.limits.max_steps, self.line.point.step
@@ -280,7 +297,7 @@ class Run:
         if self._killed:
             self._free("killed")
         elif self.failures:
-            raise self._first_failure()
+            raise carried(self.failures[min(self.failures)].error)
         elif line.questions and (asked := line.asked()):
             self._free("interrupted")
             tell.asked(point.step + 1, [(i, tasks[i].node, *asked[i]) for i in sorted(asked)])
@@ -538,9 +555,6 @@ class Run:
         self.failures[index] = Failure(node.name, item, error, attempt)
         return None
 
-    def _first_failure(self) -> BaseException:
-        return self.failures[min(self.failures)].error
-
     # ------------------------------------------------------------------- the barrier
 
     def _commit(self) -> None:
@@ -569,6 +583,8 @@ class Run:
             )
             if heard:
                 tell.span("frontier", began, step=step, tasks=[task.node for task in new.tasks])
+        except StopIteration as error:
+            raise carried(error) from None
         finally:
             self._back()
         status = self._status_after(tasks, new)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fix_stores import a_maker, a_server, a_store, an_url  # noqa: F401
 
 import forkmill as fm
 from forkmill.stategraph.checkpoints.sqlite import SQLiteCheckpoints

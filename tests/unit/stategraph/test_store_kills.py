@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_stores import a_maker, a_server, a_store, an_url  # noqa: F401
 
 import forkmill as fm
 from forkmill.stategraph.checkpoints import MemoryCheckpoints

@@ -1,4 +1,7 @@
-"""Stores to test: memory, an SQLite file, a real Postgres server where one starts."""
+"""Stores to test: memory, an SQLite file, a real Postgres server where one starts.
+
+A test's module imports the fixtures under these names, and asks for them by their own.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from forkmill.stategraph.checkpoints.sqlite import SQLiteCheckpoints
 from forkmill.stategraph.checkpoints.store import Checkpoints
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
+@pytest.fixture(scope="session", name="postgres_server")
+def a_server() -> Iterator[str]:
     """The URL of a server of our own, for the time of the tests."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     pgserver = pytest.importorskip(
@@ -34,8 +37,8 @@ def postgres_server() -> Iterator[str]:
         server.cleanup()
 
 
-@pytest.fixture
-def postgres_url(postgres_server: str) -> str:
+@pytest.fixture(name="postgres_url")
+def an_url(postgres_server: str) -> str:
     """The server, with nothing of ours in it."""
     import psycopg
 
@@ -45,8 +48,8 @@ def postgres_url(postgres_server: str) -> str:
     return postgres_server
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+@pytest.fixture(params=["memory", "sqlite", "postgres"], name="make_store")
+def a_maker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """make_store(**options) -> a store on the same data each time (memory: always the same)."""
     with contextlib.ExitStack() as stack:
         memory: list[Checkpoints] = []
@@ -69,6 +72,6 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
         yield make
 
 
-@pytest.fixture
-def store(make_store: Callable[..., Checkpoints]) -> Checkpoints:
+@pytest.fixture(name="store")
+def a_store(make_store: Callable[..., Checkpoints]) -> Checkpoints:
     return make_store()

@@ -199,6 +199,26 @@ class Graph:
 
         return mermaid(self)
 
+    def plan(self, engine: Any = None, *, map_over: Any = None, output_name: Any = None) -> Any:
+        """Who would run what: which nodes go together, where, and what waits for what.
+
+        Nothing runs, and nothing is opened.
+
+        Args:
+            engine: As for `Graph`; None: the graph's.
+            map_over: The names that would be mapped; None: the plan of `run`.
+            output_name: What would be wanted; None: all outputs.
+
+        Returns:
+            A plan with `groups`, `where(node)` and `describe()`.
+
+        Raises:
+            BuildError: What `run` or `map` would refuse.
+        """
+        from .planned import plan_of
+
+        return plan_of(self, engine, map_over, output_name)
+
     # ------------------------------------------------------------------ other graphs
 
     def bind(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> Graph:

@@ -227,6 +227,9 @@ enum fm_kind {
 #define FM_RUN_KEEP 0x40u   /* set by fm_chunk_new(): the bytes may be needed
                                again, accept no segment */
 #define FM_RUN_ARENA 0x80u  /* some records are FM_LONG_ARENA */
+#define FM_RUN_EXCUSED                                                         \
+    0x100u                  /* a death while a task of it runs does not count
+                               against the limit of deaths */
 
 /*
  *  0      4     6      8      12     16     20    24        32        40
@@ -358,6 +361,8 @@ void fm_page_unmap(fm_page *page);
 
 /* 1 if the worker said that it exits by itself to be replaced. */
 int fm_page_retired(const fm_page *page);
+/* 1 if it runs tasks whose worker's death does not count (FM_RUN_EXCUSED). */
+int fm_page_excused(const fm_page *page);
 
 /* ------------------------------------------------------------------ said */
 

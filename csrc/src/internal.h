@@ -254,6 +254,7 @@ struct fm_page {
     _Atomic int64_t frame_start; /* of the one that runs, or 0 */
     _Atomic uint64_t rss_kb;
     _Atomic uint32_t retired;
+    _Atomic uint32_t excused; /* of the frame that runs */
     _Atomic uint32_t owner; /* the worker's number in the arena, or 0 */
     _Atomic int32_t pid;    /* its own: there before its first outcome */
     uint32_t mark;          /* read when the worker is dead */

@@ -221,6 +221,9 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame)
     port->number = UINT64_MAX;
     port->prompt = frame->flags & FM_RUN_PROMPT;
     port->counted = false;
+    atomic_store_explicit(&port->page->excused,
+                          frame->flags & FM_RUN_EXCUSED,
+                          memory_order_relaxed);
     atomic_store_explicit(&port->page->frame_start, port->frame_start,
                           memory_order_relaxed);
 }

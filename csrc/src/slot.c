@@ -67,6 +67,11 @@ int fm_page_retired(const fm_page *page)
     return (int)atomic_load(&page->retired);
 }
 
+int fm_page_excused(const fm_page *page)
+{
+    return atomic_load(&page->excused) && atomic_load(&page->frame_start);
+}
+
 void fm__page_offer(fm_page *page, uint64_t from, uint32_t n)
 {
     /* Relaxed is enough: the write() of the frame and the worker's read()

@@ -236,6 +236,7 @@ static void bury(fm_zygote *z, uint32_t slot, pid_t pid, int status,
     bool retired = fm_page_retired(child->memory);
     if (retired)
         died.flags |= FM_DIED_RETIRED;
+    bool excused = fm_page_excused(child->memory);
     if (child->asked)
         died.flags |= FM_DIED_ASKED;
     else if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL)
@@ -247,7 +248,7 @@ static void bury(fm_zygote *z, uint32_t slot, pid_t pid, int status,
         return;
     int64_t now = fm_now();
     child->due = now + pause_after(z, child, status);
-    if (!retired && !child->asked)
+    if (!retired && !child->asked && !excused)
         count_death(z, now);
 }
 

@@ -127,6 +127,27 @@ TEST(more_deaths_than_allowed_end_the_replacements)
     finish(&talk);
 }
 
+TEST(deaths_that_are_excused_do_not_count_while_their_frame_runs)
+{
+    struct talk talk = {0};
+    struct fm_zygote_options options = plain;
+    options.most_deaths = 1;
+    start(&talk, options);
+    for (int i = 0; i < 7; i++) {
+        fm_page *page;
+        hear(&talk, FM_REPORT_BORN);
+        CHECK_EQ(fm_page_map(talk.fds[3], &page), 0);
+        atomic_store(&page->excused, 1);
+        atomic_store(&page->frame_start, i < 5 ? fm_now() : 0);
+        fm_page_unmap(page);
+        CHECK_EQ(write(talk.fds[1], "\1", 1), 1);
+        drop_fds(&talk);
+        hear(&talk, FM_REPORT_DIED);
+    }
+    hear(&talk, FM_REPORT_BROKEN);
+    finish(&talk);
+}
+
 TEST(a_kill_is_obeyed_and_counts_for_nothing)
 {
     struct talk talk = {0};

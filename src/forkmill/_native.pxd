@@ -88,6 +88,7 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_RUN_PROMPT
     enum: FM_RUN_KEEP
     enum: FM_RUN_ARENA
+    enum: FM_RUN_EXCUSED
     struct fm_frame:
         uint32_t magic
         uint16_t kind
@@ -187,6 +188,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_page_create()
     int fm_page_map(int fd, fm_page **out)
     void fm_page_unmap(fm_page *page)
+    int fm_page_excused(const fm_page *page)
     int fm_page_retired(const fm_page *page)
     void fm_signals_look(uint32_t *ignored, uint32_t *handled)
     void fm_signals_install(uint32_t ignored, uint32_t handled, const uint32_t *told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import traceback
 from collections.abc import Iterator
@@ -173,3 +174,20 @@ def test_the_tree() -> None:
     assert issubclass(fm.TaskTimeout, TimeoutError)
     assert issubclass(fm.SerializationError, pickle.PicklingError)
     assert issubclass(fm.BuildError, ValueError)
+
+
+def test_deaths_that_are_excused_do_not_count_against_restarts() -> None:
+    with fm.ProcessPool(2, restarts=(1, 100.0)) as pool:
+        excused = pool._excused()
+        for _ in range(4):
+            with pytest.raises(fm.WorkerDied):
+                excused.submit(os._exit, 3).result()
+            with pytest.raises(fm.WorkerDied):
+                list(excused.options(retries=0).map(os._exit, [3]))
+        assert pool.submit(abs, -1).result() == 1
+        assert pool.stats().deaths == 8
+        for _ in range(2):
+            with pytest.raises(fm.WorkerDied):
+                pool.submit(os._exit, 3).result()
+        with pytest.raises(fm.PoolBroken):
+            pool.submit(abs, -1).result()

@@ -706,7 +706,7 @@ cdef class Submitter:
     cdef Pool _pool
     cdef object _core, _options, _known
     cdef type _future
-    cdef fm_chunk_options _c
+    cdef fm_chunk_options _c  # its flags: of each of these calls
 
     def __cinit__(self, core, type future not None, options, known):
         self._core = core
@@ -722,6 +722,7 @@ cdef class Submitter:
         self._c.retries = options.retries
         self._c.retry_on = options.flags
         self._c.priority = options.priority
+        self._c.flags = options.run
 
     def submit(self, fn, tuple args not None, dict kwargs not None):
         """Accept ``fn(*args, **kwargs)``; the future. Raises what `Core.submit` raises."""
@@ -758,7 +759,7 @@ cdef class Submitter:
         cdef int rc
         options.function = (<Function?>known[0])._c
         options.size = n
-        options.flags = flags
+        options.flags |= flags
         check(fm_chunk_new_small(self._pool._c, &options, record, &future._c))
         future._core = self._core
         future._pool = self._pool

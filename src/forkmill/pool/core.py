@@ -567,6 +567,7 @@ class Core:
         """
         function = None
         value: Any
+        flags |= options.run
         if SHARES:
             fn, args, kwargs = SHARES[0].lift_call(fn, args, kwargs)
         if self.plain(fn):

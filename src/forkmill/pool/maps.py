@@ -101,7 +101,7 @@ class Feed(Input[_native.Chunk]):
         self.unit = 1 if chunksize is None else min(chunksize, most, MAX_CHUNK)
         self.free = chunksize is None
         prompt = prompt and not self.free
-        self.flags |= _native.RUN_PROMPT if prompt else 0
+        self.flags |= options.run | (_native.RUN_PROMPT if prompt else 0)
         self.tuned = self.free or prompt
         self.left = _length(call.iterables) if self.quick and self.tuned else None
         self.wide = self.free or self.quick  # MAP-3

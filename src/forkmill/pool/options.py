@@ -28,11 +28,13 @@ class Options(executor.Options):
     Attributes:
         limit: The timeout, in seconds; 0: none.
         flags: RETRY_*: which failures the native pool answers with another try.
+        run: RUN_*, for every call.
         wrap: Those of `retry_on` that a task can raise by itself; the worker looks for them.
     """
 
     limit: float = field(init=False, repr=False)
     flags: int = field(init=False, repr=False)
+    run: int = field(init=False, repr=False)
     wrap: tuple[type[BaseException], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class Options(executor.Options):
         for name, value in (
             ("limit", self.timeout or 0.0),
             ("flags", flags),
+            ("run", _native.RUN_EXCUSED if self.excused else 0),
             ("wrap", wrap if self.retries else ()),
         ):
             object.__setattr__(self, name, value)

@@ -37,12 +37,14 @@ class Options:
         retries: Further tries of a call that fails as `retry_on` says.
         retry_on: The exception classes that are worth another try.
         priority: Higher first.
+        excused: A death that it is charged with does not count against a pool's `restarts`.
     """
 
     timeout: float | None = None
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] = (errors.WorkerDied,)
     priority: int = 0
+    excused: bool = False
 
 
 class Face(concurrent.futures.Executor, Generic[V]):
@@ -166,6 +168,11 @@ class Face(concurrent.futures.Executor, Generic[V]):
         if priority is not _KEEP:
             changes["priority"] = _checks.integer("priority", priority)
         return self._view(replace(self._options, **changes))
+
+    def _excused(self) -> V:
+        """A view whose calls' deaths do not count against a pool's `restarts`: whoever asks for it
+        has a limit of its own."""
+        return self._view(replace(self._options, excused=True))
 
     def _lazy(self, call: LazyCall) -> Iterator[Any]:
         """The iterator of `map` or `starmap`."""

@@ -196,8 +196,8 @@ class Flow:
                 self._bell.wait(self._patience())
 
     def _is_over(self) -> bool:
-        if self._stopping:  # one that was broken off may be nowhere any more
-            return not self._units and not self._ready and not self._again
+        if self._stopping:  # what Ctrl-C has broken off may be nowhere any more
+            return not self._ready and not self._again and all(way.idle for way in self._ways)
         return self.top.is_over()
 
     def _turn(self) -> bool:
@@ -218,7 +218,7 @@ class Flow:
                 progress = self._take(way) or progress
         if not progress:
             for way in self._here:
-                progress = (way.out > 0 and self._take(way)) or progress
+                progress = (not way.idle and self._take(way)) or progress
         return progress
 
     def _drop_unbegun(self) -> None:

@@ -166,6 +166,12 @@ class SweepWay(ThreadWay):
             self.out -= len(span.outs)
         return found
 
+    @property
+    def idle(self) -> bool:
+        with self._lock:
+            busy = self._active
+        return not (busy or self._segments or self._running or self._spans)
+
     def drop_behind(self, limit: int) -> int:
         """Forget the items behind one that were not begun; how many."""
         with self._lock:

@@ -318,6 +318,11 @@ class Way(ABC):
         self.out -= len(dropped)
         return dropped
 
+    @property
+    @abstractmethod
+    def idle(self) -> bool:
+        """Whether nothing is under way, whatever `out` says: Ctrl-C may have come between."""
+
     def stop(self) -> None:
         """Cancel what has not started, end what can be ended. Never waits."""
         self.line.clear()
@@ -354,21 +359,26 @@ class InlineWay(Way):
 
     def __init__(self, bell: Bell) -> None:
         super().__init__(1, bell)
+        self._back: list[Outcome] = []  # not lost if Ctrl-C breaks the next one off
 
     def pump(self) -> None:
         """There is nobody to send it to."""
 
     def _take(self) -> list[Outcome]:
         """Some units, of a millisecond or one: others may have come to their end meanwhile."""
-        found: list[Outcome] = []
         until = perf_counter() + QUIET_S
         while self.line:
             post, frame, item = self.line.popleft()
             out = post.call.fn(item)
-            found.append((post, frame, settle(out) if type(out) is CoroutineType else out))
+            self._back.append((post, frame, settle(out) if type(out) is CoroutineType else out))
             if perf_counter() >= until:
                 break
+        found, self._back = self._back, []
         return found
+
+    @property
+    def idle(self) -> bool:
+        return not self.line and not self._back and not self._batches
 
 
 # ---------------------------------------------------------------------- threads
@@ -469,6 +479,12 @@ class ThreadWay(Way):
         back = self._back
         return [back.popleft() for _ in range(len(back))]
 
+    @property
+    def idle(self) -> bool:
+        with self._lock:
+            busy = self._active
+        return not (busy or self.line or self._back or self._batches)
+
     def stop(self) -> None:
         self._over = True
         super().stop()
@@ -537,6 +553,7 @@ class LaneWay(Way):
         self._executor = executor
         self._posted: dict[Post, _Posted] = {}
         self._sent = 0
+        self._torn = 0  # units that may have got lost
 
     def _lane_of(self, post: Post) -> _Posted:
         posted = self._posted.get(post)
@@ -554,7 +571,11 @@ class LaneWay(Way):
             while line and len(units) < room and line[0][0] is post:
                 units.append(line.popleft())
             self._sent += len(units)
-            self._lane_of(post).put(units)
+            try:
+                self._lane_of(post).put(units)
+            except BaseException:  # Ctrl-C: nobody knows how many of them got there
+                self._torn += len(units)
+                raise
 
     def _take(self) -> list[Outcome]:
         found: list[Outcome] = []
@@ -574,6 +595,13 @@ class LaneWay(Way):
                     found.append((post, posted.frame_of(item), out))
         self._sent -= len(found)
         return found
+
+    @property
+    def idle(self) -> bool:
+        if self.line or self._batches:
+            return False
+        pending = sum(posted.lane.pending for posted in self._posted.values())
+        return pending <= self._torn
 
     def stop(self) -> None:
         super().stop()
@@ -642,6 +670,10 @@ class SubmitWay(Way):
             self._sizes[post] = max(1, min(wanted, 8 * size, 4096))
             found += [(post, unit[1], out) for unit, out in zip(units, outs, strict=True)]
         return found
+
+    @property
+    def idle(self) -> bool:
+        return not (self.line or self._batches or self._flying)
 
     def stop(self) -> None:
         super().stop()

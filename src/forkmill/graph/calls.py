@@ -143,9 +143,9 @@ def _check_names(
 def mapped(graph: Any, asked: Asked) -> MapResult:
     """A whole map."""
     start = time.perf_counter()
-    if not graph._is_here(asked.engine) or asked.special:
-        return _mapped_by_engine(graph, asked, start)
-    plan, values, items = checked(graph, asked)
+    plan, values, items = found = checked(graph, asked)
+    if plan.steps and (asked.special or not graph._is_here(asked.engine)):
+        return _mapped_by_engine(graph, asked, found, start)
     rows: list[Any] = []
     failures: list[Failure] = []
     call = _call(plan, values, asked.on_error == "skip", failures)
@@ -165,9 +165,10 @@ def mapped(graph: Any, asked: Asked) -> MapResult:
 
 def rows(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
     """The rows of a map, as they are asked for."""
-    if not graph._is_here(asked.engine) or asked.special:
-        return _rows_by_engine(graph, asked)
-    return _rows_here(graph, *checked(graph, asked), asked.on_error == "skip")
+    found = checked(graph, asked)
+    if found.plan.steps and (asked.special or not graph._is_here(asked.engine)):
+        return _rows_by_engine(graph, asked, found)
+    return _rows_here(graph, *found, asked.on_error == "skip")
 
 
 def _rows_here(
@@ -192,19 +193,20 @@ def _rows_here(
 def by_engine(graph: Any, asked: Asked) -> Any:
     """Have an engine do it: a row, a MapResult, or an iterator of rows."""
     if asked.mode == "map":
-        return _mapped_by_engine(graph, asked, time.perf_counter())
+        return _mapped_by_engine(graph, asked, checked(graph, asked), time.perf_counter())
     if asked.mode == "imap":
-        return _rows_by_engine(graph, asked)
+        return _rows_by_engine(graph, asked, checked(graph, asked))
     values = merged(asked.inputs, {})
     given = tuple(values)
     plan = graph._plan(given, given, asked.output_name)
     engine = engine_for(graph, asked)
+    if not plan.steps:
+        return {}
     row: dict[str, Any] = engine.run(graph, values, asked.output_name, _ctx=asked.ctx(plan))
     return row
 
 
-def _mapped_by_engine(graph: Any, asked: Asked, start: float) -> MapResult:
-    what = checked(graph, asked)
+def _mapped_by_engine(graph: Any, asked: Asked, what: Checked, start: float) -> MapResult:
     engine = engine_for(graph, asked)
     ctx = asked.ctx(what.plan, what.items)
     rows: list[dict[str, Any]] = []
@@ -233,8 +235,7 @@ def result_of(ctx: Any, rows: list[Any], failures: list[Failure], start: float) 
     return _result(ctx.plan, rows, [*failures, *ctx.noted], start, status, ctx.stats)
 
 
-def _rows_by_engine(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
-    what = checked(graph, asked)
+def _rows_by_engine(graph: Any, asked: Asked, what: Checked) -> Iterator[dict[str, Any]]:
     engine = engine_for(graph, asked)
     blocks = row_blocks(graph, engine, asked, asked.ctx(what.plan, what.items), what)
 

@@ -201,6 +201,18 @@ def _rebuild(pid: int, fd: int, size: int, nonce: bytes) -> Shared[Any]:
     return _handle(address, _segment.received(address), _ELSEWHERE)
 
 
+def address(handle: Shared[Any]) -> tuple[int, int, int, bytes] | None:
+    """What leads to a shared value, as plain data, for who sees to it that the handle stays open
+    until nobody needs it elsewhere; None where the bytes must go along."""
+    function, arguments = handle.__reduce_ex__(5)
+    return arguments if function is _rebuild else None
+
+
+def at(address: tuple[int, int, int, bytes]) -> Shared[Any]:
+    """The handle that an address leads to."""
+    return _rebuild(*address)
+
+
 def _unpacked(address: Address, image: Any) -> Shared[Any]:
     """As _rebuild(), with the bytes, unless this process has them."""
     if address.nonce not in _handles:

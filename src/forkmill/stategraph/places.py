@@ -20,16 +20,19 @@ import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from ..codec.share import address, share
 from ..contexts.specs import Spec, aio, class_of
 from ..errors import TaskTimeout
 from .plan import always_forked
+from .task import Laid
 
 if TYPE_CHECKING:
     from .node import Node
     from .plan import Plan
 
-__all__ = ["INLINE", "Place", "Places"]
+__all__ = ["INLINE", "SHARE_FROM", "Place", "Places"]
 
+SHARE_FROM = 1 << 15  # bytes: from there on a value goes by shared memory
 INLINE: Any = None  # the place of a node that is called where the run is
 
 _lock = threading.Lock()  # guards the next one
@@ -140,6 +143,7 @@ class Places:
         self._loop = None if loop is None else _Loop(loop)
         self._open: dict[Spec, Place] = {}
         self._by_node: dict[str, Any] = {}
+        self._laid: dict[Any, tuple[bytes, Any, Any]] = {}  # bytes, handle, how it travels
 
     def of(self, node: Node) -> Any:
         """The place of a node; INLINE: it is called here.
@@ -191,6 +195,21 @@ class Places:
             more["inherit"] = (*kind.options.get("inherit", ()), *calls)
         return kind.open(**more)
 
+    def shared(self, data: bytes, slot: Any) -> Any:
+        """Bytes for other processes: large ones lie in shared memory, laid there once.
+
+        Args:
+            data: The bytes.
+            slot: What they are of: at most one block of memory is kept for each.
+        """
+        if len(data) < SHARE_FROM:
+            return data
+        kept = self._laid.get(slot)
+        if kept is None or kept[0] is not data:
+            handle = share(Laid(data))
+            kept = self._laid[slot] = (data, handle, address(handle) or handle)
+        return kept[2]
+
     def close(self, *, at_once: bool = False) -> None:
         """End what was opened. Idempotent.
 
@@ -198,6 +217,7 @@ class Places:
             at_once: What runs is ended, where it can be.
         """
         self._by_node.clear()
+        self._laid.clear()
         while self._open:
             _, place = self._open.popitem()
             place.close(at_once=at_once)

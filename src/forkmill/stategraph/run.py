@@ -42,7 +42,6 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ..codec.share import share
 from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_note
 from ..runs.failure import Failure
 from ..runs.handle import Left
@@ -56,7 +55,7 @@ from .line import (
     seen,
     view,
 )
-from .places import INLINE
+from .places import INLINE, SHARE_FROM
 from .plan import EACH
 from .result import StateRun, StateStats
 from .rules import fold, follow, half_filled
@@ -80,8 +79,6 @@ if TYPE_CHECKING:
     from .tell import Teller
 
 __all__ = ["Carried", "Limits", "Run", "result_of"]
-
-SHARE_FROM = 1 << 15  # bytes of a value: from there on it goes by shared memory
 
 
 class Carried(BaseException):
@@ -175,7 +172,6 @@ class Run:
         self._unsaved: set[int] = set()  # outcomes and questions that no row has
         self._sent_for: Point | None = None
         self._sent: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        self._handles: dict[str, tuple[Any, Any]] = {}  # key -> (bytes, Shared)
         self._stored = line.point  # the last point that the store has
         self._dirty: set[str] = set()  # keys that changed since
         self._began = perf_counter()
@@ -259,7 +255,6 @@ class Run:
         finally:
             self.stats.seconds = perf_counter() - self._began
             tell.woken = None
-            self._handles.clear()
             self._sent_for = None
             self._sent = ({}, {})
 
@@ -363,20 +358,13 @@ class Run:
         if kind == FLAT:
             return wire
         if kind == CODED:
-            return CODED, self._shared(data, (slot, 0))
+            return CODED, self.places.shared(data, (slot, 0))
         if kind == CHAIN:
             if sum(map(len, data)) < SHARE_FROM:
                 return wire
-            return CHAIN, tuple(self._shared(part, (slot, n)) for n, part in enumerate(data))
+            laid = [self.places.shared(part, (slot, n)) for n, part in enumerate(data)]
+            return CHAIN, tuple(laid)
         raise errors.SerializationError(f"{what} holds what cannot be pickled")
-
-    def _shared(self, data: bytes, slot: Any) -> Any:
-        if len(data) < SHARE_FROM:
-            return data
-        kept = self._handles.get(slot)
-        if kept is None or kept[0] is not data:
-            kept = self._handles[slot] = (data, share(_Bytes(data)))
-        return kept[1]
 
     def _inline(self, index: int) -> None:
         """Run a task here, to its end."""
@@ -726,20 +714,6 @@ def result_of(
         [failures[index] for index in sorted(failures)] if failures else [],
         stats or StateStats(),
     )
-
-
-class _Bytes:
-    """Bytes that another process maps, and does not copy."""
-
-    __slots__ = ("data",)
-
-    def __init__(self, data: Any) -> None:
-        self.data = data
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        import pickle
-
-        return memoryview, (pickle.PickleBuffer(self.data),)
 
 
 def _end(future: Any) -> None:

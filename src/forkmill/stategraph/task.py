@@ -26,12 +26,14 @@ import datetime
 import decimal
 import fractions
 import inspect
+import pickle
 import uuid
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import TYPE_CHECKING, Any
 
 from .._checks import nearest
 from .._said import within
+from ..codec.share import at
 from ..errors import SerializationError, UpdateError
 from .view import State, view_of
 from .words import (
@@ -60,6 +62,7 @@ __all__ = [
     "PLAIN",
     "SET",
     "Coder",
+    "Laid",
     "Work",
     "callable_of",
     "immutable",
@@ -162,9 +165,27 @@ class Coder:
         return (PLAIN, value) if plain else (CODED, data)
 
 
+class Laid:
+    """Bytes that lie in shared memory: another process maps them, and does not copy."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return memoryview, (pickle.PickleBuffer(self.data),)
+
+
 def _bytes(data: Any) -> Any:
-    """The bytes themselves; a Shared has them in memory that is mapped here."""
-    return data if type(data) is bytes else getattr(data, "value", data)
+    """The bytes of a wire: themselves, a Shared's, or those of one whose address came.
+    (In a child forked from here its value is what was laid.)"""
+    if type(data) is bytes:
+        return data
+    if type(data) is tuple:
+        data = at(data)
+    value = getattr(data, "value", data)
+    return value.data if type(value) is Laid else value
 
 
 def _unencodable(what: str, error: Exception) -> SerializationError:

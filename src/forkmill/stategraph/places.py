@@ -76,7 +76,8 @@ class Place:
         view = self._views.get(node.timeout)
         if view is None:
             options: dict[str, Any] = {} if node.timeout is None else {"timeout": node.timeout}
-            view = self._views[node.timeout] = self.executor.options(**options)
+            # A task's death is its node's matter, and breaks no pool.
+            view = self._views[node.timeout] = self.executor._excused().options(**options)
         future = view.submit(fn, *args)
         self.running += 1
         return future
@@ -186,14 +187,11 @@ class Places:
 
     def _opened(self, kind: Spec) -> Any:
         """Its executor. Functions that are not sent (see `plan.always_forked`) are inherited."""
-        if kind.type != "ipc_fork" or getattr(kind, "pool", None) is not None:
+        if kind.type != "ipc_fork" or not always_forked(kind):
             return kind.open()
-        more: dict[str, Any] = {"restarts": kind.options.get("restarts", _NO_LIMIT)}
-        if always_forked(kind):
-            plan = self._plan
-            calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]
-            more["inherit"] = (*kind.options.get("inherit", ()), *calls)
-        return kind.open(**more)
+        plan = self._plan
+        calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]
+        return kind.open(inherit=(*kind.options.get("inherit", ()), *calls))
 
     def shared(self, data: bytes, slot: Any) -> Any:
         """Bytes for other processes: large ones lie in shared memory, laid there once.
@@ -224,4 +222,3 @@ class Places:
 
 
 _ASYNC = aio()
-_NO_LIMIT = (1_000_000, 1.0)  # deaths of tasks are the policies' matter, and break no pool

@@ -31,7 +31,7 @@ from .. import events
 from ..errors import BuildError
 from .line import view
 from .task import DROP, OVER
-from .words import DELETE, Overwrite, question_id
+from .words import DELETE, END, START, Overwrite, question_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +89,7 @@ class Teller:
         self._modes = frozenset(modes)
         self._many = many
         self._items: deque[Any] = deque()
-        self._step = 0  # for progress
+        self._step = self._done = self._failed = 0  # for progress
         self.emitter = events.Emitter.beginning("stategraph")
         self.streams = bool(modes)
         if "custom" in self._modes:
@@ -131,17 +131,29 @@ class Teller:
         """A run begins; with answers it is one that goes on."""
         if self.heard:
             where: dict[str, Any] = {"session": session, "step": point.step, "seq": point.seq}
-            self.emitter.emit("run_started", self._plan.name, graph=self._plan.hash, **where)
-            self.emitter.begin(lambda: {"step": self._step})
+            self.emitter.emit(
+                "run_started",
+                self._plan.name,
+                graph=self._plan.hash,
+                total=None,
+                plan=_drawn(self._plan),
+                **where,
+            )
+            self.emitter.begin(self._progress)
             if answers is not None:
                 self.emitter.emit("resumed", self._plan.name, answers=answers, **where)
         if "values" in self._modes and answers is None:
             self._values(point)
 
+    def _progress(self) -> dict[str, Any]:
+        counts = {"done": self._done, "failed": self._failed, "unit": "tasks"}
+        return {"step": self._step, **counts}
+
     def run_finished(self, status: str, steps: int, error: BaseException | None) -> None:
         """It is over. Who hears it gets what was told, if that takes less than 5 s."""
         if self.heard:
             data: dict[str, Any] = {} if error is None else {"error": events.short(error)}
+            self.emitter.emit("progress", **self._progress())
             self.emitter.emit(
                 "run_finished",
                 self._plan.name,
@@ -218,6 +230,7 @@ class Teller:
     ) -> None:
         """It has ended well, or asks."""
         asks = bool(outcome[0])
+        self._done += not asks
         self._task("task_finished", node, step, index, attempt, seconds, asks=asks)
 
     def task_failed(
@@ -231,6 +244,7 @@ class Teller:
         died: bool,
     ) -> None:
         """It has failed."""
+        self._failed += 1
         if died:
             pid = getattr(error, "pid", None)
             data: dict[str, Any] = {
@@ -263,6 +277,29 @@ class Teller:
             told = {"event": kind.removeprefix("task_"), "node": node, "step": step, "task": index}
             more = {"attempt": attempt, "seconds": seconds, "time": time.time(), **data}
             self._put("tasks", {**told, **more})
+
+
+def _drawn(plan: Plan) -> dict[str, Any]:
+    """The graph as plain data."""
+    nodes = [
+        {
+            "name": node.name,
+            "context": str(node.context),
+            "workers": node.context.max_workers or 1,
+        }
+        for node in plan.nodes.values()
+    ]
+    edges = dict.fromkeys(plan.paths.edges)
+    for choice in plan.paths.choices:
+        for target in (choice.targets or {}).values():
+            edges[choice.source, target] = None
+    for join in plan.paths.joins:
+        edges.update(dict.fromkeys((source, join.target) for source in join.sources))
+    for node in plan.nodes.values():
+        edges.update(dict.fromkeys((node.name, target) for target in node.targets or ()))
+    ends = (START, END)
+    named = [[a, b] for a, b in edges if a not in ends and b not in ends]
+    return {"nodes": nodes, "edges": named}
 
 
 def _size(value: Any) -> int:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from .. import contexts
 from ..codec.share import PerWorker, Shared, share
 from ..errors import BuildError, SerializationError
+from .asking import Asking, is_asked_here, key_of
 from .code import Call
 from .homes import INLINE, Home, Session, width_of
 from .levels import Inner, Layout
@@ -153,7 +154,9 @@ class Crew:
 
         def alone(step: Step) -> bool:
             node = step.node
-            return step.number in own or node.timeout is not None or node.batch
+            if step.number in own or node.timeout is not None or node.batch:
+                return True
+            return is_asked_here(step, placing.cache, inline=homes[step.number].inline)
 
         groups = grouped(plan, place, whole=placing.whole(mapped), alone=alone)
         posts = [
@@ -194,6 +197,11 @@ class Crew:
         if group.nest is not None:
             post.nest = self._inner(group, constants)
             return post
+        cache = self._placing.cache
+        if is_asked_here(step, cache, inline=home.inline):
+            post.asked = Asking(step, cache, group.fixed)
+            post.group = group = replace(group, writes=step.writes)  # all of them are kept
+            post.writes = step.writes
         self._equip(post, plan, constants, on_error)
         self._posts.append((home, post))
         self._homes[home.key] = home
@@ -214,6 +222,10 @@ class Crew:
         several = sum(bool(each.node.is_async) for each in group.steps)
         post.aio = several > (0 if home.type == "async" else 1)
         forked = home.type in ("ipc_fork", "cow_fork")
+        cache = self._placing.cache
+        caches = {}
+        if cache is not None and post.asked is None:
+            caches = {each.number: (key_of(each), cache) for each in group.steps if each.node.cache}
         fixed = {slot: constants[slot] for slot in group.fixed}
         if home.isolated:
             fixed = {slot: self._handed(value) for slot, value in fixed.items()}
@@ -227,6 +239,7 @@ class Crew:
             mark=contexts.marker(home.type) if forked else None,
             aio=post.aio,
             batch=step.node.batch,
+            caches=caches,
             local=home.inline,
         )
         post.row = row

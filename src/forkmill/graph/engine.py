@@ -331,7 +331,9 @@ def _by_pool(
 ) -> Iterator[list[tuple[int, Any]]]:
     """Rows of a map of one group over a process pool."""
     (post,) = layout.posts
-    face = executor if post.timeout is None else executor.options(timeout=post.timeout)
+    face: Any = executor._excused()  # a death costs an item, and is told there
+    if post.timeout is not None:
+        face = face.options(timeout=post.timeout)
     flow = Flow(layout, iter(()), [], Bell(), ctx)
     column = _Column(post, items)
     results: Any = face.map(

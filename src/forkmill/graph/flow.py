@@ -391,7 +391,6 @@ class Flow:
         if frame.bad and self._is_lost(frame, post):
             return
         if post.asked is not None and self._asked(frame, post):
-            self._finish(frame, post)
             return
         item = post.getter(frame.slots) if not frame.bad else self._torn(frame, post)
         post.way.put(post, frame, item)
@@ -440,12 +439,18 @@ class Flow:
         )
 
     def _asked(self, frame: Frame, post: Post) -> bool:
-        """Whether the parent's cache knows the outcome; it is in the frame's slots then."""
-        found = post.asked.look(frame.slots)
+        """Whether the parent's cache has an answer; then the group is through."""
+        found = post.asked.look(frame)
         if found is None:
             return False
-        for slot, value in zip(post.writes, found, strict=True):
-            frame.slots[slot] = value
+        if type(found) is Broken:
+            self._lose(frame, post, found)
+        else:
+            for slot, value in zip(post.writes, found, strict=True):
+                frame.slots[slot] = value
+            if self._tell is not None:
+                self._tell.cached(post, frame)
+        self._finish(frame, post)
         return True
 
     def _settle(self, post: Post, frame: Frame, out: Any) -> None:
@@ -463,6 +468,8 @@ class Flow:
                 out = self._ended(post, frame, out)
                 kind = Broken
             if kind is Broken:
+                if post.asked is not None:
+                    post.asked.forget(frame)
                 self._lose(frame, post, out)
                 self._finish(frame, post)
                 return
@@ -472,8 +479,8 @@ class Flow:
             slots = frame.slots
             for slot, value in zip(writes, out, strict=True):
                 slots[slot] = value
-        if post.asked is not None:
-            post.asked.keep(frame.slots)
+        if post.asked is not None and (broken := post.asked.keep(frame)) is not None:
+            self._lose(frame, post, broken)
         self._finish(frame, post)
 
     def _finish(self, frame: Frame, post: Post) -> None:

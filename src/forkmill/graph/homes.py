@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["INLINE", "Home", "Session", "home_of"]
 
+_DEATHS = ((1 << 31) - 1, 10.0)  # of workers, in seconds: each costs an item, and is told there
 _FIRST = ("ipc_fork", "cow_fork", "interpreter", "thread", "async")  # in this order
 
 
@@ -164,6 +165,8 @@ class Session:
                 if home.type == "ipc_fork" and type(home.spec) is contexts.Spec:
                     known = home.spec.options.get("inherit", ())
                     more["inherit"] = (*known, *inherit.get(home.key, ()))
+                    if home.spec.options.get("restarts") is None:
+                        more["restarts"] = _DEATHS
                 self._open[home.key] = home.spec.open(**more)
 
     def executor(self, home: Home) -> Any:

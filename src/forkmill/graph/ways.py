@@ -601,7 +601,7 @@ class LaneWay(Way):
         if self.line or self._batches:
             return False
         pending = sum(posted.lane.pending for posted in self._posted.values())
-        return pending <= self._torn
+        return bool(pending <= self._torn)
 
     def stop(self) -> None:
         super().stop()
@@ -625,7 +625,7 @@ class SubmitWay(Way):
 
     def __init__(self, executor: Any, width: int, bell: Bell) -> None:
         super().__init__(width, bell)
-        self._executor = executor
+        self._executor = executor._excused() if isinstance(executor, Face) else executor
         self._flying: dict[Any, tuple[Post, list[Unit]]] = {}
         self._exact = isinstance(executor, Face)  # a death costs one call: so each is one unit
         self._back: queue.SimpleQueue[Any] = queue.SimpleQueue()

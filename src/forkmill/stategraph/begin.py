@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SessionBusy, SessionConflict, UpdateError
 from ..events import new_id
 from .checkpoints import store as _store
+from .checkpoints.owner import Owner
 from .line import (
     EMPTY,
+    LOST,
     Line,
     Point,
     blob_of,
@@ -103,7 +105,16 @@ def _check_hash(plan: Plan, saved: _store.Saved, allow_changed: bool) -> None:
         )
 
 
-def _check_free(saved: _store.Saved, take_over: bool) -> None:
+def _check_free(plan: Plan, saved: _store.Saved, take_over: bool) -> bool:
+    """Whether it is to be taken over: wanted, or lost by a run of ours whose store failed.
+
+    Raises:
+        SessionBusy: It is claimed, and not by one that is known to be dead.
+    """
+    lost = LOST.get(plan.settings.store, set())
+    if saved.info.id in lost:
+        lost.discard(saved.info.id)
+        take_over = take_over or saved.info.owner == Owner.here()
     if saved.info.alive and not take_over:
         raise SessionBusy(
             f"session {saved.info.id!r} belongs to a run that is alive, or not known to be dead: "
@@ -111,6 +122,7 @@ def _check_free(saved: _store.Saved, take_over: bool) -> None:
             session=saved.info.id,
             owner=str(saved.info.owner),
         )
+    return take_over
 
 
 def check_nodes(plan: Plan, line: Line) -> None:
@@ -162,7 +174,7 @@ def started(
     if saved is None:
         before = _start(plan)
     else:
-        _check_free(saved, take_over)
+        take_over = _check_free(plan, saved, take_over)
         _check_hash(plan, saved, allow_changed)
         line = loaded(plan, saved)
         if line.status != "completed" and not abandon:
@@ -292,7 +304,7 @@ def resumed(
         StoreError: The store failed.
     """
     saved, line = known(plan, session)
-    _check_free(saved, take_over)
+    take_over = _check_free(plan, saved, take_over)
     _check_hash(plan, saved, allow_changed)
     if line.status == "completed" and not line.point.tasks:
         answers_of(plan, line, value, answers)

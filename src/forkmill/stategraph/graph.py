@@ -22,6 +22,7 @@ from .nested import adapted
 from .plan import Plan, Settings
 from .rules import Choice, Join
 from .schema import Schema
+from .task import is_async
 from .words import END, START
 
 if TYPE_CHECKING:
@@ -184,6 +185,11 @@ class StateGraph:
         if not callable(fn):
             raise BuildError(
                 f"the conditional edge of {source!r} needs a function of the state, not {fn!r}"
+            )
+        if is_async(fn):
+            raise BuildError(
+                f"the conditional edge {name_of(fn)} of {source!r} is a coroutine function; it is "
+                "called between two steps, and has to be a plain one"
             )
         for choice in self._choices:
             if choice.source == source and choice.fn == fn:

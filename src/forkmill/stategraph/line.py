@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import struct
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EMPTY",
+    "LOST",
     "Line",
     "Point",
     "blob_of",
@@ -103,6 +105,10 @@ class Point:
                 plain.pop(key, None)
         return plain, late
 
+
+# Sessions, by their store, that a run of this process has claimed and could not free, because the
+# store failed: they are ours still, and nobody runs them.
+LOST: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 EMPTY = Point(0, 0, {}, {}, (), ())
 

@@ -88,6 +88,8 @@ def made(
     if name in (START, END):
         raise BuildError(f"{name!r} is a name of forkmill's own; a node needs another one")
     who = f"node {name!r}"
+    if callable(fn) and (why := _not_of_one(fn)):
+        raise BuildError(f"{who}: its function is called with the state alone: {why}")
     with told(who):
         where = graph_context if context is None else spec(context)
         limit = None if timeout is None else _checks.seconds("timeout", timeout)
@@ -215,7 +217,7 @@ def goes_somewhere(fn: Callable[..., Any]) -> bool:
     )
 
 
-def signature_takes_one(fn: Any) -> str | None:
+def _not_of_one(fn: Any) -> str | None:
     """Why a function cannot be called with the state alone; None if it can, or nobody knows."""
     try:
         inspect.signature(fn).bind(None)

@@ -47,6 +47,7 @@ from ..runs.failure import Failure
 from ..runs.handle import Left
 from .checkpoints import store as _store
 from .line import (
+    LOST,
     Line,
     Point,
     blob_of,
@@ -662,7 +663,7 @@ class Run:
         if isinstance(error, Left):
             return
         if isinstance(error, (StoreError, SessionConflict)) and not self.failures:
-            self.line.claim = None
+            self._let_go()
             return
         if isinstance(error, GeneratorExit):
             self._free("drained")
@@ -670,9 +671,21 @@ class Run:
         try:
             self._free("killed" if self._killed else "failed")
         except (StoreError, SessionConflict) as failure:
+            self._let_go()
             raise failure from error
         finally:
             self.status = "failed"
+
+    def _let_go(self) -> None:
+        """The store has failed: nothing more is said to it but, if it can be, that we are gone."""
+        claim, self.line.claim = self.line.claim, None
+        if self._store is not None and claim is not None and not claim.released:
+            try:
+                self._store.write(claim, status="failed", release=True)
+            except StoreError:
+                LOST.setdefault(self._store, set()).add(claim.session)
+            except SessionConflict:  # somebody has taken it over
+                pass
 
     # ------------------------------------------------------------------- the result
 

@@ -190,10 +190,13 @@ class LocalEngine(Engine):
         """One set of inputs; see `Engine`."""
         from .failed import raise_failure
 
-        # What is given is the same for the whole run: large values go to a worker once.
-        plan = graph._plan(tuple(inputs), (), output_name)
+        names = tuple(inputs)
+        plan = graph._plan(names, (), output_name)
         ctx = _ctx or Ctx(plan, "run")
-        ctx.plan = plan
+        # What is given is the same for the whole run: large values go to a worker once. But batch
+        # nodes get lists of it, of one element, and of constants none.
+        batched = any(step.node.batch for step in plan.steps)
+        ctx.plan = graph._plan(names, names, output_name) if batched else plan
         row: Any = {}
         for block in self._blocks(graph, None, inputs, output_name, ctx):
             for _, row in block:
@@ -242,7 +245,8 @@ class LocalEngine(Engine):
             if pool is not None and items is not None:
                 yield from _by_pool(session.executor(pool), layout, items, ctx)
             else:
-                flow = Flow(layout, items, ways, bell, ctx)
+                one = tuple(inputs.values()) if items is None and ctx.plan.mapped else ()
+                flow = Flow(layout, items, ways, bell, ctx, one=one)
                 yield from _carried(flow, ctx, crew, session, own=warm is None)
             well = True
         finally:

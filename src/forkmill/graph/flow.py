@@ -73,7 +73,7 @@ class Flow:
 
     Args:
         layout: What is done with an item.
-        items: Tuples in map_over's order; None: it is a run, of one item that is all constants.
+        items: Tuples in map_over's order; None: it is a run, of the item `one`.
         ways: All that posts of the layout lead to.
         bell: What they ring.
         ctx: What the call is (see `engine.Ctx`).
@@ -88,9 +88,10 @@ class Flow:
         bell: Bell,
         ctx: Any,
         tell: Any = None,
+        one: tuple[Any, ...] = (),
     ) -> None:
         self.ctx = ctx
-        self.top = Level(layout, iter(((),)) if items is None else items, ctx.on_error, ctx.path)
+        self.top = Level(layout, iter((one,)) if items is None else items, ctx.on_error, ctx.path)
         self._numbered = items is not None
         # Where an item is one value, as it is, there need be no tuple around it.
         self._bare = layout.straight and layout.posts[0].group.bare and hasattr(items, "bare")

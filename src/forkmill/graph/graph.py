@@ -129,7 +129,7 @@ class Graph:
             "wiring": self._wiring, "name": self.name, "bound": self._bound,
             "selected": self._selected, "engine": self._engine, "check_types": self._checks,
         }  # fmt: skip
-        return Graph.__new__(Graph)._set(**{**own, **changes})
+        return Graph.__new__(type(self))._set(**{**own, **changes})
 
     def __setattr__(self, name: str, value: Any = None) -> NoReturn:
         raise AttributeError(

@@ -186,7 +186,10 @@ class Rest:
         came: Any = None,
         raised: BaseException | None = None,
     ) -> Loss | None:
-        """Do one part, with its tries; what it writes is in `values` then."""
+        """Do one part, with its tries; what it writes is in `values` then.
+
+        `came` and `raised` are what a first try gave; that one may not pass.
+        """
         part = self.piece.parts[k]
         gone = next((v for a in part.args if type(v := values.get(a.slot)) is Loss), None)
         if gone is not None:
@@ -199,9 +202,9 @@ class Rest:
                     values.update(await self.outputs(k, values, waits, came))
                     return None
                 except BaseException as error:
+                    if self.passes(error, waits):
+                        raise
                     came, raised = None, error
-            if self.passes(raised, waits):
-                raise raised
             again, retry = type(raised) is not Refused, part.retry
             if not again or retry is None or not _goes_again(retry, attempt, raised):
                 loss = self.loss(k, values, raised, attempt)

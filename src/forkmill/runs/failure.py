@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import reprlib
 import threading
 import traceback as traceback_module
 from time import time as now
@@ -113,10 +114,24 @@ class Failure:
         return _failure, (*parts, self._text, self.time, self.index, self.outputs, again)
 
     def __repr__(self) -> str:
+        where = "" if self.index is None else f"index={self.index}, "
         return (
-            f"Failure(stage={self.stage!r}, item={self.item!r}, error={self.error!r}, "
-            f"attempts={self.attempts})"
+            f"Failure(stage={_brief(self.stage, 40)}, {where}item={_brief(self.item, 50)}, "
+            f"error={_brief(self.error, 60)}, attempts={self.attempts})"
         )
+
+
+def _brief(thing: Any, most: int) -> str:
+    """A repr in one line that is not long, whatever the thing is."""
+    try:
+        text = " ".join(_BRIEF.repr(thing).split())
+    except Exception:  # its own
+        text = f"<{type(thing).__qualname__}>"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 60
 
 
 def _failure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 import traceback
 from typing import Any
 
@@ -176,3 +177,29 @@ def test_retries_go_where_the_node_runs(is_async: bool) -> None:
     with pytest.raises(KeyError) as caught:
         fm.Graph([always]).run(x=1)
     assert "During handling" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_failure_is_told_in_one_short_line() -> None:
+    huge = {"text": "line\n" * 10_000, "more": list(range(10_000))}
+    g = fm.Graph([fm.node(lambda x: {}[str(x)], name="look" * 50)])
+    (failure,) = g.map({"x": [huge]}, "x", on_error="skip").failures
+    assert len(repr(failure)) < 250 and "\n" not in repr(failure) and "index=0" in repr(failure)
+
+
+def test_what_a_signal_handler_raises_is_nobody_s_failure() -> None:
+    class Alarm(Exception):
+        pass
+
+    def raise_it(*_args: object) -> None:
+        raise Alarm
+
+    def alarm(x: int) -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, raise_it)
+    try:
+        with pytest.raises(Alarm) as caught:
+            fm.Graph([alarm]).map({"x": [1]}, "x", on_error="skip")
+        assert not hasattr(caught.value, "failure")
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -108,7 +108,7 @@ class Crew:
     def layout(self, plan: Plan, constants: Mapping[int, Any], *, mapped: bool) -> Layout:
         """A level's posts; nothing is opened yet."""
         on_error = self._ctx.on_error
-        return self._layout(plan, dict(constants), mapped, on_error, top=True)
+        return self._layout(plan, dict(constants), mapped, on_error, self._ctx.path)
 
     def open(self) -> list[Way]:
         """Open the executors, and give every post its way."""
@@ -135,7 +135,14 @@ class Crew:
     # ------------------------------------------------------------------ layouts
 
     def _layout(
-        self, plan: Plan, constants: dict[int, Any], mapped: bool, on_error: str, *, top: bool
+        self,
+        plan: Plan,
+        constants: dict[int, Any],
+        mapped: bool,
+        on_error: str,
+        path: str,
+        *,
+        top: bool = True,
     ) -> Layout:
         placing = self._placing
         homes: dict[int, Home] = {}
@@ -160,7 +167,7 @@ class Crew:
 
         groups = grouped(plan, place, whole=placing.whole(mapped), alone=alone)
         posts = [
-            self._post(plan, group, homes[group.steps[0].number], constants, on_error)
+            self._post(plan, group, homes[group.steps[0].number], constants, on_error, path)
             for group in groups
         ]
         base: list[Any] = [None] * plan.slots
@@ -189,13 +196,20 @@ class Crew:
         return None if step.node.context is None else self._home_of(step.node.context)
 
     def _post(
-        self, plan: Plan, group: Group, home: Home, constants: dict[int, Any], on_error: str
+        self,
+        plan: Plan,
+        group: Group,
+        home: Home,
+        constants: dict[int, Any],
+        on_error: str,
+        path: str,
     ) -> Post:
         step = group.steps[0]
         post = Post(group, home, step.path if len(group.steps) == 1 else plan.name or "graph")
+        post.paths = tuple(path + each.path for each in group.steps)
         post.getter = _getter(group, range(plan.slots))
         if group.nest is not None:
-            post.nest = self._inner(group, constants)
+            post.nest = self._inner(group, constants, post.paths[0])
             return post
         cache = self._placing.cache
         if is_asked_here(step, cache, inline=home.inline):
@@ -256,7 +270,7 @@ class Crew:
         if not post.batch and not (post.home.isolated or post.home.type == "cow_fork"):
             self._equip(post, layout.plan, constants, on_error, row=True)
 
-    def _inner(self, group: Group, constants: dict[int, Any]) -> Inner:
+    def _inner(self, group: Group, constants: dict[int, Any], path: str) -> Inner:
         nest = group.nest
         assert nest is not None
         inside = dict(nest.plan.bound)
@@ -272,7 +286,7 @@ class Crew:
             mapped=(*nest.plan.mapped, *sorted(loose)),
             given={name: slot for name, slot in nest.plan.given.items() if slot not in loose},
         )
-        layout = self._layout(plan, inside, True, nest.on_error, top=False)
+        layout = self._layout(plan, inside, True, nest.on_error, f"{path}.", top=False)
         layout.mapped = nest.plan.mapped
         return Inner(
             layout, tuple(slot for slot, _ in nest.over), tuple(passed), nest.mode, nest.on_error

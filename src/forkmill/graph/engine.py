@@ -17,6 +17,7 @@ Threads: an engine may be used from any; what `map` gives belongs to one at a ti
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -24,14 +25,16 @@ from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
-from .. import _checks, contexts
+from .. import _checks, contexts, events
 from ..errors import BuildError
 from ..runs.executor import Face
 from .bundle import Bare
 from .crew import Crew, Placing
+from .failed import raise_failure
 from .flow import UNUSUAL, Flow
 from .homes import INLINE, Home, Session, home_of
 from .levels import Rows
+from .telling import Telling
 from .ways import Bell, Ended
 
 if TYPE_CHECKING:
@@ -39,8 +42,9 @@ if TYPE_CHECKING:
 
     from .levels import Layout
     from .plan import Plan
+    from .ways import Way
 
-__all__ = ["Ctx", "Engine", "LocalEngine", "Rows", "engine_of"]
+__all__ = ["Blocks", "Ctx", "Engine", "LocalEngine", "Rows", "engine_of", "row_of_run"]
 
 _LOOK_S = 0.002  # between two looks at what a pool's map has given
 _MOST = 1024  # results at one look
@@ -68,6 +72,7 @@ class Ctx:
         stats: The engine may set it: the figures of the run.
         stopped: The engine sets it: not all items were begun.
         noted: The engine adds the Failures that are in lists of nested maps.
+        emitter: What the run's events are told with; None: the engine makes one.
     """
 
     plan: Plan
@@ -87,6 +92,7 @@ class Ctx:
     stats: Any = None
     stopped: bool = False
     noted: list[Any] = field(default_factory=list)
+    emitter: Any = None
 
 
 class Engine(ABC):
@@ -188,21 +194,20 @@ class LocalEngine(Engine):
         self, graph: Any, inputs: Mapping[str, Any], output_name: Any = None, *, _ctx: Any = None
     ) -> dict[str, Any]:
         """One set of inputs; see `Engine`."""
-        from .failed import raise_failure
+        return row_of_run(self._begun(graph, inputs, output_name, _ctx), graph._called)
 
+    def _begun(
+        self, graph: Any, inputs: Mapping[str, Any], output_name: Any, ctx: Ctx | None
+    ) -> Blocks:
+        """A run that has begun: executors are open."""
         names = tuple(inputs)
         plan = graph._plan(names, (), output_name)
-        ctx = _ctx or Ctx(plan, "run")
+        ctx = ctx or Ctx(plan, "run")
         # What is given is the same for the whole run: large values go to a worker once. But batch
         # nodes get lists of it, of one element, and of constants none.
         batched = any(step.node.batch for step in plan.steps)
         ctx.plan = graph._plan(names, names, output_name) if batched else plan
-        row: Any = {}
-        for block in self._blocks(graph, None, inputs, output_name, ctx):
-            for _, row in block:
-                if type(row) is not dict:
-                    raise_failure(row, graph._called)
-        return row  # type: ignore[no-any-return]
+        return self._blocks(graph, None, inputs, output_name, ctx)
 
     def map(
         self,
@@ -228,31 +233,31 @@ class LocalEngine(Engine):
         inputs: Mapping[str, Any],
         output_name: Any,
         ctx: Ctx,
-    ) -> Iterator[list[tuple[int, Any]]]:
-        """Rows as they come, several at a time."""
+    ) -> Blocks:
+        """Rows as they come, several at a time. When it returns, executors are open."""
         with self._lock:
             warm = self._warm[-1] if self._warm else None
-        session = Session() if warm is None else warm
         here = contexts.inside()
         placing = _here(self._placing) if here else self._placing
+        session = Session() if warm is None else warm
         bell = Bell()
         crew = Crew(placing, session, bell, ctx, _inline if here else self._home, contexts.called)
-        well = False
+        call = _Call(crew, session, own=warm is None)
         try:
             layout = crew.layout(ctx.plan, ctx.plan.constants(inputs), mapped=items is not None)
-            pool = _pool_of(layout, ctx)
             ways = crew.open()
+            tell = _telling(graph, layout, ctx, ways)
+            pool = _pool_of(layout, ctx, tell)
             if pool is not None and items is not None:
-                yield from _by_pool(session.executor(pool), layout, items, ctx)
+                rows = _by_pool(session.executor(pool), layout, items, ctx, tell)
             else:
                 one = tuple(inputs.values()) if items is None and ctx.plan.mapped else ()
-                flow = Flow(layout, items, ways, bell, ctx, one=one)
-                yield from _carried(flow, ctx, crew, session, own=warm is None)
-            well = True
-        finally:
-            crew.let_go()
-            if warm is None:
-                session.close(well=well)
+                flow = Flow(layout, items, ways, bell, ctx, tell, one)
+                rows = _carried(flow, ctx, call)
+            return Blocks(_told_of(rows, ctx, tell), call)
+        except BaseException:
+            call.end(well=False)
+            raise
 
     def _home(self, asked: Any) -> Home:
         """What a node's context stands for."""
@@ -287,25 +292,125 @@ def _here(placing: Placing) -> Placing:
     return Placing(INLINE, INLINE, dict.fromkeys(placing.named, INLINE), placing.cache)
 
 
-def _carried(
-    flow: Flow, ctx: Ctx, crew: Crew, session: Session, *, own: bool
-) -> Iterator[list[tuple[int, Any]]]:
+class _Call:
+    """What a call holds, and its end."""
+
+    def __init__(self, crew: Crew, session: Session, *, own: bool) -> None:
+        self._crew = crew
+        self._session = session
+        self._own = own
+        self.flow: Flow | None = None
+
+    def end(self, *, well: bool) -> None:
+        """Let go of everything. Idempotent; any thread."""
+        if self.flow is not None:
+            if not well:
+                self.flow.stop()
+            self.flow.close()
+        self._crew.let_go()
+        if self._own:
+            self._session.close(well=well)
+
+    def release(self) -> None:
+        """Its thread is held by code of the user's: another one ends it."""
+        if self.flow is not None:
+            self.flow.kill()
+        self.end(well=False)
+
+
+class Blocks:
+    """Rows of a call by a LocalEngine, several at a time: (index, row) pairs, or Rows. Close it, or
+    drop it, to end the call."""
+
+    def __init__(self, rows: Iterator[Any], call: _Call) -> None:
+        self._rows = rows
+        self._call = call
+        self._over = False
+
+    def __iter__(self) -> Blocks:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._rows)
+        except BaseException as error:
+            self._end(well=isinstance(error, StopIteration))
+            raise
+
+    def close(self) -> None:
+        """End the call. Idempotent."""
+        self._rows.close()  # type: ignore[attr-defined]
+        self._end(well=False)
+
+    def _end(self, *, well: bool) -> None:
+        if not self._over:
+            self._over = True
+            self._call.end(well=well)
+
+    def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _at_end() and not getattr(self, "_over", True):
+            self.close()
+
+
+def row_of_run(blocks: Blocks, called: str) -> dict[str, Any]:
+    """What a run comes to; raises what its failure is."""
+    row: Any = {}
+    for block in blocks:
+        for _, row in block:
+            if type(row) is not dict:
+                blocks.close()
+                raise_failure(row, called)
+    return row  # type: ignore[no-any-return]
+
+
+def _carried(flow: Flow, ctx: Ctx, call: _Call) -> Iterator[list[tuple[int, Any]]]:
     """A flow's rows; whoever started it elsewhere can stop it."""
-
-    def release() -> None:
-        flow.kill()
-        flow.close()
-        crew.let_go()
-        if own:
-            session.close(well=False)
-
+    call.flow = flow
     if ctx.began is not None:
-        flow.release = release
+        flow.release = call.release
         ctx.began(flow)
+    return _rows_of(flow, ctx)
+
+
+def _rows_of(flow: Flow, ctx: Ctx) -> Iterator[list[tuple[int, Any]]]:
     try:
         yield from flow.blocks()
     finally:
         ctx.stopped = flow.cut
+
+
+def _telling(graph: Any, layout: Layout, ctx: Ctx, ways: list[Way]) -> Telling | None:
+    """What hears of the call, if anybody does, or may do later."""
+    if ctx.emitter is None:
+        if not (ctx.sinks or ctx.progress or events.heard()):
+            return None
+        ctx.emitter = events.Emitter.beginning("graph")
+    for sink in ctx.sinks:
+        ctx.emitter.attach(sink)
+    tell = Telling(ctx.emitter, graph.name or "graph", layout, ctx)
+    tell.started(ways)
+    return tell
+
+
+def _told_of(
+    rows: Iterator[list[tuple[int, Any]]], ctx: Ctx, tell: Telling | None
+) -> Iterator[list[tuple[int, Any]]]:
+    """The same rows; their number and the end are told."""
+    if tell is None:
+        yield from rows
+        return
+    status = "failed"
+    try:
+        for block in rows:
+            tell.through(len(block))
+            yield block
+        status = "stopped" if ctx.stopped else "completed"
+    except (GeneratorExit, KeyboardInterrupt):
+        status = "stopped"
+        raise
+    finally:
+        ctx.stats = tell.stats()
+        tell.finished("failed" if tell.raised else status)
 
 
 def _inline(_asked: Any) -> Home:
@@ -315,12 +420,15 @@ def _inline(_asked: Any) -> Home:
 # ---------------------------------------------------------------------- one group over processes
 
 
-def _pool_of(layout: Layout, ctx: Ctx) -> Home | None:
+def _pool_of(layout: Layout, ctx: Ctx, tell: Telling | None) -> Home | None:
     """The pool whose own map does it all; None: the flow does it.
 
-    A stop from elsewhere, tries after a death, batches and results in any order are the flow's.
+    A stop from elsewhere, tries after a death, batches, results in any order, and items of which
+    each is told, are the flow's.
     """
     if not layout.straight or ctx.began is not None or not ctx.ordered:
+        return None
+    if tell is not None and tell.singly:
         return None
     post = layout.posts[0]
     home: Home = post.home
@@ -331,14 +439,14 @@ def _pool_of(layout: Layout, ctx: Ctx) -> Home | None:
 
 
 def _by_pool(
-    executor: Face[Any], layout: Layout, items: Any, ctx: Ctx
+    executor: Face[Any], layout: Layout, items: Any, ctx: Ctx, tell: Telling | None
 ) -> Iterator[list[tuple[int, Any]]]:
     """Rows of a map of one group over a process pool."""
     (post,) = layout.posts
     face: Any = executor._excused()  # a death costs an item, and is told there
     if post.timeout is not None:
         face = face.options(timeout=post.timeout)
-    flow = Flow(layout, iter(()), [], Bell(), ctx)
+    flow = Flow(layout, iter(()), [], Bell(), ctx, tell)
     column = _Column(post, items)
     results: Any = face.map(
         Bare(post.call),
@@ -360,7 +468,9 @@ def _by_pool(
                 over = len(values) < size
             finally:
                 if values:
-                    yield _told(flow, rows_of, column, at, values)
+                    if tell is not None:
+                        tell.sent(post, at, len(values))
+                    yield _told(flow, tell, rows_of, column, at, values)
             size = min(most, _next_size(size, perf_counter() - start))
             at += len(values)
     finally:
@@ -405,6 +515,7 @@ class _Column:
 
 def _told(
     flow: Flow,
+    tell: Telling | None,
     rows_of: Callable[[Iterable[Any]], list[Any]],
     column: _Column,
     at: int,
@@ -412,8 +523,11 @@ def _told(
 ) -> list[tuple[int, Any]]:
     """The rows of results."""
     kinds = set(map(type, values))
+    post = flow.top.layout.posts[0]
     if UNUSUAL.isdisjoint(kinds) and not any(issubclass(kind, BaseException) for kind in kinds):
         column.drop(at, len(values))
+        if tell is not None:
+            tell.came(post, at, len(values))
         return Rows(rows_of(values), at)
     rows: list[tuple[int, Any]] = []
     items = column.take(at, len(values))

@@ -47,6 +47,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskTimeout, WorkerDied
+from ..runs.stats import RunStats
 from .code import Value
 from .failed import failure_of, resolved, row_of
 from .given import items_of
@@ -149,6 +150,10 @@ class Flow:
         finally:
             self.close(well=done)
 
+    def figures(self) -> RunStats:
+        """The figures so far. Any thread."""
+        return RunStats() if self._tell is None else self._tell.stats()
+
     @property
     def cut(self) -> bool:
         """Whether it was stopped before all items were begun."""
@@ -246,6 +251,8 @@ class Flow:
             if type(out) is dict and post.row:
                 rows.append((index, out))
                 through(index, None)
+                if self._tell is not None:
+                    self._tell.came(post, index)
             else:
                 self._settle_straight(post, index, out)
         return bool(found)
@@ -260,6 +267,8 @@ class Flow:
             top.done[first : first + len(outs)] = b"\1" * len(outs)
             if span.plain and self._wanted(first + len(outs) - 1):
                 self._blocks.append(Rows(outs, first))
+                if self._tell is not None:
+                    self._tell.came(post, first, len(outs))
                 continue
             for index, item, out in zip(itertools.count(first), span.given, outs):
                 if not self._settle_straight(post, index, out, (item,)):
@@ -363,6 +372,8 @@ class Flow:
                 running.update(enumerate(some, level.begun))
             get = None if self._bare else post.getter
             post.way.put_straight(post, level.begun, some, get)
+            if self._tell is not None and some:
+                self._tell.sent(post, level.begun, len(some))
             level.begun += len(some)
             self._units += len(some)
             room -= len(some)
@@ -396,6 +407,8 @@ class Flow:
         item = post.getter(frame.slots) if not frame.bad else self._torn(frame, post)
         post.way.put(post, frame, item)
         self._units += 1
+        if self._tell is not None:
+            self._tell.sent(post, frame.index)
 
     def _is_dropped(self, frame: Frame, post: Post) -> bool:
         """Whether nobody wants the group's outcome any more."""
@@ -450,7 +463,7 @@ class Flow:
             for slot, value in zip(post.writes, found, strict=True):
                 frame.slots[slot] = value
             if self._tell is not None:
-                self._tell.cached(post, frame)
+                self._tell.cached(post, frame.index)
         self._finish(frame, post)
         return True
 
@@ -469,6 +482,7 @@ class Flow:
                 out = self._ended(post, frame, out)
                 kind = Broken
             if kind is Broken:
+                self._tell_lost(post, frame.index, out)
                 if post.asked is not None:
                     post.asked.forget(frame)
                 self._lose(frame, post, out)
@@ -480,6 +494,8 @@ class Flow:
             slots = frame.slots
             for slot, value in zip(writes, out, strict=True):
                 slots[slot] = value
+        if self._tell is not None:
+            self._tell.came(post, frame.index)
         if post.asked is not None and (broken := post.asked.keep(frame)) is not None:
             self._lose(frame, post, broken)
         self._finish(frame, post)
@@ -539,6 +555,13 @@ class Flow:
             self._hear(failure)
         self._rows.append((index, row))
 
+    def _tell_lost(self, post: Post, index: int, broken: Broken) -> None:
+        """Of the steps of a call some have failed."""
+        if self._tell is not None:
+            lost = {loss.step for loss in broken.losses}
+            steps = zip(post.paths, post.group.steps, strict=True)
+            self._tell.came(post, index, 1, tuple(p for p, step in steps if step.number in lost))
+
     def _hear(self, failure: Any) -> None:
         if self._tell is not None:
             self._tell.failed(failure)
@@ -562,6 +585,10 @@ class Flow:
                 return False
             out = self._ended(post, index, out)
         item = top.running.pop(index, ())
+        if type(out) is Broken:
+            self._tell_lost(post, index, out)
+        elif self._tell is not None:
+            self._tell.came(post, index)
         if not self._wanted(index):
             return True
         if type(out) is not Broken:
@@ -693,7 +720,7 @@ class Flow:
         due = monotonic() + retry.pause(tries)
         heapq.heappush(self._again, (due, next(self._numbers), post, frame, ended.item))
         if self._tell is not None:
-            self._tell.retry(post, frame, error, tries)
+            self._tell.retry(post, _index_of(frame), error, tries)
         return True
 
     def _try_again(self) -> bool:
@@ -745,6 +772,10 @@ class Flow:
 
 
 _GONE = RuntimeError("it is lost")
+
+
+def _index_of(frame: Any) -> int:
+    return frame if type(frame) is int else frame.index
 
 
 def _has_begun(frame: Any) -> bool:

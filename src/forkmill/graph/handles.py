@@ -30,6 +30,7 @@ from .. import events
 from ..runs.handle import Handle, Left
 from ..runs.stats import RunStats
 from .calls import Asked, Checked, checked, engine_for, made, merged, result_of, row_blocks
+from .engine import LocalEngine, row_of_run
 from .ways import Bell
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Carried:
 
     def __init__(self, graph: Any, asked: Asked) -> None:
         self.bell = Bell()
-        self.events = events.Emitter("graph")
+        self.events = events.Emitter.beginning("graph")
         self.over = False
         self._graph = graph
         self._asked = asked
@@ -111,7 +112,19 @@ class Carried:
             self._checked = checked(graph, asked)
             self._plan = self._checked.plan
             self._ctx = asked.ctx(self._plan, self._checked.items)
+        self._ctx.emitter = self.events
         self._engine = engine_for(graph, asked)
+        # Here and now, in the caller's thread: processes are forked before there is another one.
+        self._blocks: Any = self._begun()
+
+    def _begun(self) -> Any:
+        """The call, with its executors open."""
+        graph, asked, engine = self._graph, self._asked, self._engine
+        if self._checked is not None:
+            return row_blocks(graph, engine, asked, self._ctx, self._checked)
+        if not isinstance(engine, LocalEngine):
+            return None
+        return engine._begun(graph, asked.inputs or {}, asked.output_name, self._ctx)
 
     # ------------------------------------------------------------------ in the run's thread
 
@@ -125,9 +138,13 @@ class Carried:
                 raise Left
 
     def _run(self) -> Any:
-        row = self._engine.run(
-            self._graph, self._asked.inputs or {}, self._asked.output_name, _ctx=self._ctx
-        )
+        if self._blocks is not None:
+            row = row_of_run(self._blocks, self._graph._called)
+        else:
+            asked = self._asked
+            row = self._engine.run(
+                self._graph, asked.inputs or {}, asked.output_name, _ctx=self._ctx
+            )
         if self._killed and len(row) < len(self._plan.outputs):
             raise CancelledError("the run was killed")
         return row
@@ -139,9 +156,7 @@ class Carried:
         return self._result()
 
     def _all_rows(self) -> Iterator[dict[str, Any]]:
-        assert self._checked is not None
-        blocks = row_blocks(self._graph, self._engine, self._asked, self._ctx, self._checked)
-        with contextlib.closing(blocks):
+        with contextlib.closing(self._blocks) as blocks:
             for _, block in blocks:
                 yield from made(self._plan, block, self._failures)
 
@@ -194,6 +209,8 @@ class Carried:
     def abandon(self) -> Any:
         """It has not begun, and will not."""
         self.over = self._killed = True
+        if self._blocks is not None:
+            self._blocks.close()
         return self._result() if self._checked is not None else None
 
     def snapshot(self) -> Any:

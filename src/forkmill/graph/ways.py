@@ -87,11 +87,12 @@ class Post:
         timeout: Seconds a call may take.
         aio: `call` is a coroutine function.
         label: What messages call it.
+        paths: What its steps are called, with the path that leads to their level.
     """
 
     __slots__ = (
         "aio", "asked", "batch", "call", "first", "getter", "group", "hoard", "home", "label",
-        "nest", "parts", "row", "straight", "timeout", "way", "work", "writes",
+        "nest", "parts", "paths", "row", "straight", "timeout", "way", "work", "writes",
     )  # fmt: skip
 
     way: Way
@@ -106,6 +107,7 @@ class Post:
         self.timeout: float | None = None
         self.aio = False
         self.label = label
+        self.paths: tuple[str, ...] = ()
         self.work: Work | None = None  # made before its executor, which may inherit it
         self.hoard: list[tuple[Any, Any]] = []  # batch: (frame, item) that wait for more
         self.row = False  # `call` gives the row, a dict of all that is wanted

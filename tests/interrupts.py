@@ -105,8 +105,9 @@ class Tracer:
 def interrupted(act: Callable[[dict[str, Any]], None], target: Place | None) -> tuple[Tracer, Any]:
     """Run a scenario's act, traced; what there was then, and what the handler has raised."""
     tracer, box = Tracer(target), {}
+    begin = tracer.begin  # kept: the handler ends the trace out of a call of this
     try:
-        sys.settrace(tracer.begin)
+        sys.settrace(begin)
         try:
             act(box)
         finally:

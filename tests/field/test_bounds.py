@@ -430,7 +430,7 @@ def check(seed: int, contexts: tuple[str, ...]) -> None:
     case = Case(seed, contexts)
     handle = case.build().start()
     try:
-        result = handle.result(40)
+        result = handle.result(300)
     except TimeoutError:
         state = handle.stats()
         handle.kill()

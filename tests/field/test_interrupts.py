@@ -9,6 +9,7 @@ thread or descriptor is left. `tests/interrupts.py` finds the places and interru
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ import pytest
 import tasks
 from conftest import RunScript
 from forkmill._process import Change, KnownThread, Latch, LoneThread
+from forkmill.contexts import base as contexts_base
 from interrupts import SCENARIOS
 
 SWEEP = """
@@ -138,3 +140,38 @@ def test_a_change_wakes_as_many_as_it_is_told_to() -> None:
         change.expect()
     change.wait(0.001)
     assert change.idle == 0
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["at once", "when it ends"])
+def test_what_a_handler_raises_in_a_callback_comes_out_and_the_rest_are_called(
+    late: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Alarm(Exception):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Alarm
+
+    def loud(future: object) -> None:
+        told.append("loud")
+        signal.raise_signal(signal.SIGUSR1)
+
+    told: list[str] = []
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        future = contexts_base.Future()
+        if late:
+            future.set_result(1)
+            with pytest.raises(Alarm):
+                future.add_done_callback(loud)
+            future.add_done_callback(lambda _: told.append("next"))
+        else:
+            future.add_done_callback(loud)
+            future.add_done_callback(lambda _: told.append("next"))
+            with pytest.raises(Alarm):
+                future.set_result(1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert told == ["loud", "next"]
+    future.add_done_callback(lambda _: told.append(1 // 0))  # this is logged, as ever
+    assert "ZeroDivisionError" in caplog.text and future.result() == 1

@@ -32,7 +32,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _checks, errors
-from .._process import SHARES, Change, cpus
+from .._process import SHARES, Change, cpus, interrupted
 from ..runs.executor import Face, Options
 from ..runs.window import Results
 
@@ -139,6 +139,10 @@ class Ledger:
             return Metrics(self.created, reused, self.busy, waiting, self.failed)
 
 
+# States of a stock future that has its outcome.
+_OVER = (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED, _base.FINISHED)
+
+
 class _Condition(threading.Condition):
     """A Condition whose `with` runs no Python: what a signal handler raised there, with the lock
     held already, would leave it held for ever.
@@ -157,6 +161,33 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def __init__(self) -> None:
         super().__init__()
         self._condition = _Condition()
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        # As the stock class, which logs also what a signal handler has raised in there, and so
+        # takes it from the program, and from whoever has to be told.
+        with self._condition:
+            if self._state not in _OVER:
+                self._done_callbacks.append(fn)  # type: ignore[attr-defined]
+                return
+        self._call(fn)
+
+    def _invoke_callbacks(self) -> None:
+        failure: BaseException | None = None
+        for fn in self._done_callbacks:  # type: ignore[attr-defined]
+            try:
+                self._call(fn)
+            except BaseException as error:  # the others are called all the same
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _call(self, fn: Callable[[Any], object]) -> None:
+        try:
+            fn(self)
+        except Exception as error:
+            if interrupted(error):
+                raise
+            _base.LOGGER.exception("exception calling callback for %r", self)
 
     def result(self, timeout: float | None = None) -> Any:
         try:

@@ -103,6 +103,8 @@ int64_t fm_sys_tick(void);
  *   TUPLE LIST DICT    u16 n, u8 items, n bytes: records of these tags, but
  *   SET                LONG; a DICT's items are pairs, key then value; keys and
  *                      a SET's items are scalars
+ *   SHARED             32 bytes, the address of a shared value (codec/share.py);
+ *                      only in arguments, alone or in the TUPLE of a STAR record
  *   LONG               struct fm_long, then `length` bytes, see below
  */
 enum fm_tag {
@@ -117,8 +119,11 @@ enum fm_tag {
     FM_TAG_LIST,
     FM_TAG_DICT,
     FM_TAG_SET,
+    FM_TAG_SHARED,
     FM_TAG_LONG = 16
 };
+
+#define FM_SHARED 32u /* bytes of an address */
 
 /* What a LONG record is. */
 enum fm_what {

@@ -42,6 +42,8 @@ int64_t fm_record_size(const uint8_t *p, size_t n)
     case FM_TAG_STR:
     case FM_TAG_BYTES:
         return n < 2 ? 0 : 2 + p[1];
+    case FM_TAG_SHARED:
+        return 1 + FM_SHARED;
     case FM_TAG_TUPLE:
     case FM_TAG_LIST:
     case FM_TAG_DICT:

@@ -57,7 +57,7 @@ TEST(every_scalar_record_has_its_size)
         {{FM_TAG_STR, 255}, 257},   {{FM_TAG_BYTES, 7}, 9},
         {{FM_TAG_TUPLE, 0, 0}, 4},  {{FM_TAG_LIST, 1, 2}, 4 + 513},
         {{FM_TAG_DICT, 255, 255}, 4 + 65535},
-        {{FM_TAG_SET, 5, 0}, 9},
+        {{FM_TAG_SET, 5, 0}, 9},    {{FM_TAG_SHARED}, 33},
     };
     for (size_t i = 0; i < ARRAY_LEN(table); i++)
         CHECK_EQ(fm_record_size(table[i].bytes, 4), table[i].size);
@@ -99,7 +99,7 @@ TEST(unknown_tags_are_refused)
 {
     for (int tag = 0; tag < 256; tag++) {
         uint8_t p[16] = {(uint8_t)tag, 1};
-        bool known = (tag >= FM_TAG_NONE && tag <= FM_TAG_SET) ||
+        bool known = (tag >= FM_TAG_NONE && tag <= FM_TAG_SHARED) ||
                      tag == FM_TAG_LONG;
         CHECK(known == (fm_record_size(p, sizeof p) > 0));
         if (!known)

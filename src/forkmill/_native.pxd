@@ -28,7 +28,9 @@ cdef extern from "forkmill.h" nogil:
         FM_TAG_LIST
         FM_TAG_DICT
         FM_TAG_SET
+        FM_TAG_SHARED
         FM_TAG_LONG
+    enum: FM_SHARED
     enum fm_what:
         FM_WHAT_PICKLE
         FM_WHAT_STR

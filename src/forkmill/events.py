@@ -493,6 +493,8 @@ class _Bus:
         self._live = Latch()
         self._bell = _thread.allocate_lock()  # open: there is something to look at
         self._bell.acquire()
+        # Guards that nobody is told to be silent for whom there is a subscriber by now.
+        self._listening = threading.RLock()
         self._seq = 0
         self._dropped = itertools.count()  # its next(), unlike +=, is one step
         self._seen_dropped = 0
@@ -521,12 +523,12 @@ class _Bus:
 
     def listen(self) -> None:
         """Have tasks of other processes say what they have to say, if there is a subscriber."""
-        while True:
-            heard = bool(self.subscribers)
-            for ear in tuple(EARS):
-                ear.listen(heard)
-            if heard == bool(self.subscribers):  # else another thread was here meanwhile
-                return
+        with self._listening:
+            heard = None
+            while heard is not bool(self.subscribers):  # there may be one more meanwhile
+                heard = bool(self.subscribers)
+                for ear in tuple(EARS):
+                    ear.listen(heard)
 
     def hear(self) -> None:
         """Fetch what was said."""

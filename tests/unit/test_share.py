@@ -22,8 +22,10 @@ import pytest
 
 import forkmill as fm
 import tasks
+from forkmill import _native
 from forkmill.codec import segment as _segment
 from forkmill.codec import share as _share
+from forkmill.codec.codec import Codec
 
 np = pytest.importorskip("numpy")
 
@@ -149,7 +151,7 @@ def test_the_least_recently_used_go() -> None:
     with fm.ProcessPool(1) as pool, contextlib.ExitStack() as stack:
         shares = [stack.enter_context(fm.share([i])) for i in range(_share.CACHED + 6)]
         assert list(pool.map(lambda v: v[0], shares)) == list(range(len(shares)))
-        assert pool.submit(lambda: len(_share._cache)).result(20) == _share.CACHED
+        assert pool.submit(lambda: len(_share.cache)).result(20) == _share.CACHED
         assert pool.submit(lambda v: v[0], shares[0]).result(20) == 0
 
 
@@ -198,9 +200,9 @@ def test_workers_forget_what_was_closed_with_the_next_frame() -> None:
     with fm.ProcessPool(1) as pool:
         shared = fm.share(np.arange(BIG))
         assert pool.submit(total, shared).result(20)
-        assert pool.submit(lambda: len(_share._cache)).result(20) == 1
+        assert pool.submit(lambda: len(_share.cache)).result(20) == 1
         shared.close()
-        assert pool.submit(lambda: len(_share._cache)).result(20) == 0
+        assert pool.submit(lambda: len(_share.cache)).result(20) == 0
         assert "forkmill-share" not in pool.submit(mappings).result(20)
 
 
@@ -241,7 +243,7 @@ def test_a_dead_owner_is_told(run_script: Any) -> None:
 def test_another_file_under_the_same_number_is_not_believed() -> None:
     shared = fm.share([1])
     pid, fd, size, nonce = shared._address
-    assert _share._decode(_share.Address(pid, fd, size, nonce)).value == [1]
+    assert _share._decode(_share.Address(pid, fd, size, nonce))[0] == [1]
     for wrong in (
         _share.Address(pid, fd, size, bytes(16)),
         _share.Address(pid, fd, size + 4096, nonce),
@@ -768,3 +770,101 @@ def test_a_thousand_shares_and_random_kills() -> None:
     before = segments(), mappings().count("forkmill-share")
     assert attack(7, owners=16, shares=90) >= 1000
     assert (segments(), mappings().count("forkmill-share")) == before
+
+
+# ------------------------------------------------------------ as cheap as a number
+
+
+def encoder(**options: Any) -> _native.Encoder:
+    codec = Codec("fork", (), None)
+    return _native.Encoder(codec.dumps, codec.dump_failure, None, **options)
+
+
+def test_a_handle_is_a_plain_record_where_it_stands_for_its_value() -> None:
+    with fm.share([1]) as shared:
+        segment = shared._segment
+        for value, star, size in (
+            (shared, False, 33),
+            ((shared, 1, shared), True, 4 + 33 + 9 + 33),
+        ):
+            made = encoder()
+            made.add(value, star)
+            assert len(bytes(made)) == size
+            assert made.pins == [segment]
+        deep = (((shared,), False), (([shared],), True), ([shared], False), ({"a": shared}, False))
+        for value, star in deep:
+            made = encoder()
+            made.add(value, star)
+            assert bytes(made)[0] == 16, "a pickle: there it stays the handle"
+            assert made.pins == [segment]
+        made = encoder(lift=False)
+        made.add(shared)
+        assert bytes(made)[0] == 16
+    with pytest.raises(fm.SharedGone):
+        encoder().add(shared)
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_every_call_gets_the_value_and_what_is_deeper_the_handle(method: str) -> None:
+    with fm.ProcessPool(1, start_method=method) as pool, fm.share([5]) as a, fm.share([6]) as b:
+        assert pool.submit(kind_of, a).result(20) == "list"
+        assert pool.submit(kind_of, a).result(20) == "list"
+        assert pool.submit(kind_of, (a,)).result(20) == "tuple"
+        assert pool.submit(kinds_of, a, (a,), 1).result(20) == ["list", "tuple", "int"]
+        assert pool.submit(first_kind_of, (a,)).result(20) == "Shared"
+        assert list(pool.map(kind_of, [a, 1, b, a, (b,)])) == [
+            "list",
+            "int",
+            "list",
+            "list",
+            "tuple",
+        ]
+        assert list(pool.starmap(kinds_of, [(a, b), (1, a)])) == [["list", "list"], ["int", "list"]]
+        assert list(pool.map(first_of_two, [a, b] * 50, [1] * 100)) == [5, 6] * 50
+
+
+def test_a_closed_one_fails_at_its_turn_and_accepted_ones_do_not() -> None:
+    with fm.ProcessPool(1) as pool:
+        shared, other = fm.share([5]), fm.share([6])
+        pool.submit(kind_of, other).result(20)
+        accepted = [pool.submit(slow_first, shared) for _ in range(5)]
+        shared.close()
+        assert [future.result(20) for future in accepted] == [5] * 5
+        with pytest.raises(fm.SharedGone):
+            pool.submit(kind_of, shared)
+        got = list(pool.map(kind_of, [other, shared, other], return_exceptions=True))
+        assert [type(value) for value in got] == [str, fm.SharedGone, str]
+        other.close()
+
+
+def test_workers_let_go_of_the_last_one_too() -> None:
+    with fm.ProcessPool(1) as pool:
+        shared = fm.share([5])
+        assert pool.submit(kind_of, shared).result(20) == "list"
+        assert pool.submit(kept).result(20) == 1
+        shared.close()
+        assert pool.submit(kept).result(20) == 0
+        again = fm.share([6])
+        assert list(pool.map(first_of_two, [again] * 3, range(3))) == [6, 6, 6]
+        again.close()
+
+
+def kinds_of(*values: Any) -> list[str]:
+    return [type(value).__name__ for value in values]
+
+
+def first_kind_of(values: Any) -> str:
+    return type(values[0]).__name__
+
+
+def first_of_two(values: Any, _other: Any) -> Any:
+    return values[0]
+
+
+def slow_first(values: Any) -> Any:
+    time.sleep(0.05)
+    return values[0]
+
+
+def kept() -> int:
+    return len(_share.cache)

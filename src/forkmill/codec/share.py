@@ -26,12 +26,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import struct
 import sys
 import threading
 import weakref
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import errors
 from .._process import SHARES
@@ -50,6 +51,7 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 CACHED = 64  # decoded values that a process keeps
+_PACKED = struct.Struct("<iiQ16s")  # an address, as an argument's record has it
 
 
 # ------------------------------------------------------------------- the handle
@@ -65,9 +67,10 @@ class Shared(Generic[T]):
     All methods may be called from any thread.
     """
 
-    __slots__ = ("__weakref__", "_address", "_segment", "_value")
+    __slots__ = ("__weakref__", "_address", "_packed", "_segment", "_value")
 
     _address: Address
+    _packed: bytes | None  # the address, while it can be sent as a plain argument
     _segment: Segment | Parcel | None
     _value: Any
 
@@ -99,6 +102,7 @@ class Shared(Generic[T]):
         """
         segment, self._segment = self._segment, None
         self._value = _CLOSED_VALUE
+        self._packed = None
         if segment is not None:
             segment.tell_closed()
         _forget(self._address.nonce)
@@ -187,6 +191,7 @@ def share(value: T) -> Shared[T]:
 def _handle(address: Address, segment: Segment | Parcel | None, value: Any) -> Shared[Any]:
     handle: Shared[Any] = Shared.__new__(Shared)
     handle._address = address
+    handle._packed = None if type(segment) is Parcel or address.fd < 0 else _PACKED.pack(*address)
     handle._segment = segment
     handle._value = value
     return _handles.setdefault(address.nonce, handle)
@@ -408,12 +413,9 @@ _HANDLES: frozenset[type] = frozenset({Shared, PerWorker})
 # --------------------------------------------------------- in any other process
 
 
-class _Mapped(NamedTuple):
-    value: Any
-    head: Any  # says whether it is closed
-
-
-_cache: OrderedDict[bytes, _Mapped] = OrderedDict()
+# nonce -> [the value, what says whether it is closed]; empty: it was let go of, for whoever still
+# has this very list (native/records.pxi has the last one).
+cache: OrderedDict[bytes, list[Any]] = OrderedDict()
 _gates: dict[bytes, threading.RLock] = {}  # of those that are being decoded
 _lock = threading.Lock()  # guards both; no user code runs under it
 
@@ -430,54 +432,73 @@ os.register_at_fork(after_in_child=_new_locks)
 
 def _attached(address: Address) -> Any:
     """The value at an address in another process, decoded once."""
+    return _entry(address)[0]
+
+
+def _entry(address: Address) -> list[Any]:
     nonce = address.nonce
     with _lock:
-        entry = _cache.get(nonce)
+        entry = cache.get(nonce)
         if entry is not None:
-            _cache.move_to_end(nonce)
-            return entry.value
+            cache.move_to_end(nonce)
+            return [*entry]  # another thread may have it go
         gate = _gates.setdefault(nonce, threading.RLock())
     with gate:
-        entry = _cache.get(nonce)  # another thread may have been here
-        if entry is None:
+        found = [*cache.get(nonce, ())]  # another thread may have been here
+        if not found:
             entry = _decode(address)
+            found = [*entry]
             _keep(nonce, entry)
-        return entry.value
+        return found
+
+
+def entry_at(packed: bytes) -> list[Any]:
+    """The value, first in a list, of a handle that would come under this address. It stays there as
+    long as this process keeps it."""
+    pid, fd, size, nonce = _PACKED.unpack(packed)
+    entry = cache.get(nonce)
+    if entry is None:
+        value = _rebuild(pid, fd, size, nonce).value
+        return cache.get(nonce) or [value]  # a copy of its owner has the original
+    with contextlib.suppress(KeyError):  # another thread has made it go
+        cache.move_to_end(nonce)
+    return entry
 
 
 def _value_at(pid: int, fd: int, size: int, nonce: bytes) -> Any:
-    """The value of a handle that would come under this address."""
-    entry = _cache.get(nonce)
-    if entry is None:
-        return _rebuild(pid, fd, size, nonce).value
-    with contextlib.suppress(KeyError):  # another thread has made it go
-        _cache.move_to_end(nonce)
-    return entry.value
+    """As `entry_at`: the value."""
+    packed = _PACKED.pack(pid, fd, size, nonce)
+    while True:
+        for value in entry_at(packed):
+            return value  # else another thread has let go of it meanwhile
 
 
-def _keep(nonce: bytes, entry: _Mapped) -> None:
+def _keep(nonce: bytes, entry: list[Any]) -> None:
     with _lock:
-        _cache[nonce] = entry
+        cache[nonce] = entry
         _gates.pop(nonce, None)
-        while len(_cache) > CACHED:
-            _cache.popitem(last=False)
+        gone = [cache.popitem(last=False)[1] for _ in range(len(cache) - CACHED)]
+    for old in gone:
+        old.clear()
 
 
-def _decode(address: Address) -> _Mapped:
+def _decode(address: Address) -> list[Any]:
     memory, head = _segment.memory(address)
     first, buffers = _segment.parts_of(memory)
-    return _Mapped(pickle.loads(first, buffers=buffers), head)
+    return [pickle.loads(first, buffers=buffers), head]
 
 
 def _forget(nonce: bytes) -> None:
     with _lock:
-        _cache.pop(nonce, None)
+        entry = cache.pop(nonce, None)
+    if entry is not None:
+        entry.clear()
 
 
 def forget_closed() -> None:
     """Let go of what its owner has closed (SHARE-2): a worker does so with each frame."""
-    for nonce, entry in list(_cache.items()):
-        if _segment.is_closed(entry.head):
+    for nonce, entry in list(cache.items()):
+        if len(entry) > 1 and _segment.is_closed(entry[1]):
             _forget(nonce)
 
 

@@ -35,6 +35,9 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     _FAILED = 70  # exit code: a zygote that could not begin
 
+cdef enum:
+    _CLOSED = 24  # where the head of a shared value says so (codec/segment.py)
+
 cdef int64_t _RSS_EVERY = 100_000_000  # ns between two looks at our own size
 
 
@@ -200,6 +203,23 @@ def mark(uint32_t number):
     _mark_at[0] = number
 
 
+cdef bint _any_closed() except -1:
+    """Whether the owner of a shared value that is kept here has closed it (SHARE-2)."""
+    cdef PyObject *nonce
+    cdef PyObject *entry
+    cdef Py_ssize_t at = 0
+    cdef Py_buffer head
+    cdef bint closed = False
+    cdef object cache = _shares[0].cache
+    while not closed and PyDict_Next(cache, &at, &nonce, &entry):
+        if PyList_GET_SIZE(<object>entry) < 2:
+            continue
+        PyObject_GetBuffer((<list>entry)[1], &head, PyBUF_SIMPLE)
+        closed = head.len > _CLOSED and (<const uint8_t *>head.buf)[_CLOSED] != 0
+        PyBuffer_Release(&head)
+    return closed
+
+
 cdef class Port:
     """The worker's end of its channel. Owns the three descriptors."""
 
@@ -312,7 +332,7 @@ cdef class Port:
         while True:
             if not self._next(&frame, &body, &owned):
                 return "eof"
-            if PyList_GET_SIZE(_shares):
+            if PyList_GET_SIZE(_shares) and _any_closed():
                 _shares[0].forget_closed()
             try:
                 if frame.kind == FM_KIND_RUN:

@@ -740,9 +740,9 @@ cdef class Submitter:
                 elif known[2] is not None and not _unchanged(known[2]):
                     n = -1  # to be sent anew
                 elif PyTuple_GET_SIZE(args) == 1:
-                    n = encode_scalar(<object>PyTuple_GET_ITEM(args, 0), record, FM_SMALL)
+                    n = encode_scalar(<object>PyTuple_GET_ITEM(args, 0), record, FM_SMALL, 0)
                 else:
-                    n = encode_scalar(args, record, FM_SMALL)
+                    n = encode_scalar(args, record, FM_SMALL, 1)
         if n <= 0:
             future = self._make()
             return future._adopt(
@@ -755,8 +755,13 @@ cdef class Submitter:
     cdef FutureBase _accept(self, tuple known, const uint8_t *record, Py_ssize_t n,
                             uint32_t flags):
         cdef fm_chunk_options options = self._c
-        cdef FutureBase future = self._make()
+        cdef FutureBase future
+        cdef list pins = None
         cdef int rc
+        if PyList_GET_SIZE(_found):
+            pins = _found[:]
+            _found.clear()
+        future = self._make()
         options.function = (<Function?>known[0])._c
         options.size = n
         options.flags |= flags
@@ -764,6 +769,7 @@ cdef class Submitter:
         future._core = self._core
         future._pool = self._pool
         future._tag = known[1]
+        future._pins = pins
         rc = fm_pool_submit(self._pool._c, future._c)  # never blocks
         if rc < 0:
             try:

@@ -6,8 +6,10 @@
 #   a worker are not trusted: nothing is read beyond the size given, and what does not fit raises
 #   PoolError("malformed ...").
 # Invariants:
-#   REC-1  encoding a plain value runs no Python code: only exact builtin types are looked at.
-#   REC-2  decoding a plain record runs no Python code either.
+#   REC-1  encoding a plain value runs no Python code: only exact builtin types are looked at, and
+#          handles of fm.share where they stand for their value: the arguments of a call.
+#   REC-2  decoding a plain record runs no Python code either, but where a worker comes upon a
+#          handle for the first time.
 #   REC-3  no object handed to Python points into memory that it does not own (a Block).
 # Threads: an Encoder belongs to one thread at a time; the rest keeps no state.
 
@@ -266,6 +268,7 @@ cdef inline Py_ssize_t _put_single(object obj, uint8_t *out, size_t room) except
 cdef struct _Seen:
     # Containers of one record that more than one reference may lead to, the outermost first.
     int count
+    int lift  # how deep a handle is an argument by itself, and stands for its value; -1: nowhere
     PyObject *at[_SHARED]
 
 
@@ -355,12 +358,42 @@ cdef bint _is_first(PyObject *obj, _Seen *seen) noexcept:
     return True
 
 
+# The memory of shared values that were encoded since this was emptied. Guarded by the GIL: nothing
+# of Python runs between an encoding and who takes them out.
+cdef list _found = []
+cdef object _shared_type = None
+
+
+cdef Py_ssize_t _put_shared(object obj, uint8_t *out, size_t room) except -2:
+    """A handle of fm.share, as its address, if that is all that it takes."""
+    global _shared_type
+    cdef Py_ssize_t n
+    if _shared_type is None:
+        _shared_type = _shares[0].Shared
+    if type(obj) is not _shared_type:
+        return _NOT_PLAIN
+    packed = obj._packed
+    if packed is None:
+        return _NOT_PLAIN  # it is closed, or has to be sent along: the long way knows
+    if room < 1 + FM_SHARED:
+        return _NO_ROOM
+    segment = obj._segment
+    n = PyList_GET_SIZE(_found)
+    if segment is not None and (n == 0 or _found[n - 1] is not segment):
+        _found.append(segment)
+    out[0] = FM_TAG_SHARED
+    memcpy(out + 1, PyBytes_AS_STRING(packed), FM_SHARED)
+    return 1 + FM_SHARED
+
+
 cdef Py_ssize_t _put_container(PyObject *p, bint alone, uint8_t *out, size_t room, _Seen *seen,
                                int depth) except -2:
     """A container of plain values: its size, _NOT_PLAIN or _NO_ROOM."""
     cdef Py_ssize_t items = 0, used
     cdef object obj = <object>p
     cdef int tag = _tag_of(obj, &items)
+    if tag == 0 and depth == seen.lift and PyList_GET_SIZE(_shares):
+        return _put_shared(obj, out, room)
     if tag == 0 or items > _SHORT or depth == _DEEPEST:
         return _NOT_PLAIN
     if not alone and not _is_first(p, seen):
@@ -385,21 +418,28 @@ cdef Py_ssize_t _put_container(PyObject *p, bint alone, uint8_t *out, size_t roo
     return used + 4
 
 
-cdef inline Py_ssize_t _put_plain(object obj, uint8_t *out, size_t room) except -2:
-    """A plain value at `out`: its size, _NOT_PLAIN or _NO_ROOM."""
+cdef inline Py_ssize_t _put_plain(object obj, uint8_t *out, size_t room, int lift=-1) except -2:
+    """A plain value at `out`: its size, _NOT_PLAIN or _NO_ROOM.
+
+    `lift`: 0, and it is an argument; 1: it is a tuple of arguments. Then _found may get more.
+    """
     cdef _Seen seen
     cdef Py_ssize_t n = _put_single(obj, out, room)
     if n != _NOT_PLAIN:
         return n
     seen.count = 0
+    seen.lift = lift
     # Never `alone`: what it holds may lead back to it.
     return _put_container(<PyObject *>obj, False, out, room, &seen, 0)
 
 
-cdef Py_ssize_t encode_scalar(object obj, uint8_t *out, size_t room) except -1:
+cdef Py_ssize_t encode_scalar(object obj, uint8_t *out, size_t room, int lift) except -1:
     """Size of the plain record written at `out`; 0 if `obj` is not plain or does not fit."""
-    cdef Py_ssize_t n = _put_plain(obj, out, room)
-    return n if n > 0 else 0
+    cdef Py_ssize_t n = _put_plain(obj, out, room, lift)
+    if n > 0:
+        return n
+    _found.clear()
+    return 0
 
 
 cdef inline void _head(fm_long *head, int what, uint64_t buffers, uint64_t length) noexcept:
@@ -628,10 +668,13 @@ cdef class Encoder:
         cdef Py_ssize_t n
         cdef int what
         cdef list keep
-        n = _put_plain(obj, self._c + self._size, self._room - self._size)
+        cdef int lift = self._star if self._lift else -1
+        n = _put_plain(obj, self._c + self._size, self._room - self._size, lift)
         while n == _NO_ROOM:
             self._reserve(self._room - self._size + 1)
-            n = _put_plain(obj, self._c + self._size, self._room - self._size)
+            n = _put_plain(obj, self._c + self._size, self._room - self._size, lift)
+        if PyList_GET_SIZE(_found):
+            self._pin_found(n > 0)
         if n > 0:
             self._size += n
             self.count += 1
@@ -660,6 +703,13 @@ cdef class Encoder:
         if pins:
             self._pin(pins)
         return dumped
+
+    cdef int _pin_found(self, bint encoded) except -1:
+        if encoded and (self.pins is None or PyList_GET_SIZE(_found) > 1
+                        or self.pins[-1] is not _found[0]):
+            self._pin(_found)
+        _found.clear()
+        return 0
 
     cdef int _pin(self, list pins) except -1:
         if self.pins is None:
@@ -938,6 +988,24 @@ cdef int put_output(fm_port *port, object obj, object dumps, Arena arena) except
 
 # ---------------------------------------------------------------- decoding
 
+# What a worker has decoded of a shared value last: its entry in the cache of forkmill.codec.share,
+# which is emptied when that lets go of it, and its address.
+cdef list _last_shared = []
+cdef uint8_t _last_address[FM_SHARED]
+
+
+cdef object _shared_at(const uint8_t *address):
+    """The value of a handle that stands for it."""
+    global _last_shared
+    if PyList_GET_SIZE(_last_shared) and memcmp(address, _last_address, FM_SHARED) == 0:
+        return _last_shared[0]
+    entry = _process.ours("codec.share").entry_at(
+        PyBytes_FromStringAndSize(<const char *>address, FM_SHARED))
+    _last_shared = entry
+    memcpy(_last_address, address, FM_SHARED)
+    return _last_shared[0]
+
+
 cdef inline object _take_single(const uint8_t **cursor, const uint8_t *end):
     """The scalar at *cursor, which is moved past it."""
     cdef const uint8_t *p = cursor[0]
@@ -973,6 +1041,9 @@ cdef inline object _take_single(const uint8_t **cursor, const uint8_t *end):
         return True
     if tag == FM_TAG_FALSE:
         return False
+    if tag == FM_TAG_SHARED and left > FM_SHARED and _said_port is not None:
+        cursor[0] = p + 1 + FM_SHARED
+        return _shared_at(p + 1)
     raise _malformed(f"tag {tag} is not a scalar's")
 
 

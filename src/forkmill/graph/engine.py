@@ -334,7 +334,9 @@ class Blocks:
         try:
             return next(self._rows)
         except BaseException as error:
-            self._end(well=isinstance(error, StopIteration))
+            flow = self._call.flow
+            killed = flow is not None and flow.killed
+            self._end(well=isinstance(error, StopIteration) and not killed)
             raise
 
     def close(self) -> None:

@@ -155,6 +155,11 @@ class Flow:
         return RunStats() if self._tell is None else self._tell.stats()
 
     @property
+    def killed(self) -> bool:
+        """Whether `kill` has ended it, or will."""
+        return self._killed
+
+    @property
     def cut(self) -> bool:
         """Whether it was stopped before all items were begun."""
         return self._dropped or (self._stopping and not self.top.spent)

@@ -1,0 +1,246 @@
+"""A graph in the background, for asyncio, and under Ctrl-C; what it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests import graph_nodes as nodes
+
+import forkmill as fm
+
+ENGINES = ["sequential", "threaded:2", "parallel:2", "async"]
+CHAIN = fm.Graph([nodes.double, nodes.plus])
+
+
+def slowly(x: int) -> int:
+    time.sleep(0.01)
+    return x
+
+
+SLOW = fm.Graph([slowly])
+
+
+# ------------------------------------------------------------------------------ handles
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_handle_gives_what_a_call_gives(engine: str) -> None:
+    handle = CHAIN.start({"x": 3}, engine=engine)
+    assert handle.result(30) == {"double": 6, "plus": 7}
+    assert handle.done()
+    rows = CHAIN.start_map({"x": range(9)}, "x", output_name="plus", engine=engine).result(30)
+    assert rows.ok
+    assert rows == [{"plus": 2 * x + 1} for x in range(9)]
+    with pytest.raises(fm.BuildError, match="'y'"):
+        CHAIN.start({"y": 3}, engine=engine)
+    broken = fm.Graph([nodes.three_fails]).start_map({"x": range(9)}, "x", engine=engine)
+    with pytest.raises(ValueError, match="it is three"):
+        broken.result(30)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_stop_begins_nothing_new_and_finishes_what_runs(engine: str) -> None:
+    begun = itertools.count()
+    handle = SLOW.start_map({"x": begun}, "x", engine=engine)
+    while next(begun) < 8:
+        time.sleep(0.01)
+    handle.stop()
+    rows = handle.result(30)
+    assert rows.status == "stopped"
+    assert rows["slowly"] == [row["slowly"] for row in rows]
+    assert handle.done()
+
+
+@pytest.mark.parametrize("engine", ["sequential", "threaded:2", "parallel:2"])
+def test_kill_ends_a_run_that_is_held_by_its_function(
+    engine: str, run_script: Callable[..., Any]
+) -> None:
+    run_script(
+        f"""
+        import time, concurrent.futures
+        import forkmill as fm
+
+        def held(x):
+            if x == 1:
+                time.sleep(600)
+            return x
+
+        if __name__ == "__main__":
+            graph = fm.Graph([held])
+            handle = graph.start_map({{"x": range(9)}}, "x", engine={engine!r})
+            time.sleep(0.5)
+            start = time.monotonic()
+            handle.kill()
+            rows = handle.result(10)
+            assert rows.status == "stopped", rows
+            assert time.monotonic() - start < 5
+            single = graph.start({{"x": 1}}, engine={engine!r})
+            time.sleep(0.3)
+            single.kill()
+            try:
+                single.result(10)
+            except concurrent.futures.CancelledError:
+                print("over")
+        """
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_asyncio_forms(engine: str) -> None:
+    async def main() -> None:
+        assert await CHAIN.arun({"x": 3}, "plus", engine=engine) == {"plus": 7}
+        rows = await CHAIN.amap({"x": range(5)}, "x", engine=engine)
+        assert rows["plus"] == [1, 3, 5, 7, 9]
+        stream: Any = CHAIN.aimap({"x": itertools.count()}, "x", "zip", "plus", engine=engine)
+        async with contextlib.aclosing(stream) as lazy:
+            seen = []
+            async for row in lazy:
+                seen.append(row["plus"])
+                if len(seen) == 20:
+                    break
+        assert seen == list(range(1, 41, 2))
+        assert await CHAIN.start({"x": 1}, "plus", engine=engine) == {"plus": 3}
+        assert CHAIN.run({"x": 3}, "plus", engine=engine) == {"plus": 7}  # a loop runs here
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_cancelled_ends_its_run() -> None:
+    async def main() -> None:
+        begun = itertools.count()
+        task = asyncio.create_task(SLOW.amap({"x": begun}, "x", engine="threaded:2"))
+        while next(begun) < 8:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
+def test_what_a_node_raises_comes_out_of_a_handle() -> None:
+    handle = fm.Graph([nodes.three_fails]).start({"x": 3})
+    with pytest.raises(ValueError, match="it is three") as caught:
+        handle.result(30)
+    assert caught.value.failure.stage == "three_fails"  # type: ignore[attr-defined]
+    with pytest.raises(concurrent.futures.TimeoutError):
+        SLOW.start_map({"x": itertools.repeat(1, 50)}, "x").result(0.01)
+
+
+# ------------------------------------------------------------------------------ Ctrl-C
+
+
+@pytest.mark.parametrize("how", ["threaded:2", "parallel:2", "nodes", "sequential"])
+def test_ctrl_c_once_finishes_what_runs_and_twice_ends_it(
+    how: str, run_script: Callable[..., Any]
+) -> None:
+    run_script(
+        f"""
+        import os, signal, threading, time
+        import forkmill as fm
+
+        def slowly(x):
+            time.sleep(0.05)
+            return x
+
+        @fm.node(context="thread:2")
+        def on(slowly):
+            return slowly + 1
+
+        def for_ever(x):
+            while True:
+                time.sleep(0.01)
+
+        def interrupt(rows, after=4, times=1):
+            for row in rows:
+                after -= 1
+                if not after:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield row
+
+        if __name__ == "__main__":
+            how = {how!r}
+            engine = fm.LocalEngine("parallel:2") if how == "nodes" else how
+            for graph in (fm.Graph([slowly]), fm.Graph([slowly, on])):
+                try:
+                    graph.map({{"x": interrupt(range(10**6))}}, "x", engine=engine)
+                except KeyboardInterrupt as error:
+                    assert error.result.status == "stopped"
+                    assert len(error.result) < 100
+                else:
+                    raise AssertionError("it was not interrupted")
+            if how != "sequential":
+                main = threading.main_thread().ident
+                def twice():
+                    for _ in range(2):
+                        time.sleep(0.7)
+                        signal.pthread_kill(main, signal.SIGINT)
+                threading.Thread(target=twice, daemon=True).start()
+                start = time.monotonic()
+                try:
+                    fm.Graph([for_ever]).map({{"x": range(50)}}, "x", engine=engine)
+                except KeyboardInterrupt:
+                    assert time.monotonic() - start < 20
+                    print("over")
+        """
+    )
+
+
+# ------------------------------------------------------------------------------ events
+
+
+class Sink:
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        self.events: list[dict[str, Any]] = []
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+
+    def kinds(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("detail", ["runs", "items"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_begin_has_its_end(engine: str, detail: str) -> None:
+    graph = fm.Graph([nodes.three_fails, nodes.behind, nodes.double], name="told")
+    for on_error in ("skip", "raise"):
+        sink = Sink(detail)
+        with contextlib.suppress(ValueError):
+            graph.map({"x": range(6)}, "x", on_error=on_error, engine=engine, sinks=[sink])
+        first, last = sink.events[0], sink.events[-1]
+        assert (first["kind"], last["kind"]) == ("run_started", "run_finished")
+        assert first["data"]["total"] == 6
+        names = {node["name"] for node in first["data"]["plan"]["nodes"]}
+        assert names == {"three_fails", "behind", "double"}
+        begins = [(e["name"], e["data"].get("index")) for e in sink.kinds("node_started")]
+        ends = [(e["name"], e["data"].get("index")) for e in sink.kinds("node_finished")]
+        assert sorted(begins, key=str) == sorted(ends, key=str)
+        assert last["data"]["status"] == ("completed" if on_error == "skip" else "failed")
+        (failed,) = sink.kinds("item_failed")
+        assert (failed["name"], failed["data"]["index"]) == ("three_fails", 3)
+        if on_error == "skip":
+            progress = sink.kinds("progress")[-1]["data"]
+            assert (progress["done"], progress["failed"], progress["total"]) == (6, 1, 6)
+    assert len({event["run"] for event in sink.events}) == 1
+
+
+def test_a_sink_that_raises_changes_nothing() -> None:
+    def sink(event: dict[str, Any]) -> None:
+        raise RuntimeError("sink")
+
+    assert CHAIN.map({"x": [1]}, "x", engine="threaded:2", sinks=[sink])["plus"] == [3]
+
+
+def test_no_events_no_thread() -> None:
+    CHAIN.map({"x": range(3)}, "x", engine="threaded:2")
+    assert not [thread for thread in threading.enumerate() if "events" in thread.name]

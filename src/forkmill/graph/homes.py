@@ -147,6 +147,7 @@ class Session:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the next one
         self._open: dict[Hashable, Any] = {}
+        self._pools: list[Any] = []  # those of them that can be killed, and are ours alone
 
     def open(self, homes: Iterable[Home], inherit: dict[Hashable, tuple[Any, ...]]) -> None:
         """Open what is not open yet.
@@ -167,7 +168,9 @@ class Session:
                     more["inherit"] = (*known, *inherit.get(home.key, ()))
                     if home.spec.options.get("restarts") is None:
                         more["restarts"] = _DEATHS
-                self._open[home.key] = home.spec.open(**more)
+                executor = self._open[home.key] = home.spec.open(**more)
+                if more:
+                    self._pools.append(executor)
 
     def executor(self, home: Home) -> Any:
         """The open executor of a home."""
@@ -187,9 +190,10 @@ class Session:
         """
         with self._lock:
             executors, self._open = list(self._open.values()), {}
+            pools, self._pools = self._pools, []
+        for pool in () if well else pools:
+            pool.kill()
         for executor in executors:
-            if not well and hasattr(executor, "kill_workers"):
-                executor.kill_workers()
             executor.shutdown(wait=False, cancel_futures=True)
         if wait:
             for executor in executors:

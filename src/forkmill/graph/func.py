@@ -33,14 +33,13 @@ class Function:
     """
 
     def __init__(self, graph: Any, output_name: Any) -> None:
-        known = graph.outputs
-        single = isinstance(output_name, str) or (output_name is None and len(known) == 1)
+        single = isinstance(output_name, str)
         if output_name is None:
-            names = known
+            names = graph.outputs
         else:
             names = graph._wanted(names_of("output_name", output_name), graph._wiring.outputs)
         self.graph = graph
-        self.output_name = names[0] if single else names
+        self.output_name = output_name if output_name is None or single else names
         self._single = names[0] if single else None
         self._names = names
         needed = needs(graph._wiring, graph._bound, names)

@@ -352,8 +352,8 @@ class Graph:
         """The graph as a function, which can be sent anywhere its nodes can.
 
         Args:
-            output_name: What it returns: the value of one output, or a dict of several; by default
-                all of them, or the only one.
+            output_name: What it returns: the value of the output of that name, or a dict of those
+                in a list; by default a dict of all.
 
         Returns:
             A callable with a signature: the inputs that are not bound, by name. A single one, or

@@ -123,6 +123,10 @@ class Node:
             return self.fn.__qualname__
         return _rebuilt, (holder, self._options)
 
+    def __cache_key__(self) -> Any:
+        """What a key of a cache makes of it, where a cached function names it."""
+        return self.fn, self.outputs, self.version
+
     def __repr__(self) -> str:
         outputs = ", ".join(self.outputs)
         return f"<node {self.name}({', '.join(self.inputs)}) -> {outputs}>"

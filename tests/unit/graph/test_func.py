@@ -33,7 +33,8 @@ GRAPH = fm.Graph([score, split, clean], name="texts")
 def test_it_gives_the_value_of_one_output_or_a_dict() -> None:
     assert GRAPH.func("count")(" A b ") == 2
     assert GRAPH.func(["count", "clean"])(" A b ") == {"count": 2, "clean": "a b"}
-    assert fm.Graph([clean]).func()(" A ") == "a"
+    assert fm.Graph([clean]).func()(" A ") == {"clean": "a"}
+    assert GRAPH.func(["count"])("a") == {"count": 1}
     assert GRAPH.bind(model=1).func()("A") == {
         "clean": "a", "words": ["a"], "count": 1, "score": (1, 1, 3),
     }  # fmt: skip

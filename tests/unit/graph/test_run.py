@@ -93,7 +93,7 @@ def test_inputs_may_be_called_anything() -> None:
                           name="y")])  # fmt: skip
     given = {"engine": 1, "sinks": 2, "inputs": 3, "self": 4}
     assert g.run(given) == {"y": (1, 2, 3, 4)}
-    assert g.func()(**given) == (1, 2, 3, 4)
+    assert g.func("y")(**given) == (1, 2, 3, 4)
     with pytest.raises(fm.BuildError, match="twice"):
         GRAPH.run({"x": 1}, x=2)
 

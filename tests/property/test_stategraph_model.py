@@ -229,7 +229,7 @@ def test_a_killed_graph_comes_to_the_same(spec: Spec, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3000)
 @hypothesis.given(specs(), st.integers(0, 1 << 20), st.sampled_from(["inline", "thread:3", TWO]))
 @hypothesis.settings(max_examples=60)
 def test_graphs_that_are_killed_in_processes_come_to_the_same(

@@ -456,7 +456,7 @@ def test_a_run_that_is_killed_at_any_instant_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3000)
 def test_a_thousand_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     killed_at_random(tmp_path, 700, 3, "inline", 0.03)
     killed_at_random(tmp_path, 300, 4, PROCESSES, 0.12)

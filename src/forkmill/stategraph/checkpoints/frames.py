@@ -16,13 +16,12 @@ from typing import Any
 __all__ = ["pack", "unpack"]
 
 _START = struct.Struct("<II")
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def pack(head: Any, blobs: list[bytes | memoryview]) -> bytes:
     """JSON's plain data, and blobs behind it, as one."""
-    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode(
-        "utf-8", "surrogatepass"
-    )
+    text = _to_json(head).encode("utf-8", "surrogatepass")
     lengths = [len(blob) if isinstance(blob, bytes) else blob.nbytes for blob in blobs]
     start = _START.pack(len(text), len(blobs)) + struct.pack(f"<{len(blobs)}Q", *lengths)
     return b"".join([start, text, *blobs])

@@ -58,6 +58,8 @@ TABLES = (
         PRIMARY KEY(session, seq, task, kind, n)){end}""",
 )
 
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
 # Kinds of a value's row. The packed ones hold several blobs as one: a value and its deltas.
 WHOLE, DELTA, GONE, WHOLES, DELTAS = "whole", "delta", "gone", "wholes", "deltas"
 
@@ -354,7 +356,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
     ) -> None:
         head = [(task.node, task.arg is not None) for task in change.frontier]
         frontier = frames.pack(head, [task.arg for task in change.frontier if task.arg is not None])
-        joins = json.dumps([list(join) for join in change.joins], separators=(",", ":"))
+        joins = _to_json([list(join) for join in change.joins]) if change.joins else "[]"
         fields = (change.step, parent, change.kind, change.author, frontier, joins, time.time())
         run(
             "INSERT INTO checkpoint(session, seq, step, parent, kind, author, frontier, joins, at, "

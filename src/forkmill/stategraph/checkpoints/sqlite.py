@@ -2,7 +2,9 @@
 
 One connection a store object and process, opened by need: WAL (readers do not wait, and a
 transaction is one append), each write a BEGIN IMMEDIATE, a busy timeout for other processes' short
-transactions. Pages are small: a step changes some hundred bytes, and the WAL takes whole pages.
+transactions. Pages are small: a step changes some hundred bytes, and the WAL takes whole pages. Of
+64 keys of 1 MB, one that gets a new value of 1 KB writes 4.7 KB with pages of 512 bytes, 8.2 with
+1024, 12 with 4096; reading all of them takes 0.96 s, 0.70 s and 0.28 s.
 
 **Forks.** A child opens its own connection, and SQLite in the child remembers the parent's: it
 takes the parent's locks for its own process's, and asks the system for none. Then nobody would know
@@ -44,9 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SQLiteCheckpoints"]
 
-_PAGE = 1024
+_PAGE = 512
 _LEAST = 512  # bytes of a page, and so of a database
-_AUTOCHECKPOINT = 4096  # pages of WAL
+_AUTOCHECKPOINT = 8192  # pages of WAL
 _APPLICATION = 0x666D7367  # "fmsg": file(1) and we know whose it is
 _SHARED_FIRST, _SHARED_SIZE = 0x40000002, 510  # os_unix.c, sqlite3.h
 _SHM_DMS = 128

@@ -72,6 +72,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from ._offers import OFFERS
 from .errors import (
     BuildError,
     PoolClosed,
@@ -149,6 +150,7 @@ if TYPE_CHECKING:
         map,
         shutdown_shared,
     )
+    from .show.progress import Progress
     from .stategraph import (
         DELETE,
         END,
@@ -201,6 +203,7 @@ __all__ = [
     "PoolStats",
     "PostgresCheckpoints",
     "ProcessPool",
+    "Progress",
     "RemoteError",
     "RunResult",
     "SQLiteCheckpoints",
@@ -306,6 +309,13 @@ _GRAPH = frozenset({
 })  # fmt: skip
 _EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
 _SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
+_SHOW = {
+    "Progress": "forkmill.show.progress:Progress",
+}
+OFFERS.update(
+    _SHOW,
+    progress="forkmill.show.progress:Progress",
+)
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
 
@@ -344,6 +354,10 @@ def __getattr__(name: str) -> Any:
         from .contexts import specs
 
         value = getattr(specs, name)
+    elif name in _SHOW:
+        from ._offers import offered
+
+        value = offered(name)
     elif name in _EVENTS:
         from . import events
 

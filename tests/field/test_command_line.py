@@ -596,6 +596,6 @@ def test_progress_is_shown_where_results_are(here: Path, command: str) -> None:
         assert process.wait(20) == 0
     os.close(ours)
     text = shown.decode()
-    assert text.count("│ slow" if command == "run" else " records") >= 2
+    assert text.count("slow  " if command == "run" else " records") >= 2
     ends = [line.rpartition("\x1b[2K")[2] for line in text.splitlines()]
     assert sorted(int(line) for line in ends if line.isdecimal()) == list(range(100))

@@ -80,5 +80,7 @@ workers_option = click.option(
     help="Worker processes (default: the CPUs this process may use).",
 )
 progress_option = click.option(
-    "--progress", is_flag=True, help="Show progress on stderr, if that is a terminal."
+    "--progress/--no-progress",
+    default=True,
+    help="Show on stderr how far it is, if that is a terminal (the default).",
 )

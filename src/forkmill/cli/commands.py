@@ -352,17 +352,12 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
     if not progress or not terminal(sys.stderr):
         run.run()
         return
-    from .screen import Progress
+    from .screen import shown
 
     sizes = [None if path == "-" else os.stat(path).st_size for path in paths]
     total = sum(size for size in sizes if size is not None)
     known = None not in sizes and total > 0
-
-    def note(data: dict[str, Any]) -> str:
-        failed = f", {data['failed']:,} of them failed" if data["failed"] else ""
-        return f"{data['records']:,} records{failed}"
-
-    with Progress("map", total if known else None, in_bytes=True, note=note) as bar:
+    with shown("map", total if known else None) as bar:
         if to_stdout and terminal(sys.stdout):
             run.output.around = bar.away
         run.run([bar])
@@ -400,7 +395,7 @@ def demo(
     """
     from . import demo as parts
     from . import pipelines
-    from .screen import Progress, table
+    from .screen import shown, table
 
     paths = spread(parts.sources(), limit)
     if not paths:
@@ -412,7 +407,7 @@ def demo(
     if not as_json:
         click.echo(job.plan.describe() + "\n")
     try:
-        with Progress("", len(paths), stage="parse", note=job.note) as board:
+        with shown("demo") as board:
             job.run([board] if board.on else [])
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:

@@ -186,10 +186,6 @@ class Demo:
                 unfinished.unlink(missing_ok=True)
         self.seconds = time.perf_counter() - started
 
-    def note(self, data: dict[str, Any]) -> str:
-        """How far it is, beside the bar."""
-        return f"{self.lines:,} lines loaded"
-
     def _load(self, batch: list[Analysis]) -> None:
         for found in batch:
             self.files += 1

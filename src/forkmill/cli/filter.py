@@ -207,6 +207,7 @@ class Filter:
         counts = self.counts
         return {
             "done": self.blocks.position,
+            "unit": "bytes",
             "records": counts.records,
             "failed": counts.failed,
         }

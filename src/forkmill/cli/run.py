@@ -90,7 +90,7 @@ def run_(
     from . import pipelines as parts
     from . import states
     from .filter import Output, OutputError
-    from .screen import Progress, table
+    from .screen import shown, table
 
     try:
         given = dict(map(setting, settings))
@@ -107,7 +107,7 @@ def run_(
     if plan_only:
         click.echo(plan_text(plan, as_json))
         return 0
-    with Progress(wanted=progress) as board:
+    with shown(wanted=progress) as board:
         output = None if as_json else Output(1)
         if output is not None and terminal(sys.stdout):
             output.around = board.away

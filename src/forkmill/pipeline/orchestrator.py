@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .._watch import sinks_of
 from ..runs.failure import KEEP
 from ..runs.handle import Handle, Stream
 from ..runs.result import RunResult
@@ -52,6 +53,8 @@ class Orchestrator:
         *,
         sinks: Sinks = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> RunResult:
         """Run to the end. As `Pipeline.run`.
 
@@ -59,8 +62,10 @@ class Orchestrator:
             plan: One that was made before; None: a new one.
             sinks: Called with each event.
             keep_failures: How many failures are kept whole; the rest is counted. None: all.
+            progress: Show how far it is.
+            report: A path for a report.
         """
-        return Driver(self._graph(plan), sinks, keep_failures=keep_failures).run()
+        return self._driver(plan, sinks, keep_failures, progress, report).run()
 
     def stream(
         self,
@@ -68,9 +73,11 @@ class Orchestrator:
         *,
         sinks: Sinks = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> Stream:
         """The outputs one by one. As `Pipeline.stream`."""
-        return Stream(Driver(self._graph(plan), sinks, stream=True, keep_failures=keep_failures))
+        return Stream(self._driver(plan, sinks, keep_failures, progress, report, stream=True))
 
     def start(
         self,
@@ -78,10 +85,12 @@ class Orchestrator:
         *,
         sinks: Sinks = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> Handle:
         """Run in a thread. As `Pipeline.start`; ``await orchestrator.start(plan)`` is a run for
         asyncio, which a cancelled task leaves alone."""
-        return Handle(Driver(self._graph(plan), sinks, keep_failures=keep_failures))
+        return Handle(self._driver(plan, sinks, keep_failures, progress, report))
 
     def astream(
         self,
@@ -89,12 +98,27 @@ class Orchestrator:
         *,
         sinks: Sinks = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> AsyncStream:
         """The outputs one by one, for ``async for``. As `Pipeline.astream`."""
         from ..runs.aio import AsyncStream  # with asyncio, which takes long to import
 
-        driver = Driver(self._graph(plan), sinks, stream=True, keep_failures=keep_failures)
-        return AsyncStream(driver)
+        return AsyncStream(self._driver(plan, sinks, keep_failures, progress, report, stream=True))
+
+    def _driver(
+        self,
+        plan: ExecutionPlan | None,
+        sinks: Sinks,
+        keep_failures: int | None,
+        progress: Any,
+        report: Any,
+        *,
+        stream: bool = False,
+    ) -> Driver:
+        graph = self._graph(plan)
+        heard_by = sinks_of(sinks, progress, report)
+        return Driver(graph, heard_by, stream=stream, keep_failures=keep_failures)
 
     def _graph(self, plan: ExecutionPlan | None) -> StageGraph:
         graph = (plan or self.plan()).plan().graph

@@ -62,6 +62,8 @@ class Pipeline(Declaration):
         *,
         sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> RunResult:
         """Run to the end.
 
@@ -69,34 +71,46 @@ class Pipeline(Declaration):
             sinks: Called with each event of the run, in a thread of ours (docs/events.md).
             keep_failures: How many failures the result keeps whole, the first ones; the rest is
                 counted, by stage and type of the error. None: all of them, whatever they take.
+            progress: True: show how far it is, on a terminal, in a notebook, or as a line now and
+                then (docs/seeing.md). An `fm.Progress`: as that says.
+            report: A path for an HTML file about the run, which is there when the run is over.
 
         Returns:
             Status, outputs, failures, statistics.
 
         Raises:
             BuildError: The pipeline is wrong; nothing has run.
+            OSError: The report cannot be written there; nothing has run.
             Exception: That of the first failed item whose stage says "raise"; its
                 attribute `run_result` has what there was.
             KeyboardInterrupt: Ctrl-C; what was in flight is finished.
         """
-        return Orchestrator(self).execute(sinks=sinks, keep_failures=keep_failures)
+        return Orchestrator(self).execute(
+            sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
+        )
 
     def stream(
         self,
         *,
         sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> Stream:
         """The outputs one by one, as they come; what is not asked for is not computed ahead of the
         queues. Close the iterator to stop the run. Raises as `run`, where it is iterated.
         """
-        return Orchestrator(self).stream(sinks=sinks, keep_failures=keep_failures)
+        return Orchestrator(self).stream(
+            sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
+        )
 
     def start(
         self,
         *,
         sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> Handle:
         """Run in a thread of its own.
 
@@ -105,13 +119,17 @@ class Pipeline(Declaration):
             result() gives, without a wait in the event loop's thread; a task that is cancelled
             there leaves the run alone.
         """
-        return Orchestrator(self).start(sinks=sinks, keep_failures=keep_failures)
+        return Orchestrator(self).start(
+            sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
+        )
 
     async def arun(
         self,
         *,
         sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> RunResult:
         """As `run`, for the running event loop: ``result = await pipeline.arun()``.
 
@@ -127,6 +145,8 @@ class Pipeline(Declaration):
         Args:
             sinks: As `run`.
             keep_failures: As `run`.
+            progress: As `run`.
+            report: As `run`.
 
         Returns:
             Status, outputs, failures, statistics.
@@ -141,13 +161,19 @@ class Pipeline(Declaration):
         from ..runs.aio import run  # with asyncio, which takes long to import
 
         start = Orchestrator(self).start
-        return await run(functools.partial(start, sinks=sinks, keep_failures=keep_failures))
+        return await run(
+            functools.partial(
+                start, sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
+            )
+        )
 
     def astream(
         self,
         *,
         sinks: Iterable[Callable[[dict[str, Any]], object]] = (),
         keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> AsyncStream:
         """As `stream`, for ``async for``: computed ahead of the queues is only what is asked for.
 
@@ -158,6 +184,8 @@ class Pipeline(Declaration):
         Args:
             sinks: As `run`.
             keep_failures: As `run`.
+            progress: As `run`.
+            report: As `run`.
 
         Returns:
             An async iterator with aclose(), and `result` when the run is over.
@@ -166,4 +194,6 @@ class Pipeline(Declaration):
             BuildError: The pipeline is wrong; nothing has run. Everything else as `arun`, where it
                 is iterated.
         """
-        return Orchestrator(self).astream(sinks=sinks, keep_failures=keep_failures)
+        return Orchestrator(self).astream(
+            sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
+        )

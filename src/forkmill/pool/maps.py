@@ -114,7 +114,7 @@ class Feed(Input[_native.Chunk]):
         # An input of unknown kind may be slow: what it has given by then is the chunk.
         self.patience = TARGET_S if self.free and not self.quick else 0.0
         self.pulled = 0
-        self.items = self.bytes = self.chunks = 0  # of the window, under way (WINDOW-1)
+        self.held = self.bytes = self.chunks = 0  # of the window, under way (WINDOW-1)
         self.window = self._window()  # items that may be under way
         # Whether, and up to how many bytes of results, a chunk can change nothing of that.
         self.settled = not self.tuned and (buffersize is not None or not self.wide)
@@ -127,7 +127,7 @@ class Feed(Input[_native.Chunk]):
         share = self.share
         if self.chunks:
             left = MAX_WINDOW - self.bytes
-            if left <= 0 or n > self.window - self.items:
+            if left <= 0 or n > self.window - self.held:
                 return None
             if left < share:
                 share = left
@@ -161,13 +161,13 @@ class Feed(Input[_native.Chunk]):
         except errors.PoolError as error:
             self.spent(self.core.refusal(error))
             return None
-        self.items += count
+        self.held += count
         self.bytes += size
         self.chunks += 1
         return task
 
     def consumed(self, task: _native.Chunk) -> None:
-        self.items -= task.fresh
+        self.held -= task.fresh
         if task.all_shown:
             self.bytes -= task.tag.size
             self.chunks -= 1
@@ -245,9 +245,13 @@ class Items:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.loads = core.loads
+        self.watch: Any = None
 
     def failure(self, what: int, body: memoryview, task: _native.Chunk) -> BaseException:
-        return as_failure(self.core.failure(what, body, task))
+        error = as_failure(self.core.failure(what, body, task))
+        if self.watch is not None:
+            self.watch.failed(error)
+        return error
 
 
 @_native.direct_next
@@ -257,11 +261,16 @@ class MapIterator(WindowIterator[_native.Chunk], _native.RecordIterator):
     _feed: Feed
 
     def __init__(self, core: Core, call: LazyCall, options: Options) -> None:
-        _native.RecordIterator.__init__(self, Items(core), call.return_exceptions)
+        self._items = Items(core)
+        _native.RecordIterator.__init__(self, self._items, call.return_exceptions)
         deadline = call.deadline()
         self._completions = None if call.ordered else core.native.completion_queue()
         feed = Feed(core, call, options, completions=self._completions, prompt=not call.ordered)
         self._begin(feed, deadline, ordered=call.ordered)
+
+    def watch(self, watch: Any, total: int | None, workers: int) -> None:
+        self._items.watch = watch
+        super().watch(watch, total, workers)
 
     def _let_go(self) -> None:
         self._drop()

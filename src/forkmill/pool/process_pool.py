@@ -858,6 +858,10 @@ def map(
     buffersize: int | None = None,
     ordered: bool = True,
     return_exceptions: bool = False,
+    progress: Any = False,
+    total: int | None = None,
+    sinks: Iterable[Any] = (),
+    report: Any = None,
 ) -> Iterator[Any]:
     """`ProcessPool.map` over a shared pool, which is made at the first use and ends at exit.
 
@@ -875,6 +879,7 @@ def map(
         buffersize: How many items may be pulled and not yet consumed; None: two chunks a worker.
         ordered: Results in the order of the input; else as they finish.
         return_exceptions: Yield an item's exception in its place; else raise it.
+        progress, total, sinks, report: Who sees how far it is; see `ProcessPool.map`.
 
     Returns:
         An iterator over the results; see `ProcessPool.map`.
@@ -887,4 +892,4 @@ def map(
     call = LazyCall(
         fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions, own=True
     )
-    return shared_pool(workers)._lazy(call)
+    return shared_pool(workers)._shown(call, progress, total, sinks, report)

@@ -61,6 +61,10 @@ class Face(concurrent.futures.Executor, Generic[V]):
         buffersize: int | None = None,
         ordered: bool = True,
         return_exceptions: bool = False,
+        progress: Any = False,
+        total: int | None = None,
+        sinks: Iterable[Any] = (),
+        report: Any = None,
     ) -> Iterator[Any]:
         """Call fn on every item, in parallel; yield the results as they are asked for.
 
@@ -79,6 +83,10 @@ class Face(concurrent.futures.Executor, Generic[V]):
             ordered: Results in the order of the input; else as they finish.
             return_exceptions: Yield an item's exception in its place; else raise it, which ends
                 the iteration.
+            progress: True, or an `fm.Progress`: show how far it is (docs/seeing.md).
+            total: How many items there are, for that, if the input has no length.
+            sinks: Called with each event of this call, in a thread of ours.
+            report: A path for an HTML file about it, which is there when it is over.
 
         Returns:
             An iterator, with `close()`. Its window is full when this returns, unless the input is
@@ -88,12 +96,12 @@ class Face(concurrent.futures.Executor, Generic[V]):
 
         Raises:
             TypeError, ValueError: A wrong option.
+            OSError: The report cannot be written there.
             SerializationError: fn cannot be sent. (An item that cannot is that item's exception.)
             PoolClosed, PoolBroken, PoolError: As `submit`.
         """
-        return self._lazy(
-            LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
-        )
+        call = LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
+        return self._shown(call, progress, total, sinks, report)
 
     def starmap(
         self,
@@ -105,6 +113,10 @@ class Face(concurrent.futures.Executor, Generic[V]):
         buffersize: int | None = None,
         ordered: bool = True,
         return_exceptions: bool = False,
+        progress: Any = False,
+        total: int | None = None,
+        sinks: Iterable[Any] = (),
+        report: Any = None,
     ) -> Iterator[Any]:
         """As `map`, calling ``fn(*item)`` on every item.
 
@@ -116,6 +128,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
             buffersize: As in `map`, items.
             ordered: As in `map`.
             return_exceptions: As in `map`.
+            progress, total, sinks, report: As in `map`.
 
         Returns:
             As `map`.
@@ -123,11 +136,10 @@ class Face(concurrent.futures.Executor, Generic[V]):
         Raises:
             TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
         """
-        return self._lazy(
-            LazyCall(
-                fn, (iterable,), timeout, chunksize, buffersize, ordered, return_exceptions, True
-            )
+        call = LazyCall(
+            fn, (iterable,), timeout, chunksize, buffersize, ordered, return_exceptions, True
         )
+        return self._shown(call, progress, total, sinks, report)
 
     def options(
         self,
@@ -173,6 +185,22 @@ class Face(concurrent.futures.Executor, Generic[V]):
         """A view whose calls' deaths do not count against a pool's `restarts`: whoever asks for it
         has a limit of its own."""
         return self._view(replace(self._options, excused=True))
+
+    def _shown(
+        self, call: LazyCall, progress: Any, total: Any, sinks: Any, report: Any
+    ) -> Iterator[Any]:
+        """`_lazy`, and whoever wants to see how far it is does."""
+        if progress is False and total is None and report is None and sinks == ():
+            return self._lazy(call)
+        from .watched import Shown, watched
+
+        shown = Shown(progress, total, sinks, report)
+        return watched(self._lazy, call, shown, self._max_workers)
+
+    @property
+    def _max_workers(self) -> int:
+        """How many calls run at once, at most."""
+        raise NotImplementedError
 
     def _lazy(self, call: LazyCall) -> Iterator[Any]:
         """The iterator of `map` or `starmap`."""

@@ -98,6 +98,8 @@ class Input(Generic[W]):
         quick: Pulling cannot block.
         buffersize: How many items the user wants to be pulled, whatever that takes.
         window: How many may be pulled and not yet consumed.
+        pulled: How many items were pulled.
+        held: How many of them are not yet consumed.
     """
 
     source: Any
@@ -105,6 +107,8 @@ class Input(Generic[W]):
     quick: bool
     buffersize: int | None
     window: int
+    pulled: int
+    held: int
 
     def pull(self) -> W | None:
         """Pull and submit; None: the window is full, or nothing is left. There is a source."""
@@ -134,6 +138,8 @@ class Window(Generic[W]):
 
     _open = False
     _closed = True  # __del__ may come before the rest
+    _watch: Any = None  # who tells how far it is, if somebody wants to know
+    _status = "stopped"  # for that one: how it ends, if nothing else is said
 
     def _begin(self, feed: Input[W], deadline: float | None, *, ordered: bool) -> None:
         """Fill the window. The last step of the subclass's own beginning."""
@@ -173,9 +179,24 @@ class Window(Generic[W]):
         self._current = None
         self._let_go()
         self._closed = True
+        if self._watch is not None:
+            self._watch.end(self._status)
 
     def _let_go(self) -> None:
         """Free what the subclass has, and wake who waits. Can be done again."""
+
+    def watch(self, watch: Any, total: int | None, workers: int) -> None:
+        """Tell how far it is from here on. Once, by whoever has made it."""
+        self._watch = watch
+        known = {"total": total, "workers": workers}
+        feed = self._feed
+
+        def figures() -> dict[str, Any]:
+            return {"done": feed.pulled - feed.held, "failed": watch.failures, **known}
+
+        watch.begin(figures, total=total)
+        if self._closed:  # it had nothing to do
+            watch.end(self._status)
 
     def _fill(self) -> None:
         """Fill the window, at the call. A slow input is not waited for once there are results.
@@ -222,6 +243,7 @@ class Window(Generic[W]):
     def _end(self) -> None:
         """Close, and raise what comes after the results."""
         error = self._feed.error
+        self._status = "completed" if error is None else "failed"
         self._close()
         if error is not None:
             try:
@@ -253,6 +275,7 @@ class WindowIterator(Window[W]):
 
     def _failed(self) -> None:
         """An item's exception is about to be raised: nothing comes after it."""
+        self._status = "failed"
         self.close()
 
     def _advance(self) -> W | None:
@@ -287,6 +310,7 @@ class WindowIterator(Window[W]):
 
     def _late(self) -> None:
         if self._deadline is not None and monotonic() >= self._deadline:
+            self._status = "failed"
             self._close()
             raise late_error()
 
@@ -323,12 +347,12 @@ class _Calls(Input["Future[Any]"]):
         self.window = window
         self._submit: Callable[[Any], Future[Any]] | None = submit
         self._done = done
-        self._pulled = 0
-        self._held = 0  # pulled and not yet consumed
+        self.pulled = 0
+        self.held = 0  # pulled and not yet consumed
 
     def pull(self) -> Future[Any] | None:
         submit = self._submit
-        if submit is None or self._held >= self.window:
+        if submit is None or self.held >= self.window:
             return None
         try:
             item = next(self.source)
@@ -340,15 +364,15 @@ class _Calls(Input["Future[Any]"]):
                 raise  # it is not the input's, and does not wait for its turn
             self.spent(None if isinstance(error, StopIteration) else error)
             return None
-        future._forkmill_number = self._pulled  # type: ignore[attr-defined]
-        self._pulled += 1
-        self._held += 1
+        future._forkmill_number = self.pulled  # type: ignore[attr-defined]
+        self.pulled += 1
+        self.held += 1
         if self._done is not None:
             future.add_done_callback(self._done)
         return future
 
     def consumed(self, _work: object) -> None:
-        self._held -= 1
+        self.held -= 1
 
     def abandon(self, works: tuple[Future[Any], ...], *, kill: bool) -> None:
         for future in works:
@@ -396,6 +420,8 @@ class Results(WindowIterator["Future[Any]"]):
             if error is None:
                 return future.result()
             error = as_failure(error)
+            if self._watch is not None:
+                self._watch.failed(error)
             if self._return_exceptions and isinstance(error, Exception):
                 return error
             self._failed()

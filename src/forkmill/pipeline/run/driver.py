@@ -62,6 +62,7 @@ from .operators import Operator, Phase, width_of
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .state import Run
+from .told import plan_of, total_of
 from .work import run_hooks
 
 if TYPE_CHECKING:
@@ -475,7 +476,9 @@ class Driver(Run[Operator]):
             self.events.attach(sink)
         title = self.graph.pipeline._title()
         self.events.calling = self._calls
-        self.events.emit("run_started", title, pipeline=title)
+        if self.events.heard:
+            plan, total = plan_of(self.graph), total_of(self.graph)
+            self.events.emit("run_started", title, pipeline=title, total=total, plan=plan)
         if not self.inside:
             run_hooks(hooks_of(self.graph.pipeline, "before_run"))
         for operator in self.order:
@@ -613,14 +616,15 @@ class Driver(Run[Operator]):
                 "out": out,
                 "failed": operator.failures,
                 "waiting": sum(map(len, tuple(operator.edges_in))),
+                "under_way": operator.under_way(),
             }
             for operator, (came, out) in self._counts().items()
         }
         for operator in self.order:
             if isinstance(operator, NestedOperator):
                 for name, one in operator.inner_figures().stages.items():
-                    figures = {"in": one.in_, "out": one.out, "failed": one.failed, "waiting": 0}
-                    stages[name] = figures
+                    figures = {"in": one.in_, "out": one.out, "failed": one.failed}
+                    stages[name] = {**figures, "waiting": 0, "under_way": 0}
         return {"stages": stages}
 
     def _stop_sources(self) -> None:
@@ -859,7 +863,7 @@ class Driver(Run[Operator]):
         if not again and self.events.heard:
             self.events.emit("progress", **self._progress())
             title, took = self.graph.pipeline._title(), self._duration
-            told = {"status": status, "duration": took}
+            told = {"status": status, "duration": took, "stats": self.snapshot().as_dict()}
             self.events.emit("run_finished", title, seconds=took, **told)
         before = self.interrupted
         self.events.finish(0.0 if again else 0.1 if self.killed else events.DRAIN_S)

@@ -96,6 +96,9 @@ class LaneOperator(Operator):
         self._mixer = None if stage.ordered or stage.inline or self.producing else mixer()
         self.call_hooks = bool(self._forks) and stage.spec.type == "cow_fork"
 
+    def under_way(self) -> int:
+        return self.pending
+
     def wire(self) -> None:
         super().wire()
         self._remember = self._remember or len(self.edges_in) > 1

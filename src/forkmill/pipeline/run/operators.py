@@ -229,6 +229,10 @@ class Operator:
         for edge in edges:
             edge.room = NEVER if edge.closing else len(edge) + share
 
+    def under_way(self) -> int:
+        """How many items it has taken on, and is not through with. Any thread."""
+        return 0
+
     # ------------------------------------------------------------------ life
 
     def before_hooks(self) -> None:

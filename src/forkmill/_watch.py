@@ -1,0 +1,87 @@
+"""The seam between what runs and what shows it: `progress=`, `report=`, and runs without a driver.
+
+    run(progress=True, report="run.html") ──▶ sinks_of ──_offers──▶ show.progress, show.report
+                                                 └──▶ a tuple of sinks, which the run attaches
+
+Guarantees: nothing is loaded, and nothing made, for a run that nobody wants to see.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import events
+from ._offers import offered
+
+__all__ = ["Watch", "sinks_of"]
+
+
+def sinks_of(sinks: Any = (), progress: Any = False, report: Any = None) -> tuple[Any, ...]:
+    """The sinks of a run: those that were given, and those that `progress` and `report` stand for.
+
+    Args:
+        sinks: As they were given.
+        progress: True, or a sink that shows it, as an `fm.Progress`; False or None: nothing.
+        report: A path; None: no report.
+
+    Raises:
+        TypeError, ValueError: One of them is wrong.
+        OSError: The report cannot be written where it shall be.
+    """
+    found = events.check_sinks(sinks)
+    if progress is not False and progress is not None:
+        if progress is True:
+            progress = offered("progress")()
+        elif not callable(progress):
+            raise TypeError(f"progress must be True, False or an fm.Progress, not {progress!r}")
+        found = (*found, *events.check_sinks([progress]))
+    if report is not None:
+        found = (*found, offered("report")(report))
+    return found
+
+
+class Watch:
+    """A run that has no driver, such as a `map`: from its begin to its end, once each.
+
+    Args:
+        source: As for `Emitter`.
+        name: What is called.
+        sinks: From `sinks_of`.
+
+    Attributes:
+        failures: How many items have failed.
+    """
+
+    __slots__ = ("_emitter", "_figures", "_name", "_over", "failures")
+
+    def __init__(self, source: str, name: str, sinks: tuple[Any, ...]) -> None:
+        self._emitter = events.Emitter.beginning(source)
+        self._name = name
+        self._figures: Any = None
+        self._over = False
+        self.failures = 0
+        for sink in sinks:
+            self._emitter.attach(sink)
+
+    def begin(self, figures: Any, **data: Any) -> None:
+        """It has begun; figures() tells how far it is, from any thread."""
+        self._figures = figures
+        self._emitter.emit("run_started", self._name, **data)
+        self._emitter.begin(figures)
+
+    def failed(self, error: BaseException) -> None:
+        """An item has failed."""
+        self.failures += 1
+        self._emitter.emit("item_failed", self._name, error=events.short(error))
+
+    def end(self, status: str) -> None:
+        """It is over, however. Idempotent."""
+        if self._over:
+            return
+        self._over = True
+        if self._figures is not None:
+            self._emitter.emit("progress", **self._figures())
+        self._emitter.emit("run_finished", self._name, status=status)
+        self._emitter.finish(events.DRAIN_S)

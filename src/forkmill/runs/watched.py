@@ -1,0 +1,65 @@
+"""A lazy call that somebody watches: it tells the stream of events how far it is.
+
+    Face.map(progress=True) ──▶ watched ──▶ the iterator, as ever
+                                   └── figures ◀── forkmill-events, ten times a second
+
+Guarantees: the iterator is the same as without: nothing is done an item, but for those that fail.
+
+Threads: `watched` in that of the caller; figures are read in that of events.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import _checks
+from .._watch import Watch, sinks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .window import LazyCall
+
+__all__ = ["Shown", "watched"]
+
+
+class Shown:
+    """What shall be seen of a lazy call, checked.
+
+    Args:
+        progress: As for `sinks_of`.
+        total: How many items there are; None: what the input says.
+        sinks: As for `sinks_of`.
+        report: As for `sinks_of`.
+
+    Raises:
+        TypeError, ValueError, OSError: As `sinks_of`.
+    """
+
+    __slots__ = ("sinks", "total")
+
+    def __init__(self, progress: Any, total: Any, sinks: Any, report: Any) -> None:
+        self.total = None if total is None else _checks.integer("total", total, least=0)
+        self.sinks = sinks_of(sinks, progress, report)
+
+
+def watched(
+    lazy: Callable[[LazyCall], Iterator[Any]], call: LazyCall, shown: Shown, workers: int
+) -> Iterator[Any]:
+    """The iterator of a lazy call, whose events go to the sinks.
+
+    Args:
+        lazy: Makes it.
+        call: What was asked for.
+        shown: Who hears of it.
+        workers: How many work on it at once.
+    """
+    total = shown.total
+    if total is None and call.quick():
+        total = min(map(len, call.iterables))  # type: ignore[arg-type]
+    results: Any = lazy(call)
+    if not shown.sinks or not hasattr(results, "watch"):
+        return results  # type: ignore[no-any-return]
+    name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
+    results.watch(Watch("map", str(name), shown.sinks), total, workers)
+    return results  # type: ignore[no-any-return]

@@ -33,6 +33,7 @@ CHAPTERS = {
     "forkmill.graph": "Function graphs",
     "forkmill.stategraph": "State graphs",
     "forkmill.events": "Events",
+    "forkmill.show": "Seeing",
     "forkmill.errors": "Errors",
     "forkmill.testing": "For your tests",
     "forkmill.integrations": "Other libraries",

@@ -37,7 +37,6 @@ from .task import (
     PLAIN,
     immutable,
 )
-from .view import view_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -153,8 +152,7 @@ class Line:
 def view(plan: Plan, point: Point, reads: tuple[str, ...] | None = None) -> Any:
     """A fresh look at a point's state."""
     plain, late = seen(point, reads)
-    order = tuple(plan.schema.keys)
-    return view_of(plan.schema.cls, order, plain, dict(late), plan.coder.value)
+    return plan.view(plain, late.copy())
 
 
 def seen(point: Point, reads: tuple[str, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -33,10 +33,11 @@ from . import node as _node
 from .checkpoints.codecs import codec_named
 from .rules import Paths
 from .task import Coder, Work, callable_of
+from .view import viewer
 from .words import END, START
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from .checkpoints.store import Checkpoints
     from .node import Node
@@ -129,7 +130,9 @@ class Plan:
         settings: What compile was told.
         codec: Encodes values.
         coder: The same, for wires.
-        calls: By node, what is called for a task of it: see `callable_of`.
+        view: Makes a look at the state, of (plain, late).
+        calls: By node, what is sent for a task of it: see `callable_of`.
+        here: By node, the same for a call in this thread.
         hash: Of the definition.
     """
 
@@ -152,12 +155,18 @@ class Plan:
         store = settings.store
         self.codec = codec_named("pickle") if store is None else store.codec
         self.coder = Coder(self.codec, store is None)
+        self.view = viewer(schema.cls, tuple(schema.keys), self.coder.value)
         self._check_edges()
         self._check_targets()
         self.check_stops(settings.before, settings.after)
         self._check_reach()
         self._check_timeouts()
-        self.calls = {node.name: self._callable(node) for node in nodes.values()}
+        works = {node.name: self._work(node) for node in nodes.values()}
+        self.here = {name: work.perform for name, work in works.items()}
+        self.calls = {
+            name: callable_of(work, nodes[name].context.type in ("inline", "async"))
+            for name, work in works.items()
+        }
         self._check_sendable()
         self.hash = self._hashed()
 
@@ -293,11 +302,11 @@ class Plan:
         sync = True if settings is None else settings.sync
         return Plan(*self._parts, replace(own, store=store, sync=sync))
 
-    def _callable(self, node: Node) -> Callable[..., Any]:
+    def _work(self, node: Node) -> Work:
         targets = node.targets
         if targets is None and self.settings.strict:
             targets = frozenset()
-        work = Work(
+        return Work(
             name=node.name,
             fn=node.fn,
             keys=tuple(self.schema.keys),
@@ -308,7 +317,6 @@ class Plan:
             codec=self.codec,
             lenient=self.settings.store is None and not node.isolated,
         )
-        return callable_of(work, node.context.type in ("inline", "async"))
 
     def _hashed(self) -> str:
         paths = self.paths

@@ -47,6 +47,7 @@ __all__ = [
     "half_filled",
 ]
 
+_MEMO = 1000  # sets of nodes that have run together, and where their plain edges lead
 CHAIN_LENGTH = 64  # pieces of an `fm.append` key; with one more it is made whole again
 
 
@@ -129,6 +130,7 @@ class Paths:
             ways = [*self.plain.get(name, ()), *self.chosen.get(name, ())]
             if len(ways) == 1 and name not in self.joined:
                 self.simple[name] = ways[0] if isinstance(ways[0], Choice) else ways[0][1]
+        self.memo: dict[tuple[str, ...], tuple[Task, ...]] = {}  # of `_plain_tasks`
         self.no_joins: tuple[frozenset[str], ...] = tuple(frozenset() for _ in joins)
 
 
@@ -297,9 +299,7 @@ def follow(
                 task.node for task, out in zip(tasks, outcomes, strict=True) if not out[3]
             )
         )
-    line = _Line()
-    for target in _plain_targets(paths, left):
-        line.name(target)
+    line = _Line(_plain_tasks(paths, left))
     for outcome in outcomes:
         for route in outcome[2]:
             line.route(route)
@@ -336,9 +336,9 @@ class _Line:
 
     __slots__ = ("_names", "tasks")
 
-    def __init__(self) -> None:
-        self.tasks: list[Task] = []
-        self._names: set[str] = set()
+    def __init__(self, tasks: Sequence[Task] = ()) -> None:
+        self.tasks = list(tasks)
+        self._names = {task.node for task in tasks}
 
     def name(self, name: str) -> None:
         if name != END and name not in self._names:
@@ -352,11 +352,16 @@ class _Line:
             self.tasks.append(Task(*route))
 
 
-def _plain_targets(paths: Paths, left: tuple[str, ...]) -> list[str]:
-    if len(left) == 1:
-        return [target for _, target in paths.plain.get(left[0], ())]
-    found = [edge for source in left for edge in paths.plain.get(source, ())]
-    return [target for _, target in sorted(found)]
+def _plain_tasks(paths: Paths, left: tuple[str, ...]) -> tuple[Task, ...]:
+    """Where the plain edges of these nodes lead."""
+    found = paths.memo.get(left)
+    if found is None:
+        edges = sorted(edge for source in left for edge in paths.plain.get(source, ()))
+        names = dict.fromkeys(target for _, target in edges if target != END)
+        found = tuple(Task(name) for name in names)
+        if len(paths.memo) < _MEMO:
+            paths.memo[left] = found
+    return found
 
 
 def _joined(

@@ -369,9 +369,8 @@ class Run:
 
     def _inline(self, index: int) -> None:
         """Run a task here, to its end."""
-        task = self.line.point.tasks[index]
-        node = self.plan.nodes[task.node]
-        call = self.plan.calls[task.node]
+        name = self.line.point.tasks[index].node
+        node, call = self.plan.nodes[name], self.plan.here[name]
         heard = self.tell.heard
         while not self._killed:
             self._started(index, node)

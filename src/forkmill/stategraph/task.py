@@ -35,7 +35,7 @@ from .._checks import nearest
 from .._said import within
 from ..codec.share import at
 from ..errors import SerializationError, UpdateError
-from .view import State, view_of
+from .view import State, viewer
 from .words import (
     DELETE,
     END,
@@ -211,7 +211,7 @@ class Work:
 
     __slots__ = (
         *("appends", "cls", "codec", "fn", "keys", "lenient", "name", "nodes", "targets"),
-        "coder",
+        *("coder", "view"),
     )
 
     def __init__(
@@ -236,6 +236,28 @@ class Work:
         self.codec = codec
         self.lenient = lenient
         self.coder = Coder(codec, lenient)
+        self.view = viewer(cls, keys, self.coder.value)
+
+    def perform(self, run: Any, ident: Any, step: int, state: Any, arg: Any, answers: Any) -> Any:
+        """Run a task: see `callable_of`."""
+        if run is not None:  # somebody listens
+            with within(run, self.name, step=step, task=ident[2]):
+                return self.perform(None, ident, step, state, arg, answers)
+        open_wire = self.coder.value
+        given = self.view(*state) if arg is None else open_wire(arg)
+        token = here.set(Here(ident, step, arg is not None, answers or _NO_ANSWERS, open_wire))
+        try:
+            result = self.fn(given)
+            kind = type(result)
+            if kind is dict:
+                return DONE, writes_of(self, result, step, self.coder.wire), (), False
+            if kind not in _USUAL and inspect.isawaitable(result):
+                result = _completed(result)
+            return result_of(self, result, step)
+        except Asked as question:
+            return _asked(self, question)
+        finally:
+            here.reset(token)
 
     def __reduce__(self) -> Any:
         mine = (self.name, self.fn, self.keys, self.appends, self.cls, self.nodes, self.targets)
@@ -277,22 +299,8 @@ def _labelled(call: Callable[..., Any], work: Work) -> Callable[..., Any]:
     return call
 
 
-def _perform(
-    work: Work, run: Any, ident: Any, step: int, state: Any, arg: Any, answers: Any
-) -> Any:
-    if run is not None:  # somebody listens
-        with within(run, work.name, step=step, task=ident[2]):
-            return _perform(work, None, ident, step, state, arg, answers)
-    given, token = _begun(work, ident, step, state, arg, answers)
-    try:
-        result = work.fn(given)
-        if type(result) not in _USUAL and inspect.isawaitable(result):
-            result = _completed(result)
-        return result_of(work, result, step)
-    except Asked as question:
-        return _asked(work, question)
-    finally:
-        here.reset(token)
+def _perform(work: Work, *args: Any) -> Any:
+    return work.perform(*args)
 
 
 async def _perform_async(
@@ -301,7 +309,9 @@ async def _perform_async(
     if run is not None:
         with within(run, work.name, step=step, task=ident[2]):
             return await _perform_async(work, None, ident, step, state, arg, answers)
-    given, token = _begun(work, ident, step, state, arg, answers)
+    given = work.view(*state) if arg is None else work.coder.value(arg)
+    task = Here(ident, step, arg is not None, answers or _NO_ANSWERS, work.coder.value)
+    token = here.set(task)
     try:
         result = work.fn(given)
         if inspect.isawaitable(result):
@@ -311,19 +321,6 @@ async def _perform_async(
         return _asked(work, question)
     finally:
         here.reset(token)
-
-
-def _begun(
-    work: Work, ident: Any, step: int, state: Any, arg: Any, answers: Any
-) -> tuple[Any, Any]:
-    """What the function gets; and the task is known from here on."""
-    open_wire = work.coder.value
-    if arg is None:
-        plain, late = state
-        given = view_of(work.cls, work.keys, plain, late, open_wire)
-    else:
-        given = open_wire(arg)
-    return given, here.set(Here(ident, step, arg is not None, answers or _NO_ANSWERS, open_wire))
 
 
 def _asked(work: Work, question: Asked) -> Any:

@@ -21,16 +21,16 @@ from .._checks import nearest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["State", "view_class", "view_of"]
+__all__ = ["State", "view_class", "viewer"]
 
 
 class State(dict[str, Any]):
     """The state as a dict; what is not decoded yet is not in the dict's own table."""
 
-    __slots__ = ("_late", "_open", "_order")
+    __slots__ = ("_late",)
 
     _late: dict[str, Any]
-    _open: Callable[[Any], Any]
+    _open: Callable[[Any], Any]  # of the class that `viewer` makes, and the next one
     _order: tuple[str, ...]
 
     def __missing__(self, key: Any) -> Any:
@@ -203,28 +203,32 @@ def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
     return made
 
 
-def view_of(
-    cls: type | None,
-    order: tuple[str, ...],
-    plain: dict[str, Any],
-    late: dict[str, Any],
-    open_wire: Callable[[Any], Any],
-) -> Any:
-    """A view.
+def viewer(
+    cls: type | None, order: tuple[str, ...], open_wire: Callable[[Any], Any]
+) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
+    """What makes views, of (plain, late): values that are handed out as they are, and wires that are
+    not opened yet, which the view takes from.
 
     Args:
         cls: The schema's dataclass, or None.
         order: The schema's keys.
-        plain: Values that are handed out as they are.
-        late: Wires that are not opened yet. The view's own: it takes from it.
-        open_wire: Opens one.
+        open_wire: Opens a wire.
     """
-    if cls is None:
-        view = State(plain)
+    if cls is not None:
+        made_of = view_class(cls)
+
+        def make_object(plain: dict[str, Any], late: dict[str, Any]) -> Any:
+            made: Any = object.__new__(made_of)
+            made.__dict__.update(plain, _forkmill_late=late, _forkmill_open=open_wire)
+            return made
+
+        return make_object
+    space = {"__slots__": (), "_open": staticmethod(open_wire), "_order": order}
+    kind = type("State", (State,), space)
+
+    def make(plain: dict[str, Any], late: dict[str, Any]) -> Any:
+        view = kind(plain)
         view._late = late
-        view._open = open_wire
-        view._order = order
         return view
-    made: Any = object.__new__(view_class(cls))
-    made.__dict__.update(plain, _forkmill_late=late, _forkmill_open=open_wire)
-    return made
+
+    return make

@@ -44,7 +44,7 @@ from .places import Places
 from .plan import Plan
 from .run import Limits, Run, result_of
 from .tell import Teller
-from .words import DELETE, Overwrite, here, interrupt
+from .words import DELETE, Overwrite, current, interrupt
 
 if TYPE_CHECKING:
     from .node import Node
@@ -156,7 +156,8 @@ class SubGraph:
         self.hash = plan.hash
 
     def __call__(self, given: Any) -> Any:
-        task = here.get()
+        task = current()
+        assert task is not None
         session, _, index, node = task.id
         values = _known(given, self._shared)
         name = f"{session}/{node}" + (f".{index}" if task.sent else "")

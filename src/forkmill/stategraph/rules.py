@@ -198,8 +198,9 @@ def _folded(
     if key.appends:
         return grown(before, [wire for _, _, wire in group], coder, key.name)
     value = UNSET if before is None else coder.value(before)
+    harmless = key.harmless
     for node, _, wire in group:
-        update = coder.value(wire)
+        update = wire[1] if harmless and wire[0] == FLAT else coder.value(wire)
         if value is UNSET:
             value = update
             continue

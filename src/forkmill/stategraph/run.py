@@ -27,8 +27,9 @@ Guarantees:
 Invariants:
     * RUN-1  The line, the point and the store are touched by the thread that runs `turns` alone;
       others set flags and put into `_ends`.
-    * RUN-2  Whoever comes out of the user's code looks, under `_gate`, whether the run has gone on
-      without it; whoever leaves it behind looks under `_gate` whether it is in there.
+    * RUN-2  Who goes into the user's code puts a mark into `_inside`, and takes it out again when
+      it comes back; whoever leaves it behind takes it too. One of them gets it (a dict's pop is
+      one step), and has the run.
 
 Threads: `turns` in one; `stop` and `kill` from any, and from signal handlers.
 """
@@ -36,7 +37,6 @@ Threads: `turns` in one; `stop` and `kill` from any, and from signal handlers.
 from __future__ import annotations
 
 import heapq
-import threading
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -104,12 +104,13 @@ class Limits:
         after: Nodes after which it stops.
     """
 
-    __slots__ = ("after", "before", "max_steps")
+    __slots__ = ("after", "any", "before", "max_steps")
 
     def __init__(self, max_steps: int, before: frozenset[str], after: frozenset[str]) -> None:
         self.max_steps = max_steps
         self.before = before
         self.after = after
+        self.any = bool(before or after)
 
     def pauses(self, ran: tuple[Task, ...], coming: tuple[Task, ...]) -> bool:
         """Whether it stops between these tasks and those."""
@@ -158,13 +159,12 @@ class Run:
         self.failures: dict[int, Failure] = {}
         self.stats = StateStats()
         self.interrupted = False  # by Ctrl-C
-        self.in_user_code = False
-        self.last: tuple[list[str], list[str]] = ([], [])  # what ran, and which keys it changed
+        self._inside: dict[str, bool] = {}
+        self._last: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
         self._resumed, self._single = resumed, single
         self._store = plan.settings.store
         self._sync = plan.settings.sync
-        self._draining = self._killed = self._left = False
-        self._gate = threading.Lock()
+        self._draining = self._killed = False
         self._ends: SimpleQueue[Any] = SimpleQueue()
         self._coder = plan.coder
         self._futures: dict[int, Any] = {}
@@ -195,14 +195,15 @@ class Run:
         """Whether it was killed."""
         return self._killed
 
+    @property
+    def in_user_code(self) -> bool:
+        """Whether the run's thread is in the user's code just now."""
+        return bool(self._inside)
+
     def leave_behind(self) -> bool:
         """Whether the thread of the run is in the user's code; if so it is left there, and who
-        calls this has the run."""
-        with self._gate:
-            if self.in_user_code and not self._left:
-                self._left = True
-                return True
-            return False
+        calls this has the run (RUN-2)."""
+        return self._inside.pop("user", False)
 
     def carry_on(self) -> StateRun:
         """End a killed run whose thread was left behind."""
@@ -212,10 +213,8 @@ class Run:
 
     def _back(self) -> None:
         """The user's code is over (RUN-2)."""
-        with self._gate:
-            self.in_user_code = False
-            if self._left:
-                raise Left
+        if not self._inside.pop("user", False):
+            raise Left
 
     # ------------------------------------------------------------------- the turns
 
@@ -248,7 +247,7 @@ class Run:
                     self._free("killed" if self._killed else "drained")
                     break
                 yield from self._step()
-                if tell.waits:
+                if tell.streams:
                     yield from tell.taken()
         except BaseException as error:
             self._give_up(error)
@@ -318,6 +317,8 @@ class Run:
                 arg = self._portable(f"the argument of {task.node!r}", arg, index)
         elif isolated:
             state = self._for_process(node)
+        elif node.reads is None:
+            state = (point.plain, point.late.copy())
         else:
             plain, late = seen(point, node.reads)
             state = (plain, late.copy())
@@ -375,7 +376,7 @@ class Run:
         while not self._killed:
             self._started(index, node)
             began = perf_counter() if heard else 0.0
-            self.in_user_code = True
+            self._inside["user"] = True
             try:
                 outcome = call(*self._args(index, INLINE))
             except BaseException as error:
@@ -414,10 +415,11 @@ class Run:
             began = perf_counter()
             waiting = self._fed(waiting)
             self.tell.span("schedule", began)
+            stored = self._store is not None
             for index in here:
                 if not self._killed:
                     self._inline(index)
-                    if self._futures or waiting or index != here[-1]:
+                    if stored and (self._futures or waiting or index != here[-1]):
                         self._save_finished()
             while (self._futures or waiting or timers) and not self._killed:
                 yield from self._next_ends(timers)
@@ -502,7 +504,8 @@ class Run:
     def _started(self, index: int, node: Node) -> None:
         attempt = self._attempts[index] = self._attempts.get(index, 0) + 1
         self.stats.tasks += 1
-        self.stats.retries += attempt > 1
+        if attempt > 1:
+            self.stats.retries += 1
         if self.tell.heard:
             self.tell.task_started(node.name, self.line.point.step + 1, index, attempt)
 
@@ -552,11 +555,15 @@ class Run:
         tasks, step = point.tasks, point.step + 1
         heard = tell.heard
         began = perf_counter() if heard else 0.0
-        results = [outcomes[index] for index in range(len(tasks))]
-        writers = [
-            (tasks[index].node, outcome[1]) for index, outcome in enumerate(results) if outcome[1]
-        ]
-        self.in_user_code = True
+        if len(tasks) == 1:
+            results = [outcomes[0]]
+            writers = [(tasks[0].node, outcomes[0][1])] if outcomes[0][1] else []
+        else:
+            results = [outcomes[index] for index in range(len(tasks))]
+            writers = [
+                (task.node, out[1]) for task, out in zip(tasks, results, strict=True) if out[1]
+            ]
+        self._inside["user"] = True
         try:
             changes = (
                 fold(plan.schema.keys, point.wire, writers, step, self._coder) if writers else {}
@@ -576,13 +583,14 @@ class Run:
         finally:
             self._back()
         status = self._status_after(tasks, new)
-        self._dirty.update(changes)
-        if self._store is not None and (self._sync or status):
-            self._write(new, [task.node for task in tasks], status)
+        if self._store is not None:
+            self._dirty.update(changes)
+            if self._sync or status:
+                self._write(new, tasks, status)
         line.move(new)
         self._unsaved.clear()
         self.stats.steps += 1
-        self.last = ([task.node for task in tasks], list(changes))
+        self._last = (tasks, changes)
         if status:
             self.status = line.status = status
         if heard or tell.streams:
@@ -594,7 +602,7 @@ class Run:
         """What the run ends with at this point; None: it goes on."""
         if not new.tasks:
             return "completed"
-        if self.limits.pauses(ran, new.tasks):
+        if self.limits.any and self.limits.pauses(ran, new.tasks):
             return "interrupted"
         if self._killed:
             return "killed"
@@ -602,13 +610,12 @@ class Run:
 
     # ------------------------------------------------------------------- the store
 
-    def _write(self, new: Point, author: list[str], status: str | None) -> None:
+    def _write(self, new: Point, ran: tuple[Task, ...], status: str | None) -> None:
         assert self._store is not None
         claim = self.line.claim
         assert claim is not None
         began = perf_counter()
-        by = ", ".join(dict.fromkeys(author))
-        change = change_of(self.plan, new, self._stored, self._dirty, "step", by)
+        change = change_of(self.plan, new, self._stored, self._dirty, "step", _names(ran))
         self._store.write(claim, change=change, status=status, release=status is not None)
         self._stored = new
         self._dirty = set()
@@ -648,7 +655,7 @@ class Run:
                     self._stored,
                     self._dirty,
                     "step",
-                    ", ".join(self.last[0]),
+                    _names(self._last[0]),
                 )
             rows = self._rows()
             self._store.write(line.claim, change=change, rows=rows, status=status, release=True)
@@ -688,6 +695,11 @@ class Run:
 
     # ------------------------------------------------------------------- the result
 
+    @property
+    def last(self) -> tuple[list[str], list[str]]:
+        """The nodes of the last step's tasks, and the keys that it changed."""
+        return [task.node for task in self._last[0]], list(self._last[1])
+
     def frontier(self) -> list[str]:
         """The nodes of the next step's tasks."""
         return [task.node for task in self.line.point.tasks]
@@ -726,6 +738,11 @@ def result_of(
         [failures[index] for index in sorted(failures)] if failures else [],
         stats or StateStats(),
     )
+
+
+def _names(tasks: tuple[Task, ...]) -> str:
+    """Who wrote a step."""
+    return ", ".join(dict.fromkeys(task.node for task in tasks))
 
 
 def _end(future: Any) -> None:

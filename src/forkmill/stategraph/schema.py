@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 import typing
 from typing import Annotated, Any, Final, get_args, get_origin
 
@@ -32,6 +33,7 @@ class _Unset:
 
 
 UNSET: Final = _Unset()
+_HARMLESS = (operator.add, operator.or_, operator.and_, max, min)
 _EMPTY = {list: list, dict: dict, set: set, int: int, str: str, float: float, tuple: tuple}
 
 
@@ -53,6 +55,11 @@ class Key:
     def appends(self) -> bool:
         """Whether a checkpoint stores what was added."""
         return self.reducer is append
+
+    @property
+    def harmless(self) -> bool:
+        """Whether the reducer is known to leave its arguments alone."""
+        return self.reducer in _HARMLESS
 
     def start(self) -> Any:
         """The value that it starts with, or UNSET."""

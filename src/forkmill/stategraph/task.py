@@ -41,7 +41,6 @@ from .words import (
     END,
     Asked,
     Command,
-    Here,
     Overwrite,
     Send,
     here,
@@ -83,6 +82,7 @@ _ATOMS = frozenset(
 )
 _GROUPS = (tuple, frozenset)
 _NUMBERS = frozenset({int, float, bool, NoneType})
+_FLATS = frozenset({list, dict, set})
 _FLAT = 16  # items: a copy of so few takes less than pickling them
 _SHORT = 256  # characters or bytes of one
 
@@ -96,13 +96,13 @@ def immutable(value: Any) -> bool:
 
 
 def flat(value: Any) -> bool:
-    """Whether a value is a small list, dict or set of small things that nobody can change."""
-    kind = type(value)
-    if kind is list or kind is set:
-        return len(value) <= _FLAT and all(map(_tiny, value))
-    if kind is dict:
-        return len(value) <= _FLAT and all(map(_tiny, value)) and all(map(_tiny, value.values()))
-    return False
+    """Whether a list, dict or set is small, with nothing in it but small things of no change."""
+    if len(value) > _FLAT:
+        return False
+    for item in value:
+        if type(item) not in _NUMBERS and not _tiny(item):
+            return False
+    return type(value) is not dict or all(map(_tiny, value.values()))
 
 
 def _tiny(value: Any) -> bool:
@@ -150,12 +150,15 @@ class Coder:
         Raises:
             SerializationError: It cannot be encoded.
         """
-        plain = immutable(value)
+        kind = type(value)
         if self.trusted:
-            if plain:
+            if kind in _ATOMS:
                 return PLAIN, value
-            if flat(value):
+            if kind in _FLATS and flat(value):
                 return FLAT, value.copy()
+        plain = immutable(value)
+        if plain and self.trusted:
+            return PLAIN, value
         try:
             data = self.encode(value)
         except Exception as error:
@@ -245,7 +248,7 @@ class Work:
                 return self.perform(None, ident, step, state, arg, answers)
         open_wire = self.coder.value
         given = self.view(*state) if arg is None else open_wire(arg)
-        token = here.set(Here(ident, step, arg is not None, answers or _NO_ANSWERS, open_wire))
+        token = here.set((ident, step, arg is not None, answers or _NO_ANSWERS, open_wire))
         try:
             result = self.fn(given)
             kind = type(result)
@@ -310,8 +313,8 @@ async def _perform_async(
         with within(run, work.name, step=step, task=ident[2]):
             return await _perform_async(work, None, ident, step, state, arg, answers)
     given = work.view(*state) if arg is None else work.coder.value(arg)
-    task = Here(ident, step, arg is not None, answers or _NO_ANSWERS, work.coder.value)
-    token = here.set(task)
+    sent = arg is not None
+    token = here.set((ident, step, sent, answers or _NO_ANSWERS, work.coder.value))
     try:
         result = work.fn(given)
         if inspect.isawaitable(result):

@@ -206,8 +206,8 @@ def _rebuilt(cls: type, values: dict[str, Any]) -> Any:
 def viewer(
     cls: type | None, order: tuple[str, ...], open_wire: Callable[[Any], Any]
 ) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
-    """What makes views, of (plain, late): values that are handed out as they are, and wires that are
-    not opened yet, which the view takes from.
+    """What makes views, of (plain, late): values that are handed out as they are, and wires that
+    are not opened yet, which the view takes from.
 
     Args:
         cls: The schema's dataclass, or None.

@@ -34,6 +34,7 @@ __all__ = [
     "Send",
     "TaskId",
     "append",
+    "current",
     "here",
     "interrupt",
     "question_id",
@@ -204,7 +205,8 @@ class Asked(BaseException):
         self.value = value
 
 
-here: ContextVar[Here] = ContextVar("forkmill_state_task")
+# A Here, or the tuple of what makes one.
+here: ContextVar[Any] = ContextVar("forkmill_state_task")
 
 
 def interrupt(value: Any = None) -> Any:
@@ -242,8 +244,17 @@ def task_id() -> TaskId:
     return TaskId(*_here("task_id").id)
 
 
+def current() -> Here | None:
+    """The task that runs here. It is made at the first look: few tasks ask."""
+    task: Here | tuple[Any, ...] | None = here.get(None)
+    if isinstance(task, tuple):
+        task = Here(*task)
+        here.set(task)
+    return task
+
+
 def _here(what: str) -> Here:
-    task = here.get(None)
+    task = current()
     if task is None:
         raise RuntimeError(
             f"fm.{what} is for nodes of a state graph, and this is not one (nor its own thread: "

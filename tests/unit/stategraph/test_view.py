@@ -13,7 +13,7 @@ import pytest
 
 import forkmill as fm
 from forkmill.stategraph.schema import UNSET, Schema
-from forkmill.stategraph.view import view_of
+from forkmill.stategraph.view import viewer
 
 
 def state(opened: list[str] | None = None, **late: Any) -> Any:
@@ -23,7 +23,7 @@ def state(opened: list[str] | None = None, **late: Any) -> Any:
         return wire[1]
 
     wires = {key: (key, value) for key, value in late.items()}
-    return view_of(None, ("a", "b", "c", "n"), {"n": 1}, wires, open_wire)
+    return viewer(None, ("a", "b", "c", "n"), open_wire)({"n": 1}, wires)
 
 
 def test_a_value_is_opened_at_the_first_look_and_once() -> None:
@@ -100,7 +100,7 @@ def test_a_dataclass_is_one() -> None:
         opened.append(wire)
         return wire[1]
 
-    view = view_of(Point, ("x", "y", "name"), {"name": "q"}, {"y": (1, [4])}, open_wire)
+    view = viewer(Point, ("x", "y", "name"), open_wire)({"name": "q"}, {"y": (1, [4])})
     assert isinstance(view, Point) and view.__class__ is Point
     assert view.name == "q" and not opened
     assert view.y == [4] and view.y is view.y and len(opened) == 1
@@ -116,7 +116,7 @@ def test_a_dataclass_is_one() -> None:
 
 
 def test_a_frozen_dataclass_with_slots_too() -> None:
-    view = view_of(Hard, ("x",), {}, {"x": (1, [2])}, lambda wire: wire[1])
+    view = viewer(Hard, ("x",), lambda wire: wire[1])({}, {"x": (1, [2])})
     assert view.x == [2]
     assert isinstance(view, Hard)
 

@@ -273,8 +273,11 @@ def killed(path: str) -> Any:
     pool = fm.ProcessPool(finalizer=lambda: note(path))
     results = pool.map(abs, [-1, -2])
     next(results)
+    stream = pool.stream(iter, [1, 2])
+    next(stream)
     pool.kill()
-    return os.path.exists(path), list(results)
+    told = [outcome(lambda: next(results)), outcome(lambda: next(stream))]
+    return os.path.exists(path), told, [*results, *stream]
 
 
 def dropped(path: str) -> bool:
@@ -358,7 +361,9 @@ def test_what_only_workers_can_do_is_refused_by_name(tmp_path: Path) -> None:
     with fm.ProcessPool(1) as pool:
         assert "ask for workers, as by ProcessPool(1)" in pool.submit(refused, 0).result()
         assert pool.submit(nested_twice, 3).result() == [1]
-        assert pool.submit(killed, str(tmp_path / "killed")).result() == (False, [])
+        closed = ("PoolClosed", "the pool was stopped befo")
+        told = pool.submit(killed, str(tmp_path / "killed")).result()
+        assert told == (False, [closed, closed], [])
         assert pool.submit(dropped, str(tmp_path / "dropped")).result()
         kind, text = pool.submit(slow_beginning, 0).result()
         assert (kind, text.startswith("the initializer took long")) == ("InitError", True)

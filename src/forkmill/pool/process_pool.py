@@ -601,6 +601,7 @@ class _Here:
     ) -> None:
         self._codec = codec.Codec()
         self.state = "inline"
+        self._killed = False
         self._broken: errors.InitError | None = None
         self._succeeded = self._failed = self._retried = 0
         self._maps: weakref.WeakSet[_HereMap] = weakref.WeakSet()
@@ -633,6 +634,11 @@ class _Here:
             raise errors.PoolClosed("cannot schedule new futures after shutdown")
         if self._broken is not None:
             raise self._broken
+
+    def check_killed(self) -> None:
+        """Whether calls that it has taken may be made."""
+        if self._killed:
+            raise errors.PoolClosed("the pool was stopped before this call was made")
 
     # ------------------------------------------------------------------ calls
 
@@ -677,6 +683,7 @@ class _Here:
 
         def submit(args: Any) -> Future:
             in_time()
+            self.check_killed()
             if self.state != "inline" and not sized:
                 raise errors.PoolClosed(
                     "the pool was shut down while input was left: read the results before that"
@@ -712,6 +719,7 @@ class _Here:
                 )
             for output in outputs:
                 yield self.copied(self._codec.dumps_result(output))
+                self.check_killed()
         except GeneratorExit:  # the reader has enough
             self._succeeded += 1
             raise
@@ -736,10 +744,10 @@ class _Here:
         self.close()
 
     def kill(self) -> None:
-        """End without the finalizer."""
+        """End without the finalizer. What an open map has not called yet is not called, and its
+        iterator says so."""
         self._finalizer = None
-        for results in list(self._maps):
-            results.close()
+        self._killed = True
         self.close()
 
     def close(self) -> None:

@@ -28,8 +28,14 @@ homes      what executors were asked for, and are open
 crew       who of them does what,
 ways       how it gets there and back;
 sweep      to threads, many items at once;
-flow       and the loop that counts what waits for what
+flow       and the loop over all of them:
+post       what a group is in it,
+levels     where items come from, and are,
+carrier    and what becomes of them
 bundle     what workers of others call
+asking     caches that are asked here
+telling    events and figures
+handles    in the background, and for asyncio
 executors  AsyncExecutor
 cache      results that are kept
 =========  =================================================================================

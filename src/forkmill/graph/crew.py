@@ -31,8 +31,9 @@ from .code import Call
 from .homes import INLINE, Home, Session, width_of
 from .levels import Inner, Layout
 from .plan import grouped
+from .post import Post
 from .sweep import SweepWay
-from .ways import BATCH, Bell, InlineWay, LaneWay, Post, SubmitWay, ThreadWay, Way
+from .ways import BATCH, Bell, InlineWay, LaneWay, SubmitWay, ThreadWay, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

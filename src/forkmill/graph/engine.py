@@ -29,9 +29,10 @@ from .. import _checks, contexts, events
 from ..errors import BuildError
 from ..runs.executor import Face
 from .bundle import Bare
+from .carrier import UNUSUAL
 from .crew import Crew, Placing
 from .failed import raise_failure
-from .flow import UNUSUAL, Flow
+from .flow import Flow
 from .homes import INLINE, Home, Session, home_of
 from .levels import Rows
 from .telling import Telling

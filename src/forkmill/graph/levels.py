@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .loss import Loss
     from .plan import Plan
-    from .ways import Post
+    from .post import Post
 
 __all__ = ["Frame", "Inner", "Layout", "Level", "Rows"]
 

@@ -30,7 +30,7 @@ from ..contexts.lanes.emit import settle
 from .ways import QUANTUM_S, Ended, ThreadWay
 
 if TYPE_CHECKING:
-    from .ways import Post
+    from .post import Post
 
 __all__ = ["Span", "SweepWay"]
 

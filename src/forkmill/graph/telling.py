@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from ..events import Emitter
     from ..runs.failure import Failure
     from .levels import Layout
-    from .ways import Post, Way
+    from .post import Post
+    from .ways import Way
 
 __all__ = ["Telling"]
 

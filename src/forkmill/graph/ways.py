@@ -44,12 +44,12 @@ from .bundle import run_bundle
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ..contexts import Work
+    from .post import Post
 
-    Unit = tuple["Post", Any, Any]  # post, frame, item
-    Outcome = tuple["Post", Any, Any]  # post, frame, what came of it
+    Unit = tuple[Post, Any, Any]  # post, frame, item
+    Outcome = tuple[Post, Any, Any]  # post, frame, what came of it
 
-__all__ = ["MOST", "Bell", "Ended", "InlineWay", "LaneWay", "Post", "SubmitWay", "ThreadWay", "Way"]
+__all__ = ["MOST", "Bell", "Ended", "InlineWay", "LaneWay", "SubmitWay", "ThreadWay", "Way"]
 
 LEAD_S = 0.005  # of work that a worker has been sent and not yet done
 QUANTUM_S = 0.005  # that a thread works off the line before others have their turn
@@ -71,81 +71,6 @@ class Ended(NamedTuple):
 
     error: BaseException
     item: Any
-
-
-class Post:
-    """A group of a plan in one run.
-
-    Attributes:
-        group: The group.
-        home: Where it runs.
-        way: The way there, once that is open.
-        call: Called with an item; what it gives is the outcome.
-        getter: Makes an item of slots (straight: of what the call's items are).
-        first: The lowest number of its steps.
-        batch: How many items a call gets, in a list; 0: one, as it is.
-        timeout: Seconds a call may take.
-        aio: `call` is a coroutine function.
-        label: What messages call it.
-        paths: What its steps are called, with the path that leads to their level.
-    """
-
-    __slots__ = (
-        "aio", "asked", "batch", "call", "first", "getter", "group", "hoard", "home", "label",
-        "nest", "parts", "paths", "row", "straight", "timeout", "way", "work", "writes",
-    )  # fmt: skip
-
-    way: Way
-    call: Any
-    getter: Callable[[Any], Any]
-
-    def __init__(self, group: Any, home: Any, label: str) -> None:
-        self.group = group
-        self.home = home
-        self.first: int = group.steps[0].number
-        self.batch = 0
-        self.timeout: float | None = None
-        self.aio = False
-        self.label = label
-        self.paths: tuple[str, ...] = ()
-        self.work: Work | None = None  # made before its executor, which may inherit it
-        self.hoard: list[tuple[Any, Any]] = []  # batch: (frame, item) that wait for more
-        self.row = False  # `call` gives the row, a dict of all that is wanted
-        self.straight = False  # it is all of its plan: frames are numbers
-        self.writes: tuple[int, ...] = group.writes
-        self.nest: Any = None  # a nested map: it is expanded, not called
-        self.asked: Any = None  # the cache that is asked here before anything is sent
-        self.parts: dict[frozenset[int], tuple[bool, dict[int, int]]] = {}
-
-    def make_work(self) -> Work:
-        """What its lane does."""
-        if self.work is None:
-            self.work = self.call.work(timeout=self.timeout)
-        return self.work
-
-    def losing(self, lost: frozenset[int]) -> tuple[bool, dict[int, int]]:
-        """What comes of it if slots that it reads are lost.
-
-        Returns:
-            Whether there is a step that needs none of them; and by which lost slot each slot is
-            lost that it would have written: by the one that was lost first.
-        """
-        found = self.parts.get(lost)
-        if found is None:
-            found = self.parts[lost] = _losing(self.group, lost)
-        return found
-
-
-def _losing(group: Any, lost: frozenset[int]) -> tuple[bool, dict[int, int]]:
-    by = {slot: slot for slot in lost}
-    left = False
-    for step in group.steps:
-        causes = [by[arg.slot] for arg in step.args if arg.slot in by]
-        if causes:
-            by.update(dict.fromkeys(step.writes, causes[0]))
-        else:
-            left = True
-    return left, {slot: by[slot] for slot in group.writes if slot in by}
 
 
 class Bell:

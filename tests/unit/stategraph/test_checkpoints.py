@@ -43,7 +43,7 @@ def test_what_was_written_is_loaded(make_store: Callable[..., Checkpoints]) -> N
     assert store.load("s") is None
     claim = store.begin("s", expect=0, hash="h", change=first(k=b"1", l=b"2"))
     saved = make_store().load("s")
-    assert saved is not None
+    assert saved is not None and store.info("s") == saved.info and store.info("t") is None
     assert saved.values == {"k": (b"1",), "l": (b"2",)}
     at = saved.checkpoint
     assert (at.session, at.seq, at.step, at.parent, at.kind) == ("s", 1, 0, None, "input")

@@ -47,13 +47,14 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
 
     Args:
         codec: How values are kept: "pickle", "json" or "msgpack".
+        key: Taken, as by the other stores; nobody but this process can write here.
 
     Raises:
-        ValueError: There is no such codec.
+        ValueError: There is no such codec, or the key is empty.
     """
 
-    def __init__(self, *, codec: str = "pickle") -> None:
-        store.Checkpoints.__init__(self, codec=codec)
+    def __init__(self, *, codec: str = "pickle", key: bytes | None = None) -> None:
+        store.Checkpoints.__init__(self, codec=codec, key=key)
         self._sessions: dict[str, _Session] = {}
         Forkable.__init__(self)
 
@@ -88,6 +89,11 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
                 if entry[0].seq == seq:
                     return store.Saved(_checkpoint(session, *entry), values, (), _info(session, at))
         raise store.no_checkpoint(session, seq)
+
+    def info(self, session: str) -> store.SessionInfo | None:
+        with self._lock:
+            at = self._sessions.get(session)
+            return None if at is None else _info(session, at)
 
     def history(self, session: str) -> list[store.Checkpoint]:
         with self._lock:

@@ -130,6 +130,10 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         with self._transaction(writes=False) as run:
             return self._load(run, session, seq)
 
+    def info(self, session: str) -> store.SessionInfo | None:
+        with self._transaction(writes=False) as run:
+            return self._session(run, session)
+
     def _load(self, run: Run, session: str, seq: int | None) -> store.Saved | None:
         found = self._session(run, session)
         if found is None:

@@ -331,6 +331,10 @@ class Checkpoints(abc.ABC):
         """
 
     @abc.abstractmethod
+    def info(self, session: str) -> SessionInfo | None:
+        """What is known of a session without its values: one short look. None: it is unknown."""
+
+    @abc.abstractmethod
     def history(self, session: str) -> list[Checkpoint]:
         """The checkpoints of a session, the first one first; none for an unknown session."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Iterator
@@ -172,3 +174,22 @@ def test_a_failure_is_what_it_is_where_nothing_more_can_be_loaded() -> None:
         with pytest.raises(ZeroDivisionError) as later:
             pool.submit(divmod, 1, 0).result()
         assert "ZeroDivisionError: " in str(later.value.__cause__)
+
+
+PUBLIC_CLASSES = [name for name in fm.__all__ if isinstance(getattr(fm, name), type)]
+
+
+@pytest.mark.parametrize("name", PUBLIC_CLASSES)
+def test_a_public_class_is_found_where_users_import_it_from(name: str) -> None:
+    """Their `__module__` says where they are defined, so that `inspect.getsource` finds them there
+    and type hints can be resolved; what was pickled under the public names is loaded as well."""
+    kind = getattr(fm, name)
+    top, _, package = kind.__module__.rpartition(".")[0].partition(".")
+    places = {"forkmill", kind.__module__, *([f"{top}.{package}"] if package in OPEN else [])}
+    for place in places:
+        assert pickle.loads(f"c{place}\n{name}\n.".encode()) is kind
+    assert f"class {kind.__name__}" in inspect.getsource(kind)
+    assert pickle.loads(pickle.dumps(kind)) is kind
+
+
+OPEN = {"pipeline", "pool"}  # packages that users import from

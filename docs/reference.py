@@ -44,6 +44,7 @@ MODULES = (
     "forkmill.testing",
     "forkmill.integrations",
     "forkmill.integrations.tqdm",
+    "forkmill.stategraph",
 )
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$")
 _ITEM = re.compile(r"^(\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*): +(.*)$")

@@ -15,8 +15,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
+from .._watch import sinks_of
 from ..errors import SessionConflict
-from ..events import check_sinks
 from ..runs.policies import told
 from . import begin, drawing
 from .begin import NOTHING
@@ -371,14 +371,9 @@ class App:
                 steps = _checks.integer("max_steps", max_steps, least=1)
             before = settings.before | stops("interrupt_before", interrupt_before)
             after = settings.after | stops("interrupt_after", interrupt_after)
-            heard_by = check_sinks(sinks)
-            if progress or report is not None:
-                raise ValueError(
-                    "progress= and report= of state graphs are not there yet; sinks=[...] gets "
-                    "every event"
-                )
         plan.check_stops(before, after)
         limits = Limits(steps, before, after)
+        heard_by = sinks_of(sinks, progress, report)
 
         def made(line: Line, places: Places, resumed: bool = False) -> Run:
             tell = Teller(plan, heard_by, modes, many)

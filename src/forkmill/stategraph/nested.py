@@ -94,6 +94,8 @@ def _known(given: Any, names: Any) -> dict[str, Any]:
 class GraphNode:
     """A function graph as a node's function."""
 
+    stays = True  # it names no successors
+
     def __init__(self, who: str, graph: Any, schema: Schema) -> None:
         self._graph = graph
         self._outputs = [name for name in graph.outputs if name in schema.keys]
@@ -137,6 +139,8 @@ class PipelineNode:
 
 class SubGraph:
     """A compiled state graph as a node's function."""
+
+    stays = True  # it names no successors of its own in the graph around it
 
     def __init__(self, who: str, plan: Plan, schema: Schema, settings: Settings) -> None:
         if plan.settings.before or plan.settings.after:

@@ -12,7 +12,7 @@ import inspect
 import sys
 import typing
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from .. import _checks
@@ -198,23 +198,61 @@ def _plain(fn: Any) -> FunctionType | None:
 
 
 def goes_somewhere(fn: Callable[..., Any]) -> bool:
-    """Whether a function looks as if it named its successors: Command or Send is in its code."""
-    inner = _plain(fn)
-    if inner is None:
-        return False
-    codes: list[CodeType] = [inner.__code__]
-    while codes:
-        code = codes.pop()
-        for name in (*code.co_names, *code.co_freevars):
-            if name in ("Command", "Send"):
-                return True
-            value = inner.__globals__.get(name)
-            if value is Command or value is Send:
-                return True
-        codes += [const for const in code.co_consts if isinstance(const, CodeType)]
-    return any(
-        part in (Command, Send) or get_origin(part) is Command for part in _parts(_returned(fn))
-    )
+    """Whether a function may name its successors.
+
+    It does if Command or Send is in its code, or in that of a function that it names. Of a callable
+    object nobody knows, unless it says so (`stays`).
+    """
+    first = _plain(fn)
+    if first is None or not _is_function(fn):
+        return not getattr(fn, "stays", isinstance(fn, (type, BuiltinFunctionType)))
+    seen: set[CodeType] = set()
+    line: list[tuple[FunctionType, Any]] = [(first, getattr(fn, "__self__", None))]
+    while line and len(seen) < _FAR:
+        inner, owner = line.pop()
+        codes = [inner.__code__]
+        while codes:
+            code = codes.pop()
+            if code in seen:
+                continue
+            seen.add(code)
+            codes += [const for const in code.co_consts if isinstance(const, CodeType)]
+            for name in (*code.co_names, *code.co_freevars):
+                value = _named(inner, owner, name)
+                if name in ("Command", "Send") or value is Command or value is Send:
+                    return True
+                if isinstance(value, FunctionType) and not _is_ours(value):
+                    line.append((value, owner))
+        parts = _parts(_returned(inner))
+        if any(part in (Command, Send) or get_origin(part) is Command for part in parts):
+            return True
+    return False
+
+
+_FAR = 300  # pieces of code that are looked through
+
+
+def _is_function(fn: Any) -> bool:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return isinstance(fn, (FunctionType, MethodType))
+
+
+def _is_ours(fn: FunctionType) -> bool:
+    return fn.__module__ is not None and fn.__module__.split(".")[0] == "forkmill"
+
+
+def _named(fn: FunctionType, owner: Any, name: str) -> Any:
+    """What a name in a function's code stands for: of its globals, closure or object."""
+    if name in fn.__code__.co_freevars and fn.__closure__:
+        try:
+            return fn.__closure__[fn.__code__.co_freevars.index(name)].cell_contents
+        except ValueError:  # it is not set yet
+            return None
+    found = fn.__globals__.get(name)
+    if found is None and owner is not None:
+        found = inspect.getattr_static(type(owner), name, None)
+    return found
 
 
 def _not_of_one(fn: Any) -> str | None:

@@ -64,6 +64,7 @@ QUESTIONS = {
     "etl": 20,
     "events": 6,
     "stategraph": 60,
+    "state_jobs": 40,
 }
 # What a chart shows together; every question is in one.
 FAMILIES = {
@@ -75,7 +76,7 @@ FAMILIES = {
     "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
     "pipelines": ("pipeline_fused", "colocation", "pipeline_ipc", "pipeline_memory", "events"),
     "contexts": ("contexts",),
-    "graphs": ("stategraph",),
+    "graphs": ("stategraph", "state_jobs"),
 }
 _PATIENCE = 5.0  # a question that takes so many times what it got, and _SLACK_S, never ends
 _SLACK_S = 180.0

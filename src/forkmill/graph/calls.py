@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import events
 from .._checks import nearest, window_limits
+from .._watch import sinks_of
 from ..errors import BuildError, slot
 from ..runs.policies import told
 from .code import Call, everything
@@ -86,7 +86,7 @@ class Asked:
         from .engine import Ctx
 
         with told(self.mode):
-            sinks = events.check_sinks(self.sinks)
+            sinks = sinks_of(self.sinks, self.progress, self.report)
         return Ctx(
             plan, self.mode, items.map_over if items else (), self.on_error,
             self.ordered or self.mode == "map", self.buffersize, self.chunksize,

@@ -244,6 +244,7 @@ class LocalEngine(Engine):
         bell = Bell()
         crew = Crew(placing, session, bell, ctx, _inline if here else self._home, contexts.called)
         call = _Call(crew, session, own=warm is None)
+        _check_named(self._placing.named, graph)
         try:
             layout = crew.layout(ctx.plan, ctx.plan.constants(inputs), mapped=items is not None)
             ways = crew.open()
@@ -287,6 +288,29 @@ def engine_of(asked: Any) -> Engine:
         return LocalEngine(asked, asked)
     except BuildError as error:
         raise BuildError(f"engine: {error}") from None
+
+
+def _check_named(named: Mapping[str, Any], graph: Any) -> None:
+    """Whether every name of `contexts=` is an output or a node of the graph.
+
+    Raises:
+        BuildError: One is not.
+    """
+    if not named:
+        return
+    known = set(graph._wiring.makers)
+    nodes = [(f"{node.name}", node) for node in graph.nodes]
+    while nodes:
+        path, node = nodes.pop()
+        known.update((path, node.name, *node.outputs))
+        if node.graph is not None:
+            nodes += [(f"{path}.{inner.name}", inner) for inner in node.graph.nodes]
+    for name in named:
+        if name not in known:
+            raise BuildError(
+                f"contexts: {graph._called} has no output or node {name!r}"
+                f"{_checks.nearest(name, known)}"
+            )
 
 
 def _here(placing: Placing) -> Placing:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Flow"]
 
 TURN_S = 0.001  # of pulling from the input, before others have their turn
+LOOK_S = 0.1  # between two looks at what is under way, after a stop
 GRACE = 0.4  # seconds that a call which cannot be ended has after `kill`
 
 
@@ -262,6 +263,8 @@ class Flow(Carrier):
         return any(flushed)
 
     def _patience(self) -> float | None:
+        if self._stopping:
+            return LOOK_S
         return max(0.0, self._again[0][0] - monotonic()) if self._again else None
 
     # ------------------------------------------------------------------ admission

@@ -57,6 +57,7 @@ QUIET_S = 0.001  # between two rings of a thread that goes on
 SHORT_S = 20e-6  # a unit that takes less is short
 EVERY = 16  # of short units there is one look at the clock
 BUNDLE_S = 0.004  # of work in one call of an executor that is not ours
+TORN_S = 1.0  # that units which may have got lost are waited for
 MOST = 1 << 14  # units that a way has under way, at most
 BATCH = 64  # items in one call of a batch node, if nobody says otherwise
 
@@ -134,13 +135,14 @@ class Way(ABC):
         pace: How many units there shall be under way.
         out: How many were put and did not come out.
         batched: Some of its posts take many items at once.
+        shares: How many calls a batch that is not full becomes.
     """
 
     inline = False
     batched = False
 
     def __init__(self, width: int, bell: Bell) -> None:
-        self.width = width
+        self.width = self.shares = width
         self.bell = bell
         self.pace = Pace(width)
         self.line: deque[Unit] = deque()
@@ -192,7 +194,7 @@ class Way(ABC):
         if not hoarded or self.out > hoarded:
             return False
         for post in tuple(self._batches):
-            self._bundle(post, self.width)
+            self._bundle(post, self.shares)
         return True
 
     @abstractmethod
@@ -481,6 +483,10 @@ class LaneWay(Way):
         self._posted: dict[Post, _Posted] = {}
         self._sent = 0
         self._torn = 0  # units that may have got lost
+        self._moved = 0.0  # when something came last
+        self._in_chunks = executor.type == "ipc_fork"
+        if executor.type == "async":
+            self.shares = 1  # its width says nothing of how many work
 
     def _lane_of(self, post: Post) -> _Posted:
         posted = self._posted.get(post)
@@ -494,14 +500,15 @@ class LaneWay(Way):
         while line and self._sent < self.pace.cap:
             post = line[0][0]
             units: list[Unit] = []
-            room = self.pace.cap - self._sent
+            room = self.pace.cap - self._sent if self._in_chunks else 1
             while line and len(units) < room and line[0][0] is post:
                 units.append(line.popleft())
             self._sent += len(units)
             try:
                 self._lane_of(post).put(units)
-            except BaseException:  # Ctrl-C: nobody knows how many of them got there
+            except BaseException:  # Ctrl-C: nobody knows whether they got there
                 self._torn += len(units)
+                self._moved = monotonic()
                 raise
 
     def _take(self) -> list[Outcome]:
@@ -521,6 +528,8 @@ class LaneWay(Way):
                     out = piece.outputs[0] if failure is None else Ended(failure, item)
                     found.append((post, posted.frame_of(item), out))
         self._sent -= len(found)
+        if found:
+            self._moved = monotonic()
         return found
 
     @property
@@ -528,7 +537,9 @@ class LaneWay(Way):
         if self.line or self._batches:
             return False
         pending = sum(posted.lane.pending for posted in self._posted.values())
-        return bool(pending <= self._torn)
+        if pending and pending <= self._torn:
+            return monotonic() - self._moved > TORN_S
+        return not pending
 
     def stop(self) -> None:
         super().stop()

@@ -474,3 +474,12 @@ def test_a_graph_that_a_function_runs_itself_runs_in_sequence_there(name: str) -
     graph = fm.Graph([nodes.count_inside])
     rows = graph.map({"x": [3, 4, 5]}, "x", engine=ENGINES[name]())
     assert rows["count_inside"] == [9, 16, 25]
+
+
+def test_contexts_name_outputs_and_nodes_that_there_are() -> None:
+    with pytest.raises(fm.BuildError, match="did you mean 'plus'"):
+        CHAIN.run({"x": 1}, engine=fm.LocalEngine(contexts={"plsu": "thread:1"}))
+    engine = fm.LocalEngine(contexts={"plus": "thread:1", "nested.each": "thread:1"})
+    inner = fm.Graph([fm.node(nodes.tenfold, name="each", output_name="each")], name="nested")
+    graph = fm.Graph([nodes.double, nodes.plus, inner])
+    assert graph.run({"x": 1, "v": 2}, engine=engine)["each"] == 20

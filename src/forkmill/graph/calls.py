@@ -24,7 +24,15 @@ from .._watch import sinks_of
 from ..errors import BuildError, slot
 from ..runs.policies import told
 from .code import Call, everything
-from .failed import failure_of, failures_in, raise_failure, row_of
+from .failed import (
+    Ended,
+    failure_of,
+    failures_in,
+    lost_with,
+    raise_failure,
+    raise_in_iteration,
+    row_of,
+)
 from .given import items_of
 from .loss import Broken, Stop
 from .nested import MODES, POLICIES, check_choice, names_of
@@ -160,7 +168,8 @@ def mapped(graph: Any, asked: Asked) -> MapResult:
     else:
         _open(call, plan, rows, failures)
         return _result(plan, rows, failures, start)
-    raise_failure(failure_of(plan, loss, len(rows), tuple(plan.outputs)), graph._called)
+    lost = lost_with(plan, loss.step)
+    raise_failure(failure_of(plan, loss, len(rows), lost), graph._called)
 
 
 def rows(graph: Any, asked: Asked) -> Iterator[dict[str, Any]]:
@@ -184,7 +193,8 @@ def _rows_here(
         loss = stop.loss
     else:
         return
-    raise_failure(failure_of(plan, loss, index, tuple(plan.outputs)), graph._called)
+    lost = lost_with(plan, loss.step)
+    raise_in_iteration(failure_of(plan, loss, index, lost), graph._called)
 
 
 # ---------------------------------------------------------------------- by an engine
@@ -219,7 +229,11 @@ def _mapped_by_engine(graph: Any, asked: Asked, what: Checked, start: float) -> 
             ctx.stopped = True
             slot(error, "__dict__")["result"] = result_of(ctx, rows, failures, start)
             raise
-    return result_of(ctx, rows, failures, start)
+        except Ended as ended:
+            failed = ended.failure
+        else:
+            return result_of(ctx, rows, failures, start)
+    raise_failure(failed, graph._called)
 
 
 def engine_for(graph: Any, asked: Asked) -> Any:
@@ -299,7 +313,7 @@ def _sorted(
             ctx.held = len(early)
             for index, row in ready:
                 if raises and (failures := failures_in(row)):
-                    raise_failure(failures[0], graph._called)
+                    raise_in_iteration(failures[0], graph._called)
                 yield index, [row]
 
 

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from .plan import Plan
 
-__all__ = ["failure_of", "failures_in", "raise_failure", "resolved", "row_of"]
+__all__ = [
+    "Ended",
+    "failure_of",
+    "failures_in",
+    "lost_with",
+    "raise_failure",
+    "raise_in_iteration",
+    "resolved",
+    "row_of",
+]
 
 
 def resolved(loss: Loss, values: Callable[[int], Any]) -> Loss:
@@ -82,6 +91,15 @@ def row_of(
     return row, list(failures.values())
 
 
+def lost_with(plan: Plan, step: int) -> tuple[str, ...]:
+    """The wanted outputs that depend on a step."""
+    lost = set(plan.steps[step].writes)
+    for later in plan.steps[step + 1 :]:
+        if any(arg.slot in lost for arg in later.args):
+            lost.update(later.writes)
+    return tuple(name for name, slot in plan.outputs.items() if slot in lost)
+
+
 def failures_in(row: Any) -> list[Failure]:
     """The failures of a row, each once; or the one that stands for all of it."""
     if isinstance(row, Failure):
@@ -102,6 +120,29 @@ class _Note(str):
 
     def __reduce__(self) -> Any:
         return str, (str(self),)
+
+
+class Ended(RuntimeError):
+    """A node raised StopIteration, which would be the end of an iteration where it is raised now.
+
+    Attributes:
+        failure: The Failure; its error is the cause of this.
+    """
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"node {failure.stage!r} raised StopIteration")
+        self.failure = failure
+        self.__cause__ = failure.error
+
+    def __reduce__(self) -> Any:
+        return Ended, (self.failure,)
+
+
+def raise_in_iteration(failed: Failure, label: str) -> NoReturn:
+    """As `raise_failure`, in a generator."""
+    if isinstance(failed.error, StopIteration):
+        raise Ended(failed)
+    raise_failure(failed, label)
 
 
 def raise_failure(failed: Failure, label: str) -> NoReturn:

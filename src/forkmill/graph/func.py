@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .code import Call, everything
 from .compile import needs
-from .failed import failure_of, raise_failure
+from .failed import failure_of, lost_with, raise_failure
 from .loss import Stop
 from .nested import names_of
 from .nodes import ABSENT
@@ -63,7 +63,7 @@ class Function:
             return row if self._single is None else row[self._single]
         except Stop as stop:
             loss, plan = stop.loss, fn.plan
-        raise_failure(failure_of(plan, loss, None, tuple(plan.outputs)), self.graph._called)
+        raise_failure(failure_of(plan, loss, None, lost_with(plan, loss.step)), self.graph._called)
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         first = self._first

@@ -27,7 +27,7 @@ from ..errors import BuildError
 from .calls import Asked, by_engine, mapped, merged, rows
 from .code import Call, everything
 from .compile import compile_plan, needs
-from .failed import failure_of, raise_failure
+from .failed import failure_of, lost_with, raise_failure
 from .loss import Stop
 from .nested import MODES, POLICIES, Nested, check_choice, names_of
 from .nodes import Node
@@ -415,7 +415,7 @@ class Graph:
             return row
         except Stop as stop:
             loss, plan = stop.loss, fn.plan
-        raise_failure(failure_of(plan, loss, None, tuple(plan.outputs)), self._called)
+        raise_failure(failure_of(plan, loss, None, lost_with(plan, loss.step)), self._called)
 
     def map(
         self,

@@ -179,6 +179,19 @@ def test_retries_go_where_the_node_runs(is_async: bool) -> None:
     assert "During handling" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_stop_iteration_is_no_end() -> None:
+    g = fm.Graph(
+        [fm.node(raising(StopIteration()), name="fail"), fm.node(lambda x: x, name="well")]
+    )
+    for engine in (None, "threaded:2"):
+        with pytest.raises(StopIteration) as caught:
+            g.map({"x": [1]}, "x", engine=engine)
+        assert caught.value.failure.outputs == ("fail",)  # type: ignore[attr-defined]
+        with pytest.raises(RuntimeError, match="'fail' raised StopIteration") as told:
+            list(g.imap({"x": [1]}, "x", engine=engine))
+        assert told.value.failure.index == 0  # type: ignore[attr-defined]
+
+
 def test_a_failure_is_told_in_one_short_line() -> None:
     huge = {"text": "line\n" * 10_000, "more": list(range(10_000))}
     g = fm.Graph([fm.node(lambda x: {}[str(x)], name="look" * 50)])

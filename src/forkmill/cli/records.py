@@ -34,7 +34,10 @@ from typing import Any, NamedTuple
 
 from .rows import Ends, count_lines
 
-__all__ = ["MAX_RECORD", "Failure", "Kind", "Result", "kind", "run_block", "setup", "to_line"]
+__all__ = [
+    "MAX_RECORD", "Failure", "Kind", "Result", "kind", "records_of", "run_block", "setup",
+    "to_line",
+]  # fmt: skip
 
 MAX_RECORD = 64 << 20  # bytes; a longer one is taken for a mistake
 
@@ -179,7 +182,7 @@ def run_block(data: bytes, header: tuple[str, ...]) -> Result:
     failures: list[Failure] = []
     count = 0
     add, show = lines.append, _show
-    for offset, record, load in _records(data, header):
+    for offset, record, load in records_of(_job.kind, data, header):
         count += 1
         try:
             value = fn(record if load is None else load(record))
@@ -197,9 +200,11 @@ def run_block(data: bytes, header: tuple[str, ...]) -> Result:
 _Loader = Callable[[Any], Any] | None
 
 
-def _records(data: bytes, header: tuple[str, ...]) -> Iterator[tuple[int, Any, _Loader]]:
-    """(offset, record, what makes the function's argument of it) of each record."""
-    name, size = _job.kind.name, _job.kind.size
+def records_of(
+    what: Kind, data: bytes, header: tuple[str, ...]
+) -> Iterator[tuple[int, Any, _Loader]]:
+    """(offset, record, what makes the function's argument of it) of each record of a block."""
+    name, size = what.name, what.size
     if name == "bytes":
         for number, at in enumerate(range(0, len(data), size)):
             yield number, data[at : at + size], None

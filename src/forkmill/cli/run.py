@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -25,23 +27,70 @@ from .base import (
     tell,
     workers_option,
 )
-from .outputs import terminal
+from .inputs import InputError
+from .outputs import OpenError, mixes, opened, terminal
+
+if TYPE_CHECKING:
+    from .graphs import Done, Job
 
 __all__ = ["plan_facts", "run_"]
 
 
 @click.command("run")
 @click.argument(
-    "pipeline",
-    metavar="MODULE:PIPELINE",
-    type=Target("pipeline", "mymodule:WordCount", called=False),
+    "thing",
+    metavar="MODULE:NAME",
+    type=Target("pipeline or graph", "mymodule:WordCount", called=False),
 )
 @click.option(
     "--set",
     "settings",
     metavar="NAME=VALUE",
     multiple=True,
-    help="An argument of the pipeline's class or function, or an attribute. JSON, or else text.",
+    help="An input of the graph; an argument of the pipeline's class or function, or an attribute. "
+    "JSON, or else text.",
+)
+@click.option(
+    "--map",
+    "mapped",
+    metavar="NAME=FILE",
+    multiple=True,
+    help="Graph: run it for each record of FILE as its input NAME: of .jsonl the value of a line, "
+    "of .csv a row, else a line; packed or not. - is stdin, JSON lines.",
+)
+@click.option(
+    "--map-mode",
+    "mode",
+    type=click.Choice(("zip", "product")),
+    default="zip",
+    show_default=True,
+    help="Graph: how several --map go together.",
+)
+@click.option("--engine", metavar="SPEC", help="Graph: where it runs, such as parallel:8.")
+@click.option(
+    "--want", metavar="NAME", multiple=True, help="Graph: only this output, and what it needs."
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(dir_okay=False, writable=True, allow_dash=True),
+    default="-",
+    help="Write outputs there (default: stdout).",
+)
+@click.option(
+    "--on-error",
+    metavar="stop|skip|FILE",
+    default="stop",
+    show_default=True,
+    help="Graph: what a failing item does: stops everything; is told and left out; is written to "
+    "FILE, a JSON object a line.",
+)
+@click.option(
+    "--only-failed",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Graph: run only the items that are in FILE, which --on-error FILE has written.",
 )
 @workers_option
 @progress_option
@@ -68,55 +117,93 @@ __all__ = ["plan_facts", "run_"]
 @click.option("--abandon", is_flag=True, help="A new turn of a session that is unfinished.")
 @click.option("--take-over", is_flag=True, help="Take a session from a run that may be alive.")
 def run_(
-    pipeline: Any,
+    thing: Any,
     settings: tuple[str, ...],
+    output: str,
     workers: int | None,
     progress: bool,
     plan_only: bool,
     keep_failures: int,
     as_json: bool,
-    **of_sessions: Any,
+    **others: Any,
 ) -> int:
-    """Run a pipeline: an fm.Pipeline, a subclass of it, or a function that returns one.
+    """Run a pipeline, a graph, or a state graph.
 
-    What its last stages emit is printed, a line each, as by `forkmill map`; the table of its stages
-    comes on stderr at the end. -j is for the stages whose context has no number of workers.
+    A pipeline is an fm.Pipeline, a subclass of it, or a function that returns one. What its last
+    stages emit is printed, a line each, as by `forkmill map`; the table of its stages comes on
+    stderr at the end. -j is for the stages whose context has no number of workers.
+
+    A graph is an fm.Graph. It runs once, or for each record of the --map FILEs; its outputs are
+    printed as a JSON object, one a line. -j N is --engine parallel:N.
 
     \b
     forkmill run mymodule:WordCount --set path=book.txt --progress
+    forkmill run mymodule:score --map text=texts.jsonl --set k=3 --engine parallel:8 -o out.jsonl
     forkmill run mymodule:app --session job-1 --set 'topics=["a"]'
     """
-    from ..pipeline.load import make
-    from . import pipelines as parts
     from . import states
-    from .filter import Output, OutputError
-    from .screen import shown, table
+    from .graphs import is_graph
 
     try:
         given = dict(map(setting, settings))
     except TargetError as error:
         raise click.BadParameter(str(error), param_hint="'--set'") from None
-    if states.is_state_graph(pipeline):
-        return states.run_app(pipeline, given, plan_only=plan_only, as_json=as_json, **of_sessions)
-    if any(of_sessions.values()):
-        raise click.UsageError("--session and what goes with it are for state graphs")
+    common = _Common(output, workers, progress, plan_only, keep_failures, as_json)
+    of_graphs = {name: others.pop(name) for name in _OF_GRAPHS}
+    if is_graph(thing):
+        _refuse(others, "state graphs")
+        return run_graph(thing, given, common, **of_graphs)
+    _refuse(of_graphs, "graphs")
+    if states.is_state_graph(thing):
+        return states.run_app(thing, given, plan_only=plan_only, as_json=as_json, **others)
+    _refuse(others, "state graphs")
+    return run_pipeline(thing, given, common)
+
+
+_OF_GRAPHS = ("mapped", "mode", "engine", "want", "on_error", "only_failed")
+
+
+def _refuse(options: Iterable[str], whose: str) -> None:
+    """What was given, and is for something else."""
+    ctx = click.get_current_context()
+    for name in options:
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            option = next(p.opts[-1] for p in ctx.command.params if p.name == name)
+            raise click.BadParameter(f"this is for {whose}", param_hint=f"'{option}'")
+
+
+class _Common(NamedTuple):
+    """Options of pipelines and graphs."""
+
+    output: str
+    workers: int | None
+    progress: bool
+    plan_only: bool
+    keep_failures: int
+    as_json: bool
+
+
+def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
+    """Run a pipeline; the exit status."""
+    from ..pipeline.load import make
+    from . import pipelines as parts
+    from .filter import OutputError
+    from .screen import shown, table
+
     try:
-        plan = parts.sized(make(pipeline, given), workers)
+        plan = parts.sized(make(pipeline, given), options.workers)
     except errors.BuildError as error:
-        raise click.BadParameter(str(error), param_hint="'MODULE:PIPELINE'") from None
-    if plan_only:
-        click.echo(plan_text(plan, as_json))
+        raise click.BadParameter(str(error), param_hint="'MODULE:NAME'") from None
+    if options.plan_only:
+        click.echo(plan_text(plan, options.as_json))
         return 0
-    with shown(wanted=progress) as board:
-        output = None if as_json else Output(1)
-        if output is not None and terminal(sys.stdout):
-            output.around = board.away
+    with shown(wanted=options.progress) as board, written(options, board) as output:
         sinks = [board] if board.on else []
-        result, count, end = parts.run(plan, output, sinks, keep_failures)
+        result, count, end = parts.run(plan, output, sinks, options.keep_failures)
     if isinstance(end, OutputError) and end.unread:
         nobody_reads()
         return 0
-    if result is not None and as_json:
+    if result is not None and options.as_json:
         click.echo(json.dumps(parts.facts(result, count)))
     elif result is not None:
         title = f"{result.status} in {result.duration:.2f} s, {count:,} outputs"
@@ -125,6 +212,141 @@ def run_(
         with contextlib.suppress(OSError):
             table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
     return run_status(result, end)
+
+
+@contextlib.contextmanager
+def written(options: _Common, board: Any) -> Iterator[Any]:
+    """Where outputs go; None: they are only counted."""
+    from .filter import Output
+
+    if options.as_json and options.output == "-":
+        yield None
+        return
+    try:
+        with opened(options.output) as (fd,):
+            output = Output(fd, "the results" if options.output == "-" else options.output)
+            if options.output == "-" and terminal(sys.stdout):
+                output.around = board.away
+            yield output
+    except OpenError as error:
+        raise click.BadParameter(str(error), param_hint="'-o'") from None
+
+
+# ------------------------------------------------------------------------------ graphs
+
+
+def run_graph(
+    graph: Any,
+    given: dict[str, Any],
+    options: _Common,
+    *,
+    mapped: tuple[str, ...],
+    mode: str,
+    engine: str | None,
+    want: tuple[str, ...],
+    on_error: str,
+    only_failed: str | None,
+) -> int:
+    """Run a graph; the exit status."""
+    from . import graphs as parts
+
+    if options.workers is not None:
+        if engine is not None:
+            raise click.BadParameter("--engine says how many", param_hint="'-j'")
+        engine = f"parallel:{options.workers}"
+    files = [_named_file(text) for text in mapped]
+    if only_failed is not None and not files:
+        raise click.BadParameter("there is no --map", param_hint="'--only-failed'")
+    try:
+        only = None if only_failed is None else parts.only_failed(only_failed)
+    except InputError as error:
+        raise click.BadParameter(str(error), param_hint="'--only-failed'") from None
+    job = parts.Job(graph, given, files, mode, want, engine, on_error == "stop", only)
+    try:
+        if options.plan_only:
+            click.echo(str(graph.plan(engine)))
+            return 0
+        done = _carried_out(job, options, on_error)
+    except errors.BuildError as error:
+        raise click.BadParameter(str(error), param_hint="'MODULE:NAME'") from None
+    return _graph_status(done, options)
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not name or not equals or not path:
+        raise click.BadParameter(f"{text!r} is not NAME=FILE", param_hint="'--map'")
+    if path != "-" and not os.path.isfile(path):
+        raise click.BadParameter(f"{path}: no such file", param_hint="'--map'")
+    return name, path
+
+
+def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
+    from . import graphs as parts
+    from .filter import Output
+    from .screen import shown
+
+    with contextlib.ExitStack() as stack:
+        board = stack.enter_context(shown("run", wanted=options.progress))
+        output = stack.enter_context(written(options, board))
+        bad = None
+        if on_error not in ("stop", "skip"):
+            if mixes(on_error, options.output):
+                raise click.BadParameter(
+                    f"{on_error} is where the results go; name another file",
+                    param_hint="'--on-error'",
+                )
+            try:
+                (fd,) = stack.enter_context(opened(on_error))
+            except OpenError as error:
+                raise click.BadParameter(
+                    f"neither stop nor skip, and no file that can be written: {error}",
+                    param_hint="'--on-error'",
+                ) from None
+            bad = Output(fd, on_error)
+        count = 0
+
+        def told(failure: Any) -> None:
+            nonlocal count
+            number = job.number_of(failure)
+            if bad is not None:
+                bad.write(json.dumps(parts.failure_facts(failure, number)).encode() + b"\n")
+                return
+            count += 1
+            if count <= MOST_TOLD:
+                with board.away():
+                    tell(parts.told(failure, number))
+            if count == MOST_TOLD:
+                tell("further failures are only counted; --on-error FILE keeps all")
+
+        sinks = [board] if board.on else []
+        return parts.run(job, output, sinks, told, options.keep_failures)
+
+
+def _graph_status(done: Done, options: _Common) -> int:
+    from . import graphs as parts
+    from .filter import OutputError
+
+    end = done.end
+    if isinstance(end, OutputError) and end.unread:
+        nobody_reads()
+        return 0
+    if options.as_json:
+        click.echo(json.dumps(parts.facts(done)))
+    if isinstance(end, KeyboardInterrupt):
+        tell(f"stopped: {done.rows:,} rows done")
+        return INTERRUPTED
+    if end is not None and not isinstance(end, Exception):
+        raise end
+    failure = getattr(end, "failure", None)
+    if failure is not None:
+        tell(parts.told(failure, failure.index))
+    elif end is not None:
+        name = "" if isinstance(end, (OutputError, InputError)) else f"{type(end).__name__}: "
+        tell(f"{name}{end}")
+    if done.failed:
+        tell(f"{done.failed:,} of {done.rows:,} items failed")
+    return 0 if done.ok else FAILED
 
 
 def plan_text(plan: Any, as_json: bool) -> str:

@@ -34,7 +34,7 @@ from .tell import Teller
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .line import Line
+    from .line import Line, Point
     from .plan import Plan
     from .result import StateRun
 
@@ -64,7 +64,7 @@ class Session:
     @property
     def state(self) -> Any:
         """The state as of its last point, as a node would see it."""
-        return view(self._plan, self._seen().point)
+        return view(self._plan, self._point())
 
     @property
     def status(self) -> str:
@@ -74,17 +74,17 @@ class Session:
     @property
     def step_number(self) -> int:
         """How many supersteps are committed."""
-        return self._seen().point.step
+        return self._point().step
 
     @property
     def seq(self) -> int:
         """The number of its last point."""
-        return self._seen().point.seq
+        return self._point().seq
 
     @property
     def frontier(self) -> list[str]:
         """The nodes of the next step's tasks, in order."""
-        return [task.node for task in self._seen().point.tasks]
+        return [task.node for task in self._point().tasks]
 
     @property
     def interrupts(self) -> list[Any]:
@@ -95,6 +95,15 @@ class Session:
         """The session as the result of a call."""
         line = self._seen()
         return result_of(self._plan, line, line.status)
+
+    def _point(self) -> Point:
+        """Its last point, which is loaded only if it is another one than it was."""
+        store, point = self._plan.settings.store, self._line.point
+        if store is not None:
+            info = store.info(self.id)
+            if info is None or info.seq != point.seq:
+                return self._seen().point
+        return point
 
     def _seen(self) -> Line:
         """It as it is now; while a run of ours goes on, as it was."""

@@ -22,12 +22,9 @@ Threads: the task's own.
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import fractions
 import inspect
 import pickle
-import uuid
+import sys
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +70,13 @@ PLAIN, FLAT, CODED, CHAIN, OPAQUE = range(5)
 SET, DROP, OVER = range(3)
 DONE, ASKED = range(2)
 
-_ATOMS = frozenset(
-    {
-        *(int, float, bool, str, bytes, complex, NoneType, range, type(Ellipsis)),
-        *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
-        *(decimal.Decimal, fractions.Fraction, uuid.UUID),
-    }
-)
+_ATOMS = frozenset({int, float, bool, str, bytes, complex, NoneType, range, type(Ellipsis)})
+_RARE = {  # in modules that a worker need not have
+    "datetime": ("date", "time", "datetime", "timedelta", "timezone"),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "uuid": ("UUID",),
+}
 _GROUPS = (tuple, frozenset)
 _NUMBERS = frozenset({int, float, bool, NoneType})
 _FLATS = frozenset({list, dict, set})
@@ -92,7 +89,12 @@ def immutable(value: Any) -> bool:
     kind = type(value)
     if kind in _ATOMS:
         return True
-    return kind in _GROUPS and all(map(immutable, value))
+    if kind in _GROUPS:
+        return all(map(immutable, value))
+    name = kind.__name__
+    if name not in _RARE.get(kind.__module__, ()):
+        return False
+    return getattr(sys.modules.get(kind.__module__), name, None) is kind
 
 
 def flat(value: Any) -> bool:

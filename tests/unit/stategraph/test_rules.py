@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import fractions
 import operator
+import uuid
 from typing import Any
 
 import pytest
@@ -223,7 +227,18 @@ def test_who_leaves_with_only_has_not_run_for_a_join() -> None:
 # ---------------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize("value", [1, "a", None, (1, ("b", b"c")), frozenset({1}), 1.5, range(3)])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(1, "a", None, (1, ("b", b"c")), frozenset({1}), 1.5, range(3)),
+        *(
+            datetime.date(2026, 1, 2),
+            decimal.Decimal(1),
+            fractions.Fraction(1, 2),
+            uuid.UUID(int=1),
+        ),
+    ],
+)
 def test_immutable_values_are_handed_out_as_they_are(value: Any) -> None:
     assert immutable(value)
     wire = CODER.wire(value, "")

@@ -20,7 +20,8 @@ given      what may be given, and mapped
 calls      one call: checked, its items, its rows in order
 failed     Failures and what is raised;
 rows       the result of a map
-graph      what users run
+shape      what a graph is, and the graphs made of it;
+graph      and the ways to run it: what users have
 func       a graph as a function
 show       descriptions, pictures
 engine     where it runs:

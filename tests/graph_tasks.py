@@ -244,3 +244,14 @@ def failing_resource(log: Log) -> Resource:
 def use(x: int, resource: Resource) -> int:
     with resource.lock:
         return x + 1
+
+
+# ------------------------------------------------------------------------ random graphs
+
+
+def work(name: str, fails: int, outputs: int, values: tuple[int, ...]) -> Any:
+    """What a node of a random graph does: fails for some values, or mixes them."""
+    mixed = sum((n + 3) * value for n, value in enumerate(values)) % 101
+    if fails and mixed % fails == 0:
+        raise ValueError(f"{name} {mixed}")
+    return mixed if outputs == 1 else tuple(mixed + n for n in range(outputs))

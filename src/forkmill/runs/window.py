@@ -269,6 +269,10 @@ class WindowIterator(Window[W]):
         if not self._closed:
             self._close()
 
+    def drain(self) -> None:
+        """Pull nothing more; what was pulled is still yielded. From any thread. Idempotent."""
+        self._feed.spent()
+
     def _broken_off(self) -> None:
         """A signal handler raised in `next`: nobody reads on, whoever keeps the traceback."""
         self._close(kill=True)

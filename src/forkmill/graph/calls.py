@@ -212,7 +212,7 @@ def by_engine(graph: Any, asked: Asked) -> Any:
     engine = engine_for(graph, asked)
     if not plan.steps:
         return {}
-    row: dict[str, Any] = engine.run(graph, values, asked.output_name, _ctx=asked.ctx(plan))
+    row: dict[str, Any] = engine.run(_alone(graph), values, asked.output_name, _ctx=asked.ctx(plan))
     return row
 
 
@@ -274,15 +274,23 @@ def row_blocks(
     if given is not None:
         source = given(graph, items, constants, asked.output_name, ctx)
     else:
-        pairs = engine.map(graph, items, constants, asked.output_name, _ctx=ctx)
+        pairs = engine.map(_alone(graph), items, constants, asked.output_name, _ctx=ctx)
         source = _singly(pairs)
     return _sorted(graph, source, ctx, asked)
 
 
+def _alone(graph: Any) -> Any:
+    """The graph as an engine gets it: one that runs it, and does not ask that engine again."""
+    return graph if graph._engine is None else graph.with_engine(None)
+
+
 def _singly(pairs: Any) -> Generator[list[tuple[int, Any]], None, None]:
     try:
-        for pair in pairs:
-            yield [pair]
+        for index, row in pairs:
+            for failure in failures_in(row):
+                if failure.index is None:  # it comes of a run, which has no items
+                    failure.index = index
+            yield [(index, row)]
     finally:
         close = getattr(pairs, "close", None)
         if close is not None:

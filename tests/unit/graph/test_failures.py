@@ -216,3 +216,33 @@ def test_what_a_signal_handler_raises_is_nobody_s_failure() -> None:
         assert not hasattr(caught.value, "failure")
     finally:
         signal.signal(signal.SIGALRM, before)
+
+
+class Backwards(fm.Engine):
+    """An engine as somebody may write one: the last item first, each by `run`."""
+
+    def run(self, graph: Any, inputs: Any, output_name: Any = None, *, _ctx: Any = None) -> Any:
+        return graph.run(inputs, output_name)
+
+    def map(
+        self, graph: Any, items: Any, inputs: Any, output_name: Any = None, *, _ctx: Any = None
+    ) -> Any:
+        for index, item in reversed(list(enumerate(items))):
+            try:
+                own = dict(zip(items.map_over, item, strict=True))
+                yield index, graph.run({**inputs, **own}, output_name)
+            except ValueError as error:
+                yield index, error.failure  # type: ignore[attr-defined]
+
+
+def test_an_engine_of_the_user_s_gets_items_and_gives_rows_in_any_order() -> None:
+    for g, engine in ((GRAPH, Backwards()), (GRAPH.with_engine(Backwards()), None)):
+        assert g.run({"x": 1}, engine=engine)["d"] == 1
+        assert g.map({"x": range(3)}, "x", engine=engine)["d"] == [0, 1, 2]
+        late = g.imap({"x": range(3)}, "x", engine=engine, ordered=False, output_name="d")
+        assert [row["d"] for row in late] == [2, 1, 0]
+        rows = g.map({"x": range(5)}, "x", engine=engine, on_error="skip")
+        assert rows.failures[0].index == 3 and rows[3]["c"] is rows.failures[0]
+        with pytest.raises(ValueError) as caught:
+            g.map({"x": range(5)}, "x", engine=engine)
+        assert caught.value.__notes__ == ["in node 'a' of the graph 'g', item 3"]

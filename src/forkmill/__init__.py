@@ -151,6 +151,8 @@ if TYPE_CHECKING:
         shutdown_shared,
     )
     from .show.progress import Progress
+    from .show.spans import OpenTelemetry
+    from .show.trace import chrome_trace
     from .stategraph import (
         DELETE,
         END,
@@ -193,6 +195,7 @@ __all__ = [
     "MemoryCache",
     "MemoryCheckpoints",
     "Monitor",
+    "OpenTelemetry",
     "Orchestrator",
     "Overwrite",
     "PerWorker",
@@ -231,6 +234,7 @@ __all__ = [
     "before_fork",
     "before_run",
     "before_stage",
+    "chrome_trace",
     "consumer",
     "cow_fork",
     "create_context",
@@ -310,11 +314,15 @@ _GRAPH = frozenset({
 _EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
 _SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
 _SHOW = {
+    "OpenTelemetry": "forkmill.show.spans:OpenTelemetry",
     "Progress": "forkmill.show.progress:Progress",
+    "chrome_trace": "forkmill.show.trace:chrome_trace",
 }
 OFFERS.update(
     _SHOW,
     progress="forkmill.show.progress:Progress",
+    report="forkmill.show.report:Report",
+    report_of="forkmill.show.report:report_of",
 )
 _SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 

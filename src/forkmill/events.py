@@ -91,6 +91,7 @@ __all__ = [
     "bare",
     "check_sinks",
     "current",
+    "each_event",
     "expand",
     "heard",
     "known",
@@ -316,6 +317,7 @@ class Emitter:
         over: Whether it has ended: nobody is attached any more.
         progress: How far it is, as the data of an event; while its contexts are open.
         calling: The stage whose function the run's own thread is in, and the item; while it runs.
+        traced: How many tracebacks were told.
     """
 
     __slots__ = (
@@ -330,6 +332,7 @@ class Emitter:
         "parent",
         "progress",
         "source",
+        "traced",
     )
 
     def __init__(
@@ -340,7 +343,7 @@ class Emitter:
         self.above = above
         self.parent = above.id if above is not None else parent
         self.own: dict[Subscription, None] = {}
-        self.errors = 0
+        self.errors = self.traced = 0
         self.over = False
         self.progress: Callable[[], dict[str, Any]] | None = None
         self.calling: Callable[[], tuple[str, Any]] | None = None
@@ -1126,9 +1129,13 @@ def read_events(path: str | os.PathLike[str]) -> list[Event]:
     Raises:
         OSError: It cannot be read.
     """
+    return list(each_event(path))
+
+
+def each_event(path: str | os.PathLike[str]) -> Iterator[Event]:
+    """As `read_events`, one after the other: for files of any size."""
     import json
 
-    events: list[Event] = []
     with open(path, "rb") as file:
         for line in file:
             if not line.endswith(b"\n"):
@@ -1138,11 +1145,10 @@ def read_events(path: str | os.PathLike[str]) -> list[Event]:
             except ValueError:
                 event = None
             if isinstance(event, dict):
-                events.append(event)
+                yield event
             elif line.strip():
                 data = {"lost": 1, "first": None, "last": None}
-                events.append(_event("stream", None, None, 0, "gap", data))
-    return events
+                yield _event("stream", None, None, 0, "gap", data)
 
 
 def expand(event: Event) -> list[dict[str, Any]]:

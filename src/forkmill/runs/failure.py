@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-__all__ = ["KEEP", "Failure", "FailureLog", "check_keep", "noted"]
+__all__ = ["KEEP", "Failure", "FailureLog", "check_keep", "formatted", "noted"]
 
 _encoding = threading.local()  # errors: those of the failures that are being encoded
 
@@ -78,7 +78,7 @@ class Failure:
     def traceback(self) -> str:
         """The error's traceback as text."""
         if self._text is None:
-            self._text = _formatted(self.error, self._frames)
+            self._text = formatted(self.error, self._frames)
             self._frames = None
         return self._text
 
@@ -168,7 +168,8 @@ def _portable(item: Any) -> Any:
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-def _formatted(error: BaseException, frames: TracebackType | None) -> str:
+def formatted(error: BaseException, frames: TracebackType | None) -> str:
+    """A traceback as text, from the first frame that is not ours. Never raises."""
     first = frames
     while first is not None and _is_ours(first.tb_frame.f_code.co_filename):
         first = first.tb_next

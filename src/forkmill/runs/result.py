@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._offers import offered
 from ..errors import slot
 from .failure import noted
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable
 
     from .failure import Failure
@@ -65,6 +67,16 @@ class RunResult:
     def ok(self) -> bool:
         """Whether it completed without any failure."""
         return self.status == "completed" and not self.failed
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write an HTML file about the run: the figures of its stages, and its failures. For the
+        timeline and the slowest calls too, ``run(report="run.html")``.
+
+        Raises:
+            TypeError: It is no path.
+            OSError: It cannot be written there.
+        """
+        offered("report_of")(self, path)
 
     @property
     def failed(self) -> int:

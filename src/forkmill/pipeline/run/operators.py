@@ -33,7 +33,7 @@ from ..._process import cpus
 from ...contexts.lanes.emit import each, pieces, settle
 from ...errors import BuildError, WorkerDied
 from ...events import short
-from ...runs.failure import Failure
+from ...runs.failure import KEEP, Failure, formatted
 from ...runs.policies import DeadLetter, Retry, final
 from ...runs.stats import Reservoir
 from ..declare import to
@@ -75,6 +75,10 @@ def tell_failure(
     events: Any, name: str, item: Any, error: BaseException, attempts: int, policy: Any
 ) -> None:
     """An item has failed for good."""
+    more = {}
+    if events.detail != "runs" and events.traced < KEEP:  # formatting takes longer than most items
+        events.traced += 1
+        more["traceback"] = formatted(error, error.__traceback__)
     events.emit(
         "item_failed",
         name,
@@ -83,6 +87,7 @@ def tell_failure(
         error=short(error),
         attempts=attempts,
         policy=policy if isinstance(policy, str) else "dead_letter",
+        **more,
     )
     tell_death(events, name, error)
 

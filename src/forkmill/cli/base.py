@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 from .._target import TargetError, check_function, load
+from ..show.text import lines
 
 if TYPE_CHECKING:
     ParamType = click.ParamType[Any]  # not generic before click 8.3, nor there when it runs
@@ -29,9 +30,9 @@ MOST_TOLD = 10  # failures told one by one under --on-error skip
 
 
 def tell(message: str) -> None:
-    """A line on stderr, if there is one."""
+    """A line on stderr, if there is one; nothing in it is a command to a terminal."""
     with contextlib.suppress(OSError):
-        click.echo(f"forkmill: {message}", err=True)
+        click.echo(f"forkmill: {lines(message)}", err=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -48,6 +48,7 @@ from .outputs import (
     own_streams,
     terminal,
 )
+from .report import report_, report_option, report_sinks
 from .run import plan_facts, run_
 from .states import sessions_
 
@@ -365,6 +366,7 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
 
 app.add_command(run_)
 app.add_command(sessions_)
+app.add_command(report_)
 
 
 # ----------------------------------------------------------------------------- demo
@@ -383,9 +385,15 @@ app.add_command(sessions_)
 )
 @click.option("--no-compare", is_flag=True, help="Only the job, without the comparison.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only so many files.")
+@report_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def demo(
-    workers: int | None, output: Path, no_compare: bool, limit: int | None, as_json: bool
+    workers: int | None,
+    output: Path,
+    no_compare: bool,
+    limit: int | None,
+    report: Path | None,
+    as_json: bool,
 ) -> int:
     """Count what is in the standard library's sources, on all CPUs, into an SQLite file.
 
@@ -397,6 +405,7 @@ def demo(
     from . import pipelines
     from .screen import shown, table
 
+    sinks = report_sinks(report)
     paths = spread(parts.sources(), limit)
     if not paths:
         fail("this interpreter's standard library has no .py files")
@@ -408,7 +417,7 @@ def demo(
         click.echo(job.plan.describe() + "\n")
     try:
         with shown("demo") as board:
-            job.run([board] if board.on else [])
+            job.run([*sinks, board] if board.on else sinks)
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:
         tell(f"stopped after {job.files:,} of {len(paths):,} files; nothing was written")

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -29,6 +30,7 @@ from .base import (
 )
 from .inputs import InputError
 from .outputs import OpenError, mixes, opened, terminal
+from .report import report_option, report_sinks
 
 if TYPE_CHECKING:
     from .graphs import Done, Job
@@ -94,6 +96,7 @@ __all__ = ["plan_facts", "run_"]
 )
 @workers_option
 @progress_option
+@report_option
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would run where, and stop.")
 @click.option(
     "--keep-failures",
@@ -122,6 +125,7 @@ def run_(
     output: str,
     workers: int | None,
     progress: bool,
+    report: Path | None,
     plan_only: bool,
     keep_failures: int,
     as_json: bool,
@@ -143,19 +147,29 @@ def run_(
     """
     from . import states
     from .graphs import is_graph
+    from .screen import shown
 
     try:
         given = dict(map(setting, settings))
     except TargetError as error:
         raise click.BadParameter(str(error), param_hint="'--set'") from None
-    common = _Common(output, workers, progress, plan_only, keep_failures, as_json)
+    sinks = report_sinks(report)
+    common = _Common(output, workers, progress, plan_only, keep_failures, as_json, sinks)
     of_graphs = {name: others.pop(name) for name in _OF_GRAPHS}
     if is_graph(thing):
         _refuse(others, "state graphs")
         return run_graph(thing, given, common, **of_graphs)
     _refuse(of_graphs, "graphs")
     if states.is_state_graph(thing):
-        return states.run_app(thing, given, plan_only=plan_only, as_json=as_json, **others)
+        with shown(wanted=progress) as board:
+            return states.run_app(
+                thing,
+                given,
+                plan_only=plan_only,
+                as_json=as_json,
+                sinks=(*sinks, board) if board.on else sinks,
+                **others,
+            )
     _refuse(others, "state graphs")
     return run_pipeline(thing, given, common)
 
@@ -181,6 +195,7 @@ class _Common(NamedTuple):
     plan_only: bool
     keep_failures: int
     as_json: bool
+    sinks: tuple[Any, ...]
 
 
 def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
@@ -198,7 +213,7 @@ def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
         click.echo(plan_text(plan, options.as_json))
         return 0
     with shown(wanted=options.progress) as board, written(options, board) as output:
-        sinks = [board] if board.on else []
+        sinks = (*options.sinks, board) if board.on else options.sinks
         result, count, end = parts.run(plan, output, sinks, options.keep_failures)
     if isinstance(end, OutputError) and end.unread:
         nobody_reads()
@@ -319,7 +334,7 @@ def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
             if count == MOST_TOLD:
                 tell("further failures are only counted; --on-error FILE keeps all")
 
-        sinks = [board] if board.on else []
+        sinks = [*options.sinks, board] if board.on else [*options.sinks]
         return parts.run(job, output, sinks, told, options.keep_failures)
 
 

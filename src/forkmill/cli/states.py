@@ -61,6 +61,7 @@ def run_app(
     take_over: bool,
     plan_only: bool,
     as_json: bool,
+    sinks: tuple[Any, ...] = (),
 ) -> int:
     """Run a state graph, or go on with a session of it; the exit status."""
     if _kind(app) == "StateGraph":
@@ -76,7 +77,9 @@ def run_app(
     if (resume is not None or answers) and session is None:
         raise click.UsageError("--resume and --answer need --session ID")
     try:
-        run = _carried_out(app, dict(given), session, resume, dict(answers), abandon, take_over)
+        run = _carried_out(
+            app, dict(given), session, resume, dict(answers), abandon, take_over, sinks
+        )
     except KeyboardInterrupt as error:
         run = getattr(error, "state_run", None)
         tell("stopped" + (f"; to go on: --session {run.session}" if run and run.session else ""))
@@ -106,14 +109,15 @@ def _carried_out(
     answers: dict[str, str],
     abandon: bool,
     take_over: bool,
+    sinks: tuple[Any, ...],
 ) -> Any:
     if session is None:
-        return app.invoke(given)
+        return app.invoke(given, sinks=sinks)
     if resume is not None:
-        return app.resume(value_of(resume), session=session, take_over=take_over)
+        return app.resume(value_of(resume), session=session, take_over=take_over, sinks=sinks)
     if answers:
         read = {name: value_of(text) for name, text in answers.items()}
-        return app.resume(answers=read, session=session, take_over=take_over)
+        return app.resume(answers=read, session=session, take_over=take_over, sinks=sinks)
     store = app.checkpoints
     if store is None:
         raise errors.SessionConflict(
@@ -122,10 +126,10 @@ def _carried_out(
         )
     saved = store.load(session)
     if saved is None or abandon or given:
-        return app.invoke(given, session=session, abandon=abandon, take_over=take_over)
+        return app.invoke(given, session=session, abandon=abandon, take_over=take_over, sinks=sinks)
     if _waits(saved):
         return app.open(session).result()
-    return app.resume(session=session, take_over=take_over)
+    return app.resume(session=session, take_over=take_over, sinks=sinks)
 
 
 def _waits(saved: Any) -> bool:

@@ -173,10 +173,11 @@ def check_path(path: Any) -> str:
         code = errno.EISDIR if name else errno.ENOENT
         raise OSError(code, f"a report cannot be written there: {os.strerror(code)}", name)
     try:
-        if os.path.exists(whole):
+        with contextlib.suppress(FileNotFoundError):
+            kind = os.stat(whole).st_mode
             if not os.access(whole, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            if not stat.S_ISREG(os.stat(whole).st_mode):
+            if not stat.S_ISREG(kind):
                 return whole
         other = _beside(whole)
         os.close(os.open(other, _FLAGS, 0o600))

@@ -61,8 +61,17 @@ class Place:
         if self.lent:
             self.executor = executor.executor  # it is started here, and not at a task
             self.width = int(getattr(self.executor, "width", 1))
-            with _lock:
-                _shares[self.executor] = _shares.get(self.executor, 0) + 1
+
+    def share(self, number: int) -> None:
+        """One session more, or less, uses it just now, if it is shared."""
+        if not self.lent:
+            return
+        with _lock:
+            left = _shares.get(self.executor, 0) + number
+            if left > 0:
+                _shares[self.executor] = left
+            else:
+                _shares.pop(self.executor, None)
 
     def room(self) -> bool:
         """Whether one more task of this run may go there."""
@@ -84,14 +93,7 @@ class Place:
 
     def close(self, *, at_once: bool) -> None:
         """End it, if it is ours."""
-        if self.lent:
-            with _lock:
-                left = _shares.get(self.executor, 1) - 1
-                if left > 0:
-                    _shares[self.executor] = left
-                else:
-                    _shares.pop(self.executor, None)
-        else:
+        if not self.lent:
             # What was told to end has ended by now, but in a thread, which nobody can stop.
             self.executor.shutdown(self.isolated or not at_once, cancel_futures=True)
 
@@ -144,6 +146,7 @@ class Places:
         self._loop = None if loop is None else _Loop(loop)
         self._open: dict[Spec, Place] = {}
         self._by_node: dict[str, Any] = {}
+        self._runs = 0
         self._laid: dict[Any, tuple[bytes, Any, Any]] = {}  # bytes, handle, how it travels
 
     def of(self, node: Node) -> Any:
@@ -183,7 +186,8 @@ class Places:
                 continue
             if forks_only and not class_of(kind.type).isolated:
                 continue
-            self._open[kind] = Place(self._opened(kind), kind)
+            place = self._open[kind] = Place(self._opened(kind), kind)
+            place.share(self._runs)
 
     def _opened(self, kind: Spec) -> Any:
         """Its executor. Functions that are not sent (see `plan.always_forked`) are inherited."""
@@ -192,6 +196,18 @@ class Places:
         plan = self._plan
         calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]
         return kind.open(inherit=(*kind.options.get("inherit", ()), *calls))
+
+    def begin(self) -> None:
+        """A run begins: from here on it has its share of what others use too."""
+        self._runs += 1
+        for place in self._open.values():
+            place.share(1)
+
+    def end(self) -> None:
+        """It is over."""
+        self._runs -= 1
+        for place in self._open.values():
+            place.share(-1)
 
     def shared(self, data: bytes, slot: Any) -> Any:
         """Bytes for other processes: large ones lie in shared memory, laid there once.
@@ -218,6 +234,7 @@ class Places:
         self._laid.clear()
         while self._open:
             _, place = self._open.popitem()
+            place.share(-self._runs)
             place.close(at_once=at_once)
 
 

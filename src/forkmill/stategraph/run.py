@@ -231,6 +231,7 @@ class Run:
             StoreError: The store failed; SessionConflict: the session has another owner.
         """
         tell, point = self.tell, self.line.point
+        self.places.begin()
         try:
             answers = sum(map(len, self.line.answers.values())) if self._resumed else None
             tell.run_started(self.line.session, point, answers)
@@ -255,6 +256,7 @@ class Run:
         finally:
             self.stats.seconds = perf_counter() - self._began
             tell.woken = None
+            self.places.end()
             self._sent_for = None
             self._sent = ({}, {})
 

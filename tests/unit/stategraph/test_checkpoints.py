@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Annotated, TypedDict
 
 import pytest
 from fix_stores import a_maker, a_server, a_store, an_url  # noqa: F401
@@ -67,8 +69,9 @@ def test_what_was_written_is_loaded(make_store: Callable[..., Checkpoints]) -> N
 def test_a_claimed_session_is_busy_and_changes_nothing(store: Checkpoints) -> None:
     store.begin("s", expect=0, hash="h", change=first(k=b"1"))
     before = store.load("s")
-    with pytest.raises(fm.SessionBusy, match="'s' is claimed by pid"):
+    with pytest.raises(fm.SessionBusy, match="'s' is claimed by pid") as caught:
         store.begin("s", expect=1, hash="g", change=after(first(), k=b"2"), rows=ROWS)
+    assert caught.value.session == "s" and str(os.getpid()) in caught.value.owner
     with pytest.raises(fm.SessionBusy):
         store.delete("s")
     assert store.load("s") == before
@@ -173,8 +176,6 @@ def test_a_zombie_is_dead() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     assert child.stdout.read() == b""
     # Its output is closed before it ends: until it is a zombie it may still be alive.
-    import os
-
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert replace(Owner.here(), pid=child.pid, start="").is_dead()
     child.communicate()
@@ -349,3 +350,38 @@ def test_options_of_stores_are_checked(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
     store = opened("memory:")
     assert opened(store) is store
+
+
+class State(TypedDict, total=False):
+    n: int
+    log: Annotated[list[str], fm.append]
+
+
+def ask(state):
+    return {"log": [str(fm.interrupt("how many?"))]}
+
+
+def count(state):
+    return {"n": state.get("n", 0) + 1, "log": ["count"]}
+
+
+def test_a_graph_runs_on_every_store(make_store: Callable[..., Checkpoints]) -> None:
+    graph = fm.StateGraph(State)
+    graph.add_node("count", count)
+    graph.add_node("ask", ask)
+    graph.add_edge(fm.START, "count")
+    graph.add_edge("count", "ask")
+    graph.add_conditional_edges(
+        "ask", lambda s: "count" if s["n"] < 80 else fm.END, ["count", fm.END]
+    )
+    run = graph.compile(checkpoints=make_store()).invoke({}, session="s")
+    while run.status == "interrupted":
+        run = graph.compile(checkpoints=make_store()).resume(run["n"], session="s")
+    assert run.status == "completed" and run["n"] == 80 and run.step == 160
+    # More than a value may have deltas: it was stored whole in between.
+    assert run["log"] == [text for n in range(1, 81) for text in ("count", str(n))]
+    assert len(make_store().history("s")) == 161
+    assert make_store().prune(keep=3) == 158
+    twin = graph.compile(checkpoints=make_store()).open("s")
+    assert twin.state["log"] == run["log"]
+    twin.close()

@@ -175,9 +175,9 @@ def check(path: Path, done: int, expected: list[Any]) -> int:
     return min(near[-1], len(expected) - 1)
 
 
-def test_a_kill_before_any_statement_tears_nothing(tmp_path: Path) -> None:
+def kill_before_statements(tmp_path: Path, stride: int) -> None:
     expected = pictures()
-    for before in range(1, 1000):
+    for before in range(1, 1000, stride):
         path = tmp_path / f"{before}.db"
         done, status = in_child(operate(path, 0, before))[1]()
         if status == 0:
@@ -192,6 +192,16 @@ def test_a_kill_before_any_statement_tears_nothing(tmp_path: Path) -> None:
         pytest.fail("it has more statements than anybody counted")
     assert before > 100  # openings, transactions, commits: there are that many
     assert look(path) == expected[-1]
+
+
+def test_a_kill_before_a_statement_tears_nothing(tmp_path: Path) -> None:
+    kill_before_statements(tmp_path, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_before_any_statement_tears_nothing(tmp_path: Path) -> None:
+    kill_before_statements(tmp_path, 1)
 
 
 def kill_at_random(tmp_path: Path, kills: int, seed: int) -> None:

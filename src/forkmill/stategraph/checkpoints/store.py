@@ -473,7 +473,8 @@ def check_change(session: str, change: Change | None, seq: int) -> None:
             raise unknown(session)
     elif change.seq <= seq:
         raise errors.SessionConflict(
-            f"checkpoint {change.seq} of the session {session!r} would go back: it is at {seq}"
+            f"checkpoint {change.seq} of the session {session!r} would go back: it is at {seq}",
+            session=session,
         )
 
 
@@ -485,14 +486,17 @@ def busy(session: str, owner: Owner | None) -> errors.SessionBusy:
     who = f" by {owner}" if owner else ""
     return errors.SessionBusy(
         f"the session {session!r} is claimed{who}: another run works on it. Wait for its end; if "
-        f"it is gone for good, take_over=True takes the session from it."
+        f"it is gone for good, take_over=True takes the session from it.",
+        session=session,
+        owner=str(owner) if owner else "",
     )
 
 
 def moved(session: str, expect: int, seq: int) -> errors.SessionConflict:
     return errors.SessionConflict(
         f"the session {session!r} is at checkpoint {seq}, not at {expect} any more: another run "
-        f"wrote to it in between. Begin again from what it is now."
+        f"wrote to it in between. Begin again from what it is now.",
+        session=session,
     )
 
 
@@ -502,22 +506,25 @@ def lost(claim: Claim, owner: Owner | None) -> errors.SessionConflict:
     else:
         why = f"{owner} took it over" if owner else "another run took it over, or it was deleted"
     return errors.SessionConflict(
-        f"the session {claim.session!r} is not this run's any more: {why}. Nothing was written."
+        f"the session {claim.session!r} is not this run's any more: {why}. Nothing was written.",
+        session=claim.session,
     )
 
 
 def unknown(session: str) -> errors.SessionConflict:
-    return errors.SessionConflict(f"there is no session {session!r} in this store")
+    return errors.SessionConflict(f"there is no session {session!r} in this store", session=session)
 
 
 def exists(session: str) -> errors.SessionConflict:
     return errors.SessionConflict(
-        f"there is a session {session!r} already: fork to another name, or delete it first"
+        f"there is a session {session!r} already: fork to another name, or delete it first",
+        session=session,
     )
 
 
 def no_checkpoint(session: str, seq: int | None) -> errors.SessionConflict:
     return errors.SessionConflict(
         f"the session {session!r} has no checkpoint {seq}: it was pruned, or never was; "
-        f"history() lists those that are there"
+        f"history() lists those that are there",
+        session=session,
     )

@@ -90,6 +90,10 @@ class Function:
         self._calls[given] = fn
         return fn  # type: ignore[no-any-return]
 
+    def __cache_key__(self) -> Any:
+        """What a key of a cache makes of it, where a cached function names it."""
+        return self.graph, self.output_name
+
     def __reduce__(self) -> Any:
         return Function, (self.graph, self.output_name)
 

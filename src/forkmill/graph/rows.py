@@ -5,6 +5,8 @@ Threads: any; a result is not changed.
 
 from __future__ import annotations
 
+import html
+import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 __all__ = ["MapResult", "counted"]
+
+
+_SHOWN = 10  # rows, and columns
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 class MapResult(Sequence[dict[str, Any]]):
@@ -83,6 +90,21 @@ class MapResult(Sequence[dict[str, Any]]):
             f"<{len(self)} rows of {names or 'nothing'}{failed}, {self.status} "
             f"in {self.duration:.3g} s>"
         )
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *self.outputs[:_SHOWN]))
+        body = "".join(
+            f"<tr><th>{at}</th>{''.join(_cell(row[name]) for name in self.outputs[:_SHOWN])}</tr>"
+            for at, row in enumerate(self._rows[:_SHOWN])
+        )
+        return (
+            f"<div><code>{html.escape(repr(self))}</code><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+
+def _cell(value: Any) -> str:
+    return f"<td>{html.escape(_SHORT.repr(value))}</td>"
 
 
 def counted(

@@ -29,8 +29,6 @@ from __future__ import annotations
 import hashlib
 import keyword
 import linecache
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from .loss import HANDLES
@@ -119,29 +117,36 @@ def _arguments(part: Part, constants: Mapping[int, Any], copied: frozenset[int])
                 value = f"copied({value})"
         if not arg.keyword or part.nest is not None:
             texts.append(value)
-        elif arg.name.isidentifier() and arg.name.isascii() and not keyword.iskeyword(arg.name):
+        elif _is_plain(arg.name):
             texts.append(f"{arg.name}={value}")
         else:
             texts.append(f"**{{{str.__str__(arg.name)!r}: {value}}}")
     return ", ".join(texts)
 
 
-_texts: OrderedDict[str, tuple[str, Any]] = OrderedDict()  # text -> file name, code
-_texts_lock = threading.Lock()
+def _is_plain(name: str) -> bool:
+    """Whether a name can stand before a ``=``, as it is."""
+    plain = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+    return plain and name != "__debug__"
+
+
+_texts: dict[str, tuple[str, Any]] = {}  # text -> file name, code; the oldest go first
 
 
 def compiled(text: str) -> Any:
-    with _texts_lock:
-        if text in _texts:
-            _texts.move_to_end(text)
-            return _texts[text][1]
+    """The code of a text. Takes no lock: a fork might leave it taken."""
+    known = _texts.get(text)
+    if known is not None:
+        return known[1]
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
     file = f"{FILE}{digest}>"
     code = compile(text, file, "exec")
-    with _texts_lock:
-        _texts[text] = file, code
-        linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-        if len(_texts) > _KEPT:
-            _, (old, _) = _texts.popitem(last=False)
-            linecache.cache.pop(old, None)
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    _texts[text] = file, code
+    while len(_texts) > _KEPT:
+        try:
+            oldest, _ = _texts.pop(next(iter(_texts)))
+        except (KeyError, StopIteration, RuntimeError):  # another thread is at it
+            break
+        linecache.cache.pop(oldest, None)
     return code

@@ -266,3 +266,18 @@ def test_what_a_key_cannot_be_made_of_is_the_node_s_failure_and_is_not_tried_aga
     graph = fm.Graph([fm.node(count, name="y", retry=fm.retry(3, 0))])
     out = cached(graph, Counted(), blocking=True)(object())
     assert type(out.losses[0].error) is TypeError and out.losses[0].attempts == 1
+
+
+def test_threads_may_make_functions_at_once_and_few_are_kept() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from forkmill.graph import text
+
+    def one(number: int) -> Any:
+        return fm.Graph([fm.node(half, output_name=f"y{number}")]).run(x=5)[f"y{number}"]
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(one, [*range(300), *range(300)])) == {2.0}
+    assert len(text._texts) <= text._KEPT + 4
+    kept = {file for file, _ in text._texts.values()}
+    assert {file for file in linecache.cache if file.startswith(text.FILE)} <= kept

@@ -192,6 +192,13 @@ def test_the_rows_are_a_sequence_with_columns() -> None:
     assert again == rows and again["side"] == [10, 20, 30]
 
 
+def test_a_notebook_shows_the_first_rows() -> None:
+    g = fm.Graph([fm.node(lambda x: f"<{x}>" * 100, name="<y>")])
+    shown = g.map({"x": range(50)}, "x")._repr_html_()
+    assert shown.count("<tr>") == 11 and "&lt;y&gt;" in shown and "<0>" not in shown
+    assert len(shown) < 4000
+
+
 def test_wanted_outputs_alone_come_back() -> None:
     g = fm.Graph([up, fm.node(lambda up, model: up, name="last")])
     assert g.map({"x": [1, 2]}, "x", output_name="up") == [{"up": 2}, {"up": 3}]

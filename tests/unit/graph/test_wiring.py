@@ -153,6 +153,17 @@ def test_a_bound_value_lies_between_default_and_argument() -> None:
     assert g.bind(k=4).run(x=2, k=5)["y"] == (2, 5)
 
 
+def test_one_function_may_be_several_nodes() -> None:
+    def fails(x: int) -> int:
+        return 1 // x
+
+    g = fm.Graph([fm.node(fails, output_name=name) for name in "ab"])
+    assert g.run(x=1) == {"a": 1, "b": 1}
+    with pytest.raises(ZeroDivisionError) as caught:
+        g.run(x=0)
+    assert caught.value.failure.stage == "fails[a]"  # type: ignore[attr-defined]
+
+
 def test_graphs_pickle_with_what_is_bound() -> None:
     again = pickle.loads(pickle.dumps(graph().bind(x=1).rename(c="end").select("end")))
     assert again.run() == {"end": 6} and again.name == "g"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import threading
@@ -136,3 +137,40 @@ def say_within(run: str, name: str) -> None:
         fm.emit("outer")
         with _said.within(run, name, step=3):
             fm.emit("inner")
+
+
+def log_some(x: int) -> int:
+    logger = logging.getLogger("speakers.sub")
+    logger.debug("not asked for")
+    logger.info("some %d", x)
+    try:
+        _ = 1 / 0
+    except ZeroDivisionError:
+        logger.exception("bad")
+    return x
+
+
+def log_and_die() -> None:
+    logging.getLogger("speakers").error("the last words")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def log_many(n: int) -> None:
+    logger = logging.getLogger("speakers")
+    for i in range(n):
+        logger.info("%d", i)
+
+
+def log_to(path: Path) -> None:
+    logging.root.addHandler(logging.FileHandler(path))
+    logging.getLogger("speakers").setLevel(logging.INFO)
+
+
+def fork_and_log() -> int:
+    pid = os.fork()
+    if pid == 0:
+        logging.getLogger("speakers").info("the child's")
+        os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    logging.getLogger("speakers").info("mine")
+    return status

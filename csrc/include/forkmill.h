@@ -399,9 +399,11 @@ typedef struct fm_said fm_said; /* layout in internal.h */
 size_t fm_said_size(void);
 /* As new, for another speaker; who listens stays.  Nobody uses it now. */
 void fm_said_reset(fm_said *said);
-/* Whether words are wanted, from now on. */
-void fm_said_listen(fm_said *said, int heard);
-int fm_said_heard(const fm_said *said);
+/* Which words are wanted from now on: FM_HEARS_*, 0: none. */
+#define FM_HEARS_WORDS 0x1u /* what tasks say */
+#define FM_HEARS_LOGS 0x2u  /* what they log */
+void fm_said_listen(fm_said *said, uint32_t heard);
+uint32_t fm_said_heard(const fm_said *said);
 /* Say a word: 1; 0: there is no room; -EMSGSIZE: there never is. */
 int fm_said_put(fm_said *said, const void *word, size_t size);
 /* Wait until there is room for it: 1; 0: there was none for so long, or nobody
@@ -1132,8 +1134,9 @@ uint32_t fm_pool_news(const fm_pool *pool);
 int fm_pool_take_events(fm_pool *pool, struct fm_event out[FM_EVENTS],
                         uint64_t *lost);
 
-/* Whether somebody listens to what tasks say: before that nothing is said. */
-int fm_pool_listen(fm_pool *pool, int heard);
+/* Whether somebody listens to what tasks say, FM_HEARS_*: before that nothing
+ * is said. */
+int fm_pool_listen(fm_pool *pool, uint32_t heard);
 /* What one worker's tasks have said. */
 struct fm_lot {
     uint32_t slot;

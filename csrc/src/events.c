@@ -124,10 +124,11 @@ int fm_pool_cause(fm_pool *pool, uint32_t i, uint8_t **owned, uint64_t *size,
 
 /* ------------------------------------------------------------------- said */
 
-int fm_pool_listen(fm_pool *pool, int heard)
+int fm_pool_listen(fm_pool *pool, uint32_t heard)
 {
     if (!fm__pool_enter(pool))
         return FM_EFORKED;
+    pool->heard = heard;
     if (heard)
         atomic_fetch_or(&pool->news, FM_NEWS_LISTENS);
     else

@@ -132,7 +132,7 @@ struct fm_pool {
     struct fm_event events[FM_EVENTS]; /* a ring: event i at i % FM_EVENTS */
     uint64_t events_told, events_taken;
     struct fm__kept *said, **said_tail; /* of workers that are gone */
-    uint32_t n_said;
+    uint32_t n_said, heard; /* FM_HEARS_* */
     uint64_t said_lost; /* words of those for which there was no room here */
     _Atomic uint32_t news; /* FM_NEWS_*; written under the lock */
 };

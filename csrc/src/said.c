@@ -59,16 +59,16 @@ void fm_said_reset(fm_said *said)
     said->lost_seen = 0;
 }
 
-void fm_said_listen(fm_said *said, int heard)
+void fm_said_listen(fm_said *said, uint32_t heard)
 {
-    atomic_store_explicit(&said->heard, heard != 0, memory_order_relaxed);
+    atomic_store_explicit(&said->heard, heard, memory_order_relaxed);
 }
 
 /* ----------------------------------------------------------- the speaker */
 
-int fm_said_heard(const fm_said *said)
+uint32_t fm_said_heard(const fm_said *said)
 {
-    return atomic_load_explicit(&said->heard, memory_order_relaxed) != 0;
+    return atomic_load_explicit(&said->heard, memory_order_relaxed);
 }
 
 /* Whether so many bytes fit behind `end`. */

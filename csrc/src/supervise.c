@@ -326,7 +326,7 @@ static void on_born(fm_pool *pool, const struct fm_message *m, const int *fds)
         return; /* no memory to map its page: another will be tried */
     }
     if (fm_pool_news(pool) & FM_NEWS_LISTENS)
-        fm_said_listen(&w->page->said, 1);
+        fm_said_listen(&w->page->said, pool->heard);
     if (rc == 0)
         rc = fm__poller_add(pool->poller, w->channel.result_fd,
                             (uint64_t)w->slot * 2);

@@ -142,8 +142,11 @@ cdef extern from "forkmill.h" nogil:
         pass
     size_t fm_said_size()
     void fm_said_reset(fm_said *said)
-    void fm_said_listen(fm_said *said, int heard)
-    int fm_said_heard(const fm_said *said)
+    enum:
+        FM_HEARS_WORDS
+        FM_HEARS_LOGS
+    void fm_said_listen(fm_said *said, uint32_t heard)
+    uint32_t fm_said_heard(const fm_said *said)
     int fm_said_put(fm_said *said, const void *word, size_t size)
     int fm_said_wait(fm_said *said, size_t size, int64_t most_ns)
     void fm_said_lose(fm_said *said)
@@ -461,7 +464,7 @@ cdef extern from "forkmill.h" nogil:
         FM_NEWS_LISTENS
     uint32_t fm_pool_news(const fm_pool *pool)
     int fm_pool_take_events(fm_pool *pool, fm_event *out, uint64_t *lost)
-    int fm_pool_listen(fm_pool *pool, int heard)
+    int fm_pool_listen(fm_pool *pool, uint32_t heard)
     struct fm_lot:
         uint32_t slot
         int32_t pid

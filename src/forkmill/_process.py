@@ -104,7 +104,7 @@ def ours(name: str) -> Any:
     try:
         return __import__(name, fromlist=["_"])  # waits, if another thread imports it
     finally:
-        if sys.modules.get(_PACKAGE) is stand_in:
+        if stand_in is not None and sys.modules.get(_PACKAGE) is stand_in:
             del sys.modules[_PACKAGE]
 
 

@@ -143,12 +143,12 @@ def _send(value: Any) -> None:
     run, name, data, _ = _outside()
     item = item_here()
     try:
-        voice.say((run, name, item, data, value))
+        voice.say(("said", run, name, item, data, value))
     except Exception as error:
         if interrupted(error):
             raise
         told = {**data, "error": f"{type(error).__name__}: {short(str(error))}"}
-        voice.say((run, name, item, told, short(value)))
+        voice.say(("said", run, name, item, told, short(value)))
 
 
 def _after_fork_in_child() -> None:

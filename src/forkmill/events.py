@@ -89,6 +89,7 @@ __all__ = [
     "PartOf",
     "Subscription",
     "bare",
+    "begin",
     "check_sinks",
     "current",
     "each_event",
@@ -144,6 +145,7 @@ class Subscription:
         "_since",
         "errors",
         "lost",
+        "quiet",
         "sink",
     )
 
@@ -151,6 +153,7 @@ class Subscription:
         self, sink: Any, detail: str, policy: str, buffer: int, home: Emitter | None
     ) -> None:
         self.sink = sink
+        self.quiet: bool = getattr(sink, "quiet", False)  # for its sake tasks need say nothing
         self.errors = self.lost = 0
         self._batch = getattr(sink, "batch", None)
         self._detail = detail
@@ -271,7 +274,7 @@ class Subscription:
             if type(event) is _Flush:
                 event.reached(self)
         _bus.subscribers.pop(self, None)
-        if not _bus.subscribers:
+        if not listened():
             _bus.listen()
 
 
@@ -528,8 +531,8 @@ class _Bus:
         """Have tasks of other processes say what they have to say, if there is a subscriber."""
         with self._listening:
             heard = None
-            while heard is not bool(self.subscribers):  # there may be one more meanwhile
-                heard = bool(self.subscribers)
+            while heard is not listened():  # there may be one more meanwhile
+                heard = listened()
                 for ear in tuple(EARS):
                     ear.listen(heard)
 
@@ -797,8 +800,13 @@ def known(run: str | None) -> bool:
 
 
 def listened() -> bool:
-    """Whether anybody hears anything."""
-    return bool(_bus.subscribers)
+    """Whether anybody wants to know what tasks say."""
+    return any(not subscriber.quiet for subscriber in tuple(_bus.subscribers))
+
+
+def begin() -> None:
+    """Have the thread, for who was attached to what is no run."""
+    _bus.begin()
 
 
 def words(take: Callable[[Callable[[Any], object]], object]) -> None:
@@ -810,32 +818,38 @@ class Ear:
     """What opens the words of an executor's tasks, in the thread of the stream.
 
     Args:
-        words: The words of a lot: (when in ns, (run, name, item, data, value)), or an exception in
-            the place of the word.
+        words: The words of a lot: (when in ns, (kind, run, name, item, data, value)), or an
+            exception in the place of the word.
         home: The emitter of those that no run is known of; None: nobody hears it.
+        logs: The emitter of what was logged, if anybody wants that.
     """
 
-    __slots__ = ("_home", "_words")
+    __slots__ = ("_home", "_logs", "_words")
 
     def __init__(
-        self, words: Callable[[bytes], list[Any]], home: Callable[[], Emitter | None]
+        self,
+        words: Callable[[bytes], list[Any]],
+        home: Callable[[], Emitter | None],
+        logs: Callable[[], Emitter | None] = lambda: None,
     ) -> None:
         self._words = words
         self._home = home
+        self._logs = logs
 
     def open(self, lot: bytes, worker: int) -> Iterator[tuple[Event, Emitter]]:
         """The event of each word, and whose it is; of those that nobody hears none."""
         for at_ns, word in self._words(lot):
             if isinstance(word, BaseException):
                 error = f"it cannot be rebuilt here: {type(word).__name__}: {word}"
-                word = (None, None, None, {"error": short(error)}, None)
-            run, name, item, data, value = word
-            emitter = (None if run is None else _emitters.get(run)) or self._home()
+                word = ("said", None, None, None, {"error": short(error)}, None)
+            kind, run, name, item, data, value = word
+            emitter = self._logs() if kind == "log" else _emitters.get(run or "")
+            emitter = emitter or self._home()
             if emitter is None or not emitter.heard:
                 continue
             parent = emitter.parent if run in (None, emitter.id) else None
-            event = _event(emitter.source, run or emitter.id, parent, 0, "said", {})
-            event["data"] = {"value": value, **data}
+            event = _event(emitter.source, run or emitter.id, parent, 0, kind, {})
+            event["data"] = data if kind == "log" else {"value": value, **data}
             at = at_ns / 1e9
             event["time"] += at - event["monotonic"]
             event.update(name=name, item=item, worker=worker, monotonic=at)

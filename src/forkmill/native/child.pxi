@@ -128,14 +128,14 @@ cdef enum:
     _PATIENCE_NS = 1_000_000_000  # that a word waits for room
 
 
-def listens():
-    """Whether somebody in another process listens to what tasks of this one say."""
-    return _said is not NULL and fm_said_heard(_said) != 0
+def listens(bint log=False):
+    """Whether somebody in another process listens to what tasks of this one say, or log."""
+    return _said is not NULL and fm_said_heard(_said) & (FM_HEARS_LOGS if log else FM_HEARS_WORDS) != 0
 
 
-def say(tuple word not None):
+def say(tuple word not None, bint log=False):
     """Send a word to who listens; nothing if nobody does. It is lost, and counted, if there is no
-    room for a while.
+    room for a while; what is logged does not wait for that.
 
     Raises:
         Exception: What encoding it raised: nothing was said.
@@ -144,13 +144,13 @@ def say(tuple word not None):
     cdef fm_said *said = _said
     cdef int rc
     global _patient
-    if said is NULL or not fm_said_heard(said):
+    if not listens(log):
         return
     encoder = Encoder(<object>_said_dumps)
     encoder.add(word)
     while True:
         rc = fm_said_put(said, encoder._c, encoder._size)
-        if rc != 0 or not _patient:
+        if rc != 0 or log or not _patient:
             break
         with nogil:  # the memory is this process's for life, or as long as its port
             _patient = fm_said_wait(said, encoder._size, _PATIENCE_NS)

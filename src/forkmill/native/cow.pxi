@@ -387,7 +387,7 @@ cdef class ForkSlot:
 
     def listen(self, bint heard):
         """Whether anybody listens to what its tasks say. Any thread."""
-        fm_said_listen(self._said, heard)
+        fm_said_listen(self._said, FM_HEARS_WORDS if heard else 0)
 
     def take_said(self, put, whose):
         """As Pool.take_said(): before its outcomes are told. Any thread."""

@@ -329,9 +329,10 @@ cdef class Pool:
         cdef int i, n = check(fm_pool_take_events(self._c, events, &lost))
         return [events[i] for i in range(n)], lost
 
-    def listen(self, bint heard):
-        """Whether anybody listens to what tasks say; before that nothing is said."""
-        check(fm_pool_listen(self._c, heard))
+    def listen(self, bint words, bint logs=False):
+        """Whether anybody listens to what tasks say, and log; before that nothing is said."""
+        check(fm_pool_listen(
+            self._c, (FM_HEARS_WORDS if words else 0) | (FM_HEARS_LOGS if logs else 0)))
 
     def take_said(self, put, whose):
         """Have put() called with what tasks have said, those that have an outcome among them: once a

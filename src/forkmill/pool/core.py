@@ -217,7 +217,12 @@ class Life:
         """Whether somebody listens to what tasks say. Any thread."""
         if not self.foreign():
             with contextlib.suppress(errors.PoolError):
-                self.native.listen(heard)
+                self.native.listen(heard, self.log.forwards)
+
+    def forward_logs(self) -> None:
+        """What workers log goes to the loggers here."""
+        self.log.begin_logs()
+        self.listen(STREAM[0].listened())
 
     def hear(self) -> None:
         """Hand over what tasks have said. Any thread."""
@@ -252,6 +257,7 @@ class Life:
         self.log(self.native)
         self.hear()
         EARS.pop(self, None)
+        self.log.end_logs()
         self.log.told.end()
         if interrupt is not None:
             raise interrupt

@@ -32,6 +32,7 @@ from typing import Any
 from .. import _native, errors
 from .._process import STREAM
 from .._said import here
+from .forwarded import Forwarded
 from .log import POOL
 
 __all__ = ["EventLog"]
@@ -55,6 +56,7 @@ class EventLog:
         self.restarts = restarts
         self.fallbacks: Counter[str] = Counter()
         self.told = Told(name)
+        self.forwards = False  # what workers log, to the loggers here
         self._notes: deque[tuple[Any, ...]] = deque()
 
     def fell_back(self, missing: str, level: int, text: str, *args: Any) -> None:
@@ -89,6 +91,21 @@ class EventLog:
             if late >= _LATE_S:
                 text, args = f"{text} (%.1f s ago)", [*args, late]
             self._log(level, text, *args)
+
+    def begin_logs(self) -> None:
+        """The workers' log records come from now on."""
+        from .. import events
+
+        self.forwards = True
+        self.told.logs = events.Emitter("pool", None, self.told.parent)
+        self.told.logs.attach(Forwarded(self.name, self.fallbacks))
+        events.begin()
+
+    def end_logs(self) -> None:
+        """All of them have come: wait until they are told, for 5 s at the most."""
+        logs = self.told.logs
+        for subscriber in () if logs is None else tuple(logs.own):
+            subscriber()
 
     def hear(self, native: _native.Pool) -> None:
         """Hand over what tasks have said."""
@@ -151,9 +168,10 @@ class Told:
     def __init__(self, name: str) -> None:
         self._name = name
         above = here()
-        self._parent = None if above is None else above[0]
+        self.parent = None if above is None else above[0]
         self._emitter: Any = None
         self.loads: Any = None  # what decodes the words of its tasks
+        self.logs: Any = None  # the emitter of what its workers log, if that is forwarded
         self._alive: dict[int, _Slot] = {}  # by pid: those of which the birth was told
         self._over = False
 
@@ -162,14 +180,14 @@ class Told:
         if self._over or not STREAM or not STREAM[0].heard():
             return False
         if self._emitter is None:
-            self._emitter = STREAM[0].Emitter("pool", None, self._parent)
+            self._emitter = STREAM[0].Emitter("pool", None, self.parent)
             self._emitter.emit("run_started", self._name)
         return True
 
     @cached_property
     def ear(self) -> Any:
         """What opens the words of its tasks."""
-        return STREAM[0].Ear(self._words_of, self._home)
+        return STREAM[0].Ear(self._words_of, self._home, lambda: self.logs)
 
     def _words_of(self, lot: bytes) -> list[Any]:
         return _native.words(lot, self.loads)

@@ -394,6 +394,11 @@ class ProcessPool(_Face):
         tag_output: What workers print has ``[name pid 123]`` before each line, and lines of
             several workers do not mix. By sys.stdout and sys.stderr, that is: what C code or
             programs that a task runs write by themselves is as it is.
+        forward_logs: What workers log goes to the loggers of the same names here, with levels,
+            filters and handlers of this process; `process`, `processName` and `task` of a record
+            tell where it is from. Levels are looked at in the worker first: those that this
+            process has now. Handlers that the initializer gives to the root logger win: then
+            nothing is forwarded. False: a worker's records go where its own handlers send them.
         name: What threads and processes are called; None: "pool-1", "pool-2", ...
 
     Raises:
@@ -424,6 +429,7 @@ class ProcessPool(_Face):
         min_workers: int | None = None,
         idle_time: float | None = None,
         tag_output: bool = False,
+        forward_logs: bool = False,
         name: str | None = None,
     ) -> None:
         from . import start as _start
@@ -449,6 +455,7 @@ class ProcessPool(_Face):
             "least": check_least(min_workers, idle_time, workers),
             "idle_time": 0.0 if idle_time is None else _checks.seconds("idle_time", idle_time),
             "tag_output": _checks.a_bool("tag_output", tag_output),
+            "forward_logs": _checks.a_bool("forward_logs", forward_logs),
             "name": _checks.text("name", name) or f"pool-{next(_names)}",
         }
         self._options = Options()
@@ -463,6 +470,8 @@ class ProcessPool(_Face):
             self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
             weakref.finalize(self, self._core.life.dropped).atexit = False
             start()
+            if options["forward_logs"]:  # after the fork: it has a thread
+                self._core.life.forward_logs()
             self._accept = self._core.submitter(Future, self._options)
             if self._tells:
                 self._tell()

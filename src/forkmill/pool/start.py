@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _hazards, _native, errors
 from .._process import cpus_each
 from ..codec.codec import FORK_ONLY, Codec, load_all
+from ..worker.logs import levels
 from ..worker.main import Config
 from ..worker.zygote import encode, start_exec, start_fork
 from .core import Core, lives_of
@@ -132,6 +133,7 @@ def make_core(
     idle_time: float,
     no_fork: str,
     tag_output: bool,
+    forward_logs: bool,
 ) -> tuple[Core, Callable[[], None]]:
     """All that the user's process needs of a pool, and what starts the zygote.
 
@@ -169,6 +171,7 @@ def make_core(
         threads=cpus_each(workers),
         least=least,
         tag_output=tag_output,
+        logs=levels() if forward_logs else None,
     )
     hello = 0.0
     if initializer is not None:

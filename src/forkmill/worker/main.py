@@ -55,6 +55,7 @@ PLAIN = (
     "gc_enabled",
     "has_initializer",
     "tag_output",
+    "logs",
     "signals",
     "parent",
     "family",
@@ -79,6 +80,7 @@ class Config:
         max_rss_kb: ... or when it has more resident memory, KiB; 0: never.
         name: The pool's.
         tag_output: What workers print has the name and their pid before each line.
+        logs: What workers log is forwarded, at these levels (worker/logs.py); None: it is not.
         codec: The pool's own; in exec'd modes each worker makes one.
         threads: Cap for the thread pools of BLAS and OpenMP; 0: leave them.
         keep_fds: Pipes and sockets that forked workers keep.
@@ -126,6 +128,7 @@ class Config:
         stdin: Any = None,
         caps: Any = None,
         tag_output: bool = False,
+        logs: Any = None,
         signals: tuple[int, int] = (0, 0),
         parent: int = 0,
         family: tuple[Any, ...] = (),
@@ -158,6 +161,7 @@ class Config:
         self.limits: dict[str, int] = {}
         self.pidfd = True
         self.tag_output = tag_output
+        self.logs = logs
         self.signals = signals
         self.parent = parent
         self.family = family
@@ -514,7 +518,7 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
 
     def run() -> None:
         nonlocal status
-        status = _run(config, port)
+        status = _run(config, port, slot)
 
     if "multiprocessing.context" in sys.modules:
         _birth(config, slot).bootstrap(run)
@@ -525,9 +529,9 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
     return status
 
 
-def _run(config: Config, port: Any) -> int:
+def _run(config: Config, port: Any, slot: int) -> int:
     """The worker's life; the exit code."""
-    if not _start(config, port):
+    if not _start(config, port, slot):
         _end()
         return EXIT_REFUSED
     try:
@@ -540,9 +544,10 @@ def _run(config: Config, port: Any) -> int:
     return 0
 
 
-def _start(config: Config, port: Any) -> bool:
+def _start(config: Config, port: Any, slot: int) -> bool:
     """Run the initializer; False if it failed, which the pool has been told then."""
     try:
+        before = None if config.logs is None else ours("worker.logs").inherited()
         with config.reporter or nullcontext():
             _load_payload(config)
         if config.initializer is not None:
@@ -550,6 +555,9 @@ def _start(config: Config, port: Any) -> bool:
             if port.forked:
                 os._exit(0)  # the initializer forked, and this is the child
             _flush_streams()
+        if config.logs is not None:
+            ours("worker.logs").forward(config.logs, before, f"{config.name}-{slot}")
+        if config.initializer is not None:
             port.say(_native.WHAT_HELLO)
         return True
     except BaseException as error:

@@ -322,8 +322,9 @@ class App:
         run = call(line, places, resumed=resumed)
         driver: Any = Driver(run, places)
         try:
+            places.open()
             return Handle(driver)
-        except RuntimeError:  # no thread can be had: the session must not stay claimed
+        except BaseException:  # no context, or no thread: the session must not stay claimed
             driver.carry_on()
             raise
 

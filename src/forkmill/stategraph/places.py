@@ -177,6 +177,14 @@ class Places:
             return node.context
         return _ASYNC if node.is_async else None
 
+    def open(self) -> None:
+        """Open the contexts of all nodes now: in this thread, which may be one that may fork.
+
+        Raises:
+            PoolError, OSError: One cannot be opened.
+        """
+        self._open_all(False)
+
     def _open_all(self, forks_only: bool) -> None:
         """Open the contexts of all nodes, those of processes first."""
         kinds = [kind for node in self._plan.nodes.values() if (kind := self._kind(node))]

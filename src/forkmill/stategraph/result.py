@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._offers import offered
+
 if TYPE_CHECKING:
     from ..runs.failure import Failure
     from .words import Interrupt
@@ -33,9 +35,13 @@ class StateStats:
     deaths: int = 0
     seconds: float = 0.0
 
+    def as_dict(self) -> dict[str, Any]:
+        """It as plain data."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
     def table(self) -> str:
         """It as text, in two columns."""
-        rows = [(name, getattr(self, name)) for name in self.__slots__]
+        rows = self.as_dict().items()
         return "\n".join(
             f"{name:8} {value:.3f}" if isinstance(value, float) else f"{name:8} {value}"
             for name, value in rows
@@ -85,6 +91,18 @@ class StateRun:
     def ok(self) -> bool:
         """Whether it is completed."""
         return self.status == "completed"
+
+    def report(self, path: Any) -> None:
+        """Write a report of it, one file of HTML: figures and failures.
+        ``invoke(report="run.html")`` has a timeline too.
+
+        Args:
+            path: The file.
+
+        Raises:
+            TypeError: It is no path. OSError: it cannot be written there.
+        """
+        offered("report_of")(self, path)
 
     def __repr__(self) -> str:
         session = f" session={self.session!r}" if self.session else ""

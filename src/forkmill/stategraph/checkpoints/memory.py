@@ -73,7 +73,9 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
 
     # --------------------------------------------------------------------------- reading
 
-    def load(self, session: str, seq: int | None = None) -> store.Saved | None:
+    def load(
+        self, session: str, seq: int | None = None, *, known: int | None = None
+    ) -> store.Saved | None:
         with self._lock:
             sessions = self._sessions
             at = sessions.get(session)
@@ -82,8 +84,9 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
             if seq is None or seq == at.seq:
                 rows = tuple(sorted(at.rows.values(), key=store.pending_order))
                 last = _checkpoint(session, *at.line[-1])
-                return store.Saved(last, dict(at.values), rows, _info(session, at))
-            values: Values = {}
+                values = {} if known == at.seq else dict(at.values)
+                return store.Saved(last, values, rows, _info(session, at))
+            values = {}
             for entry in at.line:
                 _apply(values, entry[0].values)
                 if entry[0].seq == seq:

@@ -126,15 +126,19 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
 
     # --------------------------------------------------------------------------- reading
 
-    def load(self, session: str, seq: int | None = None) -> store.Saved | None:
+    def load(
+        self, session: str, seq: int | None = None, *, known: int | None = None
+    ) -> store.Saved | None:
         with self._transaction(writes=False) as run:
-            return self._load(run, session, seq)
+            return self._load(run, session, seq, known)
 
     def info(self, session: str) -> store.SessionInfo | None:
         with self._transaction(writes=False) as run:
             return self._session(run, session)
 
-    def _load(self, run: Run, session: str, seq: int | None) -> store.Saved | None:
+    def _load(
+        self, run: Run, session: str, seq: int | None, known: int | None = None
+    ) -> store.Saved | None:
         found = self._session(run, session)
         if found is None:
             return None
@@ -145,7 +149,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         if not rows:
             raise store.no_checkpoint(session, seq)
         checkpoint = self._checkpoint(session, rows[0])
-        values = self._values(run, session, at)
+        values = {} if at == known else self._values(run, session, at)
         pending = self._pending(run, session, at) if at == found.seq else ()
         return store.Saved(checkpoint, values, pending, found)
 

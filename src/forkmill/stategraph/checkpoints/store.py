@@ -320,8 +320,16 @@ class Checkpoints(abc.ABC):
     # --------------------------------------------------------------------------- reading
 
     @abc.abstractmethod
-    def load(self, session: str, seq: int | None = None) -> Saved | None:
+    def load(
+        self, session: str, seq: int | None = None, *, known: int | None = None
+    ) -> Saved | None:
         """A session at its last checkpoint, or at another one.
+
+        Args:
+            session: Its name.
+            seq: Which checkpoint; None: the last one.
+            known: The seq whose values the caller has: those of a checkpoint never change. If it is
+                this one, they are not read, and `values` is empty.
 
         Returns:
             None for an unknown session.

@@ -63,6 +63,8 @@ QUESTIONS = {
     "pipeline_memory": 22,
     "etl": 20,
     "events": 6,
+    "graph": 60,
+    "graph_jobs": 20,
     "stategraph": 60,
     "state_jobs": 40,
 }
@@ -76,7 +78,7 @@ FAMILIES = {
     "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
     "pipelines": ("pipeline_fused", "colocation", "pipeline_ipc", "pipeline_memory", "events"),
     "contexts": ("contexts",),
-    "graphs": ("stategraph", "state_jobs"),
+    "graphs": ("graph", "graph_jobs", "stategraph", "state_jobs"),
 }
 _PATIENCE = 5.0  # a question that takes so many times what it got, and _SLACK_S, never ends
 _SLACK_S = 180.0

@@ -54,12 +54,14 @@ def test_what_was_written_is_loaded(make_store: Callable[..., Checkpoints]) -> N
     assert saved.info.status == "running" and saved.info.hash == "h" and saved.info.seq == 1
     assert saved.info.owner == Owner.here() and saved.info.alive
 
+    assert claim.at == saved.checkpoint.at > 0
     store.write(claim, rows=ROWS)
     assert make_store().load("s").pending == tuple(ROWS)
     assert store.load("s", known=1) == replace(store.load("s"), values={})
     assert store.load("s", known=2) == store.load("s")
     store.write(claim, change=after(first(), k=None, n=b"3"), status="completed", release=True)
     saved = make_store().load("s")
+    assert (claim.seq, claim.at) == (2, saved.checkpoint.at)
     assert saved.values == {"l": (b"2",), "n": (b"3",)} and saved.pending == ()
     assert saved.checkpoint.parent == 1 and saved.checkpoint.joins == ()
     assert saved.info.status == "completed" and saved.info.owner is None and saved.info.step == 1
@@ -204,6 +206,7 @@ def test_an_edit_keeps_rows_or_drops_them(store: Checkpoints, keep: bool) -> Non
     assert saved.info.owner is None and saved.checkpoint.kind == "edit"
     assert saved.checkpoint.author == "me" and saved.values == {"k": (b"2",)}
     claim = store.begin("s", expect=2, hash="h", rows=[Pending(0, ANSWER, 0, b"yes")])
+    assert claim.at == 0.0
     assert len(store.load("s").pending) == 1 + (len(ROWS) if keep else 0)
     store.write(claim, change=Change(3, 1, "step", "a", {}))
     assert store.load("s").pending == ()

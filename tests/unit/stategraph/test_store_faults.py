@@ -192,6 +192,20 @@ def test_rows_that_are_nonsense(path: Path) -> None:
         assert store.load("s") is not None
 
 
+def test_no_row_is_left_behind(path: Path) -> None:
+    """Pending rows that a new turn or an edit brought along go with the next checkpoint."""
+    with SQLiteCheckpoints(path) as store:
+        rows = [Pending(0, UPDATE, 0, b"u")]
+        turn = Change(3, 1, "input", "input", {})
+        claim = store.begin("s", expect=2, hash="h", change=turn, rows=rows)
+        store.write(claim, change=Change(4, 2, "step", "a", {}), rows=rows, release=True)
+        edit = Change(5, 2, "edit", "me", {})
+        claim = store.begin("s", expect=4, hash="h", change=edit, keep_rows=True)
+        store.write(claim, change=Change(6, 3, "step", "a", {}), release=True)
+        with store._transaction(writes=False) as run:
+            assert run("SELECT * FROM pending WHERE session = 's'") == []
+
+
 # ------------------------------------------------------------------------ the codec
 
 

@@ -139,7 +139,8 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
             at.hash, at.status = hash, status
             _write(at, change, rows, keep_rows)
             at.token, at.owner = (None, None) if release else (token, Owner.here())
-            return store.Claim(session, token, at.seq, release)
+            stored = 0.0 if change is None else at.line[-1][1]
+            return store.Claim(session, token, at.seq, stored, release)
 
     def write(
         self,
@@ -159,6 +160,8 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
             store.check_change(claim.session, change, at.seq)
             _write(at, change, rows, keep_rows)
             claim.seq = at.seq
+            if change is not None:
+                claim.at = at.line[-1][1]
             if status is not None:
                 at.status = status
             if release:

@@ -275,8 +275,9 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
                     "status = ? WHERE id = ?",
                     *(*claimed, at, step, hash, status, session),
                 )
-            self._write(run, session, seq, change, rows, keep_rows, clean=info is None)
-        return store.Claim(session, token, at, released=release, clean=change is not None)
+            stored = self._write(run, session, seq, change, rows, keep_rows, clean=info is None)
+        clean = change is not None and not rows and not keep_rows
+        return store.Claim(session, token, at, stored, release, clean)
 
     def write(
         self,
@@ -303,9 +304,9 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
             if status is not None or release:
                 self._turn(run, claim, change, status, release)
             clean = claim.clean and not keep_rows
-            self._write(run, claim.session, claim.seq, change, rows, keep_rows, clean=clean)
+            at = self._write(run, claim.session, claim.seq, change, rows, keep_rows, clean=clean)
         if change is not None:
-            claim.seq = change.seq
+            claim.seq, claim.at = change.seq, at
             claim.clean = not keep_rows
         if rows:
             claim.clean = False
@@ -340,13 +341,17 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
         keep_rows: bool,
         *,
         clean: bool,
-    ) -> None:
-        """A change behind checkpoint `seq`, and rows; `clean`: there are no pending rows there."""
+    ) -> float:
+        """A change behind checkpoint `seq`, and rows; `clean`: there are no pending rows there.
+
+        When the change was stored; 0.0 without one.
+        """
+        at = 0.0 if change is None else time.time()
         if change is not None:
             kept = self._pending(run, session, seq) if keep_rows and not clean else ()
             if not clean:
                 run("DELETE FROM pending WHERE session = ? AND seq = ?", session, seq)
-            self._write_checkpoint(run, session, change, seq or None)
+            self._write_checkpoint(run, session, change, seq or None, at)
             rows = [*kept, *rows]
             seq = change.seq
         for row in rows:
@@ -358,14 +363,15 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
                 "DO UPDATE SET codec = excluded.codec, data = excluded.data, mac = excluded.mac",
                 *(session, seq, *fields, mac),
             )
+        return at
 
     def _write_checkpoint(
-        self, run: Run, session: str, change: store.Change, parent: int | None
+        self, run: Run, session: str, change: store.Change, parent: int | None, at: float
     ) -> None:
         head = [(task.node, task.arg is not None) for task in change.frontier]
         frontier = frames.pack(head, [task.arg for task in change.frontier if task.arg is not None])
         joins = _to_json([list(join) for join in change.joins]) if change.joins else "[]"
-        fields = (change.step, parent, change.kind, change.author, frontier, joins, time.time())
+        fields = (change.step, parent, change.kind, change.author, frontier, joins, at)
         run(
             "INSERT INTO checkpoint(session, seq, step, parent, kind, author, frontier, joins, at, "
             "mac) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -253,6 +253,8 @@ class Claim:
         session: To which.
         token: What tells it from every other claim.
         seq: The session's last seq, as of this claim's last write.
+        at: When the last checkpoint that it wrote was stored; 0.0: it has written none. With `seq`
+            that tells this checkpoint from one of a session that was deleted and begun anew.
         released: Whether it was released.
         clean: Whether there are no pending rows beside the last checkpoint, for the store.
     """
@@ -260,6 +262,7 @@ class Claim:
     session: str
     token: str
     seq: int
+    at: float = 0.0
     released: bool = False
     clean: bool = False
 

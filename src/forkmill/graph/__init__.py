@@ -15,6 +15,7 @@ piece      a group as it travels to workers,
 code       the function that it becomes there,
 text       of this text;
 walk       what that does when something is not usual,
+calling    caches before, maps within a function,
 loss       and what it tells of it
 given      what may be given, and mapped
 calls      one call: checked, its items, its rows in order

@@ -24,8 +24,8 @@ from .._process import interrupted
 from ..contexts.lanes.emit import settle
 from ..errors import set_slot
 from ..errors import slot as slot_of
-from .given import items_of
-from .loss import HANDLES, Broken, Given, Loss, Refused, Stop, Torn, failure
+from .calling import Cached, Inner
+from .loss import HANDLES, Broken, Given, Loss, Refused, Stop, Torn
 from .piece import Value
 from .text import FILE
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from ..runs.failure import Failure
-    from .piece import Part, Piece
+    from .piece import Piece
 
 __all__ = ["USUAL", "Rest", "odd"]
 
@@ -83,13 +83,13 @@ class Rest:
         elif aio:
             self.shape = self.awaited if blocking else self.overlapped
         self.broke = False  # something failed, and a Broken has said so
-        self.cached: _Cached | None = None  # of a batch
+        self.cached: Cached | None = None  # of a batch
         self.fns = [
-            part.fn if part.nest is None else _Inner(part, make, noted) for part in piece.parts
+            part.fn if part.nest is None else Inner(part, make, noted) for part in piece.parts
         ]
         for k, part in enumerate(piece.parts):
             if caches and part.number in caches:
-                cached = _Cached(self, k, *caches[part.number])
+                cached = Cached(self, k, *caches[part.number])
                 if batch:
                     self.cached = cached
                 else:
@@ -444,119 +444,6 @@ def _counted(fn: Any, path: str, number: int) -> Any:
         return found
 
     return call
-
-
-class _Cached:
-    """A node's function behind its cache."""
-
-    def __init__(self, rest: Rest, k: int, key: Any, cache: Any) -> None:
-        from .cache import MISS, CallCache
-
-        part = rest.piece.parts[k]
-        self.rest, self.k, self.fn = rest, k, part.fn
-        self.args = part.args
-        fixed = [arg.name for arg in part.args if arg.slot in rest.constants]
-        self.calls, self.miss = CallCache(key, cache, fixed), MISS
-        self.handles = [  # a key is of what they stand for everywhere, not of what it is here
-            (at, rest.constants[arg.slot])
-            for at, arg in enumerate(part.args)
-            if isinstance(rest.constants.get(arg.slot), HANDLES)
-        ]
-
-    def look_up(self, values: dict[int, Any]) -> Any:
-        """As CallCache.look, for an item of a batch."""
-        constants = self.rest.constants
-        return self.calls.look(
-            [(constants if arg.slot in constants else values)[arg.slot] for arg in self.args]
-        )
-
-    def keep(self, key: Any, value: Any) -> None:
-        self.calls.keep(key, value)
-
-    def __call__(self, *positional: Any, **named: Any) -> Any:
-        values = [*positional, *named.values()]
-        for at, handle in self.handles:
-            values[at] = handle
-        try:
-            key, found = self.calls.look(values)
-        except Exception as error:
-            raise Refused(error) from None
-        if found is not self.miss:
-            return found
-        value = self.fn(*positional, **named)
-        return self.later(key, value) if type(value) is CoroutineType else self.kept(key, value)
-
-    async def later(self, key: Any, coroutine: Any) -> Any:
-        return self.kept(key, await coroutine)
-
-    def kept(self, key: Any, value: Any) -> Any:
-        if len(self.rest.piece.parts[self.k].writes) > 1:
-            self.rest.spread(self.k, value)
-        try:
-            self.calls.keep(key, value)
-        except Exception as error:
-            raise Refused(error) from None
-        return value
-
-
-class _Inner:
-    """A nested map as a function, where everything runs in one thread: lists in, lists out."""
-
-    def __init__(self, part: Part, make: Any, noted: list[Failure] | None) -> None:
-        assert part.nest is not None
-        self.make = make
-        self.noted = noted
-        self.piece, self.passed, self.mode, self.on_error = part.nest
-        self.names = [arg.name for arg in part.args]
-
-    def __call__(self, *values: Any) -> tuple[list[Any], ...]:
-        number = len(self.piece.reads)
-        names = self.names[:number]
-        items = items_of(dict(zip(names, values, strict=False)), names, self.mode)
-        constants = dict(zip(self.passed, values[number:], strict=True))
-        constants.update(self.piece.bound)
-        mode = "raise" if self.on_error == "raise" else "record"
-        call = self.make(
-            self.piece, constants, mode=mode, blocking=True, local=True, noted=self.noted
-        )
-        rows: list[Any] = []
-        try:
-            rows.extend(map(call.fn, items.bare))
-        except Stop as stop:
-            raise Stop(stop.loss, len(rows)) from None
-        if mode == "record":
-            rows = [
-                self.row(row, at) if type(row) is Broken else row for at, row in enumerate(rows)
-            ]
-        return tuple([row[name] for row in rows] for name in self.piece.row or ())
-
-    def row(self, broken: Broken, index: int) -> dict[str, Any]:
-        """A row with Failures in it."""
-        names = self.piece.row or ()
-        lost: dict[int, Failure] = {}
-        for loss in broken.losses:
-            outputs = [
-                name
-                for name, value in zip(names, broken.values, strict=True)
-                if type(value) is Loss and value.step == loss.step
-            ]
-            lost[loss.step] = self.failure(loss, index, outputs)
-        if self.noted is not None:
-            self.noted += lost.values()
-        return {
-            name: lost[value.step] if type(value) is Loss else value
-            for name, value in zip(names, broken.values, strict=True)
-        }
-
-    def failure(self, loss: Loss, index: int, outputs: list[str]) -> Failure:
-        piece, path = self.piece, self.piece.path
-        part = next(part for part in piece.parts if part.number == loss.step)
-        while loss.inner is not None and part.nest is not None:
-            piece, path = part.nest[0], path + part.nest[0].path
-            loss = loss.inner[1]
-            part = next(part for part in piece.parts if part.number == loss.step)
-        positional = tuple(arg.name for arg in part.args if not arg.keyword)
-        return failure(loss, path + part.path, part.fn, positional, index, outputs)
 
 
 def _driven(walk: Coroutine[Any, Any, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What does a function graph cost beside the loop that it stands for? Peers beside.
+"""What does a function graph cost beside the loop that it stands for, and beside its peers?
 
 Chains and maps of functions that do next to nothing, against a loop with a dict; what overlaps;
 what goes to workers; what a cached result costs against a node of a millisecond.

@@ -1,4 +1,6 @@
-"""Work in rounds as state graphs: k-means over a million points, page rank of what packages import.
+"""How fast is work in rounds as state graphs, k-means and page rank, beside a plain loop?
+
+Work in rounds as state graphs: k-means over a million points, page rank of what packages import.
 
 Each is killed half-way, whatever it is doing, and resumed by another process: what comes out must
 be what a plain loop gives, to the last bit. The plain loop does the same sums in one process.

@@ -1,4 +1,4 @@
-"""What does a superstep cost: alone, eight wide, in processes, with checkpoints? LangGraph beside.
+"""What does a superstep cost, alone, eight wide, in processes, with checkpoints, beside LangGraph?
 
 Steps of nodes that do next to nothing, so that what is measured is the graph; then nodes that work,
 a state that is large, and how much of it is written when a little of it changes.

@@ -74,7 +74,17 @@ def test_every_question_is_listed_with_its_text():
     ran = run_bench("--list")
     assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.splitlines()
-    helpers = {"harness", "machine", "peers", "reference", "report", "runner", "work", "plots"}
+    helpers = {
+        "harness",
+        "machine",
+        "peers",
+        "reference",
+        "report",
+        "runner",
+        "work",
+        "plots",
+        "graph_peers",
+    }
     files = {path.stem for path in (ROOT / "bench").glob("[!_]*.py")} - helpers
     assert {line.split()[0] for line in lines} == files
     assert all(line.endswith("?") for line in lines)

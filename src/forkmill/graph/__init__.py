@@ -29,7 +29,9 @@ engine     where it runs:
 homes      what executors were asked for, and are open
 crew       who of them does what,
 ways       how it gets there and back;
-sweep      to threads, many items at once;
+sweep      to threads, many items at once,
+submits    to executors of others,
+bypool     or by a pool's own map;
 flow       and the loop over all of them:
 post       what a group is in it,
 levels     where items come from, and are,

@@ -32,8 +32,9 @@ from .homes import INLINE, Home, Session, width_of
 from .levels import Inner, Layout
 from .plan import grouped
 from .post import Post
+from .submits import SubmitWay
 from .sweep import SweepWay
-from .ways import BATCH, Bell, InlineWay, LaneWay, SubmitWay, ThreadWay, Way
+from .ways import BATCH, Bell, InlineWay, LaneWay, ThreadWay, Way
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

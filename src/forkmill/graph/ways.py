@@ -9,7 +9,8 @@ it: (post, frame, item); the frame is the flow's, and comes back with the outcom
     ThreadWay   threads that take units from the line themselves: no call of the executor for each,
                 none waits behind a slow one
     LaneWay     a Lane for each post: processes, forks, interpreters, event loops
-    SubmitWay   any other executor: several units in a call, as many as take a few milliseconds
+    SubmitWay   any other executor (see `submits`)
+    SweepWay    threads, where nobody looks before the end (see `sweep`)
 
 Guarantees:
     * Each unit that was put comes out of `take` once, or out of `drop` if it was not sent.
@@ -38,8 +39,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..contexts import Batch
 from ..contexts.lanes.emit import settle
-from ..runs.executor import Face
-from .bundle import run_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -49,14 +48,13 @@ if TYPE_CHECKING:
     Unit = tuple[Post, Any, Any]  # post, frame, item
     Outcome = tuple[Post, Any, Any]  # post, frame, what came of it
 
-__all__ = ["MOST", "Bell", "Ended", "InlineWay", "LaneWay", "SubmitWay", "ThreadWay", "Way"]
+__all__ = ["MOST", "Bell", "Ended", "InlineWay", "LaneWay", "ThreadWay", "Way"]
 
 LEAD_S = 0.005  # of work that a worker has been sent and not yet done
 QUANTUM_S = 0.005  # that a thread works off the line before others have their turn
 QUIET_S = 0.001  # between two rings of a thread that goes on
 SHORT_S = 20e-6  # a unit that takes less is short
 EVERY = 16  # of short units there is one look at the clock
-BUNDLE_S = 0.004  # of work in one call of an executor that is not ours
 TORN_S = 1.0  # that units which may have got lost are waited for
 MOST = 1 << 14  # units that a way has under way, at most
 BATCH = 64  # items in one call of a batch node, if nobody says otherwise
@@ -553,77 +551,3 @@ class LaneWay(Way):
             _, posted = self._posted.popitem()
             left += posted.lane.close(patience)
         return left
-
-
-# ---------------------------------------------------------------------- anything that submits
-
-
-class SubmitWay(Way):
-    """Any other executor. Units go together, as many as take `BUNDLE_S`."""
-
-    def __init__(self, executor: Any, width: int, bell: Bell) -> None:
-        super().__init__(width, bell)
-        self._executor = executor._excused() if isinstance(executor, Face) else executor
-        self._flying: dict[Any, tuple[Post, list[Unit]]] = {}
-        self._exact = isinstance(executor, Face)  # a death costs one call: so each is one unit
-        self._back: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._sizes: dict[Post, float] = {}  # units of a bundle
-
-    def pump(self) -> None:
-        line = self.line
-        while line and len(self._flying) < 2 * self.width:
-            post = line[0][0]
-            most = max(1, min(int(self._sizes.get(post, 1)), -(-len(line) // self.width)))
-            if self._exact:
-                most = 1
-            units: list[Unit] = []
-            while line and len(units) < most and line[0][0] is post:
-                units.append(line.popleft())
-            items = [item for _, _, item in units]
-            future = self._face(post).submit(run_bundle, post.call, items)
-            self._flying[future] = post, units
-            future.add_done_callback(self._done)
-
-    def _face(self, post: Post) -> Any:
-        if post.timeout is None:
-            return self._executor
-        return self._executor.options(timeout=post.timeout)
-
-    def _done(self, future: Any) -> None:
-        self._back.put(future)
-        self.bell.ring()
-
-    def _take(self) -> list[Outcome]:
-        found: list[Outcome] = []
-        while not self._back.empty():
-            future = self._back.get()
-            post, units = self._flying.pop(future)
-            try:
-                outs, seconds = future.result()
-            except BaseException as error:  # CancelledError too
-                found += [(post, frame, Ended(error, item)) for _, frame, item in units]
-                continue
-            size = self._sizes.get(post, 1)
-            wanted = len(units) * BUNDLE_S / max(seconds, 1e-6)
-            self._sizes[post] = max(1, min(wanted, 8 * size, 4096))
-            found += [(post, unit[1], out) for unit, out in zip(units, outs, strict=True)]
-        return found
-
-    @property
-    def idle(self) -> bool:
-        return not (self.line or self._batches or self._flying)
-
-    def stop(self) -> None:
-        super().stop()
-        for future in tuple(self._flying):
-            future.cancel()
-
-    def close(self, patience: float | None = None) -> int:
-        self.stop()
-        deadline = None if patience is None else monotonic() + patience
-        while any(not future.done() for future in self._flying):
-            left = None if deadline is None else deadline - monotonic()
-            if left is not None and left <= 0:
-                break
-            self.bell.wait(left)
-        return sum(not future.done() for future in self._flying)

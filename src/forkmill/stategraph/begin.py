@@ -70,8 +70,16 @@ class _Nothing:
 NOTHING: Any = _Nothing()  # no answer was given; None would be one
 
 
-def known(plan: Plan, session: Any, seq: int | None = None) -> tuple[_store.Saved, Line]:
+def known(
+    plan: Plan, session: Any, seq: int | None = None, before: Line | None = None
+) -> tuple[_store.Saved, Line]:
     """A session that is there.
+
+    Args:
+        plan: The graph.
+        session: Its id.
+        seq: Which point; None: the last one.
+        before: The session as it was: values that it still has are not loaded again.
 
     Raises:
         SessionConflict: It is not.
@@ -85,7 +93,13 @@ def known(plan: Plan, session: Any, seq: int | None = None) -> tuple[_store.Save
             "compile(checkpoints='sqlite:...') does",
             session=session,
         )
-    saved = store.load(session, seq)
+    had = None if before is None or not before.at else before.point.seq
+    saved = store.load(session, seq, known=had)
+    if saved is not None and saved.checkpoint.seq == had:
+        assert before is not None
+        if saved.checkpoint.at == before.at:
+            return saved, loaded(plan, saved, before.point)
+        saved = store.load(session)  # it was deleted, and there is another one of that name
     if saved is None:
         raise SessionConflict(
             f"there is no session {session!r} in {store!r}; invoke(..., session={session!r}) "
@@ -295,6 +309,7 @@ def resumed(
     *,
     take_over: bool = False,
     allow_changed: bool = False,
+    before: Line | None = None,
 ) -> Line:
     """A session that goes on; one that is completed is given as it is, and not claimed.
 
@@ -303,7 +318,7 @@ def resumed(
         SessionBusy: It is claimed.
         StoreError: The store failed.
     """
-    saved, line = known(plan, session)
+    saved, line = known(plan, session, before=before)
     take_over = _check_free(plan, saved, take_over)
     _check_hash(plan, saved, allow_changed)
     if line.status == "completed" and not line.point.tasks:
@@ -325,13 +340,13 @@ def resumed(
     return line
 
 
-def opened(plan: Plan, session: Any, allow_changed: bool) -> Line:
+def opened(plan: Plan, session: Any, allow_changed: bool, before: Line | None = None) -> Line:
     """A session that is only looked at: not claimed.
 
     Raises:
         SessionConflict: There is none, or it is of another graph.
     """
-    saved, line = known(plan, session)
+    saved, line = known(plan, session, before=before)
     _check_hash(plan, saved, allow_changed)
     return line
 

@@ -124,6 +124,7 @@ class Line:
         questions: Of tasks that ask: (number, wire), by index.
         answers: By index, by number: wires.
         claim: The right to write, while a run has it.
+        at: When its point was stored, if it was loaded and is the last one still.
     """
 
     session: str
@@ -133,6 +134,7 @@ class Line:
     questions: dict[int, tuple[int, Any]] = field(default_factory=dict)
     answers: dict[int, dict[int, Any]] = field(default_factory=dict)
     claim: _store.Claim | None = None
+    at: float = 0.0
 
     def asked(self) -> dict[int, tuple[int, Any]]:
         """The questions that nobody has answered yet."""
@@ -142,9 +144,10 @@ class Line:
             if index not in self.outcomes and question[0] not in self.answers.get(index, ())
         }
 
-    def move(self, point: Point, *, keep: bool = False) -> None:
+    def move(self, point: Point, *, keep: bool = False, at: float = 0.0) -> None:
         """The next point is committed; what lay beside the old one is of no use any more."""
         self.point = point
+        self.at = at
         if not keep and (self.outcomes or self.questions or self.answers):
             self.outcomes, self.questions, self.answers = {}, {}, {}
 
@@ -274,8 +277,24 @@ def _read(plan: Plan, data: bytes, at: int, kind: int, size: int) -> Any:
 # -------------------------------------------------------------------- from the store
 
 
-def loaded(plan: Plan, saved: _store.Saved) -> Line:
-    """A session as it was stored. Keys that the schema does not have (any more) are left out."""
+def loaded(plan: Plan, saved: _store.Saved, known: Point | None = None) -> Line:
+    """A session as it was stored. Keys that the schema does not have (any more) are left out.
+
+    Args:
+        plan: The graph.
+        saved: What was loaded.
+        known: The point, if its values were not.
+    """
+    point = _point(plan, saved) if known is None else known
+    line = Line(saved.checkpoint.session, point, at=saved.checkpoint.at)
+    line.status = saved.info.status
+    if point.tasks and line.status == "completed":  # of a fork from the middle
+        line.status = "interrupted"
+    _lay_beside(plan, line, saved.pending)
+    return line
+
+
+def _point(plan: Plan, saved: _store.Saved) -> Point:
     at = saved.checkpoint
     plain: dict[str, Any] = {}
     late: dict[str, Any] = {}
@@ -298,12 +317,7 @@ def loaded(plan: Plan, saved: _store.Saved) -> Line:
         for task in at.frontier
     )
     joins = tuple(map(frozenset, at.joins)) or plan.paths.no_joins
-    line = Line(saved.checkpoint.session, Point(at.seq, at.step, plain, late, tasks, joins))
-    line.status = saved.info.status
-    if tasks and line.status == "completed":  # of a fork from the middle
-        line.status = "interrupted"
-    _lay_beside(plan, line, saved.pending)
-    return line
+    return Point(at.seq, at.step, plain, late, tasks, joins)
 
 
 def _lay_beside(plan: Plan, line: Line, rows: Iterable[_store.Pending]) -> None:

@@ -109,7 +109,7 @@ class Session:
         """It as it is now; while a run of ours goes on, as it was."""
         if self._plan.settings.store is not None and self._lock.acquire(blocking=False):
             try:
-                self._line = begin.opened(self._plan, self.id, True)
+                self._line = begin.opened(self._plan, self.id, True, self._line)
             finally:
                 self._lock.release()
         return self._line
@@ -196,6 +196,7 @@ class Session:
                     answers,
                     take_over=self._take_over,
                     allow_changed=self._allow_changed,
+                    before=self._line,
                 )
                 self._take_over = False  # once: now it is ours
             if not line.point.tasks:
@@ -235,7 +236,8 @@ class Session:
         """
         with self._alone():
             if self._plan.settings.store is not None:
-                self._line = begin.opened(self._plan, self.id, self._allow_changed)
+                before = self._line
+                self._line = begin.opened(self._plan, self.id, self._allow_changed, before)
             begin.edited(self._plan, self._line, values, as_node, self._take_over)
 
     def history(self) -> list[Any]:

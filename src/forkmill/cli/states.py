@@ -253,8 +253,7 @@ def sessions_(
             elif session is None:
                 _show_all(opened.sessions(), as_json)
             elif delete:
-                if not opened.delete(session):
-                    fail(f"there is no session {session!r} in {store}")
+                opened.delete(session)
             elif history:
                 _show_history(_there(opened.history(session), session, store), as_json)
             else:

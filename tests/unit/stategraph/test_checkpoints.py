@@ -310,7 +310,9 @@ def test_sessions_are_listed_pruned_and_deleted(store: Checkpoints) -> None:
     for keep, kind in [(0, ValueError), ("1", TypeError), (True, TypeError)]:
         with pytest.raises(kind):
             store.prune(keep=keep)
-    assert store.delete("a") is True and store.delete("a") is False
+    store.delete("a")
+    with pytest.raises(fm.SessionConflict, match="no session 'a'"):
+        store.delete("a")
     assert [info.id for info in store.sessions()] == ["b"] and store.load("a") is None
     store.begin("a", expect=0, hash="h", change=first())
     assert store.load("a").pending == () and store.load("a").values == {}
@@ -349,7 +351,7 @@ def test_options_of_stores_are_checked(tmp_path) -> None:
     with pytest.raises(ValueError, match="sync"):
         opened(f"sqlite:{tmp_path}/x", sync="hard")
     with pytest.raises(TypeError, match="key must be bytes"):
-        opened(f"sqlite:{tmp_path}/x", key="secret")
+        opened(f"sqlite:{tmp_path}/x", key=7)
     with pytest.raises(ValueError, match="some bytes"):
         opened(f"sqlite:{tmp_path}/x", key=b"")
     assert not list(tmp_path.iterdir())

@@ -230,7 +230,7 @@ def test_a_key_is_needed_for_what_was_written_with_it(
 ) -> None:
     store = make_store(key=KEY)
     filled(store)
-    assert store.load("s") == make_store(key=KEY).load("s")
+    assert store.load("s") == make_store(key=KEY.decode()).load("s")
     assert store.load("other").pending == store.load("s").pending
     for key, said in [(None, "written with a key"), (b"other", "HMAC")]:
         for use in (lambda s: s.load("s"), lambda s: s.history("s"), lambda s: s.fork("s", 2, "t")):

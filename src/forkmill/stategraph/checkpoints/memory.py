@@ -53,7 +53,7 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
         ValueError: There is no such codec, or the key is empty.
     """
 
-    def __init__(self, *, codec: str = "pickle", key: bytes | None = None) -> None:
+    def __init__(self, *, codec: str = "pickle", key: bytes | str | None = None) -> None:
         store.Checkpoints.__init__(self, codec=codec, key=key)
         self._sessions: dict[str, _Session] = {}
         Forkable.__init__(self)
@@ -183,13 +183,15 @@ class MemoryCheckpoints(Forkable, store.Checkpoints):
             sessions[target] = at
             return _info(target, at)
 
-    def delete(self, session: str) -> bool:
+    def delete(self, session: str) -> None:
         with self._lock:
             sessions = self._sessions
             at = sessions.get(session)
-            if at is not None and at.token is not None:
+            if at is None:
+                raise store.unknown(session)
+            if at.token is not None:
                 raise store.busy(session, at.owner)
-            return sessions.pop(session, None) is not None
+            del sessions[session]
 
     def prune(self, session: str | None = None, *, keep: int) -> int:
         keep = store.a_keep(keep)

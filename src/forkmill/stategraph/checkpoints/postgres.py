@@ -56,7 +56,7 @@ class PostgresCheckpoints(SQLCheckpoints):
     Args:
         dsn: A connection string: "postgresql://user@host/database", or libpq's "host=... ...".
         codec: How values are stored: "pickle", "json" or "msgpack".
-        key: Bytes for an HMAC over all that is stored, or None.
+        key: Bytes, or text, for an HMAC over all that is stored, or None.
         connect_timeout: Seconds to wait for the server.
 
     Raises:
@@ -71,7 +71,7 @@ class PostgresCheckpoints(SQLCheckpoints):
         dsn: str,
         *,
         codec: str = "pickle",
-        key: bytes | None = None,
+        key: bytes | str | None = None,
         connect_timeout: float = 10.0,
     ) -> None:
         super().__init__(codec=codec, key=key)

@@ -105,7 +105,7 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
 
     _for_update = ""  # behind a SELECT of `session s` whose row shall stay as it is
 
-    def __init__(self, *, codec: str, key: bytes | None) -> None:
+    def __init__(self, *, codec: str, key: bytes | str | None) -> None:
         store.Checkpoints.__init__(self, codec=codec, key=key)
         Forkable.__init__(self)
 
@@ -407,17 +407,16 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
             assert info is not None
             return info
 
-    def delete(self, session: str) -> bool:
+    def delete(self, session: str) -> None:
         with self._transaction(writes=True) as run:
             info = self._locked_session(run, session)
             if info is None:
-                return False
+                raise store.unknown(session)
             if info.alive:
                 raise store.busy(session, info.owner)
             run("DELETE FROM session WHERE id = ?", session)
             for table in ("checkpoint", "value", "pending"):
                 run(f"DELETE FROM {table} WHERE session = ?", session)
-        return True
 
     def prune(self, session: str | None = None, *, keep: int) -> int:
         keep = store.a_keep(keep)

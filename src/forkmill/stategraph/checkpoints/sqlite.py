@@ -71,7 +71,7 @@ class SQLiteCheckpoints(SQLCheckpoints):
             the last steps may be gone, never a part of one. "full": it survives that too, for an
             fsync a step. "off": for tests.
         codec: How values are stored: "pickle", "json" or "msgpack".
-        key: Bytes for an HMAC over all that is stored, or None.
+        key: Bytes, or text, for an HMAC over all that is stored, or None.
         busy_timeout: Seconds to wait while another process writes.
 
     Raises:
@@ -84,8 +84,8 @@ class SQLiteCheckpoints(SQLCheckpoints):
         *,
         sync: str = "normal",
         codec: str = "pickle",
-        key: bytes | None = None,
-        busy_timeout: float = 30.0,
+        key: bytes | str | None = None,
+        busy_timeout: float = 10.0,
     ) -> None:
         super().__init__(codec=codec, key=key)
         name = os.fspath(path)

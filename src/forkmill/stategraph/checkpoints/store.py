@@ -222,6 +222,11 @@ class SessionInfo:
     at: float
 
     @property
+    def session(self) -> str:
+        """Its name, as checkpoints and errors call it."""
+        return self.id
+
+    @property
     def alive(self) -> bool:
         """Whether it is claimed by a run that is not known to be dead."""
         return self.owner is not None and not self.owner.is_dead()
@@ -279,18 +284,21 @@ class Checkpoints(abc.ABC):
         codec: How values are stored: "pickle" (protocol 5, never cloudpickle), "json" or "msgpack"
             (extra `msgpack`). Whoever can write to a store without `key` whose codec is "pickle"
             can run code in the process that reads it.
-        key: Bytes for an HMAC over all that is stored; who does not have them cannot forge a row.
+        key: Bytes, or text, for an HMAC over all that is stored; who does not have them cannot
+            forge a row.
 
     Raises:
         ValueError: An unknown codec, an empty key.
-        TypeError: Neither a name nor bytes.
+        TypeError: Neither a name, nor bytes or text.
         ModuleNotFoundError: The codec's package is not installed; the message names the extra.
     """
 
-    def __init__(self, *, codec: str = "pickle", key: bytes | None = None) -> None:
+    def __init__(self, *, codec: str = "pickle", key: bytes | str | None = None) -> None:
         self._codec = codec_named(codec)
+        if isinstance(key, str):
+            key = key.encode()
         if key is not None and not isinstance(key, bytes):
-            raise TypeError(f"key must be bytes or None, not {type(key).__name__!r}")
+            raise TypeError(f"key must be bytes, str or None, not {type(key).__name__!r}")
         if key == b"":
             raise ValueError("key must have some bytes, or be None for a store without an HMAC")
         self._key = key
@@ -426,10 +434,11 @@ class Checkpoints(abc.ABC):
         """
 
     @abc.abstractmethod
-    def delete(self, session: str) -> bool:
-        """Delete a session with all that it has; whether there was one.
+    def delete(self, session: str) -> None:
+        """Delete a session with all that it has.
 
         Raises:
+            SessionConflict: There is no such session.
             SessionBusy: A run has claimed it, and is not known to be dead.
         """
 

@@ -517,3 +517,27 @@ def test_two_threads_do_not_both_run_a_session(tmp_path: Path) -> None:
     session.close()
     assert sum(isinstance(found, fm.errors.SessionBusy) for found in come) == 3
     assert calls(tmp_path, "slow") == 1
+
+
+def test_a_session_in_the_hand_sees_what_others_did(tmp_path: Path) -> None:
+    store = fm.SQLiteCheckpoints(str(tmp_path / "x.db"))
+    graph = line_of("inline", {"n": None, "k": None}, a=up).add_edge("a", "a")
+    app = graph.compile(checkpoints=store)
+    with app.open("s", input={"n": 0, "k": [1]}) as mine, app.open("s") as theirs:
+        for session in (mine, mine, theirs, mine, theirs):
+            session.step()
+        assert (mine.state["n"], theirs.state["n"], mine.seq) == (5, 5, 6)
+        theirs.update({"k": [2]})
+        mine.step()
+        assert mine.state == {"n": 6, "k": [2]}
+        assert mine.step().step == 7
+        store.delete("s")
+        with app.open("s", input={"n": 100}) as new:
+            while new.seq < mine.seq - 1:
+                new.step()
+            new.step()
+        assert mine.state["n"] == new.state["n"]
+        mine.step()
+        assert mine.state == new.state
+        assert "k" not in mine.state
+    store.close()

@@ -589,7 +589,7 @@ class Run:
             self._dirty.update(changes)
             if self._sync or status:
                 self._write(new, tasks, status)
-        line.move(new, at=getattr(line.claim, "at", 0.0) if self._stored is new else 0.0)
+        line.move(new, at=line.claim.at if line.claim is not None and self._stored is new else 0.0)
         self._unsaved.clear()
         self.stats.steps += 1
         self._last = (tasks, changes)

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._checks import nearest, window_limits
 from .._watch import sinks_of
-from ..errors import BuildError, slot
+from ..errors import BuildError, SerializationError, slot
 from ..runs.policies import told
 from .code import Call, everything
 from .failed import (
     Ended,
+    explain,
     failure_of,
     failures_in,
     lost_with,
@@ -271,12 +272,33 @@ def row_blocks(
     items = what.items
     constants = {name: value for name, value in what.values.items() if name not in items.map_over}
     given: Any = getattr(engine, "_blocks", None)
-    if given is not None:
-        source = given(graph, items, constants, asked.output_name, ctx)
-    else:
-        pairs = engine.map(_alone(graph), items, constants, asked.output_name, _ctx=ctx)
-        source = _singly(pairs)
-    return _sorted(graph, source, ctx, asked)
+    telling = _telling(ctx.plan, what.values)
+    with telling():
+        if given is not None:
+            source = given(graph, items, constants, asked.output_name, ctx)
+        else:
+            pairs = engine.map(_alone(graph), items, constants, asked.output_name, _ctx=ctx)
+            source = _singly(pairs)
+    return _sorted(graph, _explained(source, telling), ctx, asked)
+
+
+def _telling(plan: Plan, values: Mapping[str, Any]) -> Callable[[], Any]:
+    """What is done in here tells which constant it is that cannot be sent."""
+
+    @contextlib.contextmanager
+    def telling() -> Iterator[None]:
+        try:
+            yield
+        except SerializationError as error:
+            explain(error, plan, plan.constants(values))
+            raise
+
+    return telling
+
+
+def _explained(source: Any, telling: Callable[[], Any]) -> Generator[Any, None, None]:
+    with contextlib.closing(source), telling():
+        yield from source
 
 
 def _alone(graph: Any) -> Any:

@@ -15,17 +15,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import RemoteTraceback, slot
+from ..codec.share import share
+from ..errors import RemoteTraceback, SerializationError, add_note, slot
 from ..runs.failure import Failure
-from .loss import Given, Loss, failure
+from .loss import HANDLES, Given, Loss, failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .plan import Plan
 
 __all__ = [
     "Ended",
+    "explain",
     "failure_of",
     "failures_in",
     "lost_with",
@@ -108,6 +110,24 @@ def failures_in(row: Any) -> list[Failure]:
         return []
     found = {id(value): value for value in row.values() if type(value) is Failure}
     return list(found.values())
+
+
+def explain(error: SerializationError, plan: Plan, constants: Mapping[int, Any]) -> None:
+    """Say which constant it is that cannot be sent, and who reads it, in a note."""
+    if "failure" in slot(error, "__dict__"):
+        return  # it is an item's
+    for step in plan.steps:
+        for arg in step.args:
+            try:
+                if arg.slot in constants and not isinstance(constants[arg.slot], HANDLES):
+                    share(constants[arg.slot]).close()
+            except SerializationError as why:
+                name = plan.names[arg.slot]
+                at = f", at {name}{why.path}" if why.path else ""
+                add_note(
+                    error, f"it is {name!r}, which node {step.path!r} reads as {arg.name!r}{at}"
+                )
+                return
 
 
 # ---------------------------------------------------------------------- raised

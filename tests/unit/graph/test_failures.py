@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import signal
+import threading
 import traceback
 from typing import Any
 
@@ -246,3 +247,11 @@ def test_an_engine_of_the_user_s_gets_items_and_gives_rows_in_any_order() -> Non
         with pytest.raises(ValueError) as caught:
             g.map({"x": range(5)}, "x", engine=engine)
         assert caught.value.__notes__ == ["in node 'a' of the graph 'g', item 3"]
+
+
+def test_a_constant_that_cannot_be_sent_is_named_with_its_reader_and_the_way_to_it() -> None:
+    g = fm.Graph([fm.node(lambda x, held: x, name="reader")])
+    held = {"lock": threading.Lock()}
+    with pytest.raises(fm.SerializationError) as caught:
+        list(g.imap({"x": [1, 2], "held": held}, "x", engine="parallel:1"))
+    assert "node 'reader' reads as 'held', at held['lock']" in caught.value.__notes__[-1]

@@ -321,6 +321,7 @@ _SHOW = {
 OFFERS.update(
     _SHOW,
     progress="forkmill.show.progress:Progress",
+    html_of="forkmill.show.tables:html_of",
     report="forkmill.show.report:Report",
     report_of="forkmill.show.report:report_of",
 )

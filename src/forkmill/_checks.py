@@ -26,6 +26,7 @@ __all__ = [
     "max_workers",
     "nearest",
     "objects",
+    "printable",
     "seconds",
     "text",
     "window_limits",
@@ -147,3 +148,11 @@ def nearest(name: Any, names: Iterable[Any], hint: str | None = None) -> str:
         iter(difflib.get_close_matches(str(name), [str(n) for n in names], 1, 0.4)), None
     )
     return f", did you mean {near!r}?" if near else ""
+
+
+def printable(text: str) -> str:
+    """A text of somebody's in one line, without what a terminal obeys, or what hides or turns text:
+    such characters are written as Python would, ``\\x1b``, ``\\u202e``."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -23,12 +23,11 @@ from ..pipeline import (
     RunResult,
 )
 from ..runs.failure import KEEP
+from ..runs.stats import COLUMNS
 from .filter import Output
 from .records import text_of, to_line
 
-__all__ = ["facts", "rows", "run", "sized", "stages"]
-
-COLUMNS = ("stage", "context", ">in", ">out", ">failed", ">busy s", ">p50 ms", ">p99 ms")
+__all__ = ["COLUMNS", "facts", "rows", "run", "sized", "stages"]
 
 
 def sized(pipeline: Pipeline, workers: int | None) -> ExecutionPlan:
@@ -90,17 +89,7 @@ def run(
 
 def rows(result: RunResult) -> Iterable[tuple[object, ...]]:
     """The table's rows, in COLUMNS."""
-    for stage in result.stats.stages.values():
-        times = (stage.p50, stage.p99)
-        yield (
-            stage.name,
-            stage.context,
-            stage.in_,
-            stage.out,
-            stage.failed,
-            f"{stage.busy:.2f}",
-            *("" if time is None else f"{time * 1e3:.3g}" for time in times),
-        )
+    return result.stats.rows()
 
 
 def facts(result: RunResult, outputs: int) -> dict[str, Any]:

@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from .._checks import nearest
+from .._offers import offered
+from ..runs.failure import Failures
 from ..runs.stats import RunStats, StageStats
 
 if TYPE_CHECKING:
+    import os
+
     from ..runs.failure import Failure
     from .plan import Plan
 
@@ -50,10 +54,14 @@ class MapResult(Sequence[dict[str, Any]]):
     ) -> None:
         self._rows = rows
         self.outputs = outputs
-        self.failures = failures
+        self.failures = Failures(failures)
         self.stats = stats
         self.duration = duration
         self.status = status
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write an HTML file about the map, as `RunResult.report` does."""
+        offered("report_of")(self, path)
 
     @property
     def ok(self) -> bool:

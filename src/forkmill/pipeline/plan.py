@@ -11,8 +11,10 @@ Threads: any.
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
+from .._checks import printable
 from .graph import (
     Stage,
     StageGraph,
@@ -99,17 +101,26 @@ class ExecutionPlan:
                 found.setdefault(anchor.name, []).append(stage.name)
         return found
 
+    def __repr__(self) -> str:
+        made = "not made yet" if self._graph is None else f"{len(self._graph.stages):,} stages"
+        return f"<ExecutionPlan of {self.pipeline._title()[:80]!r}: {made}>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.describe())}</pre>"
+
     def describe(self) -> str:
         """The plan as text, a line a stage."""
-        lines = [f"{self.graph.pipeline._title()}: {len(self.graph.stages)} stages"]
-        width = max(len(stage.name) for stage in self.graph.stages)
+        title = printable(self.graph.pipeline._title())
+        lines = [f"{title}: {len(self.graph.stages)} stages"]
+        width = max(len(printable(stage.name)) for stage in self.graph.stages)
         for stage in self.graph.stages:
             anchor = self._anchors.get(stage)
             where = str(stage.spec) + (f" with {anchor.name}" if anchor else "")
-            targets = ", ".join(target.name for target in stage.targets)
+            targets = printable(", ".join(target.name for target in stage.targets))
             goes = f" -> {targets}" if targets else ""
             routing = f" ({stage.routing})" if len(stage.targets) > 1 else ""
-            lines.append(f"  {stage.name:<{width}}  {stage.kind:<8}  {where}{goes}{routing}")
+            name, where = printable(stage.name), printable(where)
+            lines.append(f"  {name:<{width}}  {stage.kind:<8}  {where}{goes}{routing}")
         return "\n".join(lines)
 
     def to_mermaid(self) -> str:
@@ -119,7 +130,7 @@ class ExecutionPlan:
         groups = {a: [a, *m] for a, m in self.colocated_stages.items()}
         boxed = {name for members in groups.values() for name in members}
         for anchor, members in groups.items():
-            lines.append(f'    subgraph g{self.graph.stage(anchor).index}["{anchor}"]')
+            lines.append(f'    subgraph g{self.graph.stage(anchor).index}["{_label(anchor)}"]')
             lines += [f"        {_box(self.graph.by_name[member], names)}" for member in members]
             lines.append("    end")
         lines += [
@@ -130,8 +141,12 @@ class ExecutionPlan:
         return "\n".join(lines)
 
 
+def _label(text: str) -> str:
+    return escape(printable(text).replace('"', "'"), quote=False)
+
+
 def _box(stage: Stage, names: dict[Stage, str]) -> str:
-    label = f"{stage.name}<br/>{stage.spec}".replace('"', "'")
+    label = f"{_label(stage.name)}<br/>{_label(str(stage.spec))}"
     return (
         f'{names[stage]}[["{label}"]]' if stage.kind == "producer" else f'{names[stage]}["{label}"]'
     )

@@ -8,22 +8,27 @@ Threads: any; a FailureLog belongs to the thread of its run.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import reprlib
 import threading
 import traceback as traceback_module
+from collections import Counter
 from time import time as now
 from typing import TYPE_CHECKING, Any
 
+from .._checks import printable
+from .._offers import offered
 from .._process import CARRIED
+from .._said import short
 from ..errors import add_note
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-__all__ = ["KEEP", "Failure", "FailureLog", "check_keep", "formatted", "noted"]
+__all__ = ["KEEP", "Failure", "FailureLog", "Failures", "check_keep", "formatted", "noted"]
 
 _encoding = threading.local()  # errors: those of the failures that are being encoded
 
@@ -120,6 +125,77 @@ class Failure:
             f"error={_brief(self.error, 60)}, attempts={self.attempts})"
         )
 
+    def record(self) -> dict[str, Any]:
+        """It as plain data, as for JSON; the item as it is if JSON knows it, else as text."""
+        try:
+            message = str(self.error)
+        except Exception:
+            message = ""
+        return {
+            "index": self.index,
+            "stage": self.stage,
+            "type": type(self.error).__name__,
+            "error": message,
+            "item": _plain(self.item),
+            "attempts": self.attempts,
+            "traceback": self.traceback,
+            "time": self.time,
+            "outputs": list(self.outputs),
+        }
+
+
+class Failures(list[Failure]):
+    """The failures of a run: a list, with ways to keep them."""
+
+    __slots__ = ()
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Each as plain data, as for JSON or a data frame: index, stage, type, error, item,
+        attempts, traceback, time, outputs. Items that JSON does not know are texts."""
+        return [failure.record() for failure in self]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them to a file, a JSON object a line, as `to_records` has them; what is there is
+        replaced. ``forkmill run MODULE:GRAPH --map ... --only-failed FILE`` runs these items again.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        text = "".join(f"{json.dumps(record)}\n" for record in self.to_records())
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def __repr__(self) -> str:
+        if not self:
+            return "[]"
+        kinds = Counter((failure.stage, type(failure.error).__name__) for failure in self)
+        parts = [f"{_brief(stage, 40)}: {kind[:40]} x{n:,}" for (stage, kind), n in kinds.items()]
+        shown = ", ".join(parts[:2]) + (", ..." if len(parts) > 2 else "")
+        return f"<{len(self):,} failure{'s' if len(self) > 1 else ''}: {shown}>"[:199]
+
+    def _repr_html_(self) -> str:
+        rows = [(f.stage, _brief(f.item, 200), _brief(f.error, 200), f.attempts) for f in self]
+        columns = ("stage", "item", "error", ">attempts")
+        html: str = offered("html_of")(f"{len(self):,} failures", columns, rows)
+        return html
+
+
+def _plain(value: Any) -> Any:
+    """A value, if JSON knows it, or its text; of a dict each value for itself."""
+    if _is_plain(value):
+        return value
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {key: each if _is_plain(each) else short(each) for key, each in value.items()}
+    return short(value)
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
 
 def _brief(thing: Any, most: int) -> str:
     """A repr in one line that is not long, whatever the thing is."""
@@ -127,6 +203,7 @@ def _brief(thing: Any, most: int) -> str:
         text = " ".join(_BRIEF.repr(thing).split())
     except Exception:  # its own
         text = f"<{type(thing).__qualname__}>"
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
@@ -197,7 +274,7 @@ class FailureLog:
     __slots__ = ("kept", "more", "most")
 
     def __init__(self, keep: int | None) -> None:
-        self.kept: list[Failure] = []
+        self.kept = Failures()
         self.more: dict[tuple[str, str], int] = {}
         self.most = float("inf") if keep is None else keep
 

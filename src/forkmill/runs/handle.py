@@ -248,6 +248,12 @@ class Handle(Ending):
             raise interrupt
         return self._outcome()
 
+    def __repr__(self) -> str:
+        if not self._over.is_set():
+            return "<Handle: the run goes on>"
+        end = self._result if self._error is None else f"raised {type(self._error).__name__}"
+        return f"<Handle: {end!r:.150}>" if self._error is None else f"<Handle: {end}>"
+
     def __await__(self) -> Generator[Any, None, RunResult]:
         from .awaiting import awaited  # which needs asyncio: it takes long to import
 

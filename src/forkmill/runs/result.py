@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from .._offers import offered
 from ..errors import slot
 from .failure import noted
+from .stats import COLUMNS
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from .failure import Failure
+    from .failure import Failures
     from .stats import RunStats
 
 __all__ = ["RunResult", "attach", "disguised"]
@@ -37,7 +38,7 @@ def disguised(error: BaseException) -> RuntimeError:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """What a run came to.
 
@@ -57,7 +58,7 @@ class RunResult:
 
     status: str
     outputs: list[Any]
-    failures: list[Failure]
+    failures: Failures
     stats: RunStats
     duration: float
     more_failures: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -82,3 +83,11 @@ class RunResult:
     def failed(self) -> int:
         """How many failures there were, with those that were only counted."""
         return len(self.failures) + sum(self.more_failures.values())
+
+    def __repr__(self) -> str:
+        told = f"{len(self.outputs):,} outputs, {self.failed:,} failed, {self.duration:.2f} s"
+        return f"<RunResult {self.status}: {told}>"
+
+    def _repr_html_(self) -> str:
+        html: str = offered("html_of")(repr(self)[1:-1], COLUMNS, self.stats.rows())
+        return html

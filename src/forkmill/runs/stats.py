@@ -14,9 +14,14 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["EdgeStats", "Reservoir", "RunStats", "StageStats"]
+from .._checks import printable
+from .._offers import offered
+
+__all__ = ["COLUMNS", "EdgeStats", "Reservoir", "RunStats", "StageStats"]
 
 _SIZE = 1024
+# Of a table of stages; ">": numbers.
+COLUMNS = ("stage", "context", ">in", ">out", ">failed", ">busy s", ">p50 ms", ">p99 ms")
 
 
 class Reservoir:
@@ -115,7 +120,7 @@ class EdgeStats:
     beyond: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunStats:
     """A run's figures.
 
@@ -140,6 +145,42 @@ class RunStats:
         busy = {name: s.busy / max(1, s.workers) for name, s in self.stages.items()}
         name = max(busy, key=lambda n: busy[n], default=None)
         return name if name is not None and busy[name] > 0 else None
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """A row a stage, in the columns of `table`."""
+        return [
+            (
+                *(stage.name, stage.context, stage.in_, stage.out, stage.failed),
+                f"{stage.busy:.2f}",
+                *("" if time is None else f"{time * 1e3:.3g}" for time in (stage.p50, stage.p99)),
+            )
+            for stage in self.stages.values()
+        ]
+
+    def table(self) -> str:
+        """The figures as text, a line a stage, as ``forkmill run`` shows them."""
+        head = tuple(column.lstrip(">") for column in COLUMNS)
+        rows = [
+            tuple(f"{cell:,}" if type(cell) is int else printable(str(cell)) for cell in row)
+            for row in (head, *self.rows())
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if column[0] == ">" else cell.ljust(width)
+                for cell, width, column in zip(row, widths, COLUMNS, strict=True)
+            ).rstrip()
+            for row in rows
+        )
+
+    def __repr__(self) -> str:
+        slow = "" if self.bottleneck is None else f", bottleneck {self.bottleneck[:40]!r}"
+        return f"<RunStats: {len(self.stages):,} stages, {self.duration:.2f} s{slow}>"
+
+    def _repr_html_(self) -> str:
+        title = f"{self.duration:.2f} s; bottleneck: {self.bottleneck}"
+        html: str = offered("html_of")(title, COLUMNS, self.rows())
+        return html
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as for JSON."""

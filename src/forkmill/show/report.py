@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .. import events
+from ..runs.stats import RunStats
 from .page import page
 from .record import Record
 from .text import plain
@@ -78,10 +79,10 @@ def report_of(result: Any, path: Any) -> None:
     """
     where = check_path(path)
     record = Record()
-    stats = getattr(result, "stats", None)
-    seconds = getattr(result, "duration", None) or 0.0
+    stats: Any = getattr(result, "stats", None)
+    seconds = getattr(result, "duration", None) or getattr(stats, "seconds", 0.0)
     record.facts = {"title": "a run", "status": plain(result.status), "seconds": seconds}
-    record.stats = stats.as_dict() if stats is not None else None
+    record.stats = stats.as_dict() if isinstance(stats, RunStats) else None
     for failure in result.failures:
         error = events.short(failure.error)
         item = None if failure.item is None else events.short(failure.item)

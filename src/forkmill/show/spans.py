@@ -190,7 +190,7 @@ def _name(event: dict[str, Any]) -> str:
 
 def _key(event: dict[str, Any], what: str) -> _Key:
     data = event["data"]
-    task = data.get("task") if what == "task" else None
+    task = data.get("task") if what == "task" else data.get("index")
     step = data.get("step") if what in ("task", "step") else None
     return event["run"], what, "" if what == "step" else event["name"] or "", step, task
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._checks import printable
+
 __all__ = ["amount", "clock", "lines", "plain", "span"]
 
 _MOST = 200
@@ -25,7 +27,7 @@ def plain(value: Any, most: int = _MOST) -> str:
         text = f"<{type(value).__name__}>"
     if len(text) > most:
         text = text[: most - 1] + "…"
-    return text if text.isprintable() else "".join(map(_shown, text))
+    return printable(text)
 
 
 def lines(text: str, most: int = 20_000) -> str:
@@ -34,10 +36,6 @@ def lines(text: str, most: int = 20_000) -> str:
         half = most // 2
         text = f"{text[:half]}\n...\n{text[-half:]}"
     return "\n".join(plain(line.expandtabs(4), most) for line in text.split("\n"))
-
-
-def _shown(character: str) -> str:
-    return character if character.isprintable() else repr(character)[1:-1]
 
 
 def clock(seconds: float) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._offers import offered
+from ..runs.failure import Failures
 
 if TYPE_CHECKING:
-    from ..runs.failure import Failure
     from .words import Interrupt
 
 __all__ = ["StateRun", "StateStats", "StepReport"]
@@ -74,7 +74,7 @@ class StateRun:
     frontier: list[str] = field(default_factory=list)
     interrupts: list[Interrupt] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
     stats: StateStats = field(default_factory=StateStats)
 
     def __getitem__(self, key: str) -> Any:

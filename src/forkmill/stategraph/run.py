@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_note
-from ..runs.failure import Failure
+from ..runs.failure import Failure, Failures
 from ..runs.handle import Left
 from .checkpoints import store as _store
 from .line import (
@@ -737,7 +737,7 @@ def result_of(
         [task.node for task in point.tasks],
         interrupts,
         half_filled(plan.paths, point.joins) if status == "completed" and point.joins else [],
-        [failures[index] for index in sorted(failures)] if failures else [],
+        Failures(failures[index] for index in sorted(failures)) if failures else Failures(),
         stats or StateStats(),
     )
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import contexts
 from ...events import Emitter
-from ...runs.failure import Failure
+from ...runs.failure import Failure, Failures
 from ...runs.policies import final
 from ...runs.stats import (
     EdgeStats,
@@ -267,7 +267,7 @@ class Nested:
         if not (figures or driver.failures.kept or driver.events.kept or due != self._due):
             return None
         told = Told(self._replica, due)
-        told.failures, driver.failures.kept = driver.failures.kept, []
+        told.failures, driver.failures.kept = driver.failures.kept, Failures()
         told.events, driver.events.kept = driver.events.kept, []
         told.failed = driver.producer_failed
         self._due = due

@@ -305,6 +305,8 @@ def test_32_contexts_of_the_engine_win() -> None:
     engine = fm.LocalEngine(contexts={"pid_of": "thread:1", "thread_of": "parallel:1"})
     row = graph.run({"x": 1}, engine=engine)
     assert row["pid_of"] == os.getpid()
+    with pytest.raises(fm.BuildError, match="nowhere"):
+        graph.run({"x": 1}, engine=fm.LocalEngine(contexts={"nowhere": "thread"}))
 
 
 @in_engines("parallel:2", "threaded:2")
@@ -366,7 +368,7 @@ def test_34_a_batch_gives_what_the_single_form_gives(engine: str, tmp_path: Path
     assert rows["b"] == [n * 3 for n in range(30)]
     sizes = [int(line.split()[0]) for line in log.lines]
     assert sum(sizes) == 30
-    assert max(sizes) > 1 or engine == g.ASYNC  # there the items are tasks of their own
+    assert max(sizes) > 1
     assert {tuple(line.split()[1:]) for line in log.lines} == {("list", "int")}
     assert graph.bind(k=3).run({"x": 2}, engine=engine)["b"] == 6
 

@@ -277,7 +277,7 @@ except KeyboardInterrupt as error:
 """
 
 
-@in_engines(SEQUENTIAL, THREADED)
+@everywhere
 def test_24_ctrl_c_once_ends_with_what_there_is(
     engine: str, tmp_path: Path, run_script: Any
 ) -> None:

@@ -141,7 +141,7 @@ def run_(
     printed as a JSON object, one a line. -j N is --engine parallel:N.
 
     \b
-    forkmill run mymodule:WordCount --set path=book.txt --progress
+    forkmill run mymodule:WordCount --set path=book.txt --report run.html
     forkmill run mymodule:score --map text=texts.jsonl --set k=3 --engine parallel:8 -o out.jsonl
     forkmill run mymodule:app --session job-1 --set 'topics=["a"]'
     """

@@ -541,6 +541,9 @@ int fm_port_buffered(const fm_port *port);
  * is its last, and whether its outcomes are wanted at once. */
 void fm_port_begin(fm_port *port, const struct fm_frame *frame);
 
+/* 1 if the task that was started last is the last of its frame. */
+int fm_port_is_last(const fm_port *port);
+
 /* Claim a task by its number: 1 it is ours, run it; 0 it was recalled. */
 int fm_port_start(fm_port *port, uint64_t number, int timed);
 

@@ -228,6 +228,11 @@ void fm_port_begin(fm_port *port, const struct fm_frame *frame)
                           memory_order_relaxed);
 }
 
+int fm_port_is_last(const fm_port *port)
+{
+    return port->number == port->last;
+}
+
 int fm_port_start(fm_port *port, uint64_t number, int timed)
 {
     uint8_t sent = FM_CLAIM_SENT;

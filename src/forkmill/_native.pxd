@@ -214,6 +214,7 @@ cdef extern from "forkmill.h" nogil:
     int fm_port_next(fm_port *port, fm_frame *frame, const uint8_t **body, uint8_t **owned)
     int fm_port_buffered(const fm_port *port)
     void fm_port_begin(fm_port *port, const fm_frame *frame)
+    int fm_port_is_last(const fm_port *port)
     int fm_port_start(fm_port *port, uint64_t number, int timed)
     void fm_port_loading(fm_port *port, int loading)
     int fm_port_forked(const fm_port *port)

@@ -92,6 +92,7 @@ __all__ = [
     "begin",
     "check_sinks",
     "current",
+    "detail",
     "each_event",
     "expand",
     "heard",
@@ -804,6 +805,12 @@ def listened() -> bool:
     return any(not subscriber.quiet for subscriber in tuple(_bus.subscribers))
 
 
+def detail() -> str:
+    """The most that anybody wants to know who hears everything."""
+    wishes = [subscriber._detail for subscriber in tuple(_bus.everyone)]
+    return max(wishes, key=DETAILS.index, default="runs")
+
+
 def begin() -> None:
     """Have the thread, for who was attached to what is no run."""
     _bus.begin()
@@ -849,7 +856,7 @@ class Ear:
                 continue
             parent = emitter.parent if run in (None, emitter.id) else None
             event = _event(emitter.source, run or emitter.id, parent, 0, kind, {})
-            event["data"] = data if kind == "log" else {"value": value, **data}
+            event["data"] = {"value": value, **data} if kind == "said" else data
             at = at_ns / 1e9
             event["time"] += at - event["monotonic"]
             event.update(name=name, item=item, worker=worker, monotonic=at)

@@ -164,6 +164,11 @@ def say(tuple word not None, bint log=False):
             raise ValueError(f"what is said may take {FM_SAID} bytes, not {encoder._size}")
 
 
+def last_of_frame():
+    """In a worker: whether its task is the last that it was sent together with others."""
+    return _said_port is not None and fm_port_is_last(_said_port._c) != 0
+
+
 def speaker():
     """In a worker or child: the function that its task calls, or None."""
     if _said_port is not None:

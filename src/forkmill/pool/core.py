@@ -44,6 +44,7 @@ from .._process import (
     exit_failed,
     interrupted,
     our_thread,
+    ours,
 )
 from ..codec.codec import Codec, Functions
 
@@ -539,7 +540,11 @@ class Core:
         return type(fn) is FunctionType or self.codec.is_plain_function(fn)
 
     def for_map(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
-        if self.plain(fn):
+        detail = STREAM[0].detail() if STREAM else "runs"
+        if detail != "runs" and type(fn) is not partial:  # whose handles are looked for
+            name = errors.name_of(fn)
+            fn = ours("worker.timed").Timed(fn, name, detail == "every")
+        elif self.plain(fn):
             return self.function(fn, options, call=True)
         return self.temporary(fn, options)
 

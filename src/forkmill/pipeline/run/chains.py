@@ -38,7 +38,7 @@ from ...contexts.lanes.emit import (
     pieces,
     settle,
 )
-from ...contexts.lanes.lane import Measured, Report
+from ...contexts.lanes.lane import Measured, Recorded, Recorder, Report
 from ...errors import WorkerDied
 from ...runs.policies import DeadLetter, Retry, final
 from ..declare import to
@@ -171,11 +171,14 @@ class Chain:
         mark: Says which stage's function is about to run; 0 between calls.
     """
 
-    def __init__(self, stages: list[Stage]) -> None:
+    def __init__(self, stages: list[Stage], detail: str) -> None:
         fns = [adapted(stage) for stage in stages]
         self.many = any(map(is_generator, fns))
         self.whole = isinstance(stages[0].on_error, Retry)
-        self.fns = [clocked(fn) for fn in fns]
+        # Threads would miscount the calls between two that are measured.
+        every = detail == "every" or stages[0].spec.type == "thread"
+        self.recorders = [None if detail == "runs" else Recorder(every) for _ in fns]
+        self.fns = [*map(clocked, fns, self.recorders)]
         self.parts = [{part: stage.parts.get(part) for part in _PARTS} for stage in stages]
         self.silent = stages[-1].kind == "consumer"
         self.last = len(stages) - 1
@@ -230,12 +233,12 @@ class Chain:
     def _due(self) -> list[Any]:
         """The functions with their clocks, one of which is to measure this call."""
         for fn in self.fns:
-            if type(fn) is Measured:
+            if isinstance(fn, Measured):
                 fn.left -= self.skipped
         return self.fns
 
     def _next_due(self) -> None:
-        clocks = [fn.left for fn in self.fns if type(fn) is Measured]
+        clocks = [fn.left for fn in self.fns if isinstance(fn, Measured)]
         self.left = self.skipped = max(0, min(clocks, default=1) - 1)
 
     def pieces(self, item: Any) -> Iterator[Any]:
@@ -292,7 +295,7 @@ class Chain:
         for value in values:
             output = value
             if type(output) is Report:
-                yield SideOutput(k, Report(Report, output.call, output.seconds))
+                yield SideOutput(k, Report(Report, output.call, output.seconds, output.times))
                 output = output.value
                 if output is Report:
                     continue
@@ -324,6 +327,9 @@ class Chain:
         """The stages' ends, in their order."""
         counts = [0] * len(self.fns)
         for k, parts in enumerate(self.parts):
+            times = self._rest_of(k)
+            if times is not None:
+                yield SideOutput(k, Report(Report, 0.0, 0.0, times))
             if parts["on_end"] is None or not self.ready[k]:
                 continue
             self.mark(k)
@@ -334,6 +340,16 @@ class Chain:
             except BaseException as error:
                 yield Lost(k, None, Raised(error), False)
         yield Passed(counts)
+
+    def _rest_of(self, k: int) -> Any:
+        """The times of a stage's calls that were not told yet."""
+        fn, recorder = self.fns[k], self.recorders[k]
+        if recorder is None:
+            return None
+        if type(fn) is not Recorded:
+            return recorder.take()
+        fn.left -= self.skipped - self.left  # calls since the last that was due
+        return fn.rest()
 
     def teardown(self) -> None:
         """All teardowns; the first failure is raised when all have run."""
@@ -452,7 +468,8 @@ class ChainHead(LaneOperator):
             self._members.append(last)
 
     def make_work(self, after_fork: list[Callable[..., Any]]) -> contexts.Work:
-        self._chain = Chain([self.stage, *(member.stage for member in self._members)])
+        stages = [self.stage, *(member.stage for member in self._members)]
+        self._chain = Chain(stages, self.driver.events.detail)
         return self._chain.work(self.driver.origin(self.name))
 
     def _batch(self, piece: Any) -> None:
@@ -494,7 +511,7 @@ class ChainHead(LaneOperator):
         if not outputs:
             return
         assert self._chain is not None
-        if not self._chain.many and type(outputs[-1]) is not Passed:
+        if not self._chain.many and type(outputs[-1]) not in _TOLD:
             for member in self._members:
                 member.passed(len(outputs))
         elif not plain and not _TOLD.isdisjoint(map(type, outputs)):
@@ -519,8 +536,7 @@ class ChainHead(LaneOperator):
             if type(output.value) is to:
                 operator.send(output.value)
             else:
-                operator.sampled += output.value.seconds
-                operator.reservoir.add(output.value.call)
+                operator.count(output.value)
         return kind in _TOLD
 
     def _record_losses(self) -> None:

@@ -476,6 +476,7 @@ class Driver(Run[Operator]):
             self.events.attach(sink)
         title = self.graph.pipeline._title()
         self.events.calling = self._calls
+        self.every = self.events.detail == "every"
         if self.events.heard:
             plan, total = plan_of(self.graph), total_of(self.graph)
             self.events.emit("run_started", title, pipeline=title, total=total, plan=plan)

@@ -63,7 +63,9 @@ __all__ = ["NestedOperator"]
 
 TELL_S = 0.05  # between two times that a replica tells its figures
 _SAMPLES = 64  # measured calls of a stage that a replica tells at its end
-_KINDS = frozenset({"retry", "batch", "worker_died"})  # events that are told; the rest is made here
+_KINDS = frozenset(
+    {"retry", "batch", "worker_died", "items"}
+)  # events that are told; the rest is made here
 _numbers = itertools.count(1)
 
 
@@ -130,10 +132,11 @@ class InnerEvents:
     """Stands for the events of a driver whose events are told by another."""
 
     heard = False
-    detail = "runs"
     errors = 0
+    calling = None
 
-    def __init__(self) -> None:
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
         self.kept: list[tuple[str, str | None, dict[str, Any]]] = []
 
     def emit(self, kind: str, stage: str | None = None, **data: Any) -> None:
@@ -158,12 +161,18 @@ class Nested:
     """A replica of a pipeline inside a context: items in, outputs and Tolds out, one at a time."""
 
     def __init__(
-        self, make: Callable[..., Any], graph: StageGraph, prefix: str, sign: str = ""
+        self,
+        make: Callable[..., Any],
+        graph: StageGraph,
+        prefix: str,
+        sign: str = "",
+        detail: str = "runs",
     ) -> None:
         self.make = make  # a driver, which lies above this module
         self.graph = graph
         self.prefix = prefix
         self.sign = sign  # the path of what tells that the run is being stopped
+        self.detail = detail  # of the events that are wanted
         self._driver: Any = None
         self._lock = threading.RLock()  # threads share one replica
         self._replica = ""
@@ -172,7 +181,7 @@ class Nested:
         self._due = NEVER  # what was told last
 
     def __reduce__(self) -> Any:
-        return Nested, (self.make, self.graph, self.prefix, self.sign)
+        return Nested, (self.make, self.graph, self.prefix, self.sign, self.detail)
 
     def item(self, item: Any) -> Iterator[Any]:
         """What comes out for an item, as far as it does not wait for more."""
@@ -208,6 +217,8 @@ class Nested:
             outputs = [*driver.outputs]
             driver.outputs.clear()
             self._driver = None
+            for operator in driver.order:
+                operator.tell_calls()
             try:
                 driver.abandon()
             except BaseException as error:  # a teardown's
@@ -244,7 +255,7 @@ class Nested:
     def _running(self) -> Any:
         if self._driver is None:
             driver = self.make(self.graph, feed=True, keep_failures=None, prefix=self.prefix)
-            driver.events = InnerEvents()
+            driver.events = InnerEvents(self.detail)
             driver.sign, driver.sign_path = seen(self.sign), self.sign
             try:
                 driver.open()
@@ -355,7 +366,8 @@ class NestedOperator(LaneOperator):
             self.sign = Sign()
         # Else the replica holds this driver's thread while it works, and looks itself.
         path = self.sign.path if self.sign is not None else self.driver.sign_path
-        nested = Nested(type(self.driver), self._graph, f"{self.driver.prefix}{self.name}.", path)
+        prefix, detail = f"{self.driver.prefix}{self.name}.", self.driver.events.detail
+        nested = Nested(type(self.driver), self._graph, prefix, path, detail)
         if self.stage.spec.type not in ("ipc_fork", "cow_fork"):
             self.here = nested
         if self.driver.stopping:

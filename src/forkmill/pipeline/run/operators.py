@@ -25,6 +25,8 @@ from __future__ import annotations
 import copy as copy_module
 import enum
 import functools
+import os
+from array import array
 from threading import get_ident
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -107,6 +109,41 @@ class Phase(enum.Enum):
     ENDED = "ended"
 
 
+_TELL_S = 5e-3  # between two events about the calls of a stage
+
+
+class Calls:
+    """When the measured calls of an inline stage began, and how long they took.
+
+    Those of one run are its first ones: what came is counted at its end.
+    """
+
+    def __init__(self) -> None:
+        self._times: list[float] = []  # number since `_first`, begin, seconds; and so on
+        self._first = 0  # the calls before it were told
+        self._came = self._here = 0  # when the run began, and calls in it
+        self._told = 0.0
+
+    def note(self, came: int, seconds: float) -> None:
+        """One was measured, in a run before which so many came."""
+        if came != self._came:
+            self._came, self._here = came, 0
+        self._times += (came + self._here - self._first, perf_counter() - seconds, seconds)
+        self._here += 1
+
+    def take(self, came: int, pause: float) -> dict[str, Any] | None:
+        """What is to be told of the calls so far; None: nothing, or not yet."""
+        now = perf_counter()
+        if came == self._first or now - self._told < pause:
+            return None
+        first, self._first, self._told = self._first, came, now
+        times, self._times = self._times, []
+        count = came - first
+        whole = [times[i : i + 3] for i in range(0, len(times), 3) if times[i] < count]
+        packed = array("d", [value for call in whole for value in call]).tobytes()
+        return {"first": first, "count": count, "packed": packed}
+
+
 class Operator:
     """An inline stage, and what all operators have in common."""
 
@@ -137,6 +174,7 @@ class Operator:
         self.wall = 0.0  # seconds of the runs that hang on this operator
         self.waited = 0.0
         self.reservoir = Reservoir()
+        self.calls: Calls | None = None  # somebody wants to know of each
         self.run: Iterator[Edge] | None = None  # OP-1
         self.blocked: Any = None  # the full queue that the run waits for
         self.choice: Choice | None = None  # balanced: its targets' queues
@@ -253,6 +291,7 @@ class Operator:
         if not self._hooked:
             return
         self._hooked = False
+        self.tell_calls()
         raised = self.driver.hooks(stage_hooks(self.stage, "after_stage"), self.name)
         self.driver.events.emit(
             "stage_finished",
@@ -266,6 +305,8 @@ class Operator:
     def open(self) -> None:
         """Get ready for items. setup runs before the first of them."""
         self.state = Phase.LIVE
+        if self.driver.events.detail != "runs" and self.kind != "producer":
+            self.calls = self.calls or Calls()
         self._tried = False
         if self.stage.parts.get("setup") is None:
             self._ready = True
@@ -398,7 +439,7 @@ class Operator:
 
     def _timed(self) -> bool:
         self._measure = not self._measure
-        return self._measure or self._slice <= 4 * TIMED
+        return self._measure or self._slice <= 4 * TIMED or self.driver.every
 
     def run_of(self, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
         """The compiled run that hangs on this operator."""
@@ -471,6 +512,8 @@ class Operator:
             edge.failed += failed
         self.out += out
         self.driver.flushed += 1
+        if self.calls is not None:
+            self.tell_calls(_TELL_S)
 
     def flush_entry(self, came: int, failed: int, out: int) -> None:
         """Counters of a run whose items come from an edge of the stage."""
@@ -483,11 +526,22 @@ class Operator:
             edge.failed += failed
         self.out += out
         self.driver.flushed += 1
+        if self.calls is not None:
+            self.tell_calls(_TELL_S)
 
     def note(self, seconds: float) -> None:
         """A call was measured."""
         self.sampled += seconds
         self.reservoir.add(seconds)
+        if self.calls is not None:
+            self.calls.note(self.came, seconds)
+
+    def tell_calls(self, pause: float = 0.0) -> None:
+        """Tell of the calls since the last time, if that is so long ago."""
+        if self.calls is not None:
+            told = self.calls.take(self.came, pause)
+            if told is not None:
+                self.driver.events.emit("items", self.name, worker=os.getpid(), **told)
 
     def _watched(self, values: Iterable[Any]) -> Iterator[Any]:
         """Outputs that are collected before any goes on: there may be no end of them."""

@@ -77,6 +77,7 @@ class Run(ABC, Generic[Op]):
         self.sign: Any = None  # not 0 at [0]: that one is being stopped, in another process
         self.sign_path = ""
         self.events: Any = events.Emitter.beginning("pipeline")
+        self.every = False  # each call is measured
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()

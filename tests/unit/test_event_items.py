@@ -1,0 +1,123 @@
+"""Events of the kind "items": each call of a stage or a map is told once, wherever it runs."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+import forkmill as fm
+import tasks
+
+
+class Sink:
+    """Counts the calls that it is told of: by name, in all and those that were measured."""
+
+    def __init__(self, detail: str) -> None:
+        self.detail = detail
+        self.calls: dict[str, int] = defaultdict(int)
+        self.measured: dict[str, int] = defaultdict(int)
+        self.numbers: dict[Any, list[int]] = defaultdict(list)
+        self.finished: list[str] = []
+
+    def __call__(self, event: Any) -> None:
+        name = event["name"]
+        if event["kind"] == "stage_finished":
+            self.finished.append(name)
+        for call in fm.events.expand(event):
+            assert name not in self.finished
+            self.calls[name] += 1
+            self.numbers[name, call["worker"]].append(call["number"])
+            if call["seconds"] is not None:
+                self.measured[name] += 1
+                assert 0 <= call["seconds"] < 20
+                assert abs(call["begin"] - time.monotonic()) < 60
+
+    def check_numbers(self) -> None:
+        """Each worker's calls are counted from 0."""
+        for numbers in self.numbers.values():
+            assert sorted(numbers) == [*range(len(numbers))]
+
+
+def plus(x: int) -> int:
+    return x + 1
+
+
+def twice(x: int) -> Any:
+    yield x
+    yield x
+
+
+@pytest.mark.parametrize("detail", ["items", "every"])
+def test_inline_stages_tell_of_their_calls(detail: str) -> None:
+    sink = Sink(detail)
+    line = fm.Pipeline().source(range(3000)).map(plus, name="a").flat_map(twice, name="b")
+    line.filter(bool, name="c").sink(plus, name="d").run(sinks=[sink])
+    assert sink.calls == {"a": 3000, "b": 3000, "c": 6000, "d": 6000}
+    assert all(0 < sink.measured[name] <= sink.calls[name] for name in sink.calls)
+    if detail == "every":
+        assert sink.measured == sink.calls
+    sink.check_numbers()
+
+
+@pytest.mark.parametrize("detail", ["items", "every"])
+@pytest.mark.parametrize("spec", ["inline", "thread:2", "ipc_fork:1", "cow_fork:2"])
+def test_stages_of_a_nested_pipeline_tell_of_their_calls(spec: str, detail: str) -> None:
+    sink = Sink(detail)
+    inner = fm.Pipeline().map(plus, name="a").map(plus, name="b", context="thread:2")
+    fm.Pipeline().source(range(30)).through(inner, name="in", context=spec).run(sinks=[sink])
+    assert (sink.calls["in.a"], sink.calls["in.b"]) == (30, 30)
+    if detail == "every":
+        assert (sink.measured["in.a"], sink.measured["in.b"]) == (30, 30)
+
+
+@pytest.mark.parametrize("detail", ["items", "every"])
+@pytest.mark.parametrize("spec", ["ipc_fork:2", "thread:2"])
+def test_stages_that_share_a_call_tell_of_theirs(spec: str, detail: str) -> None:
+    name = f"items {spec} {detail}".replace(":", " ")
+    pool = fm.named_pool(name, spec)
+    try:
+        sink = Sink(detail)
+        line = fm.Pipeline().source(range(500))
+        for stage in "abc":
+            line = line.map(plus, name=stage, context=name)
+        result = line.run(sinks=[sink])
+    finally:
+        pool.shutdown()
+    assert sorted(result.outputs) == [*range(3, 503)]
+    assert {stage: sink.calls[stage] for stage in "abc"} == {"a": 500, "b": 500, "c": 500}
+    if detail == "every":
+        assert sink.measured == sink.calls
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+@pytest.mark.parametrize("detail", ["items", "every"])
+def test_maps_of_pools_tell_of_their_calls(method: str, detail: str) -> None:
+    sink = Sink(detail)
+    end = fm.subscribe(sink, detail=detail)
+    try:
+        with fm.ProcessPool(2, start_method=method) as pool:
+            assert list(pool.map(abs, range(-3000, 0))) == [*range(3000, 0, -1)]
+            assert list(pool.starmap(pow, [(2, 3)] * 50)) == [8] * 50
+            got = list(pool.map(divmod, [1, 1, 1], [1, 0, 1], return_exceptions=True))
+            assert isinstance(got[1], ZeroDivisionError)
+        end()
+    finally:
+        end.end()
+    assert sink.calls == {"abs": 3000, "pow": 50, "divmod": 3}
+    if detail == "every":
+        assert sink.measured == sink.calls
+
+
+def test_a_map_is_left_alone_where_nobody_asks_for_items() -> None:
+    told: list[Any] = []
+    end = fm.subscribe(told.append)
+    try:
+        with fm.ProcessPool(1) as pool:
+            assert list(pool.map(abs, range(-30, 0))) == [*range(30, 0, -1)]
+        end()
+    finally:
+        end.end()
+    assert "items" not in {event["kind"] for event in told}

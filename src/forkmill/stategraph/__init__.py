@@ -15,7 +15,7 @@ line      a session as a run knows it, and its form in the store
 begin     how a call gets its session: checked, claimed, begun
 nested    graphs, pipelines and state graphs as nodes
 places    where tasks run
-run       the superstep loop
+run       the superstep loop; limits: when it ends; keep: what it stores
 tell      events, and the items of streams
 drive     who runs a run: the caller, a handle, a stream; aio: an event loop
 session   a session in the hand

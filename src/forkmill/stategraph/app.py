@@ -21,9 +21,11 @@ from ..runs.policies import told
 from . import begin, drawing
 from .begin import NOTHING
 from .drive import Driver, StateStream, carried_out
+from .limits import Limits
 from .places import Places
 from .plan import stops
-from .run import Limits, Run, result_of
+from .result import result_of
+from .run import Run
 from .session import Session
 from .tell import Teller, modes_of
 

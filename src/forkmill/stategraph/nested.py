@@ -32,6 +32,7 @@ from ..errors import BuildError
 from . import begin
 from .checkpoints import store as _store
 from .drive import carried_out
+from .limits import Limits
 from .line import (
     EMPTY,
     Line,
@@ -42,7 +43,8 @@ from .line import (
 )
 from .places import Places
 from .plan import Plan
-from .run import Limits, Run, result_of
+from .result import result_of
+from .run import Run
 from .tell import Teller
 from .words import DELETE, Overwrite, current, interrupt
 

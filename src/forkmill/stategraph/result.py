@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from .._offers import offered
 from ..runs.failure import Failures
+from .line import view
+from .rules import half_filled
+from .words import Interrupt, question_id
 
 if TYPE_CHECKING:
-    from .words import Interrupt
+    from ..runs.failure import Failure
+    from .line import Line
+    from .plan import Plan
 
-__all__ = ["StateRun", "StateStats", "StepReport"]
+__all__ = ["StateRun", "StateStats", "StepReport", "result_of"]
 
 
 @dataclass(slots=True)
@@ -147,3 +152,34 @@ class StepReport:
     frontier: list[str]
     completed: bool
     paused: bool
+
+
+def result_of(
+    plan: Plan,
+    line: Line,
+    status: str,
+    failures: dict[int, Failure] | None = None,
+    stats: StateStats | None = None,
+) -> StateRun:
+    """A session as the result of a call."""
+    point = line.point
+    open_wire = plan.coder.value
+    asked = line.asked() if line.questions else {}
+    interrupts = []
+    for index in sorted(asked):
+        number, wire = asked[index]
+        node = point.tasks[index].node
+        name = question_id(point.step + 1, index, node, number)
+        interrupts.append(Interrupt(name, open_wire(wire), node))
+    return StateRun(
+        status,
+        view(plan, point),
+        line.session,
+        point.step,
+        point.seq,
+        [task.node for task in point.tasks],
+        interrupts,
+        half_filled(plan.paths, point.joins) if status == "completed" and point.joins else [],
+        Failures(failures[index] for index in sorted(failures)) if failures else Failures(),
+        stats or StateStats(),
+    )

@@ -43,23 +43,20 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_note
-from ..runs.failure import Failure, Failures
+from ..runs.failure import Failure
 from ..runs.handle import Left
-from .checkpoints import store as _store
+from .keep import Keeper
+from .limits import Limits
 from .line import (
-    LOST,
     Line,
     Point,
     blob_of,
-    change_of,
-    packed,
     seen,
     view,
 )
 from .places import INLINE, SHARE_FROM
-from .plan import EACH
-from .result import StateRun, StateStats
-from .rules import fold, follow, half_filled
+from .result import StateRun, StateStats, result_of
+from .rules import fold, follow
 from .task import (
     ASKED,
     CHAIN,
@@ -68,7 +65,6 @@ from .task import (
     OPAQUE,
     PLAIN,
 )
-from .words import Interrupt, question_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,7 +75,7 @@ if TYPE_CHECKING:
     from .rules import Task
     from .tell import Teller
 
-__all__ = ["Carried", "Limits", "Run", "result_of"]
+__all__ = ["Carried", "Run"]
 
 
 class Carried(BaseException):
@@ -93,32 +89,6 @@ class Carried(BaseException):
 def carried(error: BaseException) -> BaseException:
     """The error, or what brings it out of a generator."""
     return Carried(error) if isinstance(error, (StopIteration, GeneratorExit)) else error
-
-
-class Limits:
-    """When a run ends before it is complete.
-
-    Args:
-        max_steps: So many steps.
-        before: Nodes before which it stops.
-        after: Nodes after which it stops.
-    """
-
-    __slots__ = ("after", "any", "before", "max_steps")
-
-    def __init__(self, max_steps: int, before: frozenset[str], after: frozenset[str]) -> None:
-        self.max_steps = max_steps
-        self.before = before
-        self.after = after
-        self.any = bool(before or after)
-
-    def pauses(self, ran: tuple[Task, ...], coming: tuple[Task, ...]) -> bool:
-        """Whether it stops between these tasks and those."""
-        after = self.after
-        if ran and after and (EACH in after or any(task.node in after for task in ran)):
-            return True
-        before = self.before
-        return bool(before) and (EACH in before or any(task.node in before for task in coming))
 
 
 class Run:
@@ -162,19 +132,15 @@ class Run:
         self._inside: dict[str, bool] = {}
         self._last: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
         self._resumed, self._single = resumed, single
-        self._store = plan.settings.store
-        self._sync = plan.settings.sync
+        self._keep = Keeper(plan, line, tell)
         self._draining = self._killed = False
         self._ends: SimpleQueue[Any] = SimpleQueue()
         self._coder = plan.coder
         self._futures: dict[int, Any] = {}
         self._places_of: dict[int, Any] = {}
         self._attempts: dict[int, int] = {}
-        self._unsaved: set[int] = set()  # outcomes and questions that no row has
         self._sent_for: Point | None = None
         self._sent: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-        self._stored = line.point  # the last point that the store has
-        self._dirty: set[str] = set()  # keys that changed since
         self._began = perf_counter()
 
     # ------------------------------------------------------------------- any thread
@@ -417,12 +383,12 @@ class Run:
             began = perf_counter()
             waiting = self._fed(waiting)
             self.tell.span("schedule", began)
-            stored = self._store is not None
+            stored = self._keep.there
             for index in here:
                 if not self._killed:
                     self._inline(index)
                     if stored and (self._futures or waiting or index != here[-1]):
-                        self._save_finished()
+                        self._keep.finished()
             while (self._futures or waiting or timers) and not self._killed:
                 yield from self._next_ends(timers)
                 now = monotonic()
@@ -430,7 +396,7 @@ class Run:
                     waiting.append(heapq.heappop(timers)[1])
                 waiting = [] if self._killed else self._fed(waiting)
                 if self._futures or waiting or timers:
-                    self._save_finished()
+                    self._keep.finished()
         finally:
             if self._futures:
                 self._drop()
@@ -518,7 +484,7 @@ class Run:
             line.questions[index] = (number, wire)
         else:
             line.outcomes[index] = outcome
-        self._unsaved.add(index)
+        self._keep.unsaved.add(index)
         if self.tell.heard:
             step = line.point.step + 1
             self.tell.task_finished(node.name, step, index, self._attempts[index], seconds, outcome)
@@ -585,12 +551,7 @@ class Run:
         finally:
             self._back()
         status = self._status_after(tasks, new)
-        if self._store is not None:
-            self._dirty.update(changes)
-            if self._sync or status:
-                self._write(new, tasks, status)
-        line.move(new, at=line.claim.at if line.claim is not None and self._stored is new else 0.0)
-        self._unsaved.clear()
+        self._keep.committed(new, tasks, changes, status)
         self.stats.steps += 1
         self._last = (tasks, changes)
         if status:
@@ -610,60 +571,12 @@ class Run:
             return "killed"
         return "drained" if self._draining or self._single else None
 
-    # ------------------------------------------------------------------- the store
-
-    def _write(self, new: Point, ran: tuple[Task, ...], status: str | None) -> None:
-        assert self._store is not None
-        claim = self.line.claim
-        assert claim is not None
-        began = perf_counter()
-        change = change_of(self.plan, new, self._stored, self._dirty, "step", _names(ran))
-        self._store.write(claim, change=change, status=status, release=status is not None)
-        self._stored = new
-        self._dirty = set()
-        if self.tell.heard:
-            self.tell.checkpoint(new, change, began)
-
-    def _rows(self) -> list[_store.Pending]:
-        """The pending rows of what finished and is not stored yet."""
-        line, rows = self.line, []
-        for index in sorted(self._unsaved):
-            if index in line.outcomes:
-                data = packed(self.plan, line.outcomes[index])
-                rows.append(_store.Pending(index, _store.UPDATE, 0, data))
-            else:
-                number, wire = line.questions[index]
-                data = blob_of(self.plan, wire)
-                rows.append(_store.Pending(index, _store.QUESTION, number, data))
-        return rows
-
-    def _save_finished(self) -> None:
-        """Others still run: what has finished is stored beside the point."""
-        if self._store is None or not self._sync or not self._unsaved:
-            return
-        assert self.line.claim is not None
-        self._store.write(self.line.claim, rows=self._rows())
-        self._unsaved.clear()
+    # ------------------------------------------------------------------- the end
 
     def _free(self, status: str) -> None:
-        """The run ends without another point: what finished is stored, and the session is free."""
-        line = self.line
-        if self._store is not None and line.claim is not None and not line.claim.released:
-            change = None
-            if self._stored is not line.point:
-                change = change_of(
-                    self.plan,
-                    line.point,
-                    self._stored,
-                    self._dirty,
-                    "step",
-                    _names(self._last[0]),
-                )
-            rows = self._rows()
-            self._store.write(line.claim, change=change, rows=rows, status=status, release=True)
-            self._stored = line.point
-        self._unsaved.clear()
-        self.status = line.status = status
+        """The run ends without another point."""
+        self._keep.free(status)
+        self.status = status
 
     def _give_up(self, error: BaseException) -> None:
         """The run ends with an exception: what finished is stored first."""
@@ -671,7 +584,7 @@ class Run:
         if isinstance(error, Left):
             return
         if isinstance(error, (StoreError, SessionConflict)) and not self.failures:
-            self._let_go()
+            self._keep.let_go()
             return
         if isinstance(error, GeneratorExit):
             self._free("drained")
@@ -679,21 +592,10 @@ class Run:
         try:
             self._free("killed" if self._killed else "failed")
         except (StoreError, SessionConflict) as failure:
-            self._let_go()
+            self._keep.let_go()
             raise failure from error
         finally:
             self.status = "failed"
-
-    def _let_go(self) -> None:
-        """The store has failed: nothing more is said to it but, if it can be, that we are gone."""
-        claim, self.line.claim = self.line.claim, None
-        if self._store is not None and claim is not None and not claim.released:
-            try:
-                self._store.write(claim, status="failed", release=True)
-            except StoreError:
-                LOST.setdefault(self._store, set()).add(claim.session)
-            except SessionConflict:  # somebody has taken it over
-                pass
 
     # ------------------------------------------------------------------- the result
 
@@ -709,42 +611,6 @@ class Run:
     def result(self, status: str | None = None) -> StateRun:
         """What it has come to."""
         return result_of(self.plan, self.line, status or self.status, self.failures, self.stats)
-
-
-def result_of(
-    plan: Plan,
-    line: Line,
-    status: str,
-    failures: dict[int, Failure] | None = None,
-    stats: StateStats | None = None,
-) -> StateRun:
-    """A session as the result of a call."""
-    point = line.point
-    open_wire = plan.coder.value
-    asked = line.asked() if line.questions else {}
-    interrupts = []
-    for index in sorted(asked):
-        number, wire = asked[index]
-        node = point.tasks[index].node
-        name = question_id(point.step + 1, index, node, number)
-        interrupts.append(Interrupt(name, open_wire(wire), node))
-    return StateRun(
-        status,
-        view(plan, point),
-        line.session,
-        point.step,
-        point.seq,
-        [task.node for task in point.tasks],
-        interrupts,
-        half_filled(plan.paths, point.joins) if status == "completed" and point.joins else [],
-        Failures(failures[index] for index in sorted(failures)) if failures else Failures(),
-        stats or StateStats(),
-    )
-
-
-def _names(tasks: tuple[Task, ...]) -> str:
-    """Who wrote a step."""
-    return ", ".join(dict.fromkeys(task.node for task in tasks))
 
 
 def _end(future: Any) -> None:

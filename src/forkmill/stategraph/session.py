@@ -24,11 +24,12 @@ from ..runs.policies import told
 from . import begin
 from .begin import NOTHING
 from .drive import carried_out
+from .limits import Limits
 from .line import view
 from .places import Places
 from .plan import stops
-from .result import StepReport
-from .run import Limits, Run, result_of
+from .result import StepReport, result_of
+from .run import Run
 from .tell import Teller
 
 if TYPE_CHECKING:

@@ -7,17 +7,25 @@ row; to move one is a decision, and needs its reason in the commit.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import costs
+import forkmill as fm
+from forkmill.pipeline.run.driver import Driver
+from forkmill.pipeline.run.operators import Operator
 
 SCRIPT = Path(costs.__file__)
 
@@ -143,3 +151,65 @@ def test_instructions_a_task(unit: float, path: str, tmp_path: Path) -> None:
         tmp_path, path, few, "zygote"
     )
     assert more / (many - few) / unit <= INSTRUCTIONS[path] * TOLERANCE
+
+
+# ---------------------------------------------------------------------- pipelines
+#
+# What the ways of running a chain take beside the calls of its functions: turns of the driver,
+# loops that are made, handlers that are set. Each costs some microseconds: few a thousand items.
+
+
+async def increment_async(x: int) -> int:
+    return x + 1
+
+
+def _source() -> fm.Pipeline:
+    return fm.Pipeline().source(range(ITEMS))
+
+
+WAYS: dict[str, Callable[[], object]] = {
+    "run": lambda: _source().map(costs.increment).sink(id).run(),
+    "stream": lambda: list(_source().map(costs.increment).stream()),
+    "retry": lambda: _source().map(costs.increment, on_error=fm.retry(3)).sink(id).run(),
+    "two sources": lambda: (
+        _source()
+        .source(range(ITEMS), name="more")
+        .map(costs.increment, from_=["source", "more"])
+        .sink(id)
+        .run()
+    ),
+    "diamond": lambda: (
+        _source()
+        .map(costs.increment, name="a", from_="source", to="c")
+        .map(costs.increment, name="b", from_="source", to="c")
+        .map(costs.increment, name="c", from_=["a", "b"])
+        .sink(id)
+        .run()
+    ),
+    "async": lambda: _source().map(increment_async).sink(id).run(),
+}
+ITEMS = 20_000
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_chain_takes_few_turns_of_the_driver(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: Counter[str] = Counter()
+
+    def count(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Driver, "_round")
+    count(Operator, "special")
+    count(asyncio, "new_event_loop")
+    count(signal, "signal")
+    WAYS[way]()
+    assert 0 < counted["_round"] <= ITEMS / 50
+    assert counted["special"] == 0
+    assert counted["new_event_loop"] <= 1
+    assert counted["signal"] <= ITEMS / 50

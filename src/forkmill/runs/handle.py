@@ -97,8 +97,8 @@ class Driven(Protocol):
 class Pulled(Driven, Protocol):
     """A run that somebody's own thread carries on, output by output."""
 
-    def next_output(self) -> tuple[Any] | None:
-        """The next output; None when the run is over."""
+    def next_outputs(self) -> Iterator[Any] | None:
+        """Some outputs, each made when it is asked for; maybe none. None when the run is over."""
 
     def finish(self) -> RunResult:
         """Release everything; the result."""
@@ -286,35 +286,68 @@ class Stream:
 
     def __init__(self, driver: Pulled) -> None:
         self._driver: Pulled | None = driver
+        self._some: Iterator[Any] = iter(())
         self._busy = False
         self.result: RunResult | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        return self
+        """The same outputs, for a loop. It may end before them; `next` or another loop goes on."""
+        while True:
+            try:
+                output = next(self)
+            except StopIteration:
+                return
+            yield output
+            some = self._some
+            try:
+                yield from some
+            except GeneratorExit:  # the loop's end, and not the stream's
+                raise
+            except BaseException as error:
+                self._end_by(error)
+                raise
 
     def __next__(self) -> Any:
-        if self._busy:
+        if self._busy or getattr(self._some, "gi_running", False):
             raise ValueError("stream already executing")
-        driver = self._driver
-        if driver is None:
-            raise StopIteration
         self._busy = True
         try:
-            found = driver.next_output()
-            if found:
-                return found[0]
-            self.result = driver.finish()
-            self._driver = None
+            for output in self._some:
+                return output
+            return self._more()
         except BaseException as error:
-            driver.give_up(error)
-            self._driver = None
-            self.result = self.result or getattr(error, "run_result", None)
-            if isinstance(error, StopIteration):  # it would look like the end
-                raise disguised(error) from error
+            self._end_by(error)
             raise
         finally:
             self._busy = False
+
+    def _more(self) -> Any:
+        """The first of what comes next.
+
+        Raises:
+            StopIteration: The run is over.
+        """
+        driver = self._driver
+        while driver is not None:
+            some = driver.next_outputs()
+            if some is None:
+                self.result = driver.finish()
+                self._driver = driver = None
+                break
+            self._some = some
+            for output in some:
+                return output
         raise StopIteration
+
+    def _end_by(self, error: BaseException) -> None:
+        driver = self._driver
+        if driver is None:
+            return
+        driver.give_up(error)
+        self._driver = None
+        self.result = self.result or getattr(error, "run_result", None)
+        if isinstance(error, StopIteration):  # it would look like the end
+            raise disguised(error) from error
 
     def close(self) -> None:
         """Stop the run now. Idempotent."""

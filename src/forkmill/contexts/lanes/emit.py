@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNUSUAL",
+    "Awaited",
     "Outputs",
     "Raised",
     "as_outputs",
@@ -117,6 +118,29 @@ def settle(value: Any) -> Any:
         return value
     with _runner() as runner:
         return runner.run(value)
+
+
+class Awaited:
+    """Coroutines of one thread, one after the other: as `settle`, in one loop for all."""
+
+    def __init__(self) -> None:
+        self._loop: Any = None
+
+    def settle(self, value: Any) -> Any:
+        """The value of a coroutine; anything else as it is."""
+        if type(value) is not CoroutineType:
+            return value
+        if self._loop is None:
+            from .oneloop import OneLoop  # not before it is needed: asyncio takes long to import
+
+            self._loop = OneLoop(settle)
+        return self._loop.run(value)
+
+    def close(self) -> None:
+        """End what they have left behind. Idempotent."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.close()
 
 
 def _driven(values: AsyncIterator[Any]) -> Iterator[Any]:

@@ -30,13 +30,12 @@ it goes on; d. sleeps if one does, and not at all if the bell has rung since a.
       made by now, and the driver goes back to a, once (DRIVE-4). If b then finds nothing and c is
       "no" again, nothing can come any more: nobody is left who could make a change.
 
-Threads: `run`, `serve`, `next_output`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
+Threads: `run`, `serve`, `next_outputs`, `feed` in one thread; `stop`, `kill`, `snapshot` from any.
 """
 
 from __future__ import annotations
 
 import functools
-import signal
 import sys
 import threading
 from contextlib import nullcontext
@@ -53,9 +52,11 @@ from ...runs.policies import DeadLetter, final
 from ...runs.result import RunResult, attach
 from ...runs.stats import EdgeStats, RunStats, StageStats
 from ..declare import hooks_of
+from .bursts import Bursts
 from .chains import ChainHead, ChainMember, joins_chain
 from .flow import NEVER, Abort, Edge, Killed, Pace
 from .fuse import Code, disarm, fuse, tallied
+from .interrupts import Interrupts
 from .lanes import LaneOperator
 from .nested import NestedOperator
 from .operators import Operator, Phase, width_of
@@ -75,45 +76,6 @@ if TYPE_CHECKING:
     from ..graph import StageGraph
 
 __all__ = ["Driver"]
-
-
-class Interrupts:
-    """Ctrl-C while the driver works: the first one stops the sources, the second one raises.
-
-    Python's own handler would raise anywhere in the driver. Another handler than Python's is the
-    user's, and stays.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-        self._old: Any = None
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        handler = signal.getsignal(signal.SIGINT)
-        ours = handler is signal.default_int_handler
-        self.driver.may_interrupt = not ours and callable(handler)
-        if ours:
-            self._old = handler  # first: the next call may be the last one
-            signal.signal(signal.SIGINT, self._handle)
-
-    def __exit__(self, *exc: object) -> None:
-        """Idempotent: who was broken off in here, or in `__enter__`, does it again."""
-        if self._old is not None:
-            signal.signal(signal.SIGINT, self._old)
-            self._old = None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.driver.interrupted:
-            self.driver.kill()
-            raise KeyboardInterrupt
-        self.driver.interrupted = True
-        self.driver.stop()
-        while frame is not None:
-            if frame.f_code in INTERRUPTED:
-                raise KeyboardInterrupt  # inside a source: it ends here (see tap)
-            frame = frame.f_back
 
 
 class Driver(Run[Operator]):
@@ -142,7 +104,8 @@ class Driver(Run[Operator]):
             graph, stream=stream, inside=feed, keep_failures=keep_failures, prefix=prefix
         )
         self._sinks = events.check_sinks(sinks)
-        self._interrupts = Interrupts(self)
+        self.interrupts = Interrupts(self)
+        self._bursts: Bursts | None = None
         self._opened = self._over = self._told_end = False
         self._sources_stopped = False
         self._quiet = False  # DRIVE-4: nobody goes on elsewhere, and nothing has happened since
@@ -190,8 +153,11 @@ class Driver(Run[Operator]):
             operator.wire()
         self.linked()
         jumps = any(operator.jumps for operator in self.order)
-        if jumps or sum(not operator.fused for operator in self.order) > 1:
+        turns = [operator for operator in self.order if not operator.fused]
+        if jumps or len(turns) > 1:
             self.pace = Pace(self.beat)
+        elif self.outputs.bounded:
+            self._bursts = Bursts(self, turns[0], self.interrupts)
 
     def _post(self) -> None:
         """Dead letters keep their stage from its end as links do. Where they would go round, as
@@ -513,20 +479,24 @@ class Driver(Run[Operator]):
             BaseException: See `finish`.
         """
         try:
-            with self._interrupts:
+            with self.interrupts:
                 self._drive(self.step)
                 return self.finish()
         except BaseException as error:
             self.give_up(error)
             raise
 
-    def next_output(self) -> tuple[Any] | None:
-        """The next output; None when the run is over."""
+    def next_outputs(self) -> Iterator[Any] | None:
+        """Some outputs, each made when it is asked for; none where there is more to be done first.
+        None when the run is over."""
         self.thread = threading.get_ident()
         if not self.outputs:
-            with self._interrupts:
+            bursts = self._bursts
+            if bursts is not None and bursts.ready and bursts.size() > 1:
+                return bursts.outputs(self._end_by)
+            with self.interrupts:
                 self._drive(lambda: not self.outputs and self.step())
-        return (self.outputs.popleft(),) if self.outputs else None
+        return iter((self.outputs.popleft(),)) if self.outputs else None
 
     def serve(self, offer: Callable[[deque[Any]], bool]) -> RunResult:
         """Run to the end, for somebody elsewhere who takes the outputs one by one.
@@ -557,11 +527,14 @@ class Driver(Run[Operator]):
         try:
             with nullcontext() if self.inside else events.PartOf(self.events):
                 self._work(more)
-        except Killed:
-            pass
-        except Left:
-            raise
         except BaseException as error:
+            self._end_by(error)
+
+    def _end_by(self, error: BaseException) -> None:
+        """What has been raised ends the run."""
+        if isinstance(error, Left):
+            raise error
+        if not isinstance(error, Killed):
             self._torn = self._torn or interrupted(error)
             self._error = error
             self.killed = True
@@ -763,6 +736,7 @@ class Driver(Run[Operator]):
     def abandon(self) -> RunResult:
         """End now, without a word about what was under way."""
         self.thread = threading.get_ident()
+        self.interrupts.__exit__()
         self.kill()
         self._error = None
         try:
@@ -777,7 +751,7 @@ class Driver(Run[Operator]):
     def give_up(self, error: BaseException) -> None:
         """End now, unless the run is over: `error` goes past everything in its caller's thread, as
         what a signal handler raises there does."""
-        self._interrupts.__exit__()
+        self.interrupts.__exit__()
         if self._finished or isinstance(error, Left):
             return
         self._torn = self.killed = True
@@ -907,7 +881,7 @@ class Driver(Run[Operator]):
         todo: list[Any] = [*(operator.halt for operator in lanes), self._wait_for_calls]
         for work in ("close", "tear_down", "after_hooks"):
             todo += [getattr(operator, work) for operator in self.order]
-        todo.append(self._conclude)
+        todo += [self.awaited.close, self._conclude]
         self._hooks_at = len(todo)
         if not self.inside and self._opened:
             todo += [

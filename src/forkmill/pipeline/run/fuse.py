@@ -420,9 +420,9 @@ class _Writer:
         if operator.kind == "consumer":
             return
         if not targets:
-            self.append(
-                self.name("outs", operator, operator.outlet), y, depth, operator.outlet.bounded
-            )
+            self.line(depth, f"{self.name('outs', operator, operator.outlet)}.append({y})")
+            if operator.outlet.bounded:  # it has room for one
+                self.line(depth, f"yield outs{operator.index}")
         elif operator.routed:
             route = self.name("route", operator, operator.route)
             self.line(depth, f"full = {route}({y}, {x})")
@@ -444,7 +444,9 @@ class _Writer:
         alone = len(operator.targets) == 1
         if not target.fused:
             queue = self.name(f"q{operator.index}_", target, operator.edge_to(target))
-            self.append(queue, y, depth, True)
+            self.line(depth, f"{queue}.append({y})")
+            self.line(depth, f"if len({queue}) >= {queue}.room:")
+            self.line(depth + 1, f"yield {queue}")
             return
         if target is not operator.targets[-1]:
             self.line(depth, "for _ in ONCE:")
@@ -453,9 +455,3 @@ class _Writer:
             out = self.counter("C", target)
             self.line(depth, f"{out} += 1")
         self.stage(target, y, out, depth, loops)
-
-    def append(self, queue: str, y: str, depth: int, bounded: bool) -> None:
-        self.line(depth, f"{queue}.append({y})")
-        if bounded:
-            self.line(depth, f"if len({queue}) >= {queue}.room:")
-            self.line(depth + 1, f"yield {queue}")

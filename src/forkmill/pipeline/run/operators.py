@@ -32,7 +32,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..._process import cpus
-from ...contexts.lanes.emit import each, pieces, settle
+from ...contexts.lanes.emit import UNUSUAL, each, pieces, settle
 from ...errors import BuildError, WorkerDied
 from ...events import short
 from ...runs.failure import KEEP, Failure, formatted
@@ -168,7 +168,8 @@ class Operator:
         self.state = Phase.NEW
         self.started = ("", "")  # how its processes were, and why not by a fork
         self.jumps = stage.dynamic or isinstance(final(stage.on_error), DeadLetter)
-        self.form, self.fn = _form(stage, self._watched)
+        self.form, self.fn = _form(stage, self._watched, driver.awaited.settle)
+        self.whole = _whole(stage) and stage.kind not in ("batch", "producer")
         self.came = self.out = self.failures = 0
         self.sampled = 0.0  # seconds of measured calls
         self.wall = 0.0  # seconds of the runs that hang on this operator
@@ -183,7 +184,7 @@ class Operator:
         self._chunk = 0  # how many of them it was given
         self._came_before = 0  # `came` when it began
         self._slice = 1
-        self._cut = False  # the run came back before its end
+        self._spent = 0.0  # seconds of the run that is under way
         self.few = 1  # items between two looks at the clock (see Pace)
         self._measure = True
         self._turn = 0
@@ -263,7 +264,8 @@ class Operator:
         if len(edges) == 1:
             edges[0].room = NEVER if edges[0].closing else self.stage.queue_size
             return
-        self.share(self.stage.queue_size - sum(map(len, edges)))
+        taken = 0 if self._edge is None else self._chunk
+        self.share(self.stage.queue_size - taken - sum(map(len, edges)))
 
     def share(self, free: int) -> None:
         """So many more items may wait, on all edges together."""
@@ -422,9 +424,15 @@ class Operator:
     def _start(self, edge: Edge) -> None:
         if self.state is Phase.ENDED:
             self._reopen()
-        timed = self._timed()
-        n = TIMED if timed and self._slice > 4 * TIMED else self._slice
-        items = edge.take(n)
+        few = self._few_timed()
+        if few:
+            self._work_on(edge, few, True)
+            if self.run is not None or not edge or not self._has_room():
+                return
+        self._work_on(edge, self._slice, self._all_timed())
+
+    def _work_on(self, edge: Edge, most: int, timed: bool) -> None:
+        items = edge.take(most)
         self._edge, self._chunk, self._came_before = edge, len(items), self.came
         if len(self.edges_in) == 1 and not edge.closing:
             edge.room = max(1, self.stage.queue_size - len(items))
@@ -437,9 +445,16 @@ class Operator:
         self.before_hooks()
         self.open()
 
-    def _timed(self) -> bool:
+    def _few_timed(self) -> int:
+        """How many items come before a slice, with their calls all measured; 0: it is so small that
+        they are measured in it, or it is the slice's turn."""
         self._measure = not self._measure
-        return self._measure or self._slice <= 4 * TIMED or self.driver.every
+        few = self._measure and not self._all_timed()
+        return TIMED if few else 0
+
+    def _all_timed(self) -> bool:
+        """Whether the calls of a whole slice are measured."""
+        return self._slice <= 4 * TIMED or self.driver.every
 
     def run_of(self, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
         """The compiled run that hangs on this operator."""
@@ -457,7 +472,7 @@ class Operator:
 
     def begin(self, run: Iterator[Any]) -> None:
         """Take up a run."""
-        self.run, self.blocked, self._cut = run, None, False
+        self.run, self.blocked, self._spent = run, None, 0.0
         self.resume()
 
     def resume(self) -> bool:
@@ -469,33 +484,51 @@ class Operator:
             self.blocked = None
         run, pace = self.run, self.driver.pace
         assert run is not None
-        start = perf_counter()
+        start, seconds = perf_counter(), 0.0
         if pace is not None:
             pace.begin(self, start)
         try:
-            full = next(run)
-            self._cut = True
-            self.blocked = None if full is BEAT else full
+            full: Any = next(run)
         except StopIteration:
-            self.run = None
+            full = None
         finally:
             seconds = perf_counter() - start
-            self.wall += seconds
-        if self.run is None:
-            self._tune(seconds, self._cut)
-            self._over()
-        elif self.blocked is None and seconds > SLOW:
-            self._slice = max(1, self._slice // 2)
+            self.worked(seconds)
+        self.came_back(full, seconds)
         return True
+
+    def worked(self, seconds: float) -> None:
+        """The run has taken so long."""
+        self.wall += seconds
+        self._spent += seconds
+
+    def came_back(self, full: Any, seconds: float) -> None:
+        """The run has given the turn back.
+
+        Args:
+            full: The queue that it waits for; BEAT: the driver is to have a look; None: it is over.
+            seconds: How long its turn took.
+        """
+        if full is None:
+            self.run = self.blocked = None
+            self._tune(self._spent)
+            self._over()
+        elif full is BEAT:
+            self.blocked = None
+            if seconds > SLOW:
+                self._slice = max(1, self._slice // 2)
+        else:
+            self.blocked = full
 
     def _over(self) -> None:
         self._edge = None
         self.rooms()
 
-    def _tune(self, seconds: float, again: bool) -> None:
+    def _tune(self, seconds: float) -> None:
+        """A slice has taken so long."""
         if seconds > SLOW:
             self._slice = max(1, self._slice // 2)
-        elif seconds < QUICK and not again:
+        elif seconds < QUICK:
             self._slice = min(_MOST, self._slice * 2)
 
     # ------------------------------------------------------------------ what runs call
@@ -554,6 +587,13 @@ class Operator:
     def special(self, value: Any, item: Any) -> Generator[Any, None, bool]:
         """A value that is not one output: fm.to, a generator, a coroutine. Whether it failed."""
         full: Any
+        if self.whole and value.__class__ in UNUSUAL:
+            value = self._gathered(value, item)
+            if value is GONE:
+                full = self.letters()
+                if full is not None:
+                    yield full
+                return True
         if value.__class__ is to:
             full = self.send(value)
             if full is not None:
@@ -576,6 +616,20 @@ class Operator:
             if full is not None:
                 yield full
         return bool(failed)
+
+    def _gathered(self, value: Any, item: Any) -> Any:
+        """All that an item's call emits, from one try that does not fail; GONE if none did."""
+        try:
+            return self._together(value)
+        except BaseException as error:
+            if self.driver.passes(error):
+                raise
+            value = self.fail(item, error)
+        return value if value is GONE or value.__class__ in (to, Outs) else Outs((value,))
+
+    def _together(self, value: Any) -> Any:
+        """What a call has given, where it must be all there before any of it goes on."""
+        return Outs(self._watched(pieces(value))) if value.__class__ in UNUSUAL else value
 
     def _guarded(self, value: Any, item: Any, failed: list[bool]) -> Iterator[Any]:
         def fail(error: BaseException) -> None:
@@ -743,7 +797,8 @@ class Operator:
                 return GONE
             attempts += 1
             try:
-                return self.fn(item)
+                value = self.fn(item)
+                return self._together(value) if self.whole else value
             except BaseException as again:
                 if self.driver.passes(again):
                     raise
@@ -874,20 +929,23 @@ def emitted_now(value: Any) -> Iterable[Any]:
     return value if value.__class__ is Outs else pieces(value)
 
 
-def _form(stage: Stage, watched: Callable[[Any], Any]) -> tuple[str, Any]:
+def _form(
+    stage: Stage, watched: Callable[[Any], Any], settled: Callable[[Any], Any]
+) -> tuple[str, Any]:
     """How an inline stage is called: one value, many, a filter; and the function for it.
 
     Args:
         stage: The stage.
         watched: What outputs go through that are collected.
+        settled: What coroutines go through.
     """
     fn = stage.fn
+    if fn is not None and stage.kind not in ("flat", "producer") and is_async(fn):
+        fn = _awaiting(settled, fn)
     if stage.kind == "batch":
-        return "batch", fn if fn is None or not is_async(fn) else functools.partial(_settled, fn)
+        return "batch", fn
     if stage.kind == "unbatch":
         fn = _elements
-    elif stage.kind == "filter" and is_async(fn):
-        fn = functools.partial(_settled, fn)
     elif stage.kind == "flat" and is_async(fn):
         fn = adapted(stage)
         return ("one", functools.partial(_all, watched, fn)) if _whole(stage) else ("one", fn)
@@ -895,9 +953,11 @@ def _form(stage: Stage, watched: Callable[[Any], Any]) -> tuple[str, Any]:
     if stage.kind == "filter":
         return "filter", fn
     if _whole(stage) and stage.kind != "producer":
-        return (stage.kind if stage.kind == "consumer" else "one"), functools.partial(
-            _all_of if stage.kind in ("flat", "unbatch") else _all, watched, fn
-        )
+        if stage.kind in ("flat", "unbatch"):
+            fn = functools.partial(_all_of, watched, fn)
+        elif is_generator(stage.fn) or is_async(fn):  # else it will hardly emit more than one
+            fn = functools.partial(_all, watched, fn)
+        return (stage.kind if stage.kind == "consumer" else "one"), fn
     if many:
         return "many", fn
     return ("consumer" if stage.kind == "consumer" else "one"), fn
@@ -912,8 +972,11 @@ def _elements(item: Any) -> Any:
     return item
 
 
-def _settled(fn: Any, item: Any) -> Any:
-    return settle(fn(item))
+def _awaiting(settled: Any, fn: Any) -> Any:
+    def awaited(item: Any) -> Any:
+        return settled(fn(item))
+
+    return awaited
 
 
 def _all(watched: Any, fn: Any, item: Any) -> Any:

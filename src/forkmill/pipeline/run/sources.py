@@ -21,7 +21,7 @@ from ..._process import KnownThread, Signal
 from ...contexts.lanes.emit import each
 from ...runs.handle import GRACE
 from ..declare import to
-from .operators import TIMED, Operator, Phase
+from .operators import Operator, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -84,8 +84,17 @@ class Source(Operator):
             return True
         if not self._has_room():
             return False
-        timed = self._timed()
-        n = TIMED if timed and self._slice > 4 * TIMED else self._slice
+        few = self._few_timed()
+        if not few:
+            return self._pulled(self._slice, self._all_timed())
+        if not self._pulled(few, True):
+            return False
+        if self.run is None and self.live_source and not self.driver.beat and self._has_room():
+            self._pulled(self._slice, False)
+        return True
+
+    def _pulled(self, n: int, timed: bool) -> bool:
+        """Have so many items worked on, or put into the queue; whether there was one."""
         if self._straight is not None and self.feeder is None:
             self._fill(self._straight, n, timed)
             return True
@@ -117,7 +126,7 @@ class Source(Operator):
                 break
         seconds = perf_counter() - start
         self.wall += seconds
-        self._tune(seconds, False)
+        self._tune(seconds)
         self._filled(edge, len(edge) - before)
 
     def _filled(self, edge: Edge, got: int) -> None:

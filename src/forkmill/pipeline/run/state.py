@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from ... import events
 from ..._process import Latch
 from ..._said import here
+from ...contexts.lanes.emit import Awaited
 from ...errors import BuildError
 from ...runs.failure import FailureLog, check_keep
 from ...runs.handle import Left
@@ -88,6 +89,8 @@ class Run(ABC, Generic[Op]):
         self.thread = threading.get_ident()  # who runs the driver
         self.stopping = self.killed = self.interrupted = self.producer_failed = False
         self.may_interrupt = False  # a SIGINT handler of the user's is there
+        self.interrupts: Any = None  # ours
+        self.awaited = Awaited()  # by inline stages
         self.closing = False  # runs are closed: GeneratorExit is ours
         self.order: list[Op] = []
         self.operators: dict[Stage, Op] = {}
@@ -109,6 +112,10 @@ class Run(ABC, Generic[Op]):
     @abstractmethod
     def stop(self) -> None:
         """Sources stop, loops and retries too; the rest is finished."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Everything stops."""
 
     @abstractmethod
     def linked(self) -> None:
@@ -134,7 +141,7 @@ class Run(ABC, Generic[Op]):
         if isinstance(error, KeyboardInterrupt):
             # Ctrl-C, and no item's own: we raise it where the run is killed; a handler of the
             # user's may raise it anywhere in the main thread.
-            return self.killed or self.may_interrupt
+            return self.killed or self.may_interrupt or self.interrupts.replaced()
         if isinstance(error, GeneratorExit):
             return self.closing
         return isinstance(error, (Abort, Killed, Left))

@@ -128,6 +128,12 @@ class Ledger:
             self.started += 1
             self.busy += 1
 
+    def passed(self, number: int, failed: int) -> None:
+        """One call has done the work of so many more; so many failed."""
+        with self.lock:
+            self.started += number
+            self.failed += failed
+
     def end(self, started: bool, failed: bool) -> None:
         with self.lock:
             self.busy -= started

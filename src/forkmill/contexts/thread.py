@@ -45,6 +45,8 @@ from .base import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from .lanes.lane import Lane, Work
+
 __all__ = ["Thread", "Threads"]
 
 _BIRTH_S = 0.05  # for an initializer, where calls that run have had their time
@@ -328,6 +330,11 @@ class Thread(Executor):
 
     def _waiting(self) -> int:
         return len(self._threads.backlog)
+
+    def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
+        from .lanes.threads import ThreadLane
+
+        return ThreadLane(self, work, notify)
 
     def leave(self, futures: Iterable[Any]) -> None:
         self._threads.leave(futures)

@@ -435,7 +435,7 @@ class SharedLane(Lane):
         self._own: Any = None  # the executor, if it was made for this lane
         self._lock = threading.RLock()  # guards the rest
         self._change = Change(self._lock)  # of what can be taken
-        self._out: list[Any] = []  # what can be taken, as `_deliver` was given it
+        self._out: deque[Any] = deque()  # what can be taken, as `_deliver` was given it
         self._to_come = 0  # items that were put and are not finished
         self._untaken = 0  # items that were put and are not taken
         self._open = True  # items may be put
@@ -484,19 +484,33 @@ class SharedLane(Lane):
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             with self._lock:
-                out, self._out = self._out, []
+                out = [self._out.popleft() for _ in range(len(self._out))]
+                self._to_come -= self._unlocked(out)
+                end = not self._over and self._should_end()
                 left = None if deadline is None else deadline - monotonic()
                 if not out:
                     if self._over or (left is not None and left <= 0):
                         return []
                     self._change.expect()
+                    if self._out:  # without the lock, before it was told that somebody waits
+                        left = 0.0
+            if end:
+                self._finish()
             if not out:
                 self._change.wait(left)
                 continue
-            pieces = [piece for raw in out for piece in self._opened(raw)]
+            pieces = self._all_opened(out)
             self._count(pieces)
             if pieces:
                 return pieces
+
+    def _unlocked(self, out: list[Any]) -> int:
+        """How many items of these were finished without `_deliver`."""
+        return 0
+
+    def _all_opened(self, out: list[Any]) -> list[Taken | Batch]:
+        """What was delivered, in its order."""
+        return [piece for raw in out for piece in self._opened(raw)]
 
     def _opened(self, raw: Any) -> Iterable[Taken | Batch]:
         """What was delivered, as it comes out. Decoding happens here, in the taker's thread."""

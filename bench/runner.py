@@ -58,6 +58,7 @@ QUESTIONS = {
     "cow_fork": 14,
     "contexts": 10,
     "pipeline_fused": 8,
+    "pipeline_ways": 20,
     "pipeline_ipc": 12,
     "colocation": 10,
     "pipeline_memory": 22,
@@ -76,7 +77,14 @@ FAMILIES = {
     "lives": ("startup", "shutdown", "recycling", "cow_fork"),
     "efficiency": ("efficiency", "scaling", "skew"),
     "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
-    "pipelines": ("pipeline_fused", "colocation", "pipeline_ipc", "pipeline_memory", "events"),
+    "pipelines": (
+        "pipeline_fused",
+        "pipeline_ways",
+        "colocation",
+        "pipeline_ipc",
+        "pipeline_memory",
+        "events",
+    ),
     "contexts": ("contexts",),
     "graphs": ("graph", "graph_jobs", "stategraph", "state_jobs"),
 }

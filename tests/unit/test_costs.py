@@ -24,6 +24,7 @@ import pytest
 
 import costs
 import forkmill as fm
+from forkmill.contexts.base import Call
 from forkmill.pipeline.run.driver import Driver
 from forkmill.pipeline.run.operators import Operator
 
@@ -187,6 +188,13 @@ WAYS: dict[str, Callable[[], object]] = {
         .run()
     ),
     "async": lambda: _source().map(increment_async).sink(id).run(),
+    "threads": lambda: (
+        _source()
+        .map(costs.increment, context="thread:2")
+        .map(costs.increment, context="thread:2")
+        .sink(id)
+        .run()
+    ),
 }
 ITEMS = 20_000
 
@@ -208,8 +216,10 @@ def test_a_chain_takes_few_turns_of_the_driver(way: str, monkeypatch: pytest.Mon
     count(Operator, "special")
     count(asyncio, "new_event_loop")
     count(signal, "signal")
+    count(Call, "start")
     WAYS[way]()
     assert 0 < counted["_round"] <= ITEMS / 50
     assert counted["special"] == 0
     assert counted["new_event_loop"] <= 1
     assert counted["signal"] <= ITEMS / 50
+    assert counted["start"] <= ITEMS / 20

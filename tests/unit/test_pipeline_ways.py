@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -348,3 +350,91 @@ def test_an_async_function_with_retry_a_filter_and_a_consumer() -> None:
     line = fm.Pipeline().source(range(6)).map(work, on_error=fm.retry(2, backoff=0)).filter(odd)
     assert line.sink(keep).run().ok
     assert got == [1, 3, 5] and tries[3] == 2
+
+
+# ------------------------------------------------------------------ threads
+
+
+def test_an_endless_stage_leaves_its_threads_to_others_too() -> None:
+    pool = fm.named_pool("ways-of-one-thread", fm.thread(1))
+    try:
+        endless = fm.Pipeline().source(itertools.count).map(increment, context=pool.name).sink(id)
+        going = endless.start()
+        for _ in range(3):
+            line = fm.Pipeline().source(range(500)).map(increment, context=pool.name)
+            assert line.run().outputs == list(range(1, 501))
+        going.stop()
+        assert going.result(30).status == "stopped"
+    finally:
+        pool.shutdown()
+
+
+def test_what_a_thread_made_can_be_taken_while_its_next_item_takes_long() -> None:
+    taken = threading.Event()
+
+    def work(x: int) -> int:
+        if x == 1:
+            assert taken.wait(20)
+        return x
+
+    with fm.Pipeline().source(range(3)).map(work, context="thread:1").stream() as stream:
+        assert next(stream) == 0
+        taken.set()
+        assert list(stream) == [1, 2]
+
+
+def test_as_many_items_at_once_as_there_are_threads() -> None:
+    together = threading.Barrier(4)
+
+    def work(x: int) -> int:
+        together.wait(20)
+        return x
+
+    result = fm.Pipeline().source(range(40)).map(work, context="thread:4").run()
+    assert sorted(result.outputs) == list(range(40))
+
+
+def test_one_thread_keeps_the_order_whatever_items_emit() -> None:
+    def work(x: int) -> Any:
+        if x % 5 == 1:
+            return iter_of(x)
+        if x % 5 == 2:
+            raise ValueError(x)
+        return x
+
+    def iter_of(x: int) -> Iterator[int]:
+        yield x
+        yield x
+
+    result = fm.Pipeline().source(range(500)).map(work, context="thread:1", on_error="skip").run()
+    twice = [[x] * (2 if x % 5 == 1 else 1) for x in range(500) if x % 5 != 2]
+    assert result.outputs == [x for several in twice for x in several]
+    assert [failure.item for failure in result.failures] == list(range(2, 500, 5))
+    assert all(sys.getrefcount(failure.error) < 6 for failure in result.failures)
+
+
+def test_an_executor_counts_items_of_a_stage_as_calls() -> None:
+    pool = fm.named_pool("ways-that-count", fm.thread(1))
+    try:
+
+        def work(x: int) -> int:
+            if x % 10 == 0:
+                raise ValueError(x)
+            return x
+
+        fm.Pipeline().source(range(100)).map(work, context=pool.name, on_error="skip").run()
+        figures = pool.metrics()
+        assert (figures.created, figures.busy, figures.failed) == (1, 0, 10)
+        assert figures.reused >= 99
+    finally:
+        pool.shutdown()
+
+
+def test_an_initializer_that_fails_fails_every_item() -> None:
+    def refuse() -> None:
+        raise OSError("no")
+
+    context = fm.thread(2, initializer=refuse)
+    result = fm.Pipeline().source(range(50)).map(increment, context=context, on_error="skip").run()
+    assert {*range(50)} <= {failure.item for failure in result.failures} <= {None, *range(50)}
+    assert {type(failure.error) for failure in result.failures} == {fm.InitError}

@@ -253,6 +253,11 @@ class Recorder:
             self._ahead = ahead
             self._times += (number - self._first, begin, seconds)
 
+    def behind(self, calls: int) -> None:
+        """The next one that is measured is so many calls later than was said."""
+        with self._lock:
+            self._ahead += calls
+
     def passed(self, calls: int) -> None:
         """So many calls behind the last one that was measured were made, too."""
         with self._lock:
@@ -279,8 +284,11 @@ class Recorded(Measured):
         self.left -= 1
         if self.left > 0:
             return self.fn(item)
+        recorder = self.recorder
+        if self.left < 0:  # a chain has counted one call too few
+            recorder.behind(-self.left)
         stood_for, self.left, self.every = self.every, 1, 1  # so it is, if it raises
-        recorder, start = self.recorder, perf_counter()
+        start = perf_counter()
         try:
             value = self.fn(item)
         except BaseException:

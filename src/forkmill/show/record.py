@@ -19,10 +19,13 @@ from array import array
 from base64 import b64decode
 from collections import Counter
 from dataclasses import dataclass, field
-from math import frexp
-from typing import Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 from .text import lines, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["BASE_S", "MOST_BARS", "Bar", "Group", "Record"]
 
@@ -84,8 +87,9 @@ class Record:
         self.groups: dict[tuple[str, str], Group] = {}
         self.notes: list[tuple[float, str, str, str]] = []
         self._buckets: dict[int, Counter[int]] = {}
-        self._slow: list[Bar] = []  # a heap: the least slow first
-        self._sample: list[Bar] = []
+        # All of them, until they are too many; then a heap of the slowest, the least slow first.
+        self._slow: list[Bar] = []
+        self._sample: list[Bar] | None = None  # and one of the rest
         self._others = 0  # how many came by for the sample
         self._random = random.Random(0)
         self._runs: set[str] = set()
@@ -159,14 +163,15 @@ class Record:
         values = array("d", packed)
         stage, row = self._stage(event["name"]), self._row(event["worker"], event["name"])
         first = event["data"]["first"]
-        for at in range(0, len(values) - 2, 3):
-            self._bar((values[at + 2], values[at + 1], stage, row, first + int(values[at])))
+        numbers = [first + int(number) for number in values[::3]]
+        self._bars(values[2::3], values[1::3], stage, row, numbers)
 
     def _span(self, event: dict[str, Any]) -> None:
         seconds = event["seconds"]
         if event["kind"] not in ("stage_finished", "step_finished", "checkpoint"):
             stage, row = self._stage(event["name"]), self._row(event["worker"], event["name"])
-            self._bar((seconds, event["monotonic"] - seconds, stage, row, self.seen))
+            begin = event["monotonic"] - seconds
+            self._bars((seconds,), (begin,), stage, row, (self.seen,))
         if event["kind"] == "task_failed":
             self._failed(event)
 
@@ -193,6 +198,22 @@ class Record:
             shown["item"] = "" if item is None else plain(item)
             group.samples.append({**shown, "traceback": lines(str(traceback))})
 
+    def _node(self, event: dict[str, Any]) -> None:
+        """A node of a graph has begun, or ended."""
+        if event["seconds"] is not None:
+            self._span(event)
+        name = event["name"] or ""
+        counts = self.stages.get(name)
+        if counts is None:
+            if len(self.stages) >= _MOST_NAMES:
+                return
+            counts = self.stages[name] = {"in": 0, "out": 0, "failed": 0}
+        if event["kind"] == "node_started":
+            counts["in"] += "index" in event["data"]
+        else:
+            failed = event["kind"] == "node_failed" or event["data"].get("status") == "failed"
+            counts["failed" if failed else "out"] += "index" in event["data"]
+
     def _note(self, event: dict[str, Any]) -> None:
         if len(self.notes) >= _MOST_NOTES:
             self.unnoted += 1
@@ -214,10 +235,30 @@ class Record:
             label = "others"
         return self.rows.setdefault(label, len(self.rows))
 
-    def _bar(self, bar: Bar) -> None:
-        self.seen += 1
-        bucket = max(0, frexp(bar[0] / BASE_S)[1])
-        self._buckets.setdefault(bar[2], Counter())[bucket] += 1
+    def _bars(
+        self,
+        seconds: Sequence[float],
+        begins: Sequence[float],
+        stage: int,
+        row: int,
+        numbers: Sequence[int],
+    ) -> None:
+        """Calls: what is done for each is done in C, as long as all are kept."""
+        self.seen += len(numbers)
+        found = [int(each / BASE_S).bit_length() for each in seconds]
+        self._buckets.setdefault(stage, Counter()).update(found)
+        bars: Iterator[Bar] = zip(seconds, begins, repeat(stage), repeat(row), numbers)
+        if self._sample is None:
+            self._slow.extend(bars)
+            if len(self._slow) <= MOST_BARS:
+                return
+            bars, self._slow = iter(self._slow), []
+            self._sample = []
+        for bar in bars:
+            self._choose(bar, self._sample)
+
+    def _choose(self, bar: Bar, sample: list[Bar]) -> None:
+        """One of more calls than are kept."""
         if len(self._slow) < _MOST_SLOW:
             heapq.heappush(self._slow, bar)
             return
@@ -225,14 +266,14 @@ class Record:
             bar = heapq.heapreplace(self._slow, bar)
         self._others += 1
         room = MOST_BARS - _MOST_SLOW
-        if len(self._sample) < room:
-            self._sample.append(bar)
+        if len(sample) < room:
+            sample.append(bar)
         elif (at := self._random.randrange(self._others)) < room:
-            self._sample[at] = bar
+            sample[at] = bar
 
     def bars(self) -> list[Bar]:
         """The calls that are kept, by their begin."""
-        return sorted([*self._slow, *self._sample], key=lambda bar: bar[1])
+        return sorted([*self._slow, *(self._sample or ())], key=lambda bar: bar[1])
 
     def slowest(self, number: int) -> list[Bar]:
         """So many of the slowest calls."""
@@ -253,6 +294,7 @@ _HANDLERS = {
     "progress": Record._progress,
     "items": Record._items,
     "item_failed": Record._failed,
+    **dict.fromkeys(("node_started", "node_finished", "node_failed"), Record._node),
     **dict.fromkeys(
         ("retry", "worker_died", "interrupt", "resumed", "barrier", "log"), Record._note
     ),

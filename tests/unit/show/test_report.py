@@ -347,3 +347,18 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
     assert done.stdout.count("<i style=") == 2, "a mark of each stage's colour"
     assert "<img" not in done.stdout
     assert "Refused" not in done.stderr
+
+
+def test_nodes_of_a_graph_are_counted() -> None:
+    record = Record()
+    head = {"schema": 1, "source": "graph", "run": "r", "parent": None, "seq": 0, "time": 0.0}
+    tail = {"monotonic": 0.0, "item": None, "attempt": None, "worker": None, "seconds": None}
+    for kind, data in (
+        ("node_started", {"context": "inline"}),
+        ("node_started", {"index": 0}),
+        ("node_started", {"index": 1}),
+        ("node_finished", {"index": 0, "status": "completed"}),
+        ("node_finished", {"index": 1, "status": "failed"}),
+    ):
+        record.take({**head, **tail, "kind": kind, "name": "n", "data": data})
+    assert record.stages == {"n": {"in": 2, "out": 1, "failed": 1}}

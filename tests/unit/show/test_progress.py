@@ -107,7 +107,7 @@ def test_elsewhere_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     result = fm.Pipeline("words").source(range(10)).map(abs).run(progress=True)
     told = capsys.readouterr()
     assert told.out == ""
-    (line,) = told.err.splitlines()
+    *_, line = told.err.splitlines()  # a machine that is very busy has some before
     assert line.startswith("words: completed, 10/10 items")
     assert result.ok
 

@@ -95,7 +95,7 @@ class SweepWay(ThreadWay):
 
     # ------------------------------------------------------------------ in a thread
 
-    def _work_off(self) -> None:
+    def _work_off(self, mark: object) -> None:
         until = perf_counter() + QUANTUM_S
         try:
             while not self._over and (span := self._next()) is not None:
@@ -114,7 +114,7 @@ class SweepWay(ThreadWay):
                     break
         finally:
             with self._lock:
-                self._active -= 1
+                self._active.discard(mark)
         if self._segments and not self._over:
             self._go_on()
         self.bell.ring()
@@ -169,7 +169,7 @@ class SweepWay(ThreadWay):
     @property
     def idle(self) -> bool:
         with self._lock:
-            busy = self._active
+            busy = bool(self._active)
         return not (busy or self._segments or self._running or self._spans)
 
     def drop_behind(self, limit: int) -> int:

@@ -32,6 +32,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
+from functools import partial
 from itertools import count, repeat
 from time import monotonic, perf_counter
 from types import CoroutineType
@@ -321,7 +322,7 @@ class ThreadWay(Way):
         self._executor = executor
         self._around = around  # calls a thread's work where graphs run in sequence
         self._lock = threading.Lock()  # guards the next two
-        self._active = 0
+        self._active: set[object] = set()  # one for each call that is under way
         self._futures: set[Any] = set()
         self._back: deque[Outcome] = deque()
         self._over = False
@@ -331,32 +332,36 @@ class ThreadWay(Way):
             self._hire()
 
     def _hire(self) -> None:
-        with self._lock:
-            more = min(self.width, self._active + self._waiting()) - self._active
-            self._active += more
-        for left in range(more, 0, -1):
-            try:
-                future = self._executor.submit(self._around, self._work_off)
-            except BaseException:
-                with self._lock:
-                    self._active -= left
-                raise
+        hired: list[object] = []
+        try:
             with self._lock:
-                self._futures.add(future)
-            future.add_done_callback(self._gone)
+                active = len(self._active)
+                more = min(self.width, active + self._waiting()) - active
+                hired += [object() for _ in range(more)]
+                self._active.update(hired)
+            while hired:
+                mark = hired[-1]
+                future = self._executor.submit(self._around, partial(self._work_off, mark))
+                hired.pop()
+                with self._lock:
+                    self._futures.add(future)
+                future.add_done_callback(partial(self._gone, mark))
+        except BaseException:  # Ctrl-C: the last may have been hired; then its mark goes twice
+            with self._lock:
+                self._active.difference_update(hired)
+            raise
 
     def _waiting(self) -> int:
         """How many more threads would find something to do."""
         return len(self.line)
 
-    def _gone(self, future: Any) -> None:
+    def _gone(self, mark: object, future: Any) -> None:
         with self._lock:
             self._futures.discard(future)
-            if future.cancelled():
-                self._active -= 1
+            self._active.discard(mark)
         self.bell.ring()
 
-    def _work_off(self) -> None:
+    def _work_off(self, mark: object) -> None:
         """In a thread of the executor: one unit after the other, for a while."""
         line, take, back, ring = self.line, self.line.popleft, self._back.append, self.bell.ring
         now = rung = perf_counter()
@@ -389,7 +394,7 @@ class ThreadWay(Way):
                     ring()
         finally:
             with self._lock:
-                self._active -= 1
+                self._active.discard(mark)
         if line and not self._over:
             self._go_on()
         ring()
@@ -409,7 +414,7 @@ class ThreadWay(Way):
     @property
     def idle(self) -> bool:
         with self._lock:
-            busy = self._active
+            busy = bool(self._active)
         return not (busy or self.line or self._back or self._batches)
 
     def stop(self) -> None:

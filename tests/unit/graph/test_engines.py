@@ -483,3 +483,13 @@ def test_contexts_name_outputs_and_nodes_that_there_are() -> None:
     inner = fm.Graph([fm.node(nodes.tenfold, name="each", output_name="each")], name="nested")
     graph = fm.Graph([nodes.double, nodes.plus, inner])
     assert graph.run({"x": 1, "v": 2}, engine=engine)["each"] == 20
+
+
+def test_ctrl_c_while_a_thread_is_hired_ends_the_run() -> None:
+    class Interrupted(concurrent.futures.ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Any:
+            super().submit(*args, **kwargs).result(10)
+            raise KeyboardInterrupt  # it came when the call was there already
+
+    with Interrupted(2) as pool, pytest.raises(KeyboardInterrupt):
+        fm.Graph([fm.node(abs, output_name="y")]).rename(x="a").run(a=1, engine=pool)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import graph_nodes as nodes
 from tests.graph_nodes import Lone, Peak
 
 import forkmill as fm
+import graph_nodes as nodes
 
 ENGINES: dict[str, Any] = {
     "here": lambda: fm.LocalEngine(),

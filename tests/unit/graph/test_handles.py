@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests import graph_nodes as nodes
 
 import forkmill as fm
+import graph_nodes as nodes
 
 ENGINES = ["sequential", "threaded:2", "parallel:2", "async"]
 CHAIN = fm.Graph([nodes.double, nodes.plus])

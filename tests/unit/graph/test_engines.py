@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.graph_nodes import Lone, Peak
 
 import forkmill as fm
 import graph_nodes as nodes
+from graph_nodes import Lone, Peak
 
 ENGINES: dict[str, Any] = {
     "here": lambda: fm.LocalEngine(),

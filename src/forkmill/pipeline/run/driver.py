@@ -63,6 +63,7 @@ from .operators import Operator, Phase, width_of
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .state import Run
+from .still import Still, forget
 from .told import plan_of, total_of
 from .work import run_hooks
 
@@ -283,10 +284,11 @@ class Driver(Run[Operator]):
         for _ in range(3):  # a run that ends meanwhile would count twice, or not at all
             before = self.flushed
             counts = {operator: (operator.came, operator.out) for operator in self.order}
-            for frame in () if self._over else self._frames():
-                for tally, (came, _, out) in tallied(frame, self.codes[frame.f_code].tallies):
-                    was = counts[tally.operator]
-                    counts[tally.operator] = was[0] + came, was[1] + out
+            with Still():
+                for frame in () if self._over else self._frames():
+                    for tally, (came, _, out) in tallied(frame, self.codes[frame.f_code].tallies):
+                        was = counts[tally.operator]
+                        counts[tally.operator] = was[0] + came, was[1] + out
             if self.flushed == before:
                 break
         return counts
@@ -295,7 +297,7 @@ class Driver(Run[Operator]):
         """The frames of all runs under way: on the stack of the driver's thread, or waiting."""
         frame = sys._current_frames().get(self.thread)
         while frame is not None:
-            if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
+            if frame.f_code in self.codes and self._runs(frame):
                 yield frame
             frame = frame.f_back
         for operator in self.order:
@@ -305,6 +307,13 @@ class Driver(Run[Operator]):
                 if code in self.codes and not run.gi_running and run.gi_frame is not None:
                     yield run.gi_frame
                 run = getattr(run, "gi_yieldfrom", None)
+
+    def _runs(self, frame: FrameType) -> bool:
+        scope = frame.f_locals
+        try:
+            return scope.get("beat") is self.beat
+        finally:
+            forget(scope)
 
     def _busy(self) -> dict[Operator, float]:
         """Seconds by operator: a group's time is shared out as its measured calls were."""
@@ -348,13 +357,14 @@ class Driver(Run[Operator]):
         with self._lead:
             if self._passed or self._over:
                 return False
-            frame = sys._current_frames().get(self.thread)
-            while frame is not None and not self._pulls(frame):
-                frame = frame.f_back
-            if frame is None:
-                return False
-            operator: Source = frame.f_locals["operator"]
-            self._take_over()
+            with Still():
+                frame = sys._current_frames().get(self.thread)
+                while frame is not None and not self._pulls(frame):
+                    frame = frame.f_back
+                if frame is None:
+                    return False
+                operator: Source = frame.f_locals["operator"]
+                self._take_over()
         operator.left_behind(frame)
         self.leave(operator.name, 1)
         return True
@@ -367,8 +377,9 @@ class Driver(Run[Operator]):
         with self._lead:
             if self._finished:
                 return False
-            where, _ = self._calls()
-            self._take_over()
+            with Still():
+                where, _ = self._calls()
+                self._take_over()
             self._torn = True
             for operator in self.order:
                 operator.disarm()
@@ -384,7 +395,8 @@ class Driver(Run[Operator]):
                 frame = frame.f_back
             if frame is None:
                 return False
-            where, _ = self._calls()
+            with Still():
+                where, _ = self._calls()
             self.thread = threading.get_ident()
         if where:
             self.leave(where, 1)
@@ -397,7 +409,7 @@ class Driver(Run[Operator]):
         while frame is not None:
             if self._pulls(frame):
                 return frame.f_locals["operator"].name, None
-            if frame.f_code in self.codes and frame.f_locals.get("beat") is self.beat:
+            if frame.f_code in self.codes and self._runs(frame):
                 code: Code = self.codes[frame.f_code]
                 index, item = code.calls(frame)
                 return self.order[index].name, item

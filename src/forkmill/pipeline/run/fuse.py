@@ -44,6 +44,7 @@ from ...runs.handle import Left
 from ...runs.policies import DeadLetter, final
 from ..declare import to
 from .flow import BEAT, GONE, Outs
+from .still import forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -115,17 +116,20 @@ class Tally(NamedTuple):
     figures: CodeType
 
 
-def tallied(frame: FrameType, tallies: Iterable[Tally]) -> Iterator[tuple[Tally, Any]]:
+def tallied(frame: FrameType, tallies: Iterable[Tally]) -> list[tuple[Tally, Any]]:
     """The counters of a run that is under way: (tally, (came, failed, out)).
 
     The run may go on meanwhile, in its thread: each figure is one of some moment.
     """
     scope = frame.f_locals
+    found = []
     for tally in tallies:
         try:
-            yield tally, eval(tally.figures, {}, scope)
+            found.append((tally, eval(tally.figures, {}, scope)))
         except NameError:  # it has not begun
-            return
+            break
+    forget(scope)
+    return found
 
 
 def fuse(operator: Operator, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:

@@ -90,6 +90,10 @@ class Shown:
     repeats: int = 1
 
 
+# Files with the scenarios of other shapes, which have numbers of their own.
+OTHERS = ("test_graph_", "test_stategraph_")
+
+
 def collected(folder: Path = FOLDER) -> list[Any]:
     """All tests of a folder, the slow ones too."""
 
@@ -112,7 +116,7 @@ def shown(items: Iterable[Any]) -> dict[int, Shown]:
     found: dict[int, Shown] = {}
     for item in items:
         number = re.match(r"test_(\d+)_", item.originalname)
-        if number is None:
+        if number is None or item.path.name.startswith(OTHERS):
             continue
         one = found.setdefault(int(number[1]), Shown())
         one.tests.add(item.originalname)

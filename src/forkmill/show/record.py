@@ -285,6 +285,7 @@ class Record:
         return {
             names[stage]: [counts[i] for i in range(max(counts) + 1)]
             for stage, counts in self._buckets.items()
+            if counts  # whose call raised has none
         }
 
 

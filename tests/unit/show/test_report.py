@@ -322,7 +322,7 @@ def test_a_trace_has_a_slice_a_call(tmp_path: Path, ended: bool) -> None:
         sink.close()
     text = path.read_text()
     found = json.loads(text if ended else f"{text}]")
-    calls = [piece for piece in found if piece["ph"] == "X" and piece["name"].startswith("a")]
+    calls = [piece for piece in found if piece["ph"] == "X" and piece["name"].startswith("a<")]
     assert len(calls) == 61 and all(piece["dur"] >= 0 for piece in calls)
     assert {"C", "M", "i", "X"} == {piece["ph"] for piece in found}
     assert "\\u202e" not in text.replace("\\\\u202e", ""), "it is text, not a mark"

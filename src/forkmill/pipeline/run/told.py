@@ -5,6 +5,7 @@ Threads: any.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..declare import Source
@@ -42,6 +43,9 @@ def total_of(graph: StageGraph) -> int | None:
 
 def _size(stage: Stage) -> int | None:
     """No code of the user's is called for it."""
-    if not isinstance(stage.fn, Source) or type(stage.fn.items) not in _SIZED:
+    fn: Any = stage.fn
+    if isinstance(fn, partial):  # shared values are given to it
+        fn = fn.func
+    if not isinstance(fn, Source) or type(fn.items) not in _SIZED:
         return None
-    return len(stage.fn.items)
+    return len(fn.items)

@@ -42,7 +42,6 @@ def reference(text: str) -> list[tuple[int, Any]]:
 def by_blocks(path: Path, want: int) -> list[tuple[int, Any]]:
     """The same from the command line's own blocks."""
     kind = records.kind("csv")
-    records.setup(len, kind, False)
     rows: list[tuple[int, Any]] = []
     with contextlib.closing(Blocks([str(path)], kind)) as blocks:
         while not blocks.ended:
@@ -50,7 +49,7 @@ def by_blocks(path: Path, want: int) -> list[tuple[int, Any]]:
             if block is None:
                 blocks.fill()
                 continue
-            for offset, record, load in records._records(block.data, block.header):
+            for offset, record, load in records.records_of(kind, block.data, block.header):
                 try:
                     rows.append((block.first + offset, load(record)))
                 except ValueError:

@@ -209,6 +209,7 @@ def test_a_cancelled_reader_of_amap_takes_the_rest_back(
                 pass
 
         reader = asyncio.create_task(read())
+        await asyncio.sleep(0)  # it reads, also where workers are quicker than this loop
         while len(log.entries()) < 2:
             await asyncio.sleep(0.001)
         reader.cancel()

@@ -102,16 +102,6 @@ class PostgresCheckpoints(SQLCheckpoints):
 
     # ------------------------------------------------------------------ open and close
 
-    def check(self) -> None:
-        with self._lock:
-            was_open = self._open is not None
-            try:
-                with self._transaction(writes=True):
-                    pass
-            finally:
-                if not was_open:
-                    self.close()
-
     def close(self) -> None:
         with self._lock:
             finalizer, self._open, self._finalizer = self._finalizer, None, None

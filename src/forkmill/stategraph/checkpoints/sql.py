@@ -103,6 +103,7 @@ class Rows(list["Row"]):
 class SQLCheckpoints(Forkable, store.Checkpoints):
     """A store of SQL tables; a dialect adds how to open, and what a transaction is."""
 
+    _open: Any  # the connection; None: there is none yet, or it was closed
     _for_update = ""  # behind a SELECT of `session s` whose row shall stay as it is
 
     def __init__(self, *, codec: str, key: bytes | str | None) -> None:
@@ -123,6 +124,18 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
             StoreError: Whatever the database says.
         """
         raise NotImplementedError
+
+    # ------------------------------------------------------------------ open
+
+    def check(self) -> None:
+        with self._lock:
+            was_open = self._open is not None
+            try:
+                with self._transaction(writes=True):
+                    pass
+            finally:
+                if not was_open:
+                    self.close()
 
     # --------------------------------------------------------------------------- reading
 

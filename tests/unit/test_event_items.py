@@ -111,6 +111,22 @@ def test_maps_of_pools_tell_of_their_calls(method: str, detail: str) -> None:
         assert sink.measured == sink.calls
 
 
+def test_calls_are_told_whose_neighbours_were_taken_back() -> None:
+    """The last call of a chunk in a worker is not the chunk's last where another took that over."""
+    sink = Sink("items")
+    end = fm.subscribe(sink, detail="items")
+    try:
+        with fm.ProcessPool(2, start_method="fork") as pool:
+            for _ in range(4):
+                before = pool.stats().recalled
+                assert len(list(pool.map(tasks.nap, [0.001] * 100, chunksize=100))) == 100
+                assert pool.stats().recalled > before
+        end()
+    finally:
+        end.end()
+    assert sink.calls == {"nap": 400}
+
+
 def test_a_map_is_left_alone_where_nobody_asks_for_items() -> None:
     told: list[Any] = []
     end = fm.subscribe(told.append)

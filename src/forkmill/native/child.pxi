@@ -164,9 +164,14 @@ def say(tuple word not None, bint log=False):
             raise ValueError(f"what is said may take {FM_SAID} bytes, not {encoder._size}")
 
 
-def last_of_frame():
-    """In a worker: whether its task is the last that it was sent together with others."""
-    return _said_port is not None and fm_port_is_last(_said_port._c) != 0
+def last_of_frame(teller):
+    """In a worker: whether its task is the last that it was sent together with others. If it is not,
+    and the others behind it are taken back, `teller.tell()` is called before the outcomes are told.
+    """
+    if _said_port is None:
+        return False
+    _said_port._untold = None if fm_port_is_last(_said_port._c) else teller
+    return _said_port._untold is None
 
 
 def speaker():
@@ -240,6 +245,7 @@ cdef class Port:
     cdef uint64_t _tasks, _max_tasks, _max_rss_kb
     cdef object _current        # what the frame's tasks call; None: not looked up yet
     cdef object _retry          # exceptions that ask for another try
+    cdef object _untold         # who has more to say of the frame's tasks, or None
     cdef bint _full             # a limit was reached
     cdef int64_t _looked        # when resident memory was looked at
 
@@ -599,6 +605,9 @@ cdef class Port:
         cdef uint64_t rss_kb
         cdef int rc
         self._printed()
+        if self._untold is not None:
+            teller, self._untold = self._untold, None
+            teller.tell()
         if self._max_rss_kb or now - self._looked > _RSS_EVERY:
             self._looked = now
             rss_kb = fm_sys_rss_kb()

@@ -2,7 +2,8 @@
 
 A word a chunk, or every 5 ms where a chunk takes longer: how many calls, and when those that were
 measured began and how long they took. Calls under 20 us are not all measured, unless every one is
-asked for.
+asked for. The last of a chunk may be taken back by the pool: then the port asks for the word,
+before it tells of the outcomes.
 
 Threads: the worker's first one.
 """
@@ -20,6 +21,7 @@ __all__ = ["Timed"]
 _SHORT = 20e-6  # seconds
 _EVERY = 64  # one in so many short calls is measured
 _TELL = 5e-3
+_MOST = 4000  # measured calls in a word, which has to have room (FM_SAID)
 
 
 class Timed:
@@ -49,7 +51,7 @@ class Timed:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._left -= 1
-        last = _native.last_of_frame()
+        last = _native.last_of_frame(self)
         if self._left > 0 and not last:
             self._calls += 1
             return self.fn(*args, **kwargs)
@@ -64,10 +66,16 @@ class Timed:
         self._times += (self._calls - self._first, begin, seconds)
         self._calls += 1
         self._left = 1 if self.every or seconds >= _SHORT else _EVERY
-        if last or end - self._told >= _TELL:
+        if last or end - self._told >= _TELL or len(self._times) >= 3 * _MOST:
             self._told = end
-            packed = array("d", self._times).tobytes()
-            count = self._calls - self._first
-            data = {"first": self._first, "count": count, "packed": packed}
-            self._first, self._times = self._calls, []
-            _native.say(("items", None, self.name, None, data, None))
+            self.tell()
+
+    def tell(self) -> None:
+        """Say what was not said yet."""
+        count = self._calls - self._first
+        if not count:
+            return
+        packed = array("d", self._times).tobytes()
+        data = {"first": self._first, "count": count, "packed": packed}
+        self._first, self._times = self._calls, []
+        _native.say(("items", None, self.name, None, data, None))

@@ -265,120 +265,45 @@ __all__ = [
     "unbatch",
 ]
 
-_POOL = frozenset({"Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_shared"})
-_CONTEXTS = frozenset({"ContextPool", "create_context", "executor", "named_pool"})
-_PIPELINE = frozenset(
-    {
-        "ExecutionPlan",
-        "Failure",
-        "Monitor",
-        "Orchestrator",
-        "Pipeline",
-        "RunResult",
-        "after_fork",
-        "after_run",
-        "after_stage",
-        "batch",
-        "before_fork",
-        "before_run",
-        "before_stage",
-        "consumer",
-        "dead_letter",
-        "producer",
-        "retry",
-        "stage",
-        "to",
-        "unbatch",
-    }
-)
-_STATEGRAPH = frozenset(
-    {
-        "DELETE",
-        "END",
-        "START",
-        "Command",
-        "Overwrite",
-        "Send",
-        "StateGraph",
-        "StateRun",
-        "append",
-        "interrupt",
-        "task_id",
-    }
-)
-_CHECKPOINTS = frozenset({"MemoryCheckpoints", "PostgresCheckpoints", "SQLiteCheckpoints"})
-_GRAPH = frozenset({
-    "AsyncExecutor", "DiskCache", "Engine", "Graph", "LocalEngine", "MapResult", "MemoryCache",
-    "node",
-})  # fmt: skip
-_EVENTS = frozenset({"JsonLines", "read_events", "subscribe"})
-_SHARED = frozenset({"PerWorker", "Shared", "per_worker", "share"})
-_SHOW = {
-    "OpenTelemetry": "forkmill.show.spans:OpenTelemetry",
-    "Progress": "forkmill.show.progress:Progress",
-    "chrome_trace": "forkmill.show.trace:chrome_trace",
+# Where each name is that is loaded when it is first asked for: zygotes, workers and those who only
+# catch our errors need not pay for the pool, nor does a subinterpreter, where the extension cannot
+# be loaded. (errors makes its two by need.)
+_HOMES = {
+    name: home
+    for home, names in {
+        "pool": "Future PoolStats ProcessPool WorkerInfo map shutdown_shared",
+        "contexts": "ContextPool create_context executor named_pool",
+        "contexts.specs": "aio cow_fork inline interpreter ipc_fork thread",
+        "codec.share": "PerWorker Shared per_worker share",
+        "pipeline": "ExecutionPlan Failure Monitor Orchestrator Pipeline RunResult after_fork"
+        " after_run after_stage batch before_fork before_run before_stage consumer dead_letter"
+        " producer retry stage to unbatch",
+        "graph": "AsyncExecutor DiskCache Engine Graph LocalEngine MapResult MemoryCache node",
+        "stategraph": "DELETE END START Command Overwrite Send StateGraph StateRun append interrupt"
+        " task_id",
+        "stategraph.checkpoints": "MemoryCheckpoints PostgresCheckpoints SQLiteCheckpoints",
+        "events": "JsonLines read_events subscribe",
+        "errors": "InitError PoolBroken",
+        "show.progress": "Progress",
+        "show.spans": "OpenTelemetry",
+        "show.trace": "chrome_trace",
+        "_said": "emit",
+    }.items()
+    for name in names.split()
 }
 OFFERS.update(
-    _SHOW,
     progress="forkmill.show.progress:Progress",
     html_of="forkmill.show.tables:html_of",
     report="forkmill.show.report:Report",
     report_of="forkmill.show.report:report_of",
 )
-_SPECS = frozenset({"aio", "cow_fork", "inline", "interpreter", "ipc_fork", "thread"})
 
 
 def __getattr__(name: str) -> Any:
-    # Zygotes, workers and those who only catch our errors need not pay for the pool, nor does a
-    # subinterpreter, where the extension cannot be loaded. errors makes the other two by need.
-    if name in _POOL:
-        from . import pool
-
-        value = getattr(pool, name)
-    elif name in _CONTEXTS:
-        from . import contexts
-
-        value = getattr(contexts, name)
-    elif name in _PIPELINE:
-        from . import pipeline
-
-        value = getattr(pipeline, name)
-    elif name in _STATEGRAPH:
-        from . import stategraph
-
-        value = getattr(stategraph, name)
-    elif name in _CHECKPOINTS:
-        from .stategraph import checkpoints
-
-        value = getattr(checkpoints, name)
-    elif name in _GRAPH:
-        from . import graph
-
-        value = getattr(graph, name)
-    elif name in _SHARED:
-        from .codec import share
-
-        value = getattr(share, name)
-    elif name in _SPECS:
-        from .contexts import specs
-
-        value = getattr(specs, name)
-    elif name in _SHOW:
-        from ._offers import offered
-
-        value = offered(name)
-    elif name in _EVENTS:
-        from . import events
-
-        value = getattr(events, name)
-    elif name == "emit":
-        from ._said import emit
-
-        value = emit
-    elif name in ("events", "testing"):
-        value = import_module(f".{name}", __name__)
-    elif name in ("InitError", "PoolBroken"):
-        value = getattr(errors, name)
+    if name in ("events", "testing"):
+        value: Any = import_module(f".{name}", __name__)
+    elif name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -14,17 +14,27 @@ from .._watch import sinks_of
 from ..runs.failure import KEEP
 from ..runs.handle import Handle, Stream
 from ..runs.result import RunResult
-from .graph import StageGraph, check_runnable
+from .graph import check_runnable
 from .plan import ExecutionPlan
 from .run.driver import Driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import TypedDict, Unpack
 
     from ..runs.aio import AsyncStream
     from .declare import Declaration
 
     Sinks = Iterable[Callable[[dict[str, Any]], object]]
+
+    class RunOptions(TypedDict, total=False):
+        """What `Pipeline.run` takes."""
+
+        sinks: Sinks
+        keep_failures: int | None
+        progress: Any
+        report: Any
+
 
 __all__ = ["Orchestrator"]
 
@@ -48,79 +58,44 @@ class Orchestrator:
         return ExecutionPlan(self.pipeline).plan()
 
     def execute(
-        self,
-        plan: ExecutionPlan | None = None,
-        *,
-        sinks: Sinks = (),
-        keep_failures: int | None = KEEP,
-        progress: Any = False,
-        report: Any = None,
+        self, plan: ExecutionPlan | None = None, **options: Unpack[RunOptions]
     ) -> RunResult:
         """Run to the end. As `Pipeline.run`.
 
         Args:
             plan: One that was made before; None: a new one.
-            sinks: Called with each event.
-            keep_failures: How many failures are kept whole; the rest is counted. None: all.
-            progress: Show how far it is.
-            report: A path for a report.
+            **options: sinks, keep_failures, progress, report, as `Pipeline.run` has them.
         """
-        return self._driver(plan, sinks, keep_failures, progress, report).run()
+        return self._driver(plan, **options).run()
 
-    def stream(
-        self,
-        plan: ExecutionPlan | None = None,
-        *,
-        sinks: Sinks = (),
-        keep_failures: int | None = KEEP,
-        progress: Any = False,
-        report: Any = None,
-    ) -> Stream:
+    def stream(self, plan: ExecutionPlan | None = None, **options: Unpack[RunOptions]) -> Stream:
         """The outputs one by one. As `Pipeline.stream`."""
-        return Stream(self._driver(plan, sinks, keep_failures, progress, report, stream=True))
+        return Stream(self._driver(plan, stream=True, **options))
 
-    def start(
-        self,
-        plan: ExecutionPlan | None = None,
-        *,
-        sinks: Sinks = (),
-        keep_failures: int | None = KEEP,
-        progress: Any = False,
-        report: Any = None,
-    ) -> Handle:
+    def start(self, plan: ExecutionPlan | None = None, **options: Unpack[RunOptions]) -> Handle:
         """Run in a thread. As `Pipeline.start`; ``await orchestrator.start(plan)`` is a run for
         asyncio, which a cancelled task leaves alone."""
-        return Handle(self._driver(plan, sinks, keep_failures, progress, report))
+        return Handle(self._driver(plan, **options))
 
     def astream(
-        self,
-        plan: ExecutionPlan | None = None,
-        *,
-        sinks: Sinks = (),
-        keep_failures: int | None = KEEP,
-        progress: Any = False,
-        report: Any = None,
+        self, plan: ExecutionPlan | None = None, **options: Unpack[RunOptions]
     ) -> AsyncStream:
         """The outputs one by one, for ``async for``. As `Pipeline.astream`."""
         from ..runs.aio import AsyncStream  # with asyncio, which takes long to import
 
-        return AsyncStream(self._driver(plan, sinks, keep_failures, progress, report, stream=True))
+        return AsyncStream(self._driver(plan, stream=True, **options))
 
     def _driver(
         self,
         plan: ExecutionPlan | None,
-        sinks: Sinks,
-        keep_failures: int | None,
-        progress: Any,
-        report: Any,
         *,
         stream: bool = False,
+        sinks: Sinks = (),
+        keep_failures: int | None = KEEP,
+        progress: Any = False,
+        report: Any = None,
     ) -> Driver:
-        graph = self._graph(plan)
-        heard_by = sinks_of(sinks, progress, report)
-        return Driver(graph, heard_by, stream=stream, keep_failures=keep_failures)
-
-    def _graph(self, plan: ExecutionPlan | None) -> StageGraph:
         graph = (plan or self.plan()).plan().graph
         check_runnable(graph)
-        return graph
+        heard_by = sinks_of(sinks, progress, report)
+        return Driver(graph, heard_by, stream=stream, keep_failures=keep_failures)

@@ -813,7 +813,8 @@ int fm_pool_open(fm_pool **out, const struct fm_pool_options *options);
 
 /*
  * The zygote was started: from now on the pool reaps it.  Call it once, before
- * any other call but fm_function_new() and, if there is no zygote to be had,
+ * any other call but fm_function_new(), what only looks, turns and takes
+ * (another thread may watch all pools), and, if there is no zygote to be had,
  * fm_pool_close().
  *
  * first: NULL, or what a BORN of the first worker would bring, and then does

@@ -2640,6 +2640,45 @@ TEST(a_worker_is_known_before_its_birth_is_told)
     CHECK_EQ(waitpid(child, NULL, 0), child); /* its channel has ended */
 }
 
+/* A thread that watches all pools may lead before this one has its zygote,
+ * which tells of a first worker then whose channel is not there yet. */
+TEST(a_birth_that_is_told_before_the_zygote_is_adopted_waits_for_that)
+{
+    int s[2], task[2], result[2], page_fd = fm_page_create();
+    struct rig rig;
+    make_world();
+    CHECK_EQ(fm_sys_socketpair(s), 0);
+    CHECK_EQ(fm_sys_pipe(task), 0);
+    CHECK_EQ(fm_sys_pipe(result), 0);
+    rig.zygote = fork();
+    if (rig.zygote == 0) {
+        int keep[] = {s[1]};
+        fm_sys_close_others(keep, 1);
+        zygote_main(s[1], 0);
+    }
+    struct fm_pool_options options = {.control_fd = s[0], .workers = 1};
+    CHECK_EQ(fm_pool_open(&rig.pool, &options), 0);
+    struct fm_message born = {.magic = FM_MAGIC,
+                              .kind = FM_REPORT_BORN,
+                              .generation = 1,
+                              .pid = rig.zygote};
+    CHECK_EQ(fm_message_send(s[1], &born, NULL, 0), 0);
+    CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    fm_pool_adopt(rig.pool, rig.zygote,
+                  (int[]){task[0], task[1], result[0], page_fd}, NULL);
+    CHECK_EQ(fm_pool_turn(rig.pool), 0);
+    struct fm_worker_info info;
+    CHECK_EQ(fm_pool_workers(rig.pool, &info, 1), 1);
+    CHECK_EQ(info.pid, rig.zygote);
+    struct fm_stats stats;
+    CHECK_EQ(fm_pool_stats(rig.pool, &stats), 0);
+    CHECK_EQ(stats.trouble, 0);
+    close(s[1]);
+    close(result[1]);
+    fm_pool_close(rig.pool);
+    fm_pool_unref(rig.pool);
+}
+
 /* ------------------------------------------------------------------ arena */
 
 static struct fm_arena_stats look_at(fm_arena *pools)

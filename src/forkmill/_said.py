@@ -1,6 +1,6 @@
 """What a running task says before its outcome: `emit`, and whom it speaks for.
 
-    a task ──emit──▶ HERE: the run, the name ──▶ the stream of this process (events.py)
+    a task ──emit──▶ HERE: the run, the name ──▶ the stream of this process (events/)
                                              └─▶ a word to the process that the task is for
                                                  (native/child.pxi, csrc/src/said.c)
 

@@ -337,7 +337,8 @@ def test_one_that_blocks_loses_nothing_and_holds_up() -> None:
 
 
 def test_one_that_blocks_for_too_long_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_BLOCK_S", 0.2)
+    for module in (events.bus, events.subscription):
+        monkeypatch.setattr(module, "BLOCK_S", 0.2)
     sink = Gate()
     tell = Emitter("pipeline")
     with hearing(sink, policy="block", buffer=10) as end:

@@ -235,6 +235,9 @@ enum fm_kind {
 #define FM_RUN_EXCUSED                                                         \
     0x100u                  /* a death while a task of it runs does not count
                                against the limit of deaths */
+#define FM_RUN_SHARE                                                           \
+    0x200u                  /* the caller chose how many tasks are in it: one
+                               task, too, has the next chunk queued behind it */
 
 /*
  *  0      4     6      8      12     16     20    24        32        40

@@ -8,7 +8,8 @@
  * waited longest.
  *
  * Credit: single tasks queue as deep as a millisecond of work (see
- * learn() in worker.c), chunks two deep; a worker under way with a stream
+ * learn() in worker.c), chunks two deep, of how few tasks they may be where
+ * nobody asked for their size (FM_RUN_SHARE); a worker under way with a stream
  * gets nothing behind it.  Whatever turns out to be queued behind a long task
  * is taken back when another worker is idle: fm__dispatcher_steal().
  *
@@ -142,7 +143,8 @@ static bool has_credit(struct fm__dispatcher *d, const struct fm__worker *w,
     if (w->state == FM_WORKER_STARTING || w->streams ||
         range->chunk->options.flags & FM_RUN_STREAM)
         return false;
-    if (range->count > 1 || w->in_flight > w->n_ranges)
+    if (range->count > 1 || range->chunk->options.flags & FM_RUN_SHARE ||
+        w->in_flight > w->n_ranges)
         return w->n_ranges < 2;
     return w->n_ranges < w->credit;
 }

@@ -429,7 +429,7 @@ static void *pump_main(void *arg)
 {
     fm_pool *pool = arg;
     struct fm__waiter *w = &pool->pump_waiter;
-    int64_t grace = 0;
+    int64_t grace = 0, first = PUMP_GRACE_NS;
     uint64_t turns = 0;
     fm__pool_lock(pool);
     while (pool->pump != FM__PUMP_ENDED) {
@@ -443,15 +443,21 @@ static void *pump_main(void *arg)
                 make_turn(pool, FM_FOREVER);
             hand_over(pool);
             grace = 0;
+            first = PUMP_GRACE_NS;
             continue;
         }
         /* Who just left may be back at once: wait for a while in which
          * nobody makes a turn, so that leaders do not come and go.  A
-         * leader that makes no turns waits for something: it will tell. */
-        needed = needed && !(quiet && pool->leader);
+         * leader that makes no turns waits for something: it will tell.
+         * Where that is so time and again it is waited for longer at once:
+         * each look costs workers a switch. */
+        if (needed && quiet && pool->leader) {
+            needed = false;
+            first = FM__MIN(2 * first, PUMP_GRACE_MOST_NS);
+        }
         grace = !needed ? 0
-                        : FM__MIN(FM__MAX(2 * grace, PUMP_GRACE_NS),
-                                  PUMP_GRACE_MOST_NS);
+                : grace ? FM__MIN(2 * grace, PUMP_GRACE_MOST_NS)
+                        : first;
         turns = pool->counts.lead_turns;
         pool->pump = needed ? FM__PUMP_RUNS : FM__PUMP_PARKED;
         w->woken = false;

@@ -9,7 +9,6 @@ Threads: any; everything here is plain data.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -144,6 +143,8 @@ def nearest(name: Any, names: Iterable[Any], hint: str | None = None) -> str:
         names: What there is.
         hint: What was meant, if that is known.
     """
+    import difflib  # for mistakes alone
+
     near = hint or next(
         iter(difflib.get_close_matches(str(name), [str(n) for n in names], 1, 0.4)), None
     )

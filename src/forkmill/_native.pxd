@@ -91,6 +91,7 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_RUN_KEEP
     enum: FM_RUN_ARENA
     enum: FM_RUN_EXCUSED
+    enum: FM_RUN_SHARE
     struct fm_frame:
         uint32_t magic
         uint16_t kind

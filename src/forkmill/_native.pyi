@@ -24,6 +24,7 @@ RUN_CALL: int
 RUN_APPLY: int
 RUN_STREAM: int
 RUN_PROMPT: int
+RUN_SHARE: int
 RUN_EXCUSED: int
 
 WHAT_REFUSED: int

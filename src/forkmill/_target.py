@@ -15,12 +15,10 @@ import ast
 import difflib
 import importlib.util
 import inspect
-import json
 import os
 import re
 import site
 import sys
-import sysconfig
 import traceback
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
@@ -183,6 +181,8 @@ def _search_here() -> None:
     for ours in _OURS:
         if PathFinder.find_spec(ours.partition(".")[0], [folder]) is not None:
             import_module(ours)
+    import sysconfig  # a program that is started by name needs it, a pipeline does not
+
     standard = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib")}
     standard |= {os.path.join(path, "lib-dynload") for path in standard if path}
     last = max((n for n, entry in enumerate(sys.path) if entry in standard), default=-1)
@@ -292,6 +292,8 @@ def setting(text: str) -> tuple[str, Any]:
 
 def value_of(text: str) -> Any:
     """A value as typed: JSON, or else a literal of Python, or else text."""
+    import json
+
     for read in (json.loads, ast.literal_eval):
         try:
             return read(text)

@@ -584,3 +584,18 @@ def test_one_liner() -> None:
     assert len(pids) <= 2  # the same workers each time; one alone may have been quick enough
     with pytest.raises(ValueError):
         fm.map(tasks.negative, [], workers=0)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("chunksize", "ready"), [(None, 2), (1, 1)])
+def test_behind_a_long_task_of_a_map_the_next_one_lies_ready(
+    gate: tasks.Gate, chunksize: int | None, ready: int
+) -> None:
+    """No round trip between two items, however long they take; where a chunk's size was given, an
+    item does not wait behind another one."""
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        assert list(pool.map(tasks.nap, [0.01] * 6, chunksize=chunksize)) == [None] * 6  # it learns
+        held = pool.map(partial(tasks.pass_gate, gate.path), range(4), chunksize=chunksize)
+        assert pool.stats().in_flight == ready
+        gate.open()
+        assert list(held) == list(range(4))

@@ -7,7 +7,6 @@ Guarantees: a wrong type is ValueError and a wrong option TypeError, here, befor
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -152,6 +151,8 @@ def type_name(name: Any) -> str:
         return name
     if name in ALIASES:
         return ALIASES[name]
+    import difflib  # for mistakes alone
+
     close = difflib.get_close_matches(name, TYPES, 1)  # a type before its aliases
     hint = _HINTS.get(name) or next(iter(close), None)
     pools = f"; named pools: {', '.join(POOLS)}" if POOLS else ""

@@ -11,7 +11,6 @@ Threads: any.
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 from .._checks import printable
@@ -106,6 +105,8 @@ class ExecutionPlan:
         return f"<ExecutionPlan of {self.pipeline._title()[:80]!r}: {made}>"
 
     def _repr_html_(self) -> str:
+        from html import escape  # for those who look at it alone
+
         return f"<pre>{escape(self.describe())}</pre>"
 
     def describe(self) -> str:
@@ -142,6 +143,8 @@ class ExecutionPlan:
 
 
 def _label(text: str) -> str:
+    from html import escape
+
     return escape(printable(text).replace('"', "'"), quote=False)
 
 

@@ -289,7 +289,7 @@ class Batches:
         share = max(1, min(MAX_WINDOW // (2 * self.core.workers), MAX_WINDOW - self._bytes))
         count = self._encoder.fill(iter(items), n, share)
         line.drop(count)
-        portion = self._send(items if count == n else items[:count], slot, 0)
+        portion = self._send(items if count == n else items[:count], slot, _native.RUN_SHARE)
         return [] if portion is None else [portion]
 
     def _room(self, slot: int, waiting: int) -> int:

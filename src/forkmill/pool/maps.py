@@ -8,7 +8,7 @@ Guarantees: those of runs/window.py, and
 
 Invariants: those of runs/window.py, where work is a chunk, and
     * MAP-4  A chunk is bounded by what tasks take, by memory (pool/tuner.py), and by what its input
-      takes: a chunk of free size has what an input of unknown kind gives in TARGET_S. That a quick
+      takes: a chunk of free size has what an input of unknown kind gives in PULL_S. That a quick
       input is quick says nothing about tasks, and makes no chunk larger.
     * MAP-3  Two chunks a worker are under way. Where pulling cannot be observed, or the size of a
       chunk is ours to choose, a chunk counts as SPAN items at least, once their time is known: so
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Feed", "Items", "MapIterator", "Stream"]
 
-TARGET_S = 0.002  # of work in a chunk, the middle of 1-5 ms; of pulling for one, too
+TARGET_S = 0.004  # of work in a chunk: each message that comes takes a CPU from a worker
+PULL_S = 0.002  # of pulling for one
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
 SPAN = 256  # items that a chunk stands for in a window, at least (MAP-3)
 
@@ -102,6 +103,7 @@ class Feed(Input[_native.Chunk]):
         self.free = chunksize is None
         prompt = prompt and not self.free
         self.flags |= options.run | (_native.RUN_PROMPT if prompt else 0)
+        self.flags |= _native.RUN_SHARE if self.free else 0
         self.tuned = self.free or prompt
         self.left = _length(call.iterables) if self.quick and self.tuned else None
         self.wide = self.free or self.quick  # MAP-3
@@ -112,7 +114,7 @@ class Feed(Input[_native.Chunk]):
         limit = min(MAX_CHUNK, most) if self.tuned else 0
         self.tuner = Tuner(TARGET_S, LEAST_S, self.share, unit=self.unit, most=limit)
         # An input of unknown kind may be slow: what it has given by then is the chunk.
-        self.patience = TARGET_S if self.free and not self.quick else 0.0
+        self.patience = PULL_S if self.free and not self.quick else 0.0
         self.pulled = 0
         self.held = self.bytes = self.chunks = 0  # of the window, under way (WINDOW-1)
         self.window = self._window()  # items that may be under way

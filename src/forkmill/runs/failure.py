@@ -8,7 +8,6 @@ Threads: any; a FailureLog belongs to the thread of its run.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import reprlib
@@ -161,6 +160,8 @@ class Failures(list[Failure]):
         Raises:
             OSError: It cannot be written.
         """
+        import json
+
         text = "".join(f"{json.dumps(record)}\n" for record in self.to_records())
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
@@ -190,6 +191,8 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
+    import json  # for records of failures alone
+
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):

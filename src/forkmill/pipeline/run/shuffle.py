@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import contexts
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Iterator
 
 __all__ = ["Mixer", "mixer", "shuffled"]
@@ -52,6 +52,8 @@ def shuffled(seed: int | None = None) -> Iterator[int]:
     Yields:
         The seed.
     """
+    import random  # in tests alone; it takes long to import
+
     chosen = random.randrange(1 << 32) if seed is None else seed
     token = _mode.set(random.Random(chosen))
     try:
@@ -63,7 +65,7 @@ def shuffled(seed: int | None = None) -> Iterator[int]:
 def mixer() -> Mixer | None:
     """One for a stage of a run that is made now, if its order shall be mixed."""
     mode = _mode.get()
-    return None if mode is None else Mixer(random.Random(mode.random()))
+    return None if mode is None else Mixer(type(mode)(mode.random()))
 
 
 class Mixer:

@@ -1,19 +1,6 @@
 /* includes: channel.c */
 /* test_channel.c - the pool's end, against pipes that do their worst. */
-#include "harness.h"
-
-/*
- * The faked calls: at most `chunk` bytes each; the fake_at-th call fails with
- * fake_errno once.  (fm__sys_* retry EINTR themselves, so a failing call here
- * is EAGAIN or final.)
- */
-static size_t chunk = SIZE_MAX;
-static int fake_errno, fake_calls, fake_at;
-
-static bool fails(void)
-{
-    return ++fake_calls == fake_at;
-}
+#include "faked_io.h"
 
 static ssize_t fake_read(int fd, void *buffer, size_t n)
 {
@@ -21,35 +8,11 @@ static ssize_t fake_read(int fd, void *buffer, size_t n)
                    : fm__sys_read(fd, buffer, FM__MIN(n, chunk));
 }
 
-static ssize_t fake_writev(int fd, const struct iovec *iov, int n)
-{
-    if (fails())
-        return -fake_errno;
-    if (chunk == SIZE_MAX)
-        return fm__sys_writev(fd, iov, n);
-    /* The first `chunk` bytes of all parts. */
-    struct iovec clipped[64];
-    size_t left = chunk;
-    int k = 0;
-    for (; k < n && left > 0; k++) {
-        clipped[k] = iov[k];
-        clipped[k].iov_len = FM__MIN(clipped[k].iov_len, left);
-        left -= clipped[k].iov_len;
-    }
-    return fm__sys_writev(fd, clipped, k);
-}
-
 #define fm__sys_read fake_read
 #define fm__sys_writev fake_writev
 #include "../src/channel.c"
 #undef fm__sys_read
 #undef fm__sys_writev
-
-static void no_faults(void)
-{
-    chunk = SIZE_MAX;
-    fake_calls = fake_at = 0;
-}
 
 /* A channel and the worker's ends of it. */
 struct rig {

@@ -1,32 +1,11 @@
 /* includes: port.c */
 /* test_port.c - the worker's end, and what is left when it is killed. */
-#include "harness.h"
-
-static size_t chunk = SIZE_MAX;
-static int fake_errno, fake_calls, fake_at;
+#include "faked_io.h"
 
 static ssize_t fake_read_wait(int fd, void *buffer, size_t n)
 {
-    return ++fake_calls == fake_at
-               ? -fake_errno
-               : fm__sys_read_wait(fd, buffer, FM__MIN(n, chunk));
-}
-
-static ssize_t fake_writev(int fd, const struct iovec *iov, int n)
-{
-    if (++fake_calls == fake_at)
-        return -fake_errno;
-    if (chunk == SIZE_MAX)
-        return fm__sys_writev(fd, iov, n);
-    struct iovec clipped[64];
-    size_t left = chunk;
-    int k = 0;
-    for (; k < n && left > 0; k++) {
-        clipped[k] = iov[k];
-        clipped[k].iov_len = FM__MIN(clipped[k].iov_len, left);
-        left -= clipped[k].iov_len;
-    }
-    return fm__sys_writev(fd, clipped, k);
+    return fails() ? -fake_errno
+                   : fm__sys_read_wait(fd, buffer, FM__MIN(n, chunk));
 }
 
 #define fm__sys_read_wait fake_read_wait
@@ -34,12 +13,6 @@ static ssize_t fake_writev(int fd, const struct iovec *iov, int n)
 #include "../src/port.c"
 #undef fm__sys_read_wait
 #undef fm__sys_writev
-
-static void no_faults(void)
-{
-    chunk = SIZE_MAX;
-    fake_calls = fake_at = 0;
-}
 
 /* Both ends of a worker's pipes.  Who plays a part closes the other's. */
 struct rig {

@@ -356,6 +356,16 @@ def test_a_state_graph_is_a_session_of_its_own(stored: bool, tmp_path: Path) -> 
         assert [c.kind for c in store.history("s/sub")].count("step") == 3
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+def test_a_state_graph_in_it_is_stored_by_the_codec_of_its_store(codec: str) -> None:
+    inner = line_of("inline", asks=asks, k=nodes.nothing).compile()
+    app = line_of("inline", sub=inner).compile(checkpoints=fm.MemoryCheckpoints(codec=codec))
+    app.invoke({"k": {"deep": [[1], {"a": [2]}]}, "log": ["first"]}, session="s")
+    run = app.resume({"deep": [3]}, session="s")
+    assert run["k"] == {"deep": [[1], {"a": [2]}]}
+    assert run["log"] == ["first", "asks {'deep': [3]}"]
+
+
 def test_a_state_graph_begins_anew_when_it_is_met_again() -> None:
     inner = line_of("inline", a=nodes.a, x=nodes.x).compile()
     outer = line_of("inline", sub=inner, n=nodes.count)
@@ -384,7 +394,48 @@ def test_a_state_graph_runs_inline_only(where: Any) -> None:
             line_of(where, sub=inner).compile()
 
 
+def test_a_kill_ends_the_run_of_a_node_that_is_a_state_graph(where: Any, tmp_path: Path) -> None:
+    inner = line_of(where, a=nodes.counted_a, slow=slow)
+    middle = line_of("inline", inner=inner.compile())
+    store = fm.MemoryCheckpoints()
+    app = line_of("inline", sub=middle.compile()).compile(checkpoints=store)
+    state = {"folder": str(tmp_path), "n": 2.5}
+    handle = app.start(state, session="s")
+    nodes.wait_for(state, "slow")
+    handle.kill()
+    run = handle.result(3)
+    assert (run.status, run.step, run.frontier) == ("killed", 0, ["sub"])
+    found = {info.id: (info.status, info.owner) for info in store.sessions()}
+    assert found == dict.fromkeys(["s", "s/sub", "s/sub/inner"], ("killed", None))
+    with app.open("s") as session:  # what was committed inside is not repeated
+        assert store.load("s/sub/inner").checkpoint.step == 1
+        with fm.StateGraph.compile(inner, checkpoints=store).open("s/sub/inner") as deep:
+            deep.update({"n": 0})
+        assert session.run_until_complete()["log"] == ["a", "slow"]
+    assert nodes.calls(tmp_path, "a") == 1
+
+
 # -------------------------------------------------------------------------- the rest
+
+
+def test_who_comes_while_a_run_is_under_way_hears_the_rest(where: Any, tmp_path: Path) -> None:
+    app = line_of(where, slow=slow, slow2=slow, a=nodes.a, b=nodes.b).compile()
+    state = {"folder": str(tmp_path), "n": 0.1}
+    told: list[Any] = []
+    handle = app.start(state)
+    nodes.wait_for(state, "slow")
+    hears = fm.events.subscribe(lambda event: told.append((event["kind"], event["name"])))
+    handle.result(30)
+    hears()
+    assert ("task_finished", "b") in told
+    assert told[-1] == ("run_finished", app.name)
+    assert ("run_started", app.name) not in told
+    one: list[Any] = []
+    handle = app.start({**state, "n": 0.3})
+    handle.attach(lambda event: one.append((event["kind"], event["seconds"])))
+    handle.result(30)
+    assert one[-1][0] == "run_finished"
+    assert all(seconds is None or seconds < 30 for _, seconds in one)
 
 
 def test_a_node_sees_the_keys_that_it_reads(where: Any) -> None:

@@ -54,6 +54,7 @@ __all__ = [
     "NOTHING",
     "answers_of",
     "edited",
+    "first",
     "known",
     "lay_answers",
     "opened",
@@ -182,7 +183,7 @@ def started(
         raise SessionConflict(f"a session has a text as its id, not {session!r}")
     store = plan.settings.store
     if store is None:
-        return Line(session or "", _first(plan, _start(plan), input)[0])
+        return Line(session or "", first(plan, input))
     name = session or new_id()
     saved = None if session is None else store.load(name)
     if saved is None:
@@ -213,6 +214,15 @@ def started(
         take_over=take_over,
     )
     return Line(name, point, status, claim=claim)
+
+
+def first(plan: Plan, input: Any) -> Point:
+    """The point that a session begins with which nobody has run yet.
+
+    Raises:
+        UpdateError, SerializationError: The input is none.
+    """
+    return _first(plan, _start(plan), input)[0]
 
 
 def _start(plan: Plan) -> Point:

@@ -152,6 +152,11 @@ class Driver:
         """End now."""
         self._run.kill()
 
+    @property
+    def in_user_code(self) -> bool:
+        """Whether the run's thread is in the user's code just now."""
+        return self._run.in_user_code
+
     def snapshot(self) -> Any:
         """The figures so far."""
         return self._run.stats
@@ -159,7 +164,6 @@ class Driver:
     def attach(self, sink: Any) -> None:
         """Somebody listens from now on."""
         self.events.attach(sink)
-        self._run.tell.heard = True
 
     def held_by_source(self) -> bool:
         """A step is never left behind by a stop."""

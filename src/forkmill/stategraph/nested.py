@@ -17,12 +17,14 @@ which, and how many of the node's answers it has had::
 Guarantees:
     * What a step of the sub-session has committed is not run again when the parent's is.
     * An answer reaches the sub-session once: it is stored with the count, in one transaction.
+    * A kill of the run around, from any thread, ends the sub-session's: its session is free.
 
 Threads: where the node runs.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,7 @@ from .._checks import nearest
 from ..errors import BuildError
 from . import begin
 from .checkpoints import store as _store
-from .drive import carried_out
+from .drive import Driver
 from .limits import Limits
 from .line import (
     EMPTY,
@@ -44,7 +46,7 @@ from .line import (
 from .places import Places
 from .plan import Plan
 from .result import result_of
-from .run import Run
+from .run import AROUND, Run
 from .tell import Teller
 from .words import DELETE, Overwrite, current, interrupt
 
@@ -139,10 +141,15 @@ class PipelineNode:
         return list(pipeline.run().outputs)
 
 
+class Ended(BaseException):
+    """The run around was killed, and so was this one."""
+
+
 class SubGraph:
     """A compiled state graph as a node's function."""
 
     stays = True  # it names no successors of its own in the graph around it
+    nests = True  # it is told of the run around
 
     def __init__(self, who: str, plan: Plan, schema: Schema, settings: Settings) -> None:
         if plan.settings.before or plan.settings.after:
@@ -160,6 +167,14 @@ class SubGraph:
             if schema.keys[key].reducer is not None and plan.schema.keys[key].reducer is not None
         }
         self.hash = plan.hash
+
+    def stored_in(self, settings: Settings) -> SubGraph:
+        """The same in a graph that is stored itself: it is stored there, if not in its own store."""
+        if self._plan.settings.store is not None:
+            return self
+        other = copy.copy(self)
+        other._plan = self._plan.stored_in(settings)
+        return other
 
     def __call__(self, given: Any) -> Any:
         task = current()
@@ -189,7 +204,15 @@ class SubGraph:
         places = Places(plan)
         limits = Limits(plan.settings.max_steps, frozenset(), frozenset())
         run = Run(plan, line, places, limits, Teller(plan), resumed=resumed)
-        return carried_out(run, places)
+        driver, around = Driver(run, places), AROUND.get()
+        around.adopt(driver)
+        try:
+            result = driver.run()
+        finally:
+            around.adopt(None)
+        if result.status == "killed":
+            raise Ended("the run was killed")
+        return result
 
     # ------------------------------------------------------------------- its session
 
@@ -204,7 +227,7 @@ class SubGraph:
             at: list[int] = json.loads(plan.codec.decode(saved.values[_TAG][0]))
             if at[:2] == tag:
                 return self._again(saved), at[2]
-        fresh = begin.started(plan.stored_in(None), values, name).point
+        fresh = begin.first(plan, values)
         seq = 0 if saved is None else saved.checkpoint.seq
         step = 0 if saved is None else saved.checkpoint.step
         point = Point(seq + 1, step, fresh.plain, fresh.late, fresh.tasks, fresh.joins)

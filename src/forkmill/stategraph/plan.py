@@ -133,6 +133,7 @@ class Plan:
         view: Makes a look at the state, of (plain, late).
         calls: By node, what is sent for a task of it: see `callable_of`.
         here: By node, the same for a call in this thread.
+        nested: The nodes that are state graphs.
         hash: Of the definition.
     """
 
@@ -163,6 +164,7 @@ class Plan:
         self._check_timeouts()
         works = {node.name: self._work(node) for node in nodes.values()}
         self.here = {name: work.perform for name, work in works.items()}
+        self.nested = frozenset(n.name for n in nodes.values() if getattr(n.fn, "nests", False))
         self.calls = {
             name: callable_of(work, nodes[name].context.type in ("inline", "async"))
             for name, work in works.items()
@@ -295,12 +297,15 @@ class Plan:
 
     # ------------------------------------------------------------------------- the rest
 
-    def stored_in(self, settings: Settings | None) -> Plan:
-        """The same graph, with another one's store and durability; None: without any."""
-        own = self.settings
-        store = None if settings is None else settings.store
-        sync = True if settings is None else settings.sync
-        return Plan(*self._parts, replace(own, store=store, sync=sync))
+    def stored_in(self, settings: Settings) -> Plan:
+        """The same graph, with another one's store and durability; its nodes that are state graphs
+        too."""
+        name, schema, nodes, edges, choices, joins = self._parts
+        nodes = dict(nodes)
+        for inner in self.nested:
+            nodes[inner] = replace(nodes[inner], fn=nodes[inner].fn.stored_in(settings))
+        own = replace(self.settings, store=settings.store, sync=settings.sync)
+        return Plan(name, schema, nodes, edges, choices, joins, own)
 
     def _work(self, node: Node) -> Work:
         targets = node.targets

@@ -30,6 +30,8 @@ Invariants:
     * RUN-2  Who goes into the user's code puts a mark into `_inside`, and takes it out again when
       it comes back; whoever leaves it behind takes it too. One of them gets it (a dict's pop is
       one step), and has the run.
+    * RUN-3  A state graph that is a node has a run of its own in this one's thread (`adopt`). What
+      ends this one ends that one; who leaves this thread behind leaves that run behind first.
 
 Threads: `turns` in one; `stop` and `kill` from any, and from signal handlers.
 """
@@ -37,6 +39,8 @@ Threads: `turns` in one; `stop` and `kill` from any, and from signal handlers.
 from __future__ import annotations
 
 import heapq
+from contextvars import ContextVar
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
@@ -69,13 +73,17 @@ from .task import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .drive import Driver
     from .node import Node
     from .places import Places
     from .plan import Plan
     from .rules import Task
     from .tell import Teller
 
-__all__ = ["Carried", "Run"]
+__all__ = ["AROUND", "Carried", "Run"]
+
+# The run that a node which is a state graph is called by.
+AROUND: ContextVar[Run] = ContextVar("forkmill_run_around")
 
 
 class Carried(BaseException):
@@ -130,6 +138,8 @@ class Run:
         self.stats = StateStats()
         self.interrupted = False  # by Ctrl-C
         self._inside: dict[str, bool] = {}
+        self._inner: Driver | None = None  # the run of the node that is a state graph
+        self._left: Driver | None = None  # the same, left behind with this one
         self._last: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
         self._resumed, self._single = resumed, single
         self._keep = Keeper(plan, line, tell)
@@ -155,6 +165,14 @@ class Run:
         self._ends.put(None)
         for future in list(self._futures.values()):
             _end(future)
+        if (inner := self._inner) is not None:
+            inner.kill()
+
+    def adopt(self, inner: Driver | None) -> None:
+        """A node that is a state graph runs, as this; None: not any more. In the run's thread."""
+        self._inner = inner
+        if inner is not None and self._killed:  # it came between
+            inner.kill()
 
     @property
     def killed(self) -> bool:
@@ -164,17 +182,27 @@ class Run:
     @property
     def in_user_code(self) -> bool:
         """Whether the run's thread is in the user's code just now."""
-        return bool(self._inside)
+        inner = self._inner
+        return bool(self._inside) and (inner is None or inner.in_user_code)
 
     def leave_behind(self) -> bool:
         """Whether the thread of the run is in the user's code; if so it is left there, and who
         calls this has the run (RUN-2)."""
-        return self._inside.pop("user", False)
+        if not self._inside.pop("user", False):
+            return False
+        inner = self._inner
+        if inner is not None and inner.held_by_anything():
+            self._left = inner
+        return True
 
     def carry_on(self) -> StateRun:
         """End a killed run whose thread was left behind."""
         self._drop()
-        self._free("killed")
+        try:
+            if self._left is not None:
+                self._left.carry_on()
+        finally:
+            self._free("killed")
         return self.result()
 
     def _back(self) -> None:
@@ -340,6 +368,8 @@ class Run:
         """Run a task here, to its end."""
         name = self.line.point.tasks[index].node
         node, call = self.plan.nodes[name], self.plan.here[name]
+        if name in self.plan.nested:
+            call = partial(self._around, call)
         heard = self.tell.heard
         while not self._killed:
             self._started(index, node)
@@ -357,6 +387,14 @@ class Run:
             self._back()
             self._finished(index, node, outcome, perf_counter() - began if heard else 0.0)
             return
+
+    def _around(self, call: Callable[..., Any], *args: Any) -> Any:
+        """Call a node that is a state graph, which tells us of its run."""
+        token = AROUND.set(self)
+        try:
+            return call(*args)
+        finally:
+            AROUND.reset(token)
 
     def _wait(self, seconds: float) -> None:
         """A pause that a kill cuts short; who ended meanwhile is looked at later."""

@@ -269,6 +269,7 @@ class Run:
         point = line.point
         tasks = point.tasks
         tell = self.tell
+        tell.look()
         if tell.heard:
             tell.step_started(point, tasks)
         self.failures = {}
@@ -424,6 +425,7 @@ class Run:
             stored = self._keep.there
             for index in here:
                 if not self._killed:
+                    self.tell.look()
                     self._inline(index)
                     if stored and (self._futures or waiting or index != here[-1]):
                         self._keep.finished()
@@ -469,6 +471,7 @@ class Run:
         timeout = max(0.0, timers[0][0] - monotonic()) if timers else None
         try:
             item = self._ends.get(timeout=timeout)
+            tell.look()
             while True:
                 if item is not None:
                     index, future, began = item

@@ -15,7 +15,8 @@ schedule barrier frontier checkpoint      spans: `seconds` ends now; of a checkp
 interrupt                                 step, questions (ids) or next (a static one)
 ========================================  =======================================================
 
-Guarantees: when nobody hears it and nobody reads a stream, nothing is made.
+Guarantees: when nobody hears it and nobody reads a stream, nothing is made. Who comes while a run is
+under way hears it from there on: `look` is asked before each step and when a task has ended.
 
 Threads: the run's own; `_said` in that of events.
 """
@@ -96,10 +97,15 @@ class Teller:
             self.emitter.attach(self._said)
         for sink in sinks:
             self.emitter.attach(sink)
-        self.heard = self.emitter.heard or "tasks" in self._modes
-        self.run = self.emitter.id if self.emitter.heard else None
+        self.look()
         self.woken: Callable[[], object] | None = None
         self._began = perf_counter()
+
+    def look(self) -> None:
+        """See whether anybody hears it by now."""
+        heard = self.emitter.heard
+        self.heard = heard or "tasks" in self._modes
+        self.run = self.emitter.id if heard else None
 
     @property
     def waits(self) -> bool:
@@ -139,9 +145,9 @@ class Teller:
                 plan=_drawn(self._plan),
                 **where,
             )
-            self.emitter.begin(self._progress)
             if answers is not None:
                 self.emitter.emit("resumed", self._plan.name, answers=answers, **where)
+        self.emitter.begin(self._progress)
         if "values" in self._modes and answers is None:
             self._values(point)
 
@@ -151,6 +157,7 @@ class Teller:
 
     def run_finished(self, status: str, steps: int, error: BaseException | None) -> None:
         """It is over. Who hears it gets what was told, if that takes less than 5 s."""
+        self.look()
         if self.heard:
             data: dict[str, Any] = {} if error is None else {"error": events.short(error)}
             self.emitter.emit("progress", **self._progress())
@@ -162,7 +169,7 @@ class Teller:
                 steps=steps,
                 **data,
             )
-            self.emitter.finish(events.DRAIN_S)
+        self.emitter.finish(events.DRAIN_S)
 
     def _values(self, point: Point) -> None:
         state = view(self._plan, point)

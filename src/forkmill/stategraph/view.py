@@ -107,6 +107,9 @@ def _decoding(name: str) -> Any:
 
     def call(self: State, *args: Any, **kwargs: Any) -> Any:
         self._all()
+        for other in args:
+            if isinstance(other, State):  # `dict` looks into its table
+                other._all()
         return method(self, *args, **kwargs)
 
     call.__name__ = name

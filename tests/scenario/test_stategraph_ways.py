@@ -418,6 +418,33 @@ def test_a_kill_ends_the_run_of_a_node_that_is_a_state_graph(where: Any, tmp_pat
 # -------------------------------------------------------------------------- the rest
 
 
+def test_without_checkpoints_a_session_has_its_last_point(where: Any, tmp_path: Path) -> None:
+    app = line_of(where, a=nodes.a, x=nodes.b, k=nodes.nothing).compile()
+    with app.open("s", input={"folder": str(tmp_path)}) as session:
+        seen = [session.history()]
+        session.step()
+        seen.append(session.history())
+        session.update({"k": [1]})
+        seen.append(session.history())
+        with session.fork(session="t") as fork:
+            assert (fork.id, fork.state, fork.frontier) == ("t", session.state, ["x"])
+            assert fork.run_until_complete()["log"] == ["a", "b"]
+            assert fork.history()[0].author == "k"
+        assert session.state_at(3) == {"folder": str(tmp_path), "log": ["a"], "k": [1]}
+        for old in (1, 2, 99):
+            with pytest.raises(fm.errors.SessionConflict, match="MemoryCheckpoints"):
+                session.state_at(old)
+            with pytest.raises(fm.errors.SessionConflict, match="MemoryCheckpoints"):
+                session.fork(old)
+    told = [(at.seq, at.step, at.parent, at.kind, at.author) for [at] in seen]
+    assert told == [
+        (1, 0, None, "input", "input"),
+        (2, 1, 1, "step", "a"),
+        (3, 1, 2, "edit", "update"),
+    ]
+    assert [[task.node for task in at.frontier] for [at] in seen] == [["a"], ["x"], ["x"]]
+
+
 def test_who_comes_while_a_run_is_under_way_hears_the_rest(where: Any, tmp_path: Path) -> None:
     app = line_of(where, slow=slow, slow2=slow, a=nodes.a, b=nodes.b).compile()
     state = {"folder": str(tmp_path), "n": 0.1}

@@ -6,7 +6,8 @@
 
 Guarantees:
     * Between calls the session is free: others may run it, and the next call sees what they did.
-    * Without checkpoints the session lives in this object.
+    * Without checkpoints the session lives in this object, and has one point, the last one: as a
+      stored one that is pruned after each step.
 
 Threads: any; one call at a time: another one meanwhile is SessionBusy.
 """
@@ -14,7 +15,9 @@ Threads: any; one call at a time: another one meanwhile is SessionBusy.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks
@@ -23,19 +26,20 @@ from ..events import new_id
 from ..runs.policies import told
 from . import begin
 from .begin import NOTHING
+from .checkpoints import store as _store
 from .drive import carried_out
 from .limits import Limits
-from .line import view
+from .line import Line, Point, blob_of, view
 from .places import Places
 from .plan import stops
 from .result import StepReport, result_of
 from .run import Run
+from .task import OPAQUE
 from .tell import Teller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .line import Line, Point
     from .plan import Plan
     from .result import StateRun
 
@@ -54,6 +58,7 @@ class Session:
         self._allow_changed = allow_changed
         self._places: Places | None = Places(plan)
         self._lock = threading.Lock()
+        self._wrote = ("input", "input", time.time())  # kind and author of the point, and when
 
     # ------------------------------------------------------------------- what it is
 
@@ -205,7 +210,12 @@ class Session:
                 return
             assert self._places is not None
             tell = Teller(self._plan)
-            yield Run(self._plan, line, self._places, limits, tell, resumed=True, single=single)
+            run = Run(self._plan, line, self._places, limits, tell, resumed=True, single=single)
+            try:
+                yield run
+            finally:
+                if run.stats.steps:
+                    self._wrote = "step", ", ".join(dict.fromkeys(run.last[0])), time.time()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -240,16 +250,29 @@ class Session:
                 before = self._line
                 self._line = begin.opened(self._plan, self.id, self._allow_changed, before)
             begin.edited(self._plan, self._line, values, as_node, self._take_over)
+            self._wrote = "edit", as_node or "update", time.time()
 
-    def history(self) -> list[Any]:
+    def history(self) -> list[_store.Checkpoint]:
         """Its points, the first one first: seq, step, kind, author, frontier, joins, at.
 
-        Without checkpoints only the last one is known.
+        Without checkpoints there is the last one only.
         """
         store = self._plan.settings.store
-        if store is not None:
-            return store.history(self.id)
-        return []
+        return [self._last()] if store is None else store.history(self.id)
+
+    def _last(self) -> _store.Checkpoint:
+        """The point of a session that no store has."""
+        point = self._line.point
+        kind, author, at = self._wrote
+        frontier = []
+        for node, arg in point.tasks:
+            lasting = arg is not None and arg[0] != OPAQUE
+            frontier.append(_store.Planned(node, blob_of(self._plan, arg) if lasting else None))
+        joins = tuple(tuple(sorted(come)) for come in point.joins)
+        parent = point.seq - 1 or None
+        return _store.Checkpoint(
+            *(self.id, point.seq, point.step, parent, kind, author, tuple(frontier), joins, at)
+        )
 
     def state_at(self, seq: int) -> Any:
         """The state as of another point.
@@ -257,7 +280,20 @@ class Session:
         Raises:
             SessionConflict: There is no such point (any more).
         """
+        if self._plan.settings.store is None:
+            self._check_last(seq)
+            return self.state
         return view(self._plan, begin.known(self._plan, self.id, seq)[1].point)
+
+    def _check_last(self, seq: int) -> None:
+        """That it is the one point of a session that no store has."""
+        if seq != self._line.point.seq:
+            raise SessionConflict(
+                f"the session has no point {seq!r} (any more): without checkpoints it keeps the "
+                f"last one, {self._line.point.seq}; compile(checkpoints=fm.MemoryCheckpoints()) "
+                "keeps all",
+                session=self.id,
+            )
 
     def fork(self, seq: int | None = None, session: str | None = None) -> Session:
         """A new session that begins where this one was at a point.
@@ -271,14 +307,25 @@ class Session:
             StoreError: The store failed.
         """
         store = self._plan.settings.store
-        if store is None:
-            raise SessionConflict(
-                f"{self._plan.name} stores no sessions to be forked: compile(checkpoints=...)"
-            )
         target = session or new_id()
+        if store is None:
+            return self._fork_here(seq, target)
         store.fork(self.id, self.seq if seq is None else seq, target)
         line = begin.opened(self._plan, target, self._allow_changed)
         return Session(self._plan, line, allow_changed=self._allow_changed)
+
+    def _fork_here(self, seq: int | None, target: str) -> Session:
+        """A fork that no store has."""
+        with self._alone():
+            line = self._line
+            self._check_last(line.point.seq if seq is None else seq)
+            point = dataclasses.replace(line.point, seq=1)
+            beside = (dict(line.outcomes), dict(line.questions))
+            answers = {index: dict(given) for index, given in line.answers.items()}
+            fork = Session(self._plan, Line(target, point, line.status, *beside, answers))
+            author = f"fork of {self.id} at {line.point.seq}"
+            fork._wrote = "fork", author, time.time()
+            return fork
 
     def close(self) -> None:
         """Close the contexts that it opened. Idempotent."""

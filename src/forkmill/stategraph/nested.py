@@ -169,7 +169,7 @@ class SubGraph:
         self.hash = plan.hash
 
     def stored_in(self, settings: Settings) -> SubGraph:
-        """The same in a graph that is stored itself: it is stored there, if not in its own store."""
+        """The same in a graph that is stored itself: stored there, unless it has a store."""
         if self._plan.settings.store is not None:
             return self
         other = copy.copy(self)

@@ -15,8 +15,8 @@ schedule barrier frontier checkpoint      spans: `seconds` ends now; of a checkp
 interrupt                                 step, questions (ids) or next (a static one)
 ========================================  =======================================================
 
-Guarantees: when nobody hears it and nobody reads a stream, nothing is made. Who comes while a run is
-under way hears it from there on: `look` is asked before each step and when a task has ended.
+Guarantees: when nobody hears it and nobody reads a stream, nothing is made. Who comes while a run
+is under way hears it from there on: `look` is asked before each step and when a task has ended.
 
 Threads: the run's own; `_said` in that of events.
 """

@@ -40,7 +40,6 @@ def test_a_value_is_opened_at_the_first_look_and_once() -> None:
 
 def test_two_views_are_equal_as_dicts_are() -> None:
     assert state(a=[1]) == state(a=[1])
-    assert not state(a=[1]) != state(a=[1])
     assert state(a=[1]) != state(a=[2]) and state() != state(a=[1])
     assert state(a=[1]) | state(b=[2]) == {"a": [1], "b": [2], "n": 1}
     view = state(a=[1])

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import SessionBusy, SessionConflict, UpdateError
 from ..events import new_id
+from . import fits
 from .checkpoints import store as _store
 from .checkpoints.owner import Owner
 from .line import (
@@ -362,12 +363,17 @@ def opened(plan: Plan, session: Any, allow_changed: bool, before: Line | None = 
 
 
 def lay_answers(plan: Plan, line: Line, given: dict[int, tuple[int, Any]]) -> list[_store.Pending]:
-    """Answers beside the line's point; as rows for the store."""
+    """Answers beside the line's point; as rows for the store.
+
+    Raises:
+        SerializationError: One is larger than the store holds.
+    """
     rows = []
     for index, (number, wire) in given.items():
         line.answers.setdefault(index, {})[number] = wire
         if plan.settings.store is not None:
             data = blob_of(plan, wire)
+            fits.check(plan, "the answer", len(data))
             rows.append(_store.Pending(index, _store.ANSWER, number, data))
     return rows
 

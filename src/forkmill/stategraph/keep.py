@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SessionConflict, StoreError
+from . import fits
 from .checkpoints import store as _store
 from .line import (
     LOST,
@@ -112,7 +113,10 @@ class Keeper:
         for index in sorted(self.unsaved):
             if index in line.outcomes:
                 data = packed(self._plan, line.outcomes[index])
-                rows.append(_store.Pending(index, _store.UPDATE, 0, data))
+                rows += [
+                    _store.Pending(index, _store.UPDATE, n, piece)
+                    for n, piece in enumerate(fits.pieces(data, self._plan.largest))
+                ]
             else:
                 number, wire = line.questions[index]
                 data = blob_of(self._plan, wire)

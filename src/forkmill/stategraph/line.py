@@ -8,7 +8,8 @@ A key of the state is in `plain` (an immutable value, handed out as it is) or in
 `task`), never in both. A Point is built beside the old one and never changes afterwards, so whoever
 has one has a consistent state.
 
-What of a task lies in the store before its step is committed (a pending row) is framed::
+What of a task lies in the store before its step is committed (a pending row; several, in their
+order, if the store holds no so large one) is framed::
 
     "FMT1" | length of the head u32 | head (JSON) | blob | blob | ...
     head: {"only": bool, "writes": [[key, op, kind, length], ..],
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
+from . import fits
 from .checkpoints import store as _store
 from .rules import GONE, Task
 from .task import (
@@ -181,27 +183,37 @@ def change_of(
         changes: The keys that changed.
         kind: "input", "step", "edit" or "fork".
         author: Who wrote it.
+
+    Raises:
+        SerializationError: A value, or all arguments of Sends, is larger than the store holds.
     """
-    values = {key: _value(plan, point.wire(key), before.late.get(key)) for key in changes}
+    values = {key: _value(plan, key, point.wire(key), before.late.get(key)) for key in changes}
     frontier = [
         _store.Planned(node, None if arg is None else blob_of(plan, arg))
         for node, arg in point.tasks
     ]
+    sent = sum(len(task.arg) for task in frontier if task.arg is not None)
+    fits.check(plan, f"the arguments of the {len(frontier)} tasks that are next", sent)
     joins = [sorted(come) for come in point.joins]
     return _store.Change(point.seq, point.step, kind, author, values, frontier, joins)
 
 
-def _value(plan: Plan, wire: Any, before: Any) -> Any:
+def _value(plan: Plan, key: str, wire: Any, before: Any) -> Any:
     if wire is None:
         return None
     kind, data = wire
     if kind != CHAIN:
-        return blob_of(plan, wire)
+        blob = blob_of(plan, wire)
+        fits.check(plan, f"key {key!r}", len(blob))
+        return blob
     old: tuple[Any, ...] = ()
     if before is not None and before[0] in (CODED, CHAIN):
         old = before[1] if before[0] == CHAIN else (before[1],)
     if old and len(old) < len(data) and all(a is b for a, b in zip(old, data, strict=False)):
-        return _store.Delta(data[len(old) :])
+        data = data[len(old) :]
+        fits.check(plan, f"what comes behind key {key!r}", sum(map(len, data)))
+        return _store.Delta(data)
+    fits.check(plan, f"key {key!r}", sum(map(len, data)))
     return data
 
 
@@ -237,13 +249,12 @@ def packed(plan: Plan, outcome: Any) -> bytes:
     return b"".join([_LENGTH.pack(_MAGIC, len(text)), text, *blobs])
 
 
-def unpacked(plan: Plan, data: bytes | memoryview) -> Any:
+def unpacked(plan: Plan, data: bytes) -> Any:
     """The outcome of a pending row.
 
     Raises:
         StoreError: It is not one.
     """
-    data = bytes(data)
     try:
         magic, length = _LENGTH.unpack_from(data)
         if magic != _MAGIC:
@@ -321,12 +332,15 @@ def _point(plan: Plan, saved: _store.Saved) -> Point:
 
 
 def _lay_beside(plan: Plan, line: Line, rows: Iterable[_store.Pending]) -> None:
-    for row in rows:
+    done: dict[int, list[Any]] = {}
+    for row in sorted(rows, key=lambda row: row.n):
         if row.kind == _store.UPDATE:
-            line.outcomes[row.task] = unpacked(plan, row.data)
+            done.setdefault(row.task, []).append(row.data)
         elif row.kind == _store.QUESTION:
             number = line.questions.get(row.task, (-1, None))[0]
             if row.n >= number:
                 line.questions[row.task] = (row.n, (CODED, bytes(row.data)))
         elif row.kind == _store.ANSWER:
             line.answers.setdefault(row.task, {})[row.n] = (CODED, bytes(row.data))
+    for task, pieces in done.items():
+        line.outcomes[task] = unpacked(plan, b"".join(pieces))

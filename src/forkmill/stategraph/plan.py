@@ -129,6 +129,7 @@ class Plan:
         paths: Its edges.
         settings: What compile was told.
         codec: Encodes values.
+        largest: Bytes of the largest one that the store holds, or None.
         coder: The same, for wires.
         view: Makes a look at the state, of (plain, late).
         calls: By node, what is sent for a task of it: see `callable_of`.
@@ -155,6 +156,7 @@ class Plan:
         self.settings = settings
         store = settings.store
         self.codec = codec_named("pickle") if store is None else store.codec
+        self.largest = None if store is None else store.largest
         self.coder = Coder(self.codec, store is None)
         self.view = viewer(schema.cls, tuple(schema.keys), self.coder.value)
         self._check_edges()

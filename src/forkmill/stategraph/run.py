@@ -43,12 +43,13 @@ from contextvars import ContextVar
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import errors
 from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_note
 from ..runs.failure import Failure
 from ..runs.handle import Left
+from . import fits
 from .keep import Keeper
 from .limits import Limits
 from .line import (
@@ -73,7 +74,6 @@ from .task import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .drive import Driver
     from .node import Node
     from .places import Places
     from .plan import Plan
@@ -92,6 +92,23 @@ class Carried(BaseException):
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
+
+
+class Inner(Protocol):
+    """The run of a node that is a state graph, as the one around knows it: see `drive.Driver`."""
+
+    @property
+    def in_user_code(self) -> bool:
+        """Whether the run's thread is in the user's code just now."""
+
+    def kill(self) -> None:
+        """End now."""
+
+    def held_by_anything(self) -> bool:
+        """After `kill`: whether the user's code holds the thread; if so the caller has the run."""
+
+    def carry_on(self) -> Any:
+        """End the run whose thread was left behind."""
 
 
 def carried(error: BaseException) -> BaseException:
@@ -138,8 +155,8 @@ class Run:
         self.stats = StateStats()
         self.interrupted = False  # by Ctrl-C
         self._inside: dict[str, bool] = {}
-        self._inner: Driver | None = None  # the run of the node that is a state graph
-        self._left: Driver | None = None  # the same, left behind with this one
+        self._inner: Inner | None = None  # the run of the node that is a state graph
+        self._left: Inner | None = None  # the same, left behind with this one
         self._last: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
         self._resumed, self._single = resumed, single
         self._keep = Keeper(plan, line, tell)
@@ -168,7 +185,7 @@ class Run:
         if (inner := self._inner) is not None:
             inner.kill()
 
-    def adopt(self, inner: Driver | None) -> None:
+    def adopt(self, inner: Inner | None) -> None:
         """A node that is a state graph runs, as this; None: not any more. In the run's thread."""
         self._inner = inner
         if inner is not None and self._killed:  # it came between
@@ -519,7 +536,10 @@ class Run:
             self.tell.task_started(node.name, self.line.point.step + 1, index, attempt)
 
     def _finished(self, index: int, node: Node, outcome: Any, seconds: float) -> None:
-        line = self.line
+        line, plan = self.line, self.plan
+        if plan.largest is not None and (error := fits.refused(plan, node.name, outcome)):
+            self._failed(index, node, error, seconds, final=True)
+            return
         if outcome[0] == ASKED:
             _, number, wire = outcome
             line.questions[index] = (number, wire)

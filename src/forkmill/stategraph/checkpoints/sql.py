@@ -104,6 +104,8 @@ class SQLCheckpoints(Forkable, store.Checkpoints):
     """A store of SQL tables; a dialect adds how to open, and what a transaction is."""
 
     _open: Any  # the connection; None: there is none yet, or it was closed
+    # SQLite's rows have 10^9 bytes (limits.html), Postgres's messages 2^30; some are not its own.
+    largest: int | None = 999_000_000
     _for_update = ""  # behind a SELECT of `session s` whose row shall stay as it is
 
     def __init__(self, *, codec: str, key: bytes | str | None) -> None:

@@ -291,7 +291,12 @@ class Checkpoints(abc.ABC):
         ValueError: An unknown codec, an empty key.
         TypeError: Neither a name, nor bytes or text.
         ModuleNotFoundError: The codec's package is not installed; the message names the extra.
+
+    Attributes:
+        largest: Bytes of the largest value that it holds; None: there is no such limit.
     """
+
+    largest: int | None = None
 
     def __init__(self, *, codec: str = "pickle", key: bytes | str | None = None) -> None:
         self._codec = codec_named(codec)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fix_pooler import Pooler
 
 from forkmill.stategraph.checkpoints import MemoryCheckpoints
 from forkmill.stategraph.checkpoints.sqlite import SQLiteCheckpoints
@@ -48,7 +49,10 @@ def an_url(postgres_server: str) -> str:
     return postgres_server
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"], name="make_store")
+KINDS = ["memory", "sqlite", "postgres", pytest.param("pooled", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=KINDS, name="make_store")
 def a_maker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """make_store(**options) -> a store on the same data each time (memory: always the same)."""
     with contextlib.ExitStack() as stack:
@@ -67,8 +71,12 @@ def a_maker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
             return stack.enter_context(PostgresCheckpoints(url, **options))
 
         url = ""
-        if request.param == "postgres":
+        if request.param in ("postgres", "pooled"):
             url = request.getfixturevalue("postgres_url")
+        if request.param == "pooled":
+            pooler = Pooler(url)
+            url = pooler.url
+            stack.callback(pooler.close)  # behind the stores, which are entered later
         yield make
 
 

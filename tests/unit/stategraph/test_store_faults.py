@@ -318,19 +318,28 @@ def opened_postgres(url: str) -> Checkpoints:
     return opened(url)
 
 
-def test_a_connection_that_was_lost_is_made_anew(postgres_url: str) -> None:
+def lose_connections(url: str) -> None:
     import psycopg
 
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+
+
+def test_a_connection_that_was_lost_is_made_anew(postgres_url: str) -> None:
     with opened_postgres(postgres_url) as store:
         claim = store.begin("s", expect=0, hash="h", change=FIRST)
-        with psycopg.connect(postgres_url, autocommit=True) as other:
-            other.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
-            )
+        lose_connections(postgres_url)
+        store.write(claim, change=SECOND)
         with pytest.raises(fm.StoreError, match=r"terminat|closed"):
-            store.write(claim, change=SECOND)
-        store.write(claim, change=SECOND, release=True)
+            with store._transaction(writes=True) as run:
+                run("UPDATE session SET step = 7")
+                lose_connections(postgres_url)
+                run("UPDATE session SET step = 8")
+        lose_connections(postgres_url)
+        store.write(claim, status="completed", release=True)
         assert store.load("s").checkpoint.seq == 2
 
 

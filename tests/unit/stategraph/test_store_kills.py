@@ -9,6 +9,7 @@ that finds the claim of a dead one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -145,13 +146,13 @@ def in_child(work: Callable[[int], None]) -> tuple[int, Callable[[], tuple[int, 
     return pid, ended
 
 
-def operate(path: Path, start: int, killed_before: int = 0) -> Callable[[int], None]:
+def operate(
+    make: Callable[[], Checkpoints], start: int, first: Callable[[], None] | None = None
+) -> Callable[[int], None]:
     def work(writer: int) -> None:
-        if killed_before:
-            Killed.left = killed_before
-            connect = sqlite3.connect
-            sqlite3.connect = lambda *args, **options: connect(*args, factory=Killed, **options)
-        store, claims = SQLiteCheckpoints(path, sync="off"), {}
+        if first is not None:
+            first()
+        store, claims = make(), {}
         for operation in OPERATIONS[start:]:
             operation(store, claims)
             os.write(writer, b".")
@@ -160,14 +161,18 @@ def operate(path: Path, start: int, killed_before: int = 0) -> Callable[[int], N
     return work
 
 
-def look(path: Path) -> Any:
-    with SQLiteCheckpoints(path, sync="off") as store:
+def of_file(path: Path) -> Callable[[], Checkpoints]:
+    return lambda: SQLiteCheckpoints(path, sync="off")
+
+
+def look(make: Callable[[], Checkpoints]) -> Any:
+    with make() as store:
         return picture(store)
 
 
-def check(path: Path, done: int, expected: list[Any]) -> int:
-    """That the file has what it had after so many operations, or one more; how many."""
-    found = look(path)
+def check(make: Callable[[], Checkpoints], done: int, expected: list[Any]) -> int:
+    """That the store has what it had after so many operations, or one more; how many."""
+    found = look(make)
     near = [
         number for number in (done, done + 1) if found == expected[min(number, len(expected) - 1)]
     ]
@@ -176,22 +181,27 @@ def check(path: Path, done: int, expected: list[Any]) -> int:
 
 
 def kill_before_statements(tmp_path: Path, stride: int) -> None:
+    def first(before: int) -> None:
+        Killed.left = before
+        connect = sqlite3.connect
+        sqlite3.connect = lambda *args, **options: connect(*args, factory=Killed, **options)
+
     expected = pictures()
     for before in range(1, 1000, stride):
-        path = tmp_path / f"{before}.db"
-        done, status = in_child(operate(path, 0, before))[1]()
+        make = of_file(tmp_path / f"{before}.db")
+        done, status = in_child(operate(make, 0, functools.partial(first, before)))[1]()
         if status == 0:
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-        at = check(path, done, expected)
-        done, status = in_child(operate(path, at))[1]()
-        assert status == 0 and look(path) == expected[-1]
+        at = check(make, done, expected)
+        done, status = in_child(operate(make, at))[1]()
+        assert status == 0 and look(make) == expected[-1]
         for file in tmp_path.iterdir():
             file.unlink()
     else:
         pytest.fail("it has more statements than anybody counted")
     assert before > 100  # openings, transactions, commits: there are that many
-    assert look(path) == expected[-1]
+    assert look(make) == expected[-1]
 
 
 def test_a_kill_before_a_statement_tears_nothing(tmp_path: Path) -> None:
@@ -208,18 +218,18 @@ def kill_at_random(tmp_path: Path, kills: int, seed: int) -> None:
     """Whoever does the operations is killed at random instants, until all are done; and anew."""
     expected, chance, killed = pictures(), random.Random(seed), 0
     while killed < kills:
-        path, at = tmp_path / "runs.db", 0
+        make, at = of_file(tmp_path / "runs.db"), 0
         while at < len(OPERATIONS):
             began = time.monotonic()
-            pid, ended = in_child(operate(path, at))
+            pid, ended = in_child(operate(make, at))
             # What takes as long as it takes to open a file and write some rows, more or less.
             time.sleep(chance.uniform(0, 0.012))
             os.kill(pid, signal.SIGKILL)
             done, status = ended()
             assert time.monotonic() - began < 20
             killed += status != 0
-            at = check(path, at + done, expected)
-        assert look(path) == expected[-1]
+            at = check(make, at + done, expected)
+        assert look(make) == expected[-1]
         for file in tmp_path.iterdir():
             file.unlink()
 
@@ -232,6 +242,80 @@ def test_a_kill_at_any_instant_tears_nothing(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_a_thousand_kills_tear_nothing(tmp_path: Path) -> None:
     kill_at_random(tmp_path, 1000, seed=2)
+
+
+# ------------------------------------------------------------------------ Postgres
+
+
+class Deadly:
+    """Kills its process at a statement of psycopg's: before it is sent, or before its answer."""
+
+    def __init__(self, left: int, sent: bool) -> None:
+        self._left, self._sent = left, sent
+
+    def __call__(self) -> None:
+        import psycopg
+
+        wait = psycopg.Connection.wait
+
+        def waited(connection: Any, generator: Any, *args: Any, **options: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                if self._sent:
+                    next(generator)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return wait(connection, generator, *args, **options)
+
+        psycopg.Connection.wait = waited
+
+
+def rest(url: str) -> None:
+    """Wait until the server has seen that its clients are gone, and done what they had sent."""
+    import psycopg
+
+    query = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    until = time.monotonic() + 20
+    with psycopg.connect(url, autocommit=True) as connection:
+        while connection.execute(query).fetchone()[0]:
+            assert time.monotonic() < until
+            time.sleep(0.002)
+
+
+def empty(url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        for name in ("session", "checkpoint", "value", "pending"):
+            connection.execute(f"DROP TABLE IF EXISTS forkmill_{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sent", [False, True], ids=["before", "within"])
+def test_a_kill_at_any_statement_tears_nothing_in_postgres(sent: bool, postgres_url: str) -> None:
+    from forkmill.stategraph.checkpoints.postgres import PostgresCheckpoints
+
+    def make() -> Checkpoints:
+        return PostgresCheckpoints(postgres_url)
+
+    expected = pictures()
+    for number in range(1, 1000):
+        empty(postgres_url)
+        done, status = in_child(operate(make, 0, Deadly(number, sent)))[1]()
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        rest(postgres_url)
+        at = check(make, done, expected)
+        done, status = in_child(operate(make, at))[1]()
+        assert status == 0 and look(make) == expected[-1]
+    else:
+        pytest.fail("it has more statements than anybody counted")
+    assert number > 100
+    assert look(make) == expected[-1]
 
 
 # ---------------------------------------------------------------- several processes

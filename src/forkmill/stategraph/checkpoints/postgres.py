@@ -1,10 +1,11 @@
 """Checkpoints in Postgres, for runs on several machines.
 
 One connection a store object and process, by psycopg 3 (extra `postgres`), opened by need and again
-when it is lost between two transactions. Each write locks its session's row: other sessions do not
-wait. Nothing outlives a transaction, so a pooler in transaction mode may stand in between: no
-prepared statements, no session settings, no pipeline mode, no advisory locks; the tables are those
-of the connection's search_path.
+when it was lost between two transactions (the server was started anew, a pooler has its own idea of
+idle): a BEGIN that fails with its connection has done nothing. Each write locks its session's row:
+other sessions do not wait. Nothing outlives a transaction, so a pooler in transaction mode may
+stand in between: no prepared statements, no session settings, no pipeline mode, no advisory locks
+of sessions; the tables are those of the connection's search_path.
 
 **Forks.** libpq would tell the server that the parent leaves, were its connection dropped in a
 child: there it stays referenced for good, and the child has its own.
@@ -115,7 +116,7 @@ class PostgresCheckpoints(SQLCheckpoints):
 
     def _connected(self) -> Any:
         if self._open is not None and self._open.closed:
-            self.close()  # the server or the pooler has ended it: that was nobody's transaction
+            self.close()
         if self._open is None:
             connection = self._psycopg.connect(
                 **self._parts, autocommit=True, prepare_threshold=None
@@ -163,18 +164,31 @@ class PostgresCheckpoints(SQLCheckpoints):
         return self._statements[sql]
 
     @contextlib.contextmanager
+    def _begun(self) -> Iterator[Any]:
+        """A connection in a transaction."""
+        with contextlib.ExitStack() as stack:
+            connection = self._connected()
+            try:
+                stack.enter_context(connection.transaction())
+            except self._psycopg.OperationalError:
+                if not connection.closed:
+                    raise
+                connection = self._connected()
+                stack.enter_context(connection.transaction())
+            yield connection
+
+    @contextlib.contextmanager
     def _transaction(self, *, writes: bool) -> Iterator[Run]:
         with self._lock:
             try:
-                connection = self._connected()
+                with self._begun() as connection:
 
-                def run(sql: str, *arguments: Any) -> Rows:
-                    cursor = connection.execute(self._own(sql), arguments, binary=True)
-                    rows = Rows(cursor.fetchall() if cursor.description else ())
-                    rows.changed = cursor.rowcount
-                    return rows
+                    def run(sql: str, *arguments: Any) -> Rows:
+                        cursor = connection.execute(self._own(sql), arguments, binary=True)
+                        rows = Rows(cursor.fetchall() if cursor.description else ())
+                        rows.changed = cursor.rowcount
+                        return rows
 
-                with connection.transaction():
                     if not writes:
                         # One moment for all that is read; and small queries that are not compiled.
                         connection.execute(

@@ -43,6 +43,7 @@ MODULES = (
     "forkmill.errors",
     "forkmill.testing",
     "forkmill.integrations",
+    "forkmill.integrations.stdlib",
     "forkmill.integrations.tqdm",
     "forkmill.stategraph",
 )

@@ -369,6 +369,11 @@ class RemoteTraceback(Exception):
         super().__init__(text)
         self.text = text
 
+    @property
+    def tb(self) -> str:
+        """The text as it is shown: the standard library's name for it."""
+        return str(self)
+
     def __str__(self) -> str:
         return f'\n"""\n{self.text.rstrip()}\n"""'
 

@@ -447,6 +447,7 @@ class Aio(Executor):
             wait: Return when everything is over; else at once.
             cancel_futures: Cancel accepted calls that have not started.
         """
+        self._take_in(cancel_futures)
         self._here()
         self._closed = True
         with self._lock:

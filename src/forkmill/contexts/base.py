@@ -30,11 +30,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 from .. import _checks, errors
 from .._process import SHARES, Change, cpus, interrupted
 from ..runs.executor import Face, Options
-from ..runs.window import Results
+from ..runs.window import Results, left_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -457,7 +458,18 @@ class _Face(Face["View"]):
         self._whole._check_open()
         window = call.buffersize or max(self._whole.window, call.chunksize or 1)
         fn = call.fn
-        return Results(lambda args: self.submit(fn, *args), call, window=window)
+        submit = self.submit
+
+        def accept(args: Any) -> Future:
+            try:
+                return submit(fn, *args)
+            except errors.PoolClosed as error:
+                raise left_error() from error
+
+        results = Results(accept, call, window=window)
+        if call.lasting():
+            self._whole._lasting.add(results)
+        return results
 
     def _check_stops(self) -> None:
         if not self._whole.kills:
@@ -525,6 +537,7 @@ class Executor(_Face, ABC):
         self.window = 2 * self.width
         self.name = _checks.text("name", name) or f"{self.type}-{next(_numbers)}"
         self.ledger = Ledger()
+        self._lasting: WeakSet[Results] = WeakSet()
         self._pid = os.getpid()
 
     @property
@@ -561,6 +574,12 @@ class Executor(_Face, ABC):
             wait: Return when everything is over; else at once.
             cancel_futures: Cancel accepted calls that have not started.
         """
+
+    def _take_in(self, cancel_futures: bool) -> None:
+        """At a shutdown: open maps over input that has a length are accepted as a whole."""
+        if not cancel_futures and self._pid == os.getpid():
+            for results in tuple(self._lasting):
+                results.take_in()
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here (for pipelines)."""

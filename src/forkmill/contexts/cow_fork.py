@@ -215,6 +215,7 @@ class CowFork(Executor):
         Raises:
             KeyboardInterrupt: Ctrl-C while it waited: running calls were ended, all is over.
         """
+        self._take_in(cancel_futures)
         self._forker.close(cancel=cancel_futures)
         if wait:
             self._forker.join()

@@ -49,6 +49,7 @@ class Inline(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more."""
+        self._take_in(cancel_futures)
         self._closed = True
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:

@@ -351,6 +351,7 @@ class Thread(Executor):
         """
         if self._pid != os.getpid():
             return  # the threads are the parent's
+        self._take_in(cancel_futures)
         self._threads.close(cancel=cancel_futures)
         if wait:
             self._threads.join()

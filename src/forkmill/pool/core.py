@@ -30,6 +30,7 @@ from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from weakref import WeakSet
+from weakref import ref as weakref
 
 from .. import _native, errors
 from .._process import (
@@ -47,6 +48,7 @@ from .._process import (
     ours,
 )
 from ..codec.codec import Codec, Functions
+from ..runs.window import left_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
@@ -159,6 +161,12 @@ class Cuttable(Protocol):
     def cut(self, thread: int, alive: Container[int]) -> None: ...
 
 
+class Lasting(Protocol):
+    """A lazy call over input that has a length."""
+
+    def take_in(self) -> None: ...
+
+
 class Life:
     """How a pool ends: once, whoever asks, however many ask."""
 
@@ -170,7 +178,8 @@ class Life:
         self.collector = Collector(native, log.name)
         self.ports: WeakSet[Port] = WeakSet()  # one an event loop
         self.streams: WeakSet[Cuttable] = WeakSet()
-        self.inputs: set[int] = set()  # of lazy calls with input left: their tokens
+        # Of lazy calls with input left: their tokens, and who can take it in at a shutdown.
+        self.inputs: dict[int, weakref[Lasting] | None] = {}
         self.ended = False
         self._closed = False  # the native pool
         self._wake = Signal()  # an iterator has ended, or the core is gone
@@ -193,12 +202,17 @@ class Life:
     def input_begins(self) -> int:
         """A lazy call has input left, until `input_ended` with what this returns."""
         token = next(_tokens)
-        self.inputs.add(token)
+        self.inputs[token] = None
         return token
+
+    def input_lasts(self, token: int, results: Lasting) -> None:
+        """What is left of that input is taken in by a shutdown."""
+        if token in self.inputs:
+            self.inputs[token] = weakref(results)
 
     def input_ended(self, token: int) -> None:
         """Idempotent: a signal handler's exception may come at any place."""
-        self.inputs.discard(token)
+        self.inputs.pop(token, None)
         self._wake.set()
 
     def idle(self) -> bool:
@@ -231,6 +245,13 @@ class Life:
             self.log.hear(self.native)
 
     # The ways to an end.
+
+    def take_in(self) -> None:
+        """A shutdown finishes the open maps over input that has a length: accept what is left."""
+        for lasting in tuple(self.inputs.values()):
+            results = None if lasting is None else lasting()
+            if results is not None:
+                results.take_in()
 
     def finish(self, *, ladder: int = 0) -> None:
         """Finish what was accepted (or, with a ladder, do not), end all processes and threads.
@@ -666,12 +687,19 @@ class Core:
             error.add_note(f"The task was a call of {name}{of}.")
         return error
 
-    def refusal(self, error: errors.PoolError) -> errors.PoolError:
-        """What submit raises instead of the native layer's short words."""
+    def refusal(self, error: errors.PoolError, *, left: bool = False) -> errors.PoolError:
+        """What submit raises instead of the native layer's short words.
+
+        Args:
+            error: The native layer's.
+            left: It was for the input of a lazy call.
+        """
         if self.life.foreign():
             return errors.PoolError(_FOREIGN)
         if self.native.state == _native.POOL_BROKEN:
             return self.broken()
+        if type(error) is errors.PoolClosed and left:
+            return left_error()
         if type(error) is errors.PoolClosed:
             return errors.PoolClosed(
                 "cannot schedule new futures after shutdown: this pool takes no more work"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +13,7 @@ from .. import _native, errors
 if TYPE_CHECKING:
     from .core import Core
 
-__all__ = ["PoolStats", "WorkerInfo", "pool_stats", "worker_info"]
+__all__ = ["PoolStats", "WorkerInfo", "WorkerProcess", "pool_stats", "worker_info"]
 
 _STATES = {
     _native.POOL_OPEN: "open",
@@ -140,6 +143,34 @@ class WorkerInfo:
     in_flight: int
     busy: float
     running: float
+
+
+class WorkerProcess:
+    """A worker, as far as programs look at the `multiprocessing.Process` of a standard pool."""
+
+    def __init__(self, pool: Any, pid: int) -> None:
+        self._pool = pool
+        self.pid = self.ident = pid
+
+    def is_alive(self) -> bool:
+        """Whether it is still a worker of the pool."""
+        return any(worker.pid == self.pid for worker in self._pool.workers())
+
+    def terminate(self) -> None:
+        """SIGTERM: it finishes its task, leaves and is replaced."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL: its task gets WorkerDied, and another worker takes its place."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.is_alive():  # else the number may be somebody else's
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def __repr__(self) -> str:
+        return f"<worker {self.pid}{'' if self.is_alive() else ', gone'}>"
 
 
 def pool_stats(core: Core) -> PoolStats:

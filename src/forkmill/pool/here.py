@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..codec import codec
-from ..runs.window import LazyCall, Results, late_error
+from ..runs.window import LazyCall, Results, late_error, left_error
 from .figures import PoolStats
 from .futures import Future
 
@@ -125,7 +125,7 @@ class Here:
         self.check()
         fn = call.fn
         self._codec.dump_function(fn)  # what cannot be sent is told at once
-        sized = call.buffersize is None and all(hasattr(it, "__len__") for it in call.iterables)
+        sized = call.lasting()
         deadline = call.deadline()
 
         def in_time() -> None:
@@ -136,9 +136,7 @@ class Here:
             in_time()
             self.check_killed()
             if self.state != "inline" and not sized:
-                raise errors.PoolClosed(
-                    "the pool was shut down while input was left: read the results before that"
-                )
+                raise left_error()
             try:
                 encoded = self.encoded(fn, tuple(args), {})
             except errors.SerializationError as error:

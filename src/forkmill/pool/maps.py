@@ -121,13 +121,13 @@ class Feed(Input[_native.Chunk]):
         # Whether, and up to how many bytes of results, a chunk can change nothing of that.
         self.settled = not self.tuned and (buffersize is not None or not self.wide)
         self.light = sys.maxsize if self.settled else self.share // SPAN
-        self._token = core.life.input_begins()
+        self.token = core.life.input_begins()
 
     def pull(self) -> _native.Chunk | None:
         encoder = self.encoder
         n = self._size() if self.tuned else self.unit
         share = self.share
-        if self.chunks:
+        if self.chunks and self.whole is None:
             left = MAX_WINDOW - self.bytes
             if left <= 0 or n > self.window - self.held:
                 return None
@@ -161,7 +161,7 @@ class Feed(Input[_native.Chunk]):
                 options.flags, options.priority, -1, 0, self.completions, tag,
             )  # fmt: skip
         except errors.PoolError as error:
-            self.spent(self.core.refusal(error))
+            self.spent(self.core.refusal(error, left=True))
             return None
         self.held += count
         self.bytes += size
@@ -194,7 +194,7 @@ class Feed(Input[_native.Chunk]):
     def spent(self, error: BaseException | None = None) -> None:
         """As the base says; and a dropped pool need not live on for this input."""
         if self.source is not None:
-            self.core.life.input_ended(self._token)
+            self.core.life.input_ended(self.token)
         super().spent(error)
 
     def _size(self) -> int:
@@ -269,6 +269,8 @@ class MapIterator(WindowIterator[_native.Chunk], _native.RecordIterator):
         self._completions = None if call.ordered else core.native.completion_queue()
         feed = Feed(core, call, options, completions=self._completions, prompt=not call.ordered)
         self._begin(feed, deadline, ordered=call.ordered)
+        if feed.source is not None and call.lasting():
+            core.life.input_lasts(feed.token, self)
 
     def watch(self, watch: Any, total: int | None, workers: int) -> None:
         self._items.watch = watch

@@ -37,6 +37,7 @@ from .core import Core
 from .figures import (
     PoolStats,
     WorkerInfo,
+    WorkerProcess,
     pool_stats,
     worker_info,
 )
@@ -506,13 +507,15 @@ class ProcessPool(_Face):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Accept nothing more, finish what was accepted, end all workers. Idempotent.
 
-        What an open `map` has not yet pulled from its input is not accepted work: its iterator
-        delivers what was, and then raises PoolClosed.
+        The input of an open `map` is accepted as a whole if it has a length, and no `buffersize`
+        was given: its results can be read afterwards, as those of the standard library's executors.
+        What a map over other input has not yet pulled is not accepted: its iterator delivers what
+        was, and then raises PoolClosed.
 
         Args:
             wait: Return when everything is over, callbacks included; else at once. (From a
                 callback it returns at once in either case.)
-            cancel_futures: Cancel accepted tasks that have not started.
+            cancel_futures: Cancel accepted tasks that have not started, and accept no more input.
 
         Raises:
             KeyboardInterrupt: Ctrl-C while it waited: running tasks were ended, all is over.
@@ -523,6 +526,12 @@ class ProcessPool(_Face):
             return
         if core.life.foreign():
             return
+        try:
+            if not cancel_futures:
+                core.life.take_in()
+        except KeyboardInterrupt:
+            core.life.finish(ladder=_native.LADDER_TERM)
+            raise
         core.life.refuse()
         if cancel_futures:
             core.cancel_pending()
@@ -541,6 +550,30 @@ class ProcessPool(_Face):
         else:
             self._here.kill()
 
+    def kill_workers(self) -> None:
+        """As `concurrent.futures` of CPython 3.14: SIGKILL for all workers. Idempotent.
+
+        Tasks that run get WorkerDied, tasks that have not started are cancelled; the pool takes no
+        more.
+        """
+        self._end_workers(_native.LADDER_KILL)
+
+    def terminate_workers(self) -> None:
+        """As `concurrent.futures` of CPython 3.14: SIGTERM for all workers. Idempotent.
+
+        As `kill_workers`, but workers may clean up; who has not left after half a second is killed.
+        """
+        self._end_workers(_native.LADDER_TERM)
+
+    def _end_workers(self, ladder: int) -> None:
+        core = self._core
+        if core is None:
+            self._here.kill()
+        elif not core.life.foreign():
+            core.life.refuse()
+            core.cancel_pending()
+            core.life.finish(ladder=ladder)
+
     def __enter__(self) -> ProcessPool:
         return self
 
@@ -554,6 +587,26 @@ class ProcessPool(_Face):
             self._core.life.finish(ladder=_native.LADDER_TERM)
         else:
             self.shutdown(wait=True)
+
+    # ------------------------------------------------------------------ as the standard library's
+
+    # Private there, and read all the same: who the workers are, and whether all is well.
+
+    @property
+    def _processes(self) -> dict[int, WorkerProcess]:
+        return {worker.pid: WorkerProcess(self, worker.pid) for worker in self.workers()}
+
+    @property
+    def _broken(self) -> str | bool:
+        broken = self.stats().state == "broken" and self._core is not None
+        return str(self._core.broken()) if broken and self._core else broken
+
+    @property
+    def _mp_context(self) -> Any:
+        import multiprocessing
+
+        method = "fork" if self._core is None else self._core.method
+        return multiprocessing.get_context("forkserver" if method == "zygote" else method)
 
     # ------------------------------------------------------------------ without workers
 

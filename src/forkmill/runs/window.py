@@ -14,15 +14,26 @@ Invariants:
       it: then it is consumed.
     * WINDOW-2  Finished results are handed over before an input of unknown kind is pulled again: it
       may block. Only inputs that cannot block are pulled first.
+    * WINDOW-3  One thread at a time pulls: the one that reads, until another one takes in the rest,
+      and then that one. ::
+
+          reads on                          take_in, as an executor is shut down
+            pulling = thread                  whole = Rest()
+            if whole is None: pull            if pulling: wait for its end
+            else: wait until all is in        pull the rest
+
+      Each writes its own word before it reads the other's: one of them sees the other.
 
 Threads: an iterator is used by one thread at a time; another one gets ValueError, as with
-generators. `close` may be called from any thread, and from a finalizer.
+generators. `close` and `take_in` may be called from any thread, `close` from a finalizer too.
 """
 
 from __future__ import annotations
 
 import queue
 import sys
+import threading
+from _thread import get_ident
 from collections import deque
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -30,17 +41,27 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .. import _checks
-from .._process import interrupted
-from ..errors import TaskTimeout, WorkerDied
+from .._process import Signal, interrupted
+from ..errors import PoolClosed, TaskTimeout, WorkerDied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Input", "LazyCall", "Results", "Window", "WindowIterator", "as_failure", "late_error"]
+__all__ = [
+    "Input",
+    "LazyCall",
+    "Results",
+    "Window",
+    "WindowIterator",
+    "as_failure",
+    "late_error",
+    "left_error",
+]
 
 W = TypeVar("W")  # the kind of work
 
 SLOW_S = 0.010  # an input that takes longer to fill the window is slow
+_TAKING = threading.Lock()  # held while a `_Rest` is made
 
 # Iterating over these runs no code of the user's and never blocks.
 _QUICK = frozenset({
@@ -69,10 +90,12 @@ class LazyCall:
     own: bool = False
 
     def __post_init__(self) -> None:
-        if not self.iterables:
-            raise TypeError("map() needs at least one iterable")
         _checks.a_callable("fn", self.fn)
         _checks.window_limits(self.chunksize, self.buffersize, self.timeout)
+
+    def lasting(self) -> bool:
+        """Whether a shutdown takes in what is left, as the standard library has taken all in."""
+        return self.buffersize is None and all(hasattr(it, "__len__") for it in self.iterables)
 
     def quick(self) -> bool:
         """Whether pulling from the input cannot block."""
@@ -89,6 +112,14 @@ class LazyCall:
         return zip(*self.iterables)  # noqa: B905  # shortest, as the built-in map
 
 
+class _Rest:
+    """What a thread that takes in the rest of an input has (WINDOW-3)."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # held while the rest is taken in
+        self.free = Signal()  # the thread that reads has left a pull
+
+
 class Input(Generic[W]):
     """The input of a lazy call: work is made of what is pulled from it.
 
@@ -100,9 +131,11 @@ class Input(Generic[W]):
         window: How many may be pulled and not yet consumed.
         pulled: How many items were pulled.
         held: How many of them are not yet consumed.
+        whole: All that is left is taken in, whatever the window: an executor is shut down.
     """
 
     source: Any
+    whole: _Rest | None = None
     error: BaseException | None = None
     quick: bool
     buffersize: int | None
@@ -138,6 +171,7 @@ class Window(Generic[W]):
 
     _open = False
     _closed = True  # __del__ may come before the rest
+    _pulling = 0  # the thread that pulls (WINDOW-3)
     _watch: Any = None  # who tells how far it is, if somebody wants to know
     _status = "stopped"  # for that one: how it ends, if nothing else is said
 
@@ -218,6 +252,18 @@ class Window(Generic[W]):
         feed = self._feed
         if feed.source is None:
             return False
+        try:
+            self._pulling = get_ident()
+            if feed.whole is None:
+                return self._pull_one(feed)
+        finally:
+            self._pulling = 0
+            if feed.whole is not None:
+                feed.whole.free.set()
+        with feed.whole.lock:  # another thread takes all in
+            return False
+
+    def _pull_one(self, feed: Input[W]) -> bool:
         work = feed.pull()
         if work is None:
             return False
@@ -229,6 +275,22 @@ class Window(Generic[W]):
             feed.abandon((work,), kill=False)
             return False
         return True
+
+    def take_in(self) -> None:
+        """Pull all that is left of the input, whatever the window: a shutdown finishes it.
+
+        Nothing more is pulled for whoever reads. (From within a pull it does nothing.)
+        """
+        feed = self._feed
+        if self._pulling == get_ident():
+            return
+        with _TAKING:
+            rest = feed.whole = feed.whole or _Rest()
+        with rest.lock:
+            while self._pulling:
+                rest.free.wait()
+            while self._open and feed.source is not None and self._pull_one(feed):
+                pass
 
     def _there(self, line: deque[W], wait: bool) -> bool:
         """Whether the first of the line is done; with `wait`, when that may have changed.
@@ -323,6 +385,13 @@ def late_error() -> TimeoutError:
     return TimeoutError("the results were not there within the timeout of the call")
 
 
+def left_error() -> PoolClosed:
+    return PoolClosed(
+        "the executor was shut down while input was left: read the results before that (inside its "
+        "with block), or hand over all input with a length and no buffersize, as list(...)"
+    )
+
+
 def as_failure(error: BaseException) -> BaseException:
     """What a task raised, as an iterator may raise it: it must not look like the end."""
     if not isinstance(error, StopIteration | StopAsyncIteration):
@@ -356,7 +425,7 @@ class _Calls(Input["Future[Any]"]):
 
     def pull(self) -> Future[Any] | None:
         submit = self._submit
-        if submit is None or self.held >= self.window:
+        if submit is None or (self.held >= self.window and self.whole is None):
             return None
         try:
             item = next(self.source)

@@ -1,4 +1,4 @@
-"""What a signal handler raises, at each place in turn where one can: in pipelines and contexts.
+"""What a signal handler raises, at each place where one can: in pipelines, contexts and graphs.
 
     python interrupts.py SCENARIO [STEP [FIRST [LAST]]]     prints a line for each place that fails
 
@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
@@ -35,6 +35,7 @@ import conftest
 import forkmill as fm
 from forkmill.contexts.lanes.lane import Work
 from forkmill.contexts.specs import spec
+from forkmill.runs.interrupts import Late
 
 PATIENCE = 12.0  # seconds for one place, on a busy machine
 SIGNAL = signal.SIGUSR1
@@ -57,7 +58,7 @@ class _Flag(int):
     set = property(_thread.interrupt_main)
 
 
-_FLAG = _Flag(SIGNAL)
+_FLAGS = {number: _Flag(number) for number in (SIGNAL, signal.SIGINT)}
 
 Place = tuple[CodeType, int]
 
@@ -75,21 +76,24 @@ def _looks(code: CodeType) -> frozenset[int]:
 class Tracer:
     """Sees the places that the main thread comes by; at one of them it flags the signal."""
 
-    def __init__(self, target: Place | None = None) -> None:
+    def __init__(self, target: Place | None = None, number: int = SIGNAL) -> None:
         self.places: dict[Place, None] = {}
         self.target = target
+        self.flag = _FLAGS[number]
         self.came = False
 
     def begin(self, frame: FrameType, event: str, argument: object) -> Any:
         if event != "call" or not frame.f_code.co_filename.startswith(_OURS):
             return None
+        if frame.f_code is Late.__del__.__code__:
+            return None  # it flags a signal for who comes behind it, and that would be us
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         if self.target is None:
             self.places[frame.f_code, -1] = None
         elif self.target == (frame.f_code, -1) and not self.came:
             self.came = True
-            _FLAG.set  # noqa: B018
+            self.flag.set  # noqa: B018
         return self.step
 
     def step(self, frame: FrameType, event: str, argument: object) -> Any:
@@ -98,18 +102,18 @@ class Tracer:
                 self.places[frame.f_code, frame.f_lasti] = None
             elif not self.came and self.target == (frame.f_code, frame.f_lasti):
                 self.came = True
-                _FLAG.set  # noqa: B018
+                self.flag.set  # noqa: B018
         return self.step
 
 
-def interrupted(act: Callable[[dict[str, Any]], None], target: Place | None) -> tuple[Tracer, Any]:
+def interrupted(scenario: Scenario, target: Place | None) -> tuple[Tracer, Any]:
     """Run a scenario's act, traced; what there was then, and what the handler has raised."""
-    tracer, box = Tracer(target), {}
+    tracer, box = Tracer(target, scenario.signal), {}
     begin = tracer.begin  # kept: the handler ends the trace out of a call of this
     try:
         sys.settrace(begin)
         try:
-            act(box)
+            scenario.act(box)
         finally:
             sys.settrace(None)
     except BaseException as error:
@@ -121,7 +125,15 @@ def interrupted(act: Callable[[dict[str, Any]], None], target: Place | None) -> 
 
 
 class Scenario:
-    """What is interrupted, and what has to hold afterwards."""
+    """What is interrupted, and what has to hold afterwards.
+
+    Attributes:
+        signal: What comes. Ours has a handler that raises Alarm; SIGINT has Python's own.
+        raised: What may come out of `act`.
+    """
+
+    signal: int = SIGNAL
+    raised: tuple[type[BaseException], ...] = (Alarm,)
 
     def act(self, box: dict[str, Any]) -> None:
         """What is interrupted anywhere. What has to be closed is put into the box."""
@@ -292,6 +304,66 @@ class Contexts(Scenario):
             box["pool"].close()
 
 
+seen: list[int] = []  # what the graphs' function was called with, in this process
+
+
+def noted(x: int) -> int:
+    seen.append(x)
+    return 2 * x
+
+
+class Graphs(Scenario):
+    """A graph of two groups over an engine: `run`, `map` or `imap`. One Ctrl-C never breaks
+    anything off: what has begun is finished, and is in the result."""
+
+    def __init__(self, mode: str, engine: str, number: int = signal.SIGINT) -> None:
+        self.mode, self.engine, self.signal = mode, engine, number
+        self.raised = (KeyboardInterrupt if number == signal.SIGINT else Alarm,)
+
+    def act(self, box: dict[str, Any]) -> None:
+        seen.clear()
+        first = fm.node(noted, output_name="y")
+        graph = fm.Graph([first, fm.node(lambda y: y + 1, output_name="z", context="thread:1")])
+        if self.mode == "run":
+            assert graph.run({"x": 2}, engine=self.engine) == {"y": 4, "z": 5}
+        elif self.mode == "map":
+            rows = graph.map({"x": range(4)}, "x", "zip", "z", engine=self.engine)
+            assert rows["z"] == [1, 3, 5, 7]
+        else:
+            rows = graph.imap({"x": iter(range(4))}, "x", engine=self.engine)
+            box["rows"] = rows
+            assert [row["z"] for row in rows] == [1, 3, 5, 7]
+
+    def settle(self, box: dict[str, Any]) -> None:
+        if "rows" in box:
+            box["rows"].close()
+        error = box.get("raised")
+        if self.signal != signal.SIGINT or "came" not in box:
+            return
+        assert error is not None, "Ctrl-C was lost"
+        if self.mode == "map" and hasattr(error, "result"):
+            got = error.result["z"]
+            assert got == [1, 3, 5, 7][: len(got)]
+            assert len(got) >= len(seen), (got, seen)
+
+
+class MapOfOne(Graphs):
+    """A map of one group over processes: the pool's own."""
+
+    def __init__(self) -> None:
+        super().__init__("map", "ipc_fork:1")
+
+    def act(self, box: dict[str, Any]) -> None:
+        graph = fm.Graph([fm.node(double, output_name="z")])
+        values = map(int, "0123")
+        rows = graph.map({"item": values}, "item", engine=self.engine)
+        assert rows["z"] == [0, 2, 4, 6]
+
+    def settle(self, box: dict[str, Any]) -> None:
+        if "came" in box:
+            assert box["raised"] is not None, "Ctrl-C was lost"
+
+
 IN_THREADS = ("thread:2", "async:2", "cow_fork:2", "ipc_fork:1")
 SCENARIOS: dict[str, Scenario] = {
     **{f"run-{kind}": Run(kind) for kind in ("inline", *IN_THREADS)},
@@ -306,6 +378,13 @@ SCENARIOS: dict[str, Scenario] = {
     **{f"executor-{kind}": Executor(kind) for kind in IN_THREADS},
     **{f"lane-{kind}": Lane(kind) for kind in IN_THREADS},
     **{f"lane-{kind}-stream": Lane(kind, True) for kind in IN_THREADS},
+    **{
+        f"graph-{mode}-{kind}": Graphs(mode, kind)
+        for mode in ("run", "map", "imap")
+        for kind in ("inline", *IN_THREADS)
+    },
+    **{f"graph-alarm-{kind}": Graphs("map", kind, SIGNAL) for kind in IN_THREADS},
+    "graph-map-of-one": MapOfOne(),
     **{f"contexts-{kind}": Contexts(kind) for kind in ("inline", "thread", "cow_fork")},
 }
 
@@ -343,8 +422,8 @@ def told(place: Place) -> str:
 def places_of(scenario: Scenario) -> list[Place]:
     """Where a scenario comes by, in the order of its first coming."""
     for _ in range(2):  # what is imported and compiled at first use is so now
-        scenario.settle(interrupted(scenario.act, None)[1])
-    tracer, box = interrupted(scenario.act, None)
+        scenario.settle(interrupted(scenario, None)[1])
+    tracer, box = interrupted(scenario, None)
     scenario.settle(box)
     if "error" in box:
         raise box["error"]
@@ -355,10 +434,13 @@ def trouble(scenario: Scenario, place: Place) -> str:
     """Interrupt a scenario there; what was not as it has to be, or nothing."""
     said = []
     try:
-        box = interrupted(scenario.act, place)[1]
+        tracer, box = interrupted(scenario, place)
+        if tracer.came:
+            box["came"] = True
         error = box.pop("error", None)
-        if not isinstance(error, Alarm | None):
+        if error is not None and not isinstance(error, scenario.raised):
             said += traceback.format_exception(error)
+        box["raised"] = error
         scenario.settle(box)
     except BaseException as error:
         said += ["in settling:\n", *traceback.format_exception(error)]

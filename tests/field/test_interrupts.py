@@ -31,6 +31,7 @@ SHARES_A_SCRIPT = (
     ("run-inline", "run-thread:2", "clock", "subscribed", "stream-thread:2"),
     ("stop-thread:2", "kill-inline", "executor-thread:2", "executor-async:2", "lane-thread:2"),
     ("executor-cow_fork:2", "lane-cow_fork:2-stream", "contexts-cow_fork"),
+    ("graph-map-thread:2", "graph-imap-async:2", "graph-run-inline", "graph-map-of-one"),
 )
 
 

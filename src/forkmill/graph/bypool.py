@@ -2,22 +2,20 @@
 
     items ──▶ pool.map(function of the group) ──results──▶ blocks: Rows, or (index, row) pairs
 
-Guarantees: as the flow's, for what it can do (see `pool_of`). Ctrl-C in a whole map: nothing more
-is pulled, and what was sent is finished.
+Guarantees: as the flow's, for what it can do (see `pool_of`). Ctrl-C: nothing more is pulled, and
+what was sent is finished.
 
-Threads: the call's own; in the main thread a whole map has one of ours that takes the results.
+Threads: the call's own.
 """
 
 from __future__ import annotations
 
 import functools
-import queue
-import threading
+from concurrent.futures import CancelledError
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .._process import LoneThread
 from .bundle import Bare
 from .carrier import UNUSUAL
 from .flow import Flow
@@ -48,8 +46,6 @@ def pool_of(layout: Layout, ctx: Any, items: Any, tell: Telling | None) -> Home 
         return None
     if tell is not None and tell.singly:
         return None
-    if ctx.mode == "map" and not items.quick and _is_main():
-        return None  # Ctrl-C lets what runs finish, and code of the input's belongs to this thread
     post = layout.posts[0]
     home: Home = post.home
     retried = any(step.node.retry is not None for step in post.group.steps)
@@ -67,7 +63,7 @@ def by_pool(
     if post.timeout is not None:
         face = face.options(timeout=post.timeout)
     flow = Flow(layout, iter(()), [], Bell(), ctx, tell)
-    column = _Column(post, items)
+    column = _Column(post, items, ctx.interrupts)
     results: Any = face.map(
         Bare(post.call),
         column.values,
@@ -75,53 +71,22 @@ def by_pool(
         buffersize=ctx.buffersize,
         return_exceptions=True,
     )
-    blocks = _blocks_of(results, flow, tell, column, ctx)
-    if ctx.mode == "map" and items.quick and _is_main():
-        return _aside(blocks, results)
-    return blocks
+    ctx.interrupts.guards(_Results(results))
+    return _blocks_of(results, flow, tell, column, ctx)
 
 
-def _is_main() -> bool:
-    return threading.current_thread() is threading.main_thread()
+class _Results:
+    """What Ctrl-C ends: what has begun is finished, and all before it."""
 
+    def __init__(self, results: Any) -> None:
+        self._results = results
 
-def _aside(blocks: Iterator[Any], results: Any) -> Iterator[Any]:
-    """The same blocks, taken by a thread of ours: Ctrl-C then breaks nothing off, and what runs
-    can finish. A second one ends it."""
-    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def stop(self) -> None:
+        """Nothing more is begun."""
+        self._results.stop()
 
-    def take() -> None:
-        try:
-            for block in blocks:
-                ready.put((block, None))
-            ready.put((None, None))
-        except BaseException as error:
-            ready.put((None, error))
-
-    thread = LoneThread(take, "forkmill-map")
-    interrupt: KeyboardInterrupt | None = None
-    try:
-        thread.start()
-        while True:
-            try:
-                block, error = ready.get()
-            except KeyboardInterrupt as again:
-                if interrupt is not None:
-                    raise
-                interrupt = again
-                results.drain()
-                continue
-            if error is not None:
-                raise error
-            if block is None:
-                break
-            yield block
-        if interrupt is not None:
-            raise interrupt
-    finally:
-        results.close()
-        thread.join()
-        interrupt = error = None  # cycles: their tracebacks have this frame
+    def kill(self) -> None:
+        """What raises meanwhile closes the results."""
 
 
 def _blocks_of(
@@ -140,6 +105,8 @@ def _blocks_of(
             try:
                 values.extend(islice(results, size))  # keeps those before an exception
                 over = len(values) < size
+                if ctx.interrupts.noted and (taken := _taken_back(values)):
+                    values, over = values[:-taken], True
             finally:
                 if values:
                     if tell is not None:
@@ -147,8 +114,15 @@ def _blocks_of(
                     yield _told(flow, tell, rows_of, column, at, values)
             size = min(most, _next_size(size, perf_counter() - start))
             at += len(values)
+        ctx.interrupts.check()
     finally:
         results.close()
+
+
+def _taken_back(values: list[Any]) -> int:
+    """How many at the end were not begun before a stop."""
+    begun = [at for at, value in enumerate(values) if type(value) is not CancelledError]
+    return len(values) - 1 - (begun[-1] if begun else -1)
 
 
 def _next_size(size: int, seconds: float) -> int:
@@ -161,7 +135,8 @@ class _Column:
     """The items of a map as a pool's are: the user's own list, if it is one. Else those are kept
     that the pool has been given and has not answered."""
 
-    def __init__(self, post: Any, items: Any) -> None:
+    def __init__(self, post: Any, items: Any, interrupts: Any) -> None:
+        self._interrupts = interrupts
         self._get = post.getter
         self._items = items
         self._kept: dict[int, Any] = {}
@@ -169,10 +144,19 @@ class _Column:
         self.values: Iterable[Any] = items.bare if self._own else self._pulled()
 
     def _pulled(self) -> Iterator[Any]:
-        get, kept = self._get, self._kept
-        for index, item in enumerate(self._items):
-            kept[index] = item
-            yield get(item)
+        get, kept, interrupts = self._get, self._kept, self._interrupts
+        interrupts.pulls = not self._items.quick
+        try:
+            for index, item in enumerate(self._items):
+                interrupts.pulls = False
+                kept[index] = item
+                yield get(item)
+                interrupts.pulls = not self._items.quick
+        except KeyboardInterrupt:
+            if not interrupts.noted:
+                raise
+        finally:
+            interrupts.pulls = False
 
     def take(self, index: int, number: int) -> list[Any]:
         """So many items from that one on; those are answered."""

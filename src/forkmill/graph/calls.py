@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._checks import nearest, window_limits
 from .._watch import sinks_of
 from ..errors import BuildError, SerializationError, slot
+from ..runs.interrupts import Late
 from ..runs.policies import told
 from .code import Call, everything
 from .failed import (
@@ -222,18 +223,25 @@ def _mapped_by_engine(graph: Any, asked: Asked, what: Checked, start: float) -> 
     ctx = asked.ctx(what.plan, what.items)
     rows: list[dict[str, Any]] = []
     failures: list[Failure] = []
-    with contextlib.closing(row_blocks(graph, engine, asked, ctx, what)) as blocks:
-        try:
-            for _, block in blocks:
-                rows += made(what.plan, block, failures)
-        except KeyboardInterrupt as error:
-            ctx.stopped = True
-            slot(error, "__dict__")["result"] = result_of(ctx, rows, failures, start)
-            raise
-        except Ended as ended:
-            failed = ended.failure
-        else:
-            return result_of(ctx, rows, failures, start)
+    failed: Failure | None = None
+    ours = hasattr(engine, "_blocks")  # another one's code may be anything
+    try:
+        with (
+            ctx.interrupts if ours else contextlib.nullcontext(),
+            contextlib.closing(row_blocks(graph, engine, asked, ctx, what)) as blocks,
+        ):
+            try:
+                for _, block in blocks:
+                    rows += made(what.plan, block, failures)
+            except Ended as ended:
+                failed = ended.failure
+        ctx.interrupts.check()
+    except KeyboardInterrupt as error:
+        ctx.stopped = True
+        slot(error, "__dict__")["result"] = result_of(ctx, rows, failures, start)
+        raise
+    if failed is None:
+        return result_of(ctx, rows, failures, start)
     raise_failure(failed, graph._called)
 
 
@@ -252,12 +260,15 @@ def result_of(ctx: Any, rows: list[Any], failures: list[Failure], start: float) 
 
 def _rows_by_engine(graph: Any, asked: Asked, what: Checked) -> Iterator[dict[str, Any]]:
     engine = engine_for(graph, asked)
-    blocks = row_blocks(graph, engine, asked, asked.ctx(what.plan, what.items), what)
+    ctx = asked.ctx(what.plan, what.items)
+    blocks = row_blocks(graph, engine, asked, ctx, what)
 
     def rows() -> Iterator[dict[str, Any]]:
+        late = Late(ctx.interrupts)
         with contextlib.closing(blocks):
             for _, block in blocks:
                 yield from made(what.plan, block, [])
+        del late
 
     return rows()
 

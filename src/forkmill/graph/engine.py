@@ -16,6 +16,7 @@ Threads: an engine may be used from any; what `map` gives belongs to one at a ti
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -23,7 +24,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import _checks, contexts, events
+from .._process import interrupted
 from ..errors import BuildError
+from ..runs.interrupts import Interrupts, Late
 from .bypool import by_pool, pool_of
 from .crew import Crew, Placing
 from .failed import raise_failure
@@ -65,6 +68,7 @@ class Ctx:
         stopped: The engine sets it: not all items were begun.
         noted: The engine adds the Failures that are in lists of nested maps.
         emitter: What the run's events are told with; None: the engine makes one.
+        interrupts: Its handler of Ctrl-C, for who goes on with the rows that the engine gives.
     """
 
     plan: Plan
@@ -85,6 +89,7 @@ class Ctx:
     stopped: bool = False
     noted: list[Any] = field(default_factory=list)
     emitter: Any = None
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
 
 class Engine(ABC):
@@ -186,15 +191,17 @@ class LocalEngine(Engine):
         self, graph: Any, inputs: Mapping[str, Any], output_name: Any = None, *, _ctx: Any = None
     ) -> dict[str, Any]:
         """One set of inputs; see `Engine`."""
-        return row_of_run(self._begun(graph, inputs, output_name, _ctx), graph._called)
+        ctx = Ctx(graph._plan(tuple(inputs), (), output_name), "run") if _ctx is None else _ctx
+        try:
+            with ctx.interrupts:
+                return row_of_run(self._begun(graph, inputs, output_name, ctx), graph._called)
+        finally:
+            ctx.interrupts.check()
 
-    def _begun(
-        self, graph: Any, inputs: Mapping[str, Any], output_name: Any, ctx: Ctx | None
-    ) -> Blocks:
+    def _begun(self, graph: Any, inputs: Mapping[str, Any], output_name: Any, ctx: Ctx) -> Blocks:
         """A run that has begun: executors are open."""
         names = tuple(inputs)
         plan = graph._plan(names, (), output_name)
-        ctx = ctx or Ctx(plan, "run")
         # What is given is the same for the whole run: large values go to a worker once. But batch
         # nodes get lists of it, of one element, and of constants none.
         batched = any(step.node.batch for step in plan.steps)
@@ -227,6 +234,17 @@ class LocalEngine(Engine):
         ctx: Ctx,
     ) -> Blocks:
         """Rows as they come, several at a time. When it returns, executors are open."""
+        with ctx.interrupts:  # nobody is left with half an executor
+            return self._opened(graph, items, inputs, output_name, ctx)
+
+    def _opened(
+        self,
+        graph: Any,
+        items: Iterator[tuple[Any, ...]] | None,
+        inputs: Mapping[str, Any],
+        output_name: Any,
+        ctx: Ctx,
+    ) -> Blocks:
         with self._lock:
             warm = self._warm[-1] if self._warm else None
         here = contexts.inside()
@@ -247,7 +265,7 @@ class LocalEngine(Engine):
                 one = tuple(inputs.values()) if items is None and ctx.plan.mapped else ()
                 flow = Flow(layout, items, ways, bell, ctx, tell, one)
                 rows = _carried(flow, ctx, call)
-            return Blocks(_told_of(rows, ctx, tell), call)
+            return Blocks(_told_of(rows, ctx, tell), call, ctx.interrupts)
         except BaseException:
             call.end(well=False)
             raise
@@ -334,56 +352,95 @@ class _Call:
         self.end(well=False)
 
 
-class Blocks:
-    """Rows of a call by a LocalEngine, several at a time: (index, row) pairs, or Rows. Close it, or
-    drop it, to end the call."""
+class _Ending:
+    """What of Blocks there still is when the call has ended: no finalizer, in which Ctrl-C would be
+    lost."""
 
-    def __init__(self, rows: Iterator[Any], call: _Call) -> None:
+    def __init__(self, rows: Iterator[Any], call: _Call, interrupts: Interrupts) -> None:
         self._rows = rows
         self._call = call
+        self._interrupts = interrupts
         self._over = False
 
-    def __iter__(self) -> Blocks:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
+        try:
+            with self._interrupts:
+                return self._next()
+        except StopIteration:
+            self._interrupts.check()
+            raise
+
+    def _next(self) -> Any:
         try:
             return next(self._rows)
         except BaseException as error:
             flow = self._call.flow
             killed = flow is not None and flow.killed
             self._end(well=isinstance(error, StopIteration) and not killed)
+            if isinstance(error, KeyboardInterrupt):
+                self._interrupts.owed()  # that is it
             raise
 
     def close(self) -> None:
-        """End the call. Idempotent."""
-        self._rows.close()  # type: ignore[attr-defined]
-        self._end(well=False)
+        """End the call. Idempotent. Ctrl-C meanwhile is raised by who closes."""
+        with self._interrupts:
+            self._rows.close()  # type: ignore[attr-defined]
+            self._end(well=False)
 
     def _end(self, *, well: bool) -> None:
-        if not self._over:
-            self._over = True
-            self._call.end(well=well)
+        """Whatever a signal handler raises meanwhile, it is ended."""
+        late: BaseException | None = None
+        while not self._over:
+            try:
+                self._call.end(well=well and late is None)
+                self._over = True
+            except BaseException as error:
+                if not interrupted(error):
+                    self._over = True
+                    raise
+                late = error
+        self.__class__ = _Ending
+        if late is not None:
+            try:
+                raise late
+            finally:
+                late = None  # a cycle: its traceback has this frame
+
+
+class Blocks(_Ending):
+    """Rows of a call by a LocalEngine, several at a time: (index, row) pairs, or Rows. Close it, or
+    drop it, to end the call.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came; after all rows that came of what ran.
+    """
 
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _at_end() and not getattr(self, "_over", True):
+            late = Late(self._interrupts)
             self.close()
+            del late
 
 
 def row_of_run(blocks: Blocks, called: str) -> dict[str, Any]:
     """What a run comes to; raises what its failure is."""
     row: Any = {}
-    for block in blocks:
-        for _, row in block:
-            if type(row) is not dict:
-                blocks.close()
-                raise_failure(row, called)
+    with contextlib.closing(blocks):
+        for block in blocks:
+            for _, row in block:
+                if type(row) is not dict:
+                    blocks.close()
+                    raise_failure(row, called)
     return row  # type: ignore[no-any-return]
 
 
 def _carried(flow: Flow, ctx: Ctx, call: _Call) -> Iterator[list[tuple[int, Any]]]:
     """A flow's rows; whoever started it elsewhere can stop it."""
     call.flow = flow
+    ctx.interrupts.guards(flow)
     if ctx.began is not None:
         flow.release = call.release
         ctx.began(flow)

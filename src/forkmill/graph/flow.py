@@ -18,7 +18,9 @@ expanded here, its items are units like all others.
 Guarantees:
     * Items go through groups without a barrier.
     * The budget is that of the executors, at every depth. Inner levels are admitted first.
-    * Ctrl-C once: no new items, what runs is finished; twice: all is ended.
+    * Ctrl-C once: no new items, what runs is finished; twice: all is ended (see `runs.interrupts`).
+      What anything else raises in the middle of it ends the call: nobody goes on with a flow that
+      was broken off.
 
 Invariants:
     * FLOW-1  `_units` is the number of units in all ways: what was put and did not come out.
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["Flow"]
 
 TURN_S = 0.001  # of pulling from the input, before others have their turn
-LOOK_S = 0.1  # between two looks at what is under way, after a stop
 GRACE = 0.4  # seconds that a call which cannot be ended has after `kill`
 
 
@@ -90,7 +91,7 @@ class Flow(Carrier):
         self._blocks: deque[Rows] = deque()
         self._given = 0  # rows that were handed over
         self._killed = self._closed = self._dropped = False
-        self.interrupted = False
+        self._interrupts = ctx.interrupts
         self.left_behind = 0
         self.release: Callable[[], None] = self.close  # everything; made more by who opened more
 
@@ -103,29 +104,15 @@ class Flow(Carrier):
             KeyboardInterrupt: Ctrl-C; after all rows that came of what ran.
             BaseException: What the items raised, after the rows of those before.
         """
-        done = False
         try:
-            while True:
-                try:
-                    rows = self._some_rows()
-                except KeyboardInterrupt:
-                    if self.interrupted:
-                        self.kill()
-                        raise
-                    self.interrupted = True
-                    self.stop()
-                    continue
-                if not rows:
-                    break
+            while rows := self._some_rows():
                 self._given += len(rows)
                 yield rows
-            done = True
-            if self.interrupted:
-                raise KeyboardInterrupt
+            self._interrupts.check()
             if self.top.raised is not None:
                 raise self.top.raised
         finally:
-            self.close(well=done)
+            self.close()
 
     def figures(self) -> RunStats:
         """The figures so far. Any thread."""
@@ -143,6 +130,9 @@ class Flow(Carrier):
 
     def stop(self) -> None:
         """No new items; what has begun is finished. Any thread."""
+        if not self._stopping:
+            for way in self._ways:
+                way.paused = True  # first: `_drop_unbegun`, which ends that, comes behind
         self._stopping = True
         self._bell.ring()
 
@@ -151,17 +141,18 @@ class Flow(Carrier):
         self._killed = self._stopping = True
         self._bell.ring()
 
-    def close(self, *, well: bool = False) -> None:
-        """End what there is of it. Idempotent."""
+    def close(self) -> None:
+        """End what there is of it. Idempotent: who was broken off in here does it again."""
         if self._closed:
             return
-        self._closed = True
         for way in self._ways:
             way.stop()
-        patience = GRACE if self._killed else None
+        left = 0
         for way in self._ways:
-            self.left_behind += way.close(patience)
+            left += way.close(GRACE if self._killed else None)
+        self.left_behind = left
         self._ready.clear()
+        self._closed = True
 
     # ------------------------------------------------------------------ the loop
 
@@ -184,8 +175,8 @@ class Flow(Carrier):
                 self._bell.wait(self._patience())
 
     def _is_over(self) -> bool:
-        if self._stopping:  # what Ctrl-C has broken off may be nowhere any more
-            return not self._ready and not self._again and all(way.idle for way in self._ways)
+        if self._stopping:  # items of which nothing was begun stay behind
+            return not (self._ready or self._again or self._units or self._levels)
         return self.top.is_over()
 
     def _turn(self) -> bool:
@@ -206,7 +197,7 @@ class Flow(Carrier):
                 progress = self._take(way) or progress
         if not progress:
             for way in self._here:
-                progress = (not way.idle and self._take(way)) or progress
+                progress = (way.out > 0 and self._take(way)) or progress
         return progress
 
     def _drop_unbegun(self) -> None:
@@ -214,9 +205,10 @@ class Flow(Carrier):
         self._dropped = True
         for way in self._ways:
             if isinstance(way, SweepWay):
-                self._units -= way.drop_behind(-1)
+                self._units -= way.drop_unbegun()
             else:
                 self._units -= len(way.drop(has_begun))
+            way.paused = False
 
     def _take(self, way: Way) -> bool:
         if isinstance(way, SweepWay):
@@ -263,8 +255,6 @@ class Flow(Carrier):
         return any(flushed)
 
     def _patience(self) -> float | None:
-        if self._stopping:
-            return LOOK_S
         return max(0.0, self._again[0][0] - monotonic()) if self._again else None
 
     # ------------------------------------------------------------------ admission
@@ -310,9 +300,11 @@ class Flow(Carrier):
     def _begin(self, level: Level, room: int) -> bool:
         """Begin items of a level, till the room is used or a millisecond is over."""
         begun, until = level.begun, perf_counter() + TURN_S
+        quick = self._quick if level is self.top else getattr(level.items, "quick", False)
         while room > 0 and level.limit is None:
+            item: Any = None
             try:
-                item = next(level.items)
+                item = next(level.items) if quick else self._pulled(next, level.items)
             except StopIteration:
                 level.spent = True
             except Exception as error:
@@ -336,6 +328,19 @@ class Flow(Carrier):
                 break
         return level.begun > begun
 
+    def _pulled(self, pull: Callable[..., Any], *args: Any) -> Any:
+        """What code of the user's gives. Ctrl-C ends that, where it may wait for ever."""
+        interrupts = self._interrupts
+        interrupts.pulls = True
+        try:
+            return pull(*args)
+        except KeyboardInterrupt:
+            if self._killed or not interrupts.noted:
+                raise
+            raise StopIteration from None  # so there are no more items
+        finally:
+            interrupts.pulls = False
+
     def _begin_straight(self, level: Level, room: int) -> bool:
         """As `_begin`, where an item is one unit."""
         if room <= 0:
@@ -346,8 +351,13 @@ class Flow(Carrier):
         while room > 0:
             some: list[Any] = []
             most = min(room, 256 if self._quick else 1)
-            try:
-                some.extend(itertools.islice(source, most))  # keeps those before an exception
+            try:  # `some` keeps those before an exception
+                if self._quick:
+                    some.extend(itertools.islice(source, most))
+                else:
+                    self._pulled(some.extend, itertools.islice(source, most))
+            except StopIteration:
+                pass
             except Exception as error:
                 level.raised = error
             if isinstance(post.way, SweepWay):

@@ -189,8 +189,7 @@ class Session:
             wait: Return when all is over.
         """
         with self._lock:
-            executors, self._open = list(self._open.values()), {}
-            pools, self._pools = self._pools, []
+            executors, pools = tuple(self._open.values()), tuple(self._pools)
         for pool in () if well else pools:
             pool.kill()
         for executor in executors:
@@ -198,3 +197,6 @@ class Session:
         if wait:
             for executor in executors:
                 executor.shutdown(wait=True)
+        with self._lock:  # last: who was broken off in here does it again
+            self._open.clear()
+            self._pools.clear()

@@ -40,7 +40,7 @@ class SubmitWay(Way):
 
     def pump(self) -> None:
         line = self.line
-        while line and len(self._flying) < 2 * self.width:
+        while line and not self.paused and len(self._flying) < 2 * self.width:
             post = line[0][0]
             most = max(1, min(int(self._sizes.get(post, 1)), -(-len(line) // self.width)))
             if self._exact:
@@ -77,10 +77,6 @@ class SubmitWay(Way):
             self._sizes[post] = max(1, min(wanted, 8 * size, 4096))
             found += [(post, unit[1], out) for unit, out in zip(units, outs, strict=True)]
         return found
-
-    @property
-    def idle(self) -> bool:
-        return not (self.line or self._batches or self._flying)
 
     def stop(self) -> None:
         super().stop()

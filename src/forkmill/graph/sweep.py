@@ -73,6 +73,7 @@ class SweepWay(ThreadWay):
         self._segments: deque[tuple[Post, int, list[Any]]] = deque()
         self._running: list[Span] = []
         self._spans: deque[Span] = deque()  # that are through
+        self._reached = 0  # none of this index or a later one is through
         self._size = 1.0
         self._rung = perf_counter()
 
@@ -104,6 +105,7 @@ class SweepWay(ThreadWay):
                 now = perf_counter()
                 with self._lock:
                     self._running.remove(span)
+                    self._reached = max(self._reached, span.first + span.size)
                     self._learn(len(span.outs), now - start)
                 span.plain = set(map(type, span.outs)) == _ROWS
                 self._spans.append(span)
@@ -166,11 +168,12 @@ class SweepWay(ThreadWay):
             self.out -= len(span.outs)
         return found
 
-    @property
-    def idle(self) -> bool:
+    def drop_unbegun(self) -> int:
+        """Forget the items behind the last one that has begun; how many."""
         with self._lock:
-            busy = bool(self._active)
-        return not (busy or self._segments or self._running or self._spans)
+            begun = [span.first + span.size - len(span.items) for span in self._running]
+            last = max((self._reached, *begun)) - 1
+        return self.drop_behind(last)
 
     def drop_behind(self, limit: int) -> int:
         """Forget the items behind one that were not begun; how many."""

@@ -56,7 +56,6 @@ QUANTUM_S = 0.005  # that a thread works off the line before others have their t
 QUIET_S = 0.001  # between two rings of a thread that goes on
 SHORT_S = 20e-6  # a unit that takes less is short
 EVERY = 16  # of short units there is one look at the clock
-TORN_S = 1.0  # that units which may have got lost are waited for
 MOST = 1 << 14  # units that a way has under way, at most
 BATCH = 64  # items in one call of a batch node, if nobody says otherwise
 
@@ -135,10 +134,12 @@ class Way(ABC):
         out: How many were put and did not come out.
         batched: Some of its posts take many items at once.
         shares: How many calls a batch that is not full becomes.
+        paused: Nothing more is sent just now. Set in any thread.
     """
 
     inline = False
     batched = False
+    paused = False
 
     def __init__(self, width: int, bell: Bell) -> None:
         self.width = self.shares = width
@@ -221,15 +222,17 @@ class Way(ABC):
     def drop(self, wanted: Callable[[Any], bool]) -> list[tuple[Post, Any]]:
         """Take back what was not sent and is not wanted: (post, frame)."""
         dropped: list[tuple[Post, Any]] = []
+        left: list[Unit] = []
+        # From its end: threads take from its begin meanwhile, and what they take comes first.
         for _ in range(len(self.line)):
             try:
-                unit = self.line.popleft()  # threads take from it too
+                unit = self.line.pop()
             except IndexError:
                 break
             post, frame, items = unit
             if not post.batch:
                 if wanted(frame):
-                    self.line.append(unit)
+                    left.append(unit)
                 else:
                     dropped.append((post, frame))
                 continue
@@ -237,7 +240,8 @@ class Way(ABC):
             kept = [pair for pair in pairs if wanted(pair[0])]
             dropped += [(post, one) for one, _ in pairs if not wanted(one)]
             if kept:
-                self.line.append((post, [f for f, _ in kept], [i for _, i in kept]))
+                left.append((post, [f for f, _ in kept], [i for _, i in kept]))
+        self.line.extend(reversed(left))
         for post in tuple(self._batches):
             dropped += [(post, frame) for frame, _ in post.hoard if not wanted(frame)]
             post.hoard = [pair for pair in post.hoard if wanted(pair[0])]
@@ -245,11 +249,6 @@ class Way(ABC):
                 self._batches.remove(post)
         self.out -= len(dropped)
         return dropped
-
-    @property
-    @abstractmethod
-    def idle(self) -> bool:
-        """Whether nothing is under way, whatever `out` says: Ctrl-C may have come between."""
 
     def stop(self) -> None:
         """Cancel what has not started, end what can be ended. Never waits."""
@@ -287,26 +286,21 @@ class InlineWay(Way):
 
     def __init__(self, bell: Bell) -> None:
         super().__init__(1, bell)
-        self._back: list[Outcome] = []  # not lost if Ctrl-C breaks the next one off
 
     def pump(self) -> None:
         """There is nobody to send it to."""
 
     def _take(self) -> list[Outcome]:
         """Some units, of a millisecond or one: others may have come to their end meanwhile."""
+        found: list[Outcome] = []
         until = perf_counter() + QUIET_S
         while self.line:
             post, frame, item = self.line.popleft()
             out = post.call.fn(item)
-            self._back.append((post, frame, settle(out) if type(out) is CoroutineType else out))
+            found.append((post, frame, settle(out) if type(out) is CoroutineType else out))
             if perf_counter() >= until:
                 break
-        found, self._back = self._back, []
         return found
-
-    @property
-    def idle(self) -> bool:
-        return not self.line and not self._back and not self._batches
 
 
 # ---------------------------------------------------------------------- threads
@@ -411,12 +405,6 @@ class ThreadWay(Way):
         back = self._back
         return [back.popleft() for _ in range(len(back))]
 
-    @property
-    def idle(self) -> bool:
-        with self._lock:
-            busy = bool(self._active)
-        return not (busy or self.line or self._back or self._batches)
-
     def stop(self) -> None:
         self._over = True
         super().stop()
@@ -485,8 +473,6 @@ class LaneWay(Way):
         self._executor = executor
         self._posted: dict[Post, _Posted] = {}
         self._sent = 0
-        self._torn = 0  # units that may have got lost
-        self._moved = 0.0  # when something came last
         self._in_chunks = executor.type == "ipc_fork"
         if executor.type == "async":
             self.shares = 1  # its width says nothing of how many work
@@ -500,19 +486,14 @@ class LaneWay(Way):
 
     def pump(self) -> None:
         line = self.line
-        while line and self._sent < self.pace.cap:
+        while line and not self.paused and self._sent < self.pace.cap:
             post = line[0][0]
             units: list[Unit] = []
             room = self.pace.cap - self._sent if self._in_chunks else 1
             while line and len(units) < room and line[0][0] is post:
                 units.append(line.popleft())
             self._sent += len(units)
-            try:
-                self._lane_of(post).put(units)
-            except BaseException:  # Ctrl-C: nobody knows whether they got there
-                self._torn += len(units)
-                self._moved = monotonic()
-                raise
+            self._lane_of(post).put(units)
 
     def _take(self) -> list[Outcome]:
         found: list[Outcome] = []
@@ -531,18 +512,7 @@ class LaneWay(Way):
                     out = piece.outputs[0] if failure is None else Ended(failure, item)
                     found.append((post, posted.frame_of(item), out))
         self._sent -= len(found)
-        if found:
-            self._moved = monotonic()
         return found
-
-    @property
-    def idle(self) -> bool:
-        if self.line or self._batches:
-            return False
-        pending = sum(posted.lane.pending for posted in self._posted.values())
-        if pending and pending <= self._torn:
-            return monotonic() - self._moved > TORN_S
-        return not pending
 
     def stop(self) -> None:
         super().stop()
@@ -551,8 +521,4 @@ class LaneWay(Way):
 
     def close(self, patience: float | None = None) -> int:
         self.stop()
-        left = 0
-        while self._posted:
-            _, posted = self._posted.popitem()
-            left += posted.lane.close(patience)
-        return left
+        return sum(posted.lane.close(patience) for posted in tuple(self._posted.values()))

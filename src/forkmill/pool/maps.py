@@ -191,6 +191,9 @@ class Feed(Input[_native.Chunk]):
             for task in works if kill and self.own else ():
                 task.kill()
 
+    def taken_back(self, work: _native.Chunk) -> bool:
+        return work.outcomes == 0 and work.cancel() == work.count
+
     def spent(self, error: BaseException | None = None) -> None:
         """As the base says; and a dropped pool need not live on for this input."""
         if self.source is not None:

@@ -158,6 +158,10 @@ class Input(Generic[W]):
         """Nobody wants these; `kill`: and what runs may be ended. Can be done again."""
         raise NotImplementedError
 
+    def taken_back(self, work: W) -> bool:
+        """Whether nothing of it had begun; then nothing will, and CancelledError stands for it."""
+        raise NotImplementedError
+
     def spent(self, error: BaseException | None = None) -> None:
         """Pull nothing more; the error comes after the results. Can be done again."""
         self.error, self.source = error, None
@@ -335,6 +339,14 @@ class WindowIterator(Window[W]):
         """Pull nothing more; what was pulled is still yielded. From any thread. Idempotent."""
         self._feed.spent()
 
+    def stop(self) -> None:
+        """As `drain`, but what lies behind all that has begun is taken back: CancelledError stands
+        for it. For an ordered one."""
+        self._feed.spent()
+        for work in reversed(tuple(self._line)):
+            if not self._feed.taken_back(work):
+                break
+
     def _broken_off(self) -> None:
         """A signal handler raised in `next`: nobody reads on, whoever keeps the traceback."""
         self._close(kill=True)
@@ -450,6 +462,9 @@ class _Calls(Input["Future[Any]"]):
     def abandon(self, works: tuple[Future[Any], ...], *, kill: bool) -> None:
         for future in works:
             future.cancel()
+
+    def taken_back(self, work: Future[Any]) -> bool:
+        return work.cancel()
 
     def spent(self, error: BaseException | None = None) -> None:
         super().spent(error)

@@ -81,7 +81,7 @@ class Peer:
 
 
 class ExecutorPeer(Peer):
-    """Whoever is a concurrent.futures.Executor."""
+    """Who is a concurrent.futures.Executor."""
 
     pool: futures.Executor
 

@@ -1,6 +1,6 @@
 """What do tasks cost when workers are replaced after a few of them?
 
-Workers that live for ten tasks, as `max_tasks_per_child` and its namesakes say, beside whoever has
+Workers that live for ten tasks, as `max_tasks_per_child` and its namesakes say, beside who has
 such a limit (loky and joblib have none). That workers were replaced is checked by their pids. The
 standard library's executor cannot do it by fork, so it gets its fork server; ours without the limit
 tells what a replacement adds.

@@ -1,7 +1,7 @@
 """Do short tasks wait behind long ones?
 
 Twenty tasks that take 0 and 100 ms by turns, on a warm pool whose tasks were all trivial until
-then: whoever hands out work ahead, or in fixed chunks, has some of it in the wrong place. The ideal
+then: who hands out work ahead, or in fixed chunks, has some of it in the wrong place. The ideal
 on two workers is 0.5 s.
 """
 

@@ -17,7 +17,7 @@
  *   page      what pool and worker share: claims, result ring, crash text
  *   arena     shared memory that carries large records
  *   segment   a part of it, in the hands of one process at a time
- *   word      what a task says before its outcome, for whoever listens
+ *   word      what a task says before its outcome, for who listens
  *   port      the worker's own end of its channel and page
  *   leader    the thread that does the pool's I/O, one at a time
  *   completion queue   chunks that are done, for who waits for any of them

@@ -854,7 +854,7 @@ void fm__supervise_handle(fm_pool *pool, const struct fm__ready *ready)
 {
     if (ready->token == TOKEN_CONTROL) {
         /* Before fm_pool_adopt() a birth would be one of a channel that is not
-         * here: whoever leads so early leaves what is told in the socket. */
+         * here: who leads so early leaves what is told in the socket. */
         if (ready->readable && pool->reaper.zygote)
             read_reports(pool);
         if (ready->writable && pool->asking)

@@ -55,7 +55,7 @@ static int end_of(pid_t pid)
 /* A read as the kernel does it.  TSan hands a signal over when a thread comes
  * to an atomic operation or to a call that it knows to block: poll() is one,
  * read() not everywhere, and so the signal would wait for the read that waits
- * for it.  There, whoever reads has the signal before, or in poll(); what
+ * for it.  There, who reads has the signal before, or in poll(); what
  * tells the read to come back is the same: the flag of the pipe. */
 static ssize_t read_byte(int fd, char *byte)
 {

@@ -17,7 +17,7 @@ How the data flows::
     ┌────────────────────────────────────────┐     ┌───────────────┐       ┌─────────┐
     │ submit, map: encode in the caller's    │     │ forks, reaps, │ fork  │ decode  │
     │ thread, write the frame                │◀───▶│ replaces,     ├──────▶│ run     │
-    │ result, next: whoever waits does the   │     │ kills, reports│       │ encode  │
+    │ result, next: who waits does the       │     │ kills, reports│       │ encode  │
     │ I/O, and decodes                       │     └───────────────┘       └─────────┘
     └────────────────────────────────────────┘◀──── private channel per worker ──▶
 
@@ -42,7 +42,7 @@ window               the most a lazy call keeps pulled from its input and not ye
 dispatcher           picks the worker for the next frame
 reaper               notices deaths, collects exit statuses, never blocks, never steals
 zygote               single-threaded process from which workers are forked, and their reaper
-lead                 the right, of one thread at a time, to do the pool's I/O
+leader               the thread that has the right, one at a time, to do the pool's I/O
 chunk                several tasks of one `map` in one frame
 out-of-band buffer   bytes that pickle protocol 5 hands over beside the pickle
 drain, close, kill   refuse new work and finish the old; drain then stop; stop now

@@ -163,7 +163,7 @@ class Signal:
 class Latch:
     """Something that comes to be, once; any number of threads may wait for it.
 
-    Not an Event, as with `Signal`. The lock is open when it has come to be, and whoever got it
+    Not an Event, as with `Signal`. The lock is open when it has come to be, and who got it
     opens it again by the first call of a `finally`: until that has returned nobody looks for
     signals. Opening it once too often does no harm.
     """
@@ -247,7 +247,7 @@ class LoneThread:
     """A thread of ours that runs a job once, however often, and however brokenly, it is started.
 
     `threading.Thread.start` is Python: what a signal handler raises in it leaves a thread that
-    nobody knows, and one that fails as it begins. Here whoever starts may start again: of all that
+    nobody knows, and one that fails as it begins. Here who starts may start again: of all that
     have begun, one runs the job. A daemon: an exit hook ends it, in its own time.
     """
 

@@ -7,7 +7,7 @@
 Guarantees:
     * Where nobody listens nothing is made: a look at a list, and in a worker at one byte of memory
       that its pool writes.
-    * Whoever listens changes nothing of the task: what cannot be sent is told as text, what finds
+    * Who listens changes nothing of the task: what cannot be sent is told as text, what finds
       no room for a second is lost and counted, and nothing is raised.
     * What a task said is on the stream before anything that is told of its outcome.
 
@@ -43,7 +43,7 @@ _FAR = 100  # frames that are looked at for one of them
 
 
 def emit(value: object) -> None:
-    """Tell whoever listens something, from inside a task, before it is done. ::
+    """Tell who listens something, from inside a task, before it is done. ::
 
         def train(epochs):
             for epoch in range(epochs):
@@ -153,7 +153,7 @@ def _send(value: Any) -> None:
 
 def _after_fork_in_child() -> None:
     if HERE.get() is not None:
-        HERE.set(None)  # the child works for whoever gives it work
+        HERE.set(None)  # the child works for who gives it work
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -31,7 +31,7 @@ __all__ = ["main"]
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line; as `forkmill.cli.commands.main`."""
-    from . import commands  # click and rich are for whoever types commands
+    from . import commands  # click and rich are for who types commands
 
     return commands.main(args)
 

@@ -1,4 +1,4 @@
-"""What the commands share: statuses, options, and what is said to whoever typed them.
+"""What the commands share: statuses, options, and what is said to who typed them.
 
 Guarantees: nothing here raises because a stream is closed.
 """

@@ -241,20 +241,20 @@ class Filter:
             if not pending:
                 break
             for future in self._finished():
-                self._settle(pool, future)
+                self._complete(pool, future)
         if bad_input is not None:
             raise bad_input
 
     def _finished(self) -> list[Future[Result]]:
         """The pending blocks to be written next: at least one."""
         if self._ordered:
-            return [next(iter(self._pending))]  # whoever asks for its result waits
+            return [next(iter(self._pending))]  # who asks for its result waits
         # What never was sent is known at once, but it may stop everything: those before it first.
         first = next(iter(self._pending))
         some = [future for future, block in self._pending.items() if block.data or future is first]
         return list(wait(some, return_when=FIRST_COMPLETED).done)
 
-    def _settle(self, pool: ProcessPool, future: Future[Result]) -> None:
+    def _complete(self, pool: ProcessPool, future: Future[Result]) -> None:
         """Write a block's results; only then is it off the list."""
         block = self._pending[future]
         try:

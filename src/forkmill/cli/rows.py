@@ -14,7 +14,7 @@ Invariants:
     * ROW-1  What was looked at lies before `_pos`. If `_open` is not -1, a quoted field that begins
       there goes on at `_pos`; then nothing after `_open` is known to be a record's end.
     * ROW-2  Spans, `_pos` and `_open` count from the begin of the buffer that `cut` is given:
-      whoever takes bytes off it says so by `drop`.
+      who takes bytes off it says so by `drop`.
 
 Threads: one.
 """

@@ -7,12 +7,12 @@ Guarantees:
     * dump_failure() never raises (see codec/failures.py).
 
 Invariants:
-    INV-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
-           imported, by by_value.py, when it is first needed (about 20 ms); and so is what a worker
-           of plain functions does without (`ours`): every exec'd one would wait for it.
-    INV-2  All functions of __main__ that are sent by value to one worker share that worker's
-           __main__ namespace, so that an initializer's `global x` is seen by the tasks. Who may
-           set what in there is said in codec/program.py.
+    * CODEC-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
+      imported, by by_value.py, when it is first needed (about 20 ms); and so is what a worker of
+      plain functions does without (`ours`): every exec'd one would wait for it.
+    * CODEC-2  All functions of __main__ that are sent by value to one worker share that worker's
+      __main__ namespace, so that an initializer's `global x` is seen by the tasks. Who may set what
+      in there is said in codec/program.py.
 
 Threads: any; a Codec's caches are plain dicts with idempotent entries.
 """
@@ -910,7 +910,7 @@ def _codec() -> Codec:
 
 
 def dumps(obj: Any) -> tuple[bytes, Buffers]:
-    """Codec("exec").dumps: for whoever has no pool."""
+    """Codec("exec").dumps: for who has no pool."""
     return _codec().dumps(obj)
 
 

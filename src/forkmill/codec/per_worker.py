@@ -9,7 +9,7 @@ Guarantees:
 
 Invariants:
     * PER-1  A value is known by what its factory and arguments encode to; by its handle alone where
-      they cannot be encoded, and such a handle is refused by whoever would send it.
+      they cannot be encoded, and such a handle is refused by who would send it.
 
 Threads: any, for all of it.
 """

@@ -11,7 +11,7 @@ Guarantees:
     * The parts are copied once, by the owner, and a reader of a segment copies nothing: it reads
       the owner's pages, or has private ones of its own where it writes.
     * Nothing of ours is counted between processes. The kernel frees a segment with the last
-      descriptor and mapping; whoever is killed leaves nothing behind.
+      descriptor and mapping; who is killed leaves nothing behind.
 
 Invariants:
     * SEG-1  The descriptor has one owner, the `Segment`.

@@ -11,7 +11,7 @@ Guarantees:
       read-only, decodes it once and keeps it: CACHED values, the least recently used go.
     * In the owner, and in children forked after the call, it is the original.
     * Nothing of ours is counted between processes. The kernel frees the memory with the last
-      descriptor and mapping; whoever is killed leaves nothing behind.
+      descriptor and mapping; who is killed leaves nothing behind.
 
 Invariants:
     * SHARE-1  A segment lives as long as the open handle and each task that was accepted with it:
@@ -127,7 +127,7 @@ class Shared(Generic[T]):
         address = self._send()
         parcel = self._segment
         if type(parcel) is Parcel and _encoding.pins is None and not _encoding.result:
-            # Nobody sees to it that whoever decodes this has the bytes.
+            # Nobody sees to it that who decodes this has the bytes.
             image = parcel.image
             return _unpacked, (
                 address,
@@ -301,7 +301,7 @@ def resolve(obj: Any) -> Any:
 class _Given(partial[Any]):
     """A stage's function: to it handles are values, as arguments that it was bound to and as items.
 
-    A partial, so that whoever looks for the function finds it. The items themselves stay handles:
+    A partial, so that who looks for the function finds it. The items themselves stay handles:
     a stage that passes one on passes on no copy.
     """
 
@@ -413,7 +413,7 @@ _HANDLES: frozenset[type] = frozenset({Shared, PerWorker})
 # --------------------------------------------------------- in any other process
 
 
-# nonce -> [the value, what says whether it is closed]; empty: it was let go of, for whoever still
+# nonce -> [the value, what says whether it is closed]; empty: it was let go of, for who still
 # has this very list (native/records.pxi has the last one).
 cache: OrderedDict[bytes, list[Any]] = OrderedDict()
 _gates: dict[bytes, threading.RLock] = {}  # of those that are being decoded

@@ -8,7 +8,7 @@ Guarantees:
     * An executor that its user dropped finishes what it accepted and is gone.
 
 Invariants:
-    * BASE-1  A call's future is settled by `Call.finish` or `Call.fail`, once, or cancelled.
+    * BASE-1  A call's future is completed by `Call.finish` or `Call.fail`, once, or cancelled.
     * BASE-2  What runs the calls never refers to the executor: else nobody could drop it.
 
 Threads: everything here may be called from any thread.
@@ -171,7 +171,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         # As the stock class, which logs also what a signal handler has raised in there, and so
-        # takes it from the program, and from whoever has to be told.
+        # takes it from the program, and from who has to be told.
         with self._condition:
             if self._state not in _OVER:
                 self._done_callbacks.append(fn)  # type: ignore[attr-defined]
@@ -240,7 +240,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             return False
         with self._condition:
             if self._state == _base.CANCELLED:
-                # The stock class leaves this to whoever takes the call from the backlog, and
+                # The stock class leaves this to who takes the call from the backlog, and
                 # until then wait() and as_completed() do not see it.
                 self.set_running_or_notify_cancel()
         return True
@@ -330,7 +330,7 @@ class Call:
             return True
 
     def _close(self, *, failed: bool) -> None:
-        """Before the outcome is told: whoever sees it sees the figures that go with it."""
+        """Before the outcome is told: who sees it sees the figures that go with it."""
         if self.future.done():
             raise InvalidStateError
         self._free()

@@ -228,7 +228,7 @@ class ContextPool:
             place.context.close()
 
     def _give(self, place: Place) -> None:
-        """Whoever had the place has it no longer. Idempotent."""
+        """Who had the place has it no longer. Idempotent."""
         key = id(place.context)
         if self._active.get(key) is place:
             del self._active[key]

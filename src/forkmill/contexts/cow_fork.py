@@ -95,7 +95,7 @@ class _Future(Future):
     """Keeps its outcome encoded until somebody asks: user code that decoding runs (INV-4) must
     not run in the forking thread.
 
-    Whoever reads the stock class's own fields, as its methods and asyncio do, finds it decoded.
+    Who reads the stock class's own fields, as its methods and asyncio do, finds it decoded.
     """
 
     # The outcome: what it returns is (result, None) or (None, exception). None: it is decoded.
@@ -254,7 +254,7 @@ class _Child:
         self.due = self.born + _SET_UP  # when to look at its time
         self.seconds = 0.0  # that the running call was allowed
 
-    def settle(self, i: int) -> Call | None:
+    def complete(self, i: int) -> Call | None:
         """Call i has its outcome."""
         call, self.calls[i] = self.calls[i], None
         self.missing -= 1
@@ -276,7 +276,7 @@ class _Forker:
         self._lock = threading.RLock()
         self._thread: LoneThread | None = None
         self._living: dict[_native.ForkSlot, _Child] = {}
-        self._doomed: set[Call] = set()  # killed before they had a child (COW-4)
+        self._condemned: set[Call] = set()  # killed before they had a child (COW-4)
         self._pipes: list[tuple[int, int]] = []  # the wake-up pipe, if there is one
         self._wake_end = -1  # its write end
         self._ended = False
@@ -441,18 +441,18 @@ class _Forker:
                     continue
                 i = child.calls.index(call)
                 if slot.recall(i):
-                    child.settle(i)
+                    child.complete(i)
                     break
                 if child.cause or i != child.next:
                     return False  # it has ended, and that will be seen soon
                 child.cause = _native.CAUSE_KILLED
                 _send(slot, signal.SIGKILL)
                 return True
-            self._doomed.add(call)  # started in no child now, and in none from now on
+            self._condemned.add(call)  # started in no child now, and in none from now on
         done = call.future.done()
         call.fail(self._death(call, 0, 0, _native.CAUSE_KILLED, 0))
         with self._lock:
-            self._doomed.discard(call)
+            self._condemned.discard(call)
         self._poke()
         return not done
 
@@ -551,7 +551,7 @@ class _Forker:
     def _fork(self, slot: _native.ForkSlot, calls: list[Call]) -> None:
         failure: Exception | None = None
         with self._lock:  # a kill comes before the fork, or finds the child
-            calls = [c for c in calls if c not in self._doomed and not c.future.done()]
+            calls = [c for c in calls if c not in self._condemned and not c.future.done()]
             child = _Child(list(calls))
             if calls:
                 mark_last(call.fn for call in reversed(calls))
@@ -629,7 +629,7 @@ class _Forker:
             return False
         except MemoryError:
             with self._lock:
-                call = child.settle(child.next) if child.missing else None
+                call = child.complete(child.next) if child.missing else None
             if call is not None:
                 error = MemoryError("there was no memory to receive the outcome of this task")
                 self._fail(call, error)
@@ -639,9 +639,9 @@ class _Forker:
             if not child.missing:
                 break
             with self._lock:
-                call = child.settle(child.next)
+                call = child.complete(child.next)
             assert call is not None
-            self._settle(call, outcome)
+            self._complete(call, outcome)
         if outcomes:
             self._stillborn = 0
             if not child.missing:
@@ -651,7 +651,7 @@ class _Forker:
                 self._time_next(slot, child)
         return bool(outcomes)
 
-    def _settle(self, call: Call, outcome: _native.Outcome) -> None:
+    def _complete(self, call: Call, outcome: _native.Outcome) -> None:
         what = outcome.what
         if what == _native.WHAT_RETRY and call.attempts <= call.options.retries:
             self._again.append(call)
@@ -663,7 +663,7 @@ class _Forker:
         if what in (_native.WHAT_ERROR, _native.WHAT_RETRY):
             body, load = outcome.body(), self.load_failure
             future._encoded = lambda: (None, load(body))
-            # A stand-in: whoever waits for a first exception must be told that this is one.
+            # A stand-in: who waits for a first exception must be told that this is one.
             self._fail(call, errors.RemoteError())
         else:
             future._encoded = partial(_value, outcome, self.loads)
@@ -809,7 +809,7 @@ class _Forker:
         fork, or a busy machine. What it has not started runs in another one, uncharged."""
         with self._lock:
             back = [i for i, call in enumerate(child.calls) if call is not None and slot.recall(i)]
-            calls = [call for call in map(child.settle, back) if call is not None]
+            calls = [call for call in map(child.complete, back) if call is not None]
         frozen = not child.missing
         self._reused -= len(calls) - frozen
         if frozen:

@@ -26,7 +26,7 @@ Guarantees:
     * Without a subscriber nothing is made, and there is no thread.
     * Sinks are called in that one thread, one at a time. What they raise is counted, told to
       `logging` once, and changes nothing.
-    * Whoever emits takes no lock, so nothing can be left locked by what a signal handler raises,
+    * Who emits takes no lock, so nothing can be left locked by what a signal handler raises,
       and a finalizer may emit. With the policy "block" it waits, 30 s at the most.
     * Each queue is bounded. Who loses events gets a "gap" in their place: {lost, first, last}.
     * A forked child has no subscribers.

@@ -193,7 +193,7 @@ class Emitter:
             _bus.drain([*self.own], seconds)
 
     def hurry(self) -> None:
-        """Whoever waits for its sinks does so no longer. In a signal handler, too."""
+        """Who waits for its sinks does so no longer. In a signal handler, too."""
         flush = self._flush
         if flush is not None:
             flush.latch.set()

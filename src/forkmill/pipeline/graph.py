@@ -6,7 +6,7 @@ Guarantees: whatever is wrong raises BuildError here, before anything runs; it n
 the nearest name.
 
 How links are made, on every level:
-    1. `to` makes links to exactly those, `from_` from exactly those (and whoever names it in `to`).
+    1. `to` makes links to exactly those, `from_` from exactly those (and who names it in `to`).
     2. A stage without `to` that is in nobody's `from_` feeds the next non-producer that has no
        `from_`. One that is in a `from_` feeds the very next stage as well, if that has no `from_`
        and is in nobody's `to`. Consumers feed nobody.

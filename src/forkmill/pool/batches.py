@@ -213,7 +213,7 @@ class Batches:
         thread.start()
 
     def close(self) -> None:
-        """Cancel what has not started, wake and end whoever takes. Idempotent."""
+        """Cancel what has not started, wake and end who takes. Idempotent."""
         with self._lock:
             self._hold(False)
             self._closed = True

@@ -1,7 +1,7 @@
 """What a pool, its views, futures and iterators share: the native pool, its words, its end.
 
 Guarantees:
-    * Whoever still needs the pool holds the `Core`; nobody else does. When the last one lets go,
+    * Who still needs the pool holds the `Core`; nobody else does. When the last one lets go,
       or when a dropped pool has nothing more to do, the ladder starts (INV-8).
     * `Life.finish` is idempotent, comes to an end, and may be called from callbacks, `__del__`,
       the exit hook and several threads at once.

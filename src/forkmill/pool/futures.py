@@ -3,10 +3,10 @@
 Guarantees:
     * The first `result()` or `exception()` decodes the outcome, once, in its own thread (INV-4);
       `done`, `wait`, `as_completed` and callbacks decode nothing.
-    * Whatever interrupts whoever asks (Ctrl-C, or any exception of a signal handler), the next one
+    * Whatever interrupts who asks (Ctrl-C, or any exception of a signal handler), the next one
       who asks gets the outcome.
     * The stock `concurrent.futures.wait` and `as_completed` work on it, mixed with stock futures,
-      and so does whoever reads a stock future's private fields, as asyncio does.
+      and so does who reads a stock future's private fields, as asyncio does.
     * No reference cycle: a future and its result are freed when the last user lets go.
 
 Invariants:

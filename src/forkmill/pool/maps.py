@@ -350,7 +350,7 @@ class Stream:
     def close(self) -> None:
         """Close the generator in the worker, or take the task back. Idempotent.
 
-        From another thread: whoever waits in `next` gets StopIteration.
+        From another thread: who waits in `next` gets StopIteration.
         """
         task = self._task
         if task is not None:

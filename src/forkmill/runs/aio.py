@@ -111,7 +111,7 @@ class AsyncStream:
             async for output in outputs:
                 ...
 
-    Whoever is cancelled while it waits for an output has closed the stream. One that is dropped
+    Who is cancelled while it waits for an output has closed the stream. One that is dropped
     closes itself, and does not wait for the run's end.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""That a run ends: whoever waits is told, once, and gets what it came to.
+"""That a run ends: who waits is told, once, and gets what it came to.
 
 Threads: any.
 """

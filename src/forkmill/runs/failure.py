@@ -74,7 +74,7 @@ class Failure:
         self.outputs = outputs
         self.time = now() if time is None else time
         self._text = traceback
-        # As they are now: whoever raises the error again puts more of them on it.
+        # As they are now: who raises the error again puts more of them on it.
         self._frames = error.__traceback__
         self._again = _again
 

@@ -224,7 +224,7 @@ class Window(Generic[W]):
         """Free what the subclass has, and wake who waits. Can be done again."""
 
     def watch(self, watch: Any, total: int | None, workers: int) -> None:
-        """Tell how far it is from here on. Once, by whoever has made it."""
+        """Tell how far it is from here on. Once, by who has made it."""
         self._watch = watch
         known = {"total": total, "workers": workers}
         feed = self._feed
@@ -330,7 +330,7 @@ class WindowIterator(Window[W]):
     def close(self) -> None:
         """Cancel what has not started, and free everything; then it is at its end. Idempotent.
 
-        From another thread: whoever waits in `next` gets StopIteration.
+        From another thread: who waits in `next` gets StopIteration.
         """
         if not self._closed:
             self._close()

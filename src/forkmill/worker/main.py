@@ -538,7 +538,7 @@ def _run(config: Config, port: Any, slot: int) -> int:
         port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb, config.reporter))
     except BrokenPipeError:
         os._exit(EXIT_FAILED)  # nobody reads: the pool is gone
-    port.retire()  # whoever ends in order is no casualty
+    port.retire()  # who ends in order is no casualty
     _end()
     _finish(config)
     return 0
@@ -589,7 +589,7 @@ def _finish(config: Config) -> None:
 
 def _end() -> None:
     """The worker begins to leave. What user code has registered for that may take its time, but
-    not for ever: whoever ends the pool has a ladder, and for those that leave by themselves the
+    not for ever: who ends the pool has a ladder, and for those that leave by themselves the
     process has an end of its own."""
     atexit = sys.modules.get("atexit")
     registered = atexit is not None and atexit._ncallbacks() > 0

@@ -108,7 +108,7 @@ class Tagged(io.TextIOBase):
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # whoever shares it does not want to wait; we do
+            except BlockingIOError:  # who shares it does not want to wait; we do
                 select.select([], [self._fd], [])
 
 

@@ -68,13 +68,9 @@ def process_imap(
     """As `process_map`, yielding the results as they come: for inputs that have no end.
 
     Args:
-        fn: What to call.
-        *iterables: Its arguments.
-        max_workers: How many workers; None: the CPUs this process may use.
-        chunksize: Items sent to a worker at once; None finds out what is best.
+        fn, *iterables, max_workers, chunksize: As of `process_map`.
         ordered: Results in the order of the input; else as they finish.
-        tqdm_class: What draws the bar.
-        **tqdm_options: Of the bar: total, desc, disable, ...
+        tqdm_class, **tqdm_options: As of `process_map`.
 
     Yields:
         The results.

@@ -494,22 +494,24 @@ cdef class Chunk:
         """Kill the workers that run a task of it now; how many."""
         return check(fm_chunk_kill(self._pool._c, self._c))
 
-    def result(self, codec):
-        """The outcome of a task of one, decoded: its value, or its exception raised."""
+    cdef _Outcomes _only(self):
+        """At the outcome of a task of one."""
         cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
         outcomes.begin(self)
         if not outcomes.move():
             raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        return outcomes
+
+    def result(self, codec):
+        """The outcome of a task of one, decoded: its value, or its exception raised."""
+        cdef _Outcomes outcomes = self._only()
         if not outcomes.is_value():
             raise outcomes.failure(codec)
         return outcomes.value(codec.loads)
 
     def exception(self, codec):
         """The exception of a task of one, or None; a value is not decoded."""
-        cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
-        outcomes.begin(self)
-        if not outcomes.move():
-            raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        cdef _Outcomes outcomes = self._only()
         return None if outcomes.is_value() else outcomes.failure(codec)
 
     def read(self, codec):
@@ -541,10 +543,7 @@ cdef class Chunk:
     @property
     def what(self):
         """A done task of one: 0 if its outcome is a value, else WHAT_*. Decodes nothing."""
-        cdef _Outcomes outcomes = _Outcomes.__new__(_Outcomes)
-        outcomes.begin(self)
-        if not outcomes.move():
-            raise _errors.PoolError("the task has no outcome yet: wait() for it first")
+        cdef _Outcomes outcomes = self._only()
         return 0 if outcomes.is_value() else outcomes._record[1]
 
     def next_output(self, codec, timeout=None):

@@ -143,10 +143,7 @@ class Pipeline(Declaration):
         ``await pipeline.start()``.
 
         Args:
-            sinks: As `run`.
-            keep_failures: As `run`.
-            progress: As `run`.
-            report: As `run`.
+            sinks, keep_failures, progress, report: As `run`.
 
         Returns:
             Status, outputs, failures, statistics.
@@ -182,10 +179,7 @@ class Pipeline(Declaration):
         for an output is cancelled, if it is dropped. Then it is killed, within a second.
 
         Args:
-            sinks: As `run`.
-            keep_failures: As `run`.
-            progress: As `run`.
-            report: As `run`.
+            sinks, keep_failures, progress, report: As `run`.
 
         Returns:
             An async iterator with aclose(), and `result` when the run is over.

@@ -229,11 +229,7 @@ class _Face(Face["View"]):
         Args:
             fn: What to call.
             *iterables: Its arguments.
-            timeout: As in `map`, seconds.
-            chunksize: As in `map`, items.
-            buffersize: As in `map`, items.
-            ordered: As in `map`.
-            return_exceptions: As in `map`.
+            timeout, chunksize, buffersize, ordered, return_exceptions: As in `map`.
 
         Returns:
             An async iterator, with `aclose()`.
@@ -726,12 +722,8 @@ def map(
         *iterables: Its arguments.
         workers: How many workers; None: the CPUs this process may use. There is one shared pool
             for each number asked for.
-        timeout: Seconds from now; a result that is not there by then raises TimeoutError.
-        chunksize: Items sent to a worker at once; None finds out what is best.
-        buffersize: How many items may be pulled and not yet consumed; None: two chunks a worker.
-        ordered: Results in the order of the input; else as they finish.
-        return_exceptions: Yield an item's exception in its place; else raise it.
-        progress, total, sinks, report: Who sees how far it is; see `ProcessPool.map`.
+        timeout, chunksize, buffersize, ordered, return_exceptions: As in `ProcessPool.map`.
+        progress, total, sinks, report: As in `ProcessPool.map`.
 
     Returns:
         An iterator over the results; see `ProcessPool.map`.

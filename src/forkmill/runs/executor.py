@@ -123,11 +123,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
         Args:
             fn: What to call.
             iterable: Tuples (or other iterables) of arguments.
-            timeout: As in `map`, seconds.
-            chunksize: As in `map`, items.
-            buffersize: As in `map`, items.
-            ordered: As in `map`.
-            return_exceptions: As in `map`.
+            timeout, chunksize, buffersize, ordered, return_exceptions: As in `map`.
             progress, total, sinks, report: As in `map`.
 
         Returns:

@@ -47,16 +47,16 @@ cache      results that are kept
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from .cache import DiskCache, MemoryCache
-from .engine import Engine, LocalEngine
-from .graph import Graph
-from .nodes import Node, node
-from .rows import MapResult
-
 if TYPE_CHECKING:
+    from .cache import DiskCache, MemoryCache
+    from .engine import Engine, LocalEngine
     from .executors import AsyncExecutor
+    from .graph import Graph
+    from .nodes import Node, node
+    from .rows import MapResult
 
 __all__ = [
     "AsyncExecutor",
@@ -70,10 +70,24 @@ __all__ = [
     "node",
 ]
 
+# Loaded when asked for: a worker imports `code` and what that needs, a tenth of it all; and
+# AsyncExecutor needs asyncio.
+_HOMES = {
+    "AsyncExecutor": "executors",
+    "DiskCache": "cache",
+    "Engine": "engine",
+    "Graph": "graph",
+    "LocalEngine": "engine",
+    "MapResult": "rows",
+    "MemoryCache": "cache",
+    "Node": "nodes",
+    "node": "nodes",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "AsyncExecutor":  # it needs asyncio, which takes long to import
-        from .executors import AsyncExecutor
-
-        return AsyncExecutor
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    return value

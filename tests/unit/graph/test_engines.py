@@ -493,3 +493,18 @@ def test_ctrl_c_while_a_thread_is_hired_ends_the_run() -> None:
 
     with Interrupted(2) as pool, pytest.raises(KeyboardInterrupt):
         fm.Graph([fm.node(abs, output_name="y")]).rename(x="a").run(a=1, engine=pool)
+
+
+def test_a_worker_loads_a_fraction_of_the_package(run_script: Any) -> None:
+    script = run_script(
+        """
+        import sys
+        import forkmill.graph.code, forkmill.graph.bundle
+
+        loaded = {name.rpartition(".")[2] for name in sys.modules if "forkmill.graph." in name}
+        print(sorted(loaded))
+        """
+    )
+    assert script.stdout.strip() == str(
+        ["bundle", "calling", "code", "given", "loss", "nodes", "piece", "text", "walk"]
+    )

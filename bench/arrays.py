@@ -1,13 +1,14 @@
 """How fast do arrays travel, beside a copy in memory?
 
 One after the other, the same array each time, as the C reference copies the same buffer: sent (a
-few numbers come back), sent and given back unchanged, and freshly made in the worker. Bytes are
-counted once, also where they go both ways. As the reference has copied its buffers before its clock
-starts, so have the pool and its workers seen some arrays: fresh memory, and Python's own first
-unpickling of an array in a forked worker, take longer than the copy that is asked about. At 8 MB
-also bytes and arrays inside other things, all peers, and eight different arrays at once: they are
-64 MB, and whether those fit in the machine's cache has more to say then than anybody's transport.
-At other sizes the standard library's.
+few numbers come back), sent and given back unchanged, freshly made in the worker, and at 8 MB made
+there with `fm.empty` and only begun, so that nothing is written or copied. Bytes are counted once,
+also where they go both ways. As the reference has copied its buffers before its clock starts, so
+have the pool and its workers seen some arrays: fresh memory, and Python's own first unpickling of
+an array in a forked worker, take longer than the copy that is asked about. At 8 MB also bytes and
+arrays inside other things, all peers, and eight different arrays at once: they are 64 MB, and
+whether those fit in the machine's cache has more to say then than anybody's transport. At other
+sizes the standard library's.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ TARGETS = (
     Target("send 8 MB arrays", "send-8192K", 0.70, MEMCPY),
     Target(_BACK, "return-8192K", 0.60, MEMCPY, label="unchanged"),
     Target(_BACK, "make-8192K", 0.30, MEMCPY, label="freshly made"),
+    Target(_BACK, "born-8192K", 3.0, MEMCPY, label="made with fm.empty"),
 )
 SIZES = (64 << 10, 256 << 10, 1 << 20, 8 << 20, 64 << 20, 256 << 20)
 QUICK_SIZES = (64 << 10, 8 << 20)
@@ -49,7 +51,7 @@ def run(bench: Bench) -> None:
     if importlib.util.find_spec("numpy") is None:
         raise Skip("numpy is not installed")
     sizes = QUICK_SIZES if bench.quick else SIZES
-    bench.plan(len(_SERIES) * len(sizes) + 4)
+    bench.plan(len(_SERIES) * len(sizes) + 5)
     for size in sizes:
         count = bench.size(min(100, max(1, _SAMPLE // size)), 1)
         title = f"{count} arrays of {size >> 10:,} KiB, one after the other"
@@ -58,6 +60,7 @@ def run(bench: Bench) -> None:
         _ask(bench, "make", f"{title}, made in the worker", _make, size, count)
     size, count = _FOR_ALL, bench.size(_SAMPLE // _FOR_ALL, 2)
     title = f"{count} times {size >> 10:,} KiB"
+    _ask(bench, "born", f"{title}, made with fm.empty and returned", _born, size, count)
     _ask(bench, "bytes", f"{title} of bytes, sent and given back", _give_back_bytes, size, count)
     _ask(bench, "nested", f"{title} of nested arrays, sent and given back", _nest, size, count)
     title = f"{_AT_ONCE} different arrays of {size >> 10:,} KiB at once"
@@ -134,6 +137,11 @@ def _give_back(pool: Peer, size: int, count: int) -> float:
 
 def _make(pool: Peer, size: int, count: int) -> float:
     seconds = _lone(pool, work.make_array, (size, 9), count, lambda r: _check_ends(r, size, 9))
+    return size * count / seconds / 1e9
+
+
+def _born(pool: Peer, size: int, count: int) -> float:
+    seconds = _lone(pool, work.born_array, (size, 9), count, lambda r: _check_ends(r, size, 9))
     return size * count / seconds / 1e9
 
 

@@ -81,6 +81,16 @@ def make_array(job: tuple[int, int]) -> Any:
     return np.full(size, value, np.uint8)
 
 
+def born_array(job: tuple[int, int]) -> Any:
+    """An array of `size` bytes made with fm.empty, with its first and last one set."""
+    import forkmill as fm
+
+    size, value = job
+    array = fm.empty(size, "u1")
+    array[0] = array[-1] = value
+    return array
+
+
 def pick_user(line: str) -> Any:
     """A field of a JSON line."""
     return json.loads(line)["user"]

@@ -706,6 +706,34 @@ def keep_the_end(array: Any) -> Any:
     return array[: array.size // 2]
 
 
+def born_sum(n: int) -> int:
+    """Of an array that was born here and does not leave."""
+    import forkmill as fm
+
+    array = fm.empty(n, "u1")
+    array[...] = 7
+    return int(array.sum())
+
+
+def born_and_forked(n: int) -> tuple[int, int]:
+    """The sums here and in a forked child, which writes to its own."""
+    import forkmill as fm
+
+    array = fm.empty(n, "u1")
+    array[...] = 7
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        array[...] = 2
+        os.write(write, str(int(array.sum())).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    theirs = int(os.read(read, 100))
+    os.close(read)
+    os.close(write)
+    return int(array.sum()), theirs
+
+
 def some_of(array: Any, *places: tuple[int, int]) -> list[Any]:
     """Parts of an array, each an array."""
     return [array[start:end] for start, end in places]

@@ -92,6 +92,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import events, testing
     from ._said import emit
+    from .codec.arrays import empty, frombuffer
     from .codec.per_worker import PerWorker, per_worker
     from .codec.share import Shared, share
     from .contexts import (
@@ -240,9 +241,11 @@ __all__ = [
     "create_context",
     "dead_letter",
     "emit",
+    "empty",
     "errors",
     "events",
     "executor",
+    "frombuffer",
     "inline",
     "interpreter",
     "interrupt",
@@ -274,6 +277,7 @@ _HOMES = {
         "pool": "Future PoolStats ProcessPool WorkerInfo map shutdown_shared",
         "contexts": "ContextPool create_context executor named_pool",
         "contexts.specs": "aio cow_fork inline interpreter ipc_fork thread",
+        "codec.arrays": "empty frombuffer",
         "codec.share": "PerWorker Shared per_worker share",
         "pipeline": "ExecutionPlan Failure Monitor Orchestrator Pipeline RunResult after_fork"
         " after_run after_stage batch before_fork before_run before_stage consumer dead_letter"

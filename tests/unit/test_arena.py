@@ -325,3 +325,71 @@ def test_max_rss_does_not_count_the_arena() -> None:
     with fm.ProcessPool(1, start_method="zygote", max_rss=300 * MB) as pool:
         pids = {pool.submit(tasks.pid, bytes(200 * MB)).result() for _ in range(4)}
         assert len(pids) == 1
+
+
+def made_of(kind: str, n: int) -> Any:
+    """An array that was born in a worker, as a task returns it."""
+    array = (
+        fm.empty((n // 100, 100), "u1") if kind != "frombuffer" else fm.frombuffer(b"7" * n, "u1")
+    )
+    array[...] = 7
+    if kind == "kept":
+        tasks.keep(array)
+    if kind == "two":
+        return [array, fm.empty(n, "u1")]
+    return {"inside": array, "number": 1} if kind == "inside" else array
+
+
+@pytest.mark.parametrize(
+    ("kind", "segments"),
+    [("alone", 1), ("inside", 1), ("frombuffer", 1), ("kept", 2), ("two", 3)],
+)
+def test_an_array_that_is_born_in_a_worker(one: fm.ProcessPool, kind: str, segments: int) -> None:
+    """Its memory changes hands, where it is alone and nobody holds it; else it is copied."""
+    for _ in range(3):
+        got = one.submit(made_of, kind, 100_000).result()
+        array = got["inside"] if kind == "inside" else got[0] if kind == "two" else got
+        assert array.size == 100_000
+        assert (array == 7).all()
+        assert array.flags.writeable
+        assert array.flags.c_contiguous
+        array[...] = 9  # nobody else's
+        del got, array
+        if kind == "kept":
+            assert one.submit(tasks.kept_sum).result() % 700_000 == 0
+            break
+    assert stats(one)["used"] == segments
+
+
+def test_an_array_that_is_born_and_dropped_gives_its_memory_back(one: fm.ProcessPool) -> None:
+    assert one.submit(len, one.submit(made_of, "alone", 100_000).result()).result() == 1000
+    assert list(one.map(tasks.born_sum, [200_000] * 20)) == [1_400_000] * 20
+    used = stats(one)["used"]
+    assert list(one.map(tasks.born_sum, [200_000] * 20)) == [1_400_000] * 20
+    assert stats(one)["used"] == used <= 4
+    assert in_hands(one) == 0
+
+
+def test_empty_is_a_plain_array_where_there_is_no_arena(one: fm.ProcessPool) -> None:
+    for shape, dtype in (
+        (100_000, "u1"),
+        ((3, 0), float),
+        ((), "i4"),
+        (10, object),
+        ([2, 5], "f4"),
+    ):
+        here, there = fm.empty(shape, dtype), one.submit(fm.empty, shape, dtype).result()
+        assert here.shape == there.shape == np.empty(shape).shape
+        assert here.dtype == there.dtype == np.dtype(dtype)
+    assert fm.frombuffer(b"\1\0\2\0\3\0", "u2", 2, 2).tolist() == [2, 3]
+    with pytest.raises(ValueError, match="negative"):
+        one.submit(fm.empty, (-1, 1 << 20)).result()
+    with pytest.raises(TypeError):
+        one.submit(fm.empty, "12").result()
+    with pytest.raises(ValueError, match="buffer"):
+        fm.frombuffer(b"123", "u2")
+
+
+def test_a_forked_child_of_a_task_has_its_own_of_what_was_born(one: fm.ProcessPool) -> None:
+    assert one.submit(tasks.born_and_forked, 100_000).result() == (700_000, 200_000)
+    assert in_hands(one) == 0

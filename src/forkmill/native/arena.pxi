@@ -19,6 +19,8 @@ cdef enum:
 # itself off. `_gone`: the one that is parted with has died.
 cdef PyObject *_held[FM_SEGMENTS]
 cdef bint _gone = False
+# In a worker: its pool's arena, for room().
+cdef Arena _here = None
 
 
 @cython.final
@@ -196,6 +198,28 @@ cdef class Arena:
             _held[mine._segment.index] = <PyObject *>mine
         return mine
 
+    # ------------------------------------------------------ what is born in a worker
+
+    cdef Segment room(self, size_t n):
+        """Memory of so many bytes to be filled and sent on; None: there is no room."""
+        cdef fm_segment taken
+        cdef Segment mine = Segment.__new__(Segment)
+        cdef uint8_t *base
+        cdef int rc
+        with nogil:  # self holds _c
+            rc = fm_arena_take(self._c, n, &taken, &base)
+        if rc < 0:
+            return None
+        rc = fm_arena_accept(self._c, &taken, &mine._segment, &mine._c)  # one more view of it
+        fm_arena_release(self._c, &taken)
+        if rc < 0:
+            return None
+        mine.size = n
+        mine._arena = fm_arena_ref(self._c)
+        mine._listed = True
+        _held[mine._segment.index] = <PyObject *>mine
+        return mine
+
     # ------------------------------------------------- giving back what one was sent
 
     cdef bint part(self, bytes pickle, list buffers) except -1:
@@ -327,6 +351,12 @@ cdef object decode_carried(const uint8_t *record, uint64_t size, Block owner, ob
             raise _malformed("its buffers are not in its segment")
         buffers.append(whole[<Py_ssize_t>at:<Py_ssize_t>(at + n)])
     return _call_loads(record + used, size - used, loads, buffers)
+
+
+def room(size_t n):
+    """In a worker: memory of its pool's arena, writable, which goes without a copy where it is
+    returned; None: there is none, or it is not worth the way."""
+    return None if _here is None or n < <size_t>_CARRY else _here.room(n)
 
 
 def arena_create():

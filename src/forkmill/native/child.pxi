@@ -297,8 +297,9 @@ cdef class Port:
 
     def share(self, int fd):
         """Use the pool's arena, whose descriptor it takes."""
+        global _here
         self._opened()
-        self._arena = Arena(fd, 0, self)
+        self._arena = _here = Arena(fd, 0, self)
 
     def rss(self, uint64_t kb):
         self._opened()

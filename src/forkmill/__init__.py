@@ -92,7 +92,6 @@ from .errors import (
 if TYPE_CHECKING:
     from . import events, testing
     from ._said import emit
-    from .codec.arrays import empty, frombuffer
     from .codec.per_worker import PerWorker, per_worker
     from .codec.share import Shared, share
     from .contexts import (
@@ -172,6 +171,7 @@ if TYPE_CHECKING:
         PostgresCheckpoints,
         SQLiteCheckpoints,
     )
+    from .worker.arrays import empty, frombuffer
 
 __version__ = "0.1.0"
 
@@ -277,7 +277,7 @@ _HOMES = {
         "pool": "Future PoolStats ProcessPool WorkerInfo map shutdown_shared",
         "contexts": "ContextPool create_context executor named_pool",
         "contexts.specs": "aio cow_fork inline interpreter ipc_fork thread",
-        "codec.arrays": "empty frombuffer",
+        "worker.arrays": "empty frombuffer",
         "codec.share": "PerWorker Shared per_worker share",
         "pipeline": "ExecutionPlan Failure Monitor Orchestrator Pipeline RunResult after_fork"
         " after_run after_stage batch before_fork before_run before_stage consumer dead_letter"

@@ -2,7 +2,7 @@
 
     Pipeline ──build──▶ StageGraph ──▶ ExecutionPlan ──Orchestrator──▶ Driver ──▶ RunResult
 
-=============  =============================================================================
+============== =============================================================================
 declare        decorators, verbs, classes: what a user writes
 pipeline       what is declared, and runs
 options        the options of stages, checked
@@ -17,13 +17,17 @@ run/lanes      and stages in contexts
 run/fuse       neighbouring inline stages as one function
 run/work       what travels to a context
 run/chains     neighbours on a named pool as one call in the worker
+run/interrupts Ctrl-C in the main thread
 run/nested     a pipeline that runs as a whole in a context
+run/bursts     what stream() takes of stages that are one function
+run/still      frames of a thread that goes on, looked at
+run/sign       a byte that says to all processes of a run: stop
+run/told       what a run tells of its plan
 run/shuffle    a test mode: no order where none is promised
-stats, events  what a run counts, and tells
-../runs        what comes out, and the ways to wait for it
+../runs        what comes out, the ways to wait for it, and Ctrl-C
 monitor        what somebody beside the run sees of it
 load           a pipeline by its name, for command lines
-=============  =============================================================================
+============== =============================================================================
 
 A pipeline knows contexts by their Lanes alone.
 """

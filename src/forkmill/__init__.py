@@ -152,6 +152,7 @@ if TYPE_CHECKING:
     )
     from .show.progress import Progress
     from .show.spans import OpenTelemetry
+    from .show.top.server import serve_top
     from .show.trace import chrome_trace
     from .stategraph import (
         DELETE,
@@ -257,6 +258,7 @@ __all__ = [
     "producer",
     "read_events",
     "retry",
+    "serve_top",
     "share",
     "shutdown_shared",
     "stage",
@@ -290,6 +292,7 @@ _HOMES = {
         "errors": "InitError PoolBroken",
         "show.progress": "Progress",
         "show.spans": "OpenTelemetry",
+        "show.top.server": "serve_top",
         "show.trace": "chrome_trace",
         "_said": "emit",
     }.items()
@@ -300,6 +303,7 @@ OFFERS.update(
     html_of="forkmill.show.tables:html_of",
     report="forkmill.show.report:Report",
     report_of="forkmill.show.report:report_of",
+    top_of="forkmill.show.top.launch:top_of",
 )
 
 
@@ -316,3 +320,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "FORKMILL_TOP" in os.environ:
+    import_module(".show.top.server", __name__).by_environment()

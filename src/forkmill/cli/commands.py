@@ -51,6 +51,7 @@ from .outputs import (
 from .report import report_, report_option, report_sinks
 from .run import plan_facts, run_
 from .states import sessions_
+from .top import beside, top_, top_option
 
 if TYPE_CHECKING:
     from .filter import Filter
@@ -367,6 +368,7 @@ def show_while(run: Filter, paths: list[str], to_stdout: bool, progress: bool) -
 app.add_command(run_)
 app.add_command(sessions_)
 app.add_command(report_)
+app.add_command(top_)
 
 
 # ----------------------------------------------------------------------------- demo
@@ -386,6 +388,7 @@ app.add_command(report_)
 @click.option("--no-compare", is_flag=True, help="Only the job, without the comparison.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only so many files.")
 @report_option
+@top_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
 def demo(
     workers: int | None,
@@ -393,6 +396,7 @@ def demo(
     no_compare: bool,
     limit: int | None,
     report: Path | None,
+    top: bool,
     as_json: bool,
 ) -> int:
     """Count what is in the standard library's sources, on all CPUs, into an SQLite file.
@@ -406,6 +410,7 @@ def demo(
     from .screen import shown, table
 
     sinks = report_sinks(report)
+    dashboard = beside(top)
     paths = spread(parts.sources(), limit)
     if not paths:
         fail("this interpreter's standard library has no .py files")
@@ -416,7 +421,7 @@ def demo(
     if not as_json:
         click.echo(job.plan.describe() + "\n")
     try:
-        with shown("demo") as board:
+        with dashboard, shown("demo", wanted=not top) as board:
             job.run([*sinks, board] if board.on else sinks)
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:

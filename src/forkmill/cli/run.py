@@ -31,8 +31,10 @@ from .base import (
 from .inputs import InputError
 from .outputs import OpenError, mixes, opened, terminal
 from .report import report_option, report_sinks
+from .top import beside, top_option
 
 if TYPE_CHECKING:
+    from ..show.top.launch import Beside
     from .graphs import Done, Job
 
 __all__ = ["plan_facts", "run_"]
@@ -97,6 +99,7 @@ __all__ = ["plan_facts", "run_"]
 @workers_option
 @progress_option
 @report_option
+@top_option
 @click.option("--plan", "plan_only", is_flag=True, help="Print what would run where, and stop.")
 @click.option(
     "--keep-failures",
@@ -126,6 +129,7 @@ def run_(
     workers: int | None,
     progress: bool,
     report: Path | None,
+    top: bool,
     plan_only: bool,
     keep_failures: int,
     as_json: bool,
@@ -154,14 +158,16 @@ def run_(
     except TargetError as error:
         raise click.BadParameter(str(error), param_hint="'--set'") from None
     sinks = report_sinks(report)
-    common = _Common(output, workers, progress, plan_only, keep_failures, as_json, sinks)
+    dashboard = beside(top and not plan_only)
+    progress = progress and not top
+    common = _Common(output, workers, progress, plan_only, keep_failures, as_json, sinks, dashboard)
     of_graphs = {name: others.pop(name) for name in _OF_GRAPHS}
     if is_graph(thing):
         _refuse(others, "state graphs")
         return run_graph(thing, given, common, **of_graphs)
     _refuse(of_graphs, "graphs")
     if states.is_state_graph(thing):
-        with shown(wanted=progress) as board:
+        with dashboard, shown(wanted=progress) as board:
             return states.run_app(
                 thing,
                 given,
@@ -196,6 +202,7 @@ class _Common(NamedTuple):
     keep_failures: int
     as_json: bool
     sinks: tuple[Any, ...]
+    dashboard: Beside
 
 
 def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
@@ -212,7 +219,11 @@ def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
     if options.plan_only:
         click.echo(plan_text(plan, options.as_json))
         return 0
-    with shown(wanted=options.progress) as board, written(options, board) as output:
+    with (
+        options.dashboard,
+        shown(wanted=options.progress) as board,
+        written(options, board) as output,
+    ):
         sinks = (*options.sinks, board) if board.on else options.sinks
         result, count, end = parts.run(plan, output, sinks, options.keep_failures)
     if isinstance(end, OutputError) and end.unread:
@@ -302,6 +313,7 @@ def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
     from .screen import shown
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(options.dashboard)
         board = stack.enter_context(shown("run", wanted=options.progress))
         output = stack.enter_context(written(options, board))
         bad = None

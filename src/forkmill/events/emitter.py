@@ -36,6 +36,7 @@ class Emitter:
         progress: How far it is, as the data of an event; while its contexts are open.
         calling: The stage whose function the run's own thread is in, and the item; while it runs.
         traced: How many tracebacks were told.
+        driven: What can `stop` and `kill` the run from any thread; None: nothing can.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Emitter:
         "_flush",
         "above",
         "calling",
+        "driven",
         "errors",
         "id",
         "over",
@@ -65,6 +67,7 @@ class Emitter:
         self.over = False
         self.progress: Callable[[], dict[str, Any]] | None = None
         self.calling: Callable[[], tuple[str, Any]] | None = None
+        self.driven: Any = None
         self._flush: Flush | None = None
         emitters[self.id] = self
 
@@ -135,6 +138,11 @@ class Emitter:
             event.update(monotonic=at, name=name, worker=worker)
             _bus.put(event, self)
 
+    @property
+    def traces(self) -> bool:
+        """Whether anybody who listens wants tracebacks."""
+        return any(subscriber.traces for subscriber in self.listeners())
+
     def listeners(self) -> list[Subscription]:
         """Who hears it."""
         found = [*_bus.everyone, *self.own]
@@ -184,7 +192,7 @@ class Emitter:
             _bus.wake()  # who was broken off in here comes again, and may have ended them all
         elif listeners:  # this is a sink's run: the thread goes on when it is over
             _bus.queue.append((None, Flush(listeners, self)))
-        self.progress = self.calling = None
+        self.progress = self.calling = self.driven = None
 
     def settle(self, seconds: float) -> None:
         """Wait until its own sinks have got what was told so far, at most so many seconds. Not in a

@@ -39,6 +39,11 @@ def say(value: object) -> None:
         _bus.put(event, emitter)
 
 
+def emitter_of(run: str) -> Emitter | None:
+    """That of a run of this process, while there is one."""
+    return emitters.get(run)
+
+
 def known(run: str | None) -> bool:
     """Whether it is a run of this process."""
     return run in emitters

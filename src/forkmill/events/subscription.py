@@ -74,6 +74,7 @@ class Subscription:
         "lost",
         "quiet",
         "sink",
+        "traces",
     )
 
     def __init__(
@@ -81,6 +82,8 @@ class Subscription:
     ) -> None:
         self.sink = sink
         self.quiet: bool = getattr(sink, "quiet", False)  # for its sake tasks need say nothing
+        # Whether it wants tracebacks of what fails.
+        self.traces: bool = detail != "runs" or getattr(sink, "traces", False)
         self.errors = self.lost = 0
         self._batch = getattr(sink, "batch", None)
         self._bus = bus

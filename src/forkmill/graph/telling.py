@@ -10,7 +10,8 @@ node_started, node_finished    once a node, context / in, out, failed; with deta
                                item too, with its index
 item_failed, retry             index, outputs, error, traceback (detail) / index, error
 cached                         index: the parent's cache had it
-progress                       done, total, failed, workers
+progress                       done, total, failed, workers, stages (of nodes, what was asked of
+                               executors so far)
 =============================  ====================================================================
 
 Guarantees: without a listener nothing of it is made. Every begin has its end, whatever fails.
@@ -102,6 +103,16 @@ class Telling:
             "total": self._ctx.total,
             "failed": self._lost,
             "workers": self._workers,
+            "stages": {
+                name: {
+                    "in": node.sent,
+                    "out": node.came,
+                    "failed": node.failed,
+                    "waiting": 0,
+                    "under_way": max(0, node.sent - node.came - node.failed),
+                }
+                for name, node in self._nodes.items()
+            },
         }
 
     def finished(self, status: str) -> None:
@@ -173,9 +184,7 @@ class Telling:
         self.raised = self._ctx.on_error == "raise"
         emitter = self._emitter
         if emitter.heard:
-            more: dict[str, Any] = (
-                {} if emitter.detail == "runs" else {"traceback": failure.traceback}
-            )
+            more: dict[str, Any] = {"traceback": failure.traceback} if emitter.traces else {}
             emitter.emit(
                 "item_failed", failure.stage, item=short(failure.item), attempt=failure.attempts,
                 index=failure.index, outputs=list(failure.outputs), error=short(failure.error),

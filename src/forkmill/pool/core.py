@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     # A function as it was sent: the native one, its name, and what tells when it has changed.
     Sent = tuple[_native.Function, str, Watch | None]
 
-__all__ = ["OUR_THREADS", "Collector", "Core", "Life"]
+__all__ = ["OUR_THREADS", "Collector", "Core", "Life", "alive"]
 
 _LINGER_S = 0.1  # an idle collector ends after this
 _JOIN_S = 1.4  # the gentle ladder takes 1.0 s at most, plus the reaping
@@ -781,6 +781,11 @@ class Core:
         else:
             how = f"exited with code {os.WEXITSTATUS(status)}" if status >= 0 else "is gone"
         return f"the pool's zygote (pid {pid}), the parent of its workers, {how}"
+
+
+def alive() -> list[Life]:
+    """The pools of this process that have not ended."""
+    return [life for life in tuple(_ALIVE) if life.pid == os.getpid() and not life.ended]
 
 
 def read_death(body: memoryview) -> tuple[dict[str, int], str]:

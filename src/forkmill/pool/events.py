@@ -169,6 +169,7 @@ class Told:
         self._name = name
         above = here()
         self.parent = None if above is None else above[0]
+        self.stage = None if above is None else above[1]  # which it was made for
         self._emitter: Any = None
         self.loads: Any = None  # what decodes the words of its tasks
         self.logs: Any = None  # the emitter of what its workers log, if that is forwarded

@@ -15,6 +15,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._offers import offered
 from .._process import (
     KnownThread,
     LoneThread,
@@ -129,6 +130,7 @@ class Handle(Ending):
         self._relief: dict[str, LoneThread] = {}
         self._threads: list[KnownThread] = []  # of which the last one has the run
         self._context = contextvars.copy_context()
+        driver.events.driven = self
         _RUNNING.add(self)
         try:
             self._start(run or driver.run)
@@ -211,6 +213,18 @@ class Handle(Ending):
     def stats(self) -> RunStats:
         """The figures so far."""
         return self._driver.snapshot()
+
+    def top(self) -> None:
+        """Show a dashboard on this terminal, and wait until it is closed; the run goes on.
+
+        It takes ``pip install 'forkmill[top]'``. Other runs of this process are in it, too; unless
+        `fm.serve_top` has said otherwise they can be stopped and killed from there.
+
+        Raises:
+            RuntimeError: textual is not installed, or there is no terminal.
+            OSError: There is no folder for the socket that it looks through.
+        """
+        offered("top_of")(self)
 
     def attach(self, sink: Callable[[dict[str, Any]], object]) -> None:
         """Have a sink called with every event from now on."""

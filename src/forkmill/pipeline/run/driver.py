@@ -78,6 +78,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver"]
 
+_MEASURE_S = 1.0  # between two looks at busy times and percentiles, for who hears of progress
+
 
 class Driver(Run[Operator]):
     """One run of a graph.
@@ -110,7 +112,7 @@ class Driver(Run[Operator]):
         self._opened = self._over = self._told_end = False
         self._sources_stopped = False
         self._quiet = False  # DRIVE-4: nobody goes on elsewhere, and nothing has happened since
-        self._began = self._looked = monotonic()
+        self._began = self._looked = self._measure_at = monotonic()
         self._duration = 0.0
         self._error: BaseException | None = None
         self._kill_by = NEVER  # when nothing is waited for any more
@@ -448,12 +450,13 @@ class Driver(Run[Operator]):
         Raises:
             BaseException: What a hook or a setup raised; everything is released.
         """
-        self._began = self._looked = monotonic()
+        self._began = self._looked = self._measure_at = monotonic()
         self._opened = True
         for sink in self._sinks:
             self.events.attach(sink)
         title = self.graph.pipeline._title()
         self.events.calling = self._calls
+        self.events.driven = self.events.driven or self
         self.every = self.events.detail == "every"
         if self.events.heard:
             plan, total = plan_of(self.graph), total_of(self.graph)
@@ -596,7 +599,7 @@ class Driver(Run[Operator]):
 
     def _progress(self) -> dict[str, Any]:
         """How far it is. Any thread."""
-        stages = {
+        stages: dict[str, dict[str, Any]] = {
             operator.name: {
                 "in": came,
                 "out": out,
@@ -611,6 +614,11 @@ class Driver(Run[Operator]):
                 for name, one in operator.inner_figures().stages.items():
                     figures = {"in": one.in_, "out": one.out, "failed": one.failed}
                     stages[name] = {**figures, "waiting": 0, "under_way": 0}
+        if (now := monotonic()) >= self._measure_at:
+            self._measure_at = now + _MEASURE_S
+            for name, one in self.snapshot().stages.items():
+                if name in stages:
+                    stages[name] |= {"busy": one.busy, "p50": one.p50, "p99": one.p99}
         return {"stages": stages}
 
     def _stop_sources(self) -> None:

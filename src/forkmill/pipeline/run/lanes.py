@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import contexts
+from ..._said import within
 from ...contexts.lanes.lane import Report
 from ...runs.handle import PATIENCE
 from ...runs.policies import Retry, final
@@ -129,7 +130,9 @@ class LaneOperator(Operator):
                 run_hooks(self._forks, self.name)
             spec = _with_hooks(spec, hooks, self.name)
         work = self.make_work(hooks if isolated and not born else [])
-        self.lane = spec.lane(work, self.driver.bell.ring)
+        run, name, *_ = self.driver.origin(self.name) or (None, None)
+        with within(run, name):  # whose the workers are
+            self.lane = spec.lane(work, self.driver.bell.ring)
         self.started = self.lane.start_method, self.lane.start_reason
         if self.producing:
             self.pending = 1

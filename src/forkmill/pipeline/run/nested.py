@@ -132,8 +132,9 @@ class InnerEvents:
     """Stands for the events of a driver whose events are told by another."""
 
     heard = False
+    traces = False
     errors = 0
-    calling = None
+    calling = driven = None
 
     def __init__(self, detail: str) -> None:
         self.detail = detail

@@ -78,7 +78,7 @@ def tell_failure(
 ) -> None:
     """An item has failed for good."""
     more = {}
-    if events.detail != "runs" and events.traced < KEEP:  # formatting takes longer than most items
+    if events.traces and events.traced < KEEP:  # formatting takes longer than most items
         events.traced += 1
         more["traceback"] = formatted(error, error.__traceback__)
     events.emit(

@@ -27,6 +27,7 @@ def plan_of(graph: StageGraph) -> dict[str, Any]:
             "kind": stage.kind,
             "context": str(stage.spec),
             "workers": 0 if stage.inline else width_of(stage),
+            "queue": stage.queue_size,
         }
         for stage in graph.stages
     ]

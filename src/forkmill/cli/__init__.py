@@ -12,6 +12,8 @@ filter     `forkmill map`: blocks to workers, results to the output, in constant
 pipelines  `forkmill run`: a pipeline by its name
 doctor     what this machine allows
 demo       a job that every machine has the data for
+report     `forkmill report`: a recording as an HTML file
+top        `forkmill top`: the dashboard
 screen     progress bars and tables on a terminal
 =========  ======================================================================
 

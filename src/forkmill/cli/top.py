@@ -72,6 +72,8 @@ def top_(what: str | None, once: bool, run: str, until_end: bool) -> int:
     try:
         source = opened(what)
     except LinkError as error:
+        if until_end:  # it ended before anything could be seen
+            return 0
         fail(str(error))
     try:
         if once:

@@ -6,6 +6,7 @@
     report     a sink: one HTML file about a run
     spans      a sink: OpenTelemetry
     trace      a sink: for Perfetto and chrome://tracing
+    top        the dashboard, a process of its own
 
 Nothing here is loaded before somebody wants to see something.
 """

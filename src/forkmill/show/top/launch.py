@@ -43,6 +43,9 @@ _ORDER = (
 )
 
 
+_CLOSED = "forkmill: the run goes on; forkmill top {} shows it again"
+
+
 class TopError(RuntimeError):
     """There can be no dashboard here; the message says what is missing."""
 
@@ -134,17 +137,18 @@ class _Order:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> None:
+        self.put()
+        os.close(self._fd)
+        os.close(self._out)
+
+    def put(self) -> None:
+        """Put it in order, if the dashboard could not do that itself."""
         import termios
 
-        try:
-            if termios.tcgetattr(self._fd) != self._was:  # it could not do that itself
+        with contextlib.suppress(OSError, termios.error):  # the terminal is gone
+            if termios.tcgetattr(self._fd) != self._was:
                 termios.tcsetattr(self._fd, termios.TCSANOW, self._was)
                 os.write(self._out, _ORDER)
-        except (OSError, termios.error):  # the terminal is gone
-            pass
-        finally:
-            os.close(self._fd)
-            os.close(self._out)
 
 
 class Beside:
@@ -169,6 +173,7 @@ class Beside:
         self._kept: _Kept | None = None
         self._order: _Order | None = None
         self._shown: subprocess.Popen[bytes] | None = None
+        self._over = False  # the block
         self._waits = LoneThread(self._wait, "forkmill-top-end")
         if wanted:
             needs()
@@ -198,15 +203,20 @@ class Beside:
 
     def _wait(self) -> None:
         """In a thread of ours: it may be closed long before the run ends."""
-        if self._shown is not None:
-            self._shown.wait()
-        if self._kept is not None:
-            self._kept.give_back()
+        if self._shown is None or self._kept is None or self._order is None:
+            return
+        self._shown.wait()
+        self._order.put()
+        early = not self._over
+        self._kept.give_back(_CLOSED.format(os.getpid()) if early else "")
 
     def _leave(self) -> None:
+        self._over = True
         if self._own and self._server is not None:
             self._server.close()  # by which it knows that it is over
         if self._shown is not None:
+            if not self._own:
+                self._shown.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._shown.wait(_CLOSE_S)
             if self._shown.poll() is None:
@@ -248,12 +258,14 @@ class _Kept:
         for fd in self._saved:
             os.dup2(self._file.fileno(), fd)
 
-    def give_back(self) -> None:
-        """The terminal is the program's again; what was printed comes now. Idempotent."""
+    def give_back(self, note: str = "") -> None:
+        """The terminal is the program's again; a note, and what was printed. Idempotent."""
         with self._lock, contextlib.suppress(OSError):
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(OSError, ValueError, AttributeError):
                     stream.flush()
+            if note and self._out is not None:
+                os.write(self._out, f"{note}\n".encode())
             self._copy()
             while self._saved:
                 fd, saved = self._saved.popitem()

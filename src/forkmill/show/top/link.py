@@ -216,7 +216,7 @@ class Recording:
         self.note = ""
         self.over = False
         self._told = Scene()
-        self._rest = b""
+        self._rest = bytearray()  # of a line that is not whole yet
         self._done = self._bad = 0
         self._skips = False  # in a line that is too long
         self._last = 0.0
@@ -249,11 +249,14 @@ class Recording:
         while not self.over and (data := self._file.read(_SLICE)):
             new = True
             self._done += len(data)
-            *whole, self._rest = (self._rest + data).split(b"\n")
-            for line in whole:
-                self._take(line)
-            if len(self._rest) > _MOST_LINE:
-                self._rest, self._skips = b"", True
+            self._rest += data
+            if b"\n" in data:
+                *whole, rest = bytes(self._rest).split(b"\n")
+                self._rest = bytearray(rest)
+                for line in whole:
+                    self._take(line)
+            if len(self._rest) > (0 if self._skips else _MOST_LINE):
+                self._rest, self._skips = bytearray(), True
             if time.monotonic() >= until:
                 break
         if new or self.scene is None:

@@ -205,9 +205,9 @@ def _moment(row: dict[str, Any]) -> str:
 
 _NEWS = (
     Column("time", 9, _moment, _by("time")),
-    Column("what", 12, _said("level"), _said("level")),
-    Column("where", 16, _said("name"), _said("name")),
-    Column("item", 20, _said("item"), _said("item"), 64),
+    Column("what", 9, _said("level"), _said("level")),
+    Column("where", 13, _said("name"), _said("name")),
+    Column("item", 13, _said("item"), _said("item"), 64),
     Column("pid", 9, lambda row: str(row.get("worker") or ""), _by("worker"), 110),
     Column("text", 0, _said("text"), _said("text")),
 )
@@ -327,7 +327,7 @@ def _table(
 
 
 def _style(row: dict[str, Any]) -> str:
-    if row.get("level") in ("FAILED", "ERROR", "CRITICAL", "worker died") or row.get("failed"):
+    if row.get("level") in ("FAILED", "ERROR", "CRITICAL", "died") or row.get("failed"):
         return "red"
     return "bold" if row.get("slow") else ""
 
@@ -362,8 +362,11 @@ def _head(run: dict[str, Any] | None, scene: dict[str, Any], width: int, glyphs:
         bar = min(_BAR, width // 5)
         done = round(run["part"] * bar)
         line += [(glyphs.done * done, "green"), (glyphs.left * (bar - done), "dim"), ("  ", "")]
-    words = "  ".join(plain(each, 40) for each in run["figures"])
-    line.append((words, "red" if run["failed"] else ""))
+    words = [plain(each, 40) for each in run["figures"]]
+    room = width - sum(cell_len(text) for text, _ in line)
+    while len(words) > 1 and cell_len("  ".join(words)) > room:
+        words.pop()
+    line.append(("  ".join(words), "red" if run["failed"] else ""))
     return _line(line, width, glyphs)
 
 

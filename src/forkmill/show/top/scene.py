@@ -146,8 +146,7 @@ class _Run:
             "in": figures.get("in", 0),
             "out": figures.get("out", 0),
             "failed": figures.get("failed", 0),
-            "queue": figures.get("waiting", 0),
-            "under_way": figures.get("under_way", 0),
+            "queue": figures.get("waiting", 0) + figures.get("under_way", 0),
             "room": node.get("queue"),
             "workers": self._workers(name),
             "busy": figures.get("busy"),
@@ -169,7 +168,7 @@ class Scene:
     def __init__(self) -> None:
         self.events = self.lost = 0
         self._runs: dict[str, _Run] = {}
-        self._more = 0  # runs that are not kept
+        self._begun = 0  # runs, those that are not kept too
         self._workers: dict[int, dict[str, Any]] = {}
         self._failures: deque[dict[str, Any]] = deque(maxlen=_MOST_FAILURES)
         self._lines: deque[dict[str, Any]] = deque(maxlen=_MOST_LINES)
@@ -196,10 +195,10 @@ class Scene:
 
     def _run(self, event: dict[str, Any]) -> _Run | None:
         found = self._runs.get(event["run"])
+        self._begun += event["kind"] == "run_started"
         if found is not None or event["kind"] not in ("run_started", "progress"):
             return found
         if len(self._runs) >= _MOST_RUNS:
-            self._more += 1
             over = next((run for run in self._runs.values() if run.board.status), None)
             if over is None:
                 return None
@@ -248,7 +247,7 @@ class Scene:
         elif event["kind"] == "said":
             level, text = "said", data.get("value")
         else:
-            level = event["kind"].replace("_", " ")
+            level = event["kind"].removeprefix("worker_")
             text = data.get("error") or data.get("cause") or data.get("questions") or ""
         self._lines.append(
             {
@@ -272,7 +271,7 @@ class Scene:
         with self._lock:
             return {
                 "runs": [run.facts() for run in self._runs.values()],
-                "more_runs": self._more,
+                "more_runs": max(0, self._begun - len(self._runs)),
                 "workers": [dict(worker) for worker in self._workers.values()],
                 "failures": [
                     {key: value for key, value in each.items() if key != "traceback"}

@@ -83,7 +83,7 @@ class Subscription:
         self.sink = sink
         self.quiet: bool = getattr(sink, "quiet", False)  # for its sake tasks need say nothing
         # Whether it wants tracebacks of what fails.
-        self.traces: bool = detail != "runs" or getattr(sink, "traces", False)
+        self.traces: bool = wishes[0] != "runs" or getattr(sink, "traces", False)
         self.errors = self.lost = 0
         self._batch = getattr(sink, "batch", None)
         self._bus = bus

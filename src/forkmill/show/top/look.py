@@ -44,6 +44,7 @@ __all__ = ["LEAST", "SECTIONS", "Glyphs", "View", "chosen", "frame", "glyphs_for
 LEAST = (40, 10)  # columns and lines
 SECTIONS = ("stages", "workers", "failures and log")
 _BAR = 24  # columns at most
+_WIDE = 140  # columns
 
 
 class Glyphs(NamedTuple):
@@ -108,6 +109,7 @@ class Column(NamedTuple):
     text: Callable[[dict[str, Any]], str]
     key: Callable[[dict[str, Any]], Any]
     least: int = 0  # columns that a terminal must have for it
+    wide: int = 0  # how many more there are for it where there are _WIDE
 
 
 # ------------------------------------------------------------------ the parts
@@ -206,8 +208,8 @@ def _moment(row: dict[str, Any]) -> str:
 _NEWS = (
     Column("time", 9, _moment, _by("time")),
     Column("what", 9, _said("level"), _said("level")),
-    Column("where", 13, _said("name"), _said("name")),
-    Column("item", 13, _said("item"), _said("item"), 64),
+    Column("where", 13, _said("name"), _said("name"), wide=12),
+    Column("item", 13, _said("item"), _said("item"), 64, wide=32),
     Column("pid", 9, lambda row: str(row.get("worker") or ""), _by("worker"), 110),
     Column("text", 0, _said("text"), _said("text")),
 )
@@ -297,6 +299,8 @@ def _table(
     """A part in so many columns and lines: its head, and rows around the chosen one."""
     width, height = size
     columns = [column for column in _TABLES[section] if width >= column.least]
+    if width >= _WIDE:
+        columns = [c._replace(width=c.width + c.wide) for c in columns]
     fixed = sum(abs(column.width) for column in columns) + 2
     widths = [column.width or max(8, width - fixed) for column in columns]
     here = view.section == section and view.text is None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import _checks
+from .. import _checks, events
 from .._watch import Watch, sinks_of
 
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def watched(
     Args:
         lazy: Makes it.
         call: What was asked for.
-        shown: Who hears of it.
+        shown: Who hears of it, beside those who hear everything.
         workers: How many work on it at once.
     """
     total = shown.total
     if total is None and call.quick():
         total = min(map(len, call.iterables))  # type: ignore[arg-type]
     results: Any = lazy(call)
-    if not shown.sinks or not hasattr(results, "watch"):
+    if not (shown.sinks or events.heard()) or not hasattr(results, "watch"):
         return results  # type: ignore[no-any-return]
     name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
     results.watch(Watch("map", str(name), shown.sinks), total, workers)

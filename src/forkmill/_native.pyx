@@ -3,9 +3,12 @@
 Thin by rule: a branch without a Python object belongs in csrc, a line without a C pointer in a
 .py file. C never calls Python: the binding pulls outcomes with the GIL released.
 
-    native/records.pxi   values <-> records, in C for plain ones
+    native/records.pxi   values to records, in C for plain ones
+    native/outcomes.pxi  what a worker publishes of a task
+    native/decoding.pxi  records to values
     native/arena.pxi     large values through shared memory
-    native/child.pxi     the worker's loop; what zygote and workers need of the system
+    native/child.pxi     the worker's loop
+    native/zygote.pxi    a zygote to be; what zygote and workers need of the system
     native/pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
     native/future.pxi    the native half of a Future, and the short way into the pool
     native/cow.pxi       one fresh child a task: fork, claims, results by pipe
@@ -55,8 +58,11 @@ cdef bint _interrupted(object error) except -1:
 
 
 include "native/records.pxi"
+include "native/outcomes.pxi"
+include "native/decoding.pxi"
 include "native/arena.pxi"
 include "native/child.pxi"
+include "native/zygote.pxi"
 include "native/pool.pxi"
 include "native/future.pxi"
 include "native/cow.pxi"

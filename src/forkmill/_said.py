@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Origin = tuple[str | None, str | None, dict[str, Any], Any]
 
-__all__ = ["HERE", "ITEMS", "emit", "here", "item_here", "short", "within"]
+__all__ = ["HERE", "ITEMS", "emit", "here", "item_here", "short", "told", "within"]
 
 # For whom the code that runs here works: the id of the run, the name of its stage or node, what
 # else its words tell, and, for a run that began here, whom that works for; None: for nobody we
@@ -92,6 +92,14 @@ class within:
 
     def __exit__(self, *exc: object) -> None:
         HERE.reset(self._token)
+
+
+def told(kind: str, run: str, name: str, data: dict[str, Any]) -> None:
+    """An event of a run, told where its code runs: in its own process, or in a worker."""
+    if STREAM and STREAM[0].known(run):
+        STREAM[0].told(kind, run, name, data)
+    elif VOICE:
+        VOICE[0].say((kind, run, name, None, data, None))
 
 
 def here() -> Origin | None:

@@ -81,7 +81,19 @@ from .bus import bus as _bus
 from .emitter import Emitter, PartOf, bare, bare_ones, current, emitters
 from .event import BUFFER, SCHEMA, check_sinks, checked, expand, new_id
 from .files import JsonLines, each_event, read_events
-from .said import Ear, begin, detail, emitter_of, heard, known, listened, say, wake, words
+from .said import (
+    Ear,
+    begin,
+    detail,
+    emitter_of,
+    heard,
+    known,
+    listened,
+    say,
+    told,
+    wake,
+    words,
+)
 from .subscription import DRAIN_S, Subscription
 
 __all__ = [
@@ -108,6 +120,7 @@ __all__ = [
     "say",
     "short",
     "subscribe",
+    "told",
     "wake",
     "words",
 ]

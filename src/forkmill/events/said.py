@@ -7,6 +7,7 @@ Threads: any; an `Ear` is used in the thread of the stream.
 
 from __future__ import annotations
 
+from _thread import get_native_id
 from typing import TYPE_CHECKING, Any
 
 from .._said import HERE, item_here, short
@@ -42,6 +43,13 @@ def say(value: object) -> None:
 def emitter_of(run: str) -> Emitter | None:
     """That of a run of this process, while there is one."""
     return emitters.get(run)
+
+
+def told(kind: str, run: str, name: str, data: dict[str, Any]) -> None:
+    """A thread of this process tells of a run of it."""
+    emitter = emitters.get(run)
+    if emitter is not None:
+        emitter.emit(kind, name, worker=get_native_id(), **data)
 
 
 def known(run: str | None) -> bool:

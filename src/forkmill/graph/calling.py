@@ -33,7 +33,7 @@ class Cached:
         from .cache import MISS, CallCache
 
         part = rest.piece.parts[k]
-        self.rest, self.k, self.fn = rest, k, part.fn
+        self.rest, self.k, self.fn = rest, k, rest.fns[k]
         self.args = part.args
         fixed = [arg.name for arg in part.args if arg.slot in rest.constants]
         self.calls, self.miss = CallCache(key, cache, fixed), MISS
@@ -62,6 +62,7 @@ class Cached:
         except Exception as error:
             raise Refused(error) from None
         if found is not self.miss:
+            self.rest.hit(self.k)
             return found
         value = self.fn(*positional, **named)
         return self.later(key, value) if type(value) is CoroutineType else self.kept(key, value)

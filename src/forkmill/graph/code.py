@@ -18,7 +18,7 @@ Threads: any; a group's function may run in several at once.
 from __future__ import annotations
 
 from copy import deepcopy
-from types import CoroutineType
+from types import CoroutineType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from ..contexts.lanes.lane import Work
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ..runs.failure import Failure
+    from .clocks import Heard
     from .plan import Group, Plan
 
 __all__ = ["Broken", "Call", "Given", "Loss", "Stop", "Torn", "Value", "everything"]
@@ -54,6 +55,7 @@ class Call:
         caches: Number of a step -> (its NodeKey, the cache that is asked where it is called).
         local: Whoever calls has everything: a Loss holds all values of its item.
         noted: Gets the Failures that lists of nested maps hold; or None.
+        heard: Who hears of its calls; or None.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Call:
         caches: Mapping[int, tuple[Any, Any]] | None = None,
         local: bool = False,
         noted: list[Failure] | None = None,
+        heard: Heard | None = None,
     ) -> None:
         read = {arg.slot for part in piece.parts for arg in part.args}
         self.piece = piece
@@ -77,7 +80,7 @@ class Call:
         self.options = {
             "mode": mode, "blocking": blocking, "mark": mark, "aio": aio, "aside": aside,
             "batch": batch, "caches": caches, "local": local,
-            "noted": noted,
+            "noted": noted, "heard": heard,
         }  # fmt: skip
         self._fn: Any = None
         self._rest: Rest | None = None
@@ -114,8 +117,19 @@ class Call:
         """The function itself, which takes an item."""
         if self._fn is None:
             self._rest = Rest(self.piece, self.constants, Call, **self.options)
-            self._fn = _function(self._rest, self.piece, self.constants)
+            fn = _function(self._rest, self.piece, self.constants)
+            if self._rest.clocks is not None:
+                fn = self._rest.clocks.around(fn)
+            heard = self.options["heard"]
+            if heard is not None and type(fn) is FunctionType:
+                fn._forkmill_origin = heard.origin  # type: ignore[attr-defined]
+            self._fn = fn
         return self._fn
+
+    def tell(self) -> None:
+        """Nobody calls it any more: what was not told yet is, in this process."""
+        if self._rest is not None and self._rest.clocks is not None:
+            self._rest.clocks.tell()
 
     @property
     def broke(self) -> bool:
@@ -154,7 +168,16 @@ class _Work(Work):
     def __reduce__(self) -> Any:
         rest = {
             name: getattr(self, name)
-            for name in ("setup", "teardown", "on_end", "timeout", "always", "whole", "atomic")
+            for name in (
+                "setup",
+                "teardown",
+                "on_end",
+                "timeout",
+                "always",
+                "whole",
+                "atomic",
+                "origin",
+            )
         }
         return _work, (self.call, rest)  # type: ignore[attr-defined]
 

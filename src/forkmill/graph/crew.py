@@ -27,6 +27,7 @@ from .. import contexts
 from ..codec.share import PerWorker, Shared, share
 from ..errors import BuildError, SerializationError
 from .asking import Asking, is_asked_here, key_of
+from .clocks import Heard
 from .code import Call
 from .homes import INLINE, Home, Session, width_of
 from .levels import Inner, Layout
@@ -245,6 +246,10 @@ class Crew:
         fixed = {slot: constants[slot] for slot in group.fixed}
         if home.isolated:
             fixed = {slot: self._handed(value) for slot, value in fixed.items()}
+        emitter = self._ctx.emitter
+        if emitter is not None:
+            alone = home.type == "cow_fork"
+            post.heard = Heard(emitter.id, post.label, post.paths, emitter.detail, alone)
         post.call = Call.of(
             plan,
             group,
@@ -257,6 +262,7 @@ class Crew:
             batch=step.node.batch,
             caches=caches,
             local=home.inline,
+            heard=post.heard,
         )
         post.row = row
         post.timeout = step.node.timeout if len(group.steps) == 1 else None

@@ -255,6 +255,7 @@ class LocalEngine(Engine):
         call = _Call(crew, session, own=warm is None)
         _check_named(self._placing.named, graph)
         try:
+            _listened(ctx)
             layout = crew.layout(ctx.plan, ctx.plan.constants(inputs), mapped=items is not None)
             ways = crew.open()
             tell = _telling(graph, layout, ctx, ways)
@@ -454,14 +455,18 @@ def _rows_of(flow: Flow, ctx: Ctx) -> Iterator[list[tuple[int, Any]]]:
         ctx.stopped = flow.cut
 
 
-def _telling(graph: Any, layout: Layout, ctx: Ctx, ways: list[Way]) -> Telling | None:
-    """What hears of the call, if anybody does, or may do later."""
-    if ctx.emitter is None:
-        if not (ctx.sinks or ctx.progress or events.heard()):
-            return None
+def _listened(ctx: Ctx) -> None:
+    """Who listens does so from here on."""
+    if ctx.emitter is None and (ctx.sinks or ctx.progress or events.heard()):
         ctx.emitter = events.Emitter.beginning("graph")
     for sink in ctx.sinks:
         ctx.emitter.attach(sink)
+
+
+def _telling(graph: Any, layout: Layout, ctx: Ctx, ways: list[Way]) -> Telling | None:
+    """What hears of the call, if anybody does, or may do later."""
+    if ctx.emitter is None:
+        return None
     tell = Telling(ctx.emitter, graph.name or "graph", layout, ctx)
     tell.started(ways)
     return tell

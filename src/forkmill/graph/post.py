@@ -29,12 +29,13 @@ class Post:
         timeout: Seconds a call may take.
         aio: `call` is a coroutine function.
         label: What messages call it.
+        heard: Who hears of its calls; or None.
         paths: What its steps are called, with the path that leads to their level.
     """
 
     __slots__ = (
-        "aio", "asked", "batch", "call", "first", "getter", "group", "hoard", "home", "label",
-        "nest", "parts", "paths", "row", "straight", "timeout", "way", "work", "writes",
+        "aio", "asked", "batch", "call", "first", "getter", "group", "heard", "hoard", "home",
+        "label", "nest", "parts", "paths", "row", "straight", "timeout", "way", "work", "writes",
     )  # fmt: skip
 
     way: Any
@@ -49,6 +50,7 @@ class Post:
         self.timeout: float | None = None
         self.aio = False
         self.label = label
+        self.heard: Any = None
         self.paths: tuple[str, ...] = ()
         self.work: Work | None = None  # made before its executor, which may inherit it
         self.hoard: list[tuple[Any, Any]] = []  # batch: (frame, item) that wait for more
@@ -62,7 +64,8 @@ class Post:
     def make_work(self) -> Work:
         """What its lane does."""
         if self.work is None:
-            self.work = self.call.work(timeout=self.timeout)
+            origin = None if self.heard is None else self.heard.origin
+            self.work = self.call.work(timeout=self.timeout, origin=origin)
         return self.work
 
     def losing(self, lost: frozenset[int]) -> tuple[bool, dict[int, int]]:

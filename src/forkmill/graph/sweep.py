@@ -26,6 +26,7 @@ from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .._said import HERE
 from ..contexts.lanes.emit import settle
 from .ways import QUANTUM_S, Ended, ThreadWay
 
@@ -125,6 +126,7 @@ class SweepWay(ThreadWay):
         post = span.post
         items, take, give = span.items, span.items.popleft, span.outs.append
         call = _settled(post.call.fn) if post.aio else post.call.fn
+        token = HERE.set(HERE.get() if post.heard is None else post.heard.origin)
         while items:
             try:
                 item = take()
@@ -134,6 +136,7 @@ class SweepWay(ThreadWay):
                 give(call(item))
             except BaseException as error:
                 give(Ended(error, item))
+        HERE.reset(token)
 
     def _next(self) -> Span | None:
         """The next span: of the items that wait, or of what somebody else has not begun."""

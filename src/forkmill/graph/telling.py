@@ -9,7 +9,9 @@ run_started, run_finished      mode, total, plan {nodes, edges} / status, done, 
 node_started, node_finished    once a node, context / in, out, failed; with detail "items" once an
                                item too, with its index
 item_failed, retry             index, outputs, error, traceback (detail) / index, error
-cached                         index: the parent's cache had it
+cached                         index: the parent's cache had it; or count: so many hits of caches
+                               that are asked where the calls are made
+items                          with detail "items": what the calls took, see `clocks`
 progress                       done, total, failed, workers, stages (of nodes, what was asked of
                                executors so far)
 =============================  ====================================================================
@@ -61,6 +63,7 @@ class Telling:
         self._nodes: dict[str, _Node] = {}
         self._edges: list[tuple[str, str]] = []
         self._workers = 0
+        self._calls: list[Any] = []
         self._read(layout)
         self.singly = emitter.detail != "runs"
         self.raised = False  # a failure has ended it
@@ -77,6 +80,8 @@ class Telling:
                 makers.update(dict.fromkeys(step.writes, path))
             if post.nest is not None:
                 self._read(post.nest.layout)
+            else:
+                self._calls.append(post.call)
 
     # ------------------------------------------------------------------ the run
 
@@ -119,6 +124,8 @@ class Telling:
         """It is over."""
         emitter = self._emitter
         if emitter.heard:
+            for call in self._calls:
+                call.tell()
             for name, index in sorted(self._open):
                 emitter.emit("node_finished", name, index=index, status=status)
             for name, node in self._nodes.items():

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from ..runs.failure import Failure
+    from .clocks import Heard
     from .piece import Piece
 
 __all__ = ["USUAL", "Rest", "odd"]
@@ -68,6 +69,7 @@ class Rest:
         caches: Mapping[int, tuple[Any, Any]] | None,
         local: bool,
         noted: list[Failure] | None,
+        heard: Heard | None = None,
     ) -> None:
         self.piece = piece
         self.constants = constants
@@ -84,8 +86,14 @@ class Rest:
             self.shape = self.awaited if blocking else self.overlapped
         self.broke = False  # something failed, and a Broken has said so
         self.cached: Cached | None = None  # of a batch
+        self.clocks: Any = None  # if somebody hears what they say
+        if heard is not None and (caches or heard.detail != "runs"):
+            from .clocks import Clocks
+
+            self.clocks = Clocks(heard)
         self.fns = [
-            part.fn if part.nest is None else Inner(part, make, noted) for part in piece.parts
+            self.function(k, part) if part.nest is None else Inner(part, make, noted)
+            for k, part in enumerate(piece.parts)
         ]
         for k, part in enumerate(piece.parts):
             if caches and part.number in caches:
@@ -94,6 +102,15 @@ class Rest:
                     self.cached = cached
                 else:
                     self.fns[k] = cached
+
+    def function(self, k: int, part: Any) -> Any:
+        """What is called for a part."""
+        return part.fn if self.clocks is None else self.clocks.clock(k, part.fn)
+
+    def hit(self, k: int) -> None:
+        """The cache had the result of a part."""
+        if self.clocks is not None:
+            self.clocks.hit(k)
 
     # ------------------------------------------------------------------ called by the text
 
@@ -372,6 +389,7 @@ class Rest:
                 if self.cached is not None:
                     keys[at], value = self.cached.look_up(values)
                     if value is not self.cached.miss:
+                        self.hit(0)
                         results[at] = self.one_of(values, value)
                         continue
                 left.append(at)

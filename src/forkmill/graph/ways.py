@@ -38,6 +38,7 @@ from time import monotonic, perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._said import HERE
 from ..contexts import Batch
 from ..contexts.lanes.emit import settle
 
@@ -296,7 +297,11 @@ class InlineWay(Way):
         until = perf_counter() + QUIET_S
         while self.line:
             post, frame, item = self.line.popleft()
-            out = post.call.fn(item)
+            token = HERE.set(HERE.get() if post.heard is None else post.heard.origin)
+            try:
+                out = post.call.fn(item)
+            finally:
+                HERE.reset(token)
             found.append((post, frame, settle(out) if type(out) is CoroutineType else out))
             if perf_counter() >= until:
                 break
@@ -363,6 +368,7 @@ class ThreadWay(Way):
         every = left = 1  # units to the next look at the clock: short ones are not all looked at
         known: Any = None
         call: Any = None
+        token = HERE.set(HERE.get())  # so that all of it ends with this
         try:
             while now < until and not self._over:
                 try:
@@ -371,6 +377,8 @@ class ThreadWay(Way):
                     break
                 if post is not known:
                     known, call = post, post.call.fn
+                    if post.heard is not None:
+                        HERE.set(post.heard.origin)
                 try:
                     out = call(item)
                     if type(out) is CoroutineType:
@@ -387,6 +395,7 @@ class ThreadWay(Way):
                     rung = now
                     ring()
         finally:
+            HERE.reset(token)
             with self._lock:
                 self._active.discard(mark)
         if line and not self._over:

@@ -16,6 +16,7 @@ import stategraph_nodes as nodes
 from stategraph_nodes import Log, calls
 
 import forkmill as fm
+import forkmill.codec.program
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -619,3 +620,54 @@ def test_a_session_in_the_hand_sees_what_others_did(tmp_path: Path) -> None:
         assert mine.state == new.state
         assert "k" not in mine.state
     store.close()
+
+
+def one(state: Any) -> str:
+    return "one"
+
+
+def two(state: Any) -> str:
+    return "two"
+
+
+def holder() -> tuple[Any, Any]:
+    """A node that calls what it holds, and what makes it hold something else."""
+    held: Any = one
+    name = "x" * 5000
+
+    def node(state: Any) -> Any:
+        return {"log": [held(state) + name[:1]]}
+
+    def hold(other: Any, text: str) -> None:
+        nonlocal held, name
+        held, name = other, text
+
+    return node, hold
+
+
+@pytest.mark.parametrize("start_method", ["zygote", "spawn"])  # "fork" inherits it
+def test_what_a_node_holds_is_as_it_is_at_each_step(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    item = forkmill.codec.program._Item
+    look = item.same
+    monkeypatch.setattr(
+        item,
+        "same",
+        lambda self, *args, **named: looked.append(self.what) or look(self, *args, **named),
+    )
+    node, hold = holder()
+    pool = fm.ipc_fork(1, start_method=start_method)
+    app = line_of(pool, a=node).add_edge("a", "a").compile()
+    with app.open("s", input={}) as session:
+        session.step(), session.step()
+        assert not looked  # functions and texts cannot change in place
+        hold(two, "x" * 4999 + "y")
+        session.step()
+        hold(two, "y" * 5000)
+        session.step()
+        hold(one, "y" * 5000)
+        session.step()
+        assert session.state["log"] == ["onex", "onex", "twox", "twoy", "oney"]
+        assert not looked

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _CHEAP_S = 50e-6  # and so is what takes no longer
+_PLAIN = frozenset({bool, int, str, bytes, type(None)})
+_FEW = 16
 # ----------------------------------------------------------------------------- watches
 
 
@@ -121,6 +123,39 @@ class _Item:
                 "was. Pass it as an argument, or bind the name to a new object."
             )
         return False
+
+
+class _Held:
+    """What a function holds, if that is a few functions, classes and plain values: nothing in it
+    can change in place."""
+
+    __slots__ = ("_function", "_kept")
+
+    def __init__(self, function: Any, state: list[Any]) -> None:
+        self._function = weakref.ref(function)
+        self._kept = [(value, None) if type(value) in _PLAIN else (None, weakref.ref(value))
+                      for value in state]  # fmt: skip
+
+    @staticmethod
+    def fits(state: list[Any]) -> bool:
+        """Whether what a function holds is of this kind."""
+        return len(state) <= _FEW and all(
+            type(value) in _PLAIN or type(value) is FunctionType or is_class(value)
+            for value in state
+        )
+
+    def same(self, credit: _Credit, *, call: bool) -> bool:
+        function = self._function()
+        state = [] if function is None else state_of(function)
+        if len(state) != len(self._kept):
+            return False
+        for value, (plain, reference) in zip(state, self._kept, strict=True):
+            if reference is not None:
+                if reference() is not value:
+                    return False
+            elif value is not plain and (type(value) is not type(plain) or value != plain):
+                return False
+        return True
 
 
 class _Class:
@@ -187,7 +222,7 @@ class Watch:
         self._credit = credit
         kinds = dict.fromkeys((*reach.classes, *reach.by_text))
         self._classes = [_Class(kind) for kind in kinds]
-        self._items: list[_Item] = []
+        self._items: list[_Item | _Held] = []
         self._values: list[tuple[dict[str, Any], str, Any]] = []
         self._references: list[tuple[dict[str, Any], str, weakref.ref[Any]]] = []
         for at in reach.names:
@@ -203,6 +238,10 @@ class Watch:
             if function.__defaults__ or function.__closure__ or function.__dict__ or (
                 function.__kwdefaults__
             ):  # fmt: skip
+                state = state_of(function)
+                if _Held.fits(state):
+                    self._items.append(_Held(function, state))
+                    continue
                 what = f"what {function.__qualname__}() holds"
                 self._item(what, function, state_of, outsides)
         for function, globals_ in reach.strangers:

@@ -168,7 +168,9 @@ class Plan:
         self.here = {name: work.perform for name, work in works.items()}
         self.nested = frozenset(n.name for n in nodes.values() if getattr(n.fn, "nests", False))
         self.calls = {
-            name: callable_of(work, nodes[name].context.type in ("inline", "async"))
+            name: callable_of(
+                work, nodes[name].context.type in ("inline", "async"), nodes[name].isolated
+            )
             for name, work in works.items()
         }
         self._check_sendable()

@@ -216,7 +216,7 @@ class Work:
 
     __slots__ = (
         *("appends", "cls", "codec", "fn", "keys", "lenient", "name", "nodes", "targets"),
-        *("coder", "view"),
+        *("coder", "known", "trusted", "view"),
     )
 
     def __init__(
@@ -241,6 +241,8 @@ class Work:
         self.codec = codec
         self.lenient = lenient
         self.coder = Coder(codec, lenient)
+        self.known = frozenset(keys)
+        self.trusted = self.coder.trusted and not appends  # atoms are writes as they are
         self.view = viewer(cls, keys, self.coder.value)
 
     def perform(self, run: Any, ident: Any, step: int, state: Any, arg: Any, answers: Any) -> Any:
@@ -264,15 +266,16 @@ class Work:
         finally:
             here.reset(token)
 
-    def __reduce__(self) -> Any:
-        mine = (self.name, self.fn, self.keys, self.appends, self.cls, self.nodes, self.targets)
-        return Work, (*mine, self.codec, self.lenient)
+    def frame(self) -> bytes:
+        """All of it but the function and the class, which are the user's."""
+        mine = (self.name, self.keys, self.appends, self.nodes, self.targets)
+        return pickle.dumps((*mine, self.codec, self.lenient), 5)
 
 
 # ------------------------------------------------------------------------------- the call
 
 
-def callable_of(work: Work, in_loop: bool) -> Callable[..., Any]:
+def callable_of(work: Work, in_loop: bool, isolated: bool = False) -> Callable[..., Any]:
     """The function that runs a task of a node.
 
     Called with the run's id if somebody listens, the task's id, the number of the step, the state
@@ -281,8 +284,17 @@ def callable_of(work: Work, in_loop: bool) -> Callable[..., Any]:
     function is one; elsewhere a coroutine is run to its end.
 
     It is a function of its own for each node, so a pool sends it to each worker once; and a small
-    one, because it is sent by value: what it calls is found there.
+    one, because it is sent by value: what it calls is found there. What it holds is of kinds that
+    cannot change in place, but the user's function maybe: else a pool would have to look through it
+    with each submit.
     """
+    if isolated:
+        frame, fn, cls, elsewhere = work.frame(), work.fn, work.cls, _elsewhere
+
+        def call_elsewhere(*args: Any) -> Any:
+            return elsewhere(frame, fn, cls, *args)
+
+        return _labelled(call_elsewhere, work)
     if in_loop and is_async(work.fn):
         perform_async = _perform_async
 
@@ -305,6 +317,21 @@ def _labelled(call: Callable[..., Any], work: Work) -> Callable[..., Any]:
 
 
 def _perform(work: Work, *args: Any) -> Any:
+    return work.perform(*args)
+
+
+_works: dict[tuple[bytes, int, int], Work] = {}  # of a worker; a Work keeps what the ids are of
+_MOST = 1000
+
+
+def _elsewhere(frame: bytes, fn: Any, cls: Any, *args: Any) -> Any:
+    """In another process than the plan's."""
+    work = _works.get((frame, id(fn), id(cls)))
+    if work is None:
+        if len(_works) >= _MOST:
+            _works.clear()
+        name, keys, appends, *rest = pickle.loads(frame)
+        work = _works[frame, id(fn), id(cls)] = Work(name, fn, keys, appends, cls, *rest)
     return work.perform(*args)
 
 
@@ -408,9 +435,9 @@ def writes_of(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ..
         SerializationError: A value cannot be kept.
     """
     writes: list[Any] = []
-    trusted = work.coder.trusted and not work.appends
+    trusted, known = work.trusted, work.known
     for key, value in update.items():
-        if key not in work.keys:
+        if key not in known:
             raise UpdateError(
                 f"node {work.name!r} wrote an unknown key in step {step}: there is no key {key!r} "
                 f"in the state{nearest(key, work.keys)}",

@@ -372,7 +372,7 @@ def test_another_type_is_not_tried_again(where: Any, store: Any, tmp_path: Path)
 @pytest.mark.parametrize("kind", ["processes1", "processes2", "forks2"])
 def test_a_node_that_spins_is_killed(kind: str, store: Any, tmp_path: Path) -> None:
     graph = fm.StateGraph(Log, context=WHERE[kind])
-    graph.add_node("x", nodes.spin, timeout=0.2)
+    graph.add_node("x", nodes.spin, timeout=0.5)
     graph.add_edge(START, "x")
     with graph.compile(checkpoints=store).open("s", input={"folder": str(tmp_path)}) as session:
         with pytest.raises(fm.TaskTimeout) as caught:

@@ -15,7 +15,7 @@ Threads: any.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from .._checks import nearest
 from ..errors import UpdateError, add_note, name_of
@@ -26,6 +26,8 @@ from .task import (
     DROP,
     FLAT,
     OVER,
+    PLAIN,
+    SET,
 )
 from .words import END, START, Send
 
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _MEMO = 1000  # sets of nodes that have run together, and where their plain edges lead
+_ONLY_SET = {SET}
 CHAIN_LENGTH = 64  # pieces of an `fm.append` key; with one more it is made whole again
 
 
@@ -64,6 +67,10 @@ class Task(NamedTuple):
 
     node: str
     arg: Any = None
+
+
+# The tasks of the next step, and how far the joins have come.
+Way: TypeAlias = "tuple[tuple[Task, ...], tuple[frozenset[str], ...]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +137,15 @@ class Paths:
             ways = [*self.plain.get(name, ()), *self.chosen.get(name, ())]
             if len(ways) == 1 and name not in self.joined:
                 self.simple[name] = ways[0] if isinstance(ways[0], Choice) else ways[0][1]
-        self.memo: dict[tuple[str, ...], tuple[Task, ...]] = {}  # of `_plain_tasks`
+        self.memo: dict[Any, Way] = {}  # of `_way`
+        self.known: dict[int, tuple[Any, Any, Way]] = {}  # by the id of the tasks: these very ones
         self.no_joins: tuple[frozenset[str], ...] = tuple(frozenset() for _ in joins)
+
+    def remember(self, tasks: Any, joins: Any, way: Way) -> None:
+        """Where these very tasks lead, if none of them says so itself: most come again and again,
+        and out of the memo."""
+        if len(self.known) < _MEMO:
+            self.known[id(tasks)] = (tasks, joins, way)
 
 
 # ----------------------------------------------------------------------------- the fold
@@ -174,7 +188,10 @@ def fold(
     groups: dict[str, list[tuple[str, int, Any]]] = {}
     for node, writes in writers:
         for key, op, wire in writes:
-            groups.setdefault(key, []).append((node, op, wire))
+            if key in groups:
+                groups[key].append((node, op, wire))
+            else:
+                groups[key] = [(node, op, wire)]
     return {key: _folded(keys[key], current, group, step, coder) for key, group in groups.items()}
 
 
@@ -187,7 +204,7 @@ def _folded(
 ) -> Any:
     """The wire of one key after its updates."""
     ops = {op for _, op, _ in group}
-    if len(group) > 1:
+    if len(group) > 1 and (key.reducer is None or ops != _ONLY_SET):
         _check_writers(key, group, ops, step)
     if DROP in ops:
         start = key.start()
@@ -198,14 +215,16 @@ def _folded(
     if key.appends:
         return grown(before, [wire for _, _, wire in group], coder, key.name)
     value = UNSET if before is None else coder.value(before)
-    harmless = key.harmless
+    harmless, reducer = key.harmless, key.reducer
     for node, _, wire in group:
-        update = wire[1] if harmless and wire[0] == FLAT else coder.value(wire)
+        kind, data = wire
+        own = kind == PLAIN or (harmless and kind == FLAT)
+        update = data if own else coder.value(wire)
         if value is UNSET:
             value = update
             continue
         try:
-            value = key.reducer(value, update)
+            value = reducer(value, update)
         except BaseException as error:
             name = name_of(key.reducer)
             add_note(error, f"in the reducer {name} of key {key.name!r}, step {step}, for {node!r}")
@@ -269,7 +288,7 @@ def follow(
     state: Callable[[], Any],
     step: int,
     coder: Coder,
-) -> tuple[tuple[Task, ...], tuple[frozenset[str], ...]]:
+) -> Way:
     """The tasks of the next step, and how far the joins have come.
 
     Args:
@@ -295,26 +314,54 @@ def follow(
             return _simply(paths, simple, state, step, coder), joins
         left = () if outcomes[0][3] else (tasks[0].node,)
     else:
-        left = tuple(
-            dict.fromkeys(
-                task.node for task, out in zip(tasks, outcomes, strict=True) if not out[3]
-            )
-        )
+        for outcome in outcomes:
+            if outcome[2] or outcome[3]:
+                break
+        else:
+            known = paths.known.get(id(tasks))
+            if known is not None and known[0] is tasks and known[1] is joins:
+                return known[2]
+        gone = [task[0] for task, out in zip(tasks, outcomes, strict=True) if not out[3]]
+        left = tuple(dict.fromkeys(gone))
+    choices = _choices(paths, left)
+    if not choices and not any(outcome[2] for outcome in outcomes):
+        way = _way(paths, left, joins)
+        if len(left) == len(tasks) and not any(task.arg for task in tasks):
+            paths.remember(tasks, joins, way)
+        return way
     line = _Line(_plain_tasks(paths, left))
     for outcome in outcomes:
         for route in outcome[2]:
             line.route(route)
-    if len(left) == 1:
-        choices = paths.chosen.get(left[0], [])
-    else:
-        choices = [choice for source in left for choice in paths.chosen.get(source, ())]
-        choices.sort(key=lambda choice: choice.number)
     for choice in choices:
         for route in _chosen(paths, choice, state, step, coder):
             line.route(route)
     if paths.joins:
         joins = _joined(paths, left, joins, line)
     return tuple(line.tasks), joins
+
+
+def _choices(paths: Paths, left: tuple[str, ...]) -> list[Choice]:
+    """The conditional edges of these nodes, as declared."""
+    chosen = paths.chosen
+    found = [choice for source in left if source in chosen for choice in chosen[source]]
+    if len(found) > 1:
+        found.sort(key=lambda choice: choice.number)
+    return found
+
+
+def _way(paths: Paths, left: tuple[str, ...], joins: tuple[frozenset[str], ...]) -> Way:
+    """Where these nodes lead if nothing but plain edges and joins says so."""
+    found = paths.memo.get((left, joins))
+    if found is None:
+        line = _Line(_plain_tasks(paths, left))
+        found = tuple(line.tasks), joins
+        if paths.joins:
+            come = _joined(paths, left, joins, line)
+            found = tuple(line.tasks), come
+        if len(paths.memo) < _MEMO:
+            paths.memo[left, joins] = found
+    return found
 
 
 def _simply(
@@ -355,14 +402,9 @@ class _Line:
 
 def _plain_tasks(paths: Paths, left: tuple[str, ...]) -> tuple[Task, ...]:
     """Where the plain edges of these nodes lead."""
-    found = paths.memo.get(left)
-    if found is None:
-        edges = sorted(edge for source in left for edge in paths.plain.get(source, ()))
-        names = dict.fromkeys(target for _, target in edges if target != END)
-        found = tuple(Task(name) for name in names)
-        if len(paths.memo) < _MEMO:
-            paths.memo[left] = found
-    return found
+    edges = sorted(edge for source in left for edge in paths.plain.get(source, ()))
+    names = dict.fromkeys(target for _, target in edges if target != END)
+    return tuple(Task(name) for name in names)
 
 
 def _joined(

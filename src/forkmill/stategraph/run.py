@@ -50,29 +50,23 @@ from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_not
 from ..runs.failure import Failure
 from ..runs.handle import Left
 from . import fits
+from .given import Given
 from .keep import Keeper
 from .limits import Limits
 from .line import (
     Line,
     Point,
-    blob_of,
-    seen,
     view,
 )
-from .places import INLINE, SHARE_FROM
+from .places import INLINE
 from .result import StateRun, StateStats, result_of
 from .rules import fold, follow
 from .task import (
     ASKED,
-    CHAIN,
-    CODED,
-    FLAT,
-    OPAQUE,
-    PLAIN,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .node import Node
     from .places import Places
@@ -166,8 +160,7 @@ class Run:
         self._futures: dict[int, Any] = {}
         self._places_of: dict[int, Any] = {}
         self._attempts: dict[int, int] = {}
-        self._sent_for: Point | None = None
-        self._sent: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self._given = Given(plan, line, places, tell)
         self._began = perf_counter()
 
     # ------------------------------------------------------------------- any thread
@@ -268,8 +261,7 @@ class Run:
             self.stats.seconds = perf_counter() - self._began
             tell.woken = None
             self.places.end()
-            self._sent_for = None
-            self._sent = ({}, {})
+            self._given.forget()
 
     def _too_many(self) -> StepLimit:
         limit, step = self.limits.max_steps, self.line.point.step
@@ -290,11 +282,10 @@ class Run:
         if tell.heard:
             tell.step_started(point, tasks)
         self.failures = {}
-        if len(tasks) == 1 and not line.questions and not line.outcomes:
-            todo = [0]
-        else:
+        todo: Sequence[int] = range(len(tasks))
+        if line.questions or line.outcomes:
             asked = line.asked()
-            todo = [i for i in range(len(tasks)) if i not in line.outcomes and i not in asked]
+            todo = [i for i in todo if i not in line.outcomes and i not in asked]
         if todo:
             if self._attempts:
                 self._attempts = {}
@@ -315,86 +306,21 @@ class Run:
 
     # ------------------------------------------------------------------- tasks
 
-    def _args(self, index: int, place: Any) -> tuple[Any, ...]:
-        """What the callable of a node gets."""
-        line = self.line
-        point = line.point
-        task = point.tasks[index]
-        node = self.plan.nodes[task.node]
-        ident = (line.session, point.seq, index, task.node)
-        answers = line.answers.get(index)
-        isolated = place is not INLINE and place.isolated
-        arg = task.arg
-        if arg is not None:
-            state = None
-            if isolated:
-                arg = self._portable(f"the argument of {task.node!r}", arg, index)
-        elif isolated:
-            state = self._for_process(node)
-        elif node.reads is None:
-            state = (point.plain, point.late.copy())
-        else:
-            plain, late = seen(point, node.reads)
-            state = (plain, late.copy())
-        return self.tell.run, ident, point.step + 1, state, arg, answers
-
-    def _for_process(self, node: Node) -> Any:
-        """(plain, late) of what a node reads, as another process gets it."""
-        point = self.line.point
-        if self._sent_for is not point:
-            plain: dict[str, Any] = {}
-            late: dict[str, Any] = {}
-            for key, value in point.plain.items():
-                if type(value) in (str, bytes) and len(value) >= SHARE_FROM:
-                    late[key] = self._portable(key, (PLAIN, value), key)
-                else:
-                    plain[key] = value
-            for key, wire in point.late.items():
-                late[key] = wire if wire[0] in (OPAQUE, FLAT) else self._portable(key, wire, key)
-            self._sent, self._sent_for = (plain, late), point
-        plain, late = self._sent
-        if node.reads is not None:
-            plain = {key: plain[key] for key in node.reads if key in plain}
-            late = {key: late[key] for key in node.reads if key in late}
-        for key, wire in late.items():
-            if wire[0] == OPAQUE:
-                raise errors.SerializationError(
-                    f"key {key!r} holds what cannot be pickled, so node {node.name!r} cannot have "
-                    "it in another process; leave it out with reads=[...]"
-                )
-        return plain, late
-
-    def _portable(self, what: str, wire: Any, slot: Any) -> Any:
-        """A wire for another process: large ones are laid into shared memory, once."""
-        kind, data = wire
-        if kind == PLAIN:
-            if type(data) not in (str, bytes) or len(data) < SHARE_FROM:
-                return wire
-            data, kind = blob_of(self.plan, wire), CODED
-        if kind == FLAT:
-            return wire
-        if kind == CODED:
-            return CODED, self.places.shared(data, (slot, 0))
-        if kind == CHAIN:
-            if sum(map(len, data)) < SHARE_FROM:
-                return wire
-            laid = [self.places.shared(part, (slot, n)) for n, part in enumerate(data)]
-            return CHAIN, tuple(laid)
-        raise errors.SerializationError(f"{what} holds what cannot be pickled")
-
     def _inline(self, index: int) -> None:
         """Run a task here, to its end."""
+        plan, inside = self.plan, self._inside
         name = self.line.point.tasks[index].node
-        node, call = self.plan.nodes[name], self.plan.here[name]
-        if name in self.plan.nested:
+        node, call = plan.nodes[name], plan.here[name]
+        if name in plan.nested:
             call = partial(self._around, call)
         heard = self.tell.heard
         while not self._killed:
             self._started(index, node)
+            args = self._given.to(index, INLINE)
             began = perf_counter() if heard else 0.0
-            self._inside["user"] = True
+            inside["user"] = True
             try:
-                outcome = call(*self._args(index, INLINE))
+                outcome = call(*args)
             except BaseException as error:
                 self._back()
                 pause = self._failed(index, node, error, perf_counter() - began)
@@ -402,7 +328,8 @@ class Run:
                     return
                 self._wait(pause)
                 continue
-            self._back()
+            if not inside.pop("user", False):
+                raise Left
             self._finished(index, node, outcome, perf_counter() - began if heard else 0.0)
             return
 
@@ -426,14 +353,19 @@ class Run:
         for item in come:
             self._ends.put(item)
 
-    def _side_by_side(self, todo: list[int]) -> Iterator[Any]:
+    def _side_by_side(self, todo: Sequence[int]) -> Iterator[Any]:
         """Run tasks at once, and those that are called here among them."""
         plan, tasks = self.plan, self.line.point.tasks
         waiting: list[int] = []
         here: list[int] = []
+        place_of, nodes = self.places.of, plan.nodes
         for index in todo:
-            place = self._places_of[index] = self.places.of(plan.nodes[tasks[index].node])
-            (here if place is INLINE else waiting).append(index)
+            place = place_of(nodes[tasks[index].node])
+            if place is INLINE:
+                here.append(index)
+            else:
+                self._places_of[index] = place
+                waiting.append(index)
         timers: list[tuple[float, int]] = []
         try:
             began = perf_counter()
@@ -470,7 +402,7 @@ class Run:
             node = self.plan.nodes[task.node]
             self._started(index, node)
             try:
-                args = self._args(index, place)
+                args = self._given.to(index, place)
                 future = place.submit(node, self.plan.calls[task.node], args)
             except Exception as error:
                 self._failed(index, node, error, 0.0, final=True)
@@ -500,6 +432,7 @@ class Run:
             yield from tell.taken()
 
     def _ended(self, index: int, future: Any, began: float, timers: list[Any]) -> None:
+        """A task's future is done."""
         if self._futures.pop(index, None) is None:
             return
         self._places_of[index].running -= 1

@@ -400,8 +400,6 @@ struct fm_word {
 typedef struct fm_said fm_said; /* layout in internal.h */
 
 size_t fm_said_size(void);
-/* As new, for another speaker; who listens stays.  Nobody uses it now. */
-void fm_said_reset(fm_said *said);
 /* Which words are wanted from now on: FM_HEARS_*, 0: none. */
 #define FM_HEARS_WORDS 0x1u /* what tasks say */
 #define FM_HEARS_LOGS 0x2u  /* what they log */

@@ -51,14 +51,6 @@ size_t fm_said_size(void)
     return sizeof(struct fm_said);
 }
 
-void fm_said_reset(fm_said *said)
-{
-    atomic_store(&said->end, 0);
-    atomic_store(&said->lost, 0);
-    atomic_store(&said->taken, 0);
-    said->lost_seen = 0;
-}
-
 void fm_said_listen(fm_said *said, uint32_t heard)
 {
     atomic_store_explicit(&said->heard, heard, memory_order_relaxed);

@@ -142,7 +142,6 @@ cdef extern from "forkmill.h" nogil:
     struct fm_said:
         pass
     size_t fm_said_size()
-    void fm_said_reset(fm_said *said)
     enum:
         FM_HEARS_WORDS
         FM_HEARS_LOGS

@@ -48,7 +48,6 @@ class Source(Operator):
         self.open_gate = [True] * _HANDFUL  # empty: what a pull still brings is dropped
         self._tap: Iterator[Any] | None = None
         self._straight: Edge | None = None
-        self._waiting_for_thread = False
         self.closing = False  # the tap is closed: GeneratorExit is ours
 
     def open(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import _checks, errors
+from .._process import STREAM
 from .window import LazyCall
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ class Face(concurrent.futures.Executor, Generic[V]):
         self, call: LazyCall, progress: Any, total: Any, sinks: Any, report: Any
     ) -> Iterator[Any]:
         """`_lazy`, and whoever wants to see how far it is does."""
-        if progress is False and total is None and report is None and sinks == ():
+        heard = STREAM and STREAM[0].heard()  # by who hears everything
+        if not heard and progress is False and total is None and report is None and sinks == ():
             return self._lazy(call)
         from .watched import Shown, watched
 

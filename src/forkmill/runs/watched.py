@@ -58,7 +58,9 @@ def watched(
     if total is None and call.quick():
         total = min(map(len, call.iterables))  # type: ignore[arg-type]
     results: Any = lazy(call)
-    if not (shown.sinks or events.heard()) or not hasattr(results, "watch"):
+    # What stands for a function of the user's works for a run that tells of it itself.
+    told = shown.sinks or (events.heard() and not hasattr(call.fn, "_forkmill_label"))
+    if not told or not hasattr(results, "watch"):
         return results  # type: ignore[no-any-return]
     name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
     results.watch(Watch("map", str(name), shown.sinks), total, workers)

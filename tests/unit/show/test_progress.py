@@ -342,3 +342,22 @@ def test_a_notebook_has_a_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert "3/3 items" in last["text/plain"] and "completed" in last["text/html"]
     assert "<script" not in last["text/html"] and "&lt;script&gt;" in last["text/html"]
     assert last["text/html"].isprintable() and "<table>" in last["text/html"]
+
+
+def negated(x: int) -> int:
+    return -x
+
+
+def test_who_hears_everything_hears_of_maps_too() -> None:
+    seen: list[dict[str, Any]] = []
+    end = fm.subscribe(seen.append)
+    try:
+        with fm.ProcessPool(1) as pool:
+            assert list(pool.map(abs, range(3))) == [0, 1, 2]
+        graph = fm.Graph([fm.node(negated)])  # which maps over a pool, and tells of it itself
+        assert len(graph.map({"x": range(3)}, "x", engine="parallel:1")) == 3
+    finally:
+        end()
+    runs = [(e["kind"], e["name"]) for e in seen if e["source"] == "map" and "run_" in e["kind"]]
+    assert runs == [("run_started", "abs"), ("run_finished", "abs")]
+    assert any(event["source"] == "graph" for event in seen)

@@ -333,7 +333,9 @@ def test_a_trace_has_a_slice_a_call(tmp_path: Path, ended: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not on the path; `.ci/run slow` brings it"
+)
 def test_a_browser_draws_it(tmp_path: Path) -> None:
     path = tmp_path / "run.html"
     hostile().run(report=path)

@@ -22,6 +22,9 @@ Invariants:
       while what was accepted is still to be finished.
     * AIO-5  A stop of the loop is an occasion to look whether what the thread waits for has come,
       and says nothing else: a job that was queued late, or code of a call, may stop it at any time.
+    * AIO-7  One pump is on its way at most (`due`). It says that it comes before it looks, and who
+      has put a call looks afterwards: a wake of the loop, which is a system call and a change of
+      threads, is for all that was put meanwhile.
     * AIO-6  What is cleaned up is cleaned up to its end, whatever the tasks do meanwhile.
 
 The loop's life:
@@ -63,6 +66,7 @@ from .base import (
     Backlog,
     Call,
     Executor,
+    Future,
     Ledger,
     Options,
     closed_error,
@@ -70,6 +74,7 @@ from .base import (
 from .thread import Threads  # its exit hook is set up first, so ours runs before it
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterable
 
     from .lanes.lane import Lane, Work
@@ -81,6 +86,49 @@ _PATIENCE = 0.05  # seconds for a loop in which a call was left behind
 _ROUNDS = 10  # of cancelling tasks: one may start another when it is cancelled, and that, again
 _ALIVE: set[Loop] = set()  # for the exit hook
 _FOREIGN: list[Loop] = []  # in a forked child: the parent's
+
+
+class Portion(Call):
+    """A call for many items, each of which is a task: fn(item). Its outcome says only that it is
+    over; whoever has made it is told of each item.
+
+    What items are left when it is cancelled are their owner's (contexts/lanes/loops.py: PORT-1).
+    """
+
+    __slots__ = ("failed", "items", "number", "tasks", "told")
+
+    def __init__(
+        self, fn: Any, items: deque[Any], told: Callable[[Any, Any], bool], ledger: Ledger
+    ) -> None:
+        super().__init__(fn, (), {}, Options(), ledger)
+        self.items = items  # which have no task yet
+        self.told = told
+        self.tasks: dict[Any, Any] = {}
+        self.number, self.failed = len(items), 0
+
+    def ended(self, task: Any) -> None:
+        """A task has ended, and perhaps the last one."""
+        self.failed += self.told(self.tasks.pop(task), task)
+        self.settle()
+
+    def settle(self) -> None:
+        """It is over, if nothing of it runs or waits."""
+        if not self.items and not self.tasks and not self.future.done():
+            self.ledger.passed(self.number - 1, self.failed)
+            self.finish(None)
+
+    def give_up(self) -> None:
+        if not self.future.cancel():  # some of it runs
+            while self.items:
+                self.told(self.items.popleft(), None)
+            self.settle()
+
+    def stop(self) -> None:
+        """In the loop's thread: nobody wants it any more."""
+        self.items.clear()
+        for task in tuple(self.tasks):
+            task.cancel()
+        self.settle()
 
 
 class Loop:
@@ -101,6 +149,7 @@ class Loop:
         self.thread = KnownThread(self._run, name, daemon=DAEMON)
         self.lock = threading.Lock()  # guards `open`: waking a loop that is closed raises
         self.open = True
+        self.due = False  # AIO-7
 
     # ------------------------------------------------------------------ any thread
 
@@ -131,7 +180,9 @@ class Loop:
                 self.plain.discard(call)
                 raise
         self.backlog.put(call)
-        self.wake(self._pump)
+        if not self.due:
+            self.due = True
+            self.wake(self._pump)
 
     def wake(self, job: Callable[..., object], *args: Any) -> bool:
         """Have the loop's thread do a job soon; False: it has ended."""
@@ -220,11 +271,14 @@ class Loop:
 
     def _pump(self) -> None:
         """Start as many calls as may run; end if there will be none (AIO-3)."""
+        self.due = False
         while len(self.running) < self.width:
             call = self.backlog.take_now()
             if call is None:
                 break
-            if call.start():
+            if type(call) is Portion:
+                self._begin_some(call)
+            elif call.start():
                 task = self.loop.create_task(self._execute(call), context=call.context)
                 self.running.add(task)
                 task.add_done_callback(functools.partial(self._ended, call))
@@ -232,6 +286,33 @@ class Loop:
                 self.plain.discard(call)
         if self._over():
             self.loop.stop()
+
+    def _begin_some(self, portion: Portion) -> None:
+        """Start as many items of a portion as may run; the rest waits behind others."""
+        if not portion.attempts:
+            if not portion.start():
+                return
+            portion.future._kill = functools.partial(self.wake, portion.stop)
+        items, running = portion.items, self.running
+        ended = functools.partial(self._item_ended, portion)
+        while items and len(running) < self.width:
+            item, context = items.popleft(), portion.context.copy()
+            task = self.loop.create_task(portion.fn(item), context=context)
+            running.add(task)
+            portion.tasks[task] = item
+            task.add_done_callback(ended, context=context)
+        if items:
+            self.backlog.put_back(portion)
+
+    def _item_ended(self, portion: Portion, task: asyncio.Task[Any]) -> None:
+        self.running.discard(task)
+        portion.ended(task)
+        self._look_soon()
+
+    def _look_soon(self) -> None:
+        if not self.due:
+            self.due = True
+            self.loop.call_soon(self._pump)
 
     def _over(self) -> bool:
         return self.backlog.closed and not self.running and not len(self.backlog)
@@ -242,18 +323,22 @@ class Loop:
         self.inner.pop(id(call.future), None)
         if not call.future.done():  # a stranger cancelled it before its first step
             call.fail(concurrent.futures.CancelledError())
-        self._pump()
+        self._look_soon()
 
     async def _execute(self, call: Call) -> None:
         """One call, with its retries, from its start to its outcome."""
         while True:
             error: BaseException
             try:
-                limit = asyncio.timeout(call.options.timeout)
-                async with limit:
+                limit = None
+                if call.options.timeout is None:
                     value = await self._value(call)
+                else:
+                    async with asyncio.timeout(call.options.timeout) as limit:
+                        value = await self._value(call)
             except TimeoutError as failure:
-                error = _late(call) if limit.expired() else failure
+                late = limit is not None and limit.expired()
+                error = _late(call) if late else failure
             except asyncio.CancelledError:
                 # As every executor says it; asyncio's own would end whoever awaits the future.
                 call.fail(concurrent.futures.CancelledError())
@@ -430,9 +515,33 @@ class Aio(Executor):
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work here; it awaits what the stage gives back."""
-        from .lanes.calls import AsyncLane
+        if work.stream or work.timeout is not None or not inspect.iscoroutinefunction(work.fn):
+            from .lanes.calls import AsyncLane
 
-        return AsyncLane(self, work, notify)
+            return AsyncLane(self, work, notify)
+        from .lanes.loops import LoopLane
+
+        return LoopLane(self, work, notify)
+
+    def _begin_all(
+        self, fn: Callable[[Any], Any], items: deque[Any], told: Callable[[Any, Any], bool]
+    ) -> Future:
+        """For a lane: await fn(item) for each, and tell of each task's end.
+
+        Args:
+            fn: A coroutine function.
+            items: What is given up before it has begun is left in there.
+            told: Called with an item and its task, None if it never had one; whether it failed.
+
+        Returns:
+            What is done when all of them are.
+
+        Raises:
+            PoolClosed: The executor was shut down.
+        """
+        portion = Portion(fn, items, told, self.ledger)
+        self._accept(portion)
+        return portion.future
 
     def leave(self, futures: Iterable[Any]) -> None:
         if self._loop is not None:

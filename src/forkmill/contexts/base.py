@@ -294,6 +294,10 @@ class Call:
         self.attempts += 1
         return True
 
+    def give_up(self) -> None:
+        """It is taken out of the backlog, and does not begin any more."""
+        self.future.cancel()
+
     def again(self, error: BaseException) -> bool:
         """Whether this failure is worth another try, and one is left."""
         options = self.options
@@ -407,7 +411,12 @@ class Backlog:
     def cancel_all(self) -> None:
         """Cancel everything that waits."""
         for call in self.clear():
-            call.future.cancel()
+            call.give_up()
+
+    def put_back(self, call: Call) -> None:
+        """One that was taken is not through, and waits again, behind others."""
+        with self._mutex:
+            heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
 
 
 class _Face(Face["View"]):

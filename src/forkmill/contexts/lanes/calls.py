@@ -87,6 +87,9 @@ class CallLane(SharedLane):
     # ------------------------------------------------------------------ in
 
     def _start(self, items: Iterable[Any], replica: int | None) -> None:
+        self._work_on_all(items)
+
+    def _work_on_all(self, items: Iterable[Any]) -> None:
         for item in items:
             self._work_on(item)
 
@@ -360,7 +363,7 @@ class AsyncLane(CallLane):
                 held += items
                 first, self._preparing = not self._preparing, True
         if held is None:
-            super()._start(items, replica)
+            self._work_on_all(items)
         elif first:
             self._ask()
 
@@ -397,7 +400,7 @@ class AsyncLane(CallLane):
         if over:
             self._deliver(None)  # nobody takes it, but somebody may wait for us
         else:
-            super()._start(held or (), None)
+            self._work_on_all(held or ())
 
     def _refuse(self, failure: BaseException) -> bool:
         """setup has failed, for one item; whether others wait."""

@@ -6,7 +6,7 @@
 A call, a future and two changes of threads an item would take some twenty times as long as what is
 left: an item is taken from one deque and put into another.
 
-Guarantees: those of a Lane, and
+Guarantees: those of a DirectLane, and
     * An item begins as soon as one of the executor's threads is free for it, and what it gave can
       be taken as soon as it is there.
     * Whoever else has calls in the same executor has a turn after some 2 ms.
@@ -15,8 +15,6 @@ Invariants:
     * SHIFT-1  Where the line is not empty, as many shifts are under way as there are threads, or as
       items wait. A shift that finds nothing looks once more under the lock, and says there that it
       is over; who has put items counts under the lock how many shifts are missing.
-    * SHIFT-2  The out-list is never replaced. A shift appends without the lock (and looks whether
-      anybody waits); who takes, pops.
 
 Threads: as a Lane's.
 """
@@ -29,9 +27,10 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._said import HERE, ITEMS
-from .calls import CallLane, Host, failure_of
+from .calls import Host, failure_of
+from .direct import DirectLane
 from .emit import UNUSUAL, Outputs, Raised, emitted
-from .lane import Batch, Taken, told
+from .lane import Taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,7 +53,7 @@ class Threads(Host, Protocol):
     def _waiting(self) -> int: ...
 
 
-class ThreadLane(CallLane):
+class ThreadLane(DirectLane):
     """A lane over threads, which work off what waits here."""
 
     def __init__(
@@ -163,13 +162,7 @@ class ThreadLane(CallLane):
                     value = self._unusual(item, value)
         except BaseException as error:
             value, failed = Outputs((Raised(error),)), True
-        if not self._over:
-            self._out.append((item, value))
-            if self._change.idle:
-                with self._lock:
-                    self._change.tell()
-            if self._notify is not None:
-                self._notify()
+        self._hand(item, value)
         del item, value  # a cycle: the exception's traceback has this frame
         return failed
 
@@ -177,33 +170,6 @@ class ThreadLane(CallLane):
         if type(value) is GeneratorType:
             return self._gathered(item, value)
         return emitted(value, self.work.atomic)
-
-    # ------------------------------------------------------------------ out
-
-    def _unlocked(self, out: list[Any]) -> int:
-        return list(map(type, out)).count(tuple)
-
-    def _all_opened(self, out: list[Any]) -> list[Taken | Batch]:
-        pieces: list[Taken | Batch] = []
-        items: list[Any] = []
-        outputs: list[Any] = []
-        for raw in out:
-            if type(raw) is tuple:
-                item, value = raw
-                if type(value) is not Outputs:
-                    items.append(item)
-                    outputs.append(value)
-                    continue
-                opened: Iterable[Taken | Batch] = (told(item, value),)
-            else:
-                opened = self._opened(raw)
-            if items:
-                pieces.append(Batch(items, outputs))
-                items, outputs = [], []
-            pieces.extend(opened)
-        if items:
-            pieces.append(Batch(items, outputs))
-        return pieces
 
 
 ITEMS.add(ThreadLane._do.__code__)  # where fm.emit finds the item

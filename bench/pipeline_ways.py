@@ -1,7 +1,8 @@
 """What do the other ways of running a chain cost, against run() with a sink?
 
 Three trivial inline stages each: the outputs by stream(), a retry where nothing fails, async
-functions, two sources that meet, a broadcast whose branches meet again; and two stages in threads.
+functions, two sources that meet, branches that meet again (by broadcast, round robin, balanced),
+fm.to, one item in ten that is skipped or a dead letter; and two stages in threads, in event loops.
 """
 
 from __future__ import annotations
@@ -15,20 +16,40 @@ from .harness import LESS, Bench, Case, Sample, Target, check, elapsed
 from .peers import OURS
 
 PLAIN = "run() with a sink"
-BOUNDS = {"stream": 1.5, "retry": 1.5, "async": 20.0, "sources": 1.5, "broadcast": 4.0}
+BOUNDS = {
+    "stream": 1.5,
+    "retry": 1.5,
+    "async": 20.0,
+    "sources": 1.5,
+    "broadcast": 4.0,
+    "round_robin": 4.0,
+    "balanced": 4.0,
+    "to": 4.0,
+    "skip": 5.0,
+    "letter": 5.0,
+}
 TITLES = {
     "stream": "outputs by stream()",
     "retry": "retry, nothing fails",
     "async": "inline async functions",
     "sources": "two sources that meet",
     "broadcast": "a broadcast that meets again",
+    "round_robin": "round robin, and it meets again",
+    "balanced": "balanced, and it meets again",
+    "to": "an item goes on by fm.to",
+    "skip": "one in ten fails and is skipped",
+    "letter": "one in ten fails and is a dead letter",
 }
+LANES = {"threads": ("threads", 4.7), "loops": ("an event loop", 8.5)}
 TARGETS = (
     *(
         Target(f"the same chain: {TITLES[key]}, against run() with a sink", key, bound, PLAIN, True)
         for key, bound in BOUNDS.items()
     ),
-    Target("two trivial stages in threads, time an item", "threads", 4.7, at_most=True),
+    *(
+        Target(f"two trivial stages in {where}, time an item", key, bound, at_most=True)
+        for key, (where, bound) in LANES.items()
+    ),
 )
 STAGES = 3
 
@@ -40,7 +61,7 @@ async def increment(item: int) -> int:
 
 def run(bench: Bench) -> None:
     """Ask."""
-    bench.plan(len(BOUNDS) + 1)
+    bench.plan(len(BOUNDS) + len(LANES))
     counts = dict.fromkeys(BOUNDS, bench.size(200_000, 1000))
     counts["async"] = bench.size(20_000, 500)
     for key, count in counts.items():
@@ -48,8 +69,9 @@ def run(bench: Bench) -> None:
         title = f"{TITLES[key]}: {count:,} integers through {STAGES} stages, time an item"
         bench.measure(Case(key, title, "us", LESS, samples))
     few = bench.size(30_000, 500)
-    title = f"{few:,} integers through two trivial stages in threads, time an item"
-    bench.measure(Case("threads", title, "us", LESS, {OURS: _sample(_threads, few)}))
+    for key, way in (("threads", _threads), ("loops", _loops)):
+        title = f"{few:,} integers through two trivial stages in {LANES[key][0]}, time an item"
+        bench.measure(Case(key, title, "us", LESS, {OURS: _sample(way, few)}))
 
 
 def _sample(way: Callable[[int], tuple[int, int]], count: int) -> Sample:
@@ -119,6 +141,61 @@ def _broadcast(count: int) -> tuple[int, int]:
     return last.count, last.most + 1
 
 
+def _routed(count: int, routing: str) -> tuple[int, int]:
+    last = _Last()
+    line = fm.Pipeline().source(range(count), to=["a", "b"], routing=routing)
+    line = line.map(work.increment, name="a", from_="source", to="c")
+    line = line.map(work.increment, name="b", from_="source", to="c")
+    line.map(work.increment, name="c", from_=["a", "b"]).sink(last).run()
+    return last.count, last.most + 1
+
+
+def _send_on(item: int) -> object:
+    return fm.to("b", item + 1)
+
+
+def _to(count: int) -> tuple[int, int]:
+    last = _Last()
+    line = fm.Pipeline().source(range(count)).map(_send_on)
+    line = line.map(work.increment, name="b", from_=()).map(work.increment)
+    line.sink(last).run()
+    return last.count, last.most
+
+
+def _fail_at_times(item: int) -> int:
+    if item % 10 == 9:
+        raise ValueError(item)
+    return item
+
+
+def _skip(count: int) -> tuple[int, int]:
+    return _failing(count, "skip")
+
+
+def _letter(count: int) -> tuple[int, int]:
+    return _failing(count, fm.dead_letter("dead"))
+
+
+def _failing(count: int, policy: object) -> tuple[int, int]:
+    """All are counted: those that failed, and those that did not."""
+    last = _Last()
+    line = fm.Pipeline().source(range(count)).map(work.increment)
+    line = line.map(_fail_at_times, on_error=policy).map(work.increment).sink(last)
+    if policy != "skip":
+        line = line.sink(id, name="dead", from_=())
+    result = line.run(keep_failures=1000)
+    failed = sum(stage.failed for stage in result.stats.stages.values())
+    return last.count + failed, count + STAGES - 1
+
+
+def _loops(count: int) -> tuple[int, int]:
+    last, line = _Last(), fm.Pipeline().source(range(count))
+    for _ in range(2):
+        line = line.map(increment, context="async:100")
+    line.sink(last).run()
+    return last.count, last.most
+
+
 def _threads(count: int) -> tuple[int, int]:
     last, line = _Last(), fm.Pipeline().source(range(count))
     for _ in range(2):
@@ -133,4 +210,9 @@ WAYS = {
     "async": _async,
     "sources": _sources,
     "broadcast": _broadcast,
+    "round_robin": lambda count: _routed(count, "round_robin"),
+    "balanced": lambda count: _routed(count, "balanced"),
+    "to": _to,
+    "skip": _skip,
+    "letter": _letter,
 }

@@ -24,6 +24,7 @@ import pytest
 
 import costs
 import forkmill as fm
+from forkmill.contexts.aio import Loop
 from forkmill.contexts.base import Call
 from forkmill.pipeline.run.driver import Driver
 from forkmill.pipeline.run.operators import Operator
@@ -168,6 +169,16 @@ def _source() -> fm.Pipeline:
     return fm.Pipeline().source(range(ITEMS))
 
 
+def send_on(x: int) -> Any:
+    return fm.to("b", x)
+
+
+def _routed(routing: str) -> fm.Pipeline:
+    line = _source().map(costs.increment, name="a", to=["b", "c"], routing=routing)
+    line = line.map(costs.increment, name="b", from_="a", to="id")
+    return line.map(costs.increment, name="c", from_="a", to="id").sink(id, from_=["b", "c"])
+
+
 WAYS: dict[str, Callable[[], object]] = {
     "run": lambda: _source().map(costs.increment).sink(id).run(),
     "stream": lambda: list(_source().map(costs.increment).stream()),
@@ -188,6 +199,16 @@ WAYS: dict[str, Callable[[], object]] = {
         .run()
     ),
     "async": lambda: _source().map(increment_async).sink(id).run(),
+    "fm.to": lambda: _source().map(send_on).sink(id, name="b", from_=()).run(),
+    "round robin": lambda: _routed("round_robin").run(),
+    "balanced": lambda: _routed("balanced").run(),
+    "loops": lambda: (
+        _source()
+        .map(increment_async, context="async:100")
+        .map(increment_async, context="async:100")
+        .sink(id)
+        .run()
+    ),
     "threads": lambda: (
         _source()
         .map(costs.increment, context="thread:2")
@@ -217,9 +238,15 @@ def test_a_chain_takes_few_turns_of_the_driver(way: str, monkeypatch: pytest.Mon
     count(asyncio, "new_event_loop")
     count(signal, "signal")
     count(Call, "start")
+    count(Operator, "route")
+    count(Operator, "load")
+    count(Loop, "wake")
     WAYS[way]()
     assert 0 < counted["_round"] <= ITEMS / 50
     assert counted["special"] == 0
-    assert counted["new_event_loop"] <= 1
+    assert counted["route"] == 0
+    assert counted["load"] <= ITEMS / 20
+    assert counted["wake"] <= ITEMS / 20
+    assert counted["new_event_loop"] <= (2 if way == "loops" else 1)
     assert counted["signal"] <= ITEMS / 50
     assert counted["start"] <= ITEMS / 20

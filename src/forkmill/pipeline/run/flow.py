@@ -155,17 +155,45 @@ class Outlet(deque):  # type: ignore[type-arg]
 
 
 class Choice:
-    """The queues behind a balanced stage, as one: it is full when all of them are."""
+    """The queues behind a balanced stage, as one: it is full when all of them are.
 
-    __slots__ = ("edges",)
+    Which target has the least to do is asked once a turn of a run, and reckoned from there:
+    meanwhile nobody else has a turn, and what goes to a target comes from here.
+    """
+
+    __slots__ = ("_at", "_loads", "_turn", "edges")
 
     room = 1
 
     def __init__(self, edges: Iterable[Edge]) -> None:
         self.edges = tuple(edges)
+        self._loads: list[float] = []
+        self._at = -1  # the turn in which they were asked for
+        self._turn = 0
 
     def __len__(self) -> int:
         return int(all(len(edge) >= edge.room for edge in self.edges))
+
+    def pick(self, now: int) -> Edge:
+        """The queue of the target that has the least to do, of those with room; equals by turns.
+
+        Args:
+            now: The number of the turn.
+        """
+        edges = self.edges
+        if now != self._at:
+            self._at, self._loads = now, [edge.target.load() for edge in edges]
+        loads = self._loads
+        n = len(edges)
+        best, least, self._turn = -1, NEVER, (self._turn + 1) % n
+        for at in range(self._turn - 1, self._turn - 1 + n):
+            if loads[at % n] < least and len(edges[at % n]) < edges[at % n].room:
+                best, least = at % n, loads[at % n]
+        if best < 0:
+            best = min(range(n), key=loads.__getitem__)
+        edge = edges[best]
+        loads[best] += edge.target.share_of_one
+        return edge
 
 
 class Pace:

@@ -352,6 +352,9 @@ class _Writer:
         unless = f"y{i} is not None and " if operator.kind == "consumer" else ""  # most give None
         self.line(depth, f"if {unless}type(y{i}) in SPECIAL:")
         self.line(depth + 1, f"{lost} += 1")
+        self.line(depth + 1, f"if type(y{i}) is To:")
+        self.send(operator, f"y{i}", depth + 2)
+        self.line(depth + 2, "continue")
         self.line(depth + 1, f"if (yield from {special}(y{i}, {x})):")
         self.line(depth + 2, f"{failed} += 1")
         self.line(depth + 1, "continue")
@@ -427,6 +430,8 @@ class _Writer:
             self.line(depth, f"{self.name('outs', operator, operator.outlet)}.append({y})")
             if operator.outlet.bounded:  # it has room for one
                 self.line(depth, f"yield outs{operator.index}")
+        elif operator.choice is not None or operator.rotate is not None:
+            self.choose(operator, y, depth)
         elif operator.routed:
             route = self.name("route", operator, operator.route)
             self.line(depth, f"full = {route}({y}, {x})")
@@ -440,6 +445,20 @@ class _Writer:
         else:
             for target in targets:
                 self.branch(operator, target, y, out, depth, loops)
+
+    def choose(self, operator: Operator, y: str, depth: int) -> None:
+        """An output goes to one of several targets."""
+        queue = f"q{operator.index}"
+        whose = operator.whose if operator.rotate is None else operator.rotate
+        self.line(depth, f"{queue} = {self.name('whose', operator, whose)}()")
+        self.line(depth, f"{queue}.append({y})")
+        self.line(depth, f"if len({queue}) >= {queue}.room:")
+        if operator.choice is None:
+            self.line(depth + 1, f"yield {queue}")
+            return
+        choice = self.name("choice", operator, operator.choice)
+        self.line(depth + 1, f"if len({choice}):")
+        self.line(depth + 2, f"yield {choice}")
 
     def branch(
         self, operator: Operator, target: Operator, y: str, out: str, depth: int, loops: int

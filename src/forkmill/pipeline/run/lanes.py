@@ -83,6 +83,7 @@ class LaneOperator(Operator):
         self.pending = 0  # OP-2
         self.producing = stage.kind == "producer"
         self.live_source = self.producing
+        self.share_of_one = 1 / self.width
         self._most = stage.queue_size + self.width
         self._ready_pieces: deque[Any] = deque()
         self._retries: list[tuple[float, int, _Record]] = []
@@ -458,6 +459,7 @@ class LaneOperator(Operator):
         if not self.targets:
             self.outlet.extend(outputs)
         elif self.routed:
+            self.driver.turns += 1
             for output in outputs:
                 self.route(output, None)
         else:

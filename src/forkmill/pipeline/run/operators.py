@@ -25,6 +25,7 @@ from __future__ import annotations
 import copy as copy_module
 import enum
 import functools
+import itertools
 import os
 from array import array
 from threading import get_ident
@@ -149,6 +150,7 @@ class Operator:
 
     live_source = False  # items may come out of it although none went in
     jumps = False  # it may send items where no link is: by fm.to, as dead letters
+    share_of_one = 1.0  # how much `load` is more with an item more
 
     def __init__(self, driver: Run[Operator], stage: Stage) -> None:
         self.driver = driver
@@ -187,8 +189,9 @@ class Operator:
         self._spent = 0.0  # seconds of the run that is under way
         self.few = 1  # items between two looks at the clock (see Pace)
         self._measure = True
-        self._turn = 0
         self._rotation = 0
+        self.rotate: Callable[[], Edge] | None = None  # round robin: whose turn it is
+        self._thrown: dict[str, Edge] = {}  # by what name an item by fm.to goes to one stage
         self._hooked = False
         self._ready = False  # setup has run
         self._tried = False  # it has been called
@@ -234,6 +237,8 @@ class Operator:
         self.routed = len(self.targets) > 1 and (stage.copy or stage.routing != "broadcast")
         if self.routed and stage.routing == "balanced":
             self.choice = Choice(self.edges_out.values())
+        elif self.routed and stage.routing == "round_robin":
+            self.rotate = itertools.cycle(self.edges_out.values()).__next__
         self.rooms()
 
     def can_fuse(self) -> bool:
@@ -484,6 +489,7 @@ class Operator:
             self.blocked = None
         run, pace = self.run, self.driver.pace
         assert run is not None
+        self.driver.turns += 1
         start, seconds = perf_counter(), 0.0
         if pace is not None:
             pace.begin(self, start)
@@ -666,6 +672,11 @@ class Operator:
 
     def send(self, message: to) -> Any:
         """An item by fm.to; the queue if it is full now."""
+        edge = self._thrown.get(message.name)
+        if edge is not None and self.loop is None:  # else it may go round (OP-3)
+            self.out += 1
+            edge.append(message.item)
+            return edge if len(edge) >= edge.room else None
         try:
             targets = self.driver.resolve(self, message.name)
         except BuildError as error:
@@ -678,6 +689,8 @@ class Operator:
         for target in targets:
             full = self.throw(target, message.item) or full
             self.out += 1
+        if len(targets) == 1:
+            self._thrown[message.name] = self.edges_out[targets[0]]
         return full
 
     def letters(self) -> Edge | None:
@@ -692,34 +705,35 @@ class Operator:
 
     def route(self, value: Any, item: Any) -> Any:
         """An output for one of several targets, or a copy for each; a queue if one is full now."""
+        if self.stage.routing != "broadcast":
+            choice = self.choice
+            edge = self.whose()
+            edge.append(value)
+            if len(edge) < edge.room:
+                return None
+            return edge if choice is None else choice if len(choice) else None
         edges = [self.edges_out[target] for target in self.targets]
-        if self.stage.routing == "broadcast":
-            try:
-                values = [copy_module.deepcopy(value) for _ in edges[1:]]
-            except BaseException as error:
-                if self.driver.passes(error):
-                    raise
-                self.fail_once(item, error)
-                return self.letters()
-            values.append(value)
-        else:
-            if self.choice is not None:
-                start = self._turn % len(edges)
-                order = edges[start:] + edges[:start]
-                free = [edge for edge in order if len(edge) < edge.room]
-                edges = [min(free or order, key=lambda edge: edge.target.load())]
-            else:
-                edges = [edges[self._turn % len(edges)]]
-            self._turn += 1
-            values = [value]
+        try:
+            values = [copy_module.deepcopy(value) for _ in edges[1:]]
+        except BaseException as error:
+            if self.driver.passes(error):
+                raise
+            self.fail_once(item, error)
+            return self.letters()
+        values.append(value)
         full: Any = None
         for edge, one in zip(edges, values, strict=True):
             edge.append(one)
             if len(edge) >= edge.room:
                 full = edge
-        if full is not None and self.choice is not None:
-            return self.choice if len(self.choice) >= self.choice.room else None
         return full
+
+    def whose(self) -> Edge:
+        """The queue that the next output goes to, where it goes to one of several targets."""
+        if self.choice is not None:
+            return self.choice.pick(self.driver.turns)
+        assert self.rotate is not None
+        return self.rotate()
 
     def load(self) -> float:
         """How much there is to do here, for balanced routing."""

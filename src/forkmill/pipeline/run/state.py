@@ -85,6 +85,7 @@ class Run(ABC, Generic[Op]):
         self.beat: list[None] = []  # not empty: a run comes back as soon as it can
         self.pace: Pace | None = None  # where more than one operator may wait for its turn
         self.codes: dict[CodeType, Any] = {}  # of all runs
+        self.turns = 0  # how many turns runs have had
         self.flushed = 0  # how often a run has handed its counters over
         self.thread = threading.get_ident()  # who runs the driver
         self.stopping = self.killed = self.interrupted = self.producer_failed = False

@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "END",
+    "TELL_S",
     "Batch",
     "InlineLane",
     "Lane",
@@ -87,7 +88,7 @@ CREDIT = 256  # outputs of a lane's streams that may wait to be taken
 MANY = 4096  # more than there can be streams: credit for all of them, at the end
 _SHORT = 20e-6  # seconds: shorter calls are not all measured
 _EVERY = 64  # one in so many short calls is measured
-_TELL = 5e-3  # seconds between two reports of one replica
+TELL_S = 5e-3  # seconds between two reports of one replica
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ class Measured:
             return value
         self.seconds += (end - start) * self.every
         self.left = self.every = _EVERY if end - start < _SHORT else 1
-        if end - self.told < _TELL:
+        if end - self.told < TELL_S:
             return value
         seconds, self.seconds, self.told = self.seconds, 0.0, end
         return Report(value, end - start, seconds)
@@ -303,7 +304,7 @@ class Recorded(Measured):
             self.left = self.every = _EVERY
         recorder.note(start, call, self.left)
         self.seconds += call * stood_for
-        if end - self.told < _TELL:
+        if end - self.told < TELL_S:
             return value
         seconds, self.seconds, self.told = self.seconds, 0.0, end
         return Report(value, call, seconds, recorder.take())

@@ -25,7 +25,7 @@ from ...contexts.lanes.emit import (
     pieces,
     settle,
 )
-from ...contexts.lanes.lane import Measured, Recorded, Recorder, Report
+from ...contexts.lanes.lane import TELL_S, Measured, Recorded, Recorder, Report
 from ...errors import name_of
 from ...runs.policies import Retry
 from ..declare import to
@@ -178,8 +178,30 @@ def run_inline(stage: Stage, item: Any) -> list[Any]:
 # ---------------------------------------------------------------------- time
 
 
-def clocked_pieces(fn: Any, recorder: Recorder | None, item: Any) -> Iterator[Any]:
-    """A generator function's outputs, and last the time that it took."""
+class Untold:
+    """What calls of a replica have taken since it last told of it: to tell costs more than a short
+    call takes (see `Measured`)."""
+
+    __slots__ = ("_seconds", "_told")
+
+    def __init__(self) -> None:
+        self._seconds = self._told = 0.0
+
+    def __reduce__(self) -> Any:
+        return Untold, ()
+
+    def add(self, seconds: float) -> float:
+        """A call took so long; what is to be told now, 0: nothing yet."""
+        now = perf_counter()
+        self._seconds += seconds
+        if now - self._told < TELL_S:
+            return 0.0
+        seconds, self._seconds, self._told = self._seconds, 0.0, now
+        return seconds
+
+
+def clocked_pieces(fn: Any, recorder: Recorder | None, untold: Untold, item: Any) -> Iterator[Any]:
+    """A generator function's outputs, and last the time that it took, or that others took too."""
     seconds, begin = 0.0, perf_counter()
     start = begin
     for output in fn(item):
@@ -187,20 +209,26 @@ def clocked_pieces(fn: Any, recorder: Recorder | None, item: Any) -> Iterator[An
         yield output
         start = perf_counter()
     seconds += perf_counter() - start
-    yield _reported(Report, begin, seconds, recorder)
+    told = _reported(Report, begin, seconds, recorder, untold)
+    if told is not Report:
+        yield told
 
 
-async def _clocked_call(fn: Any, recorder: Recorder | None, item: Any) -> Any:
+async def _clocked_call(fn: Any, recorder: Recorder | None, untold: Untold, item: Any) -> Any:
     start = perf_counter()
     value = await fn(item)
-    return _reported(value, start, perf_counter() - start, recorder)
+    return _reported(value, start, perf_counter() - start, recorder, untold)
 
 
-def _reported(value: Any, begin: float, seconds: float, recorder: Recorder | None) -> Report:
-    if recorder is None:
-        return Report(value, seconds, seconds)
-    recorder.note(begin, seconds)
-    return Report(value, seconds, seconds, recorder.take())
+def _reported(
+    value: Any, begin: float, seconds: float, recorder: Recorder | None, untold: Untold
+) -> Any:
+    """An output, with a Report if it is time for one."""
+    if recorder is not None:
+        recorder.note(begin, seconds)
+        return Report(value, seconds, seconds, recorder.take())
+    whole = untold.add(seconds)
+    return Report(value, seconds, whole) if whole else value
 
 
 def clocked(fn: Any, recorder: Recorder | None = None) -> Any:
@@ -211,11 +239,11 @@ def clocked(fn: Any, recorder: Recorder | None = None) -> Any:
         recorder: Hears of each call; None: nobody does.
     """
     if inspect.iscoroutinefunction(fn):
-        return functools.partial(_clocked_call, fn, recorder)
+        return functools.partial(_clocked_call, fn, recorder, Untold())
     if is_async(fn):
         return fn
     if inspect.isgeneratorfunction(fn):
-        return functools.partial(clocked_pieces, fn, recorder)
+        return functools.partial(clocked_pieces, fn, recorder, Untold())
     return Measured(fn) if recorder is None else Recorded(fn, recorder)
 
 

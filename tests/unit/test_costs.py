@@ -242,7 +242,8 @@ def test_a_chain_takes_few_turns_of_the_driver(way: str, monkeypatch: pytest.Mon
     count(Operator, "load")
     count(Loop, "wake")
     WAYS[way]()
-    assert 0 < counted["_round"] <= ITEMS / 50
+    # What two loops hand over at a time depends on how the machine switches between them.
+    assert 0 < counted["_round"] <= ITEMS / (10 if way == "loops" else 50)
     assert counted["special"] == 0
     assert counted["route"] == 0
     assert counted["load"] <= ITEMS / 20

@@ -68,6 +68,7 @@ class Watch:
     def begin(self, figures: Any, **data: Any) -> None:
         """It has begun; figures() tells how far it is, from any thread."""
         self._figures = figures
+        self._emitter.about = lambda: (self._name, data)
         self._emitter.emit("run_started", self._name, **data)
         self._emitter.begin(figures)
 

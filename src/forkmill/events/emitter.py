@@ -36,12 +36,14 @@ class Emitter:
         progress: How far it is, as the data of an event; while its contexts are open.
         calling: The stage whose function the run's own thread is in, and the item; while it runs.
         traced: How many tracebacks were told.
+        about: What `run_started` tells, its name and data, for who comes later; None: nobody knows.
         driven: What can `stop` and `kill` the run from any thread; None: nothing can.
     """
 
     __slots__ = (
         "__weakref__",
         "_flush",
+        "about",
         "above",
         "calling",
         "driven",
@@ -67,6 +69,7 @@ class Emitter:
         self.over = False
         self.progress: Callable[[], dict[str, Any]] | None = None
         self.calling: Callable[[], tuple[str, Any]] | None = None
+        self.about: Callable[[], tuple[str, dict[str, Any]]] | None = None
         self.driven: Any = None
         self._flush: Flush | None = None
         emitters[self.id] = self
@@ -192,7 +195,7 @@ class Emitter:
             _bus.wake()  # who was broken off in here comes again, and may have ended them all
         elif listeners:  # this is a sink's run: the thread goes on when it is over
             _bus.queue.append((None, Flush(listeners, self)))
-        self.progress = self.calling = self.driven = None
+        self.progress = self.calling = self.about = self.driven = None
 
     def settle(self, seconds: float) -> None:
         """Wait until its own sinks have got what was told so far, at most so many seconds. Not in a

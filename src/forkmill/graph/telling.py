@@ -89,17 +89,21 @@ class Telling:
         """It begins; executors are open."""
         self._workers = sum(way.width for way in ways)
         emitter = self._emitter
+        emitter.about = self._about
         if emitter.heard:
-            nodes = [
-                {"name": name, "context": node.context, "workers": node.workers}
-                for name, node in self._nodes.items()
-            ]
-            plan = {"nodes": nodes, "edges": [list(edge) for edge in self._edges]}
-            emitter.emit(
-                "run_started", self._title, graph=self._title, mode=self._ctx.mode,
-                total=self._ctx.total, plan=plan,
-            )  # fmt: skip
+            title, facts = self._about()
+            emitter.emit("run_started", title, **facts)
         emitter.begin(self.progress)
+
+    def _about(self) -> tuple[str, dict[str, Any]]:
+        """What is told of it when it begins."""
+        nodes = [
+            {"name": name, "context": node.context, "workers": node.workers}
+            for name, node in self._nodes.items()
+        ]
+        plan = {"nodes": nodes, "edges": [list(edge) for edge in self._edges]}
+        facts = {"mode": self._ctx.mode, "total": self._ctx.total, "plan": plan}
+        return self._title, {"graph": self._title, **facts}
 
     def progress(self) -> dict[str, Any]:
         """How far it is."""

@@ -675,3 +675,11 @@ def test_whatever_becomes_of_the_dashboard_the_run_ends_as_without(
         job.wait()
         os.close(master)
         os.close(slave)
+
+
+def test_who_comes_late_sees_the_plan_too(runtime: Path, run: Any) -> None:
+    with fm.serve_top(), contextlib.closing(link.Link(os.getpid())) as source:
+        until(lambda: looked(source)["runs"])
+        (shown,) = looked(source)["runs"]
+        assert shown["title"] == "words" and shown["edges"] == [[0, 1]]
+        assert shown["part"] is not None and shown["stages"][1]["context"] == "ipc_fork:2"

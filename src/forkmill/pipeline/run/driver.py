@@ -454,13 +454,13 @@ class Driver(Run[Operator]):
         self._opened = True
         for sink in self._sinks:
             self.events.attach(sink)
-        title = self.graph.pipeline._title()
         self.events.calling = self._calls
+        self.events.about = self._about
         self.events.driven = self.events.driven or self
         self.every = self.events.detail == "every"
         if self.events.heard:
-            plan, total = plan_of(self.graph), total_of(self.graph)
-            self.events.emit("run_started", title, pipeline=title, total=total, plan=plan)
+            title, facts = self._about()
+            self.events.emit("run_started", title, **facts)
         if not self.inside:
             run_hooks(hooks_of(self.graph.pipeline, "before_run"))
         for operator in self.order:
@@ -484,6 +484,12 @@ class Driver(Run[Operator]):
                 entry.live_source = True
                 self._feeds.append(edge)
         self.events.begin(self._progress)  # after the forks
+
+    def _about(self) -> tuple[str, dict[str, Any]]:
+        """What is told of it when it begins."""
+        title = self.graph.pipeline._title()
+        facts = {"total": total_of(self.graph), "plan": plan_of(self.graph)}
+        return title, {"pipeline": title, **facts}
 
     # ------------------------------------------------------------------ running
 

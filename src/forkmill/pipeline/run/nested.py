@@ -134,7 +134,7 @@ class InnerEvents:
     heard = False
     traces = False
     errors = 0
-    calling = driven = None
+    calling = about = driven = None
 
     def __init__(self, detail: str) -> None:
         self.detail = detail

@@ -34,10 +34,12 @@ submits    to executors of others,
 bypool     or by a pool's own map;
 flow       and the loop over all of them:
 post       what a group is in it,
+handing    large values on their way to other processes
 levels     where items come from, and are,
 carrier    and what becomes of them
 bundle     what workers of others call
 asking     caches that are asked here
+clocks     what calls take, told from where they are made
 telling    events and figures
 handles    in the background, and for asyncio
 executors  AsyncExecutor

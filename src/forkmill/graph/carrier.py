@@ -27,6 +27,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
+from copy import deepcopy
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from ..errors import TaskTimeout, WorkerDied
 from .failed import failure_of, resolved, row_of
 from .given import items_of
 from .levels import Frame, Inner, Layout, Level
-from .loss import Broken, Given, Loss, Torn
+from .loss import HANDLES, Broken, Given, Loss, Torn
 from .piece import Value
 from .sweep import SweepWay
 from .ways import Ended
@@ -67,6 +68,7 @@ class Carrier:
         self._again: list[tuple[float, int, Post, Any, Any]] = []
         self._numbers = itertools.count()
         self._stopping = False
+        self._handed: dict[Level, None] = {}  # that have handles of their own
 
     # ------------------------------------------------------------------ a frame's groups
 
@@ -88,7 +90,10 @@ class Carrier:
             return
         if post.asked is not None and self._asked(frame, post):
             return
-        item = post.getter(frame.slots) if not frame.bad else self._torn(frame, post)
+        if post.copies and not self._copied(frame, post):
+            return
+        slots = frame.level.sent(frame.slots) if post.home.isolated else frame.slots
+        item = post.getter(slots) if not frame.bad else self._torn(frame, post, slots)
         post.way.put(post, frame, item)
         self._units += 1
         if self._tell is not None:
@@ -124,9 +129,28 @@ class Carrier:
             self._finish(frame, post)
         return not left
 
-    def _torn(self, frame: Frame, post: Post) -> Any:
+    def _copied(self, frame: Frame, post: Post) -> bool:
+        """Give an item its own copies; else the group is through."""
+        for slot in post.copies:
+            if slot in frame.copied:
+                continue
+            try:
+                value = frame.slots[slot]
+                frame.slots[slot] = deepcopy(value.value if type(value) in HANDLES else value)
+            except Exception as error:
+                step = next(s for s in post.group.steps if any(a.slot == slot for a in s.args))
+                loss = Loss(step.number, step.path, error, 1, {})
+                broken = Broken((loss,) * len(post.writes), (loss,))
+                self._tell_lost(post, frame.index, broken)
+                self._lose(frame, post, broken)
+                self._finish(frame, post)
+                return False
+            frame.copied = (*frame.copied, slot)
+        return True
+
+    def _torn(self, frame: Frame, post: Post, slots: list[Any]) -> Any:
         """The item of a group that reads something lost: the steps that do not are still done."""
-        bad, slots, reads = frame.bad, frame.slots, post.group.reads
+        bad, reads = frame.bad, post.group.reads
         assert bad is not None
         if bad.keys().isdisjoint(reads):
             return post.getter(slots)
@@ -290,6 +314,7 @@ class Carrier:
         if level is self.top or level.over or not level.is_over():
             return
         level.over = True
+        self._let_go(level)
         assert level.outer is not None
         frame, post = level.outer
         if not self._wanted(frame):
@@ -303,6 +328,12 @@ class Carrier:
             for slot, column in zip(writes, columns, strict=True):
                 frame.slots[slot] = list(column)
         self._finish(frame, post)
+
+    def _let_go(self, level: Level) -> None:
+        """Nothing of a level is sent any more."""
+        if level.own:
+            self._handed.pop(level, None)
+            level.let_go()
 
     def _top_over(self) -> None:
         """The call's own items are over; the failure that counts comes last."""
@@ -385,6 +416,11 @@ class Carrier:
         level = Level(nest.layout, items, nest.on_error, path, depth)
         level.outer = frame, post
         level.passed = tuple((inside, frame.slots[outside]) for outside, inside in nest.passed)
+        if nest.layout.isolated:  # once to each worker, not with each inner item
+            there = frame.level.handles
+            level.hand({inner: there[outer] for outer, inner in nest.passed if outer in there})
+            if level.own:
+                self._handed[level] = None
         if failed is not None:
             level.spent, level.raised = True, failed
             self._look_at(level)

@@ -111,7 +111,7 @@ def compile_plan(
         given: The names that are given, mapped ones too.
         mapped: Those that every item has anew, in the order of its tuple.
         wanted: The outputs.
-        copied: The constants that are deep-copied for each call that reads them.
+        copied: The constants that are deep-copied for each item.
 
     Raises:
         BuildError: An unknown name; a given value that nothing reads any more; missing inputs; a

@@ -24,11 +24,11 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
-from ..codec.share import PerWorker, Shared, share
-from ..errors import BuildError, SerializationError
+from ..errors import BuildError
 from .asking import Asking, is_asked_here, key_of
 from .clocks import Heard
 from .code import Call
+from .handing import LARGE, handle_of
 from .homes import INLINE, Home, Session, width_of
 from .levels import Inner, Layout
 from .plan import grouped
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
     from .plan import Group, Plan, Step
 
 __all__ = ["LARGE", "Crew", "Placing"]
-
-LARGE = 1 << 16  # bytes of a constant that is shared
-
-_SMALL = (int, float, complex, bool, type(None))
 
 
 class Placing:
@@ -170,7 +166,15 @@ class Crew:
 
         groups = grouped(plan, place, whole=placing.whole(mapped), alone=alone)
         posts = [
-            self._post(plan, group, homes[group.steps[0].number], constants, on_error, path)
+            self._post(
+                plan,
+                group,
+                homes[group.steps[0].number],
+                constants,
+                on_error,
+                path,
+                several=len(groups) > 1,
+            )
             for group in groups
         ]
         base: list[Any] = [None] * plan.slots
@@ -206,6 +210,8 @@ class Crew:
         constants: dict[int, Any],
         on_error: str,
         path: str,
+        *,
+        several: bool,
     ) -> Post:
         step = group.steps[0]
         post = Post(group, home, step.path if len(group.steps) == 1 else plan.name or "graph")
@@ -215,6 +221,13 @@ class Crew:
             post.nest = self._inner(group, constants, post.paths[0])
             return post
         cache = self._placing.cache
+        if plan.copied and several and not home.isolated and home.type != "cow_fork":
+            # Groups in this process share an item's copy: it is a value of the item.
+            post.copies = copies = tuple(slot for slot in group.fixed if slot in plan.copied)
+            reads = tuple(sorted((*group.reads, *copies)))
+            fixed = tuple(slot for slot in group.fixed if slot not in copies)
+            post.group = group = replace(group, reads=reads, fixed=fixed, bare=False)
+            post.getter = _getter(group, range(plan.slots))
         if is_asked_here(step, cache, inline=home.inline):
             post.asked = Asking(step, cache, group.fixed)
             post.group = group = replace(group, writes=step.writes)  # all of them are kept
@@ -296,6 +309,10 @@ class Crew:
         )
         layout = self._layout(plan, inside, True, nest.on_error, f"{path}.", top=False)
         layout.mapped = nest.plan.mapped
+        layout.isolated = any(
+            post.home.isolated if post.nest is None else post.nest.layout.isolated
+            for post in layout.posts
+        )
         return Inner(
             layout, tuple(slot for slot, _ in nest.over), tuple(passed), nest.mode, nest.on_error
         )
@@ -327,30 +344,11 @@ class Crew:
         key = id(value)
         if key not in self._shares:
             self._kept.append(value)
-            self._shares[key] = self._shared(value)
+            handle = handle_of(value)
+            if handle is not None:
+                self.shared.append(handle)
+            self._shares[key] = value if handle is None else handle
         return self._shares[key]
-
-    def _shared(self, value: Any) -> Any:
-        if not _may_be_large(value):
-            return value
-        try:
-            handle = share(value)
-        except SerializationError:  # a forked worker may have it all the same
-            return value
-        if handle.nbytes < LARGE:
-            handle.close()
-            return value
-        self.shared.append(handle)
-        return handle
-
-
-def _may_be_large(value: Any) -> bool:
-    if isinstance(value, (Shared, PerWorker)) or type(value) in _SMALL or callable(value):
-        return False
-    if isinstance(value, (str, bytes, bytearray)):
-        return len(value) >= LARGE
-    nbytes = getattr(value, "nbytes", None)
-    return nbytes >= LARGE if isinstance(nbytes, int) else True
 
 
 def _getter(group: Group, places: Mapping[int, int] | range) -> Callable[[Any], Any]:

@@ -151,6 +151,8 @@ class Flow(Carrier):
         for way in self._ways:
             left += way.close(GRACE if self._killed else None)
         self.left_behind = left
+        for level in tuple(self._handed):
+            self._let_go(level)
         self._ready.clear()
         self._closed = True
 
@@ -280,6 +282,7 @@ class Flow(Carrier):
             assert level.outer is not None
             if not level.over and not self._wanted(level.outer[0]):
                 level.over = True
+                self._let_go(level)
                 self._finish(*level.outer)
             if level.over or level.spent or level.limit is not None:
                 self._levels.pop()

@@ -139,7 +139,7 @@ class Graph(Shape):
             on_error: "raise": the first failure in the order of the items; "skip": a Failure stands
                 in a row for each output that depends on it.
             ordered: Rows are handed on in the order of the items. (Those of a result always are.)
-            copy: Names of constants that are deep-copied for each call that gets them.
+            copy: Names of constants that are deep-copied for each item.
             sinks, progress, report: As for `run`.
 
         Returns:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .handing import handle_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,6 +37,7 @@ class Layout:
         mapped: The slots that an item fills, in its order.
         outputs: (name, slot) of what is wanted.
         straight: It is one group, and no nested map: items need no frame.
+        isolated: A nested map's: some of its groups, at any depth, run in other processes.
     """
 
     plan: Plan
@@ -45,6 +48,7 @@ class Layout:
     mapped: tuple[int, ...]
     outputs: tuple[tuple[str, int], ...]
     straight: bool = False
+    isolated: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,8 +94,8 @@ class Level:
     """Where items come from, and where their rows go."""
 
     __slots__ = (
-        "begun", "depth", "done", "items", "layout", "limit", "loss", "on_error", "outer", "over",
-        "passed", "path", "raised", "rows", "running", "spent",
+        "begun", "depth", "done", "handles", "items", "layout", "limit", "loss", "on_error",
+        "outer", "over", "own", "passed", "path", "raised", "rows", "running", "spent",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +117,29 @@ class Level:
         self.outer: tuple[Frame, Post] | None = None
         self.passed: tuple[tuple[int, Any], ...] = ()
         self.rows: dict[int, list[Any]] = {}  # of an inner level
+        self.handles: dict[int, Any] = {}  # slot -> what of `passed` goes to other processes
+        self.own: list[Any] = []  # those of them that end with this level
+
+    def sent(self, slots: list[Any]) -> list[Any]:
+        """An item's slots as they go to another process."""
+        if self.handles:
+            slots = slots.copy()
+            for slot, handle in self.handles.items():
+                slots[slot] = handle
+        return slots
+
+    def hand(self, handles: dict[int, Any]) -> None:
+        """Have values of `passed` sent by handles: those that are there, by slot, and new ones."""
+        self.handles = handles
+        for slot, value in self.passed:
+            if slot not in handles and (handle := handle_of(value)) is not None:
+                self.own.append(handle)
+                handles[slot] = handle
+
+    def let_go(self) -> None:
+        """Nothing of it is sent any more. Idempotent."""
+        while self.own:
+            self.own.pop().close()
 
     def is_over(self) -> bool:
         """FLOW-2."""
@@ -126,7 +153,7 @@ class Level:
 class Frame:
     """One item on its way."""
 
-    __slots__ = ("bad", "index", "left", "level", "limit", "losses", "open", "slots")
+    __slots__ = ("bad", "copied", "index", "left", "level", "limit", "losses", "open", "slots")
 
     def __init__(self, level: Level, index: int, item: tuple[Any, ...]) -> None:
         layout = level.layout
@@ -139,6 +166,7 @@ class Frame:
             slots[slot] = value
         self.left = layout.counts.copy()
         self.open = len(layout.posts)
+        self.copied: tuple[int, ...] = ()  # slots of constants that are its own copies
         self.bad: dict[int, int] | None = None  # lost slot -> the step that it is lost by
         self.losses: dict[int, Any] | None = None  # step -> its failure
         self.limit: int | None = None  # "raise": steps behind this one are not called

@@ -53,7 +53,7 @@ class Piece(NamedTuple):
         reads, writes: The slots of an item, and of the outputs, in order.
         bare: An item is the one value that it has.
         row: The names of outputs, if they come as a dict; else None.
-        copied: The slots whose constants are copied for each call.
+        copied: The slots whose constants are copied for each item.
         given: The slots that users fill, who may give a handle for its value.
         bound: Of an inner piece: its constants that nobody passes.
         path: Of an inner piece: what is before the names of its steps.

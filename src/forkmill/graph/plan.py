@@ -107,7 +107,7 @@ class Plan:
         bound: Slot -> value of what was bound.
         steps: In topological order.
         outputs: Name -> slot of what is wanted, in order.
-        copied: The constant slots whose value is deep-copied for every call that reads it.
+        copied: The constant slots whose value is deep-copied for every item.
     """
 
     name: str

@@ -29,13 +29,15 @@ class Post:
         timeout: Seconds a call may take.
         aio: `call` is a coroutine function.
         label: What messages call it.
+        copies: The slots of constants that an item brings a copy of.
         heard: Who hears of its calls; or None.
         paths: What its steps are called, with the path that leads to their level.
     """
 
     __slots__ = (
-        "aio", "asked", "batch", "call", "first", "getter", "group", "heard", "hoard", "home",
-        "label", "nest", "parts", "paths", "row", "straight", "timeout", "way", "work", "writes",
+        "aio", "asked", "batch", "call", "copies", "first", "getter", "group", "heard", "hoard",
+        "home", "label", "nest", "parts", "paths", "row", "straight", "timeout", "way", "work",
+        "writes",
     )  # fmt: skip
 
     way: Any
@@ -50,6 +52,7 @@ class Post:
         self.timeout: float | None = None
         self.aio = False
         self.label = label
+        self.copies: tuple[int, ...] = ()
         self.heard: Any = None
         self.paths: tuple[str, ...] = ()
         self.work: Work | None = None  # made before its executor, which may inherit it

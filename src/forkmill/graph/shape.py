@@ -397,8 +397,10 @@ def _placed(each: Any) -> Placed:
         each = each.as_node()
     if not isinstance(each, (Node, Nested)):
         if not callable(each):
+            hint = ": name a function that runs it" if hasattr(each, "run") else ""
             raise BuildError(
-                f"a graph is made of functions, nodes and graphs, not of {type(each).__name__!r}"
+                f"a graph is made of functions, nodes and graphs, not of "
+                f"{type(each).__name__!r}{hint}"
             )
         each = Node(each, {})
     return Placed(each, each.inputs, each.outputs)

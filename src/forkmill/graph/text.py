@@ -53,12 +53,18 @@ def lines_of(
     if reads and not piece.bare:
         lines.append(f"            {', '.join(reads)}, = item")
     users = piece.first_users()
+    copied: set[int] = set()
     for k, part in enumerate(piece.parts):
         first = len(lines)
         for slot in users.get(k, ()):
             lines.append(f"            if type(v{slot}) in HANDLES: v{slot} = v{slot}.value")
         if marked and len(piece.parts) > 1:
             lines.append(f"            mark({k + 1})")
+        for slot in sorted({arg.slot for arg in part.args} & piece.copied - copied):
+            if slot in constants:  # a copy for the item: its other nodes get the same
+                copied.add(slot)
+                handle = ".value" if isinstance(constants[slot], HANDLES) else ""
+                lines.append(f"            v{slot} = copied(c{slot}{handle})")
         lines += _of_part(k, part, constants, piece.copied)
         where.update((number + 2, k) for number in range(first, len(lines)))
     if marked and len(piece.parts) > 1:
@@ -109,12 +115,10 @@ def _arguments(part: Part, constants: Mapping[int, Any], copied: frozenset[int])
     texts = []
     for arg in part.args:
         value = f"v{arg.slot}"
-        if arg.slot in constants:
+        if arg.slot in constants and arg.slot not in copied:
             value = f"c{arg.slot}"
             if isinstance(constants[arg.slot], HANDLES):
                 value += ".value"
-            if arg.slot in copied:
-                value = f"copied({value})"
         if not arg.keyword or part.nest is not None:
             texts.append(value)
         elif _is_plain(arg.name):

@@ -252,12 +252,12 @@ class Rest:
         part = self.piece.parts[k]
         positional, named = [], {}
         for arg in part.args:
-            if arg.slot in self.constants:
+            if arg.slot in self.constants and arg.slot not in values:
                 value = self.constants[arg.slot]
                 if type(value) in HANDLES:
                     value = value.value
                 if arg.slot in self.piece.copied:
-                    value = deepcopy(value)
+                    value = values[arg.slot] = deepcopy(value)
             else:
                 value = values[arg.slot]
                 if arg.slot in self.piece.given and type(value) in HANDLES:

@@ -450,16 +450,16 @@ def test_large_constants_are_shared_and_small_ones_are_not(engine: Any) -> None:
 
 @pytest.mark.parametrize("name", ["processes", "node processes"])
 def test_a_constant_goes_to_a_worker_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from forkmill.graph import crew
+    from forkmill.graph import handing
 
     made: list[int] = []
-    share = crew.share
+    share = handing.share
 
     def counted(value: Any) -> Any:
         made.append(len(value))
         return share(value)
 
-    monkeypatch.setattr(crew, "share", counted)
+    monkeypatch.setattr(handing, "share", counted)
     big = list(range(100_000))
     rows = fm.Graph([nodes.length]).map({"big": big, "x": range(100)}, "x", engine=ENGINES[name]())
     assert rows["length"] == [100_000 + x for x in range(100)]

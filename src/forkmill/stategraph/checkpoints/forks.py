@@ -6,13 +6,13 @@ end. So the child's copy stays referenced, beyond the interpreter's end (`Kept`)
 store opens anew by need.
 
 A fork waits for the transaction that another thread is in: the child would have it for ever.
+Several threads may fork at once; each gives back what it has taken itself.
 
 Threads: any.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import weakref
@@ -36,23 +36,30 @@ class Forkable:
 
 
 _known: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_taken: list[Any] = []
+class _Taken(threading.local):
+    """What the fork that this thread is in has taken."""
+
+    def __init__(self) -> None:
+        self.locks: list[Any] = []
+
+
+_taken = _Taken()
 
 
 def _before() -> None:
     for one in list(_known):
         if one._lock.acquire(timeout=_LONGEST):
-            _taken.append(one._lock)
+            _taken.locks.append(one._lock)
 
 
 def _in_parent() -> None:
-    while _taken:
-        with contextlib.suppress(RuntimeError):
-            _taken.pop().release()
+    locks = _taken.locks
+    while locks:
+        locks.pop().release()
 
 
 def _in_child() -> None:
-    _taken.clear()
+    _taken.locks.clear()
     for one in list(_known):
         one._lock = threading.RLock()
         one._forked()

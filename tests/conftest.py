@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import signal
@@ -24,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -257,6 +259,34 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.when in ("setup", "call") and not report.passed:
         item.stash[_PASSED] = False
     return report
+
+
+# ------------------------------------------------------------ what nothing interrupts
+
+STUCK = 30.0  # seconds that a test has to end in when its own time is over
+_TERMINAL = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TERMINAL] = os.dup(2)  # nothing is captured now
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Iterator[Any]:
+    """Write all stacks, and end, where even pytest-timeout's signal ends no test: the GIL is held.
+
+    Not a moment earlier: this walks frames without the GIL. Those that run meanwhile are freed
+    under it, and then the process dies of SIGSEGV, without a word, for its thread blocks signals.
+    """
+    stuck = settings.timeout + STUCK
+    faulthandler.dump_traceback_later(stuck, exit=True, file=item.config.stash[_TERMINAL])
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_cancel_timer(item: pytest.Item) -> Iterator[Any]:
+    faulthandler.cancel_dump_traceback_later()
+    return (yield)
 
 
 def pytest_sessionfinish() -> None:

@@ -25,6 +25,7 @@ import threading
 from _thread import get_ident
 
 from . import _native, errors
+from ._frames import running_threads
 from ._process import OUR_THREADS, warn_user
 
 __all__ = [
@@ -66,7 +67,7 @@ def against_fork() -> str:
 
 def _threads() -> str:
     """The Python threads that are neither the caller nor ours; or ""."""
-    strangers = sys._current_frames().keys() - OUR_THREADS - {get_ident()}
+    strangers = running_threads() - OUR_THREADS - {get_ident()}
     if not strangers:
         return ""
     # Not enumerate(), which takes a lock.

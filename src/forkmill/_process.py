@@ -440,15 +440,17 @@ def _called_as_handler(frame: FrameType, below: FrameType | None) -> bool:
     """
     code = frame.f_code
     names = code.co_varnames[: code.co_argcount + bool(code.co_flags & CO_VARARGS)]
-    if not names or _is_running(frame):
+    if (len(names) < 2 and not code.co_flags & CO_VARARGS) or _is_running(frame):
         return False  # before 3.13, looking at locals keeps what they are now: not of those
+    frames = ours("_frames")  # of a thread that goes on, it may be
     values: list[Any] = []
+    scope = frames.locals_of(frame)
     for name in names:
-        value = frame.f_locals.get(name)
+        value = scope.get(name)
         values.extend(value if type(value) is tuple else (value,))
-    frames = (below, frame.f_back)
+    below_it = [known for known in (below, frames.back(frame)) if known is not None]
     return any(
-        type(number) is int and any(at is known for known in frames if known is not None)
+        type(number) is int and any(at is known for known in below_it)
         for number, at in pairwise(values)
     )
 

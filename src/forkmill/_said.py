@@ -23,6 +23,7 @@ import sys
 from _contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from ._frames import our_locals
 from ._process import STREAM, VOICE, interrupted
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def item_here() -> str | None:
     frame = sys._getframe(1)
     for _ in range(_FAR):
         if frame.f_code in ITEMS:
-            item = frame.f_locals.get("item")
+            item = our_locals(frame).get("item")
             return None if item is None else short(item)
         if frame.f_back is None:
             break

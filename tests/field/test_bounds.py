@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import collections
-import gc
 import random
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -462,28 +460,3 @@ def test_many_random_pipelines() -> None:
         check(seed, ("inline", "thread:2"))
     for seed in range(2000, 2060):
         check(seed, ("inline", "thread:1", "async:2", "ipc_fork:1", "cow_fork:1"))
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="garbage is not collected in there")
-def test_nothing_is_collected_while_the_frames_of_a_run_are_looked_at() -> None:
-    """A finalizer would let the run's thread go on, and the frame that is being copied end."""
-    there, gate = threading.Event(), threading.Event()
-    seen: list[Any] = []
-
-    def held(x: Any) -> Any:
-        there.set()
-        assert gate.wait(20)
-        return x
-
-    handle = fm.Pipeline().source(range(1)).map(held).start()
-    assert there.wait(20)
-    driver = handle._driver
-    frames = driver._frames
-    driver._frames = lambda: iter(seen.append(gc.isenabled()) or [*frames()])
-    try:
-        handle.stats()
-    finally:
-        gate.set()
-        handle.result(20)
-    assert seen and not any(seen)
-    assert gc.isenabled()

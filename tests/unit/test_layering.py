@@ -24,6 +24,7 @@ HEADER = ROOT / "csrc" / "include" / "forkmill.h"
 
 # A module imports only from rows above its own; within a row nobody knows the others.
 ROWS = [
+    ["_frames"],
     ["errors", "_checks", "_process", "_target", "_offers"],
     ["_said"],
     ["events"],

@@ -16,6 +16,10 @@ cdef extern from "Python.h":
     ctypedef struct PyInterpreterState
     PyInterpreterState *PyInterpreterState_Head() noexcept
     PyInterpreterState *PyInterpreterState_Main() noexcept
+    PyInterpreterState *PyInterpreterState_Get() noexcept
+    ctypedef struct PyThreadState
+    PyThreadState *PyInterpreterState_ThreadHead(PyInterpreterState *) noexcept
+    PyThreadState *PyThreadState_Next(PyThreadState *) noexcept
     object PyObject_CallOneArg(object function, object argument)
     ctypedef object (*vectorcallfunc)(object function, PyObject **arguments, size_t n, PyObject *)
     vectorcallfunc PyVectorcall_Function(object function) noexcept

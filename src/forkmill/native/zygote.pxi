@@ -302,6 +302,17 @@ def subinterpreters():
     return PyInterpreterState_Head() is not PyInterpreterState_Main()
 
 
+def thread_states():
+    """How many threads of this interpreter run Python, or have done and may again: without a look at
+    their frames (forkmill/_frames.py), which makes objects."""
+    cdef int n = 0
+    cdef PyThreadState *at = PyInterpreterState_ThreadHead(PyInterpreterState_Get())
+    while at is not NULL:
+        n += 1
+        at = PyThreadState_Next(at)
+    return n
+
+
 def fork_generation():
     return fm_fork_generation()
 

@@ -33,6 +33,7 @@ from weakref import WeakSet
 from weakref import ref as weakref
 
 from .. import _native, errors
+from .._frames import running_threads
 from .._process import (
     EARS,
     OUR_THREADS,
@@ -328,7 +329,7 @@ class Life:
         """A stream that this thread should read would wait for it, and it for the stream."""
         streams = tuple(self.streams)
         if streams:
-            alive = set(sys._current_frames())  # not the frames: this one is among them, a cycle
+            alive = running_threads()
             for stream in streams:
                 stream.cut(_thread.get_ident(), alive)
 

@@ -29,11 +29,11 @@ collector to fetch the outcome (`_arm`).
 from __future__ import annotations
 
 import logging
-import sys
 from concurrent.futures import CancelledError, InvalidStateError, _base
 from typing import TYPE_CHECKING, Any
 
 from .. import _native
+from .._frames import our_locals, stack
 
 if TYPE_CHECKING:
     from .core import Core
@@ -113,14 +113,12 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
         of a signal handler in between gets past the code that gives them back. Who is inside of
         them has this future among the local names of one of their frames.
         """
-        frame = sys._current_frames().get(holder)
-        while frame is not None:
+        for frame in stack(holder):
             if frame.f_code.co_filename == _base.__file__:
-                for value in frame.f_locals.values():
+                for value in our_locals(frame).values():
                     futures = getattr(value, "futures", value)
                     if isinstance(futures, set | list | tuple) and self in futures:
                         return False
-            frame = frame.f_back
         return True
 
     # ------------------------------------------------------------------ the executor's side

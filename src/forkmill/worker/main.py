@@ -593,7 +593,7 @@ def _end() -> None:
     process has an end of its own."""
     atexit = sys.modules.get("atexit")
     registered = atexit is not None and atexit._ncallbacks() > 0
-    _native.ending(_LEAVE_S if registered or len(sys._current_frames()) > 1 else 0.0)
+    _native.ending(_LEAVE_S if registered or _native.thread_states() > 1 else 0.0)
 
 
 def _leave() -> None:

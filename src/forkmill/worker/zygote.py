@@ -96,7 +96,7 @@ def start_fork(
     config.limits = worker.limits_of(lambda name: caps.get(name) or os.environ.get(name, ""))
     # What was printed is ours to write. If nobody can print before the fork, workers need not
     # look for a copy of it.
-    config.flushed = _flush_all() and len(sys._current_frames()) == 1
+    config.flushed = _flush_all() and _native.thread_states() == 1
     held: list[int] = []
     try:
         parent = _own_pidfd(held)
@@ -531,7 +531,7 @@ class Reporter:
         self._pending += list(sys.modules)[self._known :]
         self._known = len(sys.modules)
         # An import hook may have started a thread; it would do so in the zygote.
-        if len(sys._current_frames()) > 1:
+        if _native.thread_states() > 1:
             self._pending.clear()
             return
         # From the end: what a module needs is entered after it, so the zygote goes in small steps.

@@ -36,13 +36,13 @@ Threads: `run`, `serve`, `next_outputs`, `feed` in one thread; `stop`, `kill`, `
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 from contextlib import nullcontext
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import events
+from ..._frames import locals_of, our_locals, stack, waiting
 from ..._process import interrupted
 from ...contexts.lanes.lane import Replica
 from ...errors import PoolError
@@ -55,7 +55,7 @@ from ..declare import hooks_of
 from .bursts import Bursts
 from .chains import ChainHead, ChainMember, joins_chain
 from .flow import NEVER, Abort, Edge, Killed, Pace
-from .fuse import Code, disarm, fuse, tallied
+from .fuse import Code, Tally, disarm, fuse, tallied
 from .interrupts import Interrupts
 from .lanes import LaneOperator
 from .nested import NestedOperator
@@ -63,7 +63,6 @@ from .operators import Operator, Phase, width_of
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .state import Run
-from .still import Still, forget
 from .told import plan_of, total_of
 from .work import run_hooks
 
@@ -286,36 +285,33 @@ class Driver(Run[Operator]):
         for _ in range(3):  # a run that ends meanwhile would count twice, or not at all
             before = self.flushed
             counts = {operator: (operator.came, operator.out) for operator in self.order}
-            with Still():
-                for frame in () if self._over else self._frames():
-                    for tally, (came, _, out) in tallied(frame, self.codes[frame.f_code].tallies):
-                        was = counts[tally.operator]
-                        counts[tally.operator] = was[0] + came, was[1] + out
+            for scope, tallies in () if self._over else self._runs():
+                for tally, (came, _, out) in tallied(scope, tallies):
+                    was = counts[tally.operator]
+                    counts[tally.operator] = was[0] + came, was[1] + out
             if self.flushed == before:
                 break
         return counts
 
-    def _frames(self) -> Iterator[FrameType]:
-        """The frames of all runs under way: on the stack of the driver's thread, or waiting."""
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None:
-            if frame.f_code in self.codes and self._runs(frame):
-                yield frame
-            frame = frame.f_back
+    def _runs(self) -> Iterator[tuple[dict[str, Any], list[Tally]]]:
+        """The variables of all runs under way, on the stack of the driver's thread or waiting, and
+        how their stages count."""
+        for frame in stack(self.thread):
+            scope = self._run_of(frame)
+            if scope is not None:
+                yield scope, self.codes[frame.f_code].tallies
         for operator in self.order:
             run: Any = operator.run
             while run is not None:
-                code = getattr(run, "gi_code", None)
-                if code in self.codes and not run.gi_running and run.gi_frame is not None:
-                    yield run.gi_frame
+                idle = waiting(run, self.codes)
+                if idle is not None:
+                    yield our_locals(idle), self.codes[idle.f_code].tallies
                 run = getattr(run, "gi_yieldfrom", None)
 
-    def _runs(self, frame: FrameType) -> bool:
-        scope = frame.f_locals
-        try:
-            return scope.get("beat") is self.beat
-        finally:
-            forget(scope)
+    def _run_of(self, frame: FrameType) -> dict[str, Any] | None:
+        """The variables of a frame that is a run of this driver's; None: it is none."""
+        scope = our_locals(frame) if frame.f_code in self.codes else {}
+        return scope if scope.get("beat") is self.beat else None
 
     def _busy(self) -> dict[Operator, float]:
         """Seconds by operator: a group's time is shared out as its measured calls were."""
@@ -359,29 +355,31 @@ class Driver(Run[Operator]):
         with self._lead:
             if self._passed or self._over:
                 return False
-            with Still():
-                frame = sys._current_frames().get(self.thread)
-                while frame is not None and not self._pulls(frame):
-                    frame = frame.f_back
-                if frame is None:
-                    return False
-                operator: Source = frame.f_locals["operator"]
-                self._take_over()
+            for frame in stack(self.thread):
+                operator = self._pulled_at(frame)
+                if operator is not None:
+                    break
+            else:
+                return False
+            self._take_over()
         operator.left_behind(frame)
         self.leave(operator.name, 1)
         return True
 
-    def _pulls(self, frame: FrameType) -> bool:
-        return frame.f_code in INTERRUPTED and frame.f_locals["operator"].driver is self
+    def _pulled_at(self, frame: FrameType) -> Source | None:
+        """The source of this driver's that is pulled in a frame; None: it is no such frame."""
+        if frame.f_code not in INTERRUPTED:
+            return None
+        operator: Source = our_locals(frame)["operator"]
+        return operator if operator.driver is self else None
 
     def held_by_anything(self) -> bool:
         """After `kill`: whether the run is not over; if so the caller has it now."""
         with self._lead:
             if self._finished:
                 return False
-            with Still():
-                where, _ = self._calls()
-                self._take_over()
+            where, _ = self._calls()
+            self._take_over()
             self._torn = True
             for operator in self.order:
                 operator.disarm()
@@ -392,13 +390,9 @@ class Driver(Run[Operator]):
     def held_at_end(self) -> bool:
         """Whether a hook or a teardown holds who ends a killed run; if so the caller has it now."""
         with self._lead:
-            frame = None if self._finished else sys._current_frames().get(self.thread)
-            while frame is not None and frame.f_code not in _CALLING:
-                frame = frame.f_back
-            if frame is None:
+            if self._finished or all(at.f_code not in _CALLING for at in stack(self.thread)):
                 return False
-            with Still():
-                where, _ = self._calls()
+            where, _ = self._calls()
             self.thread = threading.get_ident()
         if where:
             self.leave(where, 1)
@@ -407,26 +401,27 @@ class Driver(Run[Operator]):
     def _calls(self) -> tuple[str, Any]:
         """The stage whose function the thread of the run is in, "": none that is known; and with
         which item, None: that is not known."""
-        frame, calling = sys._current_frames().get(self.thread), False
-        while frame is not None:
-            if self._pulls(frame):
-                return frame.f_locals["operator"].name, None
-            if frame.f_code in self.codes and self._runs(frame):
+        calling = False
+        for frame in stack(self.thread):
+            pulled = self._pulled_at(frame)
+            if pulled is not None:
+                return pulled.name, None
+            scope = self._run_of(frame)
+            if scope is not None:
                 code: Code = self.codes[frame.f_code]
-                index, item = code.calls(frame)
+                index, item = code.calls(frame.f_lineno, scope)
                 return self.order[index].name, item
             calling = calling or frame.f_code in _CALLING
-            operator = frame.f_locals.get("self") if calling else None
+            operator = locals_of(frame).get("self") if calling else None
             if isinstance(operator, Operator) and operator.driver is self:
                 return operator.name, None
-            frame = frame.f_back
         return "", None
 
     def _take_over(self) -> None:
         counted = [
             (tally, figures)
-            for frame in self._frames()
-            for tally, figures in tallied(frame, self.codes[frame.f_code].tallies)
+            for scope, tallies in self._runs()
+            for tally, figures in tallied(scope, tallies)
         ]
         self.thread = threading.get_ident()
         for tally, figures in counted:

@@ -44,11 +44,10 @@ from ...runs.handle import Left
 from ...runs.policies import DeadLetter, final
 from ..declare import to
 from .flow import BEAT, GONE, Outs
-from .still import forget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import CodeType, FrameType
+    from types import CodeType
 
     from .operators import Operator
 
@@ -92,14 +91,19 @@ class Code(NamedTuple):
     tallies: list[Tally]
     lines: list[str]
 
-    def calls(self, frame: FrameType) -> tuple[int, Any]:
+    def calls(self, at: int, scope: dict[str, Any]) -> tuple[int, Any]:
         """The index of the stage whose function a run of it calls now, and with what; None: that is
-        not known."""
-        line = self.lines[frame.f_lineno - 1]
+        not known.
+
+        Args:
+            at: The line where it is.
+            scope: Its variables.
+        """
+        line = self.lines[at - 1]
         called = re.search(r"\b(?:f|fail|hold|special)(\d+)\((\w+)", line)
         if called is None:
             return self.operator.index, None
-        return int(called[1]), frame.f_locals.get(called[2])
+        return int(called[1]), scope.get(called[2])
 
 
 class Tally(NamedTuple):
@@ -116,19 +120,14 @@ class Tally(NamedTuple):
     figures: CodeType
 
 
-def tallied(frame: FrameType, tallies: Iterable[Tally]) -> list[tuple[Tally, Any]]:
-    """The counters of a run that is under way: (tally, (came, failed, out)).
-
-    The run may go on meanwhile, in its thread: each figure is one of some moment.
-    """
-    scope = frame.f_locals
+def tallied(scope: dict[str, Any], tallies: Iterable[Tally]) -> list[tuple[Tally, Any]]:
+    """The counters of a run that is under way, by its variables: (tally, (came, failed, out))."""
     found = []
     for tally in tallies:
         try:
             found.append((tally, eval(tally.figures, {}, scope)))
         except NameError:  # it has not begun
             break
-    forget(scope)
     return found
 
 

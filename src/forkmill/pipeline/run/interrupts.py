@@ -18,6 +18,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ..._frames import our_locals
 from .sources import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Interrupts:
     def has(self, frame: FrameType | None) -> bool:
         """Whether the run has the main thread, which is at this frame."""
         while frame is not None and not self._working:
-            if frame.f_code in BURSTS and frame.f_locals.get("interrupts") is self:
+            if frame.f_code in BURSTS and our_locals(frame).get("interrupts") is self:
                 return True
             frame = frame.f_back
         return self._working

@@ -17,6 +17,7 @@ from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
+from ..._frames import back, our_locals
 from ..._process import KnownThread, Signal
 from ...contexts.lanes.emit import each
 from ...runs.handle import GRACE
@@ -206,9 +207,9 @@ class Source(Operator):
         self._over()
         caller: FrameType | None = frame
         while caller is not None and caller.f_code is not Source._fill.__code__:
-            caller = caller.f_back
+            caller = back(caller)
         if caller is not None and self._straight is not None:
-            self._filled(self._straight, len(self._straight) - caller.f_locals["before"])
+            self._filled(self._straight, len(self._straight) - our_locals(caller)["before"])
 
     def failed(self, error: BaseException) -> None:
         """The producer raised: it ends, and only it."""

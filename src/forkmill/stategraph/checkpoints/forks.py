@@ -36,6 +36,8 @@ class Forkable:
 
 
 _known: weakref.WeakSet[Forkable] = weakref.WeakSet()
+
+
 class _Taken(threading.local):
     """What the fork that this thread is in has taken."""
 

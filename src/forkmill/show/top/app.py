@@ -54,8 +54,9 @@ class Whole(Widget):
 
     def render_line(self, y: int) -> Strip:
         """One line."""
-        line = self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
-        return line.adjust_cell_length(self.size.width)
+        # Each with a style: without colours (NO_COLOR) textual asks every one.
+        line = self._lines[y] if y < len(self._lines) else Strip([])
+        return line.adjust_cell_length(self.size.width, Style())
 
     def on_resize(self) -> None:
         """The terminal has another size."""

@@ -273,10 +273,15 @@ def _news(scene: dict[str, Any]) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------ lines
 
 
+def _drawn(text: str, glyphs: Glyphs) -> str:
+    if glyphs.ascii and not text.isascii():
+        return text.encode("ascii", "backslashreplace").decode()
+    return text
+
+
 def _fit(text: str, width: int, glyphs: Glyphs) -> str:
     """So many cells of a text, and no others."""
-    if glyphs.ascii and not text.isascii():
-        text = text.encode("ascii", "backslashreplace").decode()
+    text = _drawn(text, glyphs)
     if cell_len(text) > width:
         text = set_cell_size(text, max(0, width - 1)) + glyphs.cut if width > 0 else ""
     return set_cell_size(text, max(0, width))
@@ -377,7 +382,8 @@ def _head(run: dict[str, Any] | None, scene: dict[str, Any], width: int, glyphs:
 def _line(spans: Line, width: int, glyphs: Glyphs) -> Line:
     """Spans that fill a line."""
     found: Line = []
-    for text, style in spans:
+    for raw, style in spans:
+        text = _drawn(raw, glyphs)
         shown = _fit(text, min(width, cell_len(text)), glyphs)
         found.append((shown, style))
         width -= cell_len(shown)
@@ -427,8 +433,9 @@ def frame(
     """
     width, height = size
     if width < LEAST[0] or height < LEAST[1]:
-        need = f"the terminal has {width}x{height}; forkmill top needs {LEAST[0]}x{LEAST[1]}"
-        return [[(_fit(need, width, glyphs), "")], *_blank(width, height - 1)][:height]
+        small = (f"{width}x{height} is too small:", f"it takes {LEAST[0]}x{LEAST[1]}")
+        lines: list[Line] = [[(_fit(line, width, glyphs), "")] for line in small]
+        return [*lines, *_blank(width, height - len(lines))][:height]
     scene = source.scene or {}
     run = chosen(scene, view)
     notes = [note for note in (source.note, _missing(scene)) if note]

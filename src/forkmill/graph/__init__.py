@@ -39,6 +39,7 @@ levels     where items come from, and are,
 carrier    and what becomes of them
 bundle     what workers of others call
 asking     caches that are asked here
+feeder     an input in a thread of its own
 clocks     what calls take, told from where they are made
 telling    events and figures
 handles    in the background, and for asyncio

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any
 from ..runs.stats import RunStats
 from .carrier import Carrier, has_begun, writes_of
 from .failed import resolved
+from .feeder import Feeder, NotYet
 from .levels import Frame, Layout, Level, Rows
 from .loss import Broken
 from .piece import Value
@@ -86,6 +87,9 @@ class Flow(Carrier):
         self._bare = self._bare and len(layout.mapped) == 1
         self._source = iter(items.bare) if self._bare else self.top.items  # type: ignore[union-attr]
         self._quick = bool(getattr(items, "quick", items is None))
+        self._feeder: Feeder | None = None
+        if ctx.began is not None and not self._quick:  # in the background: `stop` waits for nobody
+            self._feeder = self._source = self.top.items = Feeder(self._source, bell.ring)
         self._here = [way for way in ways if way.inline]
         self._bell = bell
         self._blocks: deque[Rows] = deque()
@@ -145,6 +149,8 @@ class Flow(Carrier):
         """End what there is of it. Idempotent: who was broken off in here does it again."""
         if self._closed:
             return
+        if self._feeder is not None:
+            self._feeder.leave()
         for way in self._ways:
             way.stop()
         left = 0
@@ -303,13 +309,19 @@ class Flow(Carrier):
     def _begin(self, level: Level, room: int) -> bool:
         """Begin items of a level, till the room is used or a millisecond is over."""
         begun, until = level.begun, perf_counter() + TURN_S
-        quick = self._quick if level is self.top else getattr(level.items, "quick", False)
+        quick = getattr(level.items, "quick", False)
+        if level is self.top:
+            quick = self._quick
+            if self._feeder is not None:
+                self._feeder.want(room)
         while room > 0 and level.limit is None:
             item: Any = None
             try:
                 item = next(level.items) if quick else self._pulled(next, level.items)
             except StopIteration:
                 level.spent = True
+            except NotYet:
+                break
             except Exception as error:
                 level.spent, level.raised = True, error
             if level.spent:
@@ -351,7 +363,10 @@ class Flow(Carrier):
         post = level.layout.posts[0]
         first, running, source = level.begun, level.running, self._source
         until = perf_counter() + TURN_S
-        while room > 0:
+        late = False
+        if self._feeder is not None:
+            self._feeder.want(room)
+        while room > 0 and not late:
             some: list[Any] = []
             most = min(room, 256 if self._quick else 1)
             try:  # `some` keeps those before an exception
@@ -361,6 +376,8 @@ class Flow(Carrier):
                     self._pulled(some.extend, itertools.islice(source, most))
             except StopIteration:
                 pass
+            except NotYet:
+                late = True
             except Exception as error:
                 level.raised = error
             if isinstance(post.way, SweepWay):
@@ -374,7 +391,7 @@ class Flow(Carrier):
             level.begun += len(some)
             self._units += len(some)
             room -= len(some)
-            if len(some) < most:
+            if len(some) < most and not late:
                 level.spent = True
                 break
             if perf_counter() >= until:

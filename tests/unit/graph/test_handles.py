@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -244,3 +244,41 @@ def test_a_sink_that_raises_changes_nothing() -> None:
 def test_no_events_no_thread() -> None:
     CHAIN.map({"x": range(3)}, "x", engine="threaded:2")
     assert not [thread for thread in threading.enumerate() if "events" in thread.name]
+
+
+@pytest.mark.parametrize("engine", ["sequential", "threaded:2", "async:2", "parallel:2"])
+def test_stop_waits_for_no_input(engine: str) -> None:
+    """What waits in the user's generator is left behind; what was begun is the result."""
+    gate, waits = threading.Event(), threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        waits.set()
+        gate.wait(60)
+        yield 3
+
+    handle = fm.Graph([nodes.double]).start_map({"x": numbers()}, "x", engine=engine)
+    try:
+        assert waits.wait(20)
+        handle.stop()
+        rows = handle.result(20)
+        assert rows["double"] == [0, 2, 4][: len(rows)]
+        assert rows.status == "stopped"
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize("engine", ["sequential", "threaded:2", "parallel:2"])
+def test_an_input_in_the_background_is_pulled_as_far_as_there_is_room(engine: str) -> None:
+    pulled: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(50):
+            pulled.append(number)
+            yield number
+        raise LookupError("no more")
+
+    handle = fm.Graph([nodes.double]).start_map({"x": numbers()}, "x", engine=engine)
+    with pytest.raises(LookupError, match="no more"):
+        handle.result(20)
+    assert pulled == list(range(50))

@@ -213,9 +213,9 @@ def address(handle: Shared[Any]) -> tuple[int, int, int, bytes] | None:
     return arguments if function is _rebuild else None
 
 
-def at(address: tuple[int, int, int, bytes]) -> Shared[Any]:
-    """The handle that an address leads to."""
-    return _rebuild(*address)
+def at(address: tuple[int, int, int, bytes]) -> Any:
+    """The value that an address leads to: no handle is made where it is known already."""
+    return _value_at(*address)
 
 
 def _unpacked(address: Address, image: Any) -> Shared[Any]:

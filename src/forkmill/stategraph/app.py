@@ -353,7 +353,14 @@ class App:
         else:
             line = begin.started(self._plan, input, session, **more)
         places = Places(self._plan, loop)
-        return StateStream(call(line, places, resumed=resumed), places)
+        stream = StateStream(call(line, places, resumed=resumed), places)
+        if loop is not None:  # it is read in a thread of an executor, from which none should fork
+            try:
+                places.open()
+            except BaseException:
+                stream.close()
+                raise
+        return stream
 
     def _call(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
 import stategraph_nodes as nodes
@@ -238,7 +239,9 @@ def test_a_task_that_is_cancelled_kills_its_run(where: Any, tmp_path: Path) -> N
         assert session.status == "killed"
 
 
-def test_an_async_stream_gives_the_same_items(where: Any) -> None:
+def test_an_async_stream_gives_the_same_items(
+    where: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     app = line_of(where, a=nodes.a, b=nodes.b).compile(checkpoints=fm.MemoryCheckpoints())
 
     async def main() -> Any:
@@ -252,6 +255,7 @@ def test_an_async_stream_gives_the_same_items(where: Any) -> None:
     whole, run = asyncio.run(main())
     assert whole == list(app.stream({}))
     assert run["log"] == ["a", "b"]
+    assert capfd.readouterr().err == ""  # no worker is a child of the reading thread
 
 
 # ---------------------------------------------------------------------------- Ctrl-C
@@ -365,6 +369,52 @@ def test_a_state_graph_in_it_is_stored_by_the_codec_of_its_store(codec: str) -> 
     run = app.resume({"deep": [3]}, session="s")
     assert run["k"] == {"deep": [[1], {"a": [2]}]}
     assert run["log"] == ["first", "asks {'deep': [3]}"]
+
+
+class Folded(TypedDict, total=False):
+    log: Annotated[list[str], operator.add]
+    grows: Annotated[list[str], fm.append]
+    total: Annotated[int, operator.add]
+    text: Annotated[str, operator.add]
+    best: Annotated[str, max]
+    some: Annotated[set[str], operator.or_]
+    odd: Annotated[list[str], lambda old, new: [*new, *old]]
+
+
+class Adds:
+    """A node that writes to all keys but one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, state: Any) -> Any:
+        name = self.name
+        lists = {"log": [name], "grows": [name]}
+        return {**lists, "total": len(name), "text": name, "best": name, "some": {name}}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_others_write_beside_a_state_graph(stored: bool) -> None:
+    inner = line_of("inline", Folded, a=Adds("aa"), b=Adds("b")).compile()
+    app = side_by_side("inline", Folded, c=Adds("c"), sub=inner, d=Adds("d"))
+    before = {"log": ["i"], "grows": ["i"], "total": 5, "text": "i", "best": "a", "some": {"i"}}
+    run = app.compile(checkpoints=fm.MemoryCheckpoints() if stored else None).invoke(before)
+    assert run["log"] == run["grows"] == ["i", "c", "aa", "b", "d"]
+    assert (run["total"], run["text"], run["best"]) == (10, "icaabd", "d")
+    assert run["some"] == {"i", "c", "aa", "b", "d"}
+
+
+def test_what_a_state_graph_folded_by_a_function_of_ones_own_is_an_overwrite() -> None:
+    def first(state: Any) -> Any:
+        return {"odd": ["first"]}
+
+    inner = line_of("inline", Folded, a=first).compile()
+    assert line_of("inline", Folded, sub=inner).compile().invoke({"odd": ["i"]})["odd"] == [
+        "first",
+        "i",
+    ]
+    with pytest.raises(fm.errors.UpdateError, match="two writers for odd: sub, b in step 1"):
+        side_by_side("inline", Folded, sub=inner, b=first).compile().invoke({"odd": ["i"]})
 
 
 def test_a_state_graph_begins_anew_when_it_is_met_again() -> None:

@@ -6,8 +6,9 @@
     a state graph ──▶ a session of its own, "session/node": it goes on where it was
 
 The first two are repeated whole. Of a state graph the keys that both schemas have go in, and those
-that it changed come out: a key that both fold comes out as an Overwrite, because what was in it was
-folded in already. Its questions are asked as the node's own.
+that it changed come out. What was in a key that both fold was folded in already: what comes out is
+what came to it, where the reducer is a known one and that can be told, so that others of the step
+may write to the key, too; else an Overwrite. Its questions are asked as the node's own.
 
 A sub-session belongs to one task of its parent's: a value of its own, beside the state's keys, says
 which, and how many of the node's answers it has had::
@@ -27,6 +28,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import operator
 from typing import TYPE_CHECKING, Any
 
 from .._checks import nearest
@@ -53,7 +55,7 @@ from .words import DELETE, Overwrite, current, interrupt
 if TYPE_CHECKING:
     from .node import Node
     from .plan import Settings
-    from .schema import Schema
+    from .schema import Key, Schema
 
 __all__ = ["adapted"]
 
@@ -145,6 +147,23 @@ class Ended(BaseException):
     """The run around was killed, and so was this one."""
 
 
+def _came(key: Key, old: Any, new: Any) -> Any:
+    """The update that makes one value of a key into another one."""
+    reducer = key.reducer
+    if reducer is None or not (key.harmless or key.appends) or type(old) is not type(new):
+        return Overwrite(new)
+    update = new  # of reducers that do not mind what they have: max, or_
+    if reducer is operator.add or key.appends:
+        if type(new) is int:
+            update = new - old
+        elif isinstance(new, (list, tuple, str, bytes)):
+            update = new[len(old) :]
+    try:
+        return update if (reducer(old, update) == new) is True else Overwrite(new)
+    except Exception:  # what cannot be compared
+        return Overwrite(new)
+
+
 class SubGraph:
     """A compiled state graph as a node's function."""
 
@@ -162,7 +181,7 @@ class SubGraph:
             )
         self._plan = plan if plan.settings.store is not None else plan.stored_in(settings)
         self._folds = {
-            key
+            key: schema.keys[key]
             for key in self._shared
             if schema.keys[key].reducer is not None and plan.schema.keys[key].reducer is not None
         }
@@ -292,7 +311,9 @@ class SubGraph:
             if key in values and self._same(wire, values[key]):
                 continue
             value = plan.coder.value(wire)
-            found[key] = Overwrite(value) if key in self._folds else value
+            if key in self._folds:
+                value = _came(self._folds[key], values.get(key), value)
+            found[key] = value
         return found
 
     def _same(self, wire: Any, value: Any) -> bool:

@@ -20,6 +20,7 @@ import json
 import os
 import pickle
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,7 +30,7 @@ from .._target import value_of
 from .base import FAILED, INTERRUPTED, fail, tell
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["WAITS", "is_state_graph", "run_app", "sessions_"]
 
@@ -96,7 +97,7 @@ def run_app(
     for question in run.interrupts:
         tell(f"{question.node} asks ({question.id}): {_text(question.value)}")
     where = f"; session {run.session}" if run.session else ""
-    follows = f"; next: {', '.join(run.frontier)}" if run.frontier else ""
+    follows = f"; next: {_ahead(run.frontier)}" if run.frontier else ""
     tell(f"{run.status} after step {run.step}{follows}{where}")
     return 0 if run.ok else WAITS
 
@@ -331,7 +332,7 @@ def _show_history(line: list[Any], as_json: bool) -> None:
     from .screen import table
 
     rows = [
-        (at.seq, at.step, at.kind, at.author, _when(at.at), ", ".join(t.node for t in at.frontier))
+        (at.seq, at.step, at.kind, at.author, _when(at.at), _ahead(t.node for t in at.frontier))
         for at in line
     ]
     table(f"{len(line)} checkpoints", (">seq", ">step", "kind", "by", "stored", "next"), rows)
@@ -358,7 +359,7 @@ def _show_one(saved: Any, codec: Any, as_json: bool) -> None:
     from .screen import table
 
     at = saved.checkpoint
-    ahead = ", ".join(task.node for task in at.frontier) or "nothing"
+    ahead = _ahead(task.node for task in at.frontier) or "nothing"
     title = f"{at.session}: {saved.info.status}, step {at.step}, checkpoint {at.seq}; next: {ahead}"
     table(title, ("key", "value"), [(key, _cut(value)) for key, value in values.items()])
     if rows:
@@ -367,6 +368,17 @@ def _show_one(saved: Any, codec: Any, as_json: bool) -> None:
             for row in rows
         ]
         table("of the step that goes on", ("task", "node", "what", "value"), cells)
+
+
+_NAMES = 5
+
+
+def _ahead(nodes: Iterable[str]) -> str:
+    """The tasks that are next in a few words: many are of one node."""
+    counts = Counter(nodes)
+    named = [name if count == 1 else f"{name} x{count}" for name, count in counts.items()]
+    more = [f"and {len(named) - _NAMES} more"] if len(named) > _NAMES else []
+    return ", ".join(named[:_NAMES] + more)
 
 
 def _cut(value: Any) -> str:

@@ -43,6 +43,13 @@ def plan(state):
 def review(state):
     return {"notes": [f"said {fm.interrupt({'notes': state['notes']})}"], "thing": Thing()}
 
+def start(state):
+    many = state["topics"] == ["many"]
+    return [fm.Send("many", n) for n in range(30)] if many else "plan"
+
+def many(n):
+    return None
+
 def other(state):
     return {"notes": [fm.interrupt("other?")]} if "two" in state["topics"] else None
 
@@ -50,7 +57,9 @@ graph = fm.StateGraph(State)
 graph.add_node("plan", plan)
 graph.add_node("review", review)
 graph.add_node("other", other)
-graph.add_edge(fm.START, "plan")
+graph.add_node("many", many)
+graph.add_conditional_edges(fm.START, start, ["plan", "many"])
+graph.add_edge("many", "plan")
 graph.add_edge("plan", "review")
 graph.add_edge("plan", "other")
 app = graph.compile(checkpoints="sqlite:runs.db")
@@ -188,6 +197,12 @@ def test_sessions_are_listed_shown_pruned_and_deleted(here: Path) -> None:
     old = json.loads(forkmill("sessions", "runs.db", "two", "--seq", 1, "--json")[1])
     assert old["values"]["topics"] == [] and old["seq"] == 1
     assert "3 checkpoints" in forkmill("sessions", "runs.db", "two", "--history")[1]
+    many = "topics=" + json.dumps(["many"])
+    forkmill("run", "notes:app", "--session", "two", "--set", many)
+    told = forkmill("sessions", "runs.db", "two", "--history")[1].splitlines()
+    assert told[1].split()[:2] == ["seq", "step"]  # however many tasks are next
+    assert told[-1].split()[-2:] == ["review,", "other"] and "many x30" in told[-3]
+    forkmill("sessions", "runs.db", "two", "--prune", 3)
     assert forkmill("sessions", "runs.db", "two", "--prune", 1)[1] == "2 deleted\n"
     assert forkmill("sessions", "runs.db", "one", "--delete")[0] == 0
     assert [s["id"] for s in json.loads(forkmill("sessions", "runs.db", "--json")[1])] == ["two"]

@@ -24,7 +24,8 @@ rows       the result of a map
 shape      what a graph is, and the graphs made of it;
 graph      and the ways to run it: what users have
 func       a graph as a function
-show       descriptions, pictures
+show       descriptions, pictures;
+planned    who would run what
 engine     where it runs:
 homes      what executors were asked for, and are open
 crew       who of them does what,

@@ -20,7 +20,6 @@ run/chains     neighbours on a named pool as one call in the worker
 run/interrupts Ctrl-C in the main thread
 run/nested     a pipeline that runs as a whole in a context
 run/bursts     what stream() takes of stages that are one function
-run/still      frames of a thread that goes on, looked at
 run/sign       a byte that says to all processes of a run: stop
 run/told       what a run tells of its plan
 run/shuffle    a test mode: no order where none is promised

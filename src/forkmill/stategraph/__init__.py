@@ -14,11 +14,12 @@ plan      what is compiled from it: checks, hash, callables
 line      a session as a run knows it, and its form in the store
 begin     how a call gets its session: checked, claimed, begun
 nested    graphs, pipelines and state graphs as nodes
-places    where tasks run
-run       the superstep loop; limits: when it ends; keep: what it stores
+places    where tasks run; given: what they are given there
+run       the superstep loop; limits: when it ends; keep: what it stores; fits: what can be
 tell      events, and the items of streams
 drive     who runs a run: the caller, a handle, a stream; aio: an event loop
 session   a session in the hand
+result    what a run came to
 app       what users call
 drawing   describe, to_mermaid
 ========  =========================================================================================

@@ -90,7 +90,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from . import events, testing
+    from . import events, integrations, testing
     from ._said import emit
     from .codec.per_worker import PerWorker, per_worker
     from .codec.share import Shared, share
@@ -248,6 +248,7 @@ __all__ = [
     "executor",
     "frombuffer",
     "inline",
+    "integrations",
     "interpreter",
     "interrupt",
     "ipc_fork",
@@ -307,19 +308,27 @@ OFFERS.update(
 )
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("events", "testing"):
+def _load(name: str) -> Any:
+    if name in ("events", "integrations", "testing"):
         value: Any = import_module(f".{name}", __name__)
     elif name in _HOMES:
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ._checks import nearest
+
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}{nearest(name, __all__)}"
+        )
     globals()[name] = value
     return value
 
 
+if not TYPE_CHECKING:  # a checker knows all there is: what it does not find is a mistake
+    __getattr__ = _load
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)
 
 
 if "FORKMILL_TOP" in os.environ:

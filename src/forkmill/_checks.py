@@ -9,10 +9,11 @@ Threads: any; everything here is plain data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "LARGEST_INT",
@@ -20,9 +21,11 @@ __all__ = [
     "a_bool",
     "a_callable",
     "exception_classes",
+    "hinted",
     "initializer",
     "integer",
     "max_workers",
+    "named",
     "nearest",
     "objects",
     "printable",
@@ -33,6 +36,26 @@ __all__ = [
 
 MAX_WORKERS = 4096  # FM_MAX_WORKERS
 LARGEST_INT = (1 << 31) - 1  # of C
+
+F = TypeVar("F", bound="Callable[..., Any]")
+C = TypeVar("C", bound=type)
+
+# What other libraries call an option that we have.
+_MEANT = {
+    name: ours
+    for ours, names in {
+        "max_workers": "worker workers n_jobs processes nodes num_workers n_workers size",
+        "max_tasks_per_child": "maxtasksperchild worker_lifespan max_tasks",
+        "initializer": "init worker_init",
+        "finalizer": "worker_exit",
+        "start_method": "method",
+        "timeout": "task_timeout",
+        "retries": "retry attempts",
+        "chunksize": "chunk_size batch_size n_splits",
+        "buffersize": "buffer_size window pre_dispatch max_tasks_active",
+    }.items()
+    for name in names.split()
+}
 
 
 def integer(name: str, value: Any, *, least: int | None = None, most: int = LARGEST_INT) -> int:
@@ -133,6 +156,53 @@ def window_limits(chunksize: Any, buffersize: Any, timeout: Any) -> None:
         raise TypeError(f"timeout must be seconds or None, not {type(timeout).__name__!r}")
     if timeout is not None and timeout != timeout:
         raise ValueError("timeout must be seconds or None, not nan")
+
+
+def hinted(fn: F) -> F:
+    """Of a function with options: who calls it with one that it has not is told the nearest.
+
+    Whatever else does not fit its parameters is told by the name that users have for it.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            return fn(*args, **options)
+        except TypeError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # from within
+            name = fn.__name__
+            public = type(args[0]).__name__ if name == "__init__" else name
+            said = _unfit(fn, public, options) or str(error).replace(fn.__qualname__, public)
+        raise TypeError(said)
+
+    return call  # type: ignore[return-value]
+
+
+def named(cls: C) -> C:
+    """Of a class that users know by another name: messages call its methods by theirs alone."""
+    for name, method in vars(cls).items():
+        if not name.startswith("_") and hasattr(method, "__code__"):
+            method.__qualname__ = name
+    return cls
+
+
+def _unfit(fn: Any, public: str, options: dict[str, Any]) -> str:
+    """What to say of the first option that a function has not."""
+    import inspect  # not before there is such a one
+
+    kinds = inspect.Parameter
+    known = [
+        name
+        for name, parameter in inspect.signature(fn).parameters.items()
+        if name != "self" and parameter.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)
+    ]
+    for name in options:
+        if name not in known:
+            hint = _MEANT.get(name)
+            near = nearest(name, known, hint if hint in known else None)
+            return f"{public}() has no option {name!r}{near}; it has {', '.join(known)}"
+    return ""
 
 
 def nearest(name: Any, names: Iterable[Any], hint: str | None = None) -> str:

@@ -34,8 +34,16 @@ __all__ = ["PerWorker", "per_worker"]
 
 T = TypeVar("T")
 
+if TYPE_CHECKING:
 
-class PerWorker(Generic[T]):
+    class Handle(Any, Generic[T]):  # type: ignore[misc]
+        """A handle may stand for its value wherever a function of a task takes that."""
+
+else:
+    Handle = Generic
+
+
+class PerWorker(Handle[T]):
     """A value that each worker process makes for itself; made by `fm.per_worker`.
 
     Give it to a task as an argument of its own, and the function gets the value; inside a list, a

@@ -32,13 +32,13 @@ import threading
 import weakref
 from collections import OrderedDict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
 from .._process import SHARES
 from . import codec
 from . import segment as _segment
-from .per_worker import PerWorker, per_worker
+from .per_worker import Handle, PerWorker, per_worker
 from .segment import Address, Parcel, Segment
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _PACKED = struct.Struct("<iiQ16s")  # an address, as an argument's record has it
 # ------------------------------------------------------------------- the handle
 
 
-class Shared(Generic[T]):
+class Shared(Handle[T]):
     """A value that processes share; made by `fm.share`.
 
     Give it to a task as an argument of its own, and the function gets the value; inside a list, a

@@ -29,7 +29,7 @@ from concurrent.futures import InvalidStateError, _base
 from dataclasses import dataclass
 from operator import attrgetter
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
 from .. import _checks, errors
@@ -38,9 +38,9 @@ from ..runs.executor import Face, Options
 from ..runs.window import Results, left_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable
 
-    from ..runs.window import LazyCall
+    from ..runs.window import Closable, LazyCall
     from .lanes.lane import Lane, Work
 
 __all__ = [
@@ -57,6 +57,9 @@ __all__ = [
     "cpus",
     "inside",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _numbers = itertools.count(1)
 
@@ -159,7 +162,7 @@ class _Condition(threading.Condition):
     __exit__ = property(attrgetter("_lock.__exit__"))
 
 
-class Future(concurrent.futures.Future):  # type: ignore[type-arg]
+class Future(concurrent.futures.Future[T]):
     """The outcome of one call; a `concurrent.futures.Future` with `kill()`."""
 
     # Set by the type when the call has started and can be stopped.
@@ -196,7 +199,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                 raise
             _base.LOGGER.exception("exception calling callback for %r", self)
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> T:
         try:
             self._await(timeout)
             return super().result(timeout)
@@ -271,7 +274,7 @@ class Call:
         kwargs: dict[str, Any],
         options: Options,
         ledger: Ledger,
-        future: Future | None = None,
+        future: Future[Any] | None = None,
     ) -> None:
         self.fn: Any = fn
         self.args: Any = args
@@ -419,6 +422,7 @@ class Backlog:
             heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
 
 
+@_checks.named
 class _Face(Face["View"]):
     """What an executor and its views have in common: everything but the end."""
 
@@ -432,7 +436,13 @@ class _Face(Face["View"]):
     def _max_workers(self) -> int:
         return self._whole.width  # where libraries look for an executor's width
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+    @overload
+    def submit(
+        self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Have ``fn(*args, **kwargs)`` called in the context.
 
         Args:
@@ -454,7 +464,7 @@ class _Face(Face["View"]):
             fn, args, kwargs = SHARES[0].hold_call(fn, args, kwargs)
         return self._begin(fn, args, kwargs)
 
-    def _begin(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Future:
+    def _begin(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Future[Any]:
         """A call as it is: handles among its arguments stay handles."""
         whole = self._whole
         whole._check_process()
@@ -463,13 +473,13 @@ class _Face(Face["View"]):
         whole._accept(call)
         return future
 
-    def _lazy(self, call: LazyCall) -> Iterator[Any]:
+    def _lazy(self, call: LazyCall) -> Closable[Any]:
         self._whole._check_open()
         window = call.buffersize or max(self._whole.window, call.chunksize or 1)
         fn = call.fn
         submit = self.submit
 
-        def accept(args: Any) -> Future:
+        def accept(args: Any) -> Future[Any]:
             try:
                 return submit(fn, *args)
             except errors.PoolClosed as error:

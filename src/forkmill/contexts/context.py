@@ -8,7 +8,7 @@ Guarantees:
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from .. import errors
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .base import Executor
 
 __all__ = ["Context"]
+
+P = ParamSpec("P")
 
 
 class Context:
@@ -37,7 +39,7 @@ class Context:
         self._ended = False  # by terminate: its outcome need not be joined
         self._closed = False
 
-    def execute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Context:
+    def execute(self, fn: Callable[P, object], /, *args: P.args, **kwargs: P.kwargs) -> Context:
         """Call ``fn(*args, **kwargs)`` in the context; returns at once (inline: after it).
 
         Args:

@@ -334,6 +334,9 @@ class ContextPool:
         """How many may be out at once."""
         return self._capacity
 
+    def __repr__(self) -> str:
+        return f"<pool of {self._spec.type} contexts: {len(self._active)} of {self._capacity} out>"
+
     def metrics(self) -> Metrics:
         """Contexts made and used again, out now, acquirers that wait, contexts that ended badly."""
         with self._lock:

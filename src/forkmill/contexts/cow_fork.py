@@ -91,7 +91,7 @@ _NEVER = float("inf")
 _LINUX = sys.platform == "linux"
 
 
-class _Future(Future):
+class _Future(Future[Any]):
     """Keeps its outcome encoded until somebody asks: user code that decoding runs (INV-4) must
     not run in the forking thread.
 

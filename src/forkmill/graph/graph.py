@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import events
+from .._checks import hinted
 from .calls import Asked, by_engine, mapped, merged, rows
 from .code import Call, everything
 from .failed import failure_of, lost_with, raise_failure
@@ -113,6 +114,7 @@ class Graph(Shape):
             loss, plan = stop.loss, fn.plan
         raise_failure(failure_of(plan, loss, None, lost_with(plan, loss.step)), self._called)
 
+    @hinted
     def map(
         self,
         inputs: Mapping[str, Any] | None,
@@ -155,6 +157,7 @@ class Graph(Shape):
                       copy, sinks=sinks, progress=progress, report=report)  # fmt: skip
         return mapped(self, asked)
 
+    @hinted
     def imap(
         self,
         inputs: Mapping[str, Any] | None,

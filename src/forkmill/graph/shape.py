@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from .._checks import nearest
+from .._checks import hinted, nearest
 from ..errors import BuildError
 from .calls import merged
 from .compile import compile_plan, needs
@@ -50,6 +50,7 @@ class Shape:
     _plans: dict[Any, Any]
     _runs: dict[Any, Any]
 
+    @hinted
     def __init__(
         self,
         nodes: Iterable[Any],

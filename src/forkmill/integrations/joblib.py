@@ -74,7 +74,7 @@ class ForkmillBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._pool: ProcessPool | None = None
-        self._futures: set[Future] = set()
+        self._futures: set[Future[Any]] = set()
         self._lock = Lock()
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
@@ -126,8 +126,8 @@ class ForkmillBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return shared_pool(workers, _METHOD, **given)
 
     def submit(
-        self, func: Callable[[], Any], callback: Callable[[Future], Any] | None = None
-    ) -> Future:
+        self, func: Callable[[], Any], callback: Callable[[Future[Any]], Any] | None = None
+    ) -> Future[Any]:
         """Send a batch of calls."""
         assert self._pool is not None  # joblib calls configure first
         future = self._pool.submit(_run, func)
@@ -140,11 +140,11 @@ class ForkmillBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     apply_async = submit  # its name before joblib 1.5
 
-    def _done(self, future: Future) -> None:
+    def _done(self, future: Future[Any]) -> None:
         with self._lock:
             self._futures.discard(future)
 
-    def retrieve_result_callback(self, out: Future) -> Any:
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """The results of a batch, or its exception."""
         try:
             return out.result()

@@ -315,8 +315,8 @@ class AsyncResult(Generic[T]):
 
     def __init__(
         self,
-        futures: list[Future],
-        value: Callable[[list[Future]], T],
+        futures: list[Future[Any]],
+        value: Callable[[list[Future[Any]]], T],
         callback: Callable[[T], object] | None,
         error_callback: Callable[[BaseException], object] | None,
         error: BaseException | None = None,
@@ -394,7 +394,7 @@ class AsyncResult(Generic[T]):
             self._futures = []
             return self._outcome
 
-    def _one(self, _: Future) -> None:
+    def _one(self, _: Future[Any]) -> None:
         if next(self._left) == 0:
             self._tell()
 
@@ -422,8 +422,10 @@ class IMapIterator(Generic[T]):
         self._error: BaseException | None = None  # of the input, after the results
         self._window = _AHEAD * pool._processes
         self._flying = 0  # chunks that are not read
-        self._line: deque[Future] = deque()  # ordered: all of them
-        self._done: queue.SimpleQueue[Future] = queue.SimpleQueue()  # unordered: those that ended
+        self._line: deque[Future[Any]] = deque()  # ordered: all of them
+        self._done: queue.SimpleQueue[Future[Any]] = (
+            queue.SimpleQueue()
+        )  # unordered: those that ended
         self._results: deque[Any] = deque()  # of the chunk that is being read
         self._lock = threading.RLock()  # held by the one that pulls or reads
         pool._open.add(self)
@@ -498,7 +500,7 @@ class IMapIterator(Generic[T]):
             self._pool._open.discard(self)
             self._pool = None
 
-    def _ended(self, timeout: float | None) -> Future:
+    def _ended(self, timeout: float | None) -> Future[Any]:
         """The next chunk that has ended."""
         if not self._ordered:
             try:
@@ -520,7 +522,7 @@ class IMapIterator(Generic[T]):
 # ---------------------------------------------------------------------- outcomes
 
 
-def _ended(future: Future, timeout: float | None) -> bool:
+def _ended(future: Future[Any], timeout: float | None) -> bool:
     """Wait for a future; False: it was not done in time."""
     try:
         future.exception(timeout)
@@ -531,7 +533,7 @@ def _ended(future: Future, timeout: float | None) -> bool:
     return True
 
 
-def _error(future: Future) -> BaseException | None:
+def _error(future: Future[Any]) -> BaseException | None:
     """What a call that has ended has raised, as multiprocessing's users know it."""
     try:
         error = future.exception()
@@ -546,11 +548,11 @@ def _error(future: Future) -> BaseException | None:
     return error
 
 
-def _first(futures: list[Future]) -> Any:
+def _first(futures: list[Future[Any]]) -> Any:
     return futures[0].result()
 
 
-def _joined(futures: list[Future]) -> list[Any]:
+def _joined(futures: list[Future[Any]]) -> list[Any]:
     return list(itertools.chain.from_iterable(future.result() for future in futures))
 
 

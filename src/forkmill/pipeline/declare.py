@@ -21,7 +21,8 @@ import contextlib
 import copy
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar
+import itertools
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from .._checks import nearest
 from ..errors import BuildError
@@ -29,8 +30,10 @@ from ..runs.policies import OptionError
 from .options import check_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import Self
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Self, Unpack
+
+    from .options import StageOptions
 
 __all__ = [
     "HOOKS",
@@ -158,6 +161,14 @@ def _declare_with(kind: str, options: dict[str, Any], fn: Any) -> Any:
     return _declare(kind, fn, options)
 
 
+@overload
+def stage(
+    fn: Callable[..., Any] | Declaration | type[Declaration], /, **options: Unpack[StageOptions]
+) -> Declared: ...
+@overload
+def stage(
+    fn: None = None, /, **options: Unpack[StageOptions]
+) -> Callable[[Callable[..., Any] | Declaration | type[Declaration]], Declared]: ...
 def stage(fn: Any = None, /, **options: Any) -> Any:
     """Make a function a stage: called with each item, it emits what it yields or returns.
 
@@ -171,17 +182,29 @@ def stage(fn: Any = None, /, **options: Any) -> Any:
     return _declare("stage", fn, options)
 
 
+@overload
+def producer(fn: Callable[..., Any], /, **options: Unpack[StageOptions]) -> Declared: ...
+@overload
+def producer(
+    fn: None = None, /, **options: Unpack[StageOptions]
+) -> Callable[[Callable[..., Any]], Declared]: ...
 def producer(fn: Any = None, /, **options: Any) -> Any:
     """Make a function a producer: called once, it yields the items. Options as `stage`."""
     return _declare("producer", fn, options)
 
 
+@overload
+def consumer(fn: Callable[..., Any], /, **options: Unpack[StageOptions]) -> Declared: ...
+@overload
+def consumer(
+    fn: None = None, /, **options: Unpack[StageOptions]
+) -> Callable[[Callable[..., Any]], Declared]: ...
 def consumer(fn: Any = None, /, **options: Any) -> Any:
     """Make a function a consumer: called with each item, it emits nothing. Options as `stage`."""
     return _declare("consumer", fn, options)
 
 
-def batch(size: Any = None, max_wait: Any = None, **options: Any) -> Any:
+def batch(size: Any = None, max_wait: Any = None, **options: Unpack[StageOptions]) -> Declared:
     """Group items into lists; as a decorator, the lists go to the function.
 
     Args:
@@ -196,9 +219,9 @@ def batch(size: Any = None, max_wait: Any = None, **options: Any) -> Any:
         raise OptionError("batch needs a size or a max_wait: @fm.batch(size=...)")
     if size is None and max_wait is None:
         raise OptionError("batch needs a size, a max_wait, or both")
-    options = {"size": size, "max_wait": max_wait, **options}
-    check_options("batch", str(options.get("name") or "batch"), options)
-    return Declared("batch", None, options)
+    given: dict[str, Any] = {"size": size, "max_wait": max_wait, **options}
+    check_options("batch", str(options.get("name") or "batch"), given)
+    return Declared("batch", None, given)
 
 
 def _takes_one(fn: Any) -> bool:
@@ -210,10 +233,11 @@ def _takes_one(fn: Any) -> bool:
     return True
 
 
-def unbatch(**options: Any) -> Any:
+def unbatch(**options: Unpack[StageOptions]) -> Declared:
     """Emit the elements of each item, one by one. Options as `stage`."""
-    check_options("unbatch", str(options.get("name") or "unbatch"), options)
-    return Declared("unbatch", None, options)
+    given: dict[str, Any] = {**options}
+    check_options("unbatch", str(options.get("name") or "unbatch"), given)
+    return Declared("unbatch", None, given)
 
 
 class to:
@@ -326,7 +350,8 @@ class Declaration:
 
     # ------------------------------------------------------------------ verbs
 
-    def _add(self, kind: str, fn: Any, options: dict[str, Any], default: str) -> Self:
+    def _add(self, kind: str, fn: Any, given: Mapping[str, Any], default: str) -> Self:
+        options = dict(given)
         who = str(options.get("name") or getattr(fn, "__name__", None) or default)
         check_options(kind, who, options)
         name = getattr(fn, "__name__", default)
@@ -370,7 +395,7 @@ class Declaration:
         finally:
             self._block = outer
 
-    def source(self, items: Any, **options: Any) -> Self:
+    def source(self, items: Any, **options: Unpack[StageOptions]) -> Self:
         """A producer: an iterable, or a function that yields the items.
 
         An iterator is used up by the first run; a list, or a function, serves every run.
@@ -381,19 +406,19 @@ class Declaration:
             items = Source(items)
         return self._add("producer", items, options, "source")
 
-    def map(self, fn: Callable[[Any], Any], **options: Any) -> Self:
+    def map(self, fn: Callable[[Any], Any], **options: Unpack[StageOptions]) -> Self:
         """A stage: one output an item (a generator function: what it yields)."""
         return self._add("stage", _function("map", fn), options, "map")
 
-    def flat_map(self, fn: Callable[[Any], Iterable[Any]], **options: Any) -> Self:
+    def flat_map(self, fn: Callable[[Any], Iterable[Any]], **options: Unpack[StageOptions]) -> Self:
         """A stage that emits the elements of the iterable that fn returns."""
         return self._add("flat", _function("flat_map", fn), options, "flat_map")
 
-    def filter(self, fn: Callable[[Any], Any], **options: Any) -> Self:
+    def filter(self, fn: Callable[[Any], Any], **options: Unpack[StageOptions]) -> Self:
         """Keep the items for which fn is true."""
         return self._add("filter", _function("filter", fn), options, "filter")
 
-    def stage(self, fn: Any, **options: Any) -> Self:
+    def stage(self, fn: Any, **options: Unpack[StageOptions]) -> Self:
         """A stage: a function, or what `fm.stage`, `fm.batch`, `fm.producer` have made."""
         if isinstance(fn, Declared):
             declared = copy.copy(fn)
@@ -407,23 +432,25 @@ class Declaration:
             return self.through(fn, **options)
         return self._add("stage", _function("stage", fn), options, "stage")
 
-    def batch(self, size: Any = None, max_wait: Any = None, **options: Any) -> Self:
+    def batch(
+        self, size: Any = None, max_wait: Any = None, **options: Unpack[StageOptions]
+    ) -> Self:
         """Lists of `size` items, or of what came within `max_wait` seconds of the first."""
         if size is None and max_wait is None:
             raise OptionError("batch needs a size, a max_wait, or both")
         return self._add("batch", None, {"size": size, "max_wait": max_wait, **options}, "batch")
 
-    def unbatch(self, **options: Any) -> Self:
+    def unbatch(self, **options: Unpack[StageOptions]) -> Self:
         """The elements of each item, one by one."""
         return self._add("unbatch", None, options, "unbatch")
 
-    def through(self, pipeline: Declaration, **options: Any) -> Self:
+    def through(self, pipeline: Declaration, **options: Unpack[StageOptions]) -> Self:
         """A nested pipeline: items enter at its first stages, its outputs go on from here."""
         if not isinstance(pipeline, Declaration):
             raise OptionError(f"through needs a pipeline, not {pipeline!r}")
         return self._add("pipeline", pipeline, options, pipeline._title().lower())
 
-    def sink(self, fn: Callable[[Any], Any], **options: Any) -> Self:
+    def sink(self, fn: Callable[[Any], Any], **options: Unpack[StageOptions]) -> Self:
         """A consumer: called with each item, emits nothing."""
         return self._add("consumer", _function("sink", fn), options, "sink")
 
@@ -435,13 +462,22 @@ class Declaration:
 
 
 class Source:
-    """A producer that is an iterable."""
+    """A producer that is an iterable; a run is told if another has used it up."""
 
     def __init__(self, items: Any) -> None:
         self.items = items
+        self._begun = False
 
     def __call__(self) -> Any:
-        return self.items
+        if not self._begun or not hasattr(self.items, "__next__"):
+            self._begun = True
+            return self.items
+        for first in self.items:
+            return itertools.chain((first,), self.items)
+        raise BuildError(
+            "the source is an iterator, and a run before this one has used it up: give source() a "
+            "list, or a function that yields the items"
+        )
 
 
 def _function(verb: str, fn: Any) -> Any:

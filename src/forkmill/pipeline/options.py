@@ -8,7 +8,7 @@ Threads: any; everything here is plain data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from .. import _checks
 from .._checks import nearest
@@ -16,9 +16,9 @@ from ..errors import BuildError
 from ..runs.policies import DeadLetter, OptionError, Retry, told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-__all__ = ["check_options", "hook_caller", "number", "policy", "resolved"]
+__all__ = ["StageOptions", "check_options", "hook_caller", "number", "policy", "resolved"]
 
 QUEUE_SIZE = 1000
 
@@ -40,6 +40,26 @@ OPTIONS = {
     "size": "batch",
     "max_wait": "batch",
 }
+
+
+class StageOptions(TypedDict, total=False):
+    """OPTIONS for type checkers and editors; what they mean is in docs/pipelines.md."""
+
+    name: str
+    context: Any
+    to: str | Iterable[str]
+    from_: str | Iterable[str]
+    routing: str
+    copy: bool
+    ordered: bool
+    key: Callable[..., Any] | None
+    queue_size: int | str | Callable[..., int]
+    on_error: str | Retry | DeadLetter
+    timeout: float | str | Callable[..., float | None] | None
+    setup: Callable[..., object] | None
+    teardown: Callable[..., object] | None
+
+
 ROUTINGS = ("broadcast", "round_robin", "balanced")
 # Options that may be given as a function of the pipeline, or as the name of an attribute.
 NUMBERS = ("size", "max_wait", "queue_size", "timeout")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from .._checks import hinted
 from ..runs.failure import KEEP
 from .declare import Declaration
 from .graph import build
@@ -57,6 +58,7 @@ class Pipeline(Declaration):
         """
         return build(self)
 
+    @hinted
     def run(
         self,
         *,
@@ -89,6 +91,7 @@ class Pipeline(Declaration):
             sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
         )
 
+    @hinted
     def stream(
         self,
         *,
@@ -104,6 +107,7 @@ class Pipeline(Declaration):
             sinks=sinks, keep_failures=keep_failures, progress=progress, report=report
         )
 
+    @hinted
     def start(
         self,
         *,

@@ -160,7 +160,7 @@ def run(
     return future
 
 
-def done(outcome: Future) -> asyncio.Future[Any]:
+def done(outcome: Future[Any]) -> asyncio.Future[Any]:
     """An asyncio future that has its outcome already (inline pools)."""
     future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     error = outcome.exception()

@@ -30,12 +30,15 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import CancelledError, InvalidStateError, _base
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import _native
 from .._frames import our_locals, stack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Self
+
     from .core import Core
 
 __all__ = ["Future"]
@@ -48,7 +51,10 @@ FINISHED = _base.FINISHED
 _LOGGER = logging.getLogger("concurrent.futures")
 
 
-class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,override]
+T = TypeVar("T")
+
+
+class Future(_native.FutureBase, _base.Future[T]):  # type: ignore[override]
     """The outcome of one task; a `concurrent.futures.Future` with `kill()`.
 
     Made by `ProcessPool.submit`, never by hand. All methods may be called from any thread.
@@ -56,18 +62,26 @@ class Future(_native.FutureBase, _base.Future):  # type: ignore[type-arg,misc,ov
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        _condition: Any
+        _state: str
+        _waiters: Any
+
+        def result(self, timeout: float | None = None) -> T: ...
+        def add_done_callback(self, fn: Callable[[Self], object]) -> None: ...
+
     def __init__(self) -> None:
         raise TypeError("futures are made by submit()")
 
     @classmethod
-    def finished(cls, result: object, exception: BaseException | None) -> Future:
+    def finished(cls, result: object, exception: BaseException | None) -> Future[Any]:
         """A future that has its outcome already (inline pools)."""
         future = cls.__new__(cls)
         future._finish(result, exception)
         return future
 
     @classmethod
-    def of(cls, core: Core, task: _native.Chunk) -> Future:
+    def of(cls, core: Core, task: _native.Chunk) -> Future[Any]:
         """The future of a task that was submitted without one."""
         return cls.__new__(cls)._adopt(core, task)
 

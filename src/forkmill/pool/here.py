@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..codec import codec
-from ..runs.window import LazyCall, Results, late_error, left_error
+from ..runs.window import Closable, LazyCall, Results, late_error, left_error
 from .figures import PoolStats
 from .futures import Future
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     from .options import Options
 
@@ -132,7 +132,7 @@ class Here:
             if deadline is not None and time.monotonic() >= deadline:
                 raise late_error()
 
-        def submit(args: Any) -> Future:
+        def submit(args: Any) -> Future[Any]:
             in_time()
             self.check_killed()
             if self.state != "inline" and not sized:
@@ -151,12 +151,12 @@ class Here:
 
     def stream(
         self, fn: Callable[..., Iterable[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Iterator[Any]:
+    ) -> Closable[Any]:
         """What a call yields, each when it is asked for."""
         self.check()
         return self._yielded(*self.encoded(fn, args, kwargs))
 
-    def _yielded(self, function: bytes, arguments: Any) -> Iterator[Any]:
+    def _yielded(self, function: bytes, arguments: Any) -> Generator[Any, None, None]:
         outputs: Any = None
         try:
             args, kwargs = self.copied(arguments)
@@ -226,7 +226,9 @@ class Here:
 class HereMap(Results):
     """`map` of a pool without workers: a call is made when its result is asked for."""
 
-    def __init__(self, submit: Callable[[Any], Future], call: LazyCall, *, sized: bool) -> None:
+    def __init__(
+        self, submit: Callable[[Any], Future[Any]], call: LazyCall, *, sized: bool
+    ) -> None:
         self._sized = sized
         super().__init__(submit, call, window=1)
 

@@ -323,6 +323,9 @@ class Stream:
     def __iter__(self) -> Iterator[Any]:
         return self
 
+    def __repr__(self) -> str:
+        return f"<outputs of stream: {'more may come' if self._task else 'at their end'}>"
+
     def __next__(self) -> Any:
         task, core = self._task, self._core
         if task is None or core is None:

@@ -25,9 +25,10 @@ import logging
 import time
 import weakref
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from .. import _checks, _native, errors
+from .._checks import hinted, named
 from .._process import cpus
 from ..codec import codec
 from ..runs.executor import Face
@@ -56,22 +57,30 @@ from .options import (
 codec.load_all()  # not when the first pool is made, for which somebody waits
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from types import TracebackType
+    from typing import Unpack
+
+    from ..runs.executor import LazyOptions, SharedOptions
+    from ..runs.window import Closable
 
 __all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_shared"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOGGER = logging.getLogger("forkmill")
 _names = itertools.count(1)
 _BIRTHS_S = 5.0  # a fresh interpreter may take long to come up on a busy machine
 
 
+@named
 class _Face(Face["View"]):
     """What a pool and its views have in common: everything but the end."""
 
     _core: Core | None  # None: no workers, calls run where they are made
     _options: Options
-    _accept: Callable[..., Future] | None  # submit() of a pool with workers
+    _accept: Callable[..., Future[Any]] | None  # submit() of a pool with workers
 
     @property
     def _pool(self) -> ProcessPool:
@@ -84,7 +93,7 @@ class _Face(Face["View"]):
 
     # ------------------------------------------------------------------ one call
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have ``fn(*args, **kwargs)`` called in a worker.
 
         fn, if it is a function, builtin or class, goes to each worker once, as it is at its first
@@ -111,8 +120,8 @@ class _Face(Face["View"]):
         return accept(fn, args, kwargs)
 
     def stream(
-        self, fn: Callable[..., Iterable[Any]], /, *args: Any, credit: int = 64, **kwargs: Any
-    ) -> Iterator[Any]:
+        self, fn: Callable[..., Iterable[T]], /, *args: Any, credit: int = 64, **kwargs: Any
+    ) -> Closable[T]:
         """Call a generator function in a worker and yield what it yields, as it comes.
 
         One task with many outputs and one outcome: the exception that ends it is raised here
@@ -137,7 +146,7 @@ class _Face(Face["View"]):
         task = core.submit(fn, args, kwargs, self._options, flags=_native.RUN_STREAM, credit=credit)
         return Stream(core, task)
 
-    def each(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> list[Any]:
+    def each(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
         """Call fn once on every live worker, and wait for all.
 
         A worker that is being replaced is waited for, a few seconds at the most. Workers that are
@@ -179,7 +188,7 @@ class _Face(Face["View"]):
             for future in futures:
                 future.cancel()
 
-    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    def run(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
         """As `submit`, for the running event loop: ``await pool.run(fn, x)``.
 
         Call it in the loop's thread. The call is accepted at once, awaited or not. Cancelling the
@@ -205,13 +214,26 @@ class _Face(Face["View"]):
 
     # ------------------------------------------------------------------ many calls
 
-    def _lazy(self, call: LazyCall) -> Iterator[Any]:
+    def _lazy(self, call: LazyCall) -> Closable[Any]:
         core = self._core
         if core is None:
             return self._pool._here.map(call, self._options)
         core.check()
         return MapIterator(core, call, self._options)
 
+    @overload
+    def amap(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Unpack[LazyOptions]
+    ) -> AsyncIterator[T]: ...
+    @overload
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        return_exceptions: Literal[True],
+        **options: Unpack[LazyOptions],
+    ) -> AsyncIterator[T | Exception]: ...
+    @hinted
     def amap(
         self,
         fn: Callable[..., Any],
@@ -407,6 +429,7 @@ class ProcessPool(_Face):
 
     _tells = True  # what its start has to log
 
+    @hinted
     def __init__(
         self,
         max_workers: int | None = None,
@@ -623,7 +646,7 @@ class ProcessPool(_Face):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         options: Options,
-    ) -> Future:
+    ) -> Future[Any]:
         """Run one call here and now, with the outcome in a future as always."""
         _checks.a_callable("the first argument", fn)
         here = self._here
@@ -697,10 +720,22 @@ class _SharedPool(ProcessPool):
     _tells = False
 
 
+@overload
+def map(
+    fn: Callable[..., T], *iterables: Iterable[Any], **options: Unpack[SharedOptions]
+) -> Closable[T]: ...
+@overload
+def map(
+    fn: Callable[..., T],
+    *iterables: Iterable[Any],
+    return_exceptions: Literal[True],
+    **options: Unpack[SharedOptions],
+) -> Closable[T | Exception]: ...
+@hinted
 def map(
     fn: Callable[..., Any],
     *iterables: Iterable[Any],
-    workers: int | None = None,
+    max_workers: int | None = None,
     timeout: float | None = None,
     chunksize: int | None = None,
     buffersize: int | None = None,
@@ -710,7 +745,8 @@ def map(
     total: int | None = None,
     sinks: Iterable[Any] = (),
     report: Any = None,
-) -> Iterator[Any]:
+    workers: int | None = None,
+) -> Closable[Any]:
     """`ProcessPool.map` over a shared pool, which is made at the first use and ends at exit.
 
     Nobody has that pool in hand: so Ctrl-C, or whatever else a signal handler raises while this
@@ -720,10 +756,11 @@ def map(
     Args:
         fn: What to call.
         *iterables: Its arguments.
-        workers: How many workers; None: the CPUs this process may use. There is one shared pool
-            for each number asked for.
+        max_workers: How many workers; None: the CPUs this process may use. There is one shared
+            pool for each number asked for.
         timeout, chunksize, buffersize, ordered, return_exceptions: As in `ProcessPool.map`.
         progress, total, sinks, report: As in `ProcessPool.map`.
+        workers: The old name of max_workers; it goes with the next release.
 
     Returns:
         An iterator over the results; see `ProcessPool.map`.
@@ -732,8 +769,12 @@ def map(
         TypeError, ValueError, OSError: As `ProcessPool`.
         SerializationError, PoolBroken: As `ProcessPool.map`.
     """
-    _checks.max_workers(workers)
+    if workers is not None:
+        if max_workers is not None:
+            raise TypeError("max_workers was given twice: workers is its old name")
+        max_workers = workers
+    _checks.max_workers(max_workers)
     call = LazyCall(
         fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions, own=True
     )
-    return shared_pool(workers)._shown(call, progress, total, sinks, report)
+    return shared_pool(max_workers)._shown(call, progress, total, sinks, report)

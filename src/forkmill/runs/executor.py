@@ -13,18 +13,47 @@ from __future__ import annotations
 
 import concurrent.futures
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, overload
 
 from .. import _checks, errors
+from .._checks import hinted, named
 from .._process import STREAM
-from .window import LazyCall
+from .window import Closable, LazyCall
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
+    from typing import Unpack
 
-__all__ = ["Face", "Options"]
+__all__ = ["Face", "LazyOptions", "MapOptions", "Options", "SharedOptions"]
 
 V = TypeVar("V")  # the kind of views
+T = TypeVar("T")
+
+
+class LazyOptions(TypedDict, total=False):
+    """Options of every lazy call, for type checkers and editors; see `Face.map`."""
+
+    timeout: float | None
+    chunksize: int | None
+    buffersize: int | None
+    ordered: bool
+
+
+class MapOptions(LazyOptions, total=False):
+    """Options of `map` and `starmap`; see `Face.map`."""
+
+    progress: Any
+    total: int | None
+    sinks: Iterable[Any]
+    report: Any
+
+
+class SharedOptions(MapOptions, total=False):
+    """Options of `fm.map`."""
+
+    max_workers: int | None
+    workers: int | None
+
 
 _KEEP: Any = type("_Keep", (), {"__repr__": lambda self: "<as it is>"})()
 
@@ -47,12 +76,33 @@ class Options:
     priority: int = 0
     excused: bool = False
 
+    def __str__(self) -> str:
+        retry_on = ", ".join(cls.__name__ for cls in self.retry_on)
+        return (
+            f"timeout={self.timeout}, retries={self.retries}, retry_on=({retry_on}), "
+            f"priority={self.priority}"
+        )
 
+
+@named
 class Face(concurrent.futures.Executor, Generic[V]):
     """What executors and their views have in common: everything but the end."""
 
     _options: Options
 
+    @overload
+    def map(
+        self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Unpack[MapOptions]
+    ) -> Closable[T]: ...
+    @overload
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        return_exceptions: Literal[True],
+        **options: Unpack[MapOptions],
+    ) -> Closable[T | Exception]: ...
+    @hinted
     def map(
         self,
         fn: Callable[..., Any],
@@ -66,7 +116,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
         total: int | None = None,
         sinks: Iterable[Any] = (),
         report: Any = None,
-    ) -> Iterator[Any]:
+    ) -> Closable[Any]:
         """Call fn on every item, in parallel; yield the results as they are asked for.
 
         Lazy: the input is pulled as results are taken, never more than the window ahead. With
@@ -104,6 +154,23 @@ class Face(concurrent.futures.Executor, Generic[V]):
         call = LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
         return self._shown(call, progress, total, sinks, report)
 
+    @overload
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        **options: Unpack[MapOptions],
+    ) -> Closable[T]: ...
+    @overload
+    def starmap(
+        self,
+        fn: Callable[..., T],
+        iterable: Iterable[Iterable[Any]],
+        *,
+        return_exceptions: Literal[True],
+        **options: Unpack[MapOptions],
+    ) -> Closable[T | Exception]: ...
+    @hinted
     def starmap(
         self,
         fn: Callable[..., Any],
@@ -118,7 +185,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
         total: int | None = None,
         sinks: Iterable[Any] = (),
         report: Any = None,
-    ) -> Iterator[Any]:
+    ) -> Closable[Any]:
         """As `map`, calling ``fn(*item)`` on every item.
 
         Args:
@@ -138,6 +205,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
         )
         return self._shown(call, progress, total, sinks, report)
 
+    @hinted
     def options(
         self,
         *,
@@ -185,7 +253,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
 
     def _shown(
         self, call: LazyCall, progress: Any, total: Any, sinks: Any, report: Any
-    ) -> Iterator[Any]:
+    ) -> Closable[Any]:
         """`_lazy`, and whoever wants to see how far it is does."""
         heard = STREAM and STREAM[0].heard()  # by who hears everything
         if not heard and progress is False and total is None and report is None and sinks == ():
@@ -200,7 +268,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
         """How many calls run at once, at most."""
         raise NotImplementedError
 
-    def _lazy(self, call: LazyCall) -> Iterator[Any]:
+    def _lazy(self, call: LazyCall) -> Closable[Any]:
         """The iterator of `map` or `starmap`."""
         raise NotImplementedError
 

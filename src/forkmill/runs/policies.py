@@ -67,6 +67,7 @@ def dead_letter(stage: str) -> DeadLetter:
     return DeadLetter(stage)
 
 
+@_checks.hinted
 def retry(
     attempts: int = 3,
     backoff: float = 0.1,

@@ -16,9 +16,9 @@ from .. import _checks, events
 from .._watch import Watch, sinks_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from .window import LazyCall
+    from .window import Closable, LazyCall
 
 __all__ = ["Shown", "watched"]
 
@@ -44,8 +44,8 @@ class Shown:
 
 
 def watched(
-    lazy: Callable[[LazyCall], Iterator[Any]], call: LazyCall, shown: Shown, workers: int
-) -> Iterator[Any]:
+    lazy: Callable[[LazyCall], Closable[Any]], call: LazyCall, shown: Shown, workers: int
+) -> Closable[Any]:
     """The iterator of a lazy call, whose events go to the sinks.
 
     Args:

@@ -38,7 +38,7 @@ from collections import deque
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from .. import _checks
 from .._process import Signal, interrupted
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
+    "Closable",
     "Input",
     "LazyCall",
     "Results",
@@ -59,6 +60,7 @@ __all__ = [
 ]
 
 W = TypeVar("W")  # the kind of work
+T_co = TypeVar("T_co", covariant=True)
 
 SLOW_S = 0.010  # an input that takes longer to fill the window is slow
 _TAKING = threading.Lock()  # held while a `_Rest` is made
@@ -68,6 +70,17 @@ _QUICK = frozenset({
     list, tuple, range, str, bytes, bytearray, set, frozenset, dict,
     type({}.keys()), type({}.values()), type({}.items()),
 })  # fmt: skip
+
+
+class Closable(Protocol[T_co]):
+    """What lazy calls return: an iterator with `close()`."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+    def __next__(self) -> T_co: ...
+
+    def close(self) -> None:
+        """Cancel what has not started, and free everything; then it is at its end. Idempotent."""
 
 
 @dataclass(slots=True)
@@ -279,6 +292,12 @@ class Window(Generic[W]):
             feed.abandon((work,), kill=False)
             return False
         return True
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return "<results of map: at their end>"
+        feed = self._feed
+        return f"<results of map: {feed.pulled} items pulled, {feed.pulled - feed.held} read>"
 
     def take_in(self) -> None:
         """Pull all that is left of the input, whatever the window: a shutdown finishes it.

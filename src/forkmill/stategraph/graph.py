@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .._checks import nearest
+from .._checks import hinted, nearest
 from ..contexts.specs import spec
 from ..errors import BuildError, name_of
 from ..runs.policies import told
@@ -64,6 +64,7 @@ class StateGraph:
 
     # ---------------------------------------------------------------------------- nodes
 
+    @hinted
     def add_node(
         self,
         name: Any,
@@ -210,6 +211,7 @@ class StateGraph:
 
     # -------------------------------------------------------------------------- compile
 
+    @hinted
     def compile(
         self,
         *,

@@ -7,6 +7,14 @@ import os
 import sys
 from glob import glob
 
+if sys.version_info < (3, 11) or sys.implementation.name != "cpython":
+    sys.exit(
+        f"forkmill needs CPython 3.11 or newer, and this is {sys.implementation.name} "
+        f"{sys.version.split()[0]}"
+    )
+if sys.platform not in ("linux", "darwin"):
+    sys.exit(f"forkmill runs on Linux and macOS, and this is {sys.platform}")
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 

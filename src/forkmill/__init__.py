@@ -174,7 +174,7 @@ if TYPE_CHECKING:
     )
     from .worker.arrays import empty, frombuffer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DELETE",

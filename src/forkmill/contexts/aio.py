@@ -525,7 +525,7 @@ class Aio(Executor):
 
     def _begin_all(
         self, fn: Callable[[Any], Any], items: deque[Any], told: Callable[[Any, Any], bool]
-    ) -> Future:
+    ) -> Future[Any]:
         """For a lane: await fn(item) for each, and tell of each task's end.
 
         Args:

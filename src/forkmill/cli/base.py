@@ -75,7 +75,9 @@ class Target(ParamType):
 
 workers_option = click.option(
     "-j",
+    "--max-workers",
     "--workers",
+    "workers",
     type=click.IntRange(1, 4096),
     metavar="N",
     help="Worker processes (default: the CPUs this process may use).",

@@ -143,6 +143,24 @@ class _Input(click.Path):
             raise
 
 
+class _Rate(ParamType):
+    """N/s, N/m or N/h: how many a second."""
+
+    name = "rate"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number, _, unit = str(value).partition("/")
+        try:
+            rate = float(number) / {"": 1, "s": 1, "m": 60, "h": 3600}[unit]
+        except (KeyError, ValueError):
+            rate = 0.0
+        if not 0 < rate < float("inf"):
+            self.fail(f"{value!r} is no rate; write 10/s, 300/m or 5000/h", param, ctx)
+        return rate
+
+
 class _RecordKind(ParamType):
     """lines, json, csv or bytes:N."""
 
@@ -207,6 +225,26 @@ def app() -> None:
     help="What a record is: a line; the JSON value of a line; a row, as a dict by the names in the "
     "file's first row; N bytes.",
 )
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 1e9, min_open=True),
+    help="A record that takes longer fails; its worker is ended, and another one takes its place.",
+)
+@click.option(
+    "--retries",
+    metavar="N",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    help="Try a failing record so many times more: one that raises, takes too long, or kills its "
+    "worker.",
+)
+@click.option(
+    "--rate",
+    metavar="N/s",
+    type=_Rate(),
+    help="Begin so many records a second at most; also N/m, N/h.",
+)
 @progress_option
 def map_(
     function: Any,
@@ -216,6 +254,9 @@ def map_(
     output: str,
     on_error: str,
     kind: Kind,
+    timeout: float | None,
+    retries: int,
+    rate: float | None,
     progress: bool,
 ) -> int:
     """Call FUNCTION on every record of the FILEs, or of stdin, in parallel.
@@ -227,6 +268,7 @@ def map_(
     \b
     forkmill map json:loads --in lines events.jsonl.gz
     zcat access.log.gz | forkmill map mymodule:parse - -j 4 --on-error bad.jsonl -o parsed.jsonl
+    forkmill map crawl:fetch urls.txt -j 32 --timeout 30 --retries 2 --rate 20/s --on-error skip
     """
     from .filter import (
         Filter,
@@ -256,6 +298,9 @@ def map_(
             workers=workers,
             ordered=not unordered,
             on_failure=failure_sink(on_error, bad),
+            timeout=timeout,
+            retries=retries,
+            rate=rate,
         )
         try:
             show_while(run, paths, output == "-", progress)

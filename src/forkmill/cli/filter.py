@@ -12,6 +12,7 @@ Guarantees:
       record, whatever the size of the input.
     * No result waits for input that has not come yet.
     * `position` is where it stopped: everything before it was run and written.
+    * With a timeout, retries or a rate each record is a task of its own: these count for it alone.
     * A worker's death is the failure of one record. The records of its block are run once more, one
       by one, to find out which: those before it twice, at most TARGET_S worth of them.
 
@@ -24,12 +25,14 @@ import json
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import Any
 
 from .. import errors
+from .._process import interrupted
 from ..events import DRAIN_S, Emitter
 from ..pool.process_pool import ProcessPool
 from .inputs import (
@@ -43,6 +46,7 @@ from .records import (
     Kind,
     Result,
     run_block,
+    run_one,
     setup,
 )
 from .rows import Ends
@@ -53,7 +57,10 @@ MAX_BLOCK = 1 << 20  # bytes
 TARGET_S = 0.010  # of work in a block
 GROWTH = 8  # a block is at most so many times the one it was measured by
 # What a single record may do to its block.
-_OF_A_RECORD = (errors.WorkerDied, errors.SerializationError, errors.RemoteError, MemoryError)
+_OF_A_RECORD = (
+    errors.WorkerDied, errors.TaskTimeout, errors.SerializationError, errors.RemoteError,
+    MemoryError,
+)  # fmt: skip
 _ENDLESS = (1 << 30, 1.0)  # restarts: a death is a record's failure, however many there are
 
 
@@ -116,6 +123,27 @@ class Counts:
     failed: int = 0
 
 
+class Pace:
+    """When the next record may begin.
+
+    Args:
+        rate: How many a second; None: as many as can be.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self._step = 0.0 if rate is None else 1.0 / rate
+        self._due = 0.0
+
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._due - monotonic() if self._step else 0.0
+
+    def begun(self) -> None:
+        """One has begun."""
+        if self._step:
+            self._due = max(self._due, monotonic() - self._step) + self._step
+
+
 class Filter:
     """One run of the command.
 
@@ -128,6 +156,9 @@ class Filter:
         ordered: Whether results come in the order of the records.
         on_failure: Called with each failed record's file, line and Failure; None: the first one
             stops everything.
+        timeout: Seconds that a record may take, each time; then its worker is ended.
+        retries: How often a record that has failed is tried again, whatever it failed of.
+        rate: How many records a second are begun at most.
 
     Attributes:
         events: What it tells the event stream with.
@@ -146,7 +177,18 @@ class Filter:
         workers: int | None = None,
         ordered: bool = True,
         on_failure: Callable[[str, int, Failure], None] | None = None,
+        timeout: float | None = None,
+        retries: int = 0,
+        rate: float | None = None,
     ) -> None:
+        self._options: dict[str, Any] = {
+            "timeout": timeout,
+            "retries": retries,
+            "retry_on": BaseException,
+        }
+        self._alone = timeout is not None or retries > 0 or rate is not None
+        self._run = run_one if self._alone else run_block
+        self._pace = Pace(rate)
         self._setup = (fn, kind, on_failure is None)
         self._kind = kind
         self._workers = workers
@@ -179,7 +221,7 @@ class Filter:
         try:
             with pool, self._told(sinks):
                 try:
-                    self._loop(pool)
+                    self._loop(pool.options(**self._options))
                 except BaseException:
                     pool.kill()  # what has not been written nobody will ask for
                     raise
@@ -221,14 +263,17 @@ class Filter:
 
     # ------------------------------------------------------------------ inside
 
-    def _loop(self, pool: ProcessPool) -> None:
+    def _loop(self, pool: Executor) -> None:
         blocks, pending = self.blocks, self._pending
         bad_input: InputError | None = None
         while True:
             if len(pending) < self._window and bad_input is None:
+                if self._waited(pool):
+                    continue
                 block = blocks.take(self._want)
                 if block is not None:
-                    pending[pool.submit(run_block, block.data, block.header)] = block
+                    pending[pool.submit(self._run, block.data, block.header)] = block
+                    self._pace.begun()
                     continue
                 if not blocks.ended and (not pending or blocks.ready()):
                     try:
@@ -245,6 +290,18 @@ class Filter:
         if bad_input is not None:
             raise bad_input
 
+    def _waited(self, pool: Executor) -> bool:
+        """Write what ends until the next record may begin; False: it may."""
+        left = self._pace.left()
+        if left <= 0:
+            return False
+        some = list(self._pending)[: 1 if self._ordered else None]
+        if not some:
+            sleep(left)
+        for future in wait(some, left, FIRST_COMPLETED).done if some else ():
+            self._complete(pool, future)
+        return True
+
     def _finished(self) -> list[Future[Result]]:
         """The pending blocks to be written next: at least one."""
         if self._ordered:
@@ -254,16 +311,20 @@ class Filter:
         some = [future for future, block in self._pending.items() if block.data or future is first]
         return list(wait(some, return_when=FIRST_COMPLETED).done)
 
-    def _complete(self, pool: ProcessPool, future: Future[Result]) -> None:
+    def _complete(self, pool: Executor, future: Future[Result]) -> None:
         """Write a block's results; only then is it off the list."""
         block = self._pending[future]
         try:
             result = future.result()
-        except _OF_A_RECORD as death:
-            for single, outcome in self._one_by_one(pool, block, death):
+        except (errors.PoolBroken, errors.PoolClosed):
+            raise
+        except BaseException as error:
+            if not isinstance(error, _OF_A_RECORD) and (not self._alone or interrupted(error)):
+                raise
+            for single, outcome in self._one_by_one(pool, block, error):
                 self._write(single, outcome)
         else:
-            if block.data:
+            if block.data and not self._alone:
                 self._want = self._tuned(len(block.data), result.seconds)
             self._write(block, result)
         del self._pending[future]
@@ -281,13 +342,13 @@ class Filter:
             self._on_failure(block.name, line, failure)
 
     def _one_by_one(
-        self, pool: ProcessPool, block: Block, death: Exception
+        self, pool: Executor, block: Block, death: BaseException
     ) -> Iterator[tuple[Block, Result]]:
         """Run the records of a block whose worker died; the death if it has only that one."""
         singles = list(self._singles(block))
         if len(singles) == 1:
             record = self._kind.text(block.data)
-            failure = Failure(0, type(death).__name__, str(death), "", record)
+            failure = Failure(0, *told_of(death), record)
             yield block, Result(b"", 1, [failure], 0.0)
             return
         for single in singles:
@@ -309,6 +370,15 @@ class Filter:
     def _tuned(self, size: int, seconds: float) -> int:
         fit = int(TARGET_S * size / max(seconds, 1e-6))
         return max(1, min(fit, size * GROWTH, MAX_BLOCK))
+
+
+def told_of(error: BaseException) -> tuple[str, str, str]:
+    """Type, message and traceback of what a record's task has raised."""
+    if isinstance(error, errors.RemoteError):
+        return error.type_name.rpartition(".")[2] or "RemoteError", error.text, error.traceback
+    cause = errors.slot(error, "__cause__")
+    trace = cause.text if isinstance(cause, errors.RemoteTraceback) else ""
+    return type(error).__name__, str(error), trace
 
 
 def left_out(error: TooLong) -> Future[Result]:

@@ -197,6 +197,16 @@ def run_block(data: bytes, header: tuple[str, ...]) -> Result:
     return Result(_output(lines), count, failures, perf_counter() - started)
 
 
+def run_one(data: bytes, header: tuple[str, ...]) -> Result:
+    """Run the function on the one record of a block. What it raises is the task's outcome: the pool
+    tries again, or ends it when its time is over."""
+    started = perf_counter()
+    lines: list[str] = []
+    for _, record, load in records_of(_job.kind, data, header):
+        lines.append(_show(_job.fn(record if load is None else load(record))))
+    return Result(_output(lines), len(lines), [], perf_counter() - started)
+
+
 _Loader = Callable[[Any], Any] | None
 
 

@@ -2,12 +2,13 @@
 
 Three trivial inline stages each: the outputs by stream(), a retry where nothing fails, async
 functions, two sources that meet, branches that meet again (by broadcast, round robin, balanced),
-fm.to, one item in ten that is skipped or a dead letter; and two stages in threads, in event loops.
+fm.to, one item in ten that is skipped or a dead letter; one stage in processes, the same ways; and
+two stages in threads, in event loops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import forkmill as fm
 
@@ -40,11 +41,22 @@ TITLES = {
     "skip": "one in ten fails and is skipped",
     "letter": "one in ten fails and is a dead letter",
 }
+APART = "a plain stage in processes"
+APARTS = {
+    "ipc_ordered": ("ordered", 1.5),
+    "ipc_retry": ("a retry, nothing fails", 1.5),
+    "ipc_to": ("an item goes on by fm.to", 3.0),
+    "ipc_generator": ("a generator", 5.0),
+}
 LANES = {"threads": ("threads", 4.7), "loops": ("an event loop", 8.5)}
 TARGETS = (
     *(
         Target(f"the same chain: {TITLES[key]}, against run() with a sink", key, bound, PLAIN, True)
         for key, bound in BOUNDS.items()
+    ),
+    *(
+        Target(f"a stage in processes: {title}, against a plain one", key, bound, APART, True)
+        for key, (title, bound) in APARTS.items()
     ),
     *(
         Target(f"two trivial stages in {where}, time an item", key, bound, at_most=True)
@@ -61,12 +73,17 @@ async def increment(item: int) -> int:
 
 def run(bench: Bench) -> None:
     """Ask."""
-    bench.plan(len(BOUNDS) + len(LANES))
+    bench.plan(len(BOUNDS) + len(APARTS) + len(LANES))
     counts = dict.fromkeys(BOUNDS, bench.size(200_000, 1000))
     counts["async"] = bench.size(20_000, 500)
     for key, count in counts.items():
         samples = {OURS: _sample(WAYS[key], count), PLAIN: _sample(_plain, counts["stream"])}
         title = f"{TITLES[key]}: {count:,} integers through {STAGES} stages, time an item"
+        bench.measure(Case(key, title, "us", LESS, samples))
+    many = bench.size(200_000, 1000)
+    for key, (title, _) in APARTS.items():
+        samples = {OURS: _sample(WAYS[key], many), APART: _sample(_apart, many)}
+        title = f"a stage in processes, {title}: {many:,} integers, time an item"
         bench.measure(Case(key, title, "us", LESS, samples))
     few = bench.size(30_000, 500)
     for key, way in (("threads", _threads), ("loops", _loops)):
@@ -188,6 +205,20 @@ def _failing(count: int, policy: object) -> tuple[int, int]:
     return last.count + failed, count + STAGES - 1
 
 
+def _apart(
+    count: int, fn: Callable[[int], object] = work.increment, **options: object
+) -> tuple[int, int]:
+    last = _Last()
+    line = fm.Pipeline().source(range(count))
+    line = line.map(fn, name="a", context="ipc_fork:2", **options)
+    line.sink(last, name="b", from_=() if fn is _send_on else "a").run()
+    return last.count, last.most + STAGES - 1
+
+
+def _one(item: int) -> Iterator[int]:
+    yield item + 1
+
+
 def _loops(count: int) -> tuple[int, int]:
     last, line = _Last(), fm.Pipeline().source(range(count))
     for _ in range(2):
@@ -215,4 +246,8 @@ WAYS = {
     "to": _to,
     "skip": _skip,
     "letter": _letter,
+    "ipc_ordered": lambda count: _apart(count, ordered=True),
+    "ipc_retry": lambda count: _apart(count, on_error=fm.retry(3)),
+    "ipc_to": lambda count: _apart(count, _send_on),
+    "ipc_generator": lambda count: _apart(count, _one),
 }

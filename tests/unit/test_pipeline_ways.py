@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import forkmill as fm
+import tasks
+from forkmill.contexts.aio import Aio
+from forkmill.contexts.lanes.lane import Batch, Work
 
 WORD: contextvars.ContextVar[int] = contextvars.ContextVar("word", default=0)
 
@@ -438,3 +445,125 @@ def test_an_initializer_that_fails_fails_every_item() -> None:
     result = fm.Pipeline().source(range(50)).map(increment, context=context, on_error="skip").run()
     assert {*range(50)} <= {failure.item for failure in result.failures} <= {None, *range(50)}
     assert {type(failure.error) for failure in result.failures} == {fm.InitError}
+
+
+# ------------------------------------------------------------------ lanes
+
+
+def uneven(x: int) -> Any:
+    if x % 97 == 0:
+        time.sleep(0.002)
+    if x % 50 == 7:
+        raise ValueError(x)
+    return (y for y in (x, -x)) if x % 3 == 0 else x
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_ordered_outputs_of_processes_with_failures_and_generators(retry: bool) -> None:
+    again = fm.retry(2, 0.0) if retry else "skip"
+    line = fm.Pipeline().source(range(3000))
+    result = line.map(uneven, context="ipc_fork:2", ordered=True, on_error=again).run()
+    good = [x for x in range(3000) if x % 50 != 7]
+    assert result.outputs == [y for x in good for y in ((x, -x) if x % 3 == 0 else (x,))]
+    assert [failure.item for failure in sorted(result.failures, key=lambda f: f.item)] == [
+        x for x in range(3000) if x % 50 == 7
+    ]
+    assert {failure.attempts for failure in result.failures} == {2 if retry else 1}
+
+
+def held_or_failed(gate: str, x: int) -> int:
+    if x == 0:
+        tasks.pass_gate(gate)
+    if x == 1:
+        raise ValueError("nobody waits for the first one")
+    return x
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_does_not_wait_for_its_turn(tmp_path: Path) -> None:
+    """The gate stays closed till the run is over."""
+    with tasks.Gate(tmp_path) as gate, pytest.raises(ValueError, match="nobody waits"):
+        fn = functools.partial(held_or_failed, gate.path)
+        fm.Pipeline().source(range(100)).map(fn, context="ipc_fork:2", ordered=True).run()
+
+
+def fails_once(folder: str, x: int) -> int:
+    if x % 10 == 3 and tasks._first(f"{folder}/{x}"):
+        raise OSError("try again")
+    return x
+
+
+@pytest.mark.parametrize("context", ["ipc_fork:2", "thread:2"])
+def test_equal_items_that_are_tried_again(context: str, tmp_path: Path) -> None:
+    """What was tried is known of those alone that failed."""
+    items = [x % 40 for x in range(1000)]
+    fn = functools.partial(fails_once, str(tmp_path))
+    line = fm.Pipeline().source(items)
+    result = line.map(fn, name="again", context=context, on_error=fm.retry(2, 0.0)).run()
+    assert sorted(result.outputs) == sorted(items)
+    assert not result.failures
+    stage = result.stats.stages["again"]
+    assert (stage.in_, stage.out, stage.failed) == (1000, 1000, 0)
+
+
+def test_items_of_a_loop_have_contexts_of_their_own_and_are_as_many_as_its_width() -> None:
+    width, running, most = 5, set(), [0]
+
+    async def seen(x: int) -> int:
+        assert WORD.get() == 0
+        WORD.set(x + 1)
+        running.add(x)
+        most[0] = max(most[0], len(running))
+        await asyncio.sleep(0.0005)
+        running.discard(x)
+        assert WORD.get() == x + 1
+        return x
+
+    line = fm.Pipeline().source(range(400)).map(seen, context=f"async:{width}", ordered=True)
+    assert line.run().outputs == list(range(400))
+    assert most == [width]
+
+
+def test_who_shares_a_loop_with_a_lane_has_a_turn_between_its_items() -> None:
+    """Its width is 1, and a thousand items wait."""
+    order: list[Any] = []
+
+    async def step(x: Any) -> Any:
+        order.append(x)
+        await asyncio.sleep(0)
+        return x
+
+    with Aio(1) as loop:
+        lane = loop.lane(Work(fn=step))
+        lane.put_many(list(range(1000)))
+        assert loop.submit(step, "other").result(timeout=30) == "other"
+        lane.end()
+        while not lane.ended:
+            lane.take_many(1)
+        lane.close()
+    assert order.index("other") < 500
+
+
+def test_a_loop_that_is_shut_down_cancels_the_items_that_have_not_begun() -> None:
+    begun = threading.Event()
+
+    async def wait(x: int) -> int:
+        begun.set()
+        await asyncio.sleep(0.05)
+        return x
+
+    loop = Aio(2)
+    lane = loop.lane(Work(fn=wait))
+    lane.put_many(list(range(50)))
+    assert begun.wait(30)
+    loop.shutdown(cancel_futures=True)
+    pieces = [one for piece in lane.take_many(30) for one in each_of(piece)]
+    assert sorted(one.item for one in pieces) == list(range(50))
+    late = [one for one in pieces if isinstance(one.failure, CancelledError)]
+    assert 46 <= len(late) <= 48
+    assert lane.pending == 0
+    lane.close()
+
+
+def each_of(piece: Any) -> Iterator[Any]:
+    return piece.split() if isinstance(piece, Batch) else iter((piece,))

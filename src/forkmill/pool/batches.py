@@ -45,7 +45,7 @@ class Portion:
     ) -> None:
         self._name = name
         self.items = items
-        self.first = first  # the number of its first item, of all that were sent
+        self.first = first  # the number of its first item, of all in their order
         self.size = size
         self.slot = slot
         self.error: BaseException | None = None  # it was not accepted
@@ -106,7 +106,7 @@ class Batches:
         self._under_way: dict[int, int] = {}  # chunks, by slot
         self._flying: set[_native.Chunk] = set()
         self._bytes = 0
-        self._sent = 0  # items
+        self._sent = 0  # items, those that were refused too
         self._encoder = core.encoder(lift=False)  # a stage looks at its items itself
         self._feeding = False
         self._held = False  # the workers must stay: a lane's state lies in them
@@ -249,7 +249,8 @@ class Batches:
             done, self._flying = [task for task in self._flying if task.done], set()
             error = self.core.refusal(errors.PoolClosed())
             for slot, line in self._lines.items():
-                portions.append(Portion(self.name, line.first(len(line)), 0, slot))
+                items = line.first(len(line))
+                portions.append(Portion(self.name, items, 0, slot, self._number(items)))
             self._lines.clear()
         for task in done:
             deliver(task)
@@ -301,8 +302,7 @@ class Batches:
         return min(self._tuner.fair(waiting, free), waiting)
 
     def _send(self, items: Sequence[Any], slot: int, flags: int) -> Portion | None:
-        first = self._sent if items else None
-        portion = Portion(self.name, items, self._encoder.size, slot, first)
+        portion = Portion(self.name, items, self._encoder.size, slot, self._number(items))
         try:
             task = self.core.native.submit(
                 self.function, self._encoder, flags, self.options.limit, 0, 0, 0, slot, 0,
@@ -311,11 +311,16 @@ class Batches:
         except errors.PoolError as error:
             portion.error = self.core.refusal(error)
             return portion
-        self._sent += len(items)
         self._flying.add(task)
         self._under_way[slot] = self._under_way.get(slot, 0) + 1
         self._bytes += portion.size
         return None
+
+    def _number(self, items: Sequence[Any]) -> int | None:
+        """The number of the first of these items, of all in their order."""
+        first = self._sent if items else None
+        self._sent += len(items)
+        return first
 
     def _refuse(self, portions: list[Portion]) -> None:
         """Tell of refused portions, without the lock."""

@@ -108,6 +108,8 @@ class Work:
         atomic: An item's outputs come from one call that succeeds; what raises has none. Only
             where they come out together.
         always: Where calls share a replica it has its setup and its end also if no item came.
+        ordered: Pieces are wanted in the order in which items were put, if the lane can see to it
+            (`Lane.in_order`) where no item is put for a replica, or twice.
         timeout: Seconds an item may take, where the context can stop it.
         label: What messages call `fn`.
         origin: For whom its calls work: see `forkmill._said`.
@@ -123,6 +125,7 @@ class Work:
     whole: bool = True
     timeout: float | None = None
     atomic: bool = False
+    ordered: bool = False
     always: bool = False
     label: str = ""
     origin: Origin | None = None
@@ -322,11 +325,14 @@ class Lane(ABC):
         replicas: How many replicas of the state there are side by side, at most: 1 where calls
             share it, n for n workers or subinterpreters, 0 for a new one each time. What is put for
             replica k meets no other.
+        in_order: Pieces come in the order in which items were put, but for items that failed and
+            emitted nothing: those come as soon as they can.
         start_method: How the processes start that do it; "" where there are none.
         start_reason: Why a pool's "auto" did not fork; else "".
     """
 
     replicas: int = 1
+    in_order: bool = False
     start_method: str = ""
     start_reason: str = ""
 

@@ -65,6 +65,11 @@ def _done(piece: Taken | Batch) -> int:
     return len(piece.items) if isinstance(piece, Batch) else piece.done
 
 
+def _has_failed(piece: Taken | Batch) -> bool:
+    """Whether it is an item's failure, before which it emitted nothing."""
+    return isinstance(piece, Taken) and piece.failure is not None and not piece.outputs
+
+
 class _Reader:
     """Decodes a chunk's outputs. Only what is not plain comes by `loads`, so nobody has to go
     through all outputs to find the few that mean something else."""
@@ -108,6 +113,10 @@ class WorkerLane(SharedLane):
         self._parked: queue.SimpleQueue[tuple[Any, Parked] | None] = queue.SimpleQueue()
         self._readers = 0
         self._resume = Resume(self._token)
+        # The rest of a stream comes when it comes.
+        self.in_order = work.ordered and not work.stream
+        self._early: dict[int, tuple[int, list[Taken | Batch]]] = {}  # by number of its first item
+        self._next = 0  # the number of the item whose turn it is
 
     # ------------------------------------------------------------------ in
 
@@ -141,6 +150,29 @@ class WorkerLane(SharedLane):
             for task in self._batches.take(0):
                 self._came(task)
         return super()._take_many(timeout)
+
+    def _all_opened(self, out: list[Any]) -> list[Taken | Batch]:
+        return super()._all_opened(out) if not self.in_order else self._sorted(out)
+
+    def _sorted(self, out: list[Any]) -> list[Taken | Batch]:
+        """What was delivered, as far as it is its turn; and what has failed."""
+        ready: list[Taken | Batch] = []
+        for raw in out:
+            portion = getattr(raw, "tag", raw)
+            pieces = list(self._opened(raw))
+            if portion.first is None:  # an end
+                ready += pieces
+                continue
+            failed = [piece for piece in pieces if _has_failed(piece)]
+            if failed:
+                pieces = [piece for piece in pieces if not _has_failed(piece)]
+                ready += failed
+            self._early[portion.first] = len(portion.items), pieces
+            while self._next in self._early:
+                number, pieces = self._early.pop(self._next)
+                self._next += number
+                ready += pieces
+        return ready
 
     def _opened(self, raw: Any) -> Iterable[Taken | Batch]:
         portion = getattr(raw, "tag", None)

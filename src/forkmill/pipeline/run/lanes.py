@@ -89,7 +89,7 @@ class LaneOperator(Operator):
         self._retries: list[tuple[float, int, _Record]] = []
         self._records: dict[int, deque[_Record]] = {}
         self._whole = isinstance(stage.on_error, Retry) and not self.producing
-        self._remember = stage.ordered or self._whole
+        self._remember = stage.ordered
         self._seq = self._next = 0
         self._waiting: dict[int, _Record] = {}  # ordered: done before their turn
         self._leave_at = NEVER  # when a source that blocks is left behind
@@ -135,6 +135,8 @@ class LaneOperator(Operator):
         with within(run, name):  # whose the workers are
             self.lane = spec.lane(work, self.driver.bell.ring)
         self.started = self.lane.start_method, self.lane.start_reason
+        if self.lane.in_order and len(self.edges_in) < 2:
+            self._remember = False
         if self.producing:
             self.pending = 1
             if self.call_hooks:
@@ -258,7 +260,8 @@ class LaneOperator(Operator):
             self.lane.put_many(items, replica)
 
     def _recall(self, item: Any) -> _Record | None:
-        """The record of an item that came back; equal objects are as good as each other."""
+        """The record of an item that came back, if it has one; equal objects are as good as each
+        other."""
         records = self._records.get(id(item))
         if not records:
             return None
@@ -348,7 +351,7 @@ class LaneOperator(Operator):
     def _batch(self, piece: Any) -> None:
         """Items that came out together: the fast way, if nothing has to be known of each."""
         self._measured(piece.reports)
-        if self._remember or self.producing:
+        if self._remember or self._records or self.producing:
             for one in piece.split():
                 self._taken(one)
             return
@@ -385,7 +388,7 @@ class LaneOperator(Operator):
         if not self._remember:
             self.deliver(outputs)
             if done:
-                self._finished(None, item, failure)
+                self._finished(self._recall(item), item, failure)
             return
         known = self._records.get(id(item))
         record = known[0] if known else None  # None: put before there was a second edge
@@ -412,7 +415,10 @@ class LaneOperator(Operator):
         if failure is not None:
             failure = uncarried(failure)
         final = final or self.producing  # it fails once: what it gave has gone on
-        if failure is not None and not final and record is not None and isinstance(policy, Retry):
+        if failure is not None and not final and isinstance(policy, Retry):
+            if record is None:  # there was nothing to be known of it till now
+                record = _Record(item, edge, self._seq)
+                self._seq += 1
             again = attempts < policy.attempts and isinstance(failure, policy.on)
             if again and not self.driver.stopping:
                 self._schedule(record, failure, policy)

@@ -296,6 +296,7 @@ def make_work(
         stream=many and not whole,
         whole=whole,
         atomic=whole,
+        ordered=stage.ordered and not whole and stage.key is None,
         always=True,
         timeout=stage.timeout,
         label=label_of([stage]),

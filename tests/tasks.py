@@ -623,6 +623,18 @@ def open_inner_pool(workers: int | None) -> tuple[list[int], str]:
 # ------------------------------------------------------------------ arrays
 
 
+def plus_one(n: int) -> int:
+    return n + 1
+
+
+def kind_of_seven(n: int) -> Any:
+    """Each number gives a value of another kind; one in seven fails, one is complex."""
+    kinds = (n, str(n) * 200, [n, (n,)], complex(n), {"n": n}, float(n))
+    if n % 7 == 6:
+        raise ValueError(n)
+    return kinds[n % 7]
+
+
 def double(array: Any) -> Any:
     assert array.flags.writeable
     array *= 2

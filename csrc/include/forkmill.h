@@ -548,8 +548,9 @@ int fm_port_is_last(const fm_port *port);
 /* Claim a task by its number: 1 it is ours, run it; 0 it was recalled. */
 int fm_port_start(fm_port *port, uint64_t number, int timed);
 
-/* The function of the timed task that runs is being loaded, or has been: its
- * time counts from then on, or from a minute later. */
+/* The function of the task that runs is being loaded, or has been: its limit
+ * counts from then on, or from a minute later, and the worker was not busy
+ * meanwhile: a map would have smaller chunks for it. */
 void fm_port_loading(fm_port *port, int loading);
 
 /* In a child that the task itself forked and that came back to us: 1. */

@@ -29,6 +29,7 @@ struct fm_port {
     bool prompt;             /* each outcome of this frame is wanted at once */
     bool counted;            /* this frame's time is accounted for */
     int64_t frame_start;
+    int64_t load_start; /* of the function that is being loaded */
     size_t pos, filled;      /* unread input is in[pos, filled) */
     size_t consumed;         /* of it: the frame handed out last */
     uint8_t *long_body;      /* being received, or NULL */
@@ -254,8 +255,16 @@ int fm_port_start(fm_port *port, uint64_t number, int timed)
 
 void fm_port_loading(fm_port *port, int loading)
 {
+    int64_t now = fm_now();
     atomic_store_explicit(&port->page->t_start,
-                          fm_now() + (loading ? FM__LOADING_NS : 0),
+                          now + (loading ? FM__LOADING_NS : 0),
+                          memory_order_relaxed);
+    if (loading) {
+        port->load_start = now;
+        return;
+    }
+    port->frame_start += now - port->load_start;
+    atomic_store_explicit(&port->page->frame_start, port->frame_start,
                           memory_order_relaxed);
 }
 

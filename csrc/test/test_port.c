@@ -490,6 +490,30 @@ TEST(the_time_of_a_frame_counts_also_if_its_end_was_recalled)
     rig_close(&rig);
 }
 
+TEST(a_worker_that_loads_a_function_is_not_busy)
+{
+    struct rig rig;
+    struct fm_frame frame = {.serial = 5, .count = 1};
+    rig_open(&rig);
+    open_port(&rig);
+    fm__page_offer(rig.page, 5, 1);
+    int64_t start = rig.port->frame_start = fm_now() - 2000000;
+    fm_port_begin(rig.port, &frame);
+    CHECK_EQ(fm_port_start(rig.port, 5, 0), 1);
+    fm_port_loading(rig.port, 1);
+    CHECK(rig.page->t_start > fm_now());
+    rig.port->load_start -= 1000000; /* so long it took */
+    fm_port_loading(rig.port, 0);
+    CHECK(rig.page->t_start <= fm_now());
+    CHECK(rig.port->frame_start >= start + 1000000);
+    CHECK_EQ(rig.page->frame_start, rig.port->frame_start);
+    put_record(rig.port, 1, 100);
+    CHECK_EQ(fm_port_finish(rig.port), 0);
+    CHECK(rig.page->busy_ns >= 0);
+    CHECK(rig.page->busy_ns <= fm_now() - start - 1000000);
+    rig_close(&rig);
+}
+
 TEST(a_number_is_an_outcome_wherever_the_ring_ends)
 {
     struct rig rig;

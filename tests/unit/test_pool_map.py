@@ -599,3 +599,53 @@ def test_behind_a_long_task_of_a_map_the_next_one_lies_ready(
         assert pool.stats().in_flight == ready
         gate.open()
         assert list(held) == list(range(4))
+
+
+# ------------------------------------------------------------------------ several at once
+
+
+def test_items_are_taken_several_at_once_up_to_an_odd_one(pool: fm.ProcessPool) -> None:
+    """Plain, long and pickled values, failures: what is odd ends a lot, and nothing is lost."""
+    results = pool.map(tasks.kind_of_seven, range(500), return_exceptions=True)
+    lots: list[list[object]] = []
+    more = True
+    while more:
+        lot: list[object] = []
+        more = results.take(lot, 1 << 20, frozenset({complex}), True)
+        lots.append(lot)
+    flat = [value for lot in lots for value in lot]
+    assert [repr(value) for value in flat] == [repr(_outcome_of_seven(n)) for n in range(500)]
+    for lot in lots:
+        assert not any(type(value) is complex or isinstance(value, Exception) for value in lot[:-1])
+    assert all(len(lot) > 1 for lot in lots[:-1] if lot and type(lot[-1]) is complex)
+
+
+def _outcome_of_seven(n: int) -> object:
+    try:
+        return tasks.kind_of_seven(n)
+    except ValueError as error:
+        return error
+
+
+def test_what_comes_after_the_items_that_were_taken_loses_none(pool: fm.ProcessPool) -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(100)
+        raise OSError("the input broke")
+
+    results = pool.map(tasks.plus_one, numbers())
+    found: list[int] = []
+    with pytest.raises(OSError, match="the input broke"):
+        while results.take(found, 1 << 20, frozenset(), True):
+            pass
+    assert found == [n + 1 for n in range(100)]
+    assert not results.take(found, 1, frozenset())
+
+
+def test_so_many_are_taken_as_are_wanted(pool: fm.ProcessPool) -> None:
+    results = pool.map(tasks.plus_one, range(100))
+    found: list[int] = []
+    assert results.take(found, 7, frozenset(), True)
+    assert found == [n + 1 for n in range(7)]
+    assert next(results) == 8
+    assert results.take(found, 1000, frozenset(), True)
+    assert found[7:] == [n + 1 for n in range(8, 100)]

@@ -214,6 +214,13 @@ def mark(uint32_t number):
     _mark_at[0] = number
 
 
+# What a function may be beside a callable: `_forkmill_guard` is (what is called in its place, `odd`,
+# `fail`). So a map's own code is spared where a call is usual: the result of a type that is named
+# here goes home as it is, of another what odd(result) gives, and what is raised as fail(error).
+cdef frozenset _usual = frozenset({
+    type(None), bool, int, float, str, bytes, tuple, list, dict, set})
+
+
 cdef bint _any_closed() except -1:
     """Whether the owner of a shared value that is kept here has closed it (SHARE-2)."""
     cdef PyObject *nonce
@@ -246,6 +253,9 @@ cdef class Port:
     cdef uint64_t _tasks, _max_tasks, _max_rss_kb
     cdef object _current        # what the frame's tasks call; None: not looked up yet
     cdef object _retry          # exceptions that ask for another try
+    cdef object _guard          # of the function: what is called, `odd`, `fail`; or None
+    cdef object _odd            # makes what goes home of an unusual result; or None
+    cdef object _fail           # the same of an exception; or None
     cdef object _untold         # who has more to say of the frame's tasks, or None
     cdef bint _full             # a limit was reached
     cdef int64_t _looked        # when resident memory was looked at
@@ -405,7 +415,7 @@ cdef class Port:
         at.number = NULL
         self._number = frame.serial + frame.count
         self._full = False
-        self._current = None
+        self._current = self._odd = self._fail = None
         fm_port_begin(self._c, frame)
         while at.i < frame.count and not self._full and not _leave[0]:
             try:
@@ -421,11 +431,12 @@ cdef class Port:
                 at.inside = False
                 Py_CLEAR(at.number)
                 self._printed_if_last(&at)
-                self._failed(worker, error, self._retry)
+                if self._fail is None or not self._explained(error):
+                    self._failed(worker, error, self._retry)
                 at.p += at.size
                 at.i += 1
         Py_CLEAR(at.number)
-        self._current = self._retry = None
+        self._current = self._retry = self._odd = self._fail = None
         return self._finished(self._full or _leave[0] != 0)
 
     cdef inline bint _simple(self, _Place *at) noexcept:
@@ -475,6 +486,8 @@ cdef class Port:
                 worker.stray(None)
             value = None
             self._printed_if_last(at)
+            if self._odd is not None and type(result) not in _usual:
+                result = self._odd(result)
             if put_value(self._c, result, self._dumps, self._arena):
                 result = None  # all that holds it, unless user code does
                 self._arena.send_parted(self._c)
@@ -490,10 +503,12 @@ cdef class Port:
         What it needs is imported with it, perhaps: that is not the task's time. The task is
         claimed before, for a death in there is its own.
         """
-        cdef bint loads = frame.flags & FM_RUN_TIMED and self._index != frame.index
+        cdef bint loads = self._index != frame.index
         if loads:
             fm_port_loading(self._c, True)
         self._use(self._lookup(worker, frame))
+        if self._guard is not None:
+            self._current, self._odd, self._fail = self._guard
         if loads:
             fm_port_loading(self._c, False)
         return 0
@@ -528,6 +543,8 @@ cdef class Port:
                 worker.stray(None)
             self._printed_if_last(at)
             if not put_number(self._c, result):
+                if self._odd is not None and type(result) not in _usual:
+                    result = self._odd(result)
                 if put_value(self._c, result, self._dumps, self._arena):
                     result = None  # all that holds it, unless user code does
                     self._arena.send_parted(self._c)
@@ -540,6 +557,7 @@ cdef class Port:
     cdef inline int _use(self, function) except -1:
         """Call `function`, or the one inside of it, from now on."""
         self._retry = ()
+        self._odd = self._fail = None
         self._current = function
         if type(function) is self._retry_type:
             self._current, self._retry = function.fn, function.retry_on
@@ -552,6 +570,7 @@ cdef class Port:
         """The frame's function. Most frames have the one before's."""
         if self._index != frame.index:
             self._function = worker.lookup(frame.index, frame.serial)
+            self._guard = getattr(self._function, "_forkmill_guard", None)
             self._index = frame.index
         return self._function
 
@@ -594,6 +613,16 @@ cdef class Port:
         if style & FM_RUN_STAR:
             return PyObject_CallObject(function, value)
         return PyObject_CallOneArg(function, value)  # a stream's
+
+    cdef bint _explained(self, error) except -1:
+        """Whether a guard has made something to send of an exception."""
+        try:
+            result = self._fail(error)
+            if put_value(self._c, result, self._dumps, self._arena):
+                self._arena.send_parted(self._c)
+        except Exception:
+            return False
+        return True
 
     cdef int _failed(self, worker, error, retry) except -1:
         cdef bytes body

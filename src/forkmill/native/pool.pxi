@@ -851,8 +851,18 @@ cdef class RecordIterator:
 
     cdef object _next(self):
         """Any item: in this chunk or the first of another one."""
-        cdef _Outcomes outcomes = self._outcomes
+        cdef _Outcomes outcomes = self._await_record()
         cdef const uint8_t *p
+        if outcomes is None:
+            raise StopIteration
+        p = outcomes._record
+        if p[0] <= FM_TAG_FLOAT:  # cannot fail: spare it the `try`
+            return _take_single(&p, p + outcomes._size)
+        return self._value(outcomes)
+
+    cdef _Outcomes _await_record(self):
+        """The outcomes, moved to the next record; None at the end."""
+        cdef _Outcomes outcomes = self._outcomes
         if outcomes is not None and outcomes._busy:
             raise ValueError("map iterator already executing")
         while outcomes is None or not outcomes.move():
@@ -864,14 +874,46 @@ cdef class RecordIterator:
                     self._break_off()
                 raise
             if chunk is None:
-                raise StopIteration
+                return None
             outcomes = _Outcomes.__new__(_Outcomes)
             outcomes.begin(chunk)
             self._outcomes = outcomes
-        p = outcomes._record
-        if p[0] <= FM_TAG_FLOAT:  # cannot fail: spare it the `try`
-            return _take_single(&p, p + outcomes._size)
-        return self._value(outcomes)
+        return outcomes
+
+    def take(self, list into not None, Py_ssize_t most, frozenset odd, bint whole=False):
+        """Several items at once.
+
+        Args:
+            into: gets them, each as soon as it is there: what is raised afterwards loses none.
+            most: how many.
+            odd: types; an item of one of these, or an exception, is the last that is taken.
+            whole: wait for as many; else the first is waited for, and what its chunk has is taken.
+
+        Returns: whether there was one; False at the end.
+        """
+        cdef _Outcomes outcomes
+        cdef const uint8_t *p
+        cdef bint first = True
+        while most > 0:
+            if first or whole:
+                outcomes = self._await_record()
+                if outcomes is None:
+                    return not first
+            else:
+                outcomes = self._outcomes
+                if outcomes is None or outcomes._busy or not outcomes.move():
+                    break
+            first = False
+            most -= 1
+            p = outcomes._record
+            if p[0] <= FM_TAG_FLOAT:
+                into.append(_take_single(&p, p + outcomes._size))
+                continue
+            value = self._value(outcomes)
+            into.append(value)
+            if type(value) in odd or isinstance(value, BaseException):
+                break
+        return True
 
     cdef object _value(self, _Outcomes outcomes):
         """The value of any record, or its failure raised."""

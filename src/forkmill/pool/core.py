@@ -558,8 +558,11 @@ class Core:
         return fn
 
     def plain(self, fn: Any) -> bool:
-        """Whether a worker gets fn once (functions, builtins, classes), not with each task."""
-        return type(fn) is FunctionType or self.codec.is_plain_function(fn)
+        """Whether a worker gets fn once (functions, builtins, classes, and what says that it is
+        never changed but by the functions in its attributes), not with each task."""
+        if type(fn) is FunctionType or self.codec.is_plain_function(fn):
+            return True
+        return getattr(type(fn), "_forkmill_once", None) is True
 
     def for_map(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
         detail = STREAM[0].detail() if STREAM else "runs"

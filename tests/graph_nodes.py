@@ -172,3 +172,39 @@ def count_inside(x: int) -> int:
     graph = fm.Graph([double, plus])
     rows = graph.map({"x": range(x)}, "x", engine="parallel:2")
     return sum(rows["plus"])
+
+
+def looked_up(x: int, table: Any) -> Any:
+    return table[x]
+
+
+async def _later(x: int) -> int:
+    if x % 2:
+        raise LookupError(x)
+    return x
+
+
+KINDS = 12
+
+
+def any_kind(x: Any) -> Any:
+    """Of each kind that a call's end may be, one."""
+    if type(x) is not int:
+        return x
+    if x == 0:
+        raise SystemExit(3)
+    if x == 1:
+        raise KeyError(x)
+    if x == 2:
+        raise StopIteration(x)
+    if x == 3:
+        return int("no number")
+    kinds = (
+        ValueError("it is a value"), complex(1, 2), _later(4), _later(5), [x, {"a": (x,)}],
+        1 << 80, "a" * 3000, None,
+    )  # fmt: skip
+    value = kinds[x - 4]
+    for other in kinds[2:4]:
+        if other is not value:
+            other.close()  # type: ignore[union-attr]
+    return value

@@ -51,6 +51,7 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 CACHED = 64  # decoded values that a process keeps
+_PART = 1 << 17  # bytes that are compared at once
 _PACKED = struct.Struct("<iiQ16s")  # an address, as an argument's record has it
 
 
@@ -186,6 +187,29 @@ def share(value: T) -> Shared[T]:
     segment = _segment.hold([memoryview(data), *buffers])
     segment.pins = pins
     return _handle(segment.address, segment, value)
+
+
+def holds(handle: Shared[Any], value: Any) -> bool:
+    """Whether a handle of this process's is, byte for byte, what `share(value)` would be now."""
+    segment = handle._segment
+    if segment is None:
+        return False
+    (data, buffers), pins = pinned(codec.dumps, value)
+    if pins:
+        return False  # it leads to other handles
+    image = segment.image if type(segment) is Parcel else _segment.memory(segment.address)[0]
+    first, rest = _segment.parts_of(image)
+    return len(rest) == len(buffers) and all(map(_same, (first, *rest), (data, *buffers)))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two buffers have the same bytes."""
+    one, other = memoryview(one).cast("B"), memoryview(other).cast("B")
+    # Only a bytearray compares itself with other memory at once; in parts, which stay in caches.
+    return len(one) == len(other) and all(
+        bytearray(one[at : at + _PART]) == other[at : at + _PART]
+        for at in range(0, len(one), _PART)
+    )
 
 
 def _handle(address: Address, segment: Segment | Parcel | None, value: Any) -> Shared[Any]:

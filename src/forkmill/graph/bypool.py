@@ -10,29 +10,31 @@ Threads: the call's own.
 
 from __future__ import annotations
 
-import functools
 from concurrent.futures import CancelledError
+from functools import partial
 from itertools import islice
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .bundle import Bare
+from .bundle import Bare, Lasting
 from .carrier import UNUSUAL
 from .flow import Flow
-from .levels import Rows
+from .levels import Values
+from .rows import Maker
 from .ways import Bell, Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .homes import Home
+    from .homes import Home, Session
     from .levels import Layout
+    from .post import Post
     from .telling import Telling
 
 __all__ = ["by_pool", "pool_of"]
 
-_LOOK_S = 0.002  # between two looks at what a pool's map has given
-_MOST = 1024  # results at one look
+_LOOK_S = 0.002  # between two looks at what a pool's map has given, where somebody is told
+_MOST = 1 << 31  # results at one look
 _FEW = 32  # where somebody asks for one row after another
 
 
@@ -55,17 +57,17 @@ def pool_of(layout: Layout, ctx: Any, items: Any, tell: Telling | None) -> Home 
 
 
 def by_pool(
-    executor: Any, layout: Layout, items: Any, ctx: Any, tell: Telling | None
+    session: Session, layout: Layout, items: Any, ctx: Any, tell: Telling | None
 ) -> Iterator[list[tuple[int, Any]]]:
     """Rows of a map of one group over a process pool."""
     (post,) = layout.posts
-    face: Any = executor._excused()  # a death costs an item, and is told there
+    face: Any = session.executor(post.home)._excused()  # a death costs an item, and is told there
     if post.timeout is not None:
         face = face.options(timeout=post.timeout)
     flow = Flow(layout, iter(()), [], Bell(), ctx, tell)
     column = _Column(post, items, ctx.interrupts)
     results: Any = face.map(
-        Bare(post.call),
+        _function(session, post),
         column.values,
         chunksize=ctx.chunksize,
         buffersize=ctx.buffersize,
@@ -73,6 +75,16 @@ def by_pool(
     )
     ctx.interrupts.guards(_Results(results))
     return _blocks_of(results, flow, tell, column, ctx)
+
+
+def _function(session: Session, post: Post) -> Bare:
+    """What the pool calls: that of the last map, if it is the same."""
+    if not post.steady:
+        return Bare(post.call)
+    last: Lasting | None = session.sent.get(post.home.key)
+    if last is None or not last.does(post.call):
+        last = session.sent[post.home.key] = Lasting(post.call)
+    return last
 
 
 class _Results:
@@ -94,41 +106,65 @@ def _blocks_of(
 ) -> Iterator[list[tuple[int, Any]]]:
     layout = flow.top.layout
     (post,) = layout.posts
-    rows_of = _row_maker(layout.outputs, post.writes)
+    maker = Maker(layout.outputs, post.writes)
     # Rows that were taken and are not handed on count as consumed: they must be few.
     most = _MOST if ctx.mode == "map" else 1 if ctx.buffersize is not None else _FEW
-    at, size, over = 0, 1, False
+    take = _taker(results, most, ctx.mode == "map", told=tell is not None)
+    at, more = 0, True
     try:
-        while not over and flow.top.limit is None:
-            start = perf_counter()
+        while more and flow.top.limit is None:
             values: list[Any] = []
             try:
-                values.extend(islice(results, size))  # keeps those before an exception
-                over = len(values) < size
-                if ctx.interrupts.noted and (taken := _taken_back(values)):
-                    values, over = values[:-taken], True
+                more = take(values)
+                if ctx.interrupts.noted:
+                    _finish(take, values)
+                    more = False
             finally:
-                if values:
+                number = len(values)
+                if values:  # also those before an exception
                     if tell is not None:
-                        tell.sent(post, at, len(values))
-                    yield _told(flow, tell, rows_of, column, at, values)
-            size = min(most, _next_size(size, perf_counter() - start))
-            at += len(values)
+                        tell.sent(post, at, number)
+                    yield from _told(flow, tell, maker, column, at, values)
+            at += number
         ctx.interrupts.check()
     finally:
         results.close()
 
 
-def _taken_back(values: list[Any]) -> int:
-    """How many at the end were not begun before a stop."""
-    begun = [at for at, value in enumerate(values) if type(value) is not CancelledError]
-    return len(values) - 1 - (begun[-1] if begun else -1)
+def _finish(take: Callable[[list[Any]], bool], values: list[Any]) -> None:
+    """After a stop: take all that there is still, but what was not begun at the end of it."""
+    while take(values):
+        pass
+    while values and type(values[-1]) is CancelledError:
+        values.pop()
 
 
-def _next_size(size: int, seconds: float) -> int:
-    if seconds < _LOOK_S / 2:
-        return min(2 * size, _MOST)
-    return max(1, size // 2) if seconds > _LOOK_S else size
+def _taker(results: Any, most: int, mapped: bool, *, told: bool) -> Callable[[list[Any]], bool]:
+    """What takes the next results, of which only the last is unusual; False at the end."""
+    several = getattr(results, "take", None)  # a pool without workers has none
+    if several is None:
+        return partial(_take_one, results)
+    if not mapped or not told:
+        return partial(several, most=most, odd=UNUSUAL, whole=mapped)
+
+    def take(values: list[Any]) -> bool:
+        until = perf_counter() + _LOOK_S
+        more: bool = several(values, most, UNUSUAL)
+        while more and perf_counter() < until and not _is_odd(values[-1]):
+            more = several(values, most, UNUSUAL)
+        return more
+
+    return take
+
+
+def _take_one(results: Any, values: list[Any]) -> bool:
+    before = len(values)
+    values.extend(islice(results, 1))
+    return len(values) > before
+
+
+def _is_odd(value: Any) -> bool:
+    return type(value) in UNUSUAL or isinstance(value, BaseException)
 
 
 class _Column:
@@ -174,40 +210,37 @@ class _Column:
 def _told(
     flow: Flow,
     tell: Telling | None,
-    rows_of: Callable[[Iterable[Any]], list[Any]],
+    maker: Maker,
     column: _Column,
     at: int,
     values: list[Any],
-) -> list[tuple[int, Any]]:
-    """The rows of results."""
-    kinds = set(map(type, values))
+) -> Iterator[list[tuple[int, Any]]]:
+    """The rows of results, of which only the last is unusual if nobody has stopped them."""
     post = flow.top.layout.posts[0]
-    if UNUSUAL.isdisjoint(kinds) and not any(issubclass(kind, BaseException) for kind in kinds):
-        column.drop(at, len(values))
-        if tell is not None:
-            tell.came(post, at, len(values))
-        return Rows(rows_of(values), at)
-    rows: list[tuple[int, Any]] = []
-    items = column.take(at, len(values))
-    for index, (item, value) in enumerate(zip(items, values, strict=True), at):
-        out = Ended(value, item) if isinstance(value, BaseException) else value
-        rows += flow.settled(index, item, out)
-        if flow.top.limit is not None:
-            break
-    return rows
+    for lot in _lots(values) if flow.ctx.interrupts.noted else (values,):
+        last = [lot.pop()] if _is_odd(lot[-1]) else []
+        if lot:
+            column.drop(at, len(lot))
+            if tell is not None:
+                tell.came(post, at, len(lot))
+            yield Values(lot, at, maker)
+        at += len(lot)
+        for value in last:
+            (item,) = column.take(at, 1)
+            out = Ended(value, item) if isinstance(value, BaseException) else value
+            yield flow.settled(at, item, out)
+            if flow.top.limit is not None:
+                return
+            at += 1
 
 
-@functools.lru_cache(maxsize=256)
-def _row_maker(
-    outputs: tuple[tuple[str, int], ...], writes: tuple[int, ...]
-) -> Callable[[Iterable[Any]], list[Any]]:
-    """A function that makes rows of what calls give: bare values, or tuples."""
-    if len(writes) == 1:
-        pattern = f"v{writes[0]}"
-    else:
-        pattern = f"({', '.join(f'v{slot}' for slot in writes)},)"
-    pairs = ", ".join(f"{name!r}: v{slot}" for name, slot in outputs)
-    made: Callable[[Iterable[Any]], list[Any]] = eval(
-        f"lambda values: [{{{pairs}}} for {pattern} in values]"
-    )
-    return made
+def _lots(values: list[Any]) -> Iterator[list[Any]]:
+    """The same in lists of which only the last is unusual."""
+    lot: list[Any] = []
+    for value in values:
+        lot.append(value)
+        if _is_odd(value):
+            yield lot
+            lot = []
+    if lot:
+        yield lot

@@ -38,7 +38,7 @@ from .failed import (
 from .given import items_of
 from .loss import Broken, Stop
 from .nested import MODES, POLICIES, check_choice, names_of
-from .rows import MapResult, counted
+from .rows import Gathered, MapResult, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -221,7 +221,7 @@ def by_engine(graph: Any, asked: Asked) -> Any:
 def _mapped_by_engine(graph: Any, asked: Asked, what: Checked, start: float) -> MapResult:
     engine = engine_for(graph, asked)
     ctx = asked.ctx(what.plan, what.items)
-    rows: list[dict[str, Any]] = []
+    rows = Gathered()
     failures: list[Failure] = []
     failed: Failure | None = None
     ours = hasattr(engine, "_blocks")  # another one's code may be anything
@@ -232,7 +232,8 @@ def _mapped_by_engine(graph: Any, asked: Asked, what: Checked, start: float) -> 
         ):
             try:
                 for _, block in blocks:
-                    rows += made(what.plan, block, failures)
+                    if not rows.keep(block):
+                        rows.add(made(what.plan, block, failures))
             except Ended as ended:
                 failed = ended.failure
         ctx.interrupts.check()
@@ -252,7 +253,9 @@ def engine_for(graph: Any, asked: Asked) -> Any:
     return engine_of(graph._engine if asked.engine is None else asked.engine)
 
 
-def result_of(ctx: Any, rows: list[Any], failures: list[Failure], start: float) -> MapResult:
+def result_of(
+    ctx: Any, rows: list[Any] | Gathered, failures: list[Failure], start: float
+) -> MapResult:
     """What a map by an engine has come to."""
     status = "stopped" if ctx.stopped else "completed"
     return _result(ctx.plan, rows, [*failures, *ctx.noted], start, status, ctx.stats)
@@ -278,7 +281,7 @@ def row_blocks(
 ) -> Generator[tuple[int, list[Any]], None, None]:
     """(index of the first, rows) of an engine's map, in order, up to a failure that is raised.
 
-    Rows that are no plain list are in order as they are, and nothing in them failed.
+    What is no plain list is `levels.Rows`: in order as it is, and nothing in it failed.
     """
     items = what.items
     constants = {name: value for name, value in what.values.items() if name not in items.map_over}
@@ -344,7 +347,7 @@ def _sorted(
                 yield block.first, block
                 due += len(block)
                 continue
-            early.update(enumerate(block, block.first) if whole else block)
+            early.update(enumerate(block.rows(), block.first) if whole else block)
             ready = []
             if not ordered:
                 ready, early = list(early.items()), {}
@@ -384,7 +387,8 @@ def _open(call: Call, plan: Plan, rows: list[Any], failures: list[Failure]) -> N
 def made(plan: Plan, block: list[Any], failures: list[Failure]) -> list[dict[str, Any]]:
     """Rows as an engine gave them, as their user gets them; their failures are noted."""
     if type(block) is not list:
-        return block
+        whole: Any = block
+        return whole.rows()  # type: ignore[no-any-return]
     rows = []
     for row in block:
         failures += failures_in(row)
@@ -396,7 +400,7 @@ def made(plan: Plan, block: list[Any], failures: list[Failure]) -> list[dict[str
 
 def _result(
     plan: Plan,
-    rows: list[dict[str, Any]],
+    rows: list[dict[str, Any]] | Gathered,
     failures: list[Failure],
     start: float,
     status: str = "completed",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..contexts.lanes.lane import Work
 from .loss import HANDLES, Broken, Given, Loss, Stop, Torn
-from .piece import Piece, Value, come, everything, piece_of, sent
+from .piece import Piece, Value, come, everything, packed, piece_of, sent, unpacked
 from .text import compiled, lines_of
 from .walk import USUAL, Rest, odd
 
@@ -32,9 +32,16 @@ if TYPE_CHECKING:
 
     from ..runs.failure import Failure
     from .clocks import Heard
+    from .piece import Packed
     from .plan import Group, Plan
 
 __all__ = ["Broken", "Call", "Given", "Loss", "Stop", "Torn", "Value", "everything"]
+
+
+_USUAL: dict[str, Any] = {  # what a call's options are if nobody says anything else
+    "mode": "record", "blocking": False, "mark": None, "aio": False, "aside": None,
+    "batch": False, "caches": None, "local": False, "noted": None, "heard": None,
+}  # fmt: skip
 
 
 class Call:
@@ -77,10 +84,10 @@ class Call:
         read = {arg.slot for part in piece.parts for arg in part.args}
         self.piece = piece
         self.constants = {slot: value for slot, value in constants.items() if slot in read}
-        self.options = {
+        self.options: dict[str, Any] = {
             "mode": mode, "blocking": blocking, "mark": mark, "aio": aio, "aside": aside,
-            "batch": batch, "caches": caches, "local": local,
-            "noted": noted, "heard": heard,
+            "batch": batch, "caches": caches or None, "local": local, "noted": noted,
+            "heard": heard,
         }  # fmt: skip
         self._fn: Any = None
         self._rest: Rest | None = None
@@ -116,10 +123,9 @@ class Call:
     def fn(self) -> Any:
         """The function itself, which takes an item."""
         if self._fn is None:
-            self._rest = Rest(self.piece, self.constants, Call, **self.options)
-            fn = _function(self._rest, self.piece, self.constants)
-            if self._rest.clocks is not None:
-                fn = self._rest.clocks.around(fn)
+            fn = _function(self.rest, self.piece, self.constants)
+            if self.rest.clocks is not None:
+                fn = self.rest.clocks.around(fn)
             heard = self.options["heard"]
             if heard is not None and type(fn) is FunctionType:
                 fn._forkmill_origin = heard.origin  # type: ignore[attr-defined]
@@ -130,6 +136,32 @@ class Call:
         """Nobody calls it any more: what was not told yet is, in this process."""
         if self._rest is not None and self._rest.clocks is not None:
             self._rest.clocks.tell()
+
+    @property
+    def rest(self) -> Rest:
+        """What its function does when something is not usual."""
+        if self._rest is None:
+            self._rest = Rest(self.piece, self.constants, Call, **self.options)
+        return self._rest
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it only calls one function with the item, as it is."""
+        piece, options = self.piece, self.options
+        if len(piece.parts) > 1 or not piece.bare or piece.given or piece.row is not None:
+            return False
+        (part,) = piece.parts
+        if part.nest or part.retry or part.is_async or piece.writes != part.writes:
+            return False
+        if any(options[name] for name in ("aio", "batch", "caches", "heard")):
+            return False
+        if not options["blocking"]:
+            return False
+        return len(part.args) == len(part.writes) == 1 and not part.args[0].keyword
+
+    def resolved(self) -> Call:
+        """The same for items among which are no handles."""
+        return Call(self.piece._replace(given=frozenset()), self.constants, **self.options)
 
     @property
     def broke(self) -> bool:
@@ -148,14 +180,18 @@ class Call:
         return _Work(self.fn, label=self.piece.label, **options).holding(self)
 
     def __reduce__(self) -> Any:
-        return _revived, (sent(self.piece), self.constants, self.options)
+        piece = sent(self.piece)
+        options = {name: value for name, value in self.options.items() if _USUAL[name] != value}
+        if len(piece.parts) == 1:
+            options.pop("mark", None)  # there is nothing to tell apart
+        return _revived, (packed(piece) or piece, self.constants, options)
 
     def __repr__(self) -> str:
         return f"<call of {self.piece.label}>"
 
 
-def _revived(piece: Piece, constants: dict[int, Any], options: dict[str, Any]) -> Call:
-    return Call(come(piece), constants, **options)
+def _revived(piece: Piece | Packed, constants: dict[int, Any], options: dict[str, Any]) -> Call:
+    return Call(come(piece if isinstance(piece, Piece) else unpacked(piece)), constants, **options)
 
 
 class _Work(Work):

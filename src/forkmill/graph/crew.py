@@ -11,8 +11,8 @@ Which executor a step gets, the first of these that says something:
 
 Guarantees:
     * What cannot be done is refused before any code of the user's runs.
-    * Constants of `LARGE` bytes and more go to other processes by `share`, encoded once a run and
-      only if a group reads them there.
+    * Constants of `LARGE` bytes and more go to other processes by `share`, encoded once a run at
+      most (see `kept`) and only if a group reads them there.
 
 Threads: a crew belongs to the thread of its call.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import itemgetter
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from .plan import Group, Plan, Step
 
 __all__ = ["LARGE", "Crew", "Placing"]
+
+_STEADY = frozenset({int, float, complex, bool, type(None), str, bytes})
 
 
 class Placing:
@@ -102,7 +105,7 @@ class Crew:
         self._posts: list[tuple[Home, Post]] = []
         self._shares: dict[int, Any] = {}  # id of a constant -> its handle, or itself
         self._kept: list[Any] = []  # those constants: their ids stay theirs
-        self.shared: list[Any] = []  # handles, to be closed
+        self._shared_here: list[tuple[Any, Any]] = []  # large constants, and their handles
 
     def layout(self, plan: Plan, constants: Mapping[int, Any], *, mapped: bool) -> Layout:
         """A level's posts; nothing is opened yet."""
@@ -113,7 +116,7 @@ class Crew:
         """Open the executors, and give every post its way."""
         inherit: dict[Any, tuple[Any, ...]] = {}
         for home, post in self._posts:
-            if home.type == "ipc_fork":
+            if home.type == "ipc_fork" and not self._session.has(home):
                 inherit[home.key] = (*inherit.get(home.key, ()), post.make_work())
         self._session.open(self._homes.values(), inherit)
         for home, post in self._posts:
@@ -127,9 +130,10 @@ class Crew:
         return list(self._ways.values())
 
     def let_go(self) -> None:
-        """The run is over: its shared constants are of no use any more."""
-        while self.shared:
-            self.shared.pop().close()
+        """The run is over: its shared constants are for the session's next one. Idempotent."""
+        shared, self._shared_here = self._shared_here, []
+        if shared:
+            self._session.kept.give(shared)
 
     # ------------------------------------------------------------------ layouts
 
@@ -259,6 +263,13 @@ class Crew:
         fixed = {slot: constants[slot] for slot in group.fixed}
         if home.isolated:
             fixed = {slot: self._handed(value) for slot, value in fixed.items()}
+            ours = {id(handle) for _, handle in self._shared_here}
+            post.steady = (
+                not caches
+                and self._ctx.emitter is None
+                and all(type(each.node.fn) is FunctionType for each in group.steps)
+                and all(type(v) in _STEADY or id(v) in ours for v in fixed.values())
+            )
         emitter = self._ctx.emitter
         if emitter is not None:
             alone = home.type == "cow_fork"
@@ -344,9 +355,9 @@ class Crew:
         key = id(value)
         if key not in self._shares:
             self._kept.append(value)
-            handle = handle_of(value)
+            handle = self._session.kept.take(value) or handle_of(value)
             if handle is not None:
-                self.shared.append(handle)
+                self._shared_here.append((value, handle))
             self._shares[key] = value if handle is None else handle
         return self._shares[key]
 

@@ -223,7 +223,7 @@ class LocalEngine(Engine):
             over = getattr(items, "map_over", ())
             ctx = Ctx(graph._plan((*inputs, *over), over, output_name), "imap", over)
         for block in self._blocks(graph, items, inputs, output_name, ctx):
-            yield from enumerate(block, block.first) if isinstance(block, Rows) else block
+            yield from enumerate(block.rows(), block.first) if isinstance(block, Rows) else block
 
     def _blocks(
         self,
@@ -261,7 +261,7 @@ class LocalEngine(Engine):
             tell = _telling(graph, layout, ctx, ways)
             pool = pool_of(layout, ctx, items, tell)
             if pool is not None and items is not None:
-                rows = by_pool(session.executor(pool), layout, items, ctx, tell)
+                rows = by_pool(session, layout, items, ctx, tell)
             else:
                 one = tuple(inputs.values()) if items is None and ctx.plan.mapped else ()
                 flow = Flow(layout, items, ways, bell, ctx, tell, one)

@@ -29,6 +29,7 @@ from .. import contexts
 from .._process import cpus
 from ..errors import BuildError
 from ..runs.executor import Face
+from .kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -148,6 +149,8 @@ class Session:
         self._lock = threading.Lock()  # guards the next one
         self._open: dict[Hashable, Any] = {}
         self._pools: list[Any] = []  # those of them that can be killed, and are ours alone
+        self.kept = Kept()  # what the last call has shared with them
+        self.sent: dict[Hashable, Any] = {}  # by a home's key: what the last map there called
 
     def open(self, homes: Iterable[Home], inherit: dict[Hashable, tuple[Any, ...]]) -> None:
         """Open what is not open yet.
@@ -172,6 +175,10 @@ class Session:
                 if more:
                     self._pools.append(executor)
 
+    def has(self, home: Home) -> bool:
+        """Whether the executor of a home is open."""
+        return home.key in self._open
+
     def executor(self, home: Home) -> Any:
         """The open executor of a home."""
         if home.executor is not None:
@@ -190,6 +197,8 @@ class Session:
         """
         with self._lock:
             executors, pools = tuple(self._open.values()), tuple(self._pools)
+        self.kept.close()
+        self.sent.clear()
         for pool in () if well else pools:
             pool.kill()
         for executor in executors:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from .loss import Loss
     from .plan import Plan
     from .post import Post
+    from .rows import Maker
 
-__all__ = ["Frame", "Inner", "Layout", "Level", "Rows"]
+__all__ = ["Frame", "Inner", "Layout", "Level", "Rows", "Values"]
 
 
 @dataclass
@@ -88,6 +89,27 @@ class Rows(list[Any]):
     def __init__(self, rows: list[Any], first: int) -> None:
         super().__init__(rows)
         self.first = first
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return self
+
+
+class Values(Rows):
+    """As Rows, and it holds what calls gave, of which rows can be made.
+
+    Attributes:
+        maker: Makes rows of such values, and columns.
+    """
+
+    __slots__ = ("maker",)
+
+    def __init__(self, values: list[Any], first: int, maker: Maker) -> None:
+        super().__init__(values, first)
+        self.maker = maker
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.maker.rows(self)
 
 
 class Level:

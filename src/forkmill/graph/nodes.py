@@ -29,7 +29,7 @@ from ..runs.policies import OptionError, Retry
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["ABSENT", "Node", "Parameter", "arrived", "node", "parameters_of", "sendable"]
+__all__ = ["ABSENT", "Arg", "Node", "Parameter", "arrived", "node", "parameters_of", "sendable"]
 
 F = TypeVar("F")
 
@@ -38,6 +38,20 @@ ABSENT: Any = inspect.Parameter.empty
 OPTIONS = (
     "output_name", "name", "context", "retry", "timeout", "cache", "batch", "version",
 )  # fmt: skip
+
+
+class Arg(NamedTuple):
+    """One argument of a call.
+
+    Attributes:
+        name: The parameter's.
+        slot: Where its value is.
+        keyword: It is passed by its name; else by position, in the order of `Step.args`.
+    """
+
+    name: str
+    slot: int
+    keyword: bool = False
 
 
 class Parameter(NamedTuple):

@@ -1,6 +1,8 @@
 """A group of steps as it travels to where it runs: plain data and the users' functions.
 
-    Plan, steps ──▶ Piece ──sent──▶ pickle ──come──▶ Piece
+    Plan, steps ──▶ Piece ──sent──▶ packed ──▶ pickle ──▶ unpacked ──come──▶ Piece
+
+What is packed is bytes, and beside them what only the codec can send: a codec looks at each object.
 
 Guarantees: functions that were decorated as nodes go by the node's name, which is where theirs led.
 
@@ -12,16 +14,30 @@ Threads: any; a Piece is never changed.
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .nodes import arrived, sendable
+from .nodes import Arg, arrived, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .plan import Arg, Plan, Step
+    from .plan import Plan, Step
 
-__all__ = ["Part", "Piece", "Value", "come", "everything", "piece_of", "sent"]
+__all__ = [
+    "Packed",
+    "Part",
+    "Piece",
+    "Value",
+    "come",
+    "everything",
+    "packed",
+    "piece_of",
+    "sent",
+    "unpacked",
+]
+
+Packed = tuple[bytes, tuple[Any, ...], tuple[Any, ...]]  # plain data, functions, retries
 
 
 class Value(NamedTuple):
@@ -129,3 +145,46 @@ def come(piece: Piece) -> Piece:
             for part in piece.parts
         )
     )
+
+
+def packed(piece: Piece) -> Packed | None:
+    """A piece as bytes and what users gave; None if there is more to it."""
+    parts = piece.parts
+    if any(part.nest is not None for part in parts) or piece.bound:
+        return None
+    names = [piece.label, piece.path, *(piece.row or ())]
+    for part in parts:
+        names += (part.path, *part.outputs, *(arg.name for arg in part.args))
+    if not all(type(name) is str for name in names):
+        return None
+    plain = (
+        [
+            (part.number, part.path, [tuple(arg) for arg in part.args], part.writes, part.outputs,
+             part.is_async)
+            for part in parts
+        ],
+        (piece.label, piece.reads, piece.writes, piece.bare, piece.row, [*piece.copied],
+         [*piece.given], piece.path),
+    )  # fmt: skip
+    functions = tuple(part.fn for part in parts)
+    retries = tuple(part.retry for part in parts)
+    return pickle.dumps(plain, 5), functions, retries if any(retries) else ()
+
+
+def unpacked(sent: Packed) -> Piece:
+    """What was packed."""
+    data, functions, retries = sent
+    parts, (label, reads, writes, bare, row, copied, given, path) = pickle.loads(data)
+    return Piece(
+        label,
+        tuple(
+            Part(
+                number, where, fn, tuple(Arg(*arg) for arg in args), slots, outputs, retry,
+                is_async, None,
+            )
+            for (number, where, args, slots, outputs, is_async), fn, retry in zip(
+                parts, functions, retries or (None,) * len(parts), strict=True
+            )
+        ),
+        reads, writes, bare, row, frozenset(copied), frozenset(given), path=path,
+    )  # fmt: skip

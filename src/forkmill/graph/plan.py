@@ -32,26 +32,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .nodes import Arg
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from .nodes import Node
 
 __all__ = ["Arg", "Group", "Nest", "Plan", "Step", "grouped"]
-
-
-class Arg(NamedTuple):
-    """One argument of a call.
-
-    Attributes:
-        name: The parameter's.
-        slot: Where its value is.
-        keyword: It is passed by its name; else by position, in the order of `Step.args`.
-    """
-
-    name: str
-    slot: int
-    keyword: bool = False
 
 
 class Nest(NamedTuple):

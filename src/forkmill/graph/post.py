@@ -28,6 +28,7 @@ class Post:
         batch: How many items a call gets, in a list; 0: one, as it is.
         timeout: Seconds a call may take.
         aio: `call` is a coroutine function.
+        steady: Nothing that `call` holds can change but functions: the next run may use it.
         label: What messages call it.
         copies: The slots of constants that an item brings a copy of.
         heard: Who hears of its calls; or None.
@@ -36,8 +37,8 @@ class Post:
 
     __slots__ = (
         "aio", "asked", "batch", "call", "copies", "first", "getter", "group", "heard", "hoard",
-        "home", "label", "nest", "parts", "paths", "row", "straight", "timeout", "way", "work",
-        "writes",
+        "home", "label", "nest", "parts", "paths", "row", "steady", "straight", "timeout", "way",
+        "work", "writes",
     )  # fmt: skip
 
     way: Any
@@ -51,6 +52,7 @@ class Post:
         self.batch = 0
         self.timeout: float | None = None
         self.aio = False
+        self.steady = False
         self.label = label
         self.copies: tuple[int, ...] = ()
         self.heard: Any = None

@@ -1,13 +1,22 @@
 """What a map gives: its rows, and how it went.
 
+    blocks of an engine ──▶ Gathered: what calls gave ──at the first look──▶ rows
+
+Guarantees:
+    * A row is one dict, however often it is asked for.
+    * Where calls gave the values alone (see `levels.Values`), rows are made when somebody looks at
+      them, and columns without them.
+
 Threads: any; a result is not changed.
 """
 
 from __future__ import annotations
 
+import functools
 import html
 import reprlib
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, overload
 
 from .._checks import nearest
@@ -17,16 +26,104 @@ from ..runs.stats import RunStats, StageStats
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterable, Iterator
 
     from ..runs.failure import Failure
     from .plan import Plan
 
-__all__ = ["MapResult", "counted"]
+__all__ = ["Gathered", "Maker", "MapResult", "counted"]
 
 
 _SHOWN = 10  # rows, and columns
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
+
+
+class Maker:
+    """Makes rows of what calls give: bare values, or tuples.
+
+    Args:
+        outputs: (name, slot) of what a row has.
+        writes: The slots of what a call gives.
+    """
+
+    def __init__(self, outputs: tuple[tuple[str, int], ...], writes: tuple[int, ...]) -> None:
+        self.rows: Callable[[Iterable[Any]], list[dict[str, Any]]] = _rows_of(outputs, writes)
+        self._places = {name: writes.index(slot) for name, slot in outputs}
+        self._bare = len(writes) == 1
+
+    def column(self, name: str, values: list[Any]) -> list[Any]:
+        """The values of one output."""
+        return values[:] if self._bare else list(map(itemgetter(self._places[name]), values))
+
+
+@functools.lru_cache(maxsize=256)
+def _rows_of(
+    outputs: tuple[tuple[str, int], ...], writes: tuple[int, ...]
+) -> Callable[[Iterable[Any]], list[dict[str, Any]]]:
+    if len(writes) == 1:
+        pattern = f"v{writes[0]}"
+    else:
+        pattern = f"({', '.join(f'v{slot}' for slot in writes)},)"
+    pairs = ", ".join(f"{name!r}: v{slot}" for name, slot in outputs)
+    made: Callable[[Iterable[Any]], list[dict[str, Any]]] = eval(
+        f"lambda values: [{{{pairs}}} for {pattern} in values]"
+    )
+    return made
+
+
+class Gathered:
+    """Rows as they come, and when all are there: made, or what they can be made of."""
+
+    def __init__(self, rows: list[dict[str, Any]] | None = None) -> None:
+        self._rows = rows
+        self._values: list[Any] = []
+        self._maker: Maker | None = None
+        self._seen: dict[int, dict[str, Any]] = {}  # made one by one
+        self._made: dict[None, list[dict[str, Any]]] = {}  # by the first of several threads
+
+    def keep(self, block: Any) -> bool:
+        """Whether a block can stay as it is."""
+        maker = getattr(block, "maker", None)
+        if maker is None or self._rows is not None or self._maker not in (None, maker):
+            return False
+        self._maker = maker
+        self._values += block
+        return True
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """What has come next."""
+        if self._rows is None:
+            self._rows = self.rows()
+        self._rows += rows
+
+    def __reduce__(self) -> Any:
+        return Gathered, (self.rows(),)
+
+    def __len__(self) -> int:
+        return len(self._values if self._rows is None else self._rows)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of them, made."""
+        if self._rows is None:
+            made = [] if self._maker is None else self._maker.rows(self._values)
+            for at, row in self._seen.items():
+                made[at] = row
+            self._rows = self._made.setdefault(None, made)
+        return self._rows
+
+    def row(self, at: int) -> dict[str, Any]:
+        """One of them."""
+        if self._rows is not None or self._maker is None:
+            return self.rows()[at]
+        (row,) = self._maker.rows((self._values[at],))
+        return self._seen.setdefault(range(len(self._values))[at], row)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one output."""
+        if self._rows is not None or self._seen or self._maker is None:
+            return [row[name] for row in self.rows()]
+        return self._maker.column(name, self._values)
 
 
 class MapResult(Sequence[dict[str, Any]]):
@@ -45,14 +142,14 @@ class MapResult(Sequence[dict[str, Any]]):
 
     def __init__(
         self,
-        rows: list[dict[str, Any]],
+        rows: list[dict[str, Any]] | Gathered,
         outputs: tuple[str, ...],
         failures: list[Failure],
         stats: RunStats,
         duration: float,
         status: str = "completed",
     ) -> None:
-        self._rows = rows
+        self._gathered = rows if isinstance(rows, Gathered) else Gathered(rows)
         self.outputs = outputs
         self.failures = Failures(failures)
         self.stats = stats
@@ -77,16 +174,19 @@ class MapResult(Sequence[dict[str, Any]]):
             if at not in self.outputs:
                 near = nearest(at, self.outputs)
                 raise KeyError(f"there is no column {at!r}{near}; there are {self.outputs}")
-            return [row[at] for row in self._rows]
-        return self._rows[at]
+            return self._gathered.column(at)
+        return self._gathered.rows()[at] if isinstance(at, slice) else self._gathered.row(at)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._gathered)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._gathered.rows())
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, MapResult):
-            return self._rows == other._rows
-        return self._rows == other if isinstance(other, list) else NotImplemented
+            other = other._gathered.rows()
+        return self._gathered.rows() == other if isinstance(other, list) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -103,7 +203,7 @@ class MapResult(Sequence[dict[str, Any]]):
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *self.outputs[:_SHOWN]))
         body = "".join(
             f"<tr><th>{at}</th>{''.join(_cell(row[name]) for name in self.outputs[:_SHOWN])}</tr>"
-            for at, row in enumerate(self._rows[:_SHOWN])
+            for at, row in enumerate(self[:_SHOWN])
         )
         return (
             f"<div><code>{html.escape(repr(self))}</code><table><thead><tr>{head}</tr></thead>"

@@ -54,27 +54,27 @@ def lines_of(
         lines.append(f"            {', '.join(reads)}, = item")
     users = piece.first_users()
     copied: set[int] = set()
+    marked = marked and len(piece.parts) > 1
+    ends = not marked and _ends(piece)
     for k, part in enumerate(piece.parts):
         first = len(lines)
         for slot in users.get(k, ()):
             lines.append(f"            if type(v{slot}) in HANDLES: v{slot} = v{slot}.value")
-        if marked and len(piece.parts) > 1:
+        if marked:
             lines.append(f"            mark({k + 1})")
         for slot in sorted({arg.slot for arg in part.args} & piece.copied - copied):
             if slot in constants:  # a copy for the item: its other nodes get the same
                 copied.add(slot)
                 handle = ".value" if isinstance(constants[slot], HANDLES) else ""
                 lines.append(f"            v{slot} = copied(c{slot}{handle})")
-        lines += _of_part(k, part, constants, piece.copied)
+        of_part = _of_last if ends and k + 1 == len(piece.parts) else _of_part
+        lines += of_part(k, part, constants, piece.copied)
         where.update((number + 2, k) for number in range(first, len(lines)))
-    if marked and len(piece.parts) > 1:
+    if marked:
         lines.append("            mark(0)")
-    result = _result(piece)
-    if piece.row is None and len(piece.writes) == 1:
-        result = f"{result} if type({result}) in USUAL else odd({result})"
     return [
         *lines,
-        f"            return {result}",
+        *(() if ends else (f"            return {_result(piece)}",)),
         "        except BaseException as error:",
         "            caught = [error]",
         "        return fail(caught.pop(), locals())",
@@ -88,7 +88,28 @@ def _result(piece: Piece) -> str:
         return "{" + ", ".join(pairs) + "}"
     if not values:
         return "None"
-    return values[0] if len(values) == 1 else f"({', '.join(values)})"
+    if len(values) > 1:
+        return f"({', '.join(values)})"
+    return f"{values[0]} if type({values[0]}) in USUAL else odd({values[0]})"
+
+
+def _ends(piece: Piece) -> bool:
+    """Whether what the last part's call gives is all that comes out, as it is."""
+    if piece.row is not None or not piece.parts:
+        return False
+    last = piece.parts[-1]
+    return last.nest is None and last.writes == piece.writes and len(piece.writes) == 1
+
+
+def _of_last(k: int, part: Part, constants: Mapping[int, Any], copied: frozenset[int]) -> list[str]:
+    """As `_of_part`, and returns. What is usual needs one look."""
+    value = f"v{part.writes[0]}"
+    return [
+        f"            if type({value} := f{k}({_arguments(part, constants, copied)})) in USUAL: "
+        f"return {value}  # {part.path!r}",
+        f"            if type({value}) is CO: return carry({k}, {value}, locals())",
+        f"            return odd({value})",
+    ]
 
 
 def _of_part(k: int, part: Part, constants: Mapping[int, Any], copied: frozenset[int]) -> list[str]:

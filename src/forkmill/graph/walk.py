@@ -154,6 +154,18 @@ class Rest:
             values.pop(slot, None)
         return self.go_on(values, k, came=value)
 
+    def odd(self, value: Any) -> Any:
+        """What comes out of the only part's call, in the place of an unusual value."""
+        return self.carry(0, value, {}) if type(value) is CoroutineType else odd(value)
+
+    def failed(self, error: BaseException) -> Any:
+        """What comes out of the only part's call, where that raised."""
+        frames: Any = slot_of(error, "__traceback__")
+        while frames is not None and frames.tb_frame.f_code.co_filename.endswith(".pxi"):
+            frames = frames.tb_next
+        set_slot(error, "__traceback__", frames)
+        return self.go_on({}, 0, error=error)
+
     def _values(self, scope: dict[str, Any]) -> dict[int, Any]:
         return {int(name[1:]): value for name, value in scope.items() if name[0] == "v"}
 

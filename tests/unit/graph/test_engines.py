@@ -6,6 +6,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -508,3 +509,57 @@ def test_a_worker_loads_a_fraction_of_the_package(run_script: Any) -> None:
     assert script.stdout.strip() == str(
         ["bundle", "calling", "code", "given", "loss", "nodes", "piece", "text", "walk"]
     )
+
+
+# ------------------------------------------------------------------------ rows, made late
+
+
+@pytest.mark.parametrize("wanted", [None, "double", ["both", "double"]])
+def test_rows_of_a_pools_map_are_made_when_somebody_looks(wanted: Any) -> None:
+    expected = CHAIN.map({"x": range(50)}, "x", output_name=wanted)
+    with fm.LocalEngine("parallel:2", "parallel:2") as engine:
+
+        def rows() -> Any:
+            return CHAIN.map({"x": list(range(50))}, "x", output_name=wanted, engine=engine)
+
+        assert rows() == expected == list(expected)
+        assert list(rows()) == list(expected)
+        assert rows()[7:9] == expected[7:9]
+        assert repr(rows()).split(" in ")[0] == repr(expected).split(" in ")[0]
+        assert pickle.loads(pickle.dumps(rows())) == expected
+        for name in expected.outputs:
+            assert rows()[name] == expected[name]
+        found = rows()
+        one, last = found[7], found[-1]
+        assert one is found[7]
+        assert last is found[49]
+        one["double"] = "changed"
+        assert found["double"][7] == "changed"
+        assert [*found][7] is one
+        assert found[7] is one
+        assert found[49] is last
+        with pytest.raises(IndexError):
+            rows()[50]
+
+
+def test_rows_with_failures_among_them_are_the_same_rows() -> None:
+    graph = fm.Graph([nodes.three_fails])
+    expected = graph.map({"x": range(40)}, "x", on_error="skip")
+    found = graph.map({"x": list(range(40))}, "x", on_error="skip", engine="parallel:2")
+    assert [failure.index for failure in found.failures] == [3]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert list(mine) == list(theirs)
+        assert all(isinstance(v, fm.Failure) or v == theirs[k] for k, v in mine.items())
+    assert isinstance(found[3]["three_fails"], fm.Failure)
+    assert found["three_fails"][4] == expected["three_fails"][4]
+
+
+def test_retries_arguments_by_name_and_several_outputs_travel_in_a_call(tmp_path: Path) -> None:
+    graph = fm.Graph([
+        fm.node(nodes.divided, output_name=("quotient", "rest")),
+        fm.node(nodes.fails_twice, retry=fm.retry(3)),
+    ])  # fmt: skip
+    found = graph.map({"x": [1, 5], "folder": str(tmp_path), "by": 2}, "x", engine="parallel:2")
+    assert found["quotient"] == [0, 2]
+    assert found["rest"] == [1, 1]
+    assert not found.failures

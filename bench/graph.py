@@ -15,7 +15,7 @@ from typing import Any
 
 import forkmill as fm
 
-from .graph_peers import chain_of, chains
+from .graph_peers import chain_of, chains, side_by_side
 from .harness import LESS, MORE, Bench, Case, Sample, Target, check, elapsed
 from .peers import OURS
 
@@ -23,6 +23,7 @@ LOOP = "loop with a dict"
 DICTS = "list of dicts"
 BARE = "ProcessPool.map"
 PIPELINE = "fm.Pipeline"
+COPIES = "ProcessPool.map and two copies"
 SEQUENTIAL = "one after another"
 
 TARGETS = (
@@ -39,16 +40,19 @@ TARGETS = (
     Target("graph: what waits overlaps", "blocking", 3.5, SEQUENTIAL, label="8 items, 4 threads"),
     Target("graph: nested 10 x 10 on 4 threads", "nested", 0.9, label="share of ideal"),
     Target("graph: CPU-bound items, 2 workers", "cpu", 1.8, SEQUENTIAL),
-    Target("graph: 80 MB constant, warm", "constant", 1.3, BARE, at_most=True),
+    Target("graph: CPU-bound nodes, 2 workers", "cpu_nodes", 1.7, SEQUENTIAL),
+    Target("graph: 80 MB constant", "constant", 1.3, BARE, at_most=True, label="second map"),
+    Target("graph: 80 MB constant", "first", 1, COPIES, at_most=True, label="first map"),
     Target("graph: caching off, 80 MB input", "off", 1.2, "8 bytes", at_most=True),
     Target("graph: a hit against a node of 1 ms", "hit", 0.2, "the node", at_most=True),
+    Target("graph: parent memory over 1,000,000 items", "memory", 10, at_most=True),
     Target("graph: chain of mixed contexts", "mixed", 1, PIPELINE, at_most=True),
 )
 
 
 def run(bench: Bench) -> None:
     """Ask."""
-    bench.plan(14)
+    bench.plan(17)
     _run(bench)
     _maps(bench)
     _overlap(bench)
@@ -77,6 +81,15 @@ def _each(job: Callable[[], Any], times: int, expected: Any = None) -> Sample:
         return seconds / times * 1e6
 
     return sample
+
+
+def _part(
+    job: Callable[[list[int]], list[int]], values: list[int], added: int, part: int
+) -> Sample:
+    """Microseconds of all values, told by so many times fewer of them."""
+    some = values[: max(1, len(values) // part)]
+    one = _each(lambda: job(some)[-1], 1, some[-1] + added)
+    return lambda: one() * len(values) / len(some)
 
 
 # ------------------------------------------------------------------------ small things
@@ -133,7 +146,7 @@ def _maps(bench: Bench) -> None:
     title = f"map of {len(values):,} trivial items, 2 nodes"
     samples = {OURS: ours(), DICTS: loop}
     for name, peer in chains(2).items():
-        samples[name] = _each(lambda peer=peer: peer.map(values)[-1], 1, last)
+        samples[name] = _part(peer.map, values, 2, 50 if peer.singly else 1)
     _case(bench, "map", title, "us", samples)
     trivial = fm.Graph([_first])
     with (
@@ -146,8 +159,13 @@ def _maps(bench: Bench) -> None:
             OURS: _each(mapped, 1, last - 1),
             BARE: _each(lambda: list(pool.map(_first, values))[-1], 1, last - 1),
         }
+        both = {"processes": samples, "threads": {OURS: ours(threads), DICTS: loop}}
+        for kind, number in (("processes", 1), ("threads", 2)):
+            for name, peer in side_by_side(kind, number).items():
+                part = 50 if name == "LangGraph" else 1
+                both[kind][name] = _part(peer, values, number, part)
         _case(bench, "map2", f"{title.replace('2 nodes', '1 node')}, 2 workers", "us", samples)
-        _case(bench, "threads", f"{title}, 2 threads", "us", {OURS: ours(threads), DICTS: loop})
+        _case(bench, "threads", f"{title}, 2 threads", "us", both["threads"])
 
 
 # ------------------------------------------------------------------------ what overlaps
@@ -212,6 +230,10 @@ def _burn(x: int) -> int:
     return total
 
 
+def _other(x: int) -> int:
+    return _burn(x)
+
+
 def _look(x: int, table: bytes) -> int:
     return table[x]
 
@@ -226,18 +248,34 @@ def _processes(bench: Bench) -> None:
             OURS: lambda: elapsed(lambda: burn.map({"x": work}, "x", engine=warm))[0],
             SEQUENTIAL: lambda: elapsed(lambda: burn.map({"x": work}, "x"))[0],
         })  # fmt: skip
+        nodes = fm.Graph([_burn, _other])
+        half = {"x": sum(work) // 2}
+        _case(bench, "cpu_nodes", "2 CPU-bound nodes, 2 workers", "s", {
+            OURS: lambda: elapsed(lambda: nodes.run(half, engine=warm))[0],
+            SEQUENTIAL: lambda: elapsed(lambda: nodes.run(half))[0],
+        })  # fmt: skip
         with fm.share(table) as shared:
             bare = [(x, shared) for x in items]
-            look.map({"x": items, "table": table}, "x", engine=warm)
-            _case(bench, "constant", "800 items with an 80 MB constant, warm", "s", {
-                OURS: lambda: elapsed(
-                    lambda: look.map({"x": items, "table": shared}, "x", engine=warm)
-                )[0],
-                "the first time": lambda: elapsed(
-                    lambda: look.map({"x": items, "table": table}, "x", engine=warm)
-                )[0],
+
+            def again() -> Any:
+                return look.map({"x": items, "table": table}, "x", engine=warm)
+
+            def first() -> float:
+                fresh = bytes(bytearray(table))
+                return elapsed(lambda: look.map({"x": items, "table": fresh}, "x", engine=warm))[0]
+
+            def copies() -> float:
+                return elapsed(
+                    lambda: (bytearray(table), bytearray(table), list(pool.starmap(_look, bare)))
+                )[0]
+
+            again()
+            _case(bench, "constant", "800 items with an 80 MB constant, again", "s", {
+                OURS: lambda: elapsed(again)[0],
                 BARE: lambda: elapsed(lambda: list(pool.starmap(_look, bare)))[0],
             })  # fmt: skip
+            samples = {OURS: first, COPIES: copies}
+            _case(bench, "first", "800 items with a new 80 MB constant", "s", samples)
 
 
 # ------------------------------------------------------------------------ what is kept

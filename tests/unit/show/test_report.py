@@ -346,7 +346,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0
     assert re.search(r'<canvas id="timeline" width="\d+"', done.stdout), "the script has run"
-    assert done.stdout.count("<i style=") == 2, "a mark of each stage's colour"
+    assert done.stdout.count("<i style=") == 3, "a mark of each stage's colour"
     assert "<img" not in done.stdout
     assert "Refused" not in done.stderr
 

@@ -28,6 +28,8 @@ Guarantees:
     * A call that cannot be ended (in a thread, in a coroutine that ignores it) is left behind by a
       `close` that does not wait: it finds nobody to tell, calls nothing more, and nobody waits for
       it, also not when the interpreter exits.
+    * Who is interrupted in `put` or `take`, by what a signal's handler raises, closes the lane:
+      what he had in hand may be lost. To close it works at any place, and again.
     * `pending` counts what was put and not taken. A lane bounds nothing but streams, where a
       generator waits until its outputs are taken: `put` never blocks.
 

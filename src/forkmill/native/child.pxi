@@ -142,14 +142,15 @@ def say(tuple word not None, bint log=False):
         Exception: What encoding it raised: nothing was said.
     """
     cdef Encoder encoder
-    cdef fm_said *said = _said
+    cdef fm_said *said
     cdef int rc
     global _patient
     if not listens(log):
         return
     encoder = Encoder(<object>_said_dumps)
     encoder.add(word)
-    while True:
+    said = _said
+    while said is not NULL:
         rc = fm_said_put(said, encoder._c, encoder._size)
         if rc != 0 or log or not _patient:
             break
@@ -157,6 +158,8 @@ def say(tuple word not None, bint log=False):
             _patient = fm_said_wait(said, encoder._size, _PATIENCE_NS)
         if _said is not said:
             return  # forked, or closed meanwhile
+    if said is NULL:
+        return  # so it was while the word was encoded
     if rc == 1:
         _patient = True
     else:

@@ -22,10 +22,6 @@ from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 
-cdef extern from "Python.h":
-    int PyGC_Disable() noexcept
-    int PyGC_Enable() noexcept
-
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
     int c_getpid "getpid"()
@@ -70,6 +66,8 @@ cdef extern from "<signal.h>" nogil:
     void *SIG_IGN
     int SIGCHLD, SIGINT, SIGPIPE, SIG_SETMASK, NSIG
     int sigfillset(sigset_t *signals)
+    int sigdelset(sigset_t *signals, int number)
+    int SIGBUS, SIGFPE, SIGILL, SIGSEGV
     int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
 
 cdef extern from *:
@@ -877,8 +875,15 @@ def wait_slots(slots, int wake_fd, timeout=None):
     return news
 
 
+cdef void _block_signals(sigset_t *before) noexcept:
+    # But for what code brings upon itself: blocked, it ends the process without a word.
+    cdef sigset_t signals
+    sigfillset(&signals)
+    for number in (SIGBUS, SIGFPE, SIGILL, SIGSEGV):
+        sigdelset(&signals, number)
+    pthread_sigmask(SIG_SETMASK, &signals, before)
+
+
 def block_signals():
     """Have this thread get no signals: they are the main thread's, and a child's set-up is safe."""
-    cdef sigset_t every
-    sigfillset(&every)
-    pthread_sigmask(SIG_SETMASK, &every, NULL)
+    _block_signals(NULL)

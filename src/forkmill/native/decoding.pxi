@@ -172,6 +172,19 @@ cdef object _take_container(const uint8_t **cursor, const uint8_t *end, int dept
     return result
 
 
+cdef object _take_plain(const uint8_t **cursor, const uint8_t *end):
+    """As _take_item(); no other thread can give the record's memory back meanwhile."""
+    cdef int collects
+    if not FM_TAG_TUPLE <= cursor[0][0] <= FM_TAG_SET:
+        return _take_single(cursor, end)
+    collects = PyGC_Disable()
+    try:
+        return _take_container(cursor, end, 0)
+    finally:
+        if collects:
+            PyGC_Enable()
+
+
 cdef object _call_loads(const uint8_t *p, uint64_t n, object loads, object buffers):
     """loads() on a pickle in memory that may go away afterwards (REC-3)."""
     if n <= _COPIED:
@@ -254,7 +267,7 @@ cdef object decode_record(const uint8_t *p, uint64_t size, Block owner, object l
         # Looked at first: nothing that is decoded gets shorter or longer than this says.
         if fm_record_size(p, size) != <int64_t>size:
             raise _malformed("it is not as long as its value")
-        return _take_item(&cursor, p + size, 0)
+        return _take_plain(&cursor, p + size)
     if size < sizeof(head):
         raise _malformed("it ends inside its header")
     memcpy(&head, p, sizeof(head))

@@ -759,8 +759,7 @@ cdef class Submitter:
         cdef list pins = None
         cdef int rc
         if PyList_GET_SIZE(_found):
-            pins = _found[:]
-            _found.clear()
+            pins = _take_found()
         future = self._make()
         options.function = (<Function?>known[0])._c
         options.size = n

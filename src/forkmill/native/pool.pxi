@@ -609,6 +609,7 @@ cdef object _rebuild(const uint8_t *record, uint64_t size, Body memory, Arena ar
             f"{type(error).__name__}: {error}") from error
 
 
+@cython.no_gc_clear  # REC-4
 cdef class _Output:
     """One output of a stream, which is ours: its record's memory, and what that refers to."""
 
@@ -718,6 +719,7 @@ cdef class _Outcomes:
         return codec.failure(self._record[1], memoryview(copy), self._chunk)
 
 
+@cython.no_gc_clear  # REC-4: its pool knows it
 cdef class CompletionQueue:
     """A queue of finished tasks, or of futures whose tasks are; made by Pool.completion_queue()."""
 

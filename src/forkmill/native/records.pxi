@@ -11,6 +11,10 @@
 #   REC-2  decoding a plain record runs no Python code either, but where a worker comes upon a
 #          handle for the first time.
 #   REC-3  no object handed to Python points into memory that it does not own (a Block).
+#   REC-4  what gives something back when it dies (`__dealloc__`) by an object that it refers to is
+#          `no_gc_clear`: the collector would take that away first.
+# CPython 3.11 collects garbage where it makes a container, and so runs finalizers and other threads:
+# for REC-2 nothing is collected while one is made.
 # Threads: an Encoder belongs to one thread at a time; the rest keeps no state.
 
 from cpython.buffer cimport (
@@ -50,6 +54,8 @@ cdef extern from "Python.h":
     # NULL at the end and on an error: fill() tells them apart.
     PyObject *PyIter_Next(object iterator) noexcept
     PyObject *PyErr_Occurred() noexcept
+    int PyGC_Disable() noexcept
+    int PyGC_Enable() noexcept
 
 cdef enum:
     _NO_ROOM = -1       # what _put_plain() says beside a size
@@ -364,6 +370,18 @@ cdef list _found = []
 cdef object _shared_type = None
 
 
+cdef list _take_found():
+    """What is in _found, which is empty afterwards."""
+    cdef int collects = PyGC_Disable()  # in the making of a list another thread could encode
+    try:
+        found = _found[:]
+        _found.clear()
+        return found
+    finally:
+        if collects:
+            PyGC_Enable()
+
+
 cdef Py_ssize_t _put_shared(object obj, uint8_t *out, size_t room) except -2:
     """A handle of fm.share, as its address, if that is all that it takes."""
     global _shared_type
@@ -527,6 +545,7 @@ cdef inline bint _is_late(_Pull *pull) noexcept:
 
 
 @cython.final
+@cython.no_gc_clear  # REC-4: the arena
 cdef class Encoder:
     """The body of a chunk under construction: argument records, one after another.
 
@@ -707,8 +726,9 @@ cdef class Encoder:
     cdef int _pin_found(self, bint encoded) except -1:
         if encoded and (self.pins is None or PyList_GET_SIZE(_found) > 1
                         or self.pins[-1] is not _found[0]):
-            self._pin(_found)
-        _found.clear()
+            self._pin(_take_found())
+        else:
+            _found.clear()
         return 0
 
     cdef int _pin(self, list pins) except -1:

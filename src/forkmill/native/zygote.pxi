@@ -136,10 +136,9 @@ cdef class Zygote:
             OSError: No process to be had.
         """
         cdef int pid, saved, collects
-        cdef sigset_t every, mask
+        cdef sigset_t mask
         # A signal before the worker resets its handlers would run the user's code there.
-        sigfillset(&every)
-        pthread_sigmask(SIG_SETMASK, &every, &mask)
+        _block_signals(&mask)
         PyOS_BeforeFork()  # from here to the fork no Python may run
         collects = PyGC_Disable()
         pid = c_fork()

@@ -41,6 +41,7 @@ def told(call: Callable[[], object]) -> str:
     return text
 
 
+@pytest.mark.unbalanced("threads", "processes", "descriptors")
 def test_a_mistyped_option_is_told_the_nearest(pool: fm.ProcessPool) -> None:
     asked: dict[Callable[[], object], str] = {
         lambda: fm.ProcessPool(workers=2): "max_workers",

@@ -63,7 +63,8 @@ class MaybeEncodingError(errors.SerializationError, _stock.MaybeEncodingError): 
     """
 
     def __init__(self, exc: Any, value: Any = "") -> None:
-        super().__init__(exc)
+        Exception.__init__(self, exc)  # theirs takes other arguments than ours
+        self.path = getattr(exc, "path", "")
         self.exc, self.value = str(exc), str(value)
 
     def __str__(self) -> str:

@@ -3,10 +3,11 @@
 CPython makes the object of a running frame when somebody asks for it, and copies its variables
 (`f_locals`) for each look. What does that must not be broken off: if the other thread runs in the
 middle of it the frame may end, its memory is the next one's, and the process dies of SIGSEGV some
-time later. Two things let others run in there:
+time later. Three things do it:
 
     * CPython 3.11 collects garbage wherever it allocates, and a finalizer gives the GIL away. Plain
       `sys._current_frames()` is enough for that. From 3.12 on it collects between two bytecodes.
+    * What a generator waits in can be asked of one that waits alone, and it may go on at any time.
     * Before 3.13 a copy of the variables is kept in the frame: what the next one replaces may have
       a finalizer.
 
@@ -25,21 +26,33 @@ from __future__ import annotations
 
 import gc
 import sys
-from itertools import chain, compress, tee
+from itertools import chain, compress, filterfalse, tee
 from operator import attrgetter, call, methodcaller
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
 
-__all__ = ["back", "frame_of", "locals_of", "our_locals", "running_threads", "stack", "waiting"]
+__all__ = [
+    "back",
+    "delegate",
+    "frame_of",
+    "locals_of",
+    "our_locals",
+    "running_threads",
+    "stack",
+    "waiting",
+]
 
 _OPTIMIZED = 0x01  # of a code object: its variables are not those of a module or class
 _ALL = (sys._current_frames,)
 _back = attrgetter("f_back")
 _locals = attrgetter("f_locals")
 _waiting = attrgetter("gi_frame")
+_delegate = attrgetter("gi_yieldfrom")
+_runs = attrgetter("gi_running")
 
 
 def _undisturbed(steps: Iterator[Any]) -> list[Any]:
@@ -87,10 +100,22 @@ def stack(thread: int) -> Iterator[FrameType]:
 
 def waiting(run: Any, codes: Any) -> FrameType | None:
     """The frame of a generator with one of these codes, if it has begun to wait and is not over."""
-    if getattr(run, "gi_code", None) not in codes or run.gi_running:
+    if getattr(run, "gi_code", None) not in codes:
         return None
-    frame: FrameType | None = _look(map(_waiting, (run,)))[0]
-    return frame
+    found = _look(map(_waiting, filterfalse(_runs, (run,))))
+    return found[0] if found else None
+
+
+def delegate(run: Any) -> Any:
+    """What a generator waits in (`yield from`); None: nothing, or it is no generator that waits.
+
+    Of one that runs CPython 3.11 cannot tell: it takes what lies behind the current instruction,
+    which may be a counter, for the next one, and the stack of who runs for that of who waits.
+    """
+    if type(run) is not GeneratorType:
+        return None
+    found = _look(map(_delegate, filterfalse(_runs, (run,))))
+    return found[0] if found else None
 
 
 def locals_of(frame: FrameType) -> dict[str, Any]:

@@ -105,6 +105,47 @@ def test_a_generator_that_waits() -> None:
     assert _frames.waiting(run, codes) is None
 
 
+@pytest.mark.parametrize("what", ["delegate(run)", "waiting(run, codes)"])
+def test_a_generator_that_runs_is_not_asked_what_it_waits_in(
+    run_script: RunScript, what: str
+) -> None:
+    """CPython 3.11 took a counter behind the current instruction for the next instruction."""
+    run_script(
+        f"""
+        import sys, threading, time
+        from forkmill._frames import delegate, waiting
+
+        def calls(f, g, h):
+            n = 0
+            while not stop:
+                n += f(n) + len(g) + h.n
+                if n % 3 == 0:
+                    f("a") if n % 2 else f(None)
+                n = abs(n) + 1
+                yield n
+
+        class H: n = 1
+
+        def work():
+            while not stop:
+                next(run)
+
+        stop = False
+        run = calls(lambda x: 1, [1], H())
+        codes = {{run.gi_code}}
+        sys.setswitchinterval(1e-6)
+        thread = threading.Thread(target=work)
+        thread.start()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            {what}
+        stop = True
+        thread.join()
+        """,
+        60,
+    )
+
+
 def test_an_error_of_a_thread_that_goes_on_keeps_nothing_of_it() -> None:
     """Whether it came out of a signal handler is asked of each frame in its traceback."""
     errors: list[Exception] = []
@@ -198,6 +239,6 @@ def test_nobody_else_looks_at_frames_of_other_threads() -> None:
         if path.name != "_frames.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute)
-        and node.attr in ("_current_frames", "f_locals", "gi_frame", "cr_frame", "ag_frame")
+        and node.attr in ("_current_frames", "f_locals", "gi_frame", "gi_yieldfrom")
     ]
     assert not found

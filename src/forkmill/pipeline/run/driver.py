@@ -42,7 +42,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import events
-from ..._frames import locals_of, our_locals, stack, waiting
+from ..._frames import delegate, locals_of, our_locals, stack, waiting
 from ..._process import interrupted
 from ...contexts.lanes.lane import Replica
 from ...errors import PoolError
@@ -306,7 +306,7 @@ class Driver(Run[Operator]):
                 idle = waiting(run, self.codes)
                 if idle is not None:
                     yield our_locals(idle), self.codes[idle.f_code].tallies
-                run = getattr(run, "gi_yieldfrom", None)
+                run = delegate(run)
 
     def _run_of(self, frame: FrameType) -> dict[str, Any] | None:
         """The variables of a frame that is a run of this driver's; None: it is none."""

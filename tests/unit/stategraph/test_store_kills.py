@@ -446,7 +446,8 @@ def test_the_log_stays_for_a_child_whose_parent_closes_the_file(tmp_path: Path) 
         store.close()  # the last connection, as far as this process's SQLite knows
         assert path.with_name("runs.db-wal").exists()
         os.write(told, b".")
-        while look(path)["s"][4] < 3 and time.monotonic() < deadline:  # opens and closes it
+        # Each look opens and closes it.
+        while look(of_file(path))["s"][4] < 3 and time.monotonic() < deadline:
             time.sleep(0.001)
         os.write(told, b".")
         said, status = ended()
@@ -492,7 +493,7 @@ def test_a_child_that_ends_leaves_the_parents_file_alone(tmp_path: Path, run_scr
         """
     )
     assert not (tmp_path / "runs.db-wal").exists()  # the parent's end has closed it
-    assert look(tmp_path / "runs.db")["s"][4] == 2
+    assert look(of_file(tmp_path / "runs.db"))["s"][4] == 2
 
 
 def test_no_fork_comes_into_a_transaction(tmp_path: Path) -> None:

@@ -186,6 +186,39 @@ def test_an_interrupt_in_the_input_does_not_wait_for_its_turn(
         gate.open()
 
 
+class Signals:
+    """Rebuilding it calls a signal's handler, in the process that made the first one."""
+
+    maker = os.getpid()
+
+    def __reduce__(self) -> Any:
+        return Signals._rebuilt, (Signals.maker,)
+
+    @staticmethod
+    def _rebuilt(maker: int) -> Signals:
+        if os.getpid() == maker:
+            signal.raise_signal(signal.SIGUSR1)
+        return Signals()
+
+
+def one_that_signals(n: int) -> Any:
+    return Signals() if n == 2 else n
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, Alarm])
+@pytest.mark.parametrize("way", ["map", "stage"])
+def test_what_a_handler_raises_while_a_result_is_rebuilt_is_no_items_failure(
+    way: str, raised: type[BaseException]
+) -> None:
+    with handler(raised), pytest.raises(raised):
+        if way == "map":
+            with fm.ProcessPool(1, start_method="fork") as pool:
+                list(pool.map(one_that_signals, range(5), return_exceptions=True))
+        else:
+            line = fm.Pipeline().source(range(5))
+            line.map(one_that_signals, context="ipc_fork:1", on_error="skip").run()
+
+
 def test_an_interrupt_in_stream_closes_the_generator(log: tasks.Log, gate: tasks.Gate) -> None:
     with fm.ProcessPool(1, start_method="fork") as pool:
         outputs = pool.stream(noted_generator, log.path, gate.path)

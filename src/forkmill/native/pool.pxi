@@ -533,6 +533,8 @@ cdef class Chunk:
                     values.append(outcomes.value(loads))
                     continue
                 except Exception as error:
+                    if _interrupted(error):
+                        raise  # a signal handler's, and nobody's outcome
                     # Without its traceback, which has this frame: that would be a cycle.
                     failures[len(values)] = _errors.bare(error)
             else:

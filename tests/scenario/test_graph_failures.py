@@ -273,7 +273,7 @@ except KeyboardInterrupt as error:
     done = [row for row in rows if row.get("slow") is not None]
     began = sum(line.startswith("began") for line in log.lines)
     ended = sum(line.startswith("ended") for line in log.lines)
-    print("stopped", 0 < len(done) < 100, began - ended <= 1, flush=True)
+    print("stopped", 0 < len(done) < 1000, began - ended <= 1, flush=True)
 """
 
 

@@ -241,7 +241,7 @@ class Work:
         self.codec = codec
         self.lenient = lenient
         self.coder = Coder(codec, lenient)
-        self.known = frozenset(keys)
+        self.known = {key: f"key {key!r} of node {name!r}" for key in keys}  # as errors call it
         self.trusted = self.coder.trusted and not appends  # atoms are writes as they are
         self.view = viewer(cls, keys, self.coder.value)
 
@@ -448,7 +448,7 @@ def writes_of(work: Work, update: Any, step: int, wire_of: Any) -> tuple[Any, ..
         if type(value) in _ATOMS and trusted:
             writes.append((key, SET, (PLAIN, value)))
             continue
-        what = f"key {key!r} of node {work.name!r}"
+        what = known[key]
         if value is DELETE:
             writes.append((key, DROP, None))
         elif type(value) is Overwrite:

@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures as cf
 import contextlib
+import gc
 import itertools
 import queue
 import random
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,12 +155,6 @@ def alarms(error: type[BaseException]) -> Iterator[Callable[[float], None]]:
         signal.signal(signal.SIGALRM, before)
 
 
-# An alarm that comes in a weak set's own callback is Python's to tell.
-stormy = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <function WeakSet:pytest.PytestUnraisableExceptionWarning"
-)
-
-
 def storm(seconds: float, futures: list[Any], ask: Callable[[Any], Any], error: Any) -> list[Any]:
     """Ask each future until it answers, with an alarm at a random time in each question."""
     dice = random.Random(5)
@@ -190,7 +186,42 @@ def executor(name: str) -> Iterator[Any]:
         yield made
 
 
-@stormy
+BROKEN_OFF = """
+    import sys, weakref
+
+    class Thing:
+        pass
+
+    class Alarm(Exception):
+        pass
+
+    def handler(frame, *_):
+        if "remove" in frame.f_code.co_name:
+            raise Alarm
+
+    for container in (weakref.WeakSet, weakref.WeakValueDictionary, weakref.WeakKeyDictionary):
+        held = container()
+        for key, thing in enumerate((Thing(), Thing())):
+            if hasattr(held, "add"):
+                held.add(thing)
+            else:
+                held.setdefault(*((thing, key) if "Key" in container.__name__ else (key, thing)))
+        sys.setprofile(handler)
+        del thing  # an alarm comes in the container's own callback
+        sys.setprofile(None)
+"""
+
+
+def test_an_alarm_in_a_weak_container_s_callback_is_python_s_to_tell(run_script) -> None:
+    """Whatever comes at random times may come there: neither a test nor a script fails of it."""
+    exec(textwrap.dedent(BROKEN_OFF), {})
+    gc.collect()
+    script = run_script(BROKEN_OFF)
+    assert script.stderr.count("Exception ignored") == 3
+    assert script.complaints == ""
+    assert "no weak" in run_script("import sys; sys.stderr.write('no weak container')").complaints
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, HardAlarm])
 @pytest.mark.parametrize("name", POOLS)
 def test_an_interrupted_result_is_there_the_next_time(name: str, error: Any) -> None:
@@ -202,7 +233,6 @@ def test_an_interrupted_result_is_there_the_next_time(name: str, error: Any) -> 
             assert future.result() is answer
 
 
-@stormy
 @pytest.mark.parametrize("error", [Alarm, HardAlarm])
 @pytest.mark.parametrize("name", POOLS[:3])
 def test_an_interrupted_failure_is_there_the_next_time(name: str, error: Any) -> None:
@@ -214,7 +244,6 @@ def test_an_interrupted_failure_is_there_the_next_time(name: str, error: Any) ->
             assert tasks.is_stateful(answer.args[0], i)
 
 
-@stormy
 @pytest.mark.parametrize("function", ["wait", "as_completed", "callbacks"])
 def test_interrupted_waiting_lets_nobody_wait_for_ever(function: str) -> None:
     def ask(futures: list[Any]) -> Any:
@@ -334,7 +363,7 @@ def test_an_interrupted_wait_leaves_nobody_waiting(run_script) -> None:
         """,
         timeout=50,
     )
-    assert script.stderr == ""
+    assert script.complaints == ""
 
 
 def test_an_interrupted_submit_takes_no_later_call_s_notice(run_script) -> None:
@@ -379,4 +408,4 @@ def test_an_interrupted_submit_takes_no_later_call_s_notice(run_script) -> None:
         """,
         timeout=50,
     )
-    assert script.stderr == ""
+    assert script.complaints == ""

@@ -90,6 +90,10 @@ int64_t fm_now(void);
  * millions of items, as a first look before fm_now(). */
 int64_t fm_sys_tick(void);
 
+/* A hint: this memory, fresh and of the caller's own, is about to be filled.
+ * In large pages that takes half the time. */
+void fm_sys_large(void *at, size_t size);
+
 /* --------------------------------------------------------------- records */
 
 /*

@@ -495,6 +495,13 @@ void fm__sys_punch(int fd, uint64_t offset, uint64_t size)
     (void)size;
 }
 
+/* There are none to be asked for. */
+void fm_sys_large(void *at, size_t size)
+{
+    (void)at;
+    (void)size;
+}
+
 /* Not fm_now()'s clock, but as good: only that it has moved is of use. */
 int64_t fm_sys_tick(void)
 {

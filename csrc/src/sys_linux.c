@@ -616,6 +616,15 @@ void fm__sys_punch(int fd, uint64_t offset, uint64_t size)
                   (off_t)offset, (off_t)size);
 }
 
+void fm_sys_large(void *at, size_t size)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)at + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)at + size) & ~(page - 1);
+    if (from < end) /* where they are off it says no: there is nothing lost */
+        madvise((void *)from, end - from, MADV_HUGEPAGE);
+}
+
 int64_t fm_sys_tick(void)
 {
     struct timespec t;

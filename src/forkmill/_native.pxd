@@ -16,6 +16,7 @@ cdef extern from "forkmill.h" nogil:
     const int64_t FM_FOREVER
     int64_t fm_now()
     int64_t fm_sys_tick()
+    void fm_sys_large(void *at, size_t size)
     enum fm_tag:
         FM_TAG_NONE
         FM_TAG_TRUE

@@ -117,7 +117,8 @@ STREAM: list[Any] = []
 TELLERS: dict[Callable[[], object], None] = {}
 EARS: dict[Any, None] = {}
 
-# How tasks of this process speak to the one that they work for: the extension, once it is loaded.
+# The extension, once it is loaded: by it tasks of this process speak to the one that they work for,
+# and what is large is copied.
 VOICE: list[Any] = []
 
 # Identifiers of our own Python threads: start_method="auto" does not count them.

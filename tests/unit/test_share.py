@@ -23,6 +23,7 @@ import pytest
 import forkmill as fm
 import tasks
 from forkmill import _native
+from forkmill.codec import codec
 from forkmill.codec import segment as _segment
 from forkmill.codec import share as _share
 from forkmill.codec.codec import Codec
@@ -257,7 +258,7 @@ def test_another_file_under_the_same_number_is_not_believed() -> None:
 
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_without_memfd_or_proc_the_parts_go_by_pipe(method: str, monkeypatch) -> None:
-    def refused(parts: Any) -> Any:
+    def refused(*parts: Any) -> Any:
         raise PermissionError(errno.EPERM, "memfd_create")
 
     monkeypatch.setattr(_segment, "Segment", refused)
@@ -603,7 +604,7 @@ def written() -> int:
 
 @pytest.mark.parametrize("method", tasks.METHODS)
 def test_without_memfd_the_bytes_go_once_a_worker(method: str, monkeypatch: Any) -> None:
-    def refused(parts: Any) -> Any:
+    def refused(*parts: Any) -> Any:
         raise PermissionError(errno.EPERM, "memfd_create")
 
     monkeypatch.setattr(_segment, "Segment", refused)
@@ -627,7 +628,7 @@ def test_without_memfd_the_bytes_go_once_a_worker(method: str, monkeypatch: Any)
 
 
 def test_without_memfd_a_worker_can_pass_it_on(monkeypatch: Any) -> None:
-    def refused(parts: Any) -> Any:
+    def refused(*parts: Any) -> Any:
         raise PermissionError(errno.EPERM, "memfd_create")
 
     def inside(things: Any) -> int:
@@ -690,6 +691,7 @@ def test_a_large_function_outlives_its_worker(method: str) -> None:
 OWNER = """
 import os, random, signal, sys
 import numpy as np, forkmill as fm
+from forkmill.codec import codec
 from forkmill.codec import segment as _segment
 seed, shares = int(sys.argv[1]), int(sys.argv[2])
 rng = random.Random(seed)
@@ -868,3 +870,53 @@ def slow_first(values: Any) -> Any:
 
 def kept() -> int:
     return len(_share.cache)
+
+
+# ------------------------------------------------------- what is large, and copied once
+
+
+def type_and_value(value: Any) -> tuple[str, Any]:
+    return type(value).__name__, value
+
+
+LARGE_ONES = [
+    b"x" * BIG,
+    bytearray(b"y" * BIG),
+    "z" * BIG,
+    "\u65e5" * BIG,
+    "\ud800" + "q" * (1 << 21),  # no UTF-8 of its own
+    bytes(5 << 20),
+    "a" * (5 << 20),
+    b"__main__" * BIG,  # not what a pickle names
+]
+
+
+@pytest.mark.parametrize("method", tasks.METHODS)
+def test_large_bytes_and_texts_arrive_as_what_they_are(method: str) -> None:
+    with fm.ProcessPool(1, start_method=method) as pool:
+        for value in LARGE_ONES:
+            with fm.share(value) as shared:
+                assert shared.nbytes < len(value) * 3 + 4096
+                assert pool.submit(type_and_value, shared).result(20) == (
+                    type(value).__name__,
+                    value,
+                )
+
+
+def test_large_bytes_in_an_object_are_not_copied_before_they_are_kept() -> None:
+    data, more = b"k" * BIG, bytearray(b"j" * BIG)
+    parts, buffers = codec.dumps_parts([data, {"more": (more, data)}])
+    assert any(part is data for part in parts) and not buffers
+    assert any(getattr(part, "obj", None) is more for part in parts)
+    first, inner = pickle.loads(parts.joined())
+    assert first == data and inner == {"more": (more, data)}
+    assert inner["more"][1] is first  # one object in there, one object here
+    assert type(inner["more"][0]) is bytearray
+
+
+def test_large_bytes_and_texts_are_their_own_buffers() -> None:
+    for value in LARGE_ONES[:3]:
+        parts, (buffer,) = codec.dumps_parts(value)
+        assert len(parts.joined()) < 100 and buffer.nbytes == BIG
+        assert type(value)(codec.loads(parts.joined(), [buffer])) == value
+    assert codec.dumps_parts(LARGE_ONES[0])[1][0].obj is LARGE_ONES[0]

@@ -7,7 +7,8 @@ Guarantees:
     * dump_failure() never raises (see codec/failures.py).
 
 Invariants:
-    * CODEC-1  The common case is one pickle.dumps() with no Python code per object. cloudpickle is
+    * CODEC-1  The common case is one pickle.dumps() with no Python code per object; what is kept
+      (dumps_parts) is written in parts, so that large bytes in it are not copied. cloudpickle is
       imported, by by_value.py, when it is first needed (about 20 ms); and so is what a worker of
       plain functions does without (`ours`): every exec'd one would wait for it.
     * CODEC-2  All functions of __main__ that are sent by value to one worker share that worker's
@@ -44,6 +45,7 @@ from .._process import (
     GONE,
     SHARES,
     VIEWS,
+    VOICE,
     has_arrow,
     interrupted,
     main,
@@ -61,14 +63,17 @@ __all__ = [
     "ARROW",
     "Codec",
     "Functions",
+    "Parts",
     "RemoteTraceback",
     "Snapshot",
     "dump_failure",
     "dumps",
+    "dumps_parts",
     "load_all",
     "load_failure",
     "loads",
     "receive",
+    "unbulk",
 ]
 
 Buffers = Sequence[memoryview]
@@ -78,9 +83,27 @@ _TASK = ("argument", "function")  # what goes to a worker; else it comes from on
 _pickle = pickle.dumps
 _unpickle = pickle.loads
 
-# A large bytearray is its own buffer: pickle would copy it before it is copied to where it goes.
+# Large ones are their own buffers: pickle would copy them before they are copied to where they go.
 _APART = 1 << 16  # bytes: what goes through an arena; smaller ones are copied in no time
-_BYTEARRAY = b"\x80\x05cbuiltins\nbytearray\n\x97\x85R."  # bytearray(the next buffer)
+_BULK: dict[type, bytes] = {  # unbulk(the type, the next buffer)
+    kind: b"\x80\x05c%b\nunbulk\ncbuiltins\n%b\n\x97\x86R."
+    % (__name__.encode(), kind.__name__.encode())
+    for kind in (str, bytes, bytearray)
+}
+_BYTEARRAY = _BULK[bytearray]
+
+
+class Parts(list[Any]):
+    """A file: what is written to it, as it is. Large bytes in a pickle are a part of their own."""
+
+    __slots__ = ()
+
+    def write(self, part: Any) -> None:
+        self.append(part if type(part) is bytes else memoryview(part))
+
+    def joined(self) -> bytes:
+        """All of it."""
+        return b"".join(self)
 
 
 class Snapshot:
@@ -207,6 +230,23 @@ def _by_hand() -> Iterator[tuple[str, ModuleType]]:
         frame = frame.f_back  # type: ignore[assignment]
 
 
+def bulk(obj: str | bytes | bytearray) -> Any:
+    """What is to be copied of one: a buffer."""
+    if VOICE:
+        return VOICE[0].bulk(obj)
+    return obj.encode("utf-8", "surrogatepass") if isinstance(obj, str) else obj
+
+
+def unbulk(kind: Any, data: Any) -> str | bytes | bytearray:
+    """What bulk() has made `data` of; the only copy."""
+    made: str | bytes | bytearray
+    if VOICE:
+        made = VOICE[0].unbulk(kind, data)
+    else:
+        made = str(data, "utf-8", "surrogatepass") if kind is str else kind(data)
+    return made
+
+
 class _Referring(pickle.Pickler):
     """Sends some objects as numbers: what is in `inherit=`, what a failure leads to."""
 
@@ -321,11 +361,11 @@ class Codec:
         except Exception as error:
             if interrupted(error):
                 raise
-            return self._dumps_by_value(obj, what, persistent)
+            return self._whole_by_value(obj, what, persistent)
         # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
         if data.find(b"__main__") >= 0 or self._marks or len(sys.modules) != self._modules_seen:
             if self._needs_value(data, task=what in _TASK):
-                return self._dumps_by_value(obj, what, persistent)
+                return self._whole_by_value(obj, what, persistent)
             if ARROW in self._marks and persistent is None and data.find(ARROW) >= 0:
                 buffers.clear()
                 file = io.BytesIO()
@@ -333,12 +373,46 @@ class Codec:
                 return file.getvalue(), [buffer.raw() for buffer in buffers]
         return data, views
 
+    def dumps_parts(self, obj: Any) -> tuple[Parts, Buffers]:
+        """As dumps(), for who copies it to where it is kept: the pickle in parts, which refer to
+        large bytes of the object.
+
+        Raises:
+            SerializationError: It cannot be sent.
+        """
+        kind, parts = type(obj), Parts()
+        if kind in _BULK and len(obj) >= _APART:
+            parts.write(_BULK[kind])
+            return parts, [memoryview(bulk(obj))]
+        buffers: list[pickle.PickleBuffer] = []
+        try:
+            pickle.Pickler(parts, 5, buffer_callback=buffers.append).dump(obj)
+            views = [buffer.raw() for buffer in buffers]
+        except (MemoryError, SharedGone):
+            raise
+        except Exception as error:
+            if interrupted(error):
+                raise
+            return self._dumps_by_value(obj, "argument", None)
+        texts = [part for part in parts if type(part) is bytes]
+        if any(self._needs_value(part, task=True) for part in texts):
+            return self._dumps_by_value(obj, "argument", None)
+        if ARROW in self._marks and any(part.find(ARROW) >= 0 for part in texts):
+            parts, buffers = Parts(), []
+            ours("codec.reducers").WithArrow(parts, buffers.append).dump(obj)
+            views = [buffer.raw() for buffer in buffers]
+        return parts, views
+
     def _pickle_with(self, pickler: Any, obj: Any, callback: Any, persistent: Any) -> bytes:
         file = io.BytesIO()
         pickler(self, file, callback, persistent).dump(obj)
         return file.getvalue()
 
-    def _dumps_by_value(self, obj: Any, what: str, persistent: Any) -> tuple[bytes, Buffers]:
+    def _whole_by_value(self, obj: Any, what: str, persistent: Any) -> tuple[bytes, Buffers]:
+        parts, buffers = self._dumps_by_value(obj, what, persistent)
+        return parts.joined(), buffers
+
+    def _dumps_by_value(self, obj: Any, what: str, persistent: Any) -> tuple[Parts, Buffers]:
         """Encode again, with cloudpickle."""
         try:
             return self._by_value(obj, persistent, task=what in _TASK)
@@ -361,19 +435,19 @@ class Codec:
             del error
             refusal = None  # type: ignore[assignment]
 
-    def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[bytes, Buffers]:
+    def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[Parts, Buffers]:
         _by_value = ours("codec.by_value")
         self.by_value += 1
         pickler = _by_value.ByValue if persistent is None else _by_value.ByValueReferring
         buffers: list[pickle.PickleBuffer] = []
-        file = io.BytesIO()
-        pickler(self, file, buffers.append, persistent, task=task).dump_with_program(obj)
+        parts = Parts()
+        pickler(self, parts, buffers.append, persistent, task=task).dump_with_program(obj)
         try:
-            return file.getvalue(), [buffer.raw() for buffer in buffers]
+            return parts, [buffer.raw() for buffer in buffers]
         except BufferError:  # not contiguous: in band, if at all
-            file = io.BytesIO()
-            pickler(self, file, None, persistent, task=task).dump_with_program(obj)
-            return file.getvalue(), []
+            parts = Parts()
+            pickler(self, parts, None, persistent, task=task).dump_with_program(obj)
+            return parts, []
 
     def loads(self, data: Any, buffers: Any = ()) -> Any:
         """Decode what dumps() made on the other side."""
@@ -912,6 +986,11 @@ def _codec() -> Codec:
 def dumps(obj: Any) -> tuple[bytes, Buffers]:
     """Codec("exec").dumps: for who has no pool."""
     return _codec().dumps(obj)
+
+
+def dumps_parts(obj: Any) -> tuple[Parts, Buffers]:
+    """Codec("exec").dumps_parts."""
+    return _codec().dumps_parts(obj)
 
 
 def loads(data: Any, buffers: Any = ()) -> Any:

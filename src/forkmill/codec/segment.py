@@ -69,15 +69,26 @@ class Address(NamedTuple):
     nonce: bytes
 
 
-def _head_of(parts: Sequence[memoryview], nonce: bytes) -> tuple[bytes, list[int], int]:
-    """What stands before the parts, where each of them begins, and where the last one ends."""
-    end = _HEAD.size + _PART.size * len(parts)
-    starts = []
-    for part in parts:
-        starts.append(-(-end // _ALIGN) * _ALIGN)
-        end = starts[-1] + part.nbytes
-    table = (_PART.pack(at, part.nbytes) for at, part in zip(starts, parts, strict=True))
-    return _HEAD.pack(_MAGIC, nonce, 0, len(parts) - 1) + b"".join(table), starts, end
+class _Layout:
+    """What stands before the parts, where each piece of them is, and where the last one ends.
+
+    The pickle may be in pieces, which lie together.
+    """
+
+    def __init__(self, data: Sequence[Any], buffers: Sequence[memoryview], nonce: bytes) -> None:
+        self.pieces: list[tuple[int, memoryview]] = []
+        self.end = _HEAD.size + _PART.size * (1 + len(buffers))
+        table = [self._place(data), *(self._place([buffer]) for buffer in buffers)]
+        self.head = _HEAD.pack(_MAGIC, nonce, 0, len(buffers)) + b"".join(table)
+
+    def _place(self, pieces: Sequence[Any]) -> bytes:
+        start = self.end = -(-self.end // _ALIGN) * _ALIGN
+        for piece in pieces:
+            view = memoryview(piece)
+            if view.nbytes:
+                self.pieces.append((self.end, view.cast("B")))
+                self.end += view.nbytes
+        return _PART.pack(start, self.end - start)
 
 
 def parts_of(memory: memoryview) -> tuple[memoryview, list[memoryview]]:
@@ -98,10 +109,10 @@ class Segment:
 
     pins: Any  # what its value leads to: other segments
 
-    def __init__(self, parts: Sequence[memoryview]) -> None:
+    def __init__(self, data: Sequence[Any], buffers: Sequence[memoryview]) -> None:
         nonce = os.urandom(16)
-        head, starts, end = _head_of(parts, nonce)
-        size = max(end, mmap.PAGESIZE)  # the head is mapped as a page
+        layout = _Layout(data, buffers, nonce)
+        size = max(layout.end, mmap.PAGESIZE)  # the head is mapped as a page
         fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             if fd <= 2:  # the program has closed its standard streams
@@ -111,9 +122,9 @@ class Segment:
             # Each page is written, so no room is an error here, not SIGBUS in a reader. To allocate
             # them first would clear what is then written.
             os.ftruncate(fd, size)
-            _write_all(fd, memoryview(head), 0)
-            for start, part in zip(starts, parts, strict=True):
-                _write_all(fd, part, start)
+            _write_all(fd, memoryview(layout.head), 0)
+            for start, piece in layout.pieces:
+                _write_all(fd, piece, start)
             self._head = _map_head(fd)
             _seal(fd)
         except BaseException:
@@ -149,16 +160,15 @@ class Parcel:
         self.pins = ()
 
     @staticmethod
-    def of(parts: Sequence[memoryview]) -> Parcel:
+    def of(data: Sequence[Any], buffers: Sequence[memoryview]) -> Parcel:
         """A new one."""
         nonce = os.urandom(16)
-        head, starts, end = _head_of(parts, nonce)
-        image = bytearray(end)
-        image[: len(head)] = head
-        for start, part in zip(starts, parts, strict=True):
-            if part.nbytes:
-                image[start : start + part.nbytes] = part.cast("B")
-        address = Address(os.getpid(), _NOWHERE, end, nonce)
+        layout = _Layout(data, buffers, nonce)
+        image = bytearray(layout.end)
+        image[: len(layout.head)] = layout.head
+        for start, piece in layout.pieces:
+            image[start : start + piece.nbytes] = piece
+        address = Address(os.getpid(), _NOWHERE, layout.end, nonce)
         parcel = Parcel(address, memoryview(image).toreadonly())
         weakref.finalize(parcel, _closed.append, nonce).atexit = False
         return parcel
@@ -174,22 +184,22 @@ class Parcel:
 _closed: deque[bytes] = deque(maxlen=1024)  # nonces of parcels that were
 
 
-def hold(parts: Sequence[memoryview]) -> Segment | Parcel:
-    """Copy the parts to where others can read them.
+def hold(data: Sequence[Any], buffers: Sequence[memoryview]) -> Segment | Parcel:
+    """Copy a pickle, which may be in pieces, and its buffers to where others can read them.
 
     Raises:
         MemoryError: There is no room.
         OSError: There is no descriptor.
     """
     if not hasattr(os, "memfd_create") or not os.path.exists("/proc/self/fd"):
-        return Parcel.of(parts)
+        return Parcel.of(data, buffers)
     try:
-        return Segment(parts)
+        return Segment(data, buffers)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.ENOMEM):
             raise MemoryError(f"no room in shared memory for it: {error.strerror}") from error
         if error.errno in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # a sandbox forbids it
-            return Parcel.of(parts)
+            return Parcel.of(data, buffers)
         raise
 
 
@@ -238,8 +248,7 @@ def _close_inherited() -> None:
 os.register_at_fork(after_in_child=_close_inherited)
 
 
-def _write_all(fd: int, part: memoryview, offset: int) -> None:
-    rest = part.cast("B") if part.nbytes else part
+def _write_all(fd: int, rest: memoryview, offset: int) -> None:
     while rest.nbytes:  # one call writes 2 GiB at most
         done = os.pwrite(fd, rest, offset)
         offset += done
@@ -352,7 +361,7 @@ def apart(data: bytes, buffers: Sequence[memoryview]) -> tuple[bytes, Segment] |
     as long as that. None: there is no such place, and they go through the channel.
     """
     try:
-        segment = hold([memoryview(data), *buffers])
+        segment = hold([data], buffers)
     except (MemoryError, OSError):
         return None
     if type(segment) is not Segment:

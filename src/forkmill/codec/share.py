@@ -183,8 +183,8 @@ def share(value: T) -> Shared[T]:
     """
     if type(value) is Shared:
         value = value.value  # type: ignore[attr-defined]
-    (data, buffers), pins = pinned(codec.dumps, value)
-    segment = _segment.hold([memoryview(data), *buffers])
+    (data, buffers), pins = pinned(codec.dumps_parts, value)
+    segment = _segment.hold(data, buffers)
     segment.pins = pins
     return _handle(segment.address, segment, value)
 
@@ -194,12 +194,12 @@ def holds(handle: Shared[Any], value: Any) -> bool:
     segment = handle._segment
     if segment is None:
         return False
-    (data, buffers), pins = pinned(codec.dumps, value)
+    (data, buffers), pins = pinned(codec.dumps_parts, value)
     if pins:
         return False  # it leads to other handles
     image = segment.image if type(segment) is Parcel else _segment.memory(segment.address)[0]
     first, rest = _segment.parts_of(image)
-    return len(rest) == len(buffers) and all(map(_same, (first, *rest), (data, *buffers)))
+    return len(rest) == len(buffers) and all(map(_same, (first, *rest), (data.joined(), *buffers)))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -61,7 +61,24 @@ cdef inline object _take_single(const uint8_t **cursor, const uint8_t *end):
     raise _malformed(f"tag {tag} is not a scalar's")
 
 
+cdef inline void _fill(void *to, const uint8_t *p, size_t n) noexcept:
+    """_copy() into memory that nobody has touched."""
+    if n >= _LARGE_PAGES:
+        fm_sys_large(to, n)
+    _copy(<uint8_t *>to, p, n)
+
+
+cdef object _bytes(const uint8_t *p, size_t n):
+    data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
+    _fill(PyBytes_AS_STRING(data), p, n)
+    return data
+
+
 cdef object _text(const uint8_t *p, size_t n, const char *errors):
+    if n >= _FREE_GIL and _is_ascii(p, n):
+        text = PyUnicode_New(<Py_ssize_t>n, 127)
+        _fill(PyUnicode_DATA(text), p, n)
+        return text
     try:
         return PyUnicode_DecodeUTF8(<const char *>p, <Py_ssize_t>n, errors)
     except UnicodeDecodeError as error:
@@ -234,7 +251,7 @@ cdef object decode_long(const fm_long *head, const uint8_t *body, Block owner, o
     cdef uint64_t length = head.length
     cdef uint64_t count = head.buffers
     if head.what == FM_WHAT_BYTES:
-        return PyBytes_FromStringAndSize(<const char *>body, <Py_ssize_t>length)
+        return _bytes(body, length)
     if head.what == FM_WHAT_STR:
         return _text(body, length, b"surrogatepass")
     if head.what != FM_WHAT_PICKLE:
@@ -274,6 +291,46 @@ cdef object decode_record(const uint8_t *p, uint64_t size, Block owner, object l
     if head.length != size - sizeof(head):
         raise _malformed("its length is wrong")
     return decode_long(&head, p + sizeof(head), owner, loads)
+
+
+# ------------------------------------------------- what lies somewhere by itself
+
+cdef class _Ascii:
+    """The bytes of an ASCII text, which it keeps."""
+
+    cdef object _text
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, PyUnicode_DATA(self._text),
+                          PyUnicode_GET_LENGTH(self._text), 1, flags)
+
+
+def bulk(obj not None):
+    """What is to be copied of an exact str, bytes or bytearray: a buffer, for unbulk()."""
+    cdef _Ascii ascii
+    if not PyUnicode_CheckExact(obj):
+        return obj
+    if not PyUnicode_IS_COMPACT_ASCII(obj):
+        return PyUnicode_AsEncodedString(obj, b"utf-8", b"surrogatepass")
+    ascii = _Ascii.__new__(_Ascii)
+    ascii._text = obj
+    return ascii
+
+
+def unbulk(kind, data not None):
+    """The str, bytes or bytearray (`kind`) of which bulk() has made `data`: the only copy."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if kind is str:
+            return _text(<const uint8_t *>view.buf, view.len, b"surrogatepass")
+        if kind is bytes:
+            return _bytes(<const uint8_t *>view.buf, view.len)
+        made = PyByteArray_FromStringAndSize(NULL, view.len)
+        _fill(PyByteArray_AS_STRING(made), <const uint8_t *>view.buf, view.len)
+        return made
+    finally:
+        PyBuffer_Release(&view)
 
 
 # ------------------------------------------------------------ for the tests

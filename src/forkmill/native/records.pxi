@@ -19,6 +19,7 @@
 
 from cpython.buffer cimport (
     PyBUF_READ, PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer)
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
 from cpython.bytes cimport (
     PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE)
 from cpython.dict cimport PyDict_CheckExact, PyDict_Next, PyDict_SetItem, PyDict_Size
@@ -69,6 +70,7 @@ cdef enum:
                         # a memoryview that has to be released
     _PARTS = 16         # parts of an outcome that need no memory of their own
     _FREE_GIL = 1 << 20 # a copy this long runs without the GIL
+    _LARGE_PAGES = 1 << 22 # memory that is filled at once is asked for in large pages from here on
 
 cdef list _shares = _process.SHARES
 

@@ -37,7 +37,8 @@ flow       and the loop over all of them:
 post       what a group is in it,
 handing    large values on their way to other processes
 levels     where items come from, and are,
-carrier    and what becomes of them
+frames     and what becomes of them,
+together   many at once
 bundle     what workers of others call
 asking     caches that are asked here
 feeder     an input in a thread of its own

@@ -17,8 +17,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .bundle import Bare, Lasting
-from .carrier import UNUSUAL
 from .flow import Flow
+from .frames import UNUSUAL
 from .levels import Values
 from .rows import Maker
 from .ways import Bell, Ended

@@ -41,7 +41,7 @@ from .nested import MODES, POLICIES, check_choice, names_of
 from .rows import Gathered, MapResult, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ..runs.failure import Failure
     from .given import Items
@@ -338,27 +338,46 @@ def _sorted(
 ) -> Generator[tuple[int, list[Any]], None, None]:
     ordered = asked.ordered or asked.mode == "map"
     raises = asked.on_error == "raise"
-    early: dict[int, Any] = {}
-    due = 0
+    line = _Line(ordered)
     with contextlib.closing(source):
         for block in source:
-            whole = type(block) is not list
-            if whole and (not ordered or (block.first == due and not early)):
-                yield block.first, block
-                due += len(block)
-                continue
-            early.update(enumerate(block.rows(), block.first) if whole else block)
-            ready = []
-            if not ordered:
-                ready, early = list(early.items()), {}
-            while due in early:
-                ready.append((due, early.pop(due)))
-                due += 1
-            ctx.held = len(early)
-            for index, row in ready:
-                if raises and (failures := failures_in(row)):
+            ready = line.put(block)
+            ctx.held = line.held
+            for index, rows in ready:
+                if raises and type(rows) is list and (failures := failures_in(rows[0])):
                     raise_in_iteration(failures[0], graph._called)
-                yield index, [row]
+                yield index, rows
+
+
+class _Line:
+    """Rows that wait for their turn, as blocks if they came so."""
+
+    def __init__(self, ordered: bool) -> None:
+        self._ordered = ordered
+        self._early: dict[int, list[Any]] = {}  # index of the first -> rows
+        self._due = 0
+        self.held = 0  # rows
+
+    def put(self, block: Any) -> Iterable[tuple[int, list[Any]]]:
+        """What may go on, now that these have come: (index of the first, rows)."""
+        whole = type(block) is not list
+        if whole and not self.held and (not self._ordered or block.first == self._due):
+            self._due += len(block)
+            return ((block.first, block),)
+        if not self._ordered:
+            return [(index, [row]) for index, row in block]
+        early = self._early
+        if whole:
+            early[block.first] = block
+        else:
+            early.update((index, [row]) for index, row in block)
+        self.held += len(block)
+        ready = []
+        while (rows := early.pop(self._due, None)) is not None:
+            ready.append((self._due, rows))
+            self._due += len(rows)
+            self.held -= len(rows)
+        return ready
 
 
 # ---------------------------------------------------------------------- parts

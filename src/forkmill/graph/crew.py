@@ -181,6 +181,8 @@ class Crew:
             )
             for group in groups
         ]
+        for post in posts:
+            post.usual = post.nest is None and post.asked is None and not post.copies
         base: list[Any] = [None] * plan.slots
         for slot, value in constants.items():
             base[slot] = value

@@ -12,7 +12,7 @@ expanded here, its items are units like all others.
 
     an item                   by
     not begun                 room: fewer units are under way than the executors want
-    under way                 see `carrier`
+    under way                 see `frames`
     its row is made           the last of its groups is through
 
 Guarantees:
@@ -31,18 +31,18 @@ Threads: one at a time; `stop` and `kill` from any.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..runs.stats import RunStats
-from .carrier import Carrier, has_begun, writes_of
 from .failed import resolved
 from .feeder import Feeder, NotYet
+from .frames import has_begun, writes_of
 from .levels import Frame, Layout, Level, Rows
 from .loss import Broken
 from .piece import Value
 from .sweep import SweepWay
+from .together import Together
 from .ways import MOST, Ended
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ if TYPE_CHECKING:
 __all__ = ["Flow"]
 
 TURN_S = 0.001  # of pulling from the input, before others have their turn
+SOME = 256  # items that are begun together
+FRAMES = 1024  # that a map always has: many more cost the collector of garbage too much
 GRACE = 0.4  # seconds that a call which cannot be ended has after `kill`
 
 
-class Flow(Carrier):
+class Flow(Together):
     """One call of a graph, on its way through several executors.
 
     Args:
@@ -92,7 +94,6 @@ class Flow(Carrier):
             self._feeder = self._source = self.top.items = Feeder(self._source, bell.ring)
         self._here = [way for way in ways if way.inline]
         self._bell = bell
-        self._blocks: deque[Rows] = deque()
         self._given = 0  # rows that were handed over
         self._killed = self._closed = self._dropped = False
         self._interrupts = ctx.interrupts
@@ -225,8 +226,8 @@ class Flow(Carrier):
         self._units -= len(found)
         rows = self._rows
         if not self.top.layout.straight:
-            for post, frame, out in found:
-                self._settle(post, frame, out)
+            if found:
+                self._settle_all(found)
             return bool(found)
         through = self.top.running.pop
         for post, index, out in found:
@@ -269,9 +270,12 @@ class Flow(Carrier):
 
     def _room(self, level: Level) -> int:
         """How many more items may be begun."""
+        room = sum(way.pace.cap for way in self._ways)
         if level is self.top and self._quick and self.ctx.mode == "map":
-            return MOST - self._units  # they are there, and what is not sent can be dropped
-        room = sum(way.pace.cap for way in self._ways) - self._units
+            # They are there, and what is not sent can be dropped.
+            room = MOST if level.layout.straight else max(FRAMES, room)
+            return room - self._units
+        room -= self._units
         if level is self.top and self.ctx.mode == "imap":
             held = level.begun - self._given + self.ctx.held
             most = self.ctx.buffersize
@@ -314,6 +318,9 @@ class Flow(Carrier):
             quick = self._quick
             if self._feeder is not None:
                 self._feeder.want(room)
+        if quick and level.layout.flat:
+            self._begin_quick(level, room, until)
+            return level.begun > begun
         while room > 0 and level.limit is None:
             item: Any = None
             try:
@@ -343,6 +350,25 @@ class Flow(Carrier):
                 break
         return level.begun > begun
 
+    def _begin_quick(self, level: Level, room: int, until: float) -> None:
+        """As `_begin`, where items are there, and go on together."""
+        while room > 0 and level.limit is None and not level.spent:
+            some: list[Any] = []
+            most = min(room, SOME)
+            try:  # `some` keeps those before an exception
+                some.extend(itertools.islice(level.items, most))
+                level.spent = len(some) < most
+            except Exception as error:
+                level.spent, level.raised = True, error
+            before = self._units
+            if some:
+                self._begin_all(level, some)
+            room -= max(len(some), self._units - before)
+            if perf_counter() >= until:
+                break
+        if level.spent:
+            self._look_at(level)
+
     def _pulled(self, pull: Callable[..., Any], *args: Any) -> Any:
         """What code of the user's gives. Ctrl-C ends that, where it may wait for ever."""
         interrupts = self._interrupts
@@ -368,7 +394,7 @@ class Flow(Carrier):
             self._feeder.want(room)
         while room > 0 and not late:
             some: list[Any] = []
-            most = min(room, 256 if self._quick else 1)
+            most = min(room, SOME if self._quick else 1)
             try:  # `some` keeps those before an exception
                 if self._quick:
                     some.extend(itertools.islice(source, most))

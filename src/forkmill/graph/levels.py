@@ -10,12 +10,14 @@ Threads: all belongs to the thread of the flow.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .handing import handle_of
+from .rows import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .loss import Loss
     from .plan import Plan
@@ -55,6 +57,21 @@ class Layout:
     def names(self) -> tuple[str, ...]:
         """Those of what is wanted."""
         return tuple(name for name, _ in self.outputs)
+
+    @cached_property
+    def flat(self) -> bool:
+        """There are groups, and none of them is a nested map."""
+        return bool(self.posts) and all(post.nest is None for post in self.posts)
+
+    @cached_property
+    def joins(self) -> bool:
+        """Some group waits for more than one."""
+        return max(self.counts, default=0) > 1
+
+    @cached_property
+    def rows(self) -> Callable[[list[Frame]], list[dict[str, Any]]]:
+        """Makes the rows of frames that are through."""
+        return rows_of(self.outputs)
 
 
 @dataclass
@@ -175,7 +192,12 @@ class Level:
 class Frame:
     """One item on its way."""
 
-    __slots__ = ("bad", "copied", "index", "left", "level", "limit", "losses", "open", "slots")
+    # What most items never have is that of the class.
+    copied: tuple[int, ...] = ()  # slots of constants that are its own copies
+    bad: dict[int, int] | None = None  # lost slot -> the step that it is lost by
+    losses: dict[int, Any] | None = None  # step -> its failure
+    limit: int | None = None  # "raise": steps behind this one are not called
+    left: list[int]  # of each group, how many it waits for still; where one waits for several
 
     def __init__(self, level: Level, index: int, item: tuple[Any, ...]) -> None:
         layout = level.layout
@@ -184,11 +206,9 @@ class Frame:
         self.slots = slots = layout.base.copy()
         for slot, value in zip(layout.mapped, item, strict=False):
             slots[slot] = value
-        for slot, value in level.passed:
-            slots[slot] = value
-        self.left = layout.counts.copy()
+        if level.passed:
+            for slot, value in level.passed:
+                slots[slot] = value
         self.open = len(layout.posts)
-        self.copied: tuple[int, ...] = ()  # slots of constants that are its own copies
-        self.bad: dict[int, int] | None = None  # lost slot -> the step that it is lost by
-        self.losses: dict[int, Any] | None = None  # step -> its failure
-        self.limit: int | None = None  # "raise": steps behind this one are not called
+        if layout.joins:
+            self.left = layout.counts.copy()

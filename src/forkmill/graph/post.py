@@ -27,6 +27,7 @@ class Post:
         first: The lowest number of its steps.
         batch: How many items a call gets, in a list; 0: one, as it is.
         timeout: Seconds a call may take.
+        usual: It is called with what is in the slots, and nothing else is to be done before.
         aio: `call` is a coroutine function.
         steady: Nothing that `call` holds can change but functions: the next run may use it.
         label: What messages call it.
@@ -37,8 +38,8 @@ class Post:
 
     __slots__ = (
         "aio", "asked", "batch", "call", "copies", "first", "getter", "group", "heard", "hoard",
-        "home", "label", "nest", "parts", "paths", "row", "steady", "straight", "timeout", "way",
-        "work", "writes",
+        "home", "label", "nest", "parts", "paths", "row", "steady", "straight", "timeout",
+        "usual", "way", "work", "writes",
     )  # fmt: skip
 
     way: Any
@@ -53,6 +54,7 @@ class Post:
         self.timeout: float | None = None
         self.aio = False
         self.steady = False
+        self.usual = False
         self.label = label
         self.copies: tuple[int, ...] = ()
         self.heard: Any = None

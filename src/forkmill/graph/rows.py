@@ -66,10 +66,24 @@ def _rows_of(
     else:
         pattern = f"({', '.join(f'v{slot}' for slot in writes)},)"
     pairs = ", ".join(f"{name!r}: v{slot}" for name, slot in outputs)
-    made: Callable[[Iterable[Any]], list[dict[str, Any]]] = eval(
-        f"lambda values: [{{{pairs}}} for {pattern} in values]"
-    )
-    return made
+    return _made(f"lambda values: [{{{pairs}}} for {pattern} in values]")
+
+
+@functools.lru_cache(maxsize=256)
+def _made(text: str) -> Callable[[Iterable[Any]], list[dict[str, Any]]]:
+    return eval(text)  # type: ignore[no-any-return]  # of names as literals, and numbers
+
+
+def rows_of(
+    outputs: tuple[tuple[str, int], ...],
+) -> Callable[[Iterable[Any]], list[dict[str, Any]]]:
+    """What makes rows of things with `slots`.
+
+    Args:
+        outputs: (name, slot) of what a row has.
+    """
+    pairs = ", ".join(f"{str.__str__(name)!r}: slots[{slot}]" for name, slot in outputs)
+    return _made(f"lambda some: [{{{pairs}}} for one in some for slots in (one.slots,)]")
 
 
 class Gathered:

@@ -162,6 +162,15 @@ class Way(ABC):
         if len(post.hoard) >= post.batch:
             self._bundle(post)
 
+    def put_all(self, post: Post, frames: list[Any], items: list[Any]) -> None:
+        """As `put`, many units."""
+        if post.batch:
+            for frame, item in zip(frames, items, strict=True):
+                self.put(post, frame, item)
+            return
+        self.out += len(items)
+        self.line.extend(zip(repeat(post), frames, items))
+
     def put_straight(self, post: Post, first: int, items: list[Any], get: Any) -> None:
         """Units of a straight layout, whose frames are numbers from `first` on.
 
@@ -455,13 +464,23 @@ class _Posted:
 
     def put(self, units: list[Unit]) -> None:
         whose = self.whose
-        for _, frame, item in units:
-            key = id(item)
-            if key in whose:
-                self.also.setdefault(key, deque()).append(frame)
-            else:
-                whose[key] = frame
-        self.lane.put_many([item for _, _, item in units])
+        items = [item for _, _, item in units]
+        keys = list(map(id, items))
+        if len(set(keys)) == len(keys) and whose.keys().isdisjoint(keys):
+            whose.update(zip(keys, [frame for _, frame, _ in units], strict=True))
+        else:
+            for key, (_, frame, _) in zip(keys, units, strict=True):
+                if key in whose:
+                    self.also.setdefault(key, deque()).append(frame)
+                else:
+                    whose[key] = frame
+        self.lane.put_many(items)
+
+    def frames_of(self, items: list[Any]) -> list[Any]:
+        """Whose items these are, in their order."""
+        if self.also:
+            return list(map(self.frame_of, items))
+        return list(map(self.whose.pop, map(id, items)))
 
     def frame_of(self, item: Any) -> Any:
         key = id(item)
@@ -511,11 +530,8 @@ class LaneWay(Way):
                 continue
             for piece in posted.lane.take_many(0):
                 if type(piece) is Batch:
-                    frame_of = posted.frame_of
-                    found += [
-                        (post, frame_of(item), out)
-                        for item, out in zip(piece.items, piece.outputs, strict=True)
-                    ]
+                    frames = posted.frames_of(piece.items)
+                    found += zip(repeat(post), frames, piece.outputs)
                 elif piece.done:
                     item, failure = piece.item, piece.failure
                     out = piece.outputs[0] if failure is None else Ended(failure, item)

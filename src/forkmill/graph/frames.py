@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from .telling import Telling
     from .ways import Way
 
-__all__ = ["UNUSUAL", "Carrier", "has_begun", "outputs_of", "writes_of"]
+__all__ = ["UNUSUAL", "Frames", "has_begun", "outputs_of", "writes_of"]
 
 UNUSUAL = frozenset({Broken, Value, Ended})
 
 
-class Carrier:
+class Frames:
     """Items on their way through groups; a `Flow` gives it items and outcomes."""
 
     def __init__(self, ctx: Any, top: Level, ways: list[Way], tell: Telling | None) -> None:
@@ -67,6 +67,8 @@ class Carrier:
         self._tries: dict[tuple[Any, Post], int] = {}  # that died or were late
         self._again: list[tuple[float, int, Post, Any, Any]] = []
         self._numbers = itertools.count()
+        self._lossy = self._limited = False  # some frame has lost something; some level has failed
+        self._nested = any(post.nest is not None for post in top.layout.posts)
         self._stopping = False
         self._handed: dict[Level, None] = {}  # that have handles of their own
 
@@ -210,11 +212,13 @@ class Carrier:
 
     def _finish(self, frame: Frame, post: Post) -> None:
         """A group is through: those that wait for it wait for one less."""
-        left, posts = frame.left, frame.level.layout.posts
+        layout = frame.level.layout
         for number in post.group.before:
-            left[number] -= 1
-            if not left[number]:
-                self._ready.append((frame, posts[number]))
+            if layout.counts[number] > 1:
+                frame.left[number] -= 1
+                if frame.left[number]:
+                    continue
+            self._ready.append((frame, layout.posts[number]))
         frame.open -= 1
         if not frame.open:
             self._through(frame)
@@ -278,6 +282,7 @@ class Carrier:
 
     def _lose(self, frame: Frame, post: Post, broken: Broken) -> None:
         """Outputs of a group are lost."""
+        self._lossy = True
         losses = frame.losses = {} if frame.losses is None else frame.losses
         bad = frame.bad = {} if frame.bad is None else frame.bad
         slots = frame.slots
@@ -296,6 +301,7 @@ class Carrier:
         if level.limit is not None and level.limit < index:
             return
         level.limit, level.loss = index, loss
+        self._limited = True
         for way in self._ways:
             if isinstance(way, SweepWay):
                 self._units -= way.drop_behind(index)

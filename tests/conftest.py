@@ -31,6 +31,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+import sampling
+
 # Arrow's own allocator has a thread, which would begin inside a test.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
@@ -288,6 +290,11 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Iterator[Any]:
 def pytest_timeout_cancel_timer(item: pytest.Item) -> Iterator[Any]:
     faulthandler.cancel_dump_traceback_later()
     return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sampling.apply(items)
 
 
 def pytest_sessionfinish() -> None:

@@ -28,8 +28,9 @@ Guarantees:
     * A call that cannot be ended (in a thread, in a coroutine that ignores it) is left behind by a
       `close` that does not wait: it finds nobody to tell, calls nothing more, and nobody waits for
       it, also not when the interpreter exits.
-    * Who is interrupted in `put` or `take`, by what a signal's handler raises, closes the lane:
-      what he had in hand may be lost. To close it works at any place, and again.
+    * What a signal's handler raises in `take` loses nothing in silence: if something was in hand
+      the next `take` raises PoolError, and there is nothing left to do but to close the lane. Who
+      is interrupted in `put` closes it too. To close it works at any place, and again.
     * `pending` counts what was put and not taken. A lane bounds nothing but streams, where a
       generator waits until its outputs are taken: `put` never blocks.
 
@@ -46,6 +47,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import deque
 from dataclasses import dataclass
+from itertools import repeat
 from time import monotonic, perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -91,6 +93,7 @@ MANY = 4096  # more than there can be streams: credit for all of them, at the en
 _SHORT = 20e-6  # seconds: shorter calls are not all measured
 _EVERY = 64  # one in so many short calls is measured
 TELL_S = 5e-3  # seconds between two reports of one replica
+_pop = deque.popleft
 
 
 @dataclass(frozen=True)
@@ -340,6 +343,7 @@ class Lane(ABC):
 
     def __init__(self) -> None:
         self._split: deque[Taken] = deque()  # of a batch that `take` has opened
+        self._torn = False  # a `take` was broken off, and what it had in hand is gone
 
     def put(self, item: Any, replica: int | None = None) -> None:
         """As `put_many`, one item."""
@@ -360,10 +364,17 @@ class Lane(ABC):
 
     def take(self, timeout: float | None = None) -> Taken | None:
         """As `take_many`, one piece; None if nothing is in time, or nothing is left to come."""
+        pieces: list[Taken | Batch] = []
         if not self._split:
-            for piece in self._take_many(timeout, 1):
+            self._check_whole()
+            pieces = self._take_many(timeout, 1)
+        try:
+            for piece in pieces:
                 self._split.extend(piece.split() if isinstance(piece, Batch) else (piece,))
-        return self._split.popleft() if self._split else None
+            return self._split.popleft() if self._split else None
+        except BaseException:
+            self._torn = True
+            raise
 
     def take_many(self, timeout: float | None = None) -> list[Taken | Batch]:
         """All that is finished; waits for the first if there is none yet.
@@ -373,12 +384,24 @@ class Lane(ABC):
 
         Returns:
             In the order of finishing; empty if nothing is in time, or nothing is left to come.
+
+        Raises:
+            PoolError: An earlier `take` was broken off by what a signal's handler raised, while it
+                had something in hand.
         """
         if self._split:
             pieces: list[Taken | Batch] = [*self._split]
             self._split.clear()
             return pieces
+        self._check_whole()
         return self._take_many(timeout)
+
+    def _check_whole(self) -> None:
+        if self._torn:
+            raise errors.PoolError(
+                "what was taken out of this lane is lost: a signal's handler raised meanwhile; "
+                "close it"
+            )
 
     @abstractmethod
     def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
@@ -499,27 +522,39 @@ class SharedLane(Lane):
 
     def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
         deadline = None if timeout is None else monotonic() + timeout
+        out: list[Any] = []  # in hand
+        try:
+            while True:
+                if not self._take_out(out, deadline):
+                    return []
+                pieces = self._all_opened(out)
+                self._count(pieces)
+                if pieces:
+                    return pieces
+                out.clear()
+        except BaseException:
+            self._torn = self._torn or bool(out)
+            raise
+
+    def _take_out(self, out: list[Any], deadline: float | None) -> bool:
+        """Take what was delivered, and wait for it; False: nothing is in time, or to come."""
         while True:
             with self._lock:
-                out = [self._out.popleft() for _ in range(len(self._out))]
+                out.extend(map(_pop, repeat(self._out, len(self._out))))  # one step of C
                 self._to_come -= self._unlocked(out)
                 end = not self._over and self._should_end()
                 left = None if deadline is None else deadline - monotonic()
                 if not out:
                     if self._over or (left is not None and left <= 0):
-                        return []
+                        return False
                     self._change.expect()
                     if self._out:  # without the lock, before it was told that somebody waits
                         left = 0.0
             if end:
                 self._finish()
-            if not out:
-                self._change.wait(left)
-                continue
-            pieces = self._all_opened(out)
-            self._count(pieces)
-            if pieces:
-                return pieces
+            if out:
+                return True
+            self._change.wait(left)
 
     def _unlocked(self, out: list[Any]) -> int:
         """How many items of these were finished without `_deliver`."""

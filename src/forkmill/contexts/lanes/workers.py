@@ -147,8 +147,12 @@ class WorkerLane(SharedLane):
 
     def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
         if self._used and not self._over:
-            for task in self._batches.take(0):
-                self._came(task)
+            try:
+                for task in self._batches.take(0):
+                    self._came(task)
+            except BaseException:
+                self._torn = True
+                raise
         return super()._take_many(timeout)
 
     def _all_opened(self, out: list[Any]) -> list[Taken | Batch]:

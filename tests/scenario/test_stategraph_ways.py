@@ -261,9 +261,18 @@ def test_an_async_stream_gives_the_same_items(
 # ---------------------------------------------------------------------------- Ctrl-C
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {here!r})
 import forkmill as fm, stategraph_nodes as nodes
+from forkmill.stategraph.drive import Interrupts
+
+handle = Interrupts._handle
+
+def told(*args):
+    handle(*args)
+    os.write(1, b"heard\\n")
+
+Interrupts._handle = told
 
 def slow(state):
     print("begun", flush=True)
@@ -299,7 +308,7 @@ def test_ctrl_c_drains_and_twice_kills(kind: str, times: int, start_script: Any)
     script.wait_for("begun")
     os.kill(script.pid, signal.SIGINT)
     if times == 2:
-        time.sleep(0.2)  # two at once are one
+        script.wait_for("heard")  # two at once are one
         os.kill(script.pid, signal.SIGINT)
     assert script.wait(15) == 0, script.report()
     said = "drained 1 drained" if times == 1 else "killed 0 killed"

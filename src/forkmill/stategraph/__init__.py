@@ -15,7 +15,8 @@ line      a session as a run knows it, and its form in the store
 begin     how a call gets its session: checked, claimed, begun
 nested    graphs, pipelines and state graphs as nodes
 places    where tasks run; given: what they are given there
-run       the superstep loop; limits: when it ends; keep: what it stores; fits: what can be
+run       the superstep loop; straight: its simplest steps; carried: exceptions that leave it
+limits    when a run ends; keep: what it stores; fits: what can be
 tell      events, and the items of streams
 drive     who runs a run: the caller, a handle, a stream; aio: an event loop
 session   a session in the hand

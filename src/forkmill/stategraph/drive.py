@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from ..runs.handle import Left
 from ..runs.result import disguised
-from .run import Carried
+from .carried import Carried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -73,10 +73,13 @@ class Given:
         elif isolated:
             state = self._for_process(node)
         else:
-            reads = node.reads
-            plain, late = (point.plain, point.late) if reads is None else seen(point, reads)
-            state = (plain, late.copy() if late else late)
+            state = self.seen(node.reads)
         return self._tell.run, ident, point.step + 1, state, arg, answers
+
+    def seen(self, reads: tuple[str, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a task in this process gets of the state; the second is its own."""
+        plain, late = seen(self._line.point, reads)
+        return plain, late.copy() if late else late
 
     def _for_process(self, node: Node) -> Any:
         """(plain, late) of what a node reads, as another process gets it."""

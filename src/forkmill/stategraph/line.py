@@ -156,8 +156,7 @@ class Line:
 
 def view(plan: Plan, point: Point, reads: tuple[str, ...] | None = None) -> Any:
     """A fresh look at a point's state."""
-    plain, late = seen(point, reads)
-    return plan.view(plain, late.copy())
+    return plan.look(*seen(point, reads))
 
 
 def seen(point: Point, reads: tuple[str, ...] | None) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -62,6 +62,11 @@ class Node:
         return bool(class_of(self.context.type).isolated)
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is called where the run is."""
+        return self.context.type == "inline" and not self.is_async
+
+    @property
     def is_async(self) -> bool:
         """Whether it is a coroutine function."""
         return is_async(self.fn)

@@ -133,7 +133,7 @@ class Plan:
         coder: The same, for wires.
         view: Makes a look at the state, of (plain, late).
         calls: By node, what is sent for a task of it: see `callable_of`.
-        here: By node, the same for a call in this thread.
+        here: The same for nodes that are called where the run is, with the keys that they read.
         nested: The nodes that are state graphs.
         hash: Of the definition.
     """
@@ -165,7 +165,11 @@ class Plan:
         self._check_reach()
         self._check_timeouts()
         works = {node.name: self._work(node) for node in nodes.values()}
-        self.here = {name: work.perform for name, work in works.items()}
+        self.here = {
+            name: (work.perform, nodes[name].reads)
+            for name, work in works.items()
+            if nodes[name].is_here
+        }
         self.nested = frozenset(n.name for n in nodes.values() if getattr(n.fn, "nests", False))
         self.calls = {
             name: callable_of(
@@ -300,6 +304,10 @@ class Plan:
                 ) from error
 
     # ------------------------------------------------------------------------- the rest
+
+    def look(self, plain: dict[str, Any], late: dict[str, Any]) -> Any:
+        """A fresh look at what a point has."""
+        return self.view(plain, late.copy())
 
     def stored_in(self, settings: Settings) -> Plan:
         """The same graph, with another one's store and durability; its nodes that are state graphs

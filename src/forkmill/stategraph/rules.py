@@ -29,7 +29,7 @@ from .task import (
     PLAIN,
     SET,
 )
-from .words import END, START, Send
+from .words import END, Send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 _MEMO = 1000  # sets of nodes that have run together, and where their plain edges lead
-_ONLY_SET = {SET}
 CHAIN_LENGTH = 64  # pieces of an `fm.append` key; with one more it is made whole again
 
 
@@ -131,12 +130,14 @@ class Paths:
             for source in join.sources:
                 self.joined.setdefault(source, []).append(join)
         self.tasks = {name: (Task(name),) for name in nodes} | {END: ()}
-        # Nodes that one plain edge or one choice leaves, and nothing else: most of them.
-        self.simple: dict[str, Any] = {}
-        for name in (START, *nodes):
-            ways = [*self.plain.get(name, ()), *self.chosen.get(name, ())]
-            if len(ways) == 1 and name not in self.joined:
-                self.simple[name] = ways[0] if isinstance(ways[0], Choice) else ways[0][1]
+        # Nodes that one choice leaves, and nothing else, and where its answers lead.
+        self.simple: dict[str, tuple[Choice, dict[Any, tuple[Task, ...]]]] = {}
+        for source, ways in self.chosen.items():
+            if len(ways) == 1 and source not in self.plain and source not in self.joined:
+                targets = ways[0].targets or {}
+                known = {answer: self.tasks.get(name) for answer, name in targets.items()}
+                leads: Any = {answer: tasks for answer, tasks in known.items() if tasks is not None}
+                self.simple[source] = ways[0], leads
         self.memo: dict[Any, Way] = {}  # of `_way`
         self.known: dict[int, tuple[Any, Any, Way]] = {}  # by the id of the tasks: these very ones
         self.no_joins: tuple[frozenset[str], ...] = tuple(frozenset() for _ in joins)
@@ -203,19 +204,19 @@ def _folded(
     coder: Coder,
 ) -> Any:
     """The wire of one key after its updates."""
-    ops = {op for _, op, _ in group}
-    if len(group) > 1 and (key.reducer is None or ops != _ONLY_SET):
-        _check_writers(key, group, ops, step)
-    if DROP in ops:
-        start = key.start()
-        return GONE if start is UNSET else coder.wire(start, f"the start of key {key.name!r}")
-    if OVER in ops or key.reducer is None:
+    reducer = key.reducer
+    for _, op, _ in group:
+        if op != SET:
+            return _replaced(key, group, step, coder)
+    if reducer is None:
+        if len(group) > 1:
+            _check_writers(key, group, {SET}, step)
         return group[0][2]
     before = current(key.name)
     if key.appends:
         return grown(before, [wire for _, _, wire in group], coder, key.name)
     value = UNSET if before is None else coder.value(before)
-    harmless, reducer = key.harmless, key.reducer
+    harmless = key.harmless
     for node, _, wire in group:
         kind, data = wire
         own = kind == PLAIN or (harmless and kind == FLAT)
@@ -226,10 +227,21 @@ def _folded(
         try:
             value = reducer(value, update)
         except BaseException as error:
-            name = name_of(key.reducer)
+            name = name_of(reducer)
             add_note(error, f"in the reducer {name} of key {key.name!r}, step {step}, for {node!r}")
             raise
     return coder.wire(value, f"what the reducer of key {key.name!r} gave")
+
+
+def _replaced(key: Key, group: list[tuple[str, int, Any]], step: int, coder: Coder) -> Any:
+    """The wire of a key that a DELETE or an Overwrite is said of."""
+    ops = {op for _, op, _ in group}
+    if len(group) > 1:
+        _check_writers(key, group, ops, step)
+    if DROP not in ops:
+        return group[0][2]
+    start = key.start()
+    return GONE if start is UNSET else coder.wire(start, f"the start of key {key.name!r}")
 
 
 def _check_writers(key: Key, group: list[tuple[str, int, Any]], ops: set[int], step: int) -> None:
@@ -304,25 +316,17 @@ def follow(
         UpdateError: A predicate gave what is no name of a target.
         BaseException: What a predicate raised, with a note that names it.
     """
-    left: tuple[str, ...]
-    if len(tasks) == 1:
-        if (
-            (simple := paths.simple.get(tasks[0].node))
-            and not outcomes[0][2]
-            and not outcomes[0][3]
-        ):
-            return _simply(paths, simple, state, step, coder), joins
-        left = () if outcomes[0][3] else (tasks[0].node,)
+    for outcome in outcomes:
+        if outcome[2] or outcome[3]:
+            break
     else:
-        for outcome in outcomes:
-            if outcome[2] or outcome[3]:
-                break
-        else:
-            known = paths.known.get(id(tasks))
-            if known is not None and known[0] is tasks and known[1] is joins:
-                return known[2]
-        gone = [task[0] for task, out in zip(tasks, outcomes, strict=True) if not out[3]]
-        left = tuple(dict.fromkeys(gone))
+        known = paths.known.get(id(tasks))
+        if known is not None and known[0] is tasks and known[1] is joins:
+            return known[2]
+        if len(tasks) == 1 and (simple := paths.simple.get(tasks[0].node)) is not None:
+            return _simply(paths, *simple, state, step, coder), joins
+    gone = [task[0] for task, out in zip(tasks, outcomes, strict=True) if not out[3]]
+    left = tuple(dict.fromkeys(gone))
     choices = _choices(paths, left)
     if not choices and not any(outcome[2] for outcome in outcomes):
         way = _way(paths, left, joins)
@@ -338,7 +342,7 @@ def follow(
             line.route(route)
     if paths.joins:
         joins = _joined(paths, left, joins, line)
-    return tuple(line.tasks), joins
+    return line.whole(paths), joins
 
 
 def _choices(paths: Paths, left: tuple[str, ...]) -> list[Choice]:
@@ -365,18 +369,25 @@ def _way(paths: Paths, left: tuple[str, ...], joins: tuple[frozenset[str], ...])
 
 
 def _simply(
-    paths: Paths, way: Any, state: Callable[[], Any], step: int, coder: Coder
+    paths: Paths,
+    choice: Choice,
+    leads: dict[Any, tuple[Task, ...]],
+    state: Callable[[], Any],
+    step: int,
+    coder: Coder,
 ) -> tuple[Task, ...]:
     """Where the only way out of the only task leads."""
-    if type(way) is str:
-        return paths.tasks[way]
-    routes = _chosen(paths, way, state, step, coder)
-    if len(routes) == 1 and type(routes[0]) is str:
-        return paths.tasks[routes[0]]
+    try:
+        answer = choice.fn(state())
+    except BaseException as error:
+        _note(choice, step, error)
+        raise
+    if type(answer) is str and answer in leads:
+        return leads[answer]
     line = _Line()
-    for route in routes:
+    for route in _routes(paths, choice, answer, step, coder):
         line.route(route)
-    return tuple(line.tasks)
+    return line.whole(paths)
 
 
 class _Line:
@@ -392,6 +403,12 @@ class _Line:
         if name != END and name not in self._names:
             self._names.add(name)
             self.tasks.append(Task(name))
+
+    def whole(self, paths: Paths) -> tuple[Task, ...]:
+        """They, as a step's; one alone is always the same object: see `Paths.remember`."""
+        if len(self.tasks) == 1 and self.tasks[0].arg is None:
+            return paths.tasks[self.tasks[0].node]
+        return tuple(self.tasks)
 
     def route(self, route: Any) -> None:
         if type(route) is str:
@@ -440,8 +457,17 @@ def _chosen(
     try:
         answer = choice.fn(state())
     except BaseException as error:
-        add_note(error, f"in {_called(choice)}, after step {step}")
+        _note(choice, step, error)
         raise
+    return _routes(paths, choice, answer, step, coder)
+
+
+def _note(choice: Choice, step: int, error: BaseException) -> None:
+    add_note(error, f"in {_called(choice)}, after step {step}")
+
+
+def _routes(paths: Paths, choice: Choice, answer: Any, step: int, coder: Coder) -> list[Any]:
+    """Where the answer of a conditional edge leads."""
     if type(answer) is str and choice.targets is not None and answer in choice.targets:
         return [choice.targets[answer]]
     many = isinstance(answer, (list, tuple)) and not _is_answer(choice, answer)

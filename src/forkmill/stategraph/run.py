@@ -4,6 +4,8 @@
                 │ one ends while others run: a pending row
                 └ a failure, a question, a kill: what finished is stored beside the old point
 
+Steps of which nothing is told and nothing stored go `straight` on, where their tasks are called.
+
 A step's tasks:
 
 ======================  =======================================================================
@@ -50,6 +52,7 @@ from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_not
 from ..runs.failure import Failure
 from ..runs.handle import Left
 from . import fits
+from .carried import carried
 from .given import Given
 from .keep import Keeper
 from .limits import Limits
@@ -61,6 +64,7 @@ from .line import (
 from .places import INLINE
 from .result import StateRun, StateStats, result_of
 from .rules import fold, follow
+from .straight import straight_on
 from .task import (
     ASKED,
 )
@@ -74,18 +78,10 @@ if TYPE_CHECKING:
     from .rules import Task
     from .tell import Teller
 
-__all__ = ["AROUND", "Carried", "Run"]
+__all__ = ["AROUND", "Run"]
 
 # The run that a node which is a state graph is called by.
 AROUND: ContextVar[Run] = ContextVar("forkmill_run_around")
-
-
-class Carried(BaseException):
-    """Brings out of a generator what would be taken for its end."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__()
-        self.error = error
 
 
 class Inner(Protocol):
@@ -105,11 +101,6 @@ class Inner(Protocol):
         """End the run whose thread was left behind."""
 
 
-def carried(error: BaseException) -> BaseException:
-    """The error, or what brings it out of a generator."""
-    return Carried(error) if isinstance(error, (StopIteration, GeneratorExit)) else error
-
-
 class Run:
     """One call's run of a session.
 
@@ -124,6 +115,11 @@ class Run:
 
     Attributes:
         status: "running", until it is over.
+        killed: Whether it was killed; draining: whether it was told to stop.
+        inside: The mark of RUN-2.
+        single: Whether it ends after one step.
+        last_step: The tasks of the last step, and what it changed.
+        given: What its tasks are given.
         failures: The tasks that failed for good in the last step, by index.
         stats: The figures.
     """
@@ -148,30 +144,31 @@ class Run:
         self.failures: dict[int, Failure] = {}
         self.stats = StateStats()
         self.interrupted = False  # by Ctrl-C
-        self._inside: dict[str, bool] = {}
+        self.inside: dict[str, bool] = {}
         self._inner: Inner | None = None  # the run of the node that is a state graph
         self._left: Inner | None = None  # the same, left behind with this one
-        self._last: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
-        self._resumed, self._single = resumed, single
+        self.last_step: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
+        self._resumed, self.single = resumed, single
         self._keep = Keeper(plan, line, tell)
-        self._draining = self._killed = False
+        self._straight = not (self._keep.there or tell.streams or plan.nested)
+        self.draining = self.killed = False
         self._ends: SimpleQueue[Any] = SimpleQueue()
         self._coder = plan.coder
         self._futures: dict[int, Any] = {}
         self._places_of: dict[int, Any] = {}
         self._attempts: dict[int, int] = {}
-        self._given = Given(plan, line, places, tell)
+        self.given = Given(plan, line, places, tell)
         self._began = perf_counter()
 
     # ------------------------------------------------------------------- any thread
 
     def stop(self) -> None:
         """End after the step that runs."""
-        self._draining = True
+        self.draining = True
 
     def kill(self) -> None:
         """End now: what runs is ended where it can be, and dropped."""
-        self._killed = True
+        self.killed = True
         self._ends.put(None)
         for future in list(self._futures.values()):
             _end(future)
@@ -181,24 +178,19 @@ class Run:
     def adopt(self, inner: Inner | None) -> None:
         """A node that is a state graph runs, as this; None: not any more. In the run's thread."""
         self._inner = inner
-        if inner is not None and self._killed:  # it came between
+        if inner is not None and self.killed:  # it came between
             inner.kill()
-
-    @property
-    def killed(self) -> bool:
-        """Whether it was killed."""
-        return self._killed
 
     @property
     def in_user_code(self) -> bool:
         """Whether the run's thread is in the user's code just now."""
         inner = self._inner
-        return bool(self._inside) and (inner is None or inner.in_user_code)
+        return bool(self.inside) and (inner is None or inner.in_user_code)
 
     def leave_behind(self) -> bool:
         """Whether the thread of the run is in the user's code; if so it is left there, and who
         calls this has the run (RUN-2)."""
-        if not self._inside.pop("user", False):
+        if not self.inside.pop("user", False):
             return False
         inner = self._inner
         if inner is not None and inner.held_by_anything():
@@ -215,9 +207,9 @@ class Run:
             self._free("killed")
         return self.result()
 
-    def _back(self) -> None:
+    def back(self) -> None:
         """The user's code is over (RUN-2)."""
-        if not self._inside.pop("user", False):
+        if not self.inside.pop("user", False):
             raise Left
 
     # ------------------------------------------------------------------- the turns
@@ -246,12 +238,22 @@ class Run:
                 self._free("interrupted")
                 tell.paused(point.step, point)
             while self.status == "running":
+                if self._straight and straight_on(self):
+                    self._barrier()
+                    continue
+                if self.status != "running":
+                    break
                 if self.stats.steps >= self.limits.max_steps:
                     raise self._too_many()
-                if self._killed or self._draining:
-                    self._free("killed" if self._killed else "drained")
+                if self.killed or self.draining:
+                    self._free("killed" if self.killed else "drained")
                     break
-                yield from self._step()
+                todo = self._todo()
+                if len(todo) == 1 and self.line.point.tasks[todo[0]].node in self.plan.here:
+                    self._inline(todo[0])
+                elif todo:
+                    yield from self._side_by_side(todo)
+                self._barrier()
                 if tell.streams:
                     yield from tell.taken()
         except BaseException as error:
@@ -261,7 +263,7 @@ class Run:
             self.stats.seconds = perf_counter() - self._began
             tell.woken = None
             self.places.end()
-            self._given.forget()
+            self.given.forget()
 
     def _too_many(self) -> StepLimit:
         limit, step = self.limits.max_steps, self.line.point.step
@@ -273,56 +275,71 @@ class Run:
             step=step,
         )
 
-    def _step(self) -> Iterator[Any]:
-        line = self.line
+    def _todo(self) -> Sequence[int]:
+        """A step begins; those of its tasks that are to run."""
+        line, tell = self.line, self.tell
         point = line.point
-        tasks = point.tasks
-        tell = self.tell
         tell.look()
         if tell.heard:
-            tell.step_started(point, tasks)
-        self.failures = {}
-        todo: Sequence[int] = range(len(tasks))
-        if line.questions or line.outcomes:
-            asked = line.asked()
-            todo = [i for i in todo if i not in line.outcomes and i not in asked]
-        if todo:
-            if self._attempts:
-                self._attempts = {}
-            place = self.places.of(self.plan.nodes[tasks[todo[0]].node])
-            if len(todo) == 1 and place is INLINE:
-                self._inline(todo[0])
-            else:
-                yield from self._side_by_side(todo)
-        if self._killed:
+            tell.step_started(point, point.tasks)
+        if self.failures:
+            self.failures = {}
+        if self._attempts:
+            self._attempts = {}
+        todo = range(len(point.tasks))
+        if not line.questions and not line.outcomes:
+            return todo
+        asked = line.asked()
+        return [i for i in todo if i not in line.outcomes and i not in asked]
+
+    def _barrier(self) -> None:
+        """The tasks of a step have come to their ends."""
+        line = self.line
+        if self.killed:
             self._free("killed")
         elif self.failures:
             raise carried(self.failures[min(self.failures)].error)
         elif line.questions and (asked := line.asked()):
             self._free("interrupted")
-            tell.asked(point.step + 1, [(i, tasks[i].node, *asked[i]) for i in sorted(asked)])
+            step, tasks = line.point.step + 1, line.point.tasks
+            self.tell.asked(step, [(i, tasks[i].node, *asked[i]) for i in sorted(asked)])
         else:
             self._commit()
 
     # ------------------------------------------------------------------- tasks
 
+    def rest(self, first: int) -> None:
+        """Run the tasks from this one on, which are called here, each to its end."""
+        for index in range(first, len(self.line.point.tasks)):
+            self.tell.look()
+            self._inline(index)
+
+    def missed(self, index: int, error: BaseException) -> None:
+        """The first try of a task that is called here has failed: it is brought to its end."""
+        self._attempts[index] = 1
+        node = self.plan.nodes[self.line.point.tasks[index].node]
+        pause = self._failed(index, node, error, 0.0)
+        if pause is not None:
+            self._wait(pause)
+            self._inline(index)
+
     def _inline(self, index: int) -> None:
         """Run a task here, to its end."""
-        plan, inside = self.plan, self._inside
+        plan, inside = self.plan, self.inside
         name = self.line.point.tasks[index].node
-        node, call = plan.nodes[name], plan.here[name]
+        node, (call, _) = plan.nodes[name], plan.here[name]
         if name in plan.nested:
             call = partial(self._around, call)
         heard = self.tell.heard
-        while not self._killed:
+        while not self.killed:
             self._started(index, node)
-            args = self._given.to(index, INLINE)
+            args = self.given.to(index, INLINE)
             began = perf_counter() if heard else 0.0
             inside["user"] = True
             try:
                 outcome = call(*args)
             except BaseException as error:
-                self._back()
+                self.back()
                 pause = self._failed(index, node, error, perf_counter() - began)
                 if pause is None:
                     return
@@ -345,7 +362,7 @@ class Run:
         """A pause that a kill cuts short; who ended meanwhile is looked at later."""
         until = monotonic() + seconds
         come = []
-        while not self._killed and (left := until - monotonic()) > 0:
+        while not self.killed and (left := until - monotonic()) > 0:
             try:
                 come.append(self._ends.get(timeout=left))
             except Empty:
@@ -373,17 +390,17 @@ class Run:
             self.tell.span("schedule", began)
             stored = self._keep.there
             for index in here:
-                if not self._killed:
+                if not self.killed:
                     self.tell.look()
                     self._inline(index)
                     if stored and (self._futures or waiting or index != here[-1]):
                         self._keep.finished()
-            while (self._futures or waiting or timers) and not self._killed:
+            while (self._futures or waiting or timers) and not self.killed:
                 yield from self._next_ends(timers)
                 now = monotonic()
                 while timers and timers[0][0] <= now:
                     waiting.append(heapq.heappop(timers)[1])
-                waiting = [] if self._killed else self._fed(waiting)
+                waiting = [] if self.killed else self._fed(waiting)
                 if self._futures or waiting or timers:
                     self._keep.finished()
         finally:
@@ -402,7 +419,7 @@ class Run:
             node = self.plan.nodes[task.node]
             self._started(index, node)
             try:
-                args = self._given.to(index, place)
+                args = self.given.to(index, place)
                 future = place.submit(node, self.plan.calls[task.node], args)
             except Exception as error:
                 self._failed(index, node, error, 0.0, final=True)
@@ -410,7 +427,7 @@ class Run:
             self._futures[index] = future
             began = perf_counter()
             future.add_done_callback(lambda done, i=index, at=began: self._ends.put((i, done, at)))
-            if self._killed:  # it came between
+            if self.killed:  # it came between
                 _end(future)
         return left
 
@@ -494,7 +511,7 @@ class Run:
         self.stats.deaths += died
         if self.tell.heard:
             self.tell.task_failed(node.name, step, index, attempt, seconds, error, died)
-        if self._killed:
+        if self.killed:
             return None
         again = policy is not None and attempt < policy.attempts and isinstance(error, policy.on)
         if again and not final:
@@ -525,7 +542,7 @@ class Run:
             writers = [
                 (task.node, out[1]) for task, out in zip(tasks, results, strict=True) if out[1]
             ]
-        self._inside["user"] = True
+        self.inside["user"] = True
         try:
             changes = (
                 fold(plan.schema.keys, point.wire, writers, step, self._coder) if writers else {}
@@ -540,14 +557,14 @@ class Run:
             )
             if heard:
                 tell.span("frontier", began, step=step, tasks=[task.node for task in new.tasks])
-        except StopIteration as error:
+        except (StopIteration, GeneratorExit) as error:
             raise carried(error) from None
         finally:
-            self._back()
-        status = self._status_after(tasks, new)
+            self.back()
+        status = self.status_after(tasks, new)
         self._keep.committed(new, tasks, changes, status)
         self.stats.steps += 1
-        self._last = (tasks, changes)
+        self.last_step = (tasks, changes)
         if status:
             self.status = line.status = status
         if heard or tell.streams:
@@ -555,15 +572,15 @@ class Run:
         if status == "interrupted":
             tell.paused(step, new)
 
-    def _status_after(self, ran: tuple[Task, ...], new: Point) -> str | None:
+    def status_after(self, ran: tuple[Task, ...], new: Point) -> str | None:
         """What the run ends with at this point; None: it goes on."""
         if not new.tasks:
             return "completed"
         if self.limits.any and self.limits.pauses(ran, new.tasks):
             return "interrupted"
-        if self._killed:
+        if self.killed:
             return "killed"
-        return "drained" if self._draining or self._single else None
+        return "drained" if self.draining or self.single else None
 
     # ------------------------------------------------------------------- the end
 
@@ -584,7 +601,7 @@ class Run:
             self._free("drained")
             return
         try:
-            self._free("killed" if self._killed else "failed")
+            self._free("killed" if self.killed else "failed")
         except (StoreError, SessionConflict) as failure:
             self._keep.let_go()
             raise failure from error
@@ -596,7 +613,7 @@ class Run:
     @property
     def last(self) -> tuple[list[str], list[str]]:
         """The nodes of the last step's tasks, and the keys that it changed."""
-        return [task.node for task in self._last[0]], list(self._last[1])
+        return [task.node for task in self.last_step[0]], list(self.last_step[1])
 
     def frontier(self) -> list[str]:
         """The nodes of the next step's tasks."""

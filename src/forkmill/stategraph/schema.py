@@ -45,21 +45,20 @@ class Key:
         name: Its name.
         reducer: What folds updates into it: (old, new) -> value; None: the last value is kept.
         make: Gives the value that it starts with; None: it starts unset.
+        appends: Whether a checkpoint stores what was added.
+        harmless: Whether the reducer is known to leave its arguments alone.
     """
 
     name: str
     reducer: Callable[[Any, Any], Any] | None = None
     make: Callable[[], Any] | None = None
+    appends: bool = dataclasses.field(init=False)
+    harmless: bool = dataclasses.field(init=False)
 
-    @property
-    def appends(self) -> bool:
-        """Whether a checkpoint stores what was added."""
-        return self.reducer is append
-
-    @property
-    def harmless(self) -> bool:
-        """Whether the reducer is known to leave its arguments alone."""
-        return self.reducer in _HARMLESS
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "appends", self.reducer is append)
+        known = any(self.reducer is harmless for harmless in _HARMLESS)
+        object.__setattr__(self, "harmless", known)
 
     def start(self) -> Any:
         """The value that it starts with, or UNSET."""

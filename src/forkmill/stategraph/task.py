@@ -216,7 +216,7 @@ class Work:
 
     __slots__ = (
         *("appends", "cls", "codec", "fn", "keys", "lenient", "name", "nodes", "targets"),
-        *("coder", "known", "trusted", "view"),
+        *("coder", "known", "open", "trusted", "view"),
     )
 
     def __init__(
@@ -241,6 +241,7 @@ class Work:
         self.codec = codec
         self.lenient = lenient
         self.coder = Coder(codec, lenient)
+        self.open = self.coder.value
         self.known = {key: f"key {key!r} of node {name!r}" for key in keys}  # as errors call it
         self.trusted = self.coder.trusted and not appends  # atoms are writes as they are
         self.view = viewer(cls, keys, self.coder.value)
@@ -250,14 +251,20 @@ class Work:
         if run is not None:  # somebody listens
             with within(run, self.name, step=step, task=ident[2]):
                 return self.perform(None, ident, step, state, arg, answers)
-        open_wire = self.coder.value
+        open_wire = self.open
         given = self.view(*state) if arg is None else open_wire(arg)
         token = here.set((ident, step, arg is not None, answers or _NO_ANSWERS, open_wire))
         try:
             result = self.fn(given)
             kind = type(result)
             if kind is dict:
+                if len(result) == 1 and self.trusted:
+                    for key, value in result.items():
+                        if type(value) in _ATOMS and key in self.known:
+                            return DONE, ((key, SET, (PLAIN, value)),), (), False
                 return DONE, writes_of(self, result, step, self.coder.wire), (), False
+            if result is None:
+                return _NOTHING
             if kind not in _USUAL and inspect.isawaitable(result):
                 result = _completed(result)
             return result_of(self, result, step)

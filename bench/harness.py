@@ -61,6 +61,8 @@ class Target:
         at_most: The bound is an upper one of ours/theirs (times); else a lower one of how many
             times faster we are.
         label: What tells this bound from the row's others.
+        where: (contender, times): the bound is for machines where this one is so many times better
+            than `against`. What it was in the same rounds is told beside.
     """
 
     what: str
@@ -69,6 +71,7 @@ class Target:
     against: str | None = None
     at_most: bool = False
     label: str = ""
+    where: tuple[str, float] | None = None
 
 
 Sample = Callable[[], float | None]  # None: there is no figure, and nothing is wrong
@@ -138,6 +141,13 @@ class Measured:
             return self.ratios(OURS, target.against)
         return self.speedups(target.against)
 
+    def beside(self, target: Target) -> list[float]:
+        """The figures of what a target's bound depends on."""
+        if target.where is None or target.against is None:
+            return []
+        name, against = target.where[0], target.against
+        return self.ratios(against, name) if self.better == LESS else self.ratios(name, against)
+
 
 def spread(values: list[float]) -> tuple[float, float, float]:
     """(25th percentile, median, 75th percentile)."""
@@ -199,6 +209,7 @@ class Bench:
         self._save = save
         targets = tuple(targets)
         self._needed = {OURS, *(target.against for target in targets)}
+        self._needed |= {target.where[0] for target in targets if target.where is not None}
         self._rows = {target.case for target in targets} if only_rows else None
 
     def size(self, full: int, quick: int) -> int:

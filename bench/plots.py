@@ -66,7 +66,7 @@ def _targets(stem: Path, answers: list[Answer], quick: bool) -> list[Path]:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    rows = [row for row in report.rows(answers) if row[2]]
+    rows = [row[:3] for row in report.rows(answers) if row[2]]
     if not rows:
         return []
     figure = Figure(figsize=(11, 1.6 + 0.36 * len(rows)), layout="constrained")

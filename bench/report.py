@@ -89,8 +89,11 @@ def _cell(text: str) -> str:
 # ---------------------------------------------------------------------- targets
 
 
-def rows(answers: Iterable[Answer] = ()) -> Iterator[tuple[str, Target, list[float]]]:
-    """Each row to reach: its text, its target and the figures that tell, if it was measured."""
+def rows(
+    answers: Iterable[Answer] = (),
+) -> Iterator[tuple[str, Target, list[float], list[float]]]:
+    """Each row to reach: its text, its target, the figures that tell, if it was measured, and those
+    of what its bound depends on."""
     results = {
         (result.question, result.case): result for answer in answers for result in answer.results
     }
@@ -98,18 +101,23 @@ def rows(answers: Iterable[Answer] = ()) -> Iterator[tuple[str, Target, list[flo
         for target in load(question).TARGETS:
             result = results.get((question, target.case))
             what = f"{target.what}: {target.label}" if target.label else target.what
-            yield what, target, result.reached(target) if result is not None else []
+            if result is None:
+                yield what, target, [], []
+            else:
+                yield what, target, result.reached(target), result.beside(target)
 
 
 def targets_table(answers: Iterable[Answer] = ()) -> list[str]:
     """The rows to reach, with what was measured; a dash where nothing was."""
     lines = ["| what | reach | measured | |", "|---|---|---|---|"]
-    for what, target, figures in rows(answers):
+    for what, target, figures, beside in rows(answers):
         verdict = "— | "
         if figures:
             low, _, high = spread(figures)
             text = f"{measured(target, figures)} ({number(low)} - {number(high)})"
-            verdict = f"{text} | {'reached' if reached(target, figures) else 'not yet'}"
+            if beside and target.where is not None:
+                text += f"; {target.where[0]}: {number(spread(beside)[1])}x"
+            verdict = f"{text} | {judged(target, figures, beside)}"
         lines.append(f"| {what} | {bound(target)} | {verdict} |")
     return lines
 
@@ -131,6 +139,15 @@ def reached(target: Target, figures: list[float]) -> bool:
     """Whether the median is on the right side of the bound."""
     middle = spread(figures)[1]
     return middle <= target.bound if target.at_most else middle >= target.bound
+
+
+def judged(target: Target, figures: list[float], beside: list[float]) -> str:
+    """What is said of a row that was measured."""
+    if reached(target, figures):
+        return "reached"
+    if target.where is not None and beside and spread(beside)[1] < target.where[1]:
+        return f"not here: it is for machines where {target.where[0]} reach {target.where[1]:g}x"
+    return "not yet"
 
 
 def update_readme(

@@ -21,6 +21,7 @@ from .harness import LESS, Bench, Case, Skip, Target
 from .peers import OURS
 
 LANGGRAPH = "LangGraph"
+FORKS = "two bare forks"
 LOOP = "loop of 1-node steps"
 WIDE = "tick + 8 trivial nodes + join"
 
@@ -32,7 +33,7 @@ TARGETS = (
     Target(
         "SQLite, LangGraph in memory", "wide2_sqlite", 0.8, LANGGRAPH, True, "8 wide in workers"
     ),
-    Target("4 CPU-bound nodes in two workers", "cpu", 1.8, "one after another"),
+    Target("4 CPU-bound nodes in two workers", "cpu", 1.8, "one after another", where=(FORKS, 1.9)),
     Target("8 tasks that read 64 MB", "array", 1.3, "8 bytes", at_most=True),
     Target("WAL of a step, 64 keys of 1 MB", "wal1", 8, at_most=True, label="one task, 1 KB"),
     Target("WAL of a step, 64 keys of 1 MB", "wal8", 32, at_most=True, label="eight tasks"),
@@ -245,7 +246,7 @@ def _cpu(bench: Bench) -> None:
     samples = {
         OURS: lambda: ours(fm.ipc_fork(bench.workers)),
         "one after another": lambda: ours(None),
-        "two bare forks": forks,
+        FORKS: forks,
         LANGGRAPH: theirs,
     }
     title = "4 nodes of 0.5 s of pure Python, from invoke to result"

@@ -307,6 +307,19 @@ def test_ratios_are_taken_within_a_round(harness):
     assert harness.spread([1.0, 2.0, 3.0]) == (1.5, 2.0, 2.5)
 
 
+def test_a_bound_for_some_machines_says_what_this_one_is(harness):
+    from bench import report
+
+    target = harness.Target("what", "key", 1.8, "alone", where=("forks", 1.9))
+    values = {"forkmill": [1.0, 1.0], "alone": [1.5, 1.7], "forks": [1.0, 1.0]}
+    measured = harness.Measured("test", "key", "title", "s", harness.LESS, values)
+    figures, beside = measured.reached(target), measured.beside(target)
+    assert (figures, beside) == ([1.5, 1.7], [1.5, 1.7])
+    assert report.judged(target, figures, beside).startswith("not here")
+    assert report.judged(target, figures, [1.95]) == "not yet"
+    assert report.judged(target, [1.9], [1.7]) == "reached"
+
+
 @pytest.mark.scenario(30)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the soak looks into /proc")
 def test_a_moment_of_the_soak_finds_nothing():

@@ -315,6 +315,21 @@ def test_ctrl_c_drains_and_twice_kills(kind: str, times: int, start_script: Any)
     assert said in script.stdout, script.report()
 
 
+def test_a_handler_that_a_node_sets_stays() -> None:
+    def mine(*args: Any) -> None:
+        pass
+
+    def sets(state: Any) -> None:
+        signal.signal(signal.SIGINT, mine)
+
+    old = signal.getsignal(signal.SIGINT)
+    try:
+        line_of("inline", {"n": None}, a=sets).compile().invoke({"n": 0})
+        assert signal.getsignal(signal.SIGINT) is mine
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
 # --------------------------------------------------------------------- other shapes
 
 

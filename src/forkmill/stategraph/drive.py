@@ -13,7 +13,7 @@ Threads: a Driver's `stop` and `kill` may be called from any; the rest is the ru
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +47,15 @@ class Interrupts:
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        handler = signal.getsignal(signal.SIGINT)
-        if handler is signal.default_int_handler:
+        handler = _signal.getsignal(_signal.SIGINT)
+        if handler is _signal.default_int_handler:
             self._old = handler  # first: the next call may be the last one
-            signal.signal(signal.SIGINT, self._handle)
+            _signal.signal(_signal.SIGINT, self._handle)
 
     def __exit__(self, *exc: object) -> None:
         if self._old is not None:
-            signal.signal(signal.SIGINT, self._old)
+            if _signal.getsignal(_signal.SIGINT) == self._handle:
+                _signal.signal(_signal.SIGINT, self._old)
             self._old = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

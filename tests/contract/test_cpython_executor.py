@@ -557,6 +557,9 @@ if support is not None:
         def get_context(self):
             return multiprocessing.get_context(self.ctx)
 
+        def create_event(self):  # 3.14 asks for it
+            return self.manager.Event()
+
     # What stock pools and ours promise differently, or what looks into stock pools' insides.
     OTHERWISE = {
         "test_map_timeout": "sleeps five seconds; see test_map_timeout_counts_from_the_call",
@@ -578,7 +581,17 @@ if support is not None:
         "test_submit_after_interpreter_shutdown": "imports the type by name",
         "test_hang_gh83386": "imports the type by name",
         "test_max_workers_too_large": "Windows only",
+        "test_broken_process_pool_traceback": "a death costs one task here, not the pool",
+        "test_force_shutdown_workers": "mocks what its _processes are; see test_drop_in.py",
+        "test_force_shutdown_workers_dead_workers": "a death costs one task here, not the pool",
+        "test_force_shutdown_workers_invalid_op": "calls _force_shutdown()",
+        "test_kill_workers": "mocks _force_shutdown()",
+        "test_terminate_workers": "mocks _force_shutdown()",
+        "test_map_buffersize_type_validation": "its words; ours say what was given, too",
+        "test_map_buffersize_value_validation": "its words; ours say what was given, too",
     }
+    # In the gate the versions before these are enough: theirs sleep a lot.
+    NEWER = [pytest.mark.slow] if sys.version_info >= (3, 14) else []
 
     def adopt(tests: type, context: str) -> type:
         """CPython's test class on ProcessPool, with the start method of one context."""
@@ -606,6 +619,9 @@ if support is not None:
         # One start method each, for they sleep a lot. (The fifth has all of the first's.)
         quick = stock is executor.ExecutorTest
         for context in ("forkserver",) if quick else ("fork",):
-            adopted = pytest.mark.timeout(120)(adopt(stock, context))
+            adopted = adopt(stock, context)
+            left = pytest.mark.unbalanced("processes", "threads", "descriptors")  # managers
+            for mark in (pytest.mark.timeout(120), left, *NEWER):
+                adopted = mark(adopted)
             globals()[adopted.__name__] = adopted
     del stock, adopted

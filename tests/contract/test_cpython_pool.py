@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.pool
+import sys
 import unittest
 
 import pytest
@@ -24,10 +25,13 @@ OTHERWISE = {
     "test_unpickleable_result": "returns a lambda, which arrives here",
 }
 
+# In the gate the versions before these are enough: theirs sleep a lot.
+NEWER = [pytest.mark.slow] if sys.version_info >= (3, 14) else []
+
 if stock is not None:
 
-    def adopt(tests: type) -> type:
-        """CPython's test class on our Pool."""
+    def adopt(tests: type, mixin: type, pool: type) -> type:
+        """CPython's test class on our Pool, or on our ThreadPool."""
         members = {
             name: unittest.skip(why)(lambda self: None)
             for name, why in OTHERWISE.items()
@@ -37,19 +41,26 @@ if stock is not None:
             tests, "_test_traceback"
         ):  # found by its name in a worker: not as a class made here
             members |= {"_test_traceback": stock._TestPool._test_traceback}
-        bases = (tests, stock.ProcessesMixin, unittest.TestCase)
-        return type(f"On{tests.__name__}", bases, {
-            "Pool": staticmethod(stdlib.Pool), "__module__": __name__, **members,
+        bases = (tests, mixin, unittest.TestCase)
+        return type(f"On{pool.__name__}{tests.__name__}", bases, {
+            "Pool": staticmethod(pool), "__module__": __name__, **members,
         })  # fmt: skip
 
     @pytest.fixture(autouse=True)
     def by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         """Some of them make `multiprocessing.Pool`."""
         monkeypatch.setattr(multiprocessing, "Pool", stdlib.Pool)
+        monkeypatch.setattr(multiprocessing.pool, "ThreadPool", stdlib.ThreadPool)
 
-    for tests in (stock._TestPool, stock._TestPoolWorkerErrors, stock._TestPoolWorkerLifetime):
-        adopted = pytest.mark.timeout(120)(
-            pytest.mark.unbalanced("threads", "processes", "descriptors")(adopt(tests))
-        )
+    for tests, mixin, pool in (
+        (stock._TestPool, stock.ProcessesMixin, stdlib.Pool),
+        (stock._TestPoolWorkerErrors, stock.ProcessesMixin, stdlib.Pool),
+        (stock._TestPoolWorkerLifetime, stock.ProcessesMixin, stdlib.Pool),
+        (stock._TestPool, stock.ThreadsMixin, stdlib.ThreadPool),
+    ):
+        adopted = adopt(tests, mixin, pool)
+        left = pytest.mark.unbalanced("threads", "processes", "descriptors")
+        for mark in (pytest.mark.timeout(120), left, *NEWER):
+            adopted = mark(adopted)
         globals()[adopted.__name__] = adopted
     del adopted, tests

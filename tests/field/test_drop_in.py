@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import multiprocessing.pool
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 
 import forkmill as fm
 import tasks
-from forkmill.integrations.stdlib import MaybeEncodingError, Pool
+from forkmill.integrations.stdlib import MaybeEncodingError, Pool, ThreadPool
 from methods import MATRIX
 
 pytestmark = pytest.mark.timeout(60)
@@ -153,9 +154,11 @@ def test_private_names_that_programs_read(start_method: str) -> None:
         assert pool._mp_context.get_start_method() == start_method.replace("zygote", "forkserver")
         assert pool._broken is False
         victim = next(iter(pool._processes.values()))
+        victim.join(0)
         assert victim.is_alive() and victim.pid in pids
         victim.kill()
-        tasks.eventually(lambda: not victim.is_alive())
+        victim.join(30)
+        assert not victim.is_alive()
         victim.kill()  # nobody else's
         assert pool.submit(double, 2).result() == 4
 
@@ -224,12 +227,13 @@ def pool() -> Iterator[Pool]:
 
 
 KINDS = {"ours": Pool, "stock": multiprocessing.get_context("fork").Pool}
+THREADS = {"ours": ThreadPool, "stock": multiprocessing.pool.ThreadPool}
 
 
-def both(do: Any) -> None:
+def both(do: Any, kinds: Any = KINDS) -> None:
     """The same of multiprocessing's pool and ours."""
     outcomes = []
-    for make in KINDS.values():
+    for make in kinds.values():
         with make(2) as pool:
             outcomes.append(do(pool))
         pool.join()
@@ -263,8 +267,9 @@ def outcome(fn: Any, *args: Any) -> Any:
         return type(error).__name__, str(error)
 
 
+@pytest.mark.parametrize("kinds", [KINDS, THREADS], ids=["processes", "threads"])
 @pytest.mark.unbalanced("threads", "descriptors")
-def test_it_does_what_multiprocessing_does() -> None:
+def test_it_does_what_multiprocessing_does(kinds: Any) -> None:
     def every(pool: Any) -> list[Any]:
         told: list[Any] = []
         left = pool.imap(failing, range(6))
@@ -301,7 +306,7 @@ def test_it_does_what_multiprocessing_does() -> None:
         pool.join()
         return [results, told]
 
-    both(every)
+    both(every, kinds)
 
 
 @pytest.mark.unbalanced("threads", "descriptors")
@@ -363,6 +368,24 @@ def test_terminate_ends_what_runs(tmp_path: Path) -> None:
             with pytest.raises((fm.WorkerDied, fm.PoolClosed, CancelledError)):
                 late(timeout=9)
     assert repr(pool).endswith("state=TERMINATE pool_size=2>")
+
+
+def test_threads_begin_with_the_initializer_and_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    begun: list[int] = []
+    with tasks.Gate(tmp_path) as gate:
+        with ThreadPool(2, begun.append, (1,)) as pool:
+            assert repr(pool).endswith("state=RUN pool_size=2>")
+            running = pool.apply_async(tasks.pass_gate, (gate.path, 7))
+            waiting = [pool.apply_async(tasks.pass_gate, (gate.path,)) for _ in range(9)]
+            tasks.eventually(lambda: len(begun) == 2)
+            assert len(pool._pool) == 2
+        pool.join()  # though the gate is closed
+        with pytest.raises(CancelledError):
+            waiting[-1].get(timeout=9)
+        gate.open()
+        assert running.get(timeout=9) == 7
+    with pytest.raises(ValueError, match="at least 1"):
+        ThreadPool(0)
 
 
 def test_a_pool_that_nobody_ended_is_warned_of() -> None:

@@ -1,6 +1,7 @@
 """`multiprocessing.Pool`'s face on forkmill's workers: a program changes its import, nothing else.
 
-    from forkmill.integrations.stdlib import Pool       # from multiprocessing import Pool
+    from forkmill.integrations.stdlib import Pool        # from multiprocessing import Pool
+    from forkmill.integrations.stdlib import ThreadPool  # from multiprocessing.pool
 
     with Pool(4) as pool:
         pool.map(f, items)                              # a list
@@ -35,7 +36,8 @@ from multiprocessing import pool as _pool
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import errors
-from .._process import Latch
+from .._process import Latch, cpus
+from ..contexts.thread import Thread
 from ..pool.process_pool import ProcessPool
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 
     from ..pool.futures import Future
 
-__all__ = ["AsyncResult", "IMapIterator", "MaybeEncodingError", "Pool"]
+__all__ = ["AsyncResult", "IMapIterator", "MaybeEncodingError", "Pool", "ThreadPool"]
 
 T = TypeVar("T")
 
@@ -97,21 +99,23 @@ class Pool:
         context: Any = None,
     ) -> None:
         self._state = "INIT"
-        if processes is not None and processes < 1:
-            raise ValueError("Number of processes must be at least 1")
+        _check_processes(processes)
         if maxtasksperchild is not None and (
             not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0
         ):
             raise ValueError("maxtasksperchild must be a positive int or None")
         if context is None and multiprocessing.get_start_method(allow_none=True):
             context = multiprocessing.get_context()
-        self._executor = ProcessPool(
+        self._executor: Any = ProcessPool(
             processes,
             context,
             initializer,
             () if initializer is None else tuple(initargs),
             max_tasks_per_child=maxtasksperchild,
         )
+        self._opened()
+
+    def _opened(self) -> None:
         self._open: set[IMapIterator[Any]] = set()  # with input left
         self._state = RUN
 
@@ -262,7 +266,10 @@ class Pool:
         if self._state != TERMINATE:
             self._state = TERMINATE
             self._open.clear()
-            self._executor.terminate_workers()
+            self._end_now()
+
+    def _end_now(self) -> None:
+        self._executor.terminate_workers()
 
     def join(self) -> None:
         """Wait until everything is over, after `close` or `terminate`.
@@ -303,12 +310,55 @@ class Pool:
 
     @property
     def _processes(self) -> int:
-        return self._executor._max_workers
+        return int(self._executor._max_workers)
 
     @property
     def _pool(self) -> list[Any]:
         """The workers, as far as programs look at those of multiprocessing's pool."""
         return list(self._executor._processes.values())
+
+
+class ThreadPool(Pool):
+    """As `multiprocessing.pool.ThreadPool`: `Pool`'s face on threads of this process.
+
+    Nothing is sent or copied. `terminate` cancels what has not started, and does not wait for what
+    runs: a thread cannot be stopped.
+
+    Args:
+        processes: How many threads; None: the CPUs this process may use.
+        initializer: Called in every thread before its first task.
+        initargs: Its arguments.
+
+    Raises:
+        TypeError, ValueError: A wrong option.
+    """
+
+    def __init__(
+        self,
+        processes: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+    ) -> None:
+        self._state = "INIT"
+        _check_processes(processes)
+        threads = processes or cpus()
+        self._executor = Thread(
+            threads,
+            min_workers=threads,
+            initializer=initializer,
+            initargs=() if initializer is None else tuple(initargs),
+        )
+        self._opened()
+
+    def _end_now(self) -> None:
+        executor = self._executor
+        executor.shutdown(wait=False, cancel_futures=True)
+        executor.leave([future for future in executor._threads.at.values() if future is not None])
+
+    @property
+    def _pool(self) -> list[Any]:
+        """The threads."""
+        return list(self._executor._threads.alive)
 
 
 class AsyncResult(Generic[T]):
@@ -518,6 +568,11 @@ class IMapIterator(Generic[T]):
             raise error
         finally:
             del error, self  # the exception's traceback has this frame
+
+
+def _check_processes(processes: int | None) -> None:
+    if processes is not None and processes < 1:
+        raise ValueError("Number of processes must be at least 1")
 
 
 # ---------------------------------------------------------------------- outcomes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
+import time
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +157,12 @@ class WorkerProcess:
     def is_alive(self) -> bool:
         """Whether it is still a worker of the pool."""
         return any(worker.pid == self.pid for worker in self._pool.workers())
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it is none any more, or for so many seconds."""
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while self.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)  # it is no child of this process: there is nothing to wait on
 
     def terminate(self) -> None:
         """SIGTERM: it finishes its task, leaves and is replaced."""

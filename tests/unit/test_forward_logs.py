@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,35 @@ def test_records_arrive_with_where_they_are_from(method: str, kept: Keeper) -> N
     assert info.funcName == "log_some" and info.lineno < error.lineno
     assert "ZeroDivisionError" in error.exc_text and "log_some" in error.exc_text
     assert "ZeroDivisionError" in logging.Formatter().format(error)
+
+
+class Noting(logging.Handler):
+    """Notes in a file which process called it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()} {record.getMessage()}\n")
+
+
+@pytest.mark.parametrize("propagate", [True, False])
+@pytest.mark.parametrize("method", ["fork", "zygote"])
+def test_a_handler_of_any_logger_is_called_once(
+    method: str, propagate: bool, tmp_path: Path
+) -> None:
+    """Of a fork each record was handled twice: by the handler that it inherited, too."""
+    noting, logger = Noting(tmp_path / "notes"), logging.getLogger("speakers")
+    logger.addHandler(noting)
+    logger.propagate = propagate
+    try:
+        with fm.ProcessPool(1, start_method=method, forward_logs=True) as pool:
+            pool.submit(speakers.log_some, 7).result()
+    finally:
+        logger.handlers, logger.propagate = [], True
+    assert noting.path.read_text() == f"{os.getpid()} bad\n"
 
 
 def test_what_was_logged_survives_a_death(kept: Keeper) -> None:

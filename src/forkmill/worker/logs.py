@@ -8,7 +8,8 @@ Guarantees:
     * A record is formatted where it is made, and is on its way before the call returns: a worker
       that is killed after that loses none. Where there is no room it is dropped, and counted.
     * Handlers that the initializer gives to the root win: then nothing is forwarded. What was only
-      inherited by a fork is replaced, for it belongs to the program.
+      inherited by a fork is replaced, for it belongs to the program: at the root and at every
+      other logger, which would write each record twice, here and there.
     * What a task forks logs as if there were no pool: by the handlers that were replaced.
 
 Threads: any; `logging` has a lock for each handler.
@@ -24,6 +25,7 @@ from .. import _native
 __all__ = ["Levels", "forward", "inherited", "levels"]
 
 Levels = tuple[int, int, tuple[tuple[str, int], ...]]
+Inherited = dict[logging.Logger, tuple[list[logging.Handler], bool]]
 
 _LONGEST = 50_000  # characters of a message, or of a traceback
 
@@ -35,12 +37,17 @@ def levels() -> Levels:
     return logging.root.manager.disable, logging.root.level, others
 
 
-def inherited() -> list[logging.Handler]:
+def inherited() -> Inherited:
     """In a worker, before its initializer: the handlers that are the program's."""
-    return [*logging.root.handlers]
+    known = (logging.root, *logging.root.manager.loggerDict.values())
+    return {
+        logger: ([*logger.handlers], logger.propagate)
+        for logger in known
+        if isinstance(logger, logging.Logger) and (logger.handlers or not logger.propagate)
+    }
 
 
-def forward(given: Levels, before: list[logging.Handler], name: str) -> None:
+def forward(given: Levels, before: Inherited, name: str) -> None:
     """In a worker, after its initializer: from now on the program is told.
 
     Args:
@@ -49,22 +56,27 @@ def forward(given: Levels, before: list[logging.Handler], name: str) -> None:
         name: What the process is called in records, if it has no name of its own.
     """
     root = logging.root
-    if any(handler not in before for handler in root.handlers):
+    ours, _ = before.get(root, ([], True))
+    if any(handler not in ours for handler in root.handlers):
         return
     disabled, level, others = given
-    if root.level == logging.WARNING and not before:  # an exec'd one: as the program has it
+    if root.level == logging.WARNING and not ours:  # an exec'd one: as the program has it
         root.setLevel(level)
     for logger, own in others:
         if not logging.getLogger(logger).level:
             logging.getLogger(logger).setLevel(own)
     logging.disable(disabled)
-    root.handlers[:] = [Forward(before, name)]
+    for inheritor, (handlers, _) in before.items():
+        inheritor.handlers = [h for h in inheritor.handlers if h not in handlers]
+        if not inheritor.handlers:
+            inheritor.propagate = True  # the program's own logger has the word
+    root.handlers = [Forward(before, name)]
 
 
 class Forward(logging.Handler):
     """Sends records to the pool's process."""
 
-    def __init__(self, before: list[logging.Handler], name: str) -> None:
+    def __init__(self, before: Inherited, name: str) -> None:
         super().__init__()
         self._before = before
         self._process = name
@@ -81,10 +93,12 @@ class Forward(logging.Handler):
             self.handleError(record)
 
     def _as_before(self, record: logging.LogRecord) -> None:
-        last = logging.lastResort
-        for handler in self._before or ([] if last is None else [last]):
-            if record.levelno >= handler.level:
-                handler.handle(record)
+        """In what a task has forked: put back what was replaced."""
+        logging.root.handlers = []  # lists are not changed: they are being walked
+        for logger, (handlers, propagate) in self._before.items():
+            logger.handlers = logger.handlers + handlers
+            logger.propagate = propagate
+        logging.getLogger(record.name).callHandlers(record)
 
     def _data(self, record: logging.LogRecord) -> dict[str, Any]:
         error = record.exc_text

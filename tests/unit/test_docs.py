@@ -1,6 +1,7 @@
 """Every Python block of the README and the docs runs as it stands, each as a script of its own.
 
-A block whose fence says `python no-run` is shown only; say beside it why it cannot run.
+A block whose fence says `python no-run` is shown only; say beside it why it cannot run. One that
+says `python needs-NAME` is passed over where that package is not installed.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,17 +20,20 @@ BLOCK = re.compile(r"^```python *([^\n]*)\n(.*?)^```", re.M | re.S)
 
 def blocks() -> list[object]:
     found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         for match in BLOCK.finditer(text):
             line = text.count("\n", 0, match.start()) + 1
             if "no-run" not in match[1]:
-                found.append(pytest.param(match[2], id=f"{path.name}:{line}"))
+                needs = match[1].removeprefix("needs-")
+                found.append(pytest.param(match[2], needs, id=f"{path.name}:{line}"))
     return found
 
 
-@pytest.mark.parametrize("code", blocks())
-def test_the_documented_code_runs(code: str, run_script) -> None:
+@pytest.mark.parametrize(("code", "needs"), blocks())
+def test_the_documented_code_runs(code: str, needs: str, run_script) -> None:
+    if needs and find_spec(needs) is None:
+        pytest.skip(f"{needs} is not installed")
     run_script(code, timeout=30)
 
 

@@ -349,6 +349,26 @@ def test_hooks_for_a_fork_run_once_in_each_worker(executor: str, run_script: Any
     )
 
 
+def test_a_worker_finds_the_tracker_wherever_its_zygote_stands(run_script: Any) -> None:
+    """One may be forked when the zygote has imported a part of multiprocessing for it. A tracker of
+    its own would remove the user's shared memory."""
+    script = run_script(
+        """
+        import multiprocessing.context
+        import os, sys, types
+        from forkmill.worker import main
+        assert "multiprocessing.resource_tracker" not in sys.modules
+        def run():
+            from multiprocessing import resource_tracker
+            assert resource_tracker._resource_tracker._fd == 77
+            print("ran")
+        config = types.SimpleNamespace(method="zygote", parent=os.getppid(), family=(), tracker=77)
+        main._as_multiprocessings(config, 0, run)
+        """
+    )
+    assert script.stdout == "ran\n"
+
+
 @contexts
 def test_shared_memory_of_the_users_stays_when_a_worker_goes(context: str, run_script: Any) -> None:
     script = run_script(

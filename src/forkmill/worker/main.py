@@ -520,11 +520,7 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
         nonlocal status
         status = _run(config, port, slot)
 
-    if "multiprocessing.context" in sys.modules:
-        _birth(config, slot).bootstrap(run)
-    else:
-        sys.meta_path.insert(0, _Watcher(config, slot))
-        run()
+    _as_multiprocessings(config, slot, run)
     _leave()
     return status
 
@@ -651,10 +647,10 @@ class _Watcher:
     """Stands before the finders: should multiprocessing be imported, it learns whose worker this
     is. It finds nothing else."""
 
-    def __init__(self, config: Config, slot: int) -> None:
+    def __init__(self, config: Config, slot: int, names: set[str]) -> None:
         self._config = config
         self._slot = slot
-        self._names = {"multiprocessing.context", "multiprocessing.resource_tracker"}
+        self._names = names
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name not in self._names:
@@ -662,6 +658,20 @@ class _Watcher:
         self._names.discard(name)
         birth = _birth(self._config, self._slot)
         return birth.watched_spec(name, path)
+
+
+def _as_multiprocessings(config: Config, slot: int, run: Callable[[], None]) -> None:
+    """Run what a worker does as a process of multiprocessing's, should that ever be imported."""
+    # A zygote imports for its workers what one of them had to: perhaps one of the two only.
+    missing = {"multiprocessing.context"} - sys.modules.keys()
+    if config.tracker >= 0 and "multiprocessing.resource_tracker" not in sys.modules:
+        missing.add("multiprocessing.resource_tracker")
+    if missing:
+        sys.meta_path.insert(0, _Watcher(config, slot, missing))
+    if "multiprocessing.context" in missing:
+        run()
+    else:
+        _birth(config, slot).bootstrap(run)
 
 
 def _birth(config: Config, slot: int) -> Any:

@@ -3,6 +3,7 @@
 Thin by rule: a branch without a Python object belongs in csrc, a line without a C pointer in a
 .py file. C never calls Python: the binding pulls outcomes with the GIL released.
 
+    native/late.pxi      finalizers that signal handlers do not break off
     native/records.pxi   values to records, in C for plain ones
     native/outcomes.pxi  what a worker publishes of a task
     native/decoding.pxi  records to values
@@ -57,6 +58,7 @@ cdef bint _interrupted(object error) except -1:
     return interrupted(error)
 
 
+include "native/late.pxi"
 include "native/records.pxi"
 include "native/outcomes.pxi"
 include "native/decoding.pxi"

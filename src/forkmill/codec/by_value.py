@@ -27,7 +27,6 @@ import os
 import sys
 import types
 import typing
-import weakref
 from collections import ChainMap
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cloudpickle import cloudpickle
 
 from .. import _process
+from .._late import WeakKeyDictionary, WeakSet
 from .._process import (
     GONE,
     has_arrow,
@@ -614,8 +614,8 @@ def _the_global(
 
 
 # Classes that were made here and have nothing yet; the versions of attributes that came.
-_fresh: weakref.WeakSet[type] = weakref.WeakSet()
-_came: weakref.WeakKeyDictionary[type, dict[str, int]] = weakref.WeakKeyDictionary()
+_fresh: WeakSet[type] = WeakSet()
+_came: WeakKeyDictionary[type, dict[str, int]] = WeakKeyDictionary()
 
 
 def _creation(kind: type) -> dict[str, Any]:

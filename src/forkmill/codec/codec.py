@@ -923,7 +923,7 @@ class Functions:
                 del entries[key]
 
         try:
-            reference = weakref.ref(function, forget)
+            reference = weakref.ref(function, ours("_late").unbroken(forget))
         except TypeError:
             return value
         while len(entries) >= self._limit:

@@ -175,7 +175,7 @@ def serial(obj: Any) -> tuple[str, int]:
         return "serial", known[1]
     try:
         key = id(obj)
-        reference = weakref.ref(obj, lambda _: _serials.pop(key, None))
+        reference = weakref.ref(obj, partial(_serials.pop, key))
     except TypeError:
         return "id", id(obj)
     _next_serial += 1

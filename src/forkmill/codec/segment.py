@@ -36,11 +36,11 @@ import pickle
 import stat
 import struct
 import sys
-import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
+from .._late import WeakSet, finalize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,7 +131,7 @@ class Segment:
             os.close(fd)
             raise
         self.address = Address(os.getpid(), fd, size, nonce)
-        weakref.finalize(self, _release, self.address, self._head).atexit = False
+        finalize(self, _release, self.address, self._head).atexit = False
         _open.add(self)
 
     def tell_closed(self) -> None:
@@ -170,7 +170,7 @@ class Parcel:
             image[start : start + piece.nbytes] = piece
         address = Address(os.getpid(), _NOWHERE, layout.end, nonce)
         parcel = Parcel(address, memoryview(image).toreadonly())
-        weakref.finalize(parcel, _closed.append, nonce).atexit = False
+        finalize(parcel, _closed.append, nonce).atexit = False
         return parcel
 
     def tell_closed(self) -> None:
@@ -220,7 +220,7 @@ def _release(address: Address, head: mmap.mmap, getpid: Any = os.getpid) -> None
         head.close()
 
 
-_open: weakref.WeakSet[Segment] = weakref.WeakSet()
+_open: WeakSet[Segment] = WeakSet()
 
 
 def _close_inherited() -> None:

@@ -29,12 +29,12 @@ import pickle
 import struct
 import sys
 import threading
-import weakref
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
+from .._late import WeakValueDictionary
 from .._process import SHARES
 from . import codec
 from . import segment as _segment
@@ -157,7 +157,7 @@ _ELSEWHERE: Any = object()  # the value is in another process's segment
 _CLOSED_VALUE: Any = object()
 
 # nonce -> the one handle that this process has for it.
-_handles: weakref.WeakValueDictionary[bytes, Shared[Any]] = weakref.WeakValueDictionary()
+_handles: WeakValueDictionary[bytes, Shared[Any]] = WeakValueDictionary()
 
 
 def share(value: T) -> Shared[T]:

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-import weakref
 from typing import Any
 
 from .. import _process
+from .._late import WeakValueDictionary
 from .._process import GONE, VIEWS, main, namespace
 
 # Where a global is: its name alone in `__main__`, (module, name) in a module made by hand that
@@ -57,7 +57,7 @@ View = dict[Place, tuple[int, _Cell]]
 # Beside a version: the sender's is that one but did not come along, so there is none here.
 HIDDEN = 1 << 60
 
-_cells: weakref.WeakValueDictionary[tuple[Place, int], _Cell] = weakref.WeakValueDictionary()
+_cells: WeakValueDictionary[tuple[Place, int], _Cell] = WeakValueDictionary()
 _installed: View = {}
 _at_first: dict[Place, _Cell] = {}  # what a later version has replaced
 _current: Any = None  # the view that was entered last

@@ -51,10 +51,10 @@ import inspect
 import os
 import sys
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .._late import finalize
 from .._process import (
     DAEMON,
     KnownThread,
@@ -495,7 +495,7 @@ class Aio(Executor):
             if self._loop is None:
                 self._loop = Loop(self.name, self.width, self.ledger)
             if not self._loop.thread.asked:  # again, if that was broken off
-                weakref.finalize(self, self._loop.close).atexit = False
+                finalize(self, self._loop.close).atexit = False
             try:
                 self._loop.start()
             except RuntimeError:

@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
-from weakref import WeakSet
 
 from .. import _checks, errors
+from .._late import WeakSet
 from .._process import SHARES, Change, cpus, interrupted
 from ..runs.executor import Face, Options
 from ..runs.window import Results, left_error

@@ -36,7 +36,6 @@ import os
 import signal
 import sys
 import threading
-import weakref
 from collections import deque
 from concurrent.futures import _base
 from functools import cached_property, partial
@@ -50,6 +49,7 @@ from .. import (
     _native,
     errors,
 )
+from .._late import finalize
 from .._process import (
     EARS,
     GONE,
@@ -186,7 +186,7 @@ class CowFork(Executor):
         self.batch = batch
         self.window = 2 * self.width * batch
         self._forker = _Forker(self.name, self.width, batch)
-        weakref.finalize(self, self._forker.dropped).atexit = False
+        finalize(self, self._forker.dropped).atexit = False
 
     @classmethod
     def check(cls, *, batch: Any = 1, **_: Any) -> None:

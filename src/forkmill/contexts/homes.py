@@ -16,11 +16,11 @@ import itertools
 import queue
 import sys
 import threading
-import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .._late import WeakSet
 from .._process import DAEMON, Change
 from ..codec import codec
 from .lanes import lane as _lane
@@ -110,7 +110,7 @@ class Homes:  # pragma: no cover
         self._homes: dict[int, Home] = {}
         self._free = [*reversed(range(self.width))]  # who was there last comes first
         self._users: dict[int, threading.Thread] = {}
-        self._left: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._left: WeakSet[threading.Thread] = WeakSet()
         self._ending: list[Home] = []
         threads.what = "a subinterpreter"
         threads.last = self.close

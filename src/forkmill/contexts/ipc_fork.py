@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import weakref
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
+from .._late import finalize
 from ..pool.batches import Batches
 from ..pool.process_pool import ProcessPool
 from .base import Executor, Metrics
@@ -70,7 +70,7 @@ class IpcFork(ProcessPool):
             if claims is not None:
                 # Not for as long as this object: a dropped pool lives on in its pending futures,
                 # and the workers that it starts until then have to find the file.
-                weakref.finalize(self._core or self, claims.close)
+                finalize(self._core or self, claims.close)
             undo.pop_all()
         self.name = self._name
         self.width = self._max_workers

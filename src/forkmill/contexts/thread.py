@@ -22,11 +22,11 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from .. import _checks, errors
+from .._late import finalize
 from .._process import (
     DAEMON,
     KnownThread,
@@ -318,7 +318,7 @@ class Thread(Executor):
                     initializer(*initargs)
 
         self._threads = Threads(self.name, self.ledger, self.width, least, patience, prepare)
-        weakref.finalize(self, self._threads.close).atexit = False
+        finalize(self, self._threads.close).atexit = False
         self._threads.open()
 
     def _accept(self, call: Call) -> None:

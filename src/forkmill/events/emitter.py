@@ -6,9 +6,9 @@ Threads: any. `emit` takes no lock.
 from __future__ import annotations
 
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
+from .._late import WeakValueDictionary
 from .._said import HERE, here, within
 from .bus import bus as _bus
 from .event import DETAILS, SCHEMA, event_of, new_id, wishes
@@ -211,7 +211,7 @@ class Emitter:
 
 
 # Of runs and pools, by id: whom a word is for that comes from another process.
-emitters: weakref.WeakValueDictionary[str, Emitter] = weakref.WeakValueDictionary()
+emitters: WeakValueDictionary[str, Emitter] = WeakValueDictionary()
 
 
 def current() -> Emitter | None:

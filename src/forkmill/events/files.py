@@ -9,6 +9,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING, Any
 
+from .._late import unbroken
 from .._said import short
 from .event import BUFFER, checked, event_of
 
@@ -73,6 +74,7 @@ class JsonLines:
         if fd >= 0:
             os.close(fd)
 
+    @unbroken
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
             self.close()

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from .. import _checks, contexts, events
+from .._late import unbroken
 from .._process import interrupted
 from ..errors import BuildError
 from ..runs.interrupts import Interrupts, Late
@@ -419,6 +420,7 @@ class Blocks(_Ending):
         KeyboardInterrupt: Ctrl-C came; after all rows that came of what ran.
     """
 
+    @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _at_end() and not getattr(self, "_over", True):
             late = Late(self._interrupts)

@@ -36,6 +36,7 @@ from multiprocessing import pool as _pool
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import errors
+from .._late import unbroken
 from .._process import Latch, cpus
 from ..contexts.thread import Thread
 from ..pool.process_pool import ProcessPool
@@ -293,6 +294,7 @@ class Pool:
     ) -> None:
         self.terminate()
 
+    @unbroken
     def __del__(self, _warn: Any = warnings.warn, _run: str = RUN) -> None:
         if self._state == _run:
             _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)

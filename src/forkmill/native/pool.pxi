@@ -8,7 +8,6 @@
 #   Chunk by a borrowed pointer, its tag.
 # Threads: any; the C pool has a mutex of its own.
 
-from weakref import WeakKeyDictionary as _WeakKeys
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
@@ -222,7 +221,7 @@ cdef class Pool:
         for pin in chunk._pins:
             if hasattr(pin, "blob"):
                 if self._values is None:
-                    self._values = _WeakKeys()
+                    self._values = _process.ours("_late").WeakKeyDictionary()
                 value = self._values.get(pin)
                 if value is None:
                     value = self._values[pin] = self.function(pin.blob())

@@ -29,11 +29,11 @@ from concurrent.futures import CancelledError, _base
 from functools import partial
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from weakref import WeakSet
 from weakref import ref as weakref
 
 from .. import _native, errors
 from .._frames import running_threads
+from .._late import WeakSet, unbroken
 from .._process import (
     EARS,
     OUR_THREADS,
@@ -459,6 +459,7 @@ class Core:
         self._wrapped: dict[tuple[Any, ...], Functions] = {}
         self._encoders: list[_native.Encoder] = []
 
+    @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         # At the interpreter's end the exit hook has ended all lives, and modules lose their names.
         life: Life | None = None if _at_end() else getattr(self, "life", None)

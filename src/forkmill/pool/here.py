@@ -14,10 +14,10 @@ import itertools
 import logging
 import sys
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .._late import WeakSet
 from ..codec import codec
 from ..runs.window import Closable, LazyCall, Results, late_error, left_error
 from .figures import PoolStats
@@ -55,7 +55,7 @@ class Here:
         self._killed = False
         self._broken: errors.InitError | None = None
         self._succeeded = self._failed = self._retried = 0
-        self._maps: weakref.WeakSet[HereMap] = weakref.WeakSet()
+        self._maps: WeakSet[HereMap] = WeakSet()
         begin = (initializer, initargs, finalizer)
         with contextlib.suppress(errors.SerializationError):  # inherited then, as by a fork
             begin = self.copied(self._codec.dumps(begin))

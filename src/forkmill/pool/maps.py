@@ -31,6 +31,7 @@ from _thread import get_ident
 from typing import TYPE_CHECKING, Any
 
 from .. import _native, errors
+from .._late import unbroken
 from .._process import interrupted
 from ..runs.window import Input, WindowIterator, as_failure
 from .tuner import MAX_CHUNK, MAX_WINDOW, Tuner
@@ -316,7 +317,7 @@ class Stream:
     def __init__(self, core: Core, task: _native.Chunk) -> None:
         self._core: Core | None = core
         self._task: _native.Chunk | None = task
-        self._cut = False
+        self._cut = self._closed = False
         self._owner = get_ident()
         core.life.streams.add(self)
 
@@ -328,13 +329,13 @@ class Stream:
 
     def __next__(self) -> Any:
         task, core = self._task, self._core
-        if task is None or core is None:
+        if task is None or core is None or self._closed:
             raise StopIteration
         self._owner = get_ident()
         try:
             return task.next_output(core)
         except StopIteration:
-            if self._task is None:  # another thread has closed it
+            if self._closed:  # by another thread
                 raise
         except BaseException as failure:
             if interrupted(failure):
@@ -353,14 +354,15 @@ class Stream:
     def close(self) -> None:
         """Close the generator in the worker, or take the task back. Idempotent.
 
-        From another thread: who waits in `next` gets StopIteration.
+        From another thread: who waits in `next` gets StopIteration. Where a signal handler breaks
+        it off, it can be done again, at the latest as this is dropped.
         """
         task = self._task
         if task is not None:
-            self._task = None
+            self._closed = True
             with contextlib.suppress(errors.PoolError):
                 task.abandon()
-            self._core = None
+            self._task = self._core = None
 
     def cut(self, thread: int, alive: Container[int]) -> None:
         """A shutdown waits: if nobody can read on, the task must not wait to be read.
@@ -384,6 +386,7 @@ class Stream:
         """End the task by killing its worker; `WorkerDied` then comes after the outputs."""
         return self._task is not None and bool(self._task.kill())
 
+    @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _at_end() and getattr(self, "_task", None) is not None:
             self.close()

@@ -23,12 +23,12 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-import weakref
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from .. import _checks, _native, errors
 from .._checks import hinted, named
+from .._late import finalize
 from .._process import cpus
 from ..codec import codec
 from ..runs.executor import Face
@@ -483,11 +483,11 @@ class ProcessPool(_Face):
         self._inline: Here | None = None
         if inline:
             self._inline = Here(initializer, initargs, finalizer, options["init_timeout"])
-            weakref.finalize(self, self._inline.close)
+            finalize(self, self._inline.close)
         else:
             method, no_fork = _start.choose_method(start_method, mp_context)
             self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
-            weakref.finalize(self, self._core.life.dropped).atexit = False
+            finalize(self, self._core.life.dropped).atexit = False
             start()
             if options["forward_logs"]:  # after the fork: it has a thread
                 self._core.life.forward_logs()

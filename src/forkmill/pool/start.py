@@ -21,6 +21,7 @@ from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
 from .. import _hazards, _native, errors
+from .._late import unbroken
 from .._process import cpus_each
 from ..codec.codec import FORK_ONLY, Codec, load_all
 from ..worker.logs import levels
@@ -221,6 +222,7 @@ class _Birth:
         self._arenas: list[_native.Arena] = []  # has that
         self._adopted: list[None] = []  # not empty: the native pool has the zygote
 
+    @unbroken
     def __del__(self) -> None:
         if not self._adopted:
             self.close()

@@ -26,6 +26,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .._late import unbroken
 from .awaiting import Told, cut, ended, outcome
 from .handle import Handle
 
@@ -242,6 +243,7 @@ class AsyncStream:
     async def __aexit__(self, *exc: object) -> None:
         await self.aclose()
 
+    @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _at_end() and not getattr(self, "_closed", True):
             self._close()

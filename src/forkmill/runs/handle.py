@@ -12,9 +12,9 @@ import os
 import sys
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .._late import WeakSet, unbroken
 from .._offers import offered
 from .._process import (
     KnownThread,
@@ -275,7 +275,7 @@ class Handle(Ending):
 
 
 # Those whose run goes on, for the exit hook.
-_RUNNING: weakref.WeakSet[Handle] = weakref.WeakSet()
+_RUNNING: WeakSet[Handle] = WeakSet()
 
 
 def _at_exit() -> None:
@@ -380,6 +380,7 @@ class Stream:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _at_end() and getattr(self, "_driver", None) is not None:
             self.close()

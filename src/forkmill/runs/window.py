@@ -41,6 +41,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from .. import _checks
+from .._late import unbroken
 from .._process import Signal, interrupted
 from ..errors import PoolClosed, TaskTimeout, WorkerDied
 
@@ -212,6 +213,7 @@ class Window(Generic[W]):
         finally:
             self._busy = False
 
+    @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
         if not _at_end() and not self._closed:
             self._close()

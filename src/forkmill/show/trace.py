@@ -18,6 +18,7 @@ from array import array
 from base64 import b64decode
 from typing import Any
 
+from .._late import unbroken
 from .report import check_path
 from .text import plain
 
@@ -73,6 +74,7 @@ class chrome_trace:
             self._file.write("\n]\n" if self._begun else "[]\n")
             self._file.close()
 
+    @unbroken
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:
             self.close()

@@ -18,6 +18,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
+from .._late import unbroken
 from ..runs.handle import Left
 from ..runs.result import disguised
 from .carried import Carried
@@ -238,6 +239,7 @@ class StateStream:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @unbroken
     def __del__(self) -> None:
         if getattr(self, "_items", None) is not None:
             self.close()

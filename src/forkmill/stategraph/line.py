@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import json
 import struct
-import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .._late import WeakKeyDictionary
 from ..errors import StoreError
 from . import fits
 from .checkpoints import store as _store
@@ -109,7 +109,7 @@ class Point:
 
 # Sessions, by their store, that a run of this process has claimed and could not free, because the
 # store failed: they are ours still, and nobody runs them.
-LOST: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+LOST: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
 
 EMPTY = Point(0, 0, {}, {}, (), ())
 

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from .._late import WeakKeyDictionary
 from ..codec.share import address, share
 from ..contexts.specs import Spec, aio, class_of
 from ..errors import TaskTimeout
@@ -37,7 +37,7 @@ INLINE: Any = None  # the place of a node that is called where the run is
 
 _lock = threading.Lock()  # guards the next one
 # How many sessions use each shared executor just now.
-_shares: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+_shares: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 class Place:

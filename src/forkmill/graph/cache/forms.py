@@ -24,8 +24,8 @@ from types import (
     WrapperDescriptorType,
 )
 from typing import TYPE_CHECKING, Any, Protocol
-from weakref import WeakKeyDictionary
 
+from ..._late import WeakKeyDictionary
 from .code import is_own
 from .leaves import FLAT, Unstable, digest, named, of_flat
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from typing import Any
+
+from ..._late import WeakSet
 
 __all__ = ["Forkable", "Kept"]
 
@@ -35,7 +36,7 @@ class Forkable:
         """In the child: forget what the parent has open."""
 
 
-_known: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_known: WeakSet[Forkable] = WeakSet()
 
 
 class _Taken(threading.local):

@@ -18,10 +18,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
+from ..._late import finalize
 from . import store
 from .forks import Kept
 from .sql import TABLES, Rows, SQLCheckpoints
@@ -127,9 +127,7 @@ class PostgresCheckpoints(SQLCheckpoints):
                 connection.close()
                 raise
             self._open = connection
-            self._finalizer = weakref.finalize(
-                self, _close, connection, Kept(connection), os.getpid()
-            )
+            self._finalizer = finalize(self, _close, connection, Kept(connection), os.getpid())
         return self._open
 
     def _make(self, connection: Any) -> None:

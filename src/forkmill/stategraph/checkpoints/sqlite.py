@@ -30,11 +30,11 @@ import fcntl
 import os
 import sqlite3
 import time
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from ... import errors
 from ..._checks import seconds
+from ..._late import finalize
 from . import store
 from .forks import Kept
 from .sql import TABLES, Rows, SQLCheckpoints
@@ -242,7 +242,7 @@ class _Connection:
         self.sqlite = connection
         self._files = _identity(owner._path)
         # Also at the interpreter's end, but not in a forked child.
-        self._finalizer = weakref.finalize(owner, _close, connection, Kept(connection), os.getpid())
+        self._finalizer = finalize(owner, _close, connection, Kept(connection), os.getpid())
 
     def close(self) -> None:
         self._finalizer()

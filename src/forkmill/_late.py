@@ -1,0 +1,75 @@
+"""Last functions of objects: what a signal handler raises in them is not lost.
+
+Python prints and forgets what is raised in a `__del__` and in a weak reference's callback, and
+what it runs there is Python code: a Ctrl-C, or a program's own timeout by SIGALRM, that comes in
+one is never seen, and what the function was to give back is not given back. So everything of ours
+that runs when an object dies goes by here (a test looks):
+
+    @unbroken
+    def __del__(self): ...              also for callbacks: weakref.ref(value, unbroken(forget))
+    finalize(owner, function, *args)    as weakref's; the function may be called again
+    WeakSet, WeakValueDictionary, WeakKeyDictionary
+
+Guarantees: native/late.pxi. In a sub-interpreter, where no handler runs, these are Python's own.
+
+Threads: as those of weakref.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from ._process import ours
+
+__all__ = ["WeakKeyDictionary", "WeakSet", "WeakValueDictionary", "finalize", "unbroken"]
+
+
+def unbroken(function: Any) -> Any:
+    """The function, to be called to its end by who swallows exceptions. It must bear being called
+    again where it was broken off."""
+    try:
+        return ours("_native").Unbroken(function)
+    except ImportError:  # a sub-interpreter that takes no extension
+        return function
+
+
+if TYPE_CHECKING:
+    from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary, finalize
+else:
+
+    class finalize(weakref.finalize):
+        """weakref.finalize, whose function stays until it was called to its end."""
+
+        __slots__ = ()
+
+        @unbroken
+        def __call__(self, _=None):
+            info = self._registry.get(self)
+            if info is None or self._shutdown:
+                return None
+            value = info.func(*info.args, **(info.kwargs or {}))
+            self._registry.pop(self, None)
+            return value
+
+    class WeakSet(weakref.WeakSet):
+        """weakref.WeakSet."""
+
+        def __init__(self):
+            super().__init__()
+            self._remove = unbroken(self._remove)
+
+    class WeakValueDictionary(weakref.WeakValueDictionary):
+        """weakref.WeakValueDictionary."""
+
+        def __init__(self):
+            super().__init__()
+            self._remove = unbroken(self._remove)
+
+    class WeakKeyDictionary(weakref.WeakKeyDictionary):
+        """weakref.WeakKeyDictionary."""
+
+        def __init__(self, known=None):
+            super().__init__()
+            self._remove = unbroken(self._remove)
+            self.update(known or {})

@@ -1,0 +1,74 @@
+# native/late.pxi - what a signal handler raises where Python would print and forget it.
+#
+#   an object dies ──▶ __del__, a weak reference's callback ──▶ Unbroken ──▶ the function, to its end
+#                                                                  │ what handlers raised meanwhile
+#                                       whoever goes on  ◀─────────┘ (a pending call of CPython's)
+#
+# Guarantees: an object's last function is done to its end, however often a handler raises in it, and
+#   what was raised comes out of the main thread's code as soon as that goes on: of what has dropped
+#   the object, not of its finalizer. So no Ctrl-C and no program's own timeout gets lost there.
+# Invariants:
+#   LATE-1  the interpreter enters and leaves an Unbroken in C, where no handler is run.
+#   LATE-2  functions can be called again when they were broken off anywhere.
+#   LATE-3  a pending call owns its exception, and gives it up as it raises it.
+# Threads: any. Handlers run in the main thread alone; what is raised in others stays where it is.
+
+cdef extern from "Python.h":
+    int Py_AddPendingCall(int (*call)(void *) except -1, void *owned) noexcept
+    object PyMethod_New(object function, object instance)
+
+cdef enum:
+    _MOST_TRIES = 100  # more often than any timer that a program can live with
+
+
+cdef int _raise_late(void *owned) except -1:
+    error = <object>owned
+    Py_DECREF(error)
+    raise error
+
+
+cdef bint _is_handlers(object error, dict late) except -1:
+    """Whether a handler has raised it, which is noted, together with what others raise meanwhile."""
+    cdef int at
+    for at in range(_MOST_TRIES):
+        try:
+            if not _interrupted(error):
+                return False
+            late[type(error)] = error
+            return True
+        except BaseException as another:  # to ask runs Python, too
+            late[type(another)] = another
+    return False
+
+
+@cython.final
+cdef class Unbroken:
+    """A function that signal handlers do not break off: a `__del__`, a weak reference's callback.
+
+    What they raise is raised after it, by the main thread's next step. The function is called once
+    more after each; another exception of its own is Python's to tell, as ever.
+    """
+
+    cdef object _function
+
+    def __init__(self, function not None):
+        self._function = function
+
+    def __get__(self, instance, owner):
+        return self if instance is None else PyMethod_New(self, instance)
+
+    def __call__(self, *args):
+        cdef dict late = {}
+        cdef int at
+        try:
+            for at in range(_MOST_TRIES):
+                try:
+                    return PyObject_CallObject(self._function, args)
+                except BaseException as error:
+                    if not _is_handlers(error, late):
+                        raise
+        finally:
+            for error in late.values():
+                Py_INCREF(error)
+                if Py_AddPendingCall(_raise_late, <void *>error) < 0:  # a queue, and it is full
+                    Py_DECREF(error)

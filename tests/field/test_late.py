@@ -1,0 +1,242 @@
+"""What a signal handler raises while an object of ours dies is neither lost nor in the way of what
+the object gives back.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import gc
+import os
+import re
+import signal
+import sys
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import forkmill as fm
+import tasks
+from forkmill import _late, _native
+
+
+class Alarm(Exception):
+    pass
+
+
+class HardAlarm(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def raising(error: type[BaseException]) -> Iterator[None]:
+    """The handler of SIGUSR1 raises it."""
+
+    def handler(*_: Any) -> None:
+        sys.settrace(None)
+        raise error
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Flag(int):
+    """A signal's number; its attribute flags it, without a call that would have it handled."""
+
+    set = property(_thread.interrupt_main)
+
+
+class Traced:
+    """A signal comes at the begin of the n-th function that is called of those in these files."""
+
+    def __init__(self, at: int, *files: str) -> None:
+        self.at, self.files = at, files
+        self.came = 0
+        self.flag = Flag(signal.SIGUSR1)
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith(self.files):
+            self.came += 1
+            if self.came == self.at:
+                self.flag.set  # noqa: B018
+
+
+def goes_on() -> None:
+    """At the begin of a function Python looks for signals."""
+
+
+class Thing:
+    pass
+
+
+def containers() -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "set": _late.WeakSet(),
+        "values": _late.WeakValueDictionary(),
+        "keys": _late.WeakKeyDictionary(),
+    }
+    return made
+
+
+def put(container: Any, thing: Thing) -> None:
+    if hasattr(container, "add"):
+        container.add(thing)
+    elif isinstance(container, weakref.WeakValueDictionary):
+        container[id(thing)] = thing
+    else:
+        container[thing] = 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, HardAlarm])
+@pytest.mark.parametrize("kind", ["set", "values", "keys"])
+def test_in_a_weak_container_s_callback(kind: str, error: type[BaseException]) -> None:
+    container = containers()[kind]
+    thing = Thing()
+    put(container, thing)
+    with raising(error):
+        sys.settrace(traced := Traced(1, "weakref.py", "_weakrefset.py"))
+        with pytest.raises(error):
+            del thing
+            goes_on()
+    assert traced.came
+    assert not len(container)
+    assert not getattr(container, "data", ())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm, HardAlarm])
+@pytest.mark.parametrize("at", range(1, 4))
+def test_in_a_finalizer_that_is_called_to_its_end(at: int, error: type[BaseException]) -> None:
+    done = []
+
+    def first() -> None:
+        pass
+
+    def function(word: str) -> None:
+        first()
+        done.append(word)
+
+    thing = Thing()
+    finalizer = _late.finalize(thing, function, "done")
+    with raising(error):
+        sys.settrace(traced := Traced(at, "_late.py", "test_late.py"))
+        with pytest.raises(error):
+            del thing
+            goes_on()
+    assert traced.came >= at
+    assert done[0] == "done"
+    assert not finalizer.alive
+
+
+def test_in_a_del_each_kind_comes_once() -> None:
+    calls = []
+
+    class Dying:
+        @_late.unbroken
+        def __del__(self) -> None:
+            calls.append(self)
+            if len(calls) == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            elif len(calls) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    kinds = set()
+    with raising(Alarm):
+        try:
+            try:
+                Dying()
+                goes_on()
+            except (Alarm, KeyboardInterrupt):
+                goes_on()
+        except (Alarm, KeyboardInterrupt) as error:
+            kinds = {type(error), type(error.__context__)}
+    assert kinds == {Alarm, KeyboardInterrupt}
+    assert len(calls) == 3
+
+
+def test_what_it_raises_itself_is_python_s_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    class Dying:
+        @_late.unbroken
+        def __del__(self) -> None:
+            raise KeyError("mine")
+
+    Dying()
+    thread = threading.Thread(target=Dying)
+    thread.start()
+    thread.join()
+    assert [type(one.exc_value) for one in told] == [KeyError, KeyError]
+
+
+def test_one_without_end_is_given_up() -> None:
+    calls = 0
+
+    def broken() -> None:
+        nonlocal calls
+        calls += 1
+        signal.raise_signal(signal.SIGUSR1)
+
+    with raising(Alarm), pytest.raises(Alarm):
+        _native.Unbroken(broken)()
+        goes_on()
+    assert calls == 100
+
+
+@pytest.mark.parametrize("kind", ["map", "thread map", "stream", "run"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Alarm])
+def test_in_what_a_dropped_call_does(kind: str, error: type[BaseException]) -> None:
+    """At the begin of each of the first functions that are called as it is dropped."""
+    for at in (1, 2, 5):
+        with contextlib.ExitStack() as stack:
+            results: Any = iter(dropped(kind, stack))
+            next(results)
+            with raising(error):
+                sys.settrace(traced := Traced(at, ".py"))
+                raised = None
+                try:
+                    del results
+                    goes_on()
+                except error as caught:
+                    raised = caught.with_traceback(None)
+                sys.settrace(None)
+            assert (raised is not None) == (traced.came >= at), at
+        gc.collect()
+
+
+def dropped(kind: str, stack: contextlib.ExitStack) -> Any:
+    if kind == "run":
+        return fm.Pipeline().source(iter(range(50))).map(abs, context="thread:1").stream()
+    if kind == "thread map":
+        pool: Any = stack.enter_context(fm.executor("thread:1"))
+    else:
+        pool = stack.enter_context(fm.ProcessPool(1, start_method="fork"))
+    if kind == "stream":
+        return pool.stream(tasks.each_both, [(1, 1)] * 50, credit=2)
+    return pool.map(tasks.negative, range(50), buffersize=2)
+
+
+def test_nothing_of_ours_dies_by_python_s_own_callbacks() -> None:
+    """Weak containers, finalize and __del__ of ours go by forkmill._late."""
+    folder = Path(fm.__file__).parent
+    own = re.compile(
+        r"weakref\.(?:Weak\w+|finalize)\(|from weakref import .*(?:Weak[SKV]|finalize)"
+        r"|(?<!@unbroken\n)^ *def __del__",
+        re.MULTILINE,
+    )
+    found = {
+        f"{path.relative_to(folder)}: {match.group().strip()}"
+        for path in folder.rglob("*.py")
+        if path.name != "_late.py"
+        for match in own.finditer(path.read_text())
+    }
+    # What it flags a signal for is who comes behind it.
+    assert found == {f"runs{os.sep}interrupts.py: def __del__"}

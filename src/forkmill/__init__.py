@@ -314,11 +314,13 @@ def _load(name: str) -> Any:
     elif name in _HOMES:
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     else:
-        from ._checks import nearest
+        said = f"module {__name__!r} has no attribute {name!r}"
+        # An import of a module of ours asks too, and reads no text.
+        if sys._getframe(1).f_code.co_name != "_handle_fromlist":
+            from ._checks import nearest
 
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}{nearest(name, __all__)}"
-        )
+            said += nearest(name, __all__)
+        raise AttributeError(said)
     globals()[name] = value
     return value
 

@@ -7,6 +7,7 @@ import errno
 import inspect
 import os
 import pickle
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -193,3 +194,17 @@ def test_a_public_class_is_found_where_users_import_it_from(name: str) -> None:
 
 
 OPEN = {"pipeline", "pool"}  # packages that users import from
+
+
+def test_a_first_pipeline_looks_for_no_similar_names() -> None:
+    """An import of one of our modules asks the package for an attribute of that name first."""
+    code = (
+        "import sys, forkmill as fm\n"
+        "fm.Pipeline().source([1]).map(abs, context='ipc_fork:1').sink(print).run()\n"
+        "assert 'difflib' not in sys.modules\n"
+        "try: fm.Pipelin\n"
+        "except AttributeError as error: assert \"'Pipeline'\" in str(error), error\n"
+        "else: raise SystemExit('it is there')\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (0, "1\n"), ran.stderr

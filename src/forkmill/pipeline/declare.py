@@ -532,7 +532,10 @@ def hooks_of(pipeline: Declaration, which: str) -> list[Callable[..., Any]]:
     """The hooks of one kind: marked methods, parents' first, then keyword functions."""
     marked: dict[str, Any] = {}
     for base in reversed(type(pipeline).__mro__):
-        for attribute, value in vars(base).items():
+        own = vars(base)
+        if not marked and _Hook not in map(type, own.values()):
+            continue  # as most of them
+        for attribute, value in own.items():
             hook = isinstance(value, _Hook) and value.which == which
             if hook or (attribute in marked and callable(value)):
                 marked[attribute] = value

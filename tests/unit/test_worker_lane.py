@@ -159,3 +159,46 @@ def test_stages_on_one_pool_keep_their_figures() -> None:
         assert any(all(stats[n].busy < stats.duration for n in "abc") for stats in runs)
     finally:
         pool.shutdown()
+
+
+# ------------------------------------------------------------------------------ what travels flat
+
+
+class Touchy:
+    """Equal to nothing without a complaint."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def mixed(x: int) -> Any:
+    if x % 2:
+        return fm.to("there", (x, None))
+    return [(x, "a", "b"), ("a" * 32, x, x), (Touchy(), 1, 2), x][x // 2 % 4]
+
+
+def same_name(x: int) -> Any:
+    return fm.to("there", threading.Lock() if x == 7 else x)
+
+
+def test_what_looks_like_what_travels_flat_is_not_taken_for_it() -> None:
+    here: list[Any] = []
+    there: list[Any] = []
+    line = fm.Pipeline().source(range(COUNT)).map(mixed, context="ipc_fork:1", name="mixed")
+    line.sink(here.append, name="here").sink(there.append, name="there", from_=()).run()
+    assert there == [(x, None) for x in range(1, COUNT, 2)]
+    assert [str(type(value)) for value in here] == [str(type(mixed(x))) for x in range(0, COUNT, 2)]
+    assert [value for value in here if type(value) is int] == list(range(6, COUNT, 8))
+    firsts = [value for value in here if type(value) is tuple and type(value[0]) is str]
+    assert firsts == [("a" * 32, x, x) for x in range(2, COUNT, 8)]
+
+
+def test_what_cannot_travel_flat_is_its_items_failure() -> None:
+    there: list[Any] = []
+    line = fm.Pipeline().source(range(50)).map(same_name, context="ipc_fork:1", on_error="skip")
+    result = line.sink(there.append, name="there", from_=()).run()
+    assert there == [x for x in range(50) if x != 7]
+    [failure] = result.failures
+    assert failure.item == 7 and isinstance(failure.error, fm.SerializationError)

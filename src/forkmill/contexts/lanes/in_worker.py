@@ -59,6 +59,8 @@ class State(Replica):
 
     def outputs(self, value: Any) -> Any:
         """What an unusual value stands for: a generator's outputs, a coroutine's result."""
+        if self.work.flat is not None and type(value) is self.work.flat.kind:
+            return self.work.flat.flat(value)
         if type(value) is CoroutineType:
             return settle(value)
         if not self.work.stream:
@@ -162,9 +164,14 @@ def function(token: str, work: Work) -> Callable[..., Any]:
     return run  # type: ignore[no-any-return]
 
 
+def _unusual(work: Work) -> frozenset[type]:
+    """Types of values that `State.outputs` is asked about."""
+    return UNUSUAL if work.flat is None else UNUSUAL | {work.flat.kind}
+
+
 def _plain(state: State) -> Any:
     """`run` of any other function."""
-    fn, unusual, token = state.work.fn, UNUSUAL, state.token
+    fn, unusual, token = state.work.fn, _unusual(state.work), state.token
 
     def run(item: Any = _NONE) -> Any:
         if item is _NONE:
@@ -194,7 +201,7 @@ def _listing(state: State) -> Any:
 
 def _between(clock: Measured, state: State) -> Any:
     """`run`, where most calls are not measured: those cost one call more than the function's."""
-    fn, unusual, token = clock.fn, UNUSUAL, state.token
+    fn, unusual, token = clock.fn, _unusual(state.work), state.token
     left = 0
 
     def run(item: Any = _NONE) -> Any:

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..._said import Origin
+    from .emit import Flat
 
     Times = tuple[int, int, int, bytes]  # see Recorder.take
 
@@ -116,6 +117,8 @@ class Work:
         ordered: Pieces are wanted in the order in which items were put, if the lane can see to it
             (`Lane.in_order`) where no item is put for a replica, or twice.
         timeout: Seconds an item may take, where the context can stop it.
+        flat: What of its outputs travels flat between processes, if that is not what the user
+            sees; None: nothing.
         label: What messages call `fn`.
         origin: For whom its calls work: see `forkmill._said`.
     """
@@ -132,6 +135,7 @@ class Work:
     atomic: bool = False
     ordered: bool = False
     always: bool = False
+    flat: Flat | None = None
     label: str = ""
     origin: Origin | None = None
 

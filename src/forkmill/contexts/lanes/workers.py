@@ -189,6 +189,8 @@ class WorkerLane(SharedLane):
         values, failures = raw.read(reader)
         if not portion.items:
             return self._last(values[0], failures.get(0))
+        if self.work.flat is not None and self.work.flat.restore(values):
+            reader.plain = False
         places = set(failures)
         if not reader.plain:
             places |= _places(values)

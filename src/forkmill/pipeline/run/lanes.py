@@ -311,11 +311,20 @@ class LaneOperator(Operator):
         queues = self.driver.outlets_of(self)
         room = min((queue.room - len(queue) for queue in queues), default=NEVER)
         if not (batch and piece.plain) and to in map(type, piece.outputs):
-            room = min(room, _HANDFUL)  # they may go where nobody knows of yet
+            room = min(room, self._room_of_thrown(piece.outputs))
         if size <= room:
             return piece
         pieces.extendleft(reversed(self._parts(piece, max(1, int(room)))))
         return pieces.popleft()
+
+    def _room_of_thrown(self, outputs: list[Any]) -> float:
+        """How many outputs, some of which go by fm.to, are handed on together."""
+        names = {output.name for output in outputs if type(output) is to}
+        edges = [self.known_way(name) for name in names]
+        known = [edge for edge in edges if edge is not None]
+        if len(known) < len(edges):
+            return _HANDFUL  # they go where nobody knows of yet
+        return max(1, min(edge.room - len(edge) for edge in known))
 
     def _parts(self, piece: Any, room: int) -> list[Any]:
         """A piece in several, with so many outputs each at most."""
@@ -485,8 +494,16 @@ class LaneOperator(Operator):
             if report.value is Report:
                 gone.append(i)
         for i in _places(kinds, to):
-            self.send(plain[i])
+            message = plain[i]
+            edge = self.known_way(message.name)
+            if edge is None:
+                self.send(message)
+            else:
+                self.out += 1
+                edge.append(message.item)
             gone.append(i)
+        if len(gone) == len(plain):
+            return []
         if gone:
             out = set(gone)
             plain = [output for i, output in enumerate(plain) if i not in out]

@@ -670,10 +670,14 @@ class Operator:
         """Outputs go where outputs go."""
         return self.run_of(False, False)(values)
 
+    def known_way(self, name: str) -> Edge | None:
+        """The only queue of a stage that something went to by fm.to; None: `send` finds out."""
+        return self._thrown.get(name) if self.loop is None else None  # else it may go round (OP-3)
+
     def send(self, message: to) -> Any:
         """An item by fm.to; the queue if it is full now."""
-        edge = self._thrown.get(message.name)
-        if edge is not None and self.loop is None:  # else it may go round (OP-3)
+        edge = self.known_way(message.name)
+        if edge is not None:
             self.out += 1
             edge.append(message.item)
             return edge if len(edge) >= edge.room else None

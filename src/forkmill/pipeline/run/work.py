@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ... import contexts
 from ...contexts.lanes.emit import (
     UNUSUAL,
+    Flat,
     Raised,
     each,
     pieces,
@@ -298,6 +299,7 @@ def make_work(
         atomic=whole,
         ordered=stage.ordered and not whole and stage.key is None,
         always=True,
+        flat=Flat(to, "name", "item"),
         timeout=stage.timeout,
         label=label_of([stage]),
         origin=origin,

@@ -54,6 +54,7 @@ QUESTIONS = {
     "memory": 30,
     "stdlib_parse": 20,
     "real_jobs": 14,
+    "job_ways": 40,
     "cli_map": 18,
     "cow_fork": 14,
     "contexts": 10,
@@ -77,7 +78,7 @@ FAMILIES = {
     "arrays": ("arrays",),
     "lives": ("startup", "shutdown", "recycling", "cow_fork"),
     "efficiency": ("efficiency", "scaling", "skew"),
-    "jobs": ("stdlib_parse", "real_jobs", "cli_map", "etl"),
+    "jobs": ("stdlib_parse", "real_jobs", "job_ways", "cli_map", "etl"),
     "pipelines": (
         "pipeline_fused",
         "pipeline_ways",

@@ -7,6 +7,7 @@ what goes to workers; what a cached result costs against a node of a millisecond
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import tempfile
 import time
@@ -25,6 +26,7 @@ BARE = "ProcessPool.map"
 PIPELINE = "fm.Pipeline"
 COPIES = "ProcessPool.map and two copies"
 SEQUENTIAL = "one after another"
+FORKS = "two bare forks"  # what the machine itself gives at that moment
 
 TARGETS = (
     Target("graph: run of a 10-node chain", "run", 2, LOOP, at_most=True),
@@ -234,6 +236,33 @@ def _other(x: int) -> int:
     return _burn(x)
 
 
+def _forked(parts: list[list[int]]) -> Sample:
+    """Seconds of the same loop in so many children, with nothing between them and it."""
+
+    def burn(part: list[int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                for x in part:
+                    _burn(x)
+                status = 0
+            finally:
+                os._exit(status)
+        return pid
+
+    def all_of_them() -> list[int]:
+        children = [burn(part) for part in parts]
+        return [os.waitpid(pid, 0)[1] for pid in children]
+
+    def sample() -> float:
+        seconds, statuses = elapsed(all_of_them)
+        check(sum(statuses), 0)
+        return seconds
+
+    return sample
+
+
 def _look(x: int, table: bytes) -> int:
     return table[x]
 
@@ -247,12 +276,14 @@ def _processes(bench: Bench) -> None:
         _case(bench, "cpu", "CPU-bound items, 2 workers", "s", {
             OURS: lambda: elapsed(lambda: burn.map({"x": work}, "x", engine=warm))[0],
             SEQUENTIAL: lambda: elapsed(lambda: burn.map({"x": work}, "x"))[0],
+            FORKS: _forked([work[::2], work[1::2]]),
         })  # fmt: skip
         nodes = fm.Graph([_burn, _other])
         half = {"x": sum(work) // 2}
         _case(bench, "cpu_nodes", "2 CPU-bound nodes, 2 workers", "s", {
             OURS: lambda: elapsed(lambda: nodes.run(half, engine=warm))[0],
             SEQUENTIAL: lambda: elapsed(lambda: nodes.run(half))[0],
+            FORKS: _forked([[half["x"]], [half["x"]]]),
         })  # fmt: skip
         with fm.share(table) as shared:
             bare = [(x, shared) for x in items]

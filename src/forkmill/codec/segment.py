@@ -105,9 +105,10 @@ def parts_of(memory: memoryview) -> tuple[memoryview, list[memoryview]]:
 class Segment:
     """The memory of a shared value, in its owner (SEG-1)."""
 
-    __slots__ = ("__weakref__", "_head", "address", "pins")
+    __slots__ = ("__weakref__", "_head", "address", "fixed", "pins")
 
     pins: Any  # what its value leads to: other segments
+    fixed: Any  # of each buffer what was copied, where that cannot change; else None
 
     def __init__(self, data: Sequence[Any], buffers: Sequence[memoryview]) -> None:
         nonce = os.urandom(16)
@@ -150,9 +151,10 @@ class Parcel:
         image: The bytes.
     """
 
-    __slots__ = ("__weakref__", "address", "image", "pins")
+    __slots__ = ("__weakref__", "address", "fixed", "image", "pins")
 
     pins: Any
+    fixed: Any
 
     def __init__(self, address: Address, image: memoryview) -> None:
         self.address = address

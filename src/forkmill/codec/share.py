@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
 from .._late import WeakValueDictionary
-from .._process import SHARES
+from .._process import SHARES, VOICE
 from . import codec
 from . import segment as _segment
 from .per_worker import Handle, PerWorker, per_worker
@@ -51,7 +51,6 @@ T = TypeVar("T")
 E = TypeVar("E")
 
 CACHED = 64  # decoded values that a process keeps
-_PART = 1 << 17  # bytes that are compared at once
 _PACKED = struct.Struct("<iiQ16s")  # an address, as an argument's record has it
 
 
@@ -186,6 +185,7 @@ def share(value: T) -> Shared[T]:
     (data, buffers), pins = pinned(codec.dumps_parts, value)
     segment = _segment.hold(data, buffers)
     segment.pins = pins
+    segment.fixed = tuple(map(_fixed, buffers))
     return _handle(segment.address, segment, value)
 
 
@@ -199,17 +199,30 @@ def holds(handle: Shared[Any], value: Any) -> bool:
         return False  # it leads to other handles
     image = segment.image if type(segment) is Parcel else _segment.memory(segment.address)[0]
     first, rest = _segment.parts_of(image)
-    return len(rest) == len(buffers) and all(map(_same, (first, *rest), (data.joined(), *buffers)))
+    if len(rest) != len(buffers) or first != data.joined():
+        return False
+    known = (then or was for then, was in zip(segment.fixed, rest, strict=True))
+    return all(map(_same, known, buffers))
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Whether two buffers have the same bytes."""
-    one, other = memoryview(one).cast("B"), memoryview(other).cast("B")
-    # Only a bytearray compares itself with other memory at once; in parts, which stay in caches.
-    return len(one) == len(other) and all(
-        bytearray(one[at : at + _PART]) == other[at : at + _PART]
-        for at in range(0, len(one), _PART)
-    )
+def _fixed(buffer: memoryview) -> memoryview | None:
+    """The memory of a buffer if it is a part of bytes, as that of numpy.frombuffer(bytes) is:
+    nothing can change that."""
+    owner: Any = buffer.obj
+    while type(owner).__name__ == "ndarray" and type(owner).__module__ == "numpy":
+        owner = owner.base
+    if type(owner) is not bytes or not VOICE:
+        return None
+    found: memoryview | None = VOICE[0].within(owner, buffer)
+    return found
+
+
+def _same(one: memoryview, other: memoryview) -> bool:
+    """Whether two buffers have the same bytes; at once if they are the same memory."""
+    if VOICE:
+        same: bool = VOICE[0].same(one, other)
+        return same
+    return one == other
 
 
 def _handle(address: Address, segment: Segment | Parcel | None, value: Any) -> Shared[Any]:

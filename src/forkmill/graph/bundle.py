@@ -53,10 +53,12 @@ class Lasting(Bare):
             they are what they were.
     """
 
+    __slots__ = ("__dict__", "_forkmill_pace")
     _forkmill_once = True
 
     def __init__(self, call: Any) -> None:
         super().__init__(call)
+        self._forkmill_pace: list[int] = []  # the pool's, from one map to the next
         self.functions = tuple(part.fn for part in call.piece.parts)
 
     def does(self, call: Any) -> bool:

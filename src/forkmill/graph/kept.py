@@ -4,8 +4,9 @@
 
 Guarantees:
     * No call gets what another value would be now. It has to be the same object; bytes and texts
-      cannot change, of an array every byte is compared with what was sent; whatever else there is,
-      is encoded anew by each call.
+      cannot change, nor can an array's memory that is a bytes object's; of any other array every
+      byte is compared with what was sent, also if it is read-only, as who owns it can have it
+      writable, change it and turn it back; whatever else there is, is encoded anew by each call.
     * What comes back in a worker is what it decoded before, so only values are kept that a task
       cannot change there: an array is read-only in it.
     * Those of the last call that had any are kept, until the engine is closed: no more memory than

@@ -333,6 +333,40 @@ def unbulk(kind, data not None):
         PyBuffer_Release(&view)
 
 
+def within(bytes owner not None, buffer not None):
+    """The part of `owner` that a buffer is; None: it is other memory."""
+    cdef Py_buffer view
+    cdef Py_ssize_t at
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    at = <const char *>view.buf - <const char *>PyBytes_AS_STRING(owner)
+    size = view.len
+    PyBuffer_Release(&view)
+    if at < 0 or size > PyBytes_GET_SIZE(owner) - at:
+        return None
+    return memoryview(owner)[at:at + size]
+
+
+def same(one not None, other not None):
+    """Whether two buffers have the same bytes."""
+    cdef Py_buffer a, b
+    cdef bint equal
+    PyObject_GetBuffer(one, &a, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(other, &b, PyBUF_SIMPLE)
+        try:
+            if a.len != b.len:
+                return False
+            if a.buf == b.buf:
+                return True
+            with nogil:
+                equal = memcmp(a.buf, b.buf, a.len) == 0
+            return equal
+        finally:
+            PyBuffer_Release(&b)
+    finally:
+        PyBuffer_Release(&a)
+
+
 # ------------------------------------------------------------ for the tests
 
 def decode(bytes data, loads, bint owned=False):

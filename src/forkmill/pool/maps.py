@@ -49,6 +49,7 @@ __all__ = ["Feed", "Items", "MapIterator", "Stream"]
 TARGET_S = 0.004  # of work in a chunk: each message that comes takes a CPU from a worker
 PULL_S = 0.002  # of pulling for one
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
+KNOWN = 64  # where a call like this one was measured, items of the first chunks, and their share
 SPAN = 256  # items that a chunk stands for in a window, at least (MAP-3)
 
 
@@ -114,6 +115,10 @@ class Feed(Input[_native.Chunk]):
             most = SPAN if self.quick else 0
         limit = min(MAX_CHUNK, most) if self.tuned else 0
         self.tuner = Tuner(TARGET_S, LEAST_S, self.share, unit=self.unit, most=limit)
+        # A list: the size of a chunk, as the last call of this function left it, for the next one.
+        self.pace: list[int] | None = getattr(call.fn, "_forkmill_pace", None)
+        if self.pace and self.free and self.left is not None:
+            self.tuner.begin(min(*self.pace, KNOWN, self.left // KNOWN))
         # An input of unknown kind may be slow: what it has given by then is the chunk.
         self.patience = PULL_S if self.free and not self.quick else 0.0
         self.pulled = 0
@@ -181,6 +186,8 @@ class Feed(Input[_native.Chunk]):
             return
         if task.done and task.attempts <= 1:
             self.tuner.learn(task)
+            if self.pace is not None:
+                self.pace[:] = [self.tuner.fit]
             self.window = self._window()
             # Of a given size, and all that is left to be learned is that results are heavy.
             self.settled = not self.tuned and self.window == self.two_each * max(self.unit, SPAN)

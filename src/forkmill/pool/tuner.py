@@ -3,8 +3,9 @@
 Guarantees:
     * A chunk is bounded by what tasks have taken, by memory, and by how many items there are to
       share: each bound holds by itself, and a quick input moves none of them.
-    * Nothing is known at first, so the first chunks have one item; from there on a chunk has at
-      most GROWTH times the items of the one that it was measured by.
+    * Nothing is known at first, so the first chunks have one item, or few where a call like this
+      one was measured before: these items may be others. From there on a chunk has at most GROWTH
+      times the items of the one that it was measured by.
 
 Threads: one at a time; the owner sees to it.
 """
@@ -57,6 +58,11 @@ class Tuner:
         self.cost = 0.0
         self.weight = 1.0
         self.fit = self._least = unit
+
+    def begin(self, fit: int) -> None:
+        """What the first chunks may have, where a call like this one was measured before."""
+        if fit > self.fit:
+            self.fit = fit
 
     def learn(self, task: _native.Chunk) -> None:
         """A chunk is done: size the next ones by what it took, as far as that is known."""

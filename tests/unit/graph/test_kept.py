@@ -10,7 +10,10 @@ import pytest
 
 import forkmill as fm
 import graph_nodes as nodes
+from forkmill import _native
+from forkmill.codec import share
 from forkmill.graph import bundle, handing
+from forkmill.pool import maps
 
 LOOK = fm.Graph([nodes.looked_up])
 SIZE = 1 << 17
@@ -180,3 +183,51 @@ def test_whatever_one_function_gives_or_raises_comes_as_anywhere(method: str) ->
             assert repr(mine) == repr(theirs)
     with pytest.raises(type(expected.failures[0].error)):
         graph.map({"x": items}, "x", engine=spec)
+
+
+def test_an_array_of_bytes_is_known_by_them(
+    shared: list[Any], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    compared: list[int] = []
+
+    def same(one: memoryview, other: memoryview) -> bool:
+        compared.append(one.nbytes if not _native.within(data, one) else 0)
+        return _native.same(one, other)
+
+    monkeypatch.setattr(share, "_same", same)
+    data = numpy.arange(SIZE).tobytes()
+    table = numpy.frombuffer(data, numpy.int64)
+    for _ in range(2):
+        assert looked_up(engine, table) == [0, 1, 2]
+    assert looked_up(engine, table) == [0, 1, 2]
+    assert len(shared) == 1
+    assert compared == [0, 0]  # the same memory
+    table.shape = (2, -1)
+    assert looked_up(fm.LocalEngine("sequential"), table.T)[1].tolist() == [1, SIZE // 2 + 1]
+    found = LOOK.map({"x": [0, 1], "table": table}, "x", engine=engine)["looked_up"]
+    assert [row[0] for row in found] == [0, SIZE // 2]
+    other = numpy.frombuffer(bytearray(data), numpy.int64)  # that can change
+    for _ in range(2):
+        assert looked_up(engine, other) == [0, 1, 2]
+    assert compared[-1] == len(data)
+
+
+def test_a_map_goes_on_with_the_chunks_that_the_last_one_came_to(
+    monkeypatch: pytest.MonkeyPatch, engine: Any
+) -> None:
+    sent: list[int] = []
+    submit = maps.Feed._submit
+    monkeypatch.setattr(
+        maps.Feed, "_submit", lambda self, count: sent.append(count) or submit(self, count)
+    )
+    graph = fm.Graph([nodes.double])
+    firsts: list[int] = []
+    for number in (8192, 8192, 640, 16):
+        sent.clear()
+        rows = graph.map({"x": range(number)}, "x", engine=engine)
+        assert rows["double"] == [2 * x for x in range(number)]
+        firsts.append(sent[0])
+    # Of few items each may be one that takes long, however fast the last ones were.
+    assert firsts[0] == firsts[3] == 1
+    assert 1 < firsts[2] <= 10 < firsts[1] <= 64

@@ -490,6 +490,47 @@ def test_a_kill_ends_the_run_of_a_node_that_is_a_state_graph(where: Any, tmp_pat
     assert nodes.calls(tmp_path, "a") == 1
 
 
+def stepping(state: Any) -> Any:
+    nodes.mark(state, "x")
+    time.sleep(0.01)
+    return {"n": state["n"] + 1}
+
+
+def on(state: Any) -> Any:
+    """Until the file that lets it end is there."""
+    return END if Path(state["folder"], "enough").exists() else "x"
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_stop_drains_the_run_of_a_node_that_is_a_state_graph(
+    where: Any, stored: bool, tmp_path: Path
+) -> None:
+    inner = line_of(where, x=stepping).add_conditional_edges("x", on, ["x", END])
+    middle = line_of("inline", inner=inner.compile(max_steps=10**6))
+    outer = fm.StateGraph(Log).add_node("sub", middle.compile()).add_node("a", nodes.counted_a)
+    outer.add_edge(START, "sub").add_edge(START, "a").add_node("b", nodes.b)
+    outer.add_edge(["sub", "a"], "b")
+    store = fm.MemoryCheckpoints() if stored else None
+    app = outer.compile(checkpoints=store)
+    state = {"folder": str(tmp_path), "n": 0}
+    handle = app.start(state, session="s")
+    nodes.wait_for(state, "x")
+    handle.stop()
+    run = handle.result(10)
+    assert (run.status, run.step, run.frontier) == ("drained", 0, ["sub", "a"])
+    assert nodes.calls(tmp_path, "a") == 1  # what is beside it was let finish
+    if store is None:
+        return
+    found = {info.id: (info.status, info.owner) for info in store.sessions()}
+    assert found == dict.fromkeys(["s", "s/sub", "s/sub/inner"], ("drained", None))
+    done = store.load("s/sub/inner").checkpoint.step
+    assert done == nodes.calls(tmp_path, "x") > 0
+    Path(tmp_path, "enough").touch()
+    run = app.resume(session="s")
+    assert (run.status, run["log"], run["n"]) == ("completed", ["a", "b"], done + 1)
+    assert (nodes.calls(tmp_path, "a"), nodes.calls(tmp_path, "x")) == (1, done + 1)
+
+
 # -------------------------------------------------------------------------- the rest
 
 
@@ -719,7 +760,36 @@ def holder() -> tuple[Any, Any]:
     return node, hold
 
 
-@pytest.mark.parametrize("start_method", ["zygote", "spawn"])  # "fork" inherits it
+PROGRAM = """
+import forkmill as fm
+
+K = 1
+
+def sees(state):
+    return {"n": K}
+
+def changes(state):
+    global K
+    K += 1
+
+graph = fm.StateGraph({"n": None})
+forked = fm.ipc_fork(1, start_method="fork")
+graph.add_node("sees", sees, context=forked).add_node("changes", changes)
+graph.add_edge(fm.START, "sees").add_edge("sees", "changes").add_edge("changes", "sees")
+with graph.compile().open("s", input={"n": 0}) as session:
+    for n in (1, 2, 3):
+        session.step()
+        assert session.state["n"] == n, (n, session.state)
+        session.step()
+"""
+
+
+def test_a_node_in_forked_workers_sees_the_program_as_it_is(run_script: Any) -> None:
+    """What can be sent is not inherited: else it would be what it was at the fork."""
+    run_script(PROGRAM)
+
+
+@pytest.mark.parametrize("start_method", ["fork", "zygote", "spawn"])
 def test_what_a_node_holds_is_as_it_is_at_each_step(
     start_method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

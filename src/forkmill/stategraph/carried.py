@@ -1,11 +1,11 @@
-"""Exceptions on their way out of a generator, which would take some of them for its end.
+"""Exceptions that carry something out: of a generator another one, of a node that its run ended.
 
 Threads: any.
 """
 
 from __future__ import annotations
 
-__all__ = ["Carried", "carried"]
+__all__ = ["Carried", "Ended", "carried"]
 
 
 class Carried(BaseException):
@@ -14,6 +14,11 @@ class Carried(BaseException):
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
+
+
+class Ended(BaseException):
+    """The run of a node that is a state graph was told to end, and has: it is no failure of the
+    node. What it has committed is in its session."""
 
 
 def carried(error: BaseException) -> BaseException:

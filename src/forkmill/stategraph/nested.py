@@ -18,7 +18,8 @@ which, and how many of the node's answers it has had::
 Guarantees:
     * What a step of the sub-session has committed is not run again when the parent's is.
     * An answer reaches the sub-session once: it is stored with the count, in one transaction.
-    * A kill of the run around, from any thread, ends the sub-session's: its session is free.
+    * A kill of the run around, from any thread, ends the sub-session's, a stop drains it at its own
+      next barrier: its session is free, and goes on from there when the parent's does.
 
 Threads: where the node runs.
 """
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from .._checks import nearest
 from ..errors import BuildError
 from . import begin
+from .carried import Ended
 from .checkpoints import store as _store
 from .drive import Driver
 from .limits import Limits
@@ -143,10 +145,6 @@ class PipelineNode:
         return list(pipeline.run().outputs)
 
 
-class Ended(BaseException):
-    """The run around was killed, and so was this one."""
-
-
 def _came(key: Key, old: Any, new: Any) -> Any:
     """The update that makes one value of a key into another one."""
     reducer = key.reducer
@@ -229,8 +227,8 @@ class SubGraph:
             result = driver.run()
         finally:
             around.adopt(None)
-        if result.status == "killed":
-            raise Ended("the run was killed")
+        if result.status in ("killed", "drained"):
+            raise Ended(f"the run was {result.status}")
         return result
 
     # ------------------------------------------------------------------- its session

@@ -15,6 +15,8 @@ has its outcome already is not run again: it finished before a failure, a crash 
 asks, without an answer is not run: the run ends "interrupted" when nothing else is left
 returns                 its outcome is kept; a pending row if others still run
 asks                    its question is kept; the others are let finish
+is a state graph, and   goes on where it was when the run is resumed; the others are let finish
+was told to stop
 fails, may try again    after the policy's pause, in its place again
 fails for good          its error is kept; the others are let finish; the first in order is raised
 ======================  =======================================================================
@@ -29,11 +31,12 @@ Guarantees:
 Invariants:
     * RUN-1  The line, the point and the store are touched by the thread that runs `turns` alone;
       others set flags and put into `_ends`.
-    * RUN-2  Who goes into the user's code puts a mark into `_inside`, and takes it out again when
+    * RUN-2  Who goes into the user's code puts a mark into `inside`, and takes it out again when
       it comes back; whoever leaves it behind takes it too. One of them gets it (a dict's pop is
       one step), and has the run.
     * RUN-3  A state graph that is a node has a run of its own in this one's thread (`adopt`). What
-      ends this one ends that one; who leaves this thread behind leaves that run behind first.
+      stops or ends this one does so to that one; who leaves this thread behind leaves that run
+      behind first.
 
 Threads: `turns` in one; `stop` and `kill` from any, and from signal handlers.
 """
@@ -52,7 +55,7 @@ from ..errors import SessionConflict, StepLimit, StoreError, WorkerDied, add_not
 from ..runs.failure import Failure
 from ..runs.handle import Left
 from . import fits
-from .carried import carried
+from .carried import Ended, carried
 from .given import Given
 from .keep import Keeper
 from .limits import Limits
@@ -90,6 +93,9 @@ class Inner(Protocol):
     @property
     def in_user_code(self) -> bool:
         """Whether the run's thread is in the user's code just now."""
+
+    def stop(self) -> None:
+        """End after the step that runs."""
 
     def kill(self) -> None:
         """End now."""
@@ -147,6 +153,7 @@ class Run:
         self.inside: dict[str, bool] = {}
         self._inner: Inner | None = None  # the run of the node that is a state graph
         self._left: Inner | None = None  # the same, left behind with this one
+        self._halted = False  # such a node's run has ended before its end
         self.last_step: tuple[tuple[Task, ...], dict[str, Any]] = ((), {})
         self._resumed, self.single = resumed, single
         self._keep = Keeper(plan, line, tell)
@@ -163,8 +170,10 @@ class Run:
     # ------------------------------------------------------------------- any thread
 
     def stop(self) -> None:
-        """End after the step that runs."""
+        """End after the step that runs; a node that is a state graph, after its own."""
         self.draining = True
+        if (inner := self._inner) is not None:
+            inner.stop()
 
     def kill(self) -> None:
         """End now: what runs is ended where it can be, and dropped."""
@@ -180,6 +189,8 @@ class Run:
         self._inner = inner
         if inner is not None and self.killed:  # it came between
             inner.kill()
+        elif inner is not None and self.draining:
+            inner.stop()
 
     @property
     def in_user_code(self) -> bool:
@@ -299,6 +310,8 @@ class Run:
             self._free("killed")
         elif self.failures:
             raise carried(self.failures[min(self.failures)].error)
+        elif self._halted:
+            self._free("drained")
         elif line.questions and (asked := line.asked()):
             self._free("interrupted")
             step, tasks = line.point.step + 1, line.point.tasks
@@ -340,6 +353,9 @@ class Run:
                 outcome = call(*args)
             except BaseException as error:
                 self.back()
+                if isinstance(error, Ended):
+                    self._halted = True
+                    return
                 pause = self._failed(index, node, error, perf_counter() - began)
                 if pause is None:
                     return

@@ -50,14 +50,15 @@ class Loop(TypedDict):
 def run(bench: Bench) -> None:
     """Ask."""
     steps, rounds = bench.size(400, 5), bench.size(40, 2)
+    # Of ours more steps: what the machine does meanwhile is not to be most of a sample.
+    long, many = bench.size(4000, 5), bench.size(150, 2)
     bench.plan(9)
     bench.measure(
-        _case("loop", LOOP, lambda: _ours(_loop(fm), steps), lambda: _theirs("loop", steps))
+        _case("loop", LOOP, lambda: _ours(_loop(fm), long), lambda: _theirs("loop", steps))
     )
     inline, theirs = _wide(fm), lambda: _theirs("wide", rounds)
-    bench.measure(_case("wide", f"{WIDE}, inline", lambda: _ours(inline, rounds), theirs))
+    bench.measure(_case("wide", f"{WIDE}, inline", lambda: _ours(inline, 4 * many), theirs))
     workers = _wide(fm, fm.ipc_fork(bench.workers))
-    many = bench.size(150, 2)
     bench.measure(_case("wide2", f"{WIDE}, workers", lambda: _ours(workers, many), theirs))
     stored = lambda: _theirs("loop", steps, stored=True)  # noqa: E731
     bench.measure(

@@ -23,7 +23,6 @@ from .._late import WeakKeyDictionary
 from ..codec.share import address, share
 from ..contexts.specs import Spec, aio, class_of
 from ..errors import TaskTimeout
-from .plan import always_forked
 from .task import Laid
 
 if TYPE_CHECKING:
@@ -198,11 +197,12 @@ class Places:
             place.share(self._runs)
 
     def _opened(self, kind: Spec) -> Any:
-        """Its executor. Functions that are not sent (see `plan.always_forked`) are inherited."""
-        if kind.type != "ipc_fork" or not always_forked(kind):
-            return kind.open()
+        """Its executor. Functions that cannot be sent are inherited; all others are sent, so that
+        a task sees what they name as it is now."""
         plan = self._plan
-        calls = [plan.calls[name] for name, node in plan.nodes.items() if node.context == kind]
+        calls = [plan.calls[name] for name in plan.inherited if plan.nodes[name].context == kind]
+        if not calls:
+            return kind.open()
         return kind.open(inherit=(*kind.options.get("inherit", ()), *calls))
 
     def begin(self) -> None:

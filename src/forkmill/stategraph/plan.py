@@ -11,7 +11,8 @@ an edge out of END, into START
 a node that nothing reaches     also through gotos: those that are declared, or any, of a node
                                 whose code has Command or Send in it
 a timeout                       where the context cannot stop a call
-a function that cannot be sent  to a context of other processes, but one that is always forked
+a function that cannot be sent  to a context of other processes, but one that is always forked:
+                                then it is inherited, and is what it was at the fork
 ==============================  ===================================================================
 
 Threads: any; a Plan does not change.
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from .rules import Choice, Join
     from .schema import Schema
 
-__all__ = ["EACH", "Plan", "Settings", "always_forked", "stops"]
+__all__ = ["EACH", "Plan", "Settings", "stops"]
 
 EACH = "*"
 
@@ -135,6 +136,7 @@ class Plan:
         calls: By node, what is sent for a task of it: see `callable_of`.
         here: The same for nodes that are called where the run is, with the keys that they read.
         nested: The nodes that are state graphs.
+        inherited: The nodes whose functions cannot be sent: workers inherit them.
         hash: Of the definition.
     """
 
@@ -177,7 +179,7 @@ class Plan:
             )
             for name, work in works.items()
         }
-        self._check_sendable()
+        self.inherited = self._check_sendable()
         self.hash = self._hashed()
 
     # --------------------------------------------------------------------------- checks
@@ -291,17 +293,23 @@ class Plan:
                     "coroutines"
                 )
 
-    def _check_sendable(self) -> None:
+    def _check_sendable(self) -> frozenset[str]:
+        """The nodes whose functions cannot be sent, and need not be."""
+        inherited = set()
         for node in self.nodes.values():
-            if not node.isolated or always_forked(node.context):
+            if not node.isolated or node.context.type == "cow_fork":
                 continue
             try:
                 codec.dumps(self.calls[node.name])
             except SerializationError as error:
+                if _forked(node.context):
+                    inherited.add(node.name)
+                    continue
                 raise BuildError(
                     f"{self.name}: node {node.name!r} cannot be sent to its context "
                     f"{str(node.context)!r}: {error}"
                 ) from error
+        return frozenset(inherited)
 
     # ------------------------------------------------------------------------- the rest
 
@@ -359,11 +367,9 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def always_forked(context: Any) -> bool:
-    """Whether a context of our own inherits the functions, and is sent none."""
-    if getattr(context, "pool", None) is not None:
-        return False
-    return bool(context.type == "cow_fork" or context.options.get("start_method") == "fork")
+def _forked(context: Any) -> bool:
+    """Whether the workers of a context are forked from here as a run begins, whatever runs."""
+    return getattr(context, "pool", None) is None and context.options.get("start_method") == "fork"
 
 
 def _named(fn: Any) -> str | None:

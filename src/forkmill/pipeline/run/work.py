@@ -299,7 +299,7 @@ def make_work(
         atomic=whole,
         ordered=stage.ordered and not whole and stage.key is None,
         always=True,
-        flat=Flat(to, "name", "item"),
+        flat=Flat(to, "name", "item") if stage.dynamic else None,
         timeout=stage.timeout,
         label=label_of([stage]),
         origin=origin,

@@ -106,6 +106,8 @@ if TYPE_CHECKING:
         inline,
         interpreter,
         ipc_fork,
+        on_dask,
+        on_ray,
         thread,
     )
     from .errors import InitError, PoolBroken
@@ -255,6 +257,8 @@ __all__ = [
     "map",
     "named_pool",
     "node",
+    "on_dask",
+    "on_ray",
     "per_worker",
     "producer",
     "read_events",
@@ -279,7 +283,7 @@ _HOMES = {
     for home, names in {
         "pool": "Future PoolStats ProcessPool WorkerInfo map shutdown_shared",
         "contexts": "ContextPool create_context executor named_pool",
-        "contexts.specs": "aio cow_fork inline interpreter ipc_fork thread",
+        "contexts.specs": "aio cow_fork inline interpreter ipc_fork on_dask on_ray thread",
         "worker.arrays": "empty frombuffer",
         "codec.share": "PerWorker Shared per_worker share",
         "pipeline": "ExecutionPlan Failure Monitor Orchestrator Pipeline RunResult after_fork"
@@ -299,6 +303,10 @@ _HOMES = {
     }.items()
     for name in names.split()
 }
+OFFERS.update({
+    "context:dask": "forkmill.remote.on_dask:Dask",
+    "context:ray": "forkmill.remote.on_ray:Ray",
+})  # fmt: skip
 OFFERS.update(
     progress="forkmill.show.progress:Progress",
     html_of="forkmill.show.tables:html_of",

@@ -37,7 +37,7 @@ ROWS = [
     ["pool"],
     ["contexts"],
     ["pipeline", "graph", "stategraph"],
-    ["integrations", "show"],
+    ["integrations", "remote", "show"],
     ["cli", "testing", "__init__", "__main__"],
 ]
 RULE = "a module imports only from the rows above its own (DESIGN.md, section 2)"

@@ -21,6 +21,8 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,6 +258,20 @@ def _extras() -> Iterator[Finding]:
         else ("forkmill map cannot read .zst: pip install 'forkmill[zstd]'")
     )
     yield Finding("extras", "zstd", zstd, text, GOOD if zstd else NOTE)
+    for extra, module in (("dask", "distributed"), ("ray", "ray"), ("daft", "daft")):
+        version = _version(module)
+        text = f"{extra} {version}: graphs, pipelines and executors run there, too"
+        if version is None:
+            text = f"no {extra}; to go beyond this machine: pip install 'forkmill[{extra}]'"
+        yield Finding("extras", extra, version, text)
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package, which need not be imported for it."""
+    try:
+        return version_of(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _try_import(name: str) -> bool:

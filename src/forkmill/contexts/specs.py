@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _checks
 from .._checks import nearest
+from .._offers import offered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALIASES",
+    "REMOTE",
     "TYPES",
     "Spec",
     "aio",
@@ -30,6 +32,8 @@ __all__ = [
     "inline",
     "interpreter",
     "ipc_fork",
+    "on_dask",
+    "on_ray",
     "register",
     "spec",
     "thread",
@@ -45,6 +49,8 @@ TYPES: dict[str, Any] = {
     "interpreter": ("interpreter", "Interpreter"),
     "async": ("aio", "Aio"),
 }
+# Types that a higher floor carries out, by what it is offered as: they are asked for as the others.
+REMOTE: dict[str, str] = {"dask": "context:dask", "ray": "context:ray"}
 ALIASES = {
     "sequential": "inline",
     "threaded": "thread",
@@ -117,6 +123,16 @@ class Spec:
         named = {} if self.type == "inline" else {"name": name}
         return Spec(self.type, 1, {**named, **self.options}).open()
 
+    @property
+    def kills(self) -> bool:
+        """Whether a call that runs can be stopped there."""
+        return bool(class_of(self.type).kills)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether there are copies of the state that last from item to item."""
+        return bool(class_of(self.type).copies != "call")
+
     def sized(self, max_workers: int | None, options: dict[str, Any]) -> Spec:
         """This spec, with another size or other options if any are given."""
         if max_workers is None and not options:
@@ -134,7 +150,7 @@ def register(name: str, cls: type) -> None:
         name: What it is asked for by.
         cls: A subclass of `Executor`.
     """
-    if name in TYPES or name in ALIASES or name in POOLS:
+    if name in TYPES or name in REMOTE or name in ALIASES or name in POOLS:
         raise ValueError(f"there is a context type or a named pool {name!r} already")
     TYPES[name] = cls
 
@@ -147,23 +163,26 @@ def type_name(name: Any) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a context type must be a str, not {type(name).__name__!r}")
-    if name in TYPES:
+    if name in TYPES or name in REMOTE:
         return name
     if name in ALIASES:
         return ALIASES[name]
     import difflib  # for mistakes alone
 
-    close = difflib.get_close_matches(name, TYPES, 1)  # a type before its aliases
+    close = difflib.get_close_matches(name, [*TYPES, *REMOTE], 1)  # a type before its aliases
     hint = _HINTS.get(name) or next(iter(close), None)
     pools = f"; named pools: {', '.join(POOLS)}" if POOLS else ""
     raise ValueError(
-        f"unknown context type {name!r}{nearest(name, [*TYPES, *ALIASES, *POOLS], hint)}; "
-        f"there are {', '.join(TYPES)} (and {', '.join(ALIASES)}){pools}"
+        f"unknown context type {name!r}{nearest(name, [*TYPES, *REMOTE, *ALIASES, *POOLS], hint)}; "
+        f"there are {', '.join([*TYPES, *REMOTE])} (and {', '.join(ALIASES)}){pools}"
     )
 
 
 def class_of(name: str) -> Any:
-    place = TYPES[type_name(name)]
+    name = type_name(name)
+    if name in REMOTE:
+        return offered(REMOTE[name])
+    place = TYPES[name]
     if isinstance(place, tuple):
         module, attribute = place
         place = getattr(import_module(f"{__package__}.{module}"), attribute)
@@ -229,3 +248,31 @@ def interpreter(max_workers: int | None = None, **options: Any) -> Spec:
 def aio(max_workers: int | None = None, **options: Any) -> Spec:
     """Calls are awaited in an event loop, up to n at once."""
     return Spec("async", max_workers, options)
+
+
+def on_dask(address: Any = None, max_workers: int | None = None, **options: Any) -> Spec:
+    """Calls run in the workers of a Dask cluster.
+
+    Args:
+        address: The scheduler's, or a `distributed.Client`; None: a cluster on this machine is
+            started, and ended with its last user.
+        max_workers: How many calls at once; None: as many as it has threads.
+        **options: Those of `remote.on_dask.Dask`.
+    """
+    if address is not None:
+        options["address"] = address
+    return Spec("dask", max_workers, options)
+
+
+def on_ray(max_workers: int | None = None, address: str | None = None, **options: Any) -> Spec:
+    """Calls run as tasks of a Ray cluster.
+
+    Args:
+        max_workers: How many calls at once; None: as many as it has CPUs.
+        address: The cluster's; None: the one that this process is connected to, or one on this
+            machine is started, and ended with its last user.
+        **options: Those of `remote.on_ray.Ray`.
+    """
+    if address is not None:
+        options["address"] = address
+    return Spec("ray", max_workers, options)

@@ -410,15 +410,15 @@ def _member(pipeline: Declaration, fn: Any) -> Any:
 
 def _check(stage: Stage, top: Level, inside: bool) -> None:
     """What can be known of one stage only when the graph is whole."""
-    if stage.key is not None and stage.spec.type == "cow_fork":
+    if stage.key is not None and not stage.spec.lasts:
         raise BuildError(
-            f"stage {stage.name!r}: key needs copies of the state that last; in cow_fork every "
-            "item has a new one"
+            f"stage {stage.name!r}: key needs copies of the state that last; in "
+            f"{stage.spec.type} every item, or chunk of them, has a new one"
         )
-    if stage.timeout is not None and stage.spec.type in ("inline", "thread", "interpreter"):
+    if stage.timeout is not None and not stage.spec.kills:
         raise BuildError(
             f"stage {stage.name!r}: timeout: {stage.spec.type!r} cannot stop an item that runs; "
-            "use 'ipc_fork', 'cow_fork', or 'async' with coroutines"
+            "use 'ipc_fork', 'cow_fork', 'ray', or 'async' with coroutines"
         )
     _check_letters(stage, stage, top, inside)
     for inner in () if stage.nested is None else _letting_out(stage.nested):

@@ -1,0 +1,487 @@
+"""Who brings chunks of items to a backend, and what becomes of them when a worker dies there.
+
+    Job.take ──▶ chunk ──submit──▶ there.run ──Came──▶ Job.came: outcomes, one an item
+                  ▲  │    ──Need──▶ the same again, with what is missing
+                  │  └────died────▶ halves, each again ... until the killer stands alone: Job.died
+                  └── as many items as take 50 to 200 ms there
+
+Guarantees:
+    * Every item that was taken from a job gets one outcome, whatever dies, and if the engine is
+      gone: then all have PoolBroken, within its timeout.
+    * A death costs the item that did it. Others of its chunk run again, at most log2(chunk) times;
+      where the backend says that an item must not, chunks have one item.
+    * Where a worker's death is charged also to what had not begun there (`Backend.blames`), an item
+      that stands alone is tried once more while nothing else of ours is under way.
+
+Invariants:
+    * COURIER-1  What is under way belongs to the thread of the courier: only it submits, and hears
+      of ends. Others put words into its inbox.
+    * COURIER-2  A flight ends once: by its future's callback, or by the courier's end.
+
+Threads: one of its own; `wake`, `stop`, `close` from any.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from concurrent.futures import CancelledError
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from .. import errors
+from .._process import LoneThread
+from .backend import Blob
+from .there import Came, Need, run, run_copied
+from .wire import image_of
+
+if TYPE_CHECKING:
+    from .backend import Backend
+    from .wire import Packed
+
+__all__ = ["AHEAD", "LADDER_S", "MOST_BYTES", "Courier", "Flight", "Job", "Pace"]
+
+LEAST_S, MOST_S = 0.05, 0.2  # what a chunk shall take
+TARGET_S = 0.1
+MOST = 1 << 14  # items of a chunk
+MOST_BYTES = 16 << 20  # of items in a chunk
+GROWTH = 8  # times larger than the last one, at most
+AHEAD = 2  # chunks for each that runs
+LADDER_S = 1.5  # for what is cancelled and does not end
+_SHARES = 64  # shared values whose tokens are kept
+LOOK_S = 5.0  # between two looks at the engine, while nothing comes back
+
+
+class Pace:
+    """How many items of a job go together, by what the last ones took."""
+
+    def __init__(self, *, single: bool) -> None:
+        self.size = 1
+        self.most = 1 if single else MOST
+
+    def came(self, items: int, seconds: float) -> None:
+        """A chunk has been done."""
+        if items < self.size // 2:
+            return  # it was small for other reasons
+        if not LEAST_S <= seconds <= MOST_S:
+            wanted = int(items * TARGET_S / max(seconds, 1e-6))
+            self.size = max(1, min(wanted, GROWTH * self.size))
+        self.size = min(self.size, self.most)
+
+    def limit(self, most: int) -> None:
+        """There are never more items than these at once."""
+        self.most = min(MOST, max(1, most))
+        self.size = min(self.size, self.most)
+
+
+class Job:
+    """What runs on a backend under one function; its items, and whose they are.
+
+    Attributes:
+        code: The function.
+        pace: The size of chunks.
+        timeout: Seconds an item may run; then chunks have one.
+        needs: The nonces of shared values that the function leads to.
+    """
+
+    code: Blob
+    needs: tuple[bytes, ...] = ()
+    timeout: float | None = None
+    pace: Pace
+
+    def take(self, most: int, nbytes: int) -> list[Any]:
+        """The next items, so many at most, of about so many bytes."""
+        raise NotImplementedError
+
+    def packed(self, items: list[Any]) -> tuple[list[Any], Packed, dict[bytes, Any]]:
+        """What goes: the items that can, encoded, and the shared values that they lead to. Those
+        that cannot be encoded have their outcome, and are left out."""
+        raise NotImplementedError
+
+    def began(self, items: list[Any], flight: Flight) -> list[Any]:
+        """They are about to be sent: those that still shall."""
+        return items
+
+    def came(self, items: list[Any], came: Came) -> None:
+        """They have their outcomes."""
+        raise NotImplementedError
+
+    def failed(self, items: list[Any], error: BaseException) -> None:
+        """All of them failed by this."""
+        raise NotImplementedError
+
+    def died(self, item: Any, error: BaseException) -> bool:
+        """The worker that ran this one died of it, or it took too long; whether it is tried."""
+        self.failed([item], error)
+        return False
+
+    def landed(self, flight: Flight) -> None:
+        """A chunk is under way no more; what became of it comes next."""
+
+    @property
+    def waiting(self) -> int:
+        """How many items wait to be taken."""
+        raise NotImplementedError
+
+    @property
+    def urgency(self) -> int:
+        """Higher first."""
+        return 0
+
+
+class Flight:
+    """A chunk that is under way."""
+
+    __slots__ = ("alone", "future", "items", "job", "needs", "packed", "recalled", "whole")
+
+    def __init__(self, job: Job, items: list[Any], *, alone: bool = False) -> None:
+        self.job = job
+        self.items = items
+        self.alone = alone  # nothing else of ours is under way meanwhile
+        self.future: Any = None
+        self.packed: Any = None  # items, encoded, and shared values: kept for another try
+        self.needs: dict[bytes, Any] = {}
+        self.whole = False  # it carries all that it may need
+        self.recalled = False
+
+
+class Courier:
+    """Brings chunks of jobs to a backend.
+
+    Args:
+        backend: The engine.
+        name: Its thread's name.
+        patience: Seconds that the engine may be gone, or without workers.
+    """
+
+    def __init__(self, backend: Backend, name: str, patience: float) -> None:
+        self.backend = backend
+        self._run = run if backend.views else run_copied
+        self.patience = patience
+        self.broken: BaseException | None = None
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards the next two
+        self._jobs: list[Job] = []  # with items that wait
+        self._known: set[int] = set()  # their ids
+        self._again: deque[Flight] = deque()
+        self._suspects: deque[Flight] = deque()
+        self._flying: dict[int, Flight] = {}
+        self._shares: dict[bytes, Blob] = {}
+        self._over = False  # nothing more is sent
+        self._stopped = False  # what is under way is cancelled, too
+        self._told = monotonic()  # when something last came back
+        self._wrong_since = 0.0
+        self._thread = LoneThread(self._live, name)
+
+    # ------------------------------------------------------------------ any thread
+
+    @property
+    def single(self) -> bool:
+        """Whether chunks have one item."""
+        return not self.backend.at_least_once
+
+    def wake(self, job: Job, *, at_once: bool = False) -> None:
+        """A job has more items."""
+        with self._lock:
+            new = id(job) not in self._known
+            if new:
+                self._known.add(id(job))
+                self._jobs.append(job)
+        # Else it is looked at with whatever comes back next, unless a chunk is full just now.
+        if new or at_once or job.waiting == job.pace.size:
+            self._thread.start()
+            self._inbox.put(None)
+
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        with self._lock:
+            return not (self._jobs or self._flying or self._again or self._suspects)
+
+    def recall(self, flight: Flight, *, force: bool) -> None:
+        """Have a chunk come back, whose items are looked at again; `force`: if it runs, too."""
+        self._inbox.put((flight, force))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send nothing more, cancel what is under way; each item has its outcome then."""
+        self._stopped = True
+        self._inbox.put(None)
+
+    def leave(self, job: Job) -> None:
+        """Wait no more for what is under way of a job: it cannot be ended."""
+        self._inbox.put(job)
+
+    def end(self) -> None:
+        """Stop, and wait for the end; what does not end in time is left behind."""
+        self._stopped = self._over = True
+        self.close(wait=False)
+        if not self._thread.here and not self._thread.join(LADDER_S):
+            self._inbox.put(())
+            self._thread.join()
+
+    def close(self, wait: bool = True) -> None:
+        """When all is done, end the thread, and let go of the backend. Idempotent."""
+        self._over = True
+        self._inbox.put(None)
+        if not self._thread.asked:
+            self._thread.start()  # it ends at once, and closes the backend
+        if wait and not self._thread.here:
+            self._thread.join()
+
+    # ------------------------------------------------------------------ the courier's thread
+
+    def _live(self) -> None:
+        try:
+            while not (self._over and self.idle()):
+                self._hear()
+                if self._stopped or self.broken is not None:
+                    self._end_all()
+                else:
+                    self._send_all()
+        except BaseException as error:  # a bug of ours: nobody shall wait for ever
+            self.broken = error
+            self._fail_all(error)
+            raise
+        finally:
+            self.backend.close()
+
+    def _hear(self) -> None:
+        """Wait for words, and heed all that are there."""
+        try:
+            word = self._inbox.get(timeout=LOOK_S if self._flying else None)
+        except queue.Empty:
+            self._look()
+            return
+        while True:
+            if type(word) is tuple:
+                if not word:
+                    self._fail_all(CancelledError())
+                else:
+                    self._recall(*word)
+            elif type(word) is Flight:
+                self._landed(word)
+            elif word is not None:
+                self._leave(word)
+            try:
+                word = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+
+    def _look(self) -> None:
+        """Nothing has come back for a while: does the engine live?"""
+        wrong = self.backend.look()
+        now = monotonic()
+        if wrong is None:
+            self._wrong_since = 0.0
+        elif not self._wrong_since:
+            self._wrong_since = now
+        elif now - self._wrong_since >= self.patience:
+            self._break(f"{self.backend.title} {wrong}, for {self.patience:g} s")
+
+    def _break(self, why: str, cause: BaseException | None = None) -> None:
+        if self.broken is None:
+            self.broken = errors.PoolBroken(
+                f"{why}: all that was under way or waited has failed; open the context anew"
+            )
+            self.broken.__cause__ = cause
+
+    # Out.
+
+    def _send_all(self) -> None:
+        most = AHEAD * self.backend.width
+        while len(self._flying) < most:
+            if any(flight.alone for flight in self._flying.values()):
+                return
+            flight = self._next()
+            if flight is None:
+                return
+            self._send(flight)
+
+    def _next(self) -> Flight | None:
+        if self._again:
+            return self._again.popleft()
+        if self._suspects:  # before new ones: somebody may wait for it in order
+            return None if self._flying else self._suspects.popleft()
+        idle = self.backend.width - len(self._flying)
+        with self._lock:
+            jobs = [job for job in self._jobs if idle > 0 or job.waiting >= job.pace.size]
+            if not jobs:
+                return None
+            job = max(jobs, key=_urgency) if len(jobs) > 1 else jobs[0]
+            self._jobs.remove(job)
+            self._known.discard(id(job))
+        single = job.timeout is not None or self.single
+        share = 1 if single else job.pace.size
+        if job.waiting < share:  # nobody knows whether more comes: all who are idle get some
+            share = max(1, -(-job.waiting // max(1, idle)))
+        items = job.take(share, MOST_BYTES)
+        if job.waiting:
+            with self._lock:
+                if id(job) not in self._known:
+                    self._known.add(id(job))
+                    self._jobs.append(job)
+        return Flight(job, items)
+
+    def _send(self, flight: Flight) -> None:
+        job = flight.job
+        items = job.began(flight.items, flight)
+        if not items:
+            return
+        if flight.packed is None or len(items) != len(flight.items):
+            flight.items, flight.packed, flight.needs = job.packed(items)
+            if not flight.items:
+                job.landed(flight)
+                return
+        needed = (*job.needs, *flight.needs)
+        try:
+            shares = [self._share(nonce, flight) for nonce in needed]
+            code = job.code.argument(self.backend, whole=flight.whole)
+            args = (self._run, job.code.digest, needed, flight.packed, code, *shares)
+            if job.timeout is not None:
+                flight.future = self.backend.submit_timed(job.timeout, *args)
+            else:
+                flight.future = self.backend.submit(*args)
+        except BaseException as error:
+            self._unsent(flight, error)
+            return
+        if len(self._flying) == 0:
+            self._told = monotonic()
+        with self._lock:
+            self._flying[id(flight)] = flight
+        flight.future.add_done_callback(lambda _: self._inbox.put(flight))
+
+    def _unsent(self, flight: Flight, error: BaseException) -> None:
+        if isinstance(error, errors.PoolBroken):
+            self._break(str(error), error)
+            error = self.broken or error
+        flight.job.landed(flight)
+        flight.job.failed(flight.items, error)
+
+    def _share(self, nonce: bytes, flight: Flight) -> Any:
+        blob = self._shares.pop(nonce, None)
+        if blob is None:
+            handle = flight.needs.get(nonce) or flight.job.code.held[nonce]
+            image, held = image_of(handle)
+            blob = Blob(nonce, image if self.backend.keeps else bytes(image), held)
+        self._shares[nonce] = blob  # the last one in the order
+        while len(self._shares) > _SHARES:
+            del self._shares[next(iter(self._shares))]
+        return blob.argument(self.backend, whole=flight.whole)
+
+    # Back.
+
+    def _landed(self, flight: Flight) -> None:
+        with self._lock:
+            if self._flying.pop(id(flight), None) is None:
+                return
+        self._told, self._wrong_since = monotonic(), 0.0
+        job, items, future = flight.job, flight.items, flight.future
+        flight.future = None
+        job.landed(flight)
+        try:
+            reply = future.result()
+        except CancelledError:
+            self._back(flight)
+        except (errors.WorkerDied, errors.TaskTimeout) as error:
+            self._died(flight, error)
+        except errors.PoolBroken as error:
+            self._break(str(error), error)
+            job.failed(items, self.broken or error)
+        except BaseException as error:
+            job.failed(items, _strange(self.backend, error))
+        else:
+            if type(reply) is Need:
+                flight.whole = True
+                self._again.append(flight)
+            elif type(reply) is Came:
+                job.pace.came(len(items), reply.seconds)
+                job.came(items, reply)
+            else:
+                job.failed(items, _strange(self.backend, TypeError(f"it gave {reply!r:.100}")))
+
+    def _back(self, flight: Flight) -> None:
+        """It was cancelled: by us, for one of its items or for all."""
+        if flight.recalled or self._stopped:
+            self._again.append(Flight(flight.job, flight.items))
+            return
+        self._break(f"{self.backend.title} has cancelled what it was given")
+        assert self.broken is not None
+        flight.job.failed(flight.items, self.broken)
+
+    def _died(self, flight: Flight, error: BaseException) -> None:
+        job, items = flight.job, flight.items
+        if flight.recalled and isinstance(error, errors.WorkerDied):
+            self._again.append(Flight(job, items))  # the one that was ended has its outcome
+            return
+        if len(items) > 1:
+            half = len(items) // 2
+            self._again.append(Flight(job, items[:half]))
+            self._again.append(Flight(job, items[half:]))
+            return
+        blamed = isinstance(error, errors.WorkerDied) and self.backend.blames
+        if blamed and self.backend.at_least_once and not flight.alone:
+            self._suspects.append(Flight(job, items, alone=True))
+        elif job.died(items[0], error):
+            self._again.append(Flight(job, items))
+
+    def _recall(self, flight: Flight, force: bool) -> None:
+        if id(flight) in self._flying and not flight.recalled:
+            flight.recalled = True
+            self.backend.cancel(flight.future, force)
+
+    def _leave(self, job: Job) -> None:
+        with self._lock:
+            late = [flight for flight in self._flying.values() if flight.job is job]
+            for flight in late:
+                del self._flying[id(flight)]
+        for flight in late:
+            job.landed(flight)
+            job.failed(flight.items, CancelledError())
+
+    # The end.
+
+    def _end_all(self) -> None:
+        """Cancel what is under way; what waits has its outcome now."""
+        error = self.broken or CancelledError()
+        for flight in tuple(self._flying.values()):
+            if not flight.recalled:
+                flight.recalled = True
+                self.backend.cancel(flight.future, True)
+        self._fail_waiting(error)
+        if self.broken is not None:
+            self._fail_all(self.broken)
+
+    def _fail_waiting(self, error: BaseException) -> None:
+        with self._lock:
+            jobs, self._jobs = self._jobs, []
+            self._known.clear()
+        for job in jobs:
+            while job.waiting:
+                job.failed(job.take(MOST, 1 << 62), error)
+        for flights in (self._again, self._suspects):
+            while flights:
+                flight = flights.popleft()
+                flight.job.failed(flight.items, error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        self._fail_waiting(error)
+        with self._lock:
+            flights = [*self._flying.values()]
+            self._flying.clear()
+        for flight in flights:
+            flight.job.landed(flight)
+            flight.job.failed(flight.items, error)
+
+
+def _urgency(job: Job) -> int:
+    return job.urgency
+
+
+def _strange(backend: Backend, error: BaseException) -> BaseException:
+    """The engine could not run it at all."""
+    failure = errors.PoolError(
+        f"{backend.title} could not run it: {type(error).__name__}: {error}"[:2000]
+    )
+    failure.__cause__ = error
+    return failure

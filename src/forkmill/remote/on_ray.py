@@ -1,0 +1,336 @@
+"""ray: calls run as tasks of a Ray cluster.
+
+    submit ──▶ Courier ──f.remote──▶ raylet ──▶ a worker process: there.run
+    code, shared values ──ray.put, once──▶ the nodes' object stores
+
+Guarantees: those of `executor`; a call that runs is ended by force, so timeouts and `Future.kill`
+work. Calls are tasks of one CPU with no retries, never actors: they reserve nothing.
+
+Threads: any. A call with a timeout has a thread of ours while it is under way: it waits for the
+call's begin, and for its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import socket
+from concurrent.futures import CancelledError, Future
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .. import _checks, errors
+from .._process import LoneThread, cpus
+from .executor import Remote
+from .local import Local
+from .on_dask import checked, needed
+from .there import probe_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["Ray", "RayBackend"]
+
+_STARTED = "started"
+
+
+class RayBackend:
+    """The Ray cluster that this process is connected to.
+
+    Args:
+        close: Called at the end.
+        width: How many calls at once; None: as many as it has CPUs.
+    """
+
+    title = "the Ray cluster"
+    kills = True
+    at_least_once = True
+    keeps = True
+    views = True
+    blames = False
+
+    def __init__(self, close: Callable[[], None], width: int | None) -> None:
+        import ray
+
+        self._ray = ray
+        self._close = close
+        self._functions: dict[Any, Any] = {}
+        self._timed: dict[Any, Any] = {}
+        self.width = width or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def check(self, timeout: float, modules: Sequence[str]) -> None:
+        """Ask one worker for what must be there.
+
+        Raises:
+            PoolError: It does not answer, or is another Python, or has no forkmill.
+        """
+        ray = self._ray
+        asked = ray.remote(_evaluated()).options(max_retries=0, num_cpus=1)
+        ref = asked.remote(probe_text())
+        try:
+            found = ray.get(ref, timeout=timeout)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(ref, force=True)
+            raise errors.PoolBroken(
+                f"{self.title} has not answered a first call within {timeout:g} s: it has no CPU "
+                "that is free, or no worker starts"
+            ) from None
+        checked(self.title, found)
+
+    def _remote(self, fn: Any) -> Any:
+        found = self._functions.get(fn)
+        if found is None:
+            made = self._ray.remote(fn).options(max_retries=0, num_cpus=1)
+            found = self._functions[fn] = made
+        return found
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        try:
+            return _Promise(self._remote(fn).remote(*args))
+        except self._ray.exceptions.RaySystemError as error:
+            raise errors.PoolBroken(f"{self.title} takes no calls any more: {error}") from error
+
+    def submit_timed(self, seconds: float, fn: Callable[..., Any], /, *args: Any) -> Any:
+        made = self._timed.get(fn)
+        if made is None:
+            kinds = {"max_retries": 0, "num_cpus": 1, "num_returns": "streaming"}
+            made = self._timed[fn] = self._ray.remote(_telling(fn)).options(**kinds)
+        return _Timed(seconds, made.remote(*args))
+
+    def cancel(self, future: Any, force: bool) -> bool:
+        with contextlib.suppress(Exception):
+            future.cancel(force)
+            return True
+        return False
+
+    def share(self, data: Any) -> Any:
+        return self._ray.put(data if type(data) is bytes else pickle.PickleBuffer(data))
+
+    def look(self) -> str | None:
+        try:
+            if not self._ray.is_initialized():
+                return "is not connected any more"
+            return None if self._ray.cluster_resources().get("CPU") else "has no CPUs"
+        except Exception as error:
+            return f"does not answer ({type(error).__name__})"
+
+    def close(self) -> None:
+        close, self._close = self._close, _nothing
+        close()
+
+
+def _evaluated() -> Any:
+    """`eval`, as a function that Ray takes."""
+
+    def ask(text: str) -> Any:
+        return eval(text)
+
+    ask.__module__ = "__main__"  # by value: nothing of ours may be there
+    return ask
+
+
+def _telling(fn: Any) -> Any:
+    """A function that tells its begin."""
+
+    def run_timed(*args: Any) -> Iterator[Any]:
+        yield _STARTED
+        yield fn(*args)
+
+    return run_timed
+
+
+class _Promise:
+    """A task's reference."""
+
+    __slots__ = ("_future", "_ref")
+
+    def __init__(self, ref: Any) -> None:
+        self._ref = ref
+        self._future = ref.future()
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        self._future.add_done_callback(fn)
+
+    def result(self) -> Any:
+        try:
+            return self._future.result()
+        except BaseException as error:
+            raise in_our_words(error) from None
+
+    def cancel(self, force: bool) -> None:
+        import ray
+
+        ray.cancel(self._ref, force=force)
+
+
+class _Timed(Future):  # type: ignore[type-arg]
+    """A task that is ended when it has run too long."""
+
+    def __init__(self, seconds: float, stream: Any) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._stream = stream
+        LoneThread(self._watch, "forkmill-ray-timed").start()
+
+    def _watch(self) -> None:
+        try:
+            self.set_result(self._outcome())
+        except BaseException as error:
+            self.set_exception(error)
+
+    def _outcome(self) -> Any:
+        import ray
+
+        try:
+            ray.get(next(self._stream))
+            begin = monotonic()
+            _, late = ray.wait([self._stream], timeout=self._seconds, fetch_local=False)
+            if late:
+                ray.cancel(self._stream, force=True)
+                raise errors.TaskTimeout(
+                    f"the task ran longer than its timeout of {self._seconds:g} s, so its worker "
+                    "was ended",
+                    timeout=self._seconds,
+                )
+            assert monotonic() >= begin
+            return ray.get(next(self._stream))
+        except errors.TaskTimeout:
+            raise
+        except BaseException as error:
+            raise in_our_words(error) from None
+
+    def cancel(self, force: bool = False) -> bool:
+        import ray
+
+        ray.cancel(self._stream, force=force)
+        return True
+
+
+def in_our_words(error: BaseException) -> BaseException:
+    """What became of a task, see `backend`."""
+    from ray import exceptions as known
+
+    if isinstance(error, known.TaskCancelledError):
+        return CancelledError()
+    if isinstance(error, known.OutOfMemoryError):
+        return errors.WorkerDied(_first_line(error), oom=True, cause="oom_kill")
+    if isinstance(error, (known.WorkerCrashedError, known.NodeDiedError)):
+        return errors.WorkerDied("the Ray worker that ran this task is gone", cause="exit")
+    if isinstance(error, (known.LocalRayletDiedError, known.RaySystemError)):
+        return errors.PoolBroken(f"the Ray cluster is gone: {_first_line(error)}")
+    if isinstance(error, known.ObjectLostError):
+        return errors.WorkerDied(f"the node that had this task is gone: {_first_line(error)}")
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _nothing() -> None:
+    """It is closed."""
+
+
+def _start(width: int) -> Any:
+    import ray
+
+    ray.init(
+        address="local", num_cpus=width, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR, configure_logging=False,
+    )  # fmt: skip
+    return ray
+
+
+def _end(ray: Any) -> None:
+    ray.shutdown()
+
+
+_LOCAL = Local(_start, _end)
+_theirs = Local(lambda _: None, _end)  # a connection that we have made
+
+
+class Ray(Remote):
+    """Runs calls as tasks of a Ray cluster.
+
+    Args:
+        max_workers: How many calls at once; None: as many as it has CPUs. Without an address: how
+            many CPUs the cluster has that is started.
+        address: The cluster's: "auto", "host:port", "ray://host:port". None: the one that this
+            process is connected to already (`ray.init`); else one on this machine is started, and
+            ended with its last user.
+        timeout: Seconds that it may take to answer.
+        modules: Installed modules that are sent by value all the same.
+        name: What its thread is called.
+
+    Raises:
+        ModuleNotFoundError: ray is not installed.
+        PoolError: There is no cluster, or it has another Python or forkmill.
+    """
+
+    type = "ray"
+    kills: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        *,
+        address: str | None = None,
+        timeout: float = 60,
+        modules: Sequence[str] = (),
+        name: str | None = None,
+    ) -> None:
+        width = _checks.max_workers(max_workers) or None
+        seconds = _checks.seconds("timeout", timeout)
+        needed("ray", "ray")
+        close = _opened(address, width, seconds)
+        try:
+            backend = RayBackend(close, width)
+            backend.check(seconds, modules)
+        except BaseException:
+            close()
+            raise
+        super().__init__(backend, name=name, timeout=seconds, modules=modules)
+
+    @classmethod
+    def check(cls, *, address: Any = None, timeout: float = 60, **_: Any) -> None:
+        """Refuse wrong values of options."""
+        _checks.seconds("timeout", timeout)
+        if address is not None and not isinstance(address, str):
+            raise TypeError(f"address must be a str or None, not {type(address).__name__!r}")
+
+
+def _opened(address: str | None, width: int | None, timeout: float) -> Callable[[], None]:
+    """Connect; what ends that."""
+    import ray
+
+    ours = _LOCAL.used or _theirs.used
+    if ray.is_initialized() and not ours:
+        return _nothing  # the program's own
+    if address is None and not _theirs.used:
+        _LOCAL.take(width or cpus())
+        return _LOCAL.give_back
+    if _LOCAL.used:
+        raise errors.PoolError(
+            "this process has a local Ray cluster open, and can be connected to one at a time: "
+            "close that context first"
+        )
+    if address is not None and not _theirs.used:
+        _reached(address, timeout)
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise errors.PoolBroken(f"there is no Ray cluster at {address}: {error}") from error
+    _theirs.take(0)
+    return _theirs.give_back
+
+
+def _reached(address: str, timeout: float) -> None:
+    """Whether somebody listens there. Ray itself would end this process if nobody did."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError as error:
+        raise errors.PoolBroken(f"there is no Ray cluster at {address}: {error}") from error

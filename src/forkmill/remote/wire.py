@@ -1,0 +1,263 @@
+"""Objects to bytes and back, for workers that share nothing with us but installed packages.
+
+    items ──packed──▶ Packed: one pickle of plain values, or one for each item and its buffers
+    a function ──function──▶ bytes; what no site-packages has goes by value (cloudpickle)
+
+Guarantees:
+    * A value arrives as through any other context: each item is encoded alone, so no two of them
+      share an object there; plain values, which nobody can change, go together.
+    * What was sent by value keeps its class: what comes back is of the sender's own.
+    * An item that cannot be sent, and a result that cannot, fails alone.
+    * Shared values (`fm.share`) go by their bytes, which a worker needs once.
+
+Invariants:
+    * WIRE-1  What arrives by value lives in globals of its own, never in a module of the worker's:
+      programs that share a worker do not see each other's.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import sys
+import sysconfig
+import threading
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .._process import SHARES
+from ..codec.codec import Codec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Packed", "WireCodec", "names_of"]
+
+SCALARS = frozenset({int, float, str, bytes, bool, type(None)})
+LARGE = 1 << 16  # bytes: what goes beside the pickle
+_SHARE = b"forkmill.codec.share"
+_registering = threading.Lock()  # cloudpickle's set of modules is one for all
+
+# Whether there are failures among them: (data, None), else (pickles, how many buffers each has).
+Packed = tuple[Any, Any, list[Any]]
+
+
+class _Needs(threading.local):
+    """The shared values that what is encoded leads to."""
+
+    found: dict[bytes, Any] | None = None
+
+
+_needs = _Needs()
+
+
+class WireCodec(Codec):
+    """Encodes for workers elsewhere.
+
+    Args:
+        modules: Names of modules that go by value although they are installed; with all below.
+        there: It is a worker's: what it can import by name, it sends by name.
+    """
+
+    def __init__(self, modules: Sequence[str] = (), *, there: bool = False) -> None:
+        super().__init__("exec")
+        self._modules = tuple(modules)
+        self._there = there
+
+    def _is_reachable(self, name: str) -> bool:
+        if self._there:
+            return super()._is_reachable(name)
+        module = sys.modules.get(name)
+        if module is None or name.partition(".")[0] == __package__.partition(".")[0]:
+            return True
+        named = any(name == each or name.startswith(f"{each}.") for each in self._modules)
+        if not named and _is_installed(name, module):
+            return True
+        self._marks += (name.encode(),)
+        return False
+
+    def _look_for_foreign(self) -> None:
+        super()._look_for_foreign()
+        if self._there:
+            return
+        for name, module in list(sys.modules.items()):
+            if name not in self._reachable and type(module) is ModuleType:
+                self.reachable(name)
+
+    def _needs_value(self, data: bytes, *, task: bool) -> bool:
+        if _needs.found is not None and SHARES and data.find(_SHARE) >= 0:
+            return True
+        return super()._needs_value(data, task=task)
+
+    def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[bytes, Any]:
+        from . import by_value
+
+        self.by_value += 1
+        self._look_for_foreign()
+        buffers: list[pickle.PickleBuffer] = []
+        file = io.BytesIO()
+        with self._registered():
+            by_value.Pickler(file, buffers.append, persistent, _table()).dump(obj)
+        try:
+            return file.getvalue(), [buffer.raw() for buffer in buffers]
+        except BufferError:  # not contiguous: in band, if at all
+            file = io.BytesIO()
+            with self._registered():
+                by_value.Pickler(file, None, persistent, _table()).dump(obj)
+            return file.getvalue(), []
+
+    @contextlib.contextmanager
+    def _registered(self) -> Iterator[None]:
+        """cloudpickle sends our user's modules by value."""
+        from cloudpickle import cloudpickle
+
+        known = cloudpickle._PICKLE_BY_VALUE_MODULES
+        names = {name for name, found in self._reachable.items() if not found} - {"__main__"}
+        if self._there:
+            names = set()
+        with _registering:
+            added = names - known
+            known.update(added)
+            try:
+                yield
+            finally:
+                known.difference_update(added)
+
+    # ------------------------------------------------------------------ functions
+
+    def function(self, function: Any) -> tuple[bytes, dict[bytes, Any]]:
+        """A function's bytes, and the shared values that it leads to, by nonce.
+
+        Raises:
+            SerializationError: It cannot be sent.
+        """
+        with _collected() as found:
+            return self.dump_function(function), found
+
+    # ------------------------------------------------------------------ items
+
+    def packed_one(self, item: Any) -> tuple[bytes, list[Any], dict[bytes, Any]]:
+        """One item: its pickle, its buffers, and the shared values that it leads to.
+
+        Raises:
+            SerializationError: It cannot be sent.
+        """
+        with _collected() as found:
+            data, views = self.dumps(item)
+        return data, [_held(view) for view in views], found
+
+    def unpacked(self, packed: Packed) -> Iterator[Any]:
+        """The items, one after the other: whoever decodes one that cannot be has its failure."""
+        data, counts, buffers = packed
+        if counts is None:
+            yield from pickle.loads(data)
+            return
+        at = 0
+        for one, count in zip(data, counts, strict=True):
+            yield one, buffers[at : at + count]
+            at += count
+
+
+def plain(items: Sequence[Any]) -> bool:
+    """Whether items may go in one pickle: nobody can change them, and small ones are no loss."""
+    kinds = set(map(type, items))
+    if not kinds <= SCALARS:
+        return False
+    if kinds.isdisjoint((str, bytes)):
+        return True
+    return all(len(item) < LARGE for item in items if type(item) is str or type(item) is bytes)
+
+
+def packed_plain(items: Sequence[Any]) -> Packed:
+    return pickle.dumps(items if type(items) is list else list(items), 5), None, []
+
+
+def _held(view: Any) -> Any:
+    """A buffer on its way: as it is if it is large, else bytes."""
+    return pickle.PickleBuffer(view) if view.nbytes >= LARGE else bytes(view)
+
+
+@contextlib.contextmanager
+def _collected() -> Iterator[dict[bytes, Any]]:
+    before = _needs.found
+    found: dict[bytes, Any] = {}
+    _needs.found = found
+    try:
+        yield found
+    finally:
+        _needs.found = before
+
+
+def _table() -> dict[Any, Any]:
+    """How shared values are reduced while somebody sees to it that their bytes go along."""
+    if _needs.found is None or not SHARES:
+        return {}
+    return {SHARES[0].Shared: _reduce_shared, SHARES[0]._Lifted: _reduce_lifted}
+
+
+def _reduce_shared(handle: Any) -> Any:
+    share = SHARES[0]
+    address = handle._send()
+    assert _needs.found is not None
+    _needs.found[address.nonce] = handle
+    return share._rebuild, (address.pid, share._segment._NOWHERE, address.size, address.nonce)
+
+
+def _reduce_lifted(lifted: Any) -> Any:
+    return SHARES[0].resolve, (lifted.handle,)
+
+
+def image_of(handle: Any) -> tuple[Any, Any]:
+    """A shared value's bytes, and what keeps them."""
+    segment = SHARES[0]._segment
+    if type(handle._segment) is segment.Parcel:
+        return handle._segment.image, handle._segment
+    return segment.memory(handle._address)[0], handle._segment
+
+
+def keep_shared(nonce: bytes, image: Any) -> None:
+    """In a worker: a shared value's bytes are here."""
+    from ..codec import segment
+
+    segment.unpack(nonce, memoryview(image))
+
+
+def has_shared(nonce: bytes) -> bool:
+    """In a worker: whether they are."""
+    from ..codec import segment
+
+    return nonce in segment._received
+
+
+# ---------------------------------------------------------------------- what is installed
+
+
+def _is_installed(name: str, module: Any) -> bool:
+    """Whether other machines have a module if they have the same packages."""
+    if name in sys.builtin_module_names or name.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    names = vars(module)
+    file = names.get("__file__")
+    paths = [file] if isinstance(file, str) else list(names.get("__path__", ()))
+    if not paths:
+        return names.get("__spec__") is not None and names["__spec__"].origin in (
+            "built-in", "frozen",
+        )  # fmt: skip
+    return all(_is_package_folder(os.path.abspath(path)) for path in paths)
+
+
+def _is_package_folder(path: str) -> bool:
+    parts = path.split(os.sep)
+    if "site-packages" in parts or "dist-packages" in parts:
+        return True
+    homes = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib")}
+    return any(home and path.startswith(home + os.sep) for home in homes)
+
+
+def names_of(codec: WireCodec) -> list[str]:
+    """The modules that go by value, as far as it has been asked."""
+    return sorted(name for name, found in codec._reachable.items() if not found)

@@ -1,0 +1,480 @@
+"""Contexts on engines, over an engine that is none: calls run in threads of this process, from what
+was pickled for them; workers die, time out and vanish as a test says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import forkmill as fm
+from forkmill import contexts
+from forkmill.contexts import Batch, Work
+from forkmill.contexts.specs import TYPES
+from forkmill.remote import there
+from forkmill.remote.courier import Pace
+from forkmill.remote.executor import Remote
+from forkmill.testing import EXECUTOR_CHECKS
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Death(BaseException):
+    """What ends the worker that raises it, nearly: the fake engine sees it."""
+
+
+class Fake:
+    """An engine of threads. What a call gets is pickled, as if it went elsewhere."""
+
+    title = "the fake engine"
+
+    def __init__(
+        self,
+        width: int = 2,
+        *,
+        kills: bool = True,
+        at_least_once: bool = True,
+        keeps: bool = False,
+        blames: bool = False,
+    ) -> None:
+        self.width, self.kills, self.at_least_once = width, kills, at_least_once
+        self.keeps, self.views, self.blames = keeps, True, blames
+        self.threads = ThreadPoolExecutor(width)
+        self.chunks: list[int] = []
+        self.timed = 0
+        self.cancelled: list[bool] = []
+        self.wrong: str | None = None  # what `look` says
+        self.lost = False  # nothing comes back any more
+        self.closed = 0
+        self.most = 0  # calls at once
+        self._running: set[Promise] = set()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Promise:
+        chunk = args[2]
+        self.chunks.append(len(chunk[0]) if chunk[1] is not None else len(pickle.loads(chunk[0])))
+        promise = Promise(pickle.dumps(args, 5), fn)
+        self._running.add(promise)
+        self.most = max(self.most, len(self._running))
+        promise.add_done_callback(self._running.discard)
+        if not self.lost:
+            promise.begin(self.threads)
+        return promise
+
+    def submit_timed(self, seconds: float, fn: Callable[..., Any], /, *args: Any) -> Promise:
+        self.timed += 1
+        promise = self.submit(fn, *args)
+        timer = threading.Timer(seconds, promise.late, (seconds,))
+        promise.add_done_callback(lambda _: timer.cancel())
+        timer.start()
+        return promise
+
+    def cancel(self, future: Any, force: bool) -> bool:
+        self.cancelled.append(force)
+        return bool(future.cancel_now(force and self.kills))
+
+    def share(self, data: Any) -> Any:
+        return bytes(data)
+
+    def look(self) -> str | None:
+        return self.wrong
+
+    def close(self) -> None:
+        self.closed += 1
+        self.threads.shutdown(wait=False)
+
+
+class Promise(Future):  # type: ignore[type-arg]
+    def __init__(self, args: bytes, fn: Any) -> None:
+        super().__init__()
+        self.args, self.fn = args, fn
+        self.began = False
+
+    def begin(self, threads: ThreadPoolExecutor) -> None:
+        threads.submit(self._run)
+
+    def _run(self) -> None:
+        if self.done():
+            return
+        self.began = True
+        died: list[BaseException] = []
+        _dying.died = died
+        try:
+            reply = pickle.loads(pickle.dumps(self.fn(*pickle.loads(self.args)), 5))
+        except BaseException as error:
+            self._end(error)
+        else:
+            self._end(fm.WorkerDied("gone") if died else None, reply)
+
+    def _end(self, error: BaseException | None, value: Any = None) -> None:
+        try:
+            self.set_result(value) if error is None else self.set_exception(error)
+        except Exception:  # it was ended before
+            assert self.done()
+
+    def late(self, seconds: float) -> None:
+        self._end(fm.TaskTimeout("late", timeout=seconds))
+
+    def cancel_now(self, force: bool) -> bool:
+        if self.began and not force:
+            return False
+        self._end(CancelledError())
+        return True
+
+
+_dying = threading.local()
+
+
+def opened(backend: Fake, timeout: float = 5, modules: Any = ()) -> Any:
+    return Engine(backend, name=None, timeout=timeout, modules=modules)
+
+
+class Engine(Remote):
+    type = "fake"
+    kills = True
+
+
+@pytest.fixture(autouse=True)
+def by_reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This module goes by its name: what tests ask here is not what travels by value."""
+    from forkmill.remote import wire
+
+    real = wire._is_installed
+
+    def installed(name: str, module: Any) -> bool:
+        return name == __name__ or real(name, module)
+
+    monkeypatch.setattr(wire, "_is_installed", installed)
+    there._functions.clear()
+    yield
+    there._functions.clear()
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+def dies_at_77(x: int) -> int:
+    if x == 77:
+        _dying.died.append(Death())
+    return x
+
+
+def dies(x: int) -> int:
+    _dying.died.append(Death())
+    return x
+
+
+def fails_on_odd(x: int) -> int:
+    if x % 2:
+        raise ValueError("odd", x)
+    return x
+
+
+release = threading.Event()
+
+
+def waits(x: Any) -> Any:
+    release.wait(10)
+    return x
+
+
+@pytest.mark.parametrize("check", EXECUTOR_CHECKS)
+def test_the_contract_of_executors(check: Any) -> None:
+    check(lambda: opened(Fake()))
+
+
+def test_chunks_grow_with_what_they_take_and_results_keep_their_order() -> None:
+    backend = Fake()
+    with opened(backend) as ex:
+        assert list(ex.map(double, range(5000))) == [2 * n for n in range(5000)]
+    assert backend.closed == 1
+    assert max(backend.chunks) > 100 and len(backend.chunks) < 400, backend.chunks
+    assert backend.most <= 2 * backend.width
+
+
+def test_chunks_of_slow_items_stay_small() -> None:
+    pace = Pace(single=False)
+    pace.came(1, 0.1)
+    assert pace.size == 1
+    pace.came(1, 0.001)
+    assert pace.size == 8
+    pace.came(8, 10.0)
+    assert pace.size == 1
+
+
+def test_a_window_is_kept_also_when_chunks_grow() -> None:
+    pulled = itertools.count()
+    last = [0]
+
+    def numbers() -> Iterator[int]:
+        for last[0] in pulled:
+            yield last[0]
+
+    with opened(Fake()) as ex:
+        results = ex.map(double, numbers())
+        ahead = 0
+        for n in range(3000):
+            assert next(results) == 2 * n
+            ahead = max(ahead, last[0] - n)
+        job = next(iter(ex._jobs.values()))
+        assert ahead <= max(ex.window, 6 * job.pace.size) + 1
+        results.close()
+
+
+@pytest.mark.parametrize("blames", [False, True])
+def test_one_killer_among_a_thousand_costs_itself(blames: bool) -> None:
+    backend = Fake(blames=blames)
+    with opened(backend) as ex:
+        results = list(ex.map(dies_at_77, range(1000), return_exceptions=True))
+    bad = [n for n, result in enumerate(results) if isinstance(result, BaseException)]
+    assert bad == [77] and type(results[77]) is fm.WorkerDied and results[77].task == 77
+    assert [r for n, r in enumerate(results) if n != 77] == [n for n in range(1000) if n != 77]
+
+
+def test_where_each_item_kills_each_has_its_outcome() -> None:
+    with opened(Fake()) as ex:
+        results = list(ex.map(dies, range(40), return_exceptions=True))
+    assert [type(r) for r in results] == [fm.WorkerDied] * 40
+
+
+def test_an_item_that_must_not_run_twice_is_a_chunk_of_its_own() -> None:
+    backend = Fake(at_least_once=False)
+    with opened(backend) as ex:
+        results = list(ex.map(dies_at_77, range(100), return_exceptions=True))
+    assert sum(isinstance(r, fm.WorkerDied) for r in results) == 1
+    assert backend.chunks == [1] * 100
+
+
+def test_who_is_blamed_for_anothers_death_is_asked_alone() -> None:
+    backend = Fake(blames=True)
+    with opened(backend) as ex:
+        ex.submit(dies, 1).exception(10)
+    assert backend.chunks == [1, 1]  # once more, and then it is believed
+
+
+def test_a_death_is_tried_again_as_often_as_options_say() -> None:
+    backend = Fake()
+    with opened(backend) as ex:
+        error = ex.options(retries=2).submit(dies, 1).exception(10)
+    assert type(error) is fm.WorkerDied and error.attempts == 3
+    assert backend.chunks == [1, 1, 1]
+
+
+def test_failures_are_data_and_tried_again_where_asked() -> None:
+    with opened(Fake()) as ex:
+        kinds = [type(r) for r in ex.map(fails_on_odd, range(6), return_exceptions=True)]
+        assert kinds == [int, ValueError] * 3
+        error = ex.options(retries=1, retry_on=ValueError).submit(fails_on_odd, 1).exception(10)
+        assert error.args == ("odd", 1)
+
+
+def test_a_timeout_makes_chunks_of_one_and_is_told() -> None:
+    backend = Fake()
+    release.clear()
+    with opened(backend) as ex:
+        error = ex.options(timeout=0.05).submit(waits, 1).exception(10)
+        release.set()
+        assert type(error) is fm.TaskTimeout and error.timeout == 0.05
+        view = ex.options(timeout=20)
+        assert list(view.map(double, range(20))) == [2 * n for n in range(20)]
+    assert backend.chunks == [1] * 21 and backend.timed == 21
+
+
+def test_timeouts_are_refused_where_a_call_cannot_be_stopped() -> None:
+    for spec in (fm.on_dask(), contexts.spec("dask:2")):
+        assert not spec.kills
+        with pytest.raises(fm.BuildError, match="'dask' cannot stop an item"):
+            fm.Pipeline().source([1]).map(double, context=spec, timeout=1).stream()
+    with pytest.raises(fm.BuildError, match="key needs copies of the state that last"):
+        fm.Pipeline().source([1]).map(double, context="ray:2", key=double).stream()
+    assert contexts.spec("ray:2").kills
+
+
+def test_cancel_takes_back_what_waits_and_kill_ends_what_runs() -> None:
+    backend = Fake(width=1)
+    release.clear()
+    with opened(backend) as ex:
+        first = ex.submit(waits, 1)
+        futures = [ex.submit(waits, n) for n in range(2, 9)]
+        assert futures[-1].cancel()
+        while not first.running():
+            time.sleep(0.001)
+        assert not first.cancel() and first.kill()
+        error = first.exception(5)
+        assert type(error) is fm.WorkerDied and error.cause == "killed"
+        release.set()
+        assert [f.result(10) for f in futures[:-1]] == [*range(2, 8)]
+
+
+def test_the_engine_ends_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forkmill.remote.courier.LOOK_S", 0.02)
+    backend = Fake()
+    with opened(backend, timeout=0.1) as ex:
+        assert ex.submit(double, 1).result(10) == 2
+        backend.lost, backend.wrong = True, "does not answer"
+        futures = [ex.submit(double, n) for n in range(20)]
+        errors = [future.exception(10) for future in futures]
+        assert {type(error) for error in errors} == {fm.PoolBroken}
+        assert "the fake engine does not answer, for 0.1 s" in str(errors[0])
+        with pytest.raises(fm.PoolBroken):
+            ex.submit(double, 1)
+
+
+def test_a_large_function_goes_to_each_worker_once_and_again_when_asked_for() -> None:
+    weights = np.arange(100_000)
+
+    def scaled(x: int) -> float:
+        return float(weights[x])
+
+    backend = Fake()
+    sizes: list[int] = []
+    real = backend.submit
+
+    def submit(fn: Any, *args: Any) -> Promise:
+        sizes.append(len(args[3] or b""))
+        return real(fn, *args)
+
+    backend.submit = submit  # type: ignore[method-assign]
+    with opened(backend) as ex:
+        assert list(ex.map(scaled, range(200))) == [float(n) for n in range(200)]
+        assert sum(size > 0 for size in sizes) <= backend.width
+        there._functions.clear()  # all workers are new
+        assert list(ex.map(scaled, range(200))) == [float(n) for n in range(200)]
+
+
+def test_shared_values_arrive_by_their_bytes() -> None:
+    handle = fm.share({"a": np.arange(50_000)})
+
+    def total(value: Any, n: int) -> int:
+        return int(value["a"].sum()) + n
+
+    with opened(Fake()) as ex, handle:
+        assert ex.submit(total, handle, 1).result(10) == 1249975001
+        assert list(ex.starmap(total, [(handle, n) for n in range(5)]))[4] == 1249975004
+
+
+def test_what_cannot_be_sent_fails_in_the_callers_frame() -> None:
+    with opened(Fake()) as ex:
+        with pytest.raises(fm.SerializationError):
+            ex.submit(double, threading.Lock())
+        with pytest.raises(fm.SerializationError):
+            ex.submit(threading.Lock().acquire)
+        lock = ex.submit(threading.Lock).exception(10)
+        assert type(lock) is fm.SerializationError
+        assert ex.submit(double, 2).result(10) == 4
+
+
+def test_a_module_that_is_missing_there_is_told_for_each_item() -> None:
+    missing = ModuleNotFoundError("No module named 'mine'", name="mine")
+    error = there._explained(missing)
+    assert "module 'mine' is not there" in str(error) and "modules=[...]" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (((3, 7), 1, "/py", "x", []), "runs Python 3.7"),
+        ((sys.version_info[:2], 1, "/py", False, []), "has no forkmill in /py"),
+        ((sys.version_info[:2], 1, "/py", "0.0", []), "has forkmill 0.0"),
+    ],
+)
+def test_first_contact(found: Any, says: str) -> None:
+    from forkmill.remote.on_dask import checked
+
+    with pytest.raises(fm.PoolError, match=says):
+        checked("the cluster", found)
+    version, _, _, forkmill, _ = eval(there.probe_text(["os", "no_such_module_at_all"]))
+    assert version == sys.version_info[:2] and forkmill == fm.__version__
+    checked("the cluster", (version, 0, "/py", forkmill, []))
+
+
+def drained(lane: Any) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    while not lane.ended:
+        for piece in lane.take_many(10):
+            if isinstance(piece, Batch):
+                found.update(zip(piece.items, piece.outputs, strict=True))
+            elif piece.failure is not None:
+                found[piece.item] = piece.failure
+            else:
+                found.setdefault(piece.item, []).extend(piece.outputs)
+    return found
+
+
+@pytest.mark.parametrize("items", [range(2000), [(n, "x") for n in range(300)]])
+def test_a_lane_gives_each_item_once(items: Any) -> None:
+    backend = Fake()
+    with opened(backend) as ex:
+        lane = ex.lane(Work(double))
+        lane.put_many(list(items))
+        lane.end()
+        assert drained(lane) == {item: item * 2 for item in items}
+        assert lane.close() == 0
+    assert len(backend.chunks) < 100
+
+
+def test_in_a_lane_a_killer_costs_itself_and_failures_stay_where_they_are() -> None:
+    with opened(Fake()) as ex:
+        lane = ex.lane(Work(dies_at_77))
+        lane.put_many(range(500))
+        lane.end()
+        found = drained(lane)
+        assert type(found.pop(77)) is fm.WorkerDied and found == {
+            n: n for n in range(500) if n != 77
+        }
+        lane.close()
+        lane = ex.lane(Work(fails_on_odd))
+        lane.put_many([1, 2, threading.Lock])
+        lane.end()
+        found = drained(lane)
+        assert type(found[1]) is ValueError and found[2] == 2 and len(found) == 3
+        lane.close()
+
+
+def ends() -> Iterator[str]:
+    yield "end"
+
+
+def test_each_chunk_of_a_lane_has_its_state_to_itself() -> None:
+    with opened(Fake()) as ex:
+        lane = ex.lane(Work(double, on_end=ends))
+        lane.put_many(range(10))
+        lane.end()
+        found = drained(lane)
+        told = found.pop(contexts.END)
+        assert set(told) == {"end"} and found == {n: 2 * n for n in range(10)}
+        lane.close()
+
+
+def test_closing_a_lane_cancels_what_is_under_way() -> None:
+    backend = Fake()
+    release.clear()
+    with opened(backend) as ex:
+        lane = ex.lane(Work(waits))
+        lane.put_many(range(50))
+        while not backend.chunks:
+            time.sleep(0.001)
+        begin = time.monotonic()
+        lane.close()
+        assert time.monotonic() - begin < 5 and lane.ended and any(backend.cancelled)
+        release.set()
+
+
+def test_nothing_of_an_engine_is_a_type_that_runs_here() -> None:
+    assert not {"dask", "ray"} & set(TYPES)
+    with pytest.raises(ValueError, match="did you mean 'ray'"):
+        contexts.spec("rai")
+    with pytest.raises(TypeError, match="has no option 'adress', did you mean 'address'"):
+        fm.on_ray(2, adress="auto")
+    with pytest.raises(TypeError, match="address must be"):
+        fm.on_dask(3)
+    assert str(fm.on_ray(64)) == "ray:64" and fm.on_dask("tcp://x:1").options["address"]

@@ -535,6 +535,7 @@ class Executor(_Face, ABC):
         type: The type's name.
         kills: Whether a running call can be stopped (timeouts, `Future.kill`).
         isolated: Whether calls run in other processes.
+        local: Whether they run on this machine, and attach what is shared.
         copies: How many copies of a stage's state there are: one that is "shared", or one for
             each "worker" or "call".
         future_class: What `submit` returns.
@@ -547,6 +548,7 @@ class Executor(_Face, ABC):
     type: ClassVar[str]
     kills: ClassVar[bool] = False
     isolated: ClassVar[bool] = False
+    local: ClassVar[bool] = True
     copies: ClassVar[str] = "shared"
     future_class: ClassVar[Any] = Future
 

@@ -48,6 +48,7 @@ class IpcFork(ProcessPool):
     type: ClassVar[str] = "ipc_fork"
     kills: ClassVar[bool] = True
     isolated: ClassVar[bool] = True
+    local: ClassVar[bool] = True
     copies: ClassVar[str] = "worker"
 
     __signature__ = _signature()

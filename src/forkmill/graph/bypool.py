@@ -51,7 +51,8 @@ def pool_of(layout: Layout, ctx: Any, items: Any, tell: Telling | None) -> Home 
     post = layout.posts[0]
     home: Home = post.home
     retried = any(step.node.retry is not None for step in post.group.steps)
-    if post.batch or retried or not home.kills or home.type in ("cow_fork", "async"):
+    others = home.remote or home.type in ("cow_fork", "async")
+    if post.batch or retried or not home.kills or others:
         return None
     return home
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import contexts
 from .._process import cpus
+from ..contexts.specs import class_of
 from ..errors import BuildError
 from ..runs.executor import Face
 from .kept import Kept
@@ -51,7 +52,8 @@ class Home:
         spec: How it is opened, or None.
         executor: What was given, or None.
         kills: Whether a call that runs can be stopped.
-        isolated: Whether calls run in other processes of this machine, which attach shared values.
+        isolated: Whether calls run in other processes, which are sent what they need.
+        remote: Whether they run on an engine, in chunks of its own.
         title: What messages and plans call it.
     """
 
@@ -62,6 +64,7 @@ class Home:
     executor: Any = None
     kills: bool = False
     isolated: bool = False
+    remote: bool = False
     title: str = ""
 
     @property
@@ -109,7 +112,12 @@ def _of_spec(spec: Any) -> Home:
     if spec.type == "inline":
         return INLINE
     return Home(
-        spec, _kind(spec.type), spec.type, spec=spec, title=str(spec), **_abilities(spec.type)
+        spec,
+        _kind(spec.type),
+        spec.type,
+        spec=spec,
+        title=str(spec),
+        **_abilities(class_of(spec.type)),
     )
 
 
@@ -117,8 +125,12 @@ def _kind(type: str) -> str:
     return "thread" if type == "thread" else "lane"
 
 
-def _abilities(type: str) -> dict[str, bool]:
-    return {"kills": type in ("ipc_fork", "cow_fork", "async"), "isolated": type == "ipc_fork"}
+def _abilities(known: Any) -> dict[str, bool]:
+    return {
+        "kills": bool(known.kills),
+        "isolated": bool(known.isolated) and known.type != "cow_fork",
+        "remote": not known.local,
+    }
 
 
 def _of_executor(executor: Any) -> Home:
@@ -126,7 +138,7 @@ def _of_executor(executor: Any) -> Home:
     if isinstance(executor, contexts.Executor) and hasattr(executor, "lane"):
         if executor.type == "inline":
             return INLINE
-        given |= _abilities(executor.type)
+        given |= _abilities(executor)
         return Home(id(executor), _kind(executor.type), executor.type, title=executor.type, **given)
     title = type(executor).__name__
     if isinstance(executor, concurrent.futures.ThreadPoolExecutor):

@@ -57,6 +57,7 @@ QUANTUM_S = 0.005  # that a thread works off the line before others have their t
 QUIET_S = 0.001  # between two rings of a thread that goes on
 SHORT_S = 20e-6  # a unit that takes less is short
 EVERY = 16  # of short units there is one look at the clock
+REMOTE = 512  # units for each worker of an engine, whose chunks take long on their way
 MOST = 1 << 14  # units that a way has under way, at most
 BATCH = 64  # items in one call of a batch node, if nobody says otherwise
 
@@ -501,7 +502,9 @@ class LaneWay(Way):
         self._executor = executor
         self._posted: dict[Post, _Posted] = {}
         self._sent = 0
-        self._in_chunks = executor.type == "ipc_fork"
+        self._in_chunks = executor.type == "ipc_fork" or not executor.local
+        if not executor.local:
+            self.pace.least(REMOTE * width)
         if executor.type == "async":
             self.shares = 1  # its width says nothing of how many work
 

@@ -20,7 +20,6 @@ Threads: any.
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import pickle
 import sys
@@ -30,7 +29,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .._process import SHARES
-from ..codec.codec import Codec
+from ..codec.codec import Codec, Parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,22 +92,23 @@ class WireCodec(Codec):
             return True
         return super()._needs_value(data, task=task)
 
-    def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[bytes, Any]:
+    def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[Parts, Any]:
         from . import by_value
 
         self.by_value += 1
         self._look_for_foreign()
         buffers: list[pickle.PickleBuffer] = []
-        file = io.BytesIO()
+        parts = Parts()
+        mine = self.reachable, self._there
         with self._registered():
-            by_value.Pickler(file, buffers.append, persistent, _table()).dump(obj)
+            by_value.Pickler(parts, buffers.append, persistent, _table(), *mine).dump(obj)
         try:
-            return file.getvalue(), [buffer.raw() for buffer in buffers]
+            return parts, [buffer.raw() for buffer in buffers]
         except BufferError:  # not contiguous: in band, if at all
-            file = io.BytesIO()
+            parts = Parts()
             with self._registered():
-                by_value.Pickler(file, None, persistent, _table()).dump(obj)
-            return file.getvalue(), []
+                by_value.Pickler(parts, None, persistent, _table(), *mine).dump(obj)
+            return parts, []
 
     @contextlib.contextmanager
     def _registered(self) -> Iterator[None]:

@@ -146,6 +146,7 @@ class Places:
         self._open: dict[Spec, Place] = {}
         self._by_node: dict[str, Any] = {}
         self._runs = 0
+        self._local = all(class_of(node.context.type).local for node in plan.nodes.values())
         self._laid: dict[Any, tuple[bytes, Any, Any]] = {}  # bytes, handle, how it travels
 
     def of(self, node: Node) -> Any:
@@ -229,7 +230,9 @@ class Places:
         kept = self._laid.get(slot)
         if kept is None or kept[0] is not data:
             handle = share(Laid(data))
-            kept = self._laid[slot] = (data, handle, address(handle) or handle)
+            # An address leads somewhere on this machine only; a handle anywhere.
+            sent = address(handle) if self._local else None
+            kept = self._laid[slot] = (data, handle, sent or handle)
         return kept[2]
 
     def close(self, *, at_once: bool = False) -> None:

@@ -20,12 +20,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import weakref
 from collections import OrderedDict, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import _checks, errors
+from .._late import WeakSet, finalize
 from .._process import SHARES, end_first, exit_failed
 from ..contexts.base import Call, Executor, closed_error
 from ..runs.window import Results, left_error
@@ -49,7 +49,7 @@ __all__ = ["Remote"]
 
 _WINDOW_BYTES = 64 << 20  # of encoded items that wait
 _JOBS = 256  # functions whose last job is known still
-_ALIVE: weakref.WeakSet[Courier] = weakref.WeakSet()
+_ALIVE: WeakSet[Courier] = WeakSet()
 
 
 class _Item:
@@ -192,7 +192,7 @@ class Remote(Executor):
         self._guard = threading.Lock()  # guards the last one
         self._closed = False
         _ALIVE.add(self.courier)
-        weakref.finalize(self, self.courier.close, wait=False).atexit = False
+        finalize(self, self.courier.close, wait=False).atexit = False
 
     # ------------------------------------------------------------------ calls
 

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h> /* what is poisoned below: musl's sys/resource.h brings it */
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>

@@ -582,6 +582,7 @@ if support is not None:
         "test_hang_gh83386": "imports the type by name",
         "test_max_workers_too_large": "Windows only",
         "test_broken_process_pool_traceback": "a death costs one task here, not the pool",
+        "test_traceback_when_child_process_terminates_abruptly": "WorkerDied says what happened",
         "test_force_shutdown_workers": "mocks what its _processes are; see test_drop_in.py",
         "test_force_shutdown_workers_dead_workers": "a death costs one task here, not the pool",
         "test_force_shutdown_workers_invalid_op": "calls _force_shutdown()",

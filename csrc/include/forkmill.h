@@ -772,6 +772,8 @@ struct fm_limits {
 /* Say so to each that is loaded, by its own call.  For a forked process,
  * where none of their threads is.  Returns how many were told. */
 int fm_limit_libraries(const struct fm_limits *limits);
+/* How many such libraries are loaded. */
+int fm_limit_count(void);
 
 /* ------------------------------------------------------------------ pool */
 

@@ -109,12 +109,24 @@ static bool tell(void *library, enum kind kind,
     return false;
 }
 
+static void look(struct loaded *all)
+{
+    all->n = 0; /* the rest is written before it is read */
+    fm__sys_libraries(note_library, all);
+}
+
+int fm_limit_count(void)
+{
+    struct loaded all;
+    look(&all);
+    return (int)all.n;
+}
+
 int fm_limit_libraries(const struct fm_limits *limits)
 {
     struct loaded all;
     int told = 0;
-    all.n = 0; /* the rest is written before it is read */
-    fm__sys_libraries(note_library, &all);
+    look(&all);
     for (size_t i = 0; i < all.n; i++) {
         void *library = dlopen(all.paths[i], RTLD_NOW | RTLD_NOLOAD);
         if (library) {

@@ -569,6 +569,7 @@ TEST(a_limit_without_such_a_library_is_no_error)
 {
     const struct fm_limits limits = {1, 1, 1, 1};
     CHECK_EQ(fm_limit_libraries(&limits), 0);
+    CHECK_EQ(fm_limit_count(), 0);
 }
 
 TEST(others_are_silenced_whatever_is_refused)

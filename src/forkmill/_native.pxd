@@ -291,6 +291,7 @@ cdef extern from "forkmill.h" nogil:
         int blis
 
     int fm_limit_libraries(const fm_limits *limits)
+    int fm_limit_count()
     struct fm_pool:
         pass
     struct fm_function:

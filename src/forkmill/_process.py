@@ -25,6 +25,7 @@ __all__ = [
     "DAEMON",
     "EARS",
     "GONE",
+    "INSTALLED",
     "OUR_THREADS",
     "SHARES",
     "STREAM",
@@ -58,10 +59,11 @@ SHARES: list[Any] = []
 CARRIED: list[Any] = []
 
 # What workers keep for codec/view.py, which those with plain functions never load: whether what
-# comes with tasks is for this process's `__main__`, and of the functions that are being loaded what
-# came along with each.
+# comes with tasks is for this process's `__main__`; of the functions that are being loaded what
+# came along with each; and what is there now that was not as at first.
 receiving = False
 VIEWS: list[dict[Any, Any]] = []
+INSTALLED: dict[Any, Any] = {}
 
 
 class _Gone:
@@ -97,18 +99,24 @@ def ours(name: str) -> Any:
     An exec'd process has no package around our modules, and must not load it for this: its
     __init__ pulls in all of the user's face.
     """
-    name, stand_in = f"{_PACKAGE}.{name}", None
+    known = _known.get(name)
+    if known is not None:
+        return known
+    short, name, stand_in = name, f"{_PACKAGE}.{name}", None
     if _PACKAGE not in sys.modules and name not in sys.modules:
         stand_in = sys.modules[_PACKAGE] = type(sys)(_PACKAGE)
         stand_in.__path__ = [os.path.dirname(os.path.abspath(__file__))]
     try:
-        return __import__(name, fromlist=["_"])  # waits, if another thread imports it
+        # It waits, if another thread imports it.
+        known = _known[short] = __import__(name, fromlist=["_"])
+        return known
     finally:
         if stand_in is not None and sys.modules.get(_PACKAGE) is stand_in:
             del sys.modules[_PACKAGE]
 
 
 _PACKAGE = __name__.partition(".")[0]
+_known: dict[str, Any] = {}  # what ours() has given
 
 # forkmill.events, once it is loaded: until then nobody hears anything; what tells it what has
 # happened to pools, asked while somebody hears all; and what hears tasks of other processes (their

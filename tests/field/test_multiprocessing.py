@@ -362,7 +362,9 @@ def test_a_worker_finds_the_tracker_wherever_its_zygote_stands(run_script: Any) 
             from multiprocessing import resource_tracker
             assert resource_tracker._resource_tracker._fd == 77
             print("ran")
-        config = types.SimpleNamespace(method="zygote", parent=os.getppid(), family=(), tracker=77)
+        config = types.SimpleNamespace(
+            method="zygote", parent=os.getppid(), family=(), tracker=77, watcher=main._Watcher()
+        )
         main._as_multiprocessings(config, 0, run)
         """
     )
@@ -508,3 +510,18 @@ def test_workers_keep_nothing_that_was_not_handed_to_them(context: str, run_scri
         """,
         flags=("-W", "ignore"),
     )
+
+
+@pytest.mark.timeout(60)
+def test_a_forked_worker_imports_nothing_for_multiprocessing_s_sake(run_script: Any) -> None:
+    """What multiprocessing's own first steps in a process need is there since before the fork."""
+    run_script("""
+import multiprocessing, sys
+import forkmill as fm
+
+if __name__ == "__main__":
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        ours = set(sys.modules)
+        new = set(pool.submit(eval, "[*__import__('sys').modules]").result(20)) - ours
+    assert not new, sorted(new)
+""")

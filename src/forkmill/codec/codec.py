@@ -21,7 +21,6 @@ Threads: any; a Codec's caches are plain dicts with idempotent entries.
 from __future__ import annotations
 
 import _frozen_importlib
-import contextlib
 import copyreg
 import io
 import pickle
@@ -154,9 +153,11 @@ def _references(names: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Weak ones to all that may go by its name."""
     found: dict[str, Callable[[], Any]] = {}
     for name, value in list(names.items()):
-        if not _stands_for_itself(value):
-            with contextlib.suppress(TypeError):
+        if type(value) not in _PLAIN:
+            try:  # noqa: SIM105  # a third of the time
                 found[name] = weakref.ref(value)
+            except TypeError:
+                pass
     return found
 
 
@@ -461,9 +462,9 @@ class Codec:
         """Index of an object of `inherit=`, or None."""
         return self._inherit_ids.get(id(obj))
 
-    def look_at_program(self) -> Callable[[], None]:
+    def look_at_program(self) -> Callable[[Callable[..., bool]], None]:
         """Remember what `__main__` is: what changes from the returned function's call on, after the
-        fork, is sent to the workers."""
+        fork, is sent to the workers. (It takes _native.as_found.)"""
         self._program = program = self._look()
         return program.settle
 
@@ -937,11 +938,12 @@ class Functions:
 
 def receive() -> None:
     """From now on this process is a worker: what comes with its tasks is for its `__main__`."""
+    if VIEWS or _process.receiving:  # else the parent is no worker, and has nothing
+        VIEWS.clear()
+        view = _loaded_view()
+        if view is not None:
+            view.forget()
     _process.receiving = True
-    VIEWS.clear()
-    view = _loaded_view()
-    if view is not None:
-        view.forget()
 
 
 def enter(view: View) -> None:

@@ -27,8 +27,9 @@ import sys
 import weakref
 from enum import EnumMeta
 from functools import partial
+from itertools import starmap
 from time import perf_counter
-from types import CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .._process import GONE, main, namespace, warn_user
@@ -353,31 +354,42 @@ class Program:
         self._then: dict[Place, Any] = {}
         self._classes: dict[tuple[str, int], dict[str, Any]] = {}
         self._versions: dict[Any, tuple[int, Any]] = {}
-        # Up to settle(): (namespace, its items, codes of functions) of each module; and what may
-        # change in place, with whether it is looked through.
-        self._found: list[tuple[dict[str, Any], list[Any], list[Any]]] = []
+        # Up to settle(): of each module (namespace, how many names it has, how each was found);
+        # and what may change in place: place, value, whether it is looked through.
+        self._found: list[tuple[dict[str, Any], int, list[_Found]]] = []
         self._later: list[tuple[Place, Any, bool]] = []
         for module in ("__main__", *by_hand):
             self._look(module)
 
     def _look(self, module: str) -> None:
-        names = namespace(module)
-        named = _names_in_sight(names)
-        items = list(names.items())
-        codes = [(value, value.__code__) for _, value in items if type(value) is FunctionType]
-        self._found.append((names, items, codes))
-        for name, value in items:
+        names, named = namespace(module), None
+        found: list[_Found] = []
+        self._found.append((names, len(names), found))
+        for name, value in list(names.items()):
             if name in OWN or name in ORIGIN:
                 continue
-            at, looked = place(module, name), name in named
-            if _may_change(value, looked=looked):
+            at, looked, one = place(module, name), False, _steady(name, value)
+            if one is None and not _is_data(value):
+                if named is None:
+                    named = _names_in_sight(names)
+                looked = name in named
+                if not looked:
+                    with contextlib.suppress(TypeError):
+                        one = name, weakref.ref(value), False
+            if one is None:
+                one = name, value, None
                 self._later.append((at, value, looked))
             else:
-                self._then[at] = self._now(value, looked=looked)
+                self._then[at] = one
+            found.append(one)
 
-    def settle(self) -> None:
-        """What is there now is what was at the start."""
-        if not self._is_as_found():  # a hook has bound a name anew
+    def settle(self, as_found: Callable[..., bool] | None = None) -> None:
+        """What is there now is what was at the start.
+
+        Args:
+            as_found: _native.as_found, if anything may have run since this was made.
+        """
+        if as_found and not all(starmap(as_found, self._found)):  # a hook has bound a name anew
             self._then, self._later, self._found = {}, [], []
             for module in ("__main__", *self.homes.values()):
                 self._look(module)
@@ -387,21 +399,37 @@ class Program:
             if own_class(value):
                 self._classes[serial(value)] = self._class_now(value)
 
-    def _is_as_found(self) -> bool:
-        for names, items, codes in self._found:
-            if len(names) != len(items):
-                return False
-            for name, value in items:
-                if names.get(name, GONE) is not value:
-                    return False
-            for function, code in codes:
-                if function.__code__ is not code:
-                    return False
-        return True
+    def _at_start(self, at: Place) -> Any:
+        """What _now() was at the start; GONE: there was no such name.
+
+        Of what cannot have changed since it is found out when first asked: right after the fork
+        each object that is looked at is a page to be copied.
+        """
+        then = self._then.get(at, GONE)
+        if then is not GONE and len(then) == 3:
+            then = self._then[at] = self._steady_now(*then[1:])
+        return then
+
+    def _steady_now(self, value: Any, code: Any) -> tuple[Any, ...]:
+        """What _now() is, and was at the start, of what was _Found so."""
+        if code is None:
+            return self._now(value)
+        value = value()
+        if type(value) is FunctionType and code:  # its state and its code may be others now
+            then = code()
+            if then is None:
+                return "gone", object()
+            if id(value.__globals__) in self.homes:
+                return "looked", (serial(value), serial(then), ())
+            return "looked", (serial(value), (serial(then), ()))
+        if value is None:
+            return "gone", object()  # which nothing equals
+        fixed = type(value) in FIXED or is_class(value)
+        return "looked" if fixed else "itself", serial(value)
 
     def version(self, at: Place, value: Any) -> int:
         """The version of a global that is `value` now; 0: what it was at the start."""
-        return self._version(at, value, self._then.get(at, GONE))
+        return self._version(at, value, self._at_start(at))
 
     def by_text(self, code: CodeType) -> dict[str, bool]:
         """The globals, beside those that it names, which code may look up by a text.
@@ -491,17 +519,28 @@ class Program:
         return {name: self._now(value, looked=True) for name, value in found}
 
 
-def _may_change(value: Any, *, looked: bool) -> bool:
-    """Whether what Program._now() says of a value may become another, as long as it is there."""
+# How a global was found: its name and the value, which is kept, and None; or a weak reference, and
+# False or, of a function, one to its code.
+_Found = tuple[str, Any, Any]
+_STEADY = FIXED - {bytes, slice, ModuleType, BuiltinFunctionType} | {float, complex}
+
+
+def _steady(name: str, value: Any) -> _Found | None:
+    """What Program._now() of a value will lead back to, if that stays what it is as long as the
+    value is there; else None."""
     kind = type(value)
+    if kind in _STEADY:
+        return name, value, None
     if kind is FunctionType:
-        own = value.__globals__ is main()
-        return bool(state_of(value)) or (not own and is_strange(value.__globals__))
-    if is_class(value):
-        return own_class(value)
-    if kind in FIXED or kind in (float, complex):
-        return False
-    return looked or _is_data(value)
+        names = value.__globals__
+        if state_of(value) or (names is not main() and is_strange(names)):
+            return None
+        return name, weakref.ref(value), weakref.ref(value.__code__)
+    if kind is ModuleType or kind is BuiltinFunctionType or (
+        is_class(value) and not own_class(value)
+    ):  # fmt: skip
+        return name, weakref.ref(value), False
+    return None
 
 
 def _is_data(value: Any) -> bool:

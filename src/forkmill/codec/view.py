@@ -22,7 +22,7 @@ from typing import Any
 
 from .. import _process
 from .._late import WeakValueDictionary
-from .._process import GONE, VIEWS, main, namespace
+from .._process import GONE, INSTALLED, VIEWS, main, namespace
 
 # Where a global is: its name alone in `__main__`, (module, name) in a module made by hand that
 # forked workers have too, which is treated alike.
@@ -58,7 +58,7 @@ View = dict[Place, tuple[int, _Cell]]
 HIDDEN = 1 << 60
 
 _cells: WeakValueDictionary[tuple[Place, int], _Cell] = WeakValueDictionary()
-_installed: View = {}
+_installed: View = INSTALLED
 _at_first: dict[Place, _Cell] = {}  # what a later version has replaced
 _current: Any = None  # the view that was entered last
 

@@ -56,20 +56,6 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout_ms)
     short POLLIN
 
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    struct c_sigaction "sigaction":
-        void *sa_handler
-    int sigaction(int number, const c_sigaction *new, c_sigaction *old)
-    void *SIG_DFL
-    void *SIG_IGN
-    int SIGCHLD, SIGINT, SIGPIPE, SIG_SETMASK, NSIG
-    int sigfillset(sigset_t *signals)
-    int sigdelset(sigset_t *signals, int number)
-    int SIGBUS, SIGFPE, SIGILL, SIGSEGV
-    int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
-
 cdef extern from *:
     # The compiler's own, of GCC and clang: no header has it.
     bint __sync_bool_compare_and_swap(uint8_t *at, uint8_t old, uint8_t new) noexcept nogil
@@ -84,7 +70,6 @@ cdef enum:
     _PIPE = 1 << 20        # ... of this size, if the system lets us
     _CRASH_TEXT = 16384    # what is read of a crash
     _LOWEST = 10           # our descriptors are above those that users name by number
-    _REAL_TIME = 34        # signals from here on are real-time ones, which nobody ignores
     _CALM_MS = 10          # between two looks when poll() itself fails
     _BAD_CHILD = 70        # exit code: the child's set-up failed, or nobody reads
 
@@ -765,7 +750,7 @@ cdef class ForkKit:
         return 0
 
     cdef int _reset_signals(self, const uint32_t *told) except -1:
-        """_worker.reset_signals() and Port.install_signals(), but looking first, in C: almost nothing is
+        """reset_signals() and Port.install_signals(), but looking first, in C: almost nothing is
         to be done. All signals are blocked here, as in the thread that forks."""
         cdef c_sigaction now
         cdef uint32_t ignored = 0, handled = 0

@@ -3,6 +3,14 @@
 # Guarantees: all that a zygote needs is made before the fork: nothing may fail after it.
 # Threads: a Zygote belongs to who makes it; the functions may be called by any.
 
+cdef extern from "Python.h":  # all of these lend
+    PyObject *Py_False
+    PyObject *dict_item "PyDict_GetItemWithError"(object names, PyObject *name) except? NULL
+    PyObject *PyWeakref_GetObject(PyObject *reference) noexcept
+    PyObject *PyFunction_GetCode(PyObject *function) noexcept
+    PyObject *list_item "PyList_GET_ITEM"(object items, Py_ssize_t i) noexcept
+    PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) noexcept
+
 cdef enum:
     _FAILED = 70  # exit code: a zygote that could not begin
 
@@ -199,6 +207,33 @@ cdef class Zygote:
         return self.born.slot
 
 
+def as_found(dict names, Py_ssize_t count, list found):
+    """Whether a module's globals are those that were found: see _Found in codec/program.py.
+
+    Nothing is written to what is looked at: right after a fork each such page would be copied.
+    """
+    cdef PyObject *one
+    cdef PyObject *code
+    cdef PyObject *now
+    cdef PyObject *then
+    cdef Py_ssize_t i
+    if len(names) != count:
+        return False
+    for i in range(len(found)):
+        one = list_item(found, i)
+        now = dict_item(names, tuple_item(one, 0))
+        then = tuple_item(one, 1)
+        code = tuple_item(one, 2)
+        if code is not <PyObject *>None:
+            then = PyWeakref_GetObject(then)
+        if now is not then:
+            return False
+        if code is not <PyObject *>None and code is not Py_False:
+            if PyFunction_GetCode(now) is not PyWeakref_GetObject(code):
+                return False
+    return True
+
+
 def pipe():
     cdef int fds[2]
     check(fm_sys_pipe(fds))
@@ -294,6 +329,11 @@ def limit_libraries(int openblas=0, int openmp=0, int mkl=0, int blis=0):
     limits.mkl = mkl
     limits.blis = blis
     return fm_limit_libraries(&limits)
+
+
+def has_limits():
+    """Whether there is anything that limit_libraries() would tell: a look at the names alone."""
+    return fm_limit_count() > 0
 
 
 def subinterpreters():

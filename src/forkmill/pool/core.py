@@ -411,6 +411,8 @@ def _at_exit() -> None:
     waits, the ladder starts at once.
     """
     end_first()
+    if not _ALIVE:
+        return
     ladder = _native.LADDER_TERM if exit_failed() else 0
     for life in tuple(_ALIVE):
         life.refuse()
@@ -429,6 +431,7 @@ def _at_exit() -> None:
 # concurrent.futures uses the same hook, for the same reason: atexit runs after the join of
 # non-daemon threads, which may be waiting for our tasks.
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+os.register_at_fork(after_in_child=_ALIVE.clear)  # none is the child's to end (CORE-2)
 
 
 class Core:

@@ -25,7 +25,7 @@ import errno
 import logging
 import os
 import time
-from collections import Counter, deque
+from collections import deque
 from functools import cached_property, partial
 from typing import Any
 
@@ -54,14 +54,14 @@ class EventLog:
     def __init__(self, name: str, restarts: tuple[int, float]) -> None:
         self.name = name
         self.restarts = restarts
-        self.fallbacks: Counter[str] = Counter()
+        self.fallbacks: dict[str, int] = {}
         self.told = Told(name)
         self.forwards = False  # what workers log, to the loggers here
         self._notes: deque[tuple[Any, ...]] = deque()
 
     def fell_back(self, missing: str, level: int, text: str, *args: Any) -> None:
         """Count a fallback, and log it with the next flush()."""
-        self.fallbacks[missing] += 1
+        self.fallbacks[missing] = self.fallbacks.get(missing, 0) + 1
         self.note(level, text, *args)
 
     def note(self, level: int, text: str, *args: Any) -> None:

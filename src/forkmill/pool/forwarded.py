@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .log import POOL
-
-if TYPE_CHECKING:
-    from collections import Counter
 
 __all__ = ["Forwarded"]
 
@@ -32,7 +29,7 @@ class Forwarded:
 
     quiet = True  # it does not ask tasks to say anything else
 
-    def __init__(self, name: str, losses: Counter[str]) -> None:
+    def __init__(self, name: str, losses: dict[str, int]) -> None:
         self._name = name
         self._losses = losses
 
@@ -40,7 +37,7 @@ class Forwarded:
         """Log one."""
         if event["kind"] == "gap":
             lost = event["data"]["lost"]
-            self._losses["log_records"] += lost
+            self._losses["log_records"] = self._losses.get("log_records", 0) + lost
             POOL.warning("%s: %d log records of workers were lost", self._name, lost)
         elif event["kind"] == "log":
             logger = logging.getLogger(event["name"])

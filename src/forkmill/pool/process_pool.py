@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 from .. import _checks, _native, errors
 from .._checks import hinted, named
 from .._late import finalize
-from .._process import cpus
+from .._process import cpus, ours
 from ..codec import codec
 from ..runs.executor import Face
 from ..runs.window import LazyCall
@@ -71,6 +71,7 @@ T = TypeVar("T")
 
 _LOGGER = logging.getLogger("forkmill")
 _names = itertools.count(1)
+_DEFAULTS = Options()
 _BIRTHS_S = 5.0  # a fresh interpreter may take long to come up on a busy machine
 
 
@@ -451,8 +452,7 @@ class ProcessPool(_Face):
         forward_logs: bool = False,
         name: str | None = None,
     ) -> None:
-        from . import start as _start
-
+        _start = ours("pool.start")
         inline = max_workers is None and main.IN_WORKER
         workers = _checks.max_workers(max_workers) or cpus()
         _checks.initializer(initializer, initargs)
@@ -477,7 +477,7 @@ class ProcessPool(_Face):
             "forward_logs": _checks.a_bool("forward_logs", forward_logs),
             "name": _checks.text("name", name) or f"pool-{next(_names)}",
         }
-        self._options = Options()
+        self._options = _DEFAULTS
         self._name: str = options["name"]
         self._core = self._accept = None
         self._inline: Here | None = None
@@ -488,20 +488,20 @@ class ProcessPool(_Face):
             method, no_fork = _start.choose_method(start_method, mp_context)
             self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
             finalize(self, self._core.life.dropped).atexit = False
+            accept = self._core.submitter(Future, self._options)  # made before the fork
             start()
             if options["forward_logs"]:  # after the fork: it has a thread
                 self._core.life.forward_logs()
-            self._accept = self._core.submitter(Future, self._options)
+            self._accept = accept
             if self._tells:
                 self._tell()
 
     def _tell(self) -> None:
         """Log, and warn of, what the start had to say."""
         assert self._core is not None
-        from .start import tell_loss
-
         try:
-            tell_loss(self._core)
+            if self._core.warning:
+                ours("pool.start").tell_loss(self._core)
         except BaseException:  # warnings are errors here: nobody gets this pool
             self.kill()
             raise

@@ -250,12 +250,14 @@ class _Birth:
         if core.method == "fork":
             settle = config.codec.look_at_program()
             zygote, first = start_fork(config, theirs, early=True)
-            settle()  # as it is after its fork hooks
+            settle(_native.as_found)  # as it is after its fork hooks
         else:
             zygote, first = _start_exec(core, config, theirs), tuple
-        with suppress(OSError, MemoryError):  # then large values go through the pipes
+        try:  # not suppress(): after the fork each object is a page
             if config.arena_fd >= 0:
                 self._arenas += map(_native.Arena, map(self._arena.pop, [0]))
+        except (OSError, MemoryError):  # then large values go through the pipes
+            pass
         arena = self._arenas[0] if self._arenas else None
         adopted = zip([zygote], starmap(first, [()]), [arena], strict=True)
         self._adopted += starmap(core.native.adopt, adopted)

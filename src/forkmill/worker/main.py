@@ -15,6 +15,7 @@ Threads: the worker's first one.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # `signal` without its enums
+import atexit
 import faulthandler
 import gc
 import io
@@ -25,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import _native
-from .._process import ours
+from .._process import INSTALLED, ours
 from ..codec import codec as _codec
 from ..errors import SerializationError, SharedGone
 
@@ -96,12 +97,13 @@ class Config:
         handed, tracker: Set by encode(): descriptors for workers that the payload names, and
             the one of multiprocessing's resource tracker, or -1.
         reporter: Set in an exec'd zygote: how its workers report what they had to import.
+        watcher: For a worker without multiprocessing. Made here, before the fork.
         pidfd: Set by both: whether the zygote can watch this process.
     """
 
     __slots__ = (*PLAIN, "arena_fd", "argv", "born", "caps", "codec", "finalizer", "flushed",
                  "inherit", "initargs", "initializer", "keep_fds", "limits", "payload", "pidfd",
-                 "reporter", "stdin")  # fmt: skip
+                 "reporter", "stdin", "watcher")  # fmt: skip
 
     def __init__(
         self,
@@ -168,6 +170,7 @@ class Config:
         self.handed = handed
         self.tracker = tracker
         self.reporter: Any = None
+        self.watcher = _Watcher()
 
 
 class _RetryCall:
@@ -200,7 +203,7 @@ class Worker:
         self.loads = codec.loads
         self.max_tasks = max_tasks
         self.max_rss_kb = max_rss_kb
-        self._reporter = reporter or nullcontext()
+        self._reporter = reporter
         self._functions: dict[int, tuple[int, Any, Any, BaseException | None]] = {}
         self._blobs: dict[int, tuple[int, bytes]] = {}
 
@@ -226,8 +229,11 @@ class Worker:
         if index in self._blobs:
             serial, blob = self._blobs.pop(index)
             try:
-                with self._reporter:
+                if self._reporter is None:
                     function, view = self.codec.load_with_view(blob)
+                else:
+                    with self._reporter:
+                        function, view = self.codec.load_with_view(blob)
                 self._functions[index] = (serial, function, view, None)
             except Exception as error:
                 self._functions[index] = (serial, None, {}, error)
@@ -242,7 +248,8 @@ class Worker:
                 f"{type(failure).__name__}: {failure}. Make its module importable there, or "
                 "define the function where it can be sent by value (a lambda, __main__)."
             ) from failure
-        _codec.enter(view)
+        if view or INSTALLED:
+            _codec.enter(view)
         return function
 
     def failure(self, error: BaseException, retry_on: Any) -> tuple[bool, bytes]:
@@ -274,8 +281,10 @@ def _complain(what: str, error: BaseException) -> None:
 
 def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):  # None, closed, or nobody reads it
+        try:  # noqa: SIM105  # a dozen pages less, in each new worker
             stream.flush()
+        except Exception:  # None, closed, or nobody reads it
+            pass
 
 
 # ------------------------------------------------------------------------------------- stacks
@@ -324,26 +333,6 @@ def ignore_signals(handled: int) -> None:
     for number in _GROUP_SIGNALS[4:]:
         if handled >> number & 1:
             _signal.signal(number, _signal.SIG_IGN)
-
-
-def reset_signals(ignored: int = 0, handled: int = 0) -> None:
-    """Signals as Python code sees them in a worker: as in a fresh process, but SIGINT and SIGPIPE
-    do nothing, and what the user's program ignores is ignored here, too (two masks).
-
-    Handlers of the parent are Python code that belongs there; its wakeup fd would write into its
-    event loop. Timers need no reset: no child inherits them. What reaches the whole group is
-    blocked here until Port.install_signals().
-    """
-    _signal.set_wakeup_fd(-1)
-    for number in range(1, _signal.NSIG):
-        if callable(_signal.getsignal(number)):
-            _signal.signal(number, _signal.SIG_DFL)
-    for number in _GROUP_SIGNALS:
-        if number in _GROUP_SIGNALS[:2] or ignored >> number & 1:
-            _signal.signal(number, _signal.SIG_IGN)
-        elif number in _GROUP_SIGNALS[:4] or handled >> number & 1:
-            _signal.signal(number, _signal.SIG_DFL)
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)  # SIG_IGN is inherited: no exit status then
 
 
 def sane_streams() -> None:
@@ -430,10 +419,13 @@ _LIMITS = {
 
 
 def limits_of(environment: Callable[[str], str]) -> dict[str, int]:
-    """What an environment says of each library; 0: nothing.
+    """What an environment says of each library, 0: nothing; or {}, where none is loaded.
 
     In the user's process, before the fork: as much to do in each worker would copy 40 pages there.
     """
+    modules = sys.modules
+    if not (_native.has_limits() or "pyarrow.lib" in modules or "numexpr" in modules):
+        return {}
     return {name: _first_number(name, environment) for name in _LIMITS}
 
 
@@ -442,6 +434,9 @@ def limit_libraries(limits: dict[str, int]) -> None:
 
     They read it when they were loaded, in the user's process. In an exec'd one there is nothing
     to do: they are loaded after it was set.
+
+    Args:
+        limits: Of limits_of(), not empty.
     """
     _native.limit_libraries(limits["openblas"], limits["openmp"], limits["mkl"], limits["blis"])
     # Two that have no such call but their own in Python.
@@ -467,8 +462,8 @@ def _first_number(library: str, environment: Callable[[str], str]) -> int:
 def _forget_parent() -> None:
     """State of libraries that must not be shared with the parent or between siblings."""
     threading = sys.modules.get("threading")
-    with suppress(AttributeError):  # older ones leave the parent's number there
-        threading.main_thread()._set_native_id()  # type: ignore[union-attr]
+    if threading is not None:  # older ones leave the parent's number there
+        threading._main_thread._set_native_id()
     asyncio = sys.modules.get("_asyncio")
     if asyncio is not None:
         asyncio._set_running_loop(None)
@@ -481,13 +476,12 @@ def _forget_parent() -> None:
 
 def _load_payload(config: Config) -> None:
     """In exec'd modes: rebuild codec, initializer and the rest from their bytes."""
-    if config.payload is None:
-        return
     inherit, calls = config.payload
     config.payload = None
-    config.inherit = _codec.Codec("exec", (), None).loads(*inherit)
-    config.codec = _codec.Codec("exec", config.inherit, None)
-    config.initializer, config.initargs, config.finalizer = config.codec.loads(*calls)
+    with config.reporter or nullcontext():
+        config.inherit = _codec.Codec("exec", (), None).loads(*inherit)
+        config.codec = _codec.Codec("exec", config.inherit, None)
+        config.initializer, config.initargs, config.finalizer = config.codec.loads(*calls)
 
 
 def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
@@ -514,22 +508,18 @@ def main(config: Config, ends: tuple[int, int, int], slot: int = 0) -> int:
         ours("worker.output").tag(config.name)
     if config.gc_enabled:  # the zygote's fork has switched it off
         gc.enable()
-    status = EXIT_FAILED
-
-    def run() -> None:
-        nonlocal status
-        status = _run(config, port, slot)
-
-    _as_multiprocessings(config, slot, run)
+    status = [EXIT_FAILED]
+    _as_multiprocessings(config, slot, partial(_run, config, port, slot, status))
     _leave()
-    return status
+    return status[0]
 
 
-def _run(config: Config, port: Any, slot: int) -> int:
-    """The worker's life; the exit code."""
+def _run(config: Config, port: Any, slot: int, status: list[int]) -> None:
+    """The worker's life; `status` gets the exit code."""
     if not _start(config, port, slot):
         _end()
-        return EXIT_REFUSED
+        status[0] = EXIT_REFUSED
+        return
     try:
         port.serve(Worker(config.codec, config.max_tasks, config.max_rss_kb, config.reporter))
     except BrokenPipeError:
@@ -537,14 +527,14 @@ def _run(config: Config, port: Any, slot: int) -> int:
     port.retire()  # who ends in order is no casualty
     _end()
     _finish(config)
-    return 0
+    status[0] = 0
 
 
 def _start(config: Config, port: Any, slot: int) -> bool:
     """Run the initializer; False if it failed, which the pool has been told then."""
     try:
         before = None if config.logs is None else ours("worker.logs").inherited()
-        with config.reporter or nullcontext():
+        if config.payload is not None:
             _load_payload(config)
         if config.initializer is not None:
             config.initializer(*config.initargs)
@@ -587,9 +577,8 @@ def _end() -> None:
     """The worker begins to leave. What user code has registered for that may take its time, but
     not for ever: who ends the pool has a ladder, and for those that leave by themselves the
     process has an end of its own."""
-    atexit = sys.modules.get("atexit")
-    registered = atexit is not None and atexit._ncallbacks() > 0
-    _native.ending(_LEAVE_S if registered or _native.thread_states() > 1 else 0.0)
+    late = atexit._ncallbacks() > 0 or _native.thread_states() > 1
+    _native.ending(_LEAVE_S if late else 0.0)
 
 
 def _leave() -> None:
@@ -607,10 +596,7 @@ def _leave() -> None:
         except BaseException as error:
             _complain("a hook of threading's failed at the worker's end", error)
     _disown_finalizers()
-    if "atexit" in sys.modules:
-        import atexit
-
-        atexit._run_exitfuncs()
+    atexit._run_exitfuncs()
     _flush_streams()
 
 
@@ -621,16 +607,16 @@ _last_of_parent = -1
 def _forget_exit() -> None:
     """In a forked worker: what the parent has registered for its own end is not ours to call."""
     global _last_of_parent
-    import atexit
-
     atexit._clear()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         atexit.register(util._exit_function)
-    weakref = sys.modules.get("weakref")
-    with suppress(AttributeError):  # not CPython's any more: then those made here are not called
-        _last_of_parent = next(weakref.finalize._index_iter)  # type: ignore[union-attr]
-        weakref.finalize._registered_with_atexit = False  # type: ignore[union-attr]
+    finalize = sys.modules["weakref"].finalize
+    try:
+        _last_of_parent = next(finalize._index_iter)
+        finalize._registered_with_atexit = False
+    except AttributeError:  # not CPython's any more: then those made here are not called
+        pass
 
 
 def _disown_finalizers() -> None:
@@ -647,10 +633,12 @@ class _Watcher:
     """Stands before the finders: should multiprocessing be imported, it learns whose worker this
     is. It finds nothing else."""
 
-    def __init__(self, config: Config, slot: int, names: set[str]) -> None:
-        self._config = config
-        self._slot = slot
-        self._names = names
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def watch(self, config: Config, slot: int, names: set[str]) -> None:
+        self._config, self._slot, self._names = config, slot, names
+        sys.meta_path.insert(0, self)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name not in self._names:
@@ -663,15 +651,16 @@ class _Watcher:
 def _as_multiprocessings(config: Config, slot: int, run: Callable[[], None]) -> None:
     """Run what a worker does as a process of multiprocessing's, should that ever be imported."""
     # A zygote imports for its workers what one of them had to: perhaps one of the two only.
-    missing = {"multiprocessing.context"} - sys.modules.keys()
+    there = "multiprocessing.context" in sys.modules
+    missing = set() if there else {"multiprocessing.context"}
     if config.tracker >= 0 and "multiprocessing.resource_tracker" not in sys.modules:
         missing.add("multiprocessing.resource_tracker")
     if missing:
-        sys.meta_path.insert(0, _Watcher(config, slot, missing))
-    if "multiprocessing.context" in missing:
-        run()
-    else:
+        config.watcher.watch(config, slot, missing)
+    if there:
         _birth(config, slot).bootstrap(run)
+    else:
+        run()
 
 
 def _birth(config: Config, slot: int) -> Any:

@@ -57,6 +57,12 @@ def family(workers: int) -> tuple[Any, ...]:
     return parent.name, parent._identity, numbers[0], settings
 
 
+def load() -> None:
+    """Import what multiprocessing itself imports first in each of its processes: once, before the
+    fork, and not in each worker, where it takes longer than all the rest of the start."""
+    import multiprocessing.util  # noqa: F401
+
+
 def channels(known: list[int]) -> list[int]:
     """Descriptors of what multiprocessing holds open here: connections, those of queues among
     them, listeners, and the way to the resource tracker.

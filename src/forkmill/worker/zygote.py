@@ -105,6 +105,7 @@ def start_fork(
         if config.family:
             from . import mp
 
+            mp.load()
             keep += mp.channels(keep)
         zygote = _zygote(config, control, parent, keep=keep, early=early, environment=config.caps)
         config.born += starmap(zygote.start, [()])  # in one step: no handler can come in between
@@ -162,13 +163,14 @@ def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:
     status = EXIT_FAILED
     try:
         gc.freeze()  # what was inherited is never looked at again, and so never copied
-        worker.reset_signals(*config.signals)
+        _native.reset_signals(*config.signals)
         if config.method == "fork":
             if not config.flushed:
                 worker.drop_buffered()
             sys.stdin = config.stdin or worker.null_input()
             worker.know_environment(config.caps)
-            worker.limit_libraries(config.limits)
+            if config.limits:
+                worker.limit_libraries(config.limits)
         status = worker.main(config, zygote.ends, zygote.slot)
     except BaseException as error:
         worker._complain("a worker failed outside of a task", error)
@@ -431,7 +433,7 @@ def main() -> NoReturn:
 
 def _main_zygote(config_fd: int, numbers: list[int]) -> NoReturn:
     control, parent, arena = numbers
-    worker.reset_signals()
+    _native.reset_signals()
     config = _read_config(config_fd, _Boot.offset)
     _keep_only(config_fd, control, parent, arena, *config.handed)
     worker.sane_streams()
@@ -480,7 +482,7 @@ def _main_worker(config_fd: int, numbers: list[int]) -> int:
         _native.die_with_parent(zygote)
     except ProcessLookupError:
         return 0
-    worker.reset_signals(*config.signals)
+    _native.reset_signals(*config.signals)
     task_fd, result_fd, slot_fd = ends
     return worker.main(config, (task_fd, result_fd, slot_fd), slot)
 

@@ -65,8 +65,8 @@ def _needed(
         whole = [name for name in placed.writes if name in given]
         if whole:
             raise BuildError(
-                f"{', '.join(map(repr, whole))} of {placed.node.name!r} is given, and "
-                f"{', '.join(map(repr, outputs))} of it is needed: a given value takes the place "
+                f"{_listed(whole)} given, of the outputs of {placed.node.name!r}, and "
+                f"{_listed(outputs)} needed, too: a given value takes the place "
                 f"of its node, so give all of its outputs that are needed"
             )
         found.nodes[at] = outputs
@@ -79,6 +79,10 @@ def _needed(
                 must = required and name not in bound
                 found.inputs[name] = found.inputs.get(name, False) or must
     return found
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(map(repr, names))} {'is' if len(names) == 1 else 'are'}"
 
 
 def _reads(placed: Placed, outputs: list[str]) -> Iterable[tuple[str, bool]]:

@@ -71,7 +71,24 @@ def failure_of(
         at = inner if index is None else index
         return failure_of(step.nest.plan, lost, at, outputs, f"{path}{step.path}.")
     positional = tuple(arg.name for arg in step.args if not arg.keyword)
-    return failure(loss, path + step.path, step.node.fn, positional, index, outputs)
+    made = failure(loss, path + step.path, step.node.fn, positional, index, outputs)
+    if type(loss.error) is SerializationError:
+        _name_input(made, loss.error)
+    return made
+
+
+def _name_input(failed: Failure, error: SerializationError) -> None:
+    """Say which of an item's values it is that cannot be sent, in a note; of a result there is
+    none."""
+    for name, value in failed.item.items():
+        try:
+            if not isinstance(value, HANDLES):
+                share(value).close()
+        except SerializationError as why:
+            note = f"it is {name!r} of node {failed.stage!r}, at {name}{why.path or ''}"
+            if note not in getattr(error, "__notes__", ()):
+                add_note(error, note)
+            return
 
 
 def row_of(

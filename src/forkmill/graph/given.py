@@ -148,10 +148,15 @@ def check_mapped(name: str, value: Any) -> None:
         raise BuildError(f"{name!r} is mapped over, and {hint}")
 
 
+def _a(kind: type) -> str:
+    name = kind.__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
 def _hint(value: Any) -> str | None:
     kind = type(value)
     if isinstance(value, (str, bytes, bytearray)):
-        return f"a {kind.__name__} is one value: for a single item write [value]"
+        return f"{_a(kind)} is one value: for a single item write [value]"
     if isinstance(value, Mapping):
         return "a mapping has keys and values: write list(value.items()), or of its values"
     if isinstance(value, Set) and not isinstance(value, KeysView):
@@ -162,14 +167,14 @@ def _hint(value: Any) -> str | None:
             "frame.to_dict('records') or frame.iter_rows(named=True)"
         )
     if isinstance(value, (Shared, PerWorker)):
-        return f"a {kind.__name__} is a handle: map over what it stands for"
+        return f"{_a(kind)} is a handle: map over what it stands for"
     if getattr(value, "shape", None) == ():
         return "an array of no dimension is one value: for a single item write [value]"
     if hasattr(value, "__aiter__") and not isinstance(value, Iterable):
         return "an async iterator cannot be pulled here: gather its values first"
     try:
         if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
-            return f"a {kind.__name__} is one value: for a single item write [value]"
+            return f"{_a(kind)} is one value: for a single item write [value]"
     except Exception:
-        return f"a {kind.__name__} cannot be iterated over"
+        return f"{_a(kind)} cannot be iterated over"
     return None

@@ -255,3 +255,24 @@ def test_a_constant_that_cannot_be_sent_is_named_with_its_reader_and_the_way_to_
     with pytest.raises(fm.SerializationError) as caught:
         list(g.imap({"x": [1, 2], "held": held}, "x", engine="parallel:1"))
     assert "node 'reader' reads as 'held', at held['lock']" in caught.value.__notes__[-1]
+
+
+@pytest.mark.parametrize("names", [("x",), ("y", "x")])
+def test_an_item_that_cannot_be_sent_is_named_with_its_reader_and_the_way_to_it(
+    names: tuple[str, ...],
+) -> None:
+    g = fm.Graph([fm.node(lambda x, y=0: x, name="reader")])
+    values = {"x": [1, {"held": [threading.Lock()]}], "y": [1, 2]}
+    inputs = {name: values[name] for name in names}
+    with pytest.raises(fm.SerializationError) as caught:
+        g.map(inputs, names, engine="parallel:1")
+    assert caught.value.__notes__[0] == "it is 'x' of node 'reader', at x['held'][0]"
+    rows = g.map(inputs, names, engine="parallel:1", on_error="skip")
+    assert rows.failures[0].error.__notes__ == caught.value.__notes__[:1]
+
+
+def test_a_result_that_cannot_be_sent_is_no_inputs_fault() -> None:
+    g = fm.Graph([fm.node(lambda x: [threading.Lock()], name="maker")])
+    rows = g.map({"x": [1]}, "x", engine="parallel:1", on_error="skip")
+    assert "result [0] cannot be sent" in str(rows.failures[0].error)
+    assert not getattr(rows.failures[0].error, "__notes__", ())

@@ -143,6 +143,7 @@ class LocalEngine(Engine):
     if it is not entered.
     """
 
+    @_checks.hinted
     def __init__(
         self,
         node_executor: Any = "sequential",

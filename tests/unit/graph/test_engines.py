@@ -563,3 +563,10 @@ def test_retries_arguments_by_name_and_several_outputs_travel_in_a_call(tmp_path
     assert found["quotient"] == [0, 2]
     assert found["rest"] == [1, 1]
     assert not found.failures
+
+
+def test_an_unknown_option_of_an_engine_or_a_cache_is_told_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"no option 'max_worker', did you mean 'max_workers'"):
+        fm.LocalEngine("parallel:2", max_worker=3)
+    with pytest.raises(TypeError, match=r"no option 'max_byte', did you mean 'max_bytes'"):
+        fm.DiskCache(tmp_path, max_byte=3)

@@ -43,7 +43,7 @@ import time
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..._checks import integer
+from ..._checks import hinted, integer
 from ..._process import warn_user
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class DiskCache:
 
     shared = True
 
+    @hinted
     def __init__(
         self,
         folder: str | os.PathLike[str],

@@ -52,15 +52,15 @@ def told(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "contexts",
+    ("contexts", "lazy"),
     [
-        ("thread:2", "thread:1", "thread:1", "thread:2"),
-        ("ipc_fork:2", "thread:1", "inline", "ipc_fork:2"),
-        ("inline", "async", "ipc_fork:1", "thread:3"),
+        (("thread:2", "thread:1", "thread:1", "thread:2"), False),
+        (("thread:2", "thread:1", "thread:1", "thread:2"), True),
+        (("ipc_fork:2", "thread:1", "inline", "ipc_fork:2"), False),
+        (("inline", "async", "ipc_fork:1", "thread:3"), False),
     ],
-    ids=" ".join,
+    ids=["threads", "threads, from a generator", "processes", "a bit of all"],
 )
-@pytest.mark.parametrize("lazy", [False, True], ids=["list", "generator"])
 def test_joins_and_losses_are_those_of_a_sequential_map(
     contexts: tuple[str, ...], lazy: bool
 ) -> None:

@@ -7,6 +7,9 @@ program runs all the same, and what it has to print is written here.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,6 +250,13 @@ PROGRAMS = [
 ]
 
 
+# In the gate those whose peers are there anyway; the others on demand.
+CELLS = [
+    pytest.param(program, marks=[pytest.mark.slow] if at > 1 else [], id=program.peer)
+    for at, program in enumerate(PROGRAMS)
+]
+
+
 def changed(program: Program) -> str:
     """The new program."""
     code = program.code
@@ -261,7 +271,7 @@ def _at(text: str, indent: int) -> str:
     return text.replace("\\n", "\n" + " " * indent)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.peer)
+@pytest.mark.parametrize("program", CELLS)
 def test_a_program_runs_when_the_lines_are_changed(program: Program, run_script: Any) -> None:
     needed = program.peer if program.peer == "joblib" else "forkmill"
     if find_spec(needed) is None:
@@ -270,12 +280,8 @@ def test_a_program_runs_when_the_lines_are_changed(program: Program, run_script:
 
 
 @pytest.mark.unbalanced("processes")
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.peer)
+@pytest.mark.parametrize("program", CELLS)
 def test_before_it_printed_the_same(program: Program, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-    import textwrap
-
     if find_spec(program.peer) is None:
         pytest.skip(f"{program.peer} is not installed")
     script = tmp_path / "script.py"

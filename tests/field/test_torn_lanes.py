@@ -78,7 +78,7 @@ def test_what_is_lost_is_told(lane_of: Callable[[], Lane], singly: bool) -> None
         tracer, found = taken(one, singly, place)
         try:
             while found < COUNT:
-                pieces = one.take_many(5)
+                pieces = one.take_many(20)
                 assert pieces, f"{place}: {COUNT - found} items are lost without a word"
                 found += counted(pieces)
             whole += 1

@@ -570,6 +570,8 @@ class Aio(Executor):
 def _at_exit() -> None:
     end_first()
     alive = tuple(_ALIVE)
+    if not alive:  # each worker comes by here
+        return
     failed = exit_failed()
     for loop in alive:
         loop.close(cancel=failed)

@@ -998,6 +998,8 @@ def _at_exit() -> None:
     waits, the ladder starts at once.
     """
     end_first()
+    if not _ALIVE:
+        return
     failed = exit_failed()
     for forker in _ours():
         forker.close()

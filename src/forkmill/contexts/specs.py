@@ -80,7 +80,7 @@ class Spec:
         if self.max_workers is not None:
             _checks.max_workers(self.max_workers)
         cls = class_of(self.type)
-        parameters = inspect.signature(cls).parameters
+        parameters = inspect.signature(cls).parameters if self.options else {}
         for name in self.options:
             if name not in parameters or name == "max_workers":
                 near = nearest(name, parameters)

@@ -374,6 +374,8 @@ def pin_thread(number: int) -> None:
 def _at_exit() -> None:
     end_first()
     alive = tuple(_ALIVE)
+    if not alive:  # each worker comes by here
+        return
     failed = exit_failed()
     for threads in alive:
         threads.close(cancel=failed)
@@ -390,12 +392,7 @@ def _at_exit() -> None:
             threads.close(cancel=True)
 
 
-def _forget() -> None:
-    """In a forked child: the threads are the parent's."""
-    _ALIVE.clear()
-
-
 # concurrent.futures uses the same hook, for the same reason: atexit runs after non-daemon threads
 # were joined, and they may wait for our calls.
 threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_ALIVE.clear)  # they are the parent's

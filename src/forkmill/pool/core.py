@@ -308,7 +308,7 @@ class Life:
             self._closed = True
             self.native.close()
             self._wake.set()
-            for port in tuple(self.ports):
+            for port in tuple(self.ports) if self.ports else ():
                 port.end()
             self.collector.end()
             _ALIVE.discard(self)
@@ -327,7 +327,7 @@ class Life:
 
     def _cut_streams(self) -> None:
         """A stream that this thread should read would wait for it, and it for the stream."""
-        streams = tuple(self.streams)
+        streams = tuple(self.streams) if self.streams else ()
         if streams:
             alive = running_threads()
             for stream in streams:

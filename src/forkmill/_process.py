@@ -5,11 +5,11 @@ Threads: any.
 
 from __future__ import annotations
 
+import _queue  # `queue` without heapq: every exec'd process imports us
 import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import _thread
 import contextlib
 import os
-import queue
 import sys
 import threading
 import warnings
@@ -228,7 +228,7 @@ class Change:
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._tokens: _queue.SimpleQueue[None] = _queue.SimpleQueue()
         self.idle = 0
 
     def expect(self) -> None:
@@ -239,7 +239,7 @@ class Change:
         """Until something has changed, or the time is over."""
         try:
             self._tokens.get(timeout=None if timeout is None else max(timeout, 0.0))
-        except queue.Empty:
+        except _queue.Empty:
             pass
         finally:
             with self._lock:

@@ -433,3 +433,20 @@ def test_an_import_ahead_that_goes_wrong_harms_nobody(
 
         tasks.eventually(lambda: known() == {"plistlib"})
         assert type(pool.submit(hooked.C).result()).__name__ == "C"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("method", ["zygote", "spawn"])
+def test_a_fresh_worker_of_the_programs_function_loads_little(method: str, run_script) -> None:
+    """Its function brings this package, and cloudpickle: what is for mistakes alone stays away."""
+    run_script(f"""
+import forkmill as fm
+
+def loaded():
+    import sys
+    return fm.__name__, [name for name in ("difflib", "queue") if name in sys.modules]
+
+if __name__ == "__main__":
+    with fm.ProcessPool(1, start_method={method!r}) as pool:
+        assert pool.submit(loaded).result(30) == ("forkmill", [])
+""")

@@ -115,10 +115,11 @@ class Feed(Input[_native.Chunk]):
             most = SPAN if self.quick else 0
         limit = min(MAX_CHUNK, most) if self.tuned else 0
         self.tuner = Tuner(TARGET_S, LEAST_S, self.share, unit=self.unit, most=limit)
-        # A list: the size of a chunk, as the last call of this function left it, for the next one.
+        # A list: the largest size of a chunk that the last call of this function came to.
         self.pace: list[int] | None = getattr(call.fn, "_forkmill_pace", None)
         if self.pace and self.free and self.left is not None:
             self.tuner.begin(min(*self.pace, KNOWN, self.left // KNOWN))
+            self.pace.clear()
         # An input of unknown kind may be slow: what it has given by then is the chunk.
         self.patience = PULL_S if self.free and not self.quick else 0.0
         self.pulled = 0
@@ -187,7 +188,7 @@ class Feed(Input[_native.Chunk]):
         if task.done and task.attempts <= 1:
             self.tuner.learn(task)
             if self.pace is not None:
-                self.pace[:] = [self.tuner.fit]
+                self.pace[:] = [max([self.tuner.fit, *self.pace])]
             self.window = self._window()
             # Of a given size, and all that is left to be learned is that results are heavy.
             self.settled = not self.tuned and self.window == self.two_each * max(self.unit, SPAN)

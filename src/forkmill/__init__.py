@@ -152,6 +152,7 @@ if TYPE_CHECKING:
         map,
         shutdown_shared,
     )
+    from .remote.on_daft import DaftEngine
     from .show.progress import Progress
     from .show.spans import OpenTelemetry
     from .show.top.server import serve_top
@@ -186,6 +187,7 @@ __all__ = [
     "BuildError",
     "Command",
     "ContextPool",
+    "DaftEngine",
     "DiskCache",
     "Engine",
     "ExecutionPlan",
@@ -289,6 +291,7 @@ _HOMES = {
         "pipeline": "ExecutionPlan Failure Monitor Orchestrator Pipeline RunResult after_fork"
         " after_run after_stage batch before_fork before_run before_stage consumer dead_letter"
         " producer retry stage to unbatch",
+        "remote.on_daft": "DaftEngine",
         "graph": "AsyncExecutor DiskCache Engine Graph LocalEngine MapResult MemoryCache node",
         "stategraph": "DELETE END START Command Overwrite Send StateGraph StateRun append interrupt"
         " task_id",
@@ -306,6 +309,7 @@ _HOMES = {
 OFFERS.update({
     "context:dask": "forkmill.remote.on_dask:Dask",
     "context:ray": "forkmill.remote.on_ray:Ray",
+    "udf_of": "forkmill.remote.on_daft:udf_of",
 })  # fmt: skip
 OFFERS.update(
     progress="forkmill.show.progress:Progress",

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from .._checks import hinted, nearest
+from .._offers import offered
 from ..errors import BuildError
 from .calls import merged
 from .compile import compile_plan, needs
@@ -315,6 +316,19 @@ class Shape:
         graph = self.rename(names) if names else self
         over = () if map_over is None else names_of("map_over", map_over)
         return Nested(graph, str.__str__(name), over, map_mode, on_error)
+
+    def as_udf(self, output_name: Any = None, *, type: Any = None) -> Any:
+        """One output as a function of Daft's; see `DaftEngine.as_udf`.
+
+        Args:
+            output_name: Which output; None: the only one.
+            type: Daft's type of it; None: what the function is annotated with.
+
+        Raises:
+            BuildError: There are several outputs, and none is named.
+            ModuleNotFoundError: daft is not installed.
+        """
+        return offered("udf_of")(self, output_name, type=type)
 
     def func(self, output_name: Any = None) -> Any:
         """The graph as a function, which can be sent anywhere its nodes can.

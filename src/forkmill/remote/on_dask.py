@@ -191,8 +191,15 @@ def _start(width: int) -> Any:
     import dask
     from distributed import LocalCluster
 
+    class Cluster(LocalCluster):  # type: ignore[misc]
+        """A worker that died comes back, however long a busy machine takes to start it."""
+
+        def _update_worker_status(self, op: Any, msg: Any) -> None:
+            with dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}):
+                super()._update_worker_status(op, msg)
+
     with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        return LocalCluster(
+        return Cluster(
             n_workers=width, threads_per_worker=1, processes=True, dashboard_address=None,
             silence_logs=_QUIET,
         )  # fmt: skip

@@ -107,8 +107,8 @@ def main(spec):
     state = {"n": 1, "blob": b"x" * 100_000}
     first = app(spec(), fm.SQLiteCheckpoints(path)).invoke(state, session="a")
     assert first.status == "interrupted", first
-    for engine in ("inline",):
-        then = app(engine, fm.SQLiteCheckpoints(path)).invoke(fm.Command(resume=5), session="a")
+    for engine in ("inline",):  # another one goes on with it
+        then = app(engine, fm.SQLiteCheckpoints(path)).resume(5, session="a")
         assert then["n"] == 100_006, then
 """
 

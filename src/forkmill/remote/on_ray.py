@@ -232,17 +232,18 @@ def _nothing() -> None:
     """It is closed."""
 
 
-def _start(width: int) -> Any:
+def _start(width: int) -> None:
     import ray
 
     ray.init(
         address="local", num_cpus=width, include_dashboard=False, log_to_driver=False,
         logging_level=logging.ERROR, configure_logging=False,
     )  # fmt: skip
-    return ray
 
 
-def _end(ray: Any) -> None:
+def _end(_: Any) -> None:
+    import ray
+
     ray.shutdown()
 
 

@@ -1026,8 +1026,8 @@ int fm_chunk_arm(fm_pool *pool, fm_chunk *chunk, fm_completion_queue *queue,
                  void *tag);
 /*
  * Take up to n finished chunks; waits for the first until the deadline.
- * A count >= 1 (each with a reference for the caller; with n 0 it takes none, and
- * 0 says that there is one), or as fm_pool_wait_chunk; FM_ECLOSED after fm_completion_queue_close() when it is
+ * A count >= 1 (each with a reference for the caller), or as
+ * fm_pool_wait_chunk; FM_ECLOSED after fm_completion_queue_close() when it is
  * empty.
  */
 int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,

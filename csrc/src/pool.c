@@ -272,9 +272,8 @@ int fm_pool_wait_completions(fm_pool *pool, fm_completion_queue *queue,
                 fm__flag_clear(&queue->flag);
         }
     }
-    bool more = queue->head;
     fm__pool_unlock(pool);
-    return count || more ? count : rc < 0 ? rc : FM_ECLOSED;
+    return count ? count : rc < 0 ? rc : FM_ECLOSED;
 }
 
 void fm_completion_queue_close(fm_pool *pool, fm_completion_queue *queue)

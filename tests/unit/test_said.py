@@ -300,6 +300,20 @@ def test_words_are_there_before_what_is_told_of_the_outcome(way: str, heard: Hea
     assert kinds == [k for n in range(1, 30) for k in ["said"] * n + ["task_finished"]]
 
 
+def test_words_are_there_before_an_outcome_that_another_thread_has_read(heard: Heard) -> None:
+    """Whoever turns the pool, also the thread of the events, reads outcomes for all."""
+    run = Emitter("test")
+    with fm.ProcessPool(1) as pool:
+        for ordered in (True, False):
+            results = pool.map(speakers.say_numbers, [3], ordered=ordered)
+            (task,) = (*results._line, *results._flying)
+            eventually(lambda: pool._core.turn() or task.done)  # noqa: B023
+            assert next(results) == 3
+            run.emit("task_finished")
+    kinds = [e["kind"] for e in heard.end() if e["kind"] in ("said", "task_finished")]
+    assert kinds == [*["said"] * 3, "task_finished"] * 2
+
+
 def _outcome(pool: Any, way: str, n: int, run: Emitter) -> None:
     """One task, and an event when its outcome is known."""
     if way == "asyncio":

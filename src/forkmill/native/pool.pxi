@@ -478,7 +478,12 @@ cdef class Chunk:
 
     def wait(self, timeout=None):
         """Wait until it is done; False: the timeout (seconds) came first."""
-        return fm_chunk_done(self._c) != 0 or _wait_chunk(self._pool, self._c, timeout)
+        return self.ripe() or _wait_chunk(self._pool, self._c, timeout)
+
+    def ripe(self):
+        """Whether it is done; then what its tasks have said was told before. Under no lock of ours:
+        another thread may have read the outcomes a moment ago."""
+        return fm_chunk_done(self._c) != 0 and _tell(self._pool)
 
     def cancel(self):
         """Take back what has not started; how many tasks."""
@@ -778,8 +783,6 @@ cdef class CompletionQueue:
         cdef Py_ssize_t i
         _tell(self._pool)
         while True:
-            if fm_pool_news(self._pool._c) & FM_NEWS_LISTENS:
-                self._hear_first(deadline, rank)
             with nogil:  # self holds _c and the pool; chunks is this frame's
                 rc = fm_pool_wait_completions(self._pool._c, self._c, chunks, 256, deadline, rank)
             if rc > 0:
@@ -799,18 +802,9 @@ cdef class CompletionQueue:
             result.append(chunk)
         if into is not None:
             into.extend(result)
+        if fm_pool_news(self._pool._c) & FM_NEWS_LISTENS:
+            Unbroken(self._pool.tell)()  # what they have said, before anybody sees that they are done
         return result
-
-    cdef int _hear_first(self, int64_t deadline, fm_rank rank) except -1:
-        """Wait until something can be taken, and tell what those tasks have said: before they are
-        taken, for that may raise."""
-        cdef int rc = -EINTR
-        while rc == -EINTR:
-            with nogil:  # self holds _c and the pool
-                rc = fm_pool_wait_completions(self._pool._c, self._c, NULL, 0, deadline, rank)
-            if rc == -EINTR:
-                PyErr_CheckSignals()
-        return 0 if rc < 0 else _tell(self._pool)
 
     def fileno(self):
         """The descriptor that is readable while there is something to take."""

@@ -272,7 +272,7 @@ class AsyncMap(Window[_native.Chunk]):
             if task in self._flying:  # else it was delivered twice: see LoopPort._ready
                 self._flying.remove(task)
                 line.append(task)
-        return bool(line) and line[0].done
+        return bool(line) and line[0].ripe()
 
     async def _advance(self) -> None:
         """Have the next chunk ready for `_records`, or end."""

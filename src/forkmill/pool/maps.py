@@ -297,12 +297,12 @@ class MapIterator(WindowIterator[_native.Chunk], _native.RecordIterator):
         completions = self._completions
         if completions is None:
             head = line[0]
-            if head.done:
+            if head.ripe():
                 return True
             if wait:
                 return head.wait(None if self._deadline is None else self._patience())
             self._feed.core.turn()  # outcomes may lie in the pipe
-            return head.done
+            return head.ripe()
         if not line and (not wait or self._feed.quick):
             self._feed.core.turn()
             self._sort(line, completions.wait(0))

@@ -408,6 +408,38 @@ def two(seed: int, value: Any) -> Any:
     return seed, value, value
 
 
+def beside(one: Any) -> Any:
+    return [one, 1]
+
+
+def both(value: Any, constant: Any) -> Any:
+    return value, constant
+
+
+def filled(seed: int) -> Any:
+    """Arrays that are born where results travel, alone, together, kept or not, small or large."""
+    dice = random.Random(seed)
+    arrays = []
+    for _ in range(dice.choice((1, 1, 1, 2, 3))):
+        n = max(1, dice.choice(EDGES) + dice.choice((-1, 0, 1)))
+        if dice.random() < 0.3:
+            array = fm.frombuffer(dice.randbytes(257) * (n // 257 + 1), "u1", n)
+        else:
+            array = fm.empty((n,), dice.choice(("u1", "<u2")))
+            array[:] = np.resize(np.frombuffer(dice.randbytes(251), "u1"), n)
+        arrays.append(array)
+    if dice.random() < 0.2:
+        _kept.append(arrays[0])  # somebody in the worker holds it
+        del _kept[:-3]
+    if dice.random() < 0.3:
+        arrays[0] = arrays[0].reshape(1, -1)[:, ::-1]
+    value = arrays[0] if len(arrays) == 1 else arrays
+    return dice.choice((value, [value, seed], {"a": value, "b": make(seed)}))
+
+
+_kept: list[Any] = []
+
+
 def give_each(seeds: list[int]) -> Iterator[Any]:
     for seed in seeds:
         yield make(seed)
@@ -636,6 +668,74 @@ class Round:
         result = fm.Pipeline().source(self.seeds).map(give, context=context, ordered=True).run()
         return [plain(give, s) for s in self.seeds], _outcomes(result.outputs, "value")
 
+    def filled(self, pool: Any) -> tuple[list[Outcome], list[Outcome]]:
+        """What fm.empty makes in a worker: returned, sent on as it came, returned again."""
+        expected = [plain(filled, s) for s in self.seeds]
+        if self.random.random() < 0.5:
+            return expected, self.drain(pool.map(filled, self.seeds, return_exceptions=True))
+        calls = [self.alarms.insist(lambda s=s: pool.submit(filled, s)) for s in self.seeds]
+        values = [self.read(future)[1] for future in calls]
+        calls = [self.alarms.insist(lambda v=v: pool.submit(echo, v)) for v in values]
+        return expected, [self.read(future) for future in calls]
+
+    def graph(self, engine: Any) -> tuple[list[Outcome], list[Outcome]]:
+        """A map of a graph: of one function, of two, with a constant, nested; read late or at once,
+        broken off by an alarm, or ended by Ctrl-C."""
+        fn = self.random.choice((give, give_or_fail))
+        graph, inputs, name, results = self._graph(fn)
+        asked: dict[str, Any] = {"output_name": name, "engine": engine, "on_error": "skip"}
+        way = self.random.choice(("map", "imap", "ctrl-c"))
+        if way == "imap":
+            rows = graph.imap(inputs(), "seed", **asked)
+            found = [outcome[1] for outcome in self.drain(rows)]
+        elif way == "ctrl-c":
+            found = self._ended(lambda: graph.map(inputs(), "seed", **asked))
+        else:
+            found = list(self.alarms.insist(lambda: graph.map(inputs(), "seed", **asked)))
+        expected = [plain(lambda s=s: results(fn(s))) for s in self.seeds]
+        return expected, [_of_row(row[name]) for row in found]
+
+    def _graph(self, fn: Any) -> tuple[Any, Callable[[], dict[str, Any]], str, Callable[[Any], Any]]:
+        """A graph; what makes its inputs; its output's name; what that is of fn's result."""
+        nodes: list[Any] = [fm.node(fn, output_name="value")]
+        form = self.random.choice((list, iter, tuple))
+        shape = self.random.choice(("one", "one", "two", "constant", "nested"))
+        if shape == "one":
+            return fm.Graph(nodes), lambda: {"seed": form(self.seeds)}, "value", lambda v: v
+        if shape == "constant":
+            values = Values(self.seeds[0])  # arrays would be read-only there
+            constant = self.random.choice((values.text, values.data))()
+            nodes.append(fm.node(both, output_name="again"))
+            return (fm.Graph(nodes), lambda: {"seed": form(self.seeds), "constant": constant},
+                    "again", lambda v: (v, constant))  # fmt: skip
+        if shape == "nested":
+            inner = fm.Graph([fm.node(echo, output_name="again")], name="inner")
+            nodes = [fm.node(fn, output_name="one"), fm.node(beside, output_name="value"),
+                     inner.as_node(map_over="value")]
+            return (fm.Graph(nodes), lambda: {"seed": form(self.seeds)}, "again",
+                    beside)  # fmt: skip
+        nodes.append(fm.node(echo, output_name="again"))
+        return fm.Graph(nodes), lambda: {"seed": form(self.seeds)}, "again", lambda v: v
+
+    def _ended(self, call: Callable[[], Any]) -> list[Any]:
+        """The rows of a map that a Ctrl-C ends, if it is quick enough."""
+        before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        ours = signal.signal(signal.SIGINT, signal.default_int_handler)
+        rows: list[Any] = []
+        try:
+            signal.setitimer(signal.ITIMER_REAL, self.random.uniform(1e-4, 0.05))
+            rows = list(call())
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt as error:
+            self.cut = True
+            self.alarms.count += 1
+            rows = list(getattr(error, "result", ()))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            signal.signal(signal.SIGINT, ours)
+        return rows
+
     def one_liner(self, _: Any) -> tuple[list[Outcome], list[Outcome]]:
         results = fm.map(give, self.seeds)
         return [plain(give, s) for s in self.seeds], [("value", value) for value in results]
@@ -664,6 +764,10 @@ class Round:
         return [plain(as_json, str(s)) for s in self.seeds], _outcomes(found, "value")
 
 
+def _of_row(value: Any) -> Outcome:
+    return ("error", value.error) if isinstance(value, fm.Failure) else ("value", value)
+
+
 def _matching(expected: list[Outcome], found: list[Outcome]) -> list[Outcome]:
     """Those of the expected outcomes, in their order, that are there."""
     matching, left = [], iter(expected)
@@ -683,8 +787,8 @@ def _outcomes(found: list[Any], kind: str = "") -> list[Outcome]:
 
 
 POOL = ("submit", "arguments", "map", "map", "unordered", "stream", "each", "retried", "killed",
-        "gathered", "amap", "completed")  # fmt: skip
-EXECUTOR = ("submit", "arguments", "map", "unordered", "gathered", "completed")
+        "gathered", "amap", "completed", "filled", "filled", "graph", "graph", "graph")  # fmt: skip
+EXECUTOR = ("submit", "arguments", "map", "unordered", "gathered", "completed", "graph")
 ALONE = {"fm.map": "one_liner", "command": "command"}
 if importlib.util.find_spec("joblib") is not None:
     ALONE["joblib"] = "joblib"
@@ -721,6 +825,13 @@ class Search:
             self.places[name] = self._stack.enter_context(made)
         return self.places[name]
 
+    def engine(self, name: str) -> Any:
+        """A graph's, over such an executor; it stays warm."""
+        if (key := f"graph {name}") not in self.places:
+            over = self.place(name) if name in self.methods else name
+            self.places[key] = self._stack.enter_context(fm.LocalEngine(map_executor=over))
+        return self.places[key]
+
     def round(self, number: int) -> None:
         """Do one; Difference says what is wrong."""
         one = Round(self.seed, number, self.folder, self.alarms)
@@ -737,7 +848,8 @@ class Search:
             if where == "inline":
                 one.alarms.on = False  # it runs the calls where the handlers run: it is theirs
             how = one.random.choice(POOL if where in self.methods else EXECUTOR)
-            expected = getattr(one, how)(self.place(where))
+            place = self.engine(where) if how == "graph" else self.place(where)
+            expected = getattr(one, how)(place)
         self.tally[f"{where} {how}"] += 1
         self.tally["interrupts"] += one.alarms.count
         self._check(one, *expected, what=f"{where}, {how}")

@@ -695,7 +695,9 @@ class Round:
         expected = [plain(lambda s=s: results(fn(s))) for s in self.seeds]
         return expected, [_of_row(row[name]) for row in found]
 
-    def _graph(self, fn: Any) -> tuple[Any, Callable[[], dict[str, Any]], str, Callable[[Any], Any]]:
+    def _graph(
+        self, fn: Any
+    ) -> tuple[Any, Callable[[], dict[str, Any]], str, Callable[[Any], Any]]:
         """A graph; what makes its inputs; its output's name; what that is of fn's result."""
         nodes: list[Any] = [fm.node(fn, output_name="value")]
         form = self.random.choice((list, iter, tuple))
@@ -710,8 +712,11 @@ class Round:
                     "again", lambda v: (v, constant))  # fmt: skip
         if shape == "nested":
             inner = fm.Graph([fm.node(echo, output_name="again")], name="inner")
-            nodes = [fm.node(fn, output_name="one"), fm.node(beside, output_name="value"),
-                     inner.as_node(map_over="value")]
+            nodes = [
+                fm.node(fn, output_name="one"),
+                fm.node(beside, output_name="value"),
+                inner.as_node(map_over="value"),
+            ]
             return (fm.Graph(nodes), lambda: {"seed": form(self.seeds)}, "again",
                     beside)  # fmt: skip
         nodes.append(fm.node(echo, output_name="again"))

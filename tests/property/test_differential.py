@@ -29,6 +29,8 @@ def test_values_arrive_as_what_they_are(tmp_path: Path, seed: int) -> None:
             made.round(number)
     assert made.tally["values"] > 100
     assert made.tally["interrupts"] > 0
+    for path in ("graph", "filled"):
+        assert any(key.endswith(f" {path}") for key in made.tally)
 
 
 @pytest.mark.slow

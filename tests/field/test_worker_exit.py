@@ -175,6 +175,42 @@ def test_a_pool_made_in_a_child_ends_without_a_word(executor: str, run_script: A
     assert script.stderr == "", script.report()
 
 
+def test_a_pool_made_in_a_thread_of_an_executor_ends_without_a_word(run_script: Any) -> None:
+    """In a worker that thread is the only one: the standard library's end must not join it. Of
+    those that a task makes it still waits."""
+    script = run_script(
+        """
+        import asyncio, time
+        import concurrent.futures as cf
+        import forkmill as fm
+
+        def late(text):
+            time.sleep(0.2)
+            print(text, flush=True)
+
+        def task(n):
+            cf.ThreadPoolExecutor(1).submit(late, "late")
+            return n
+
+        def nested(*_):
+            with fm.ProcessPool(1, start_method="fork") as pool:
+                return pool.submit(task, 1).result()
+
+        if __name__ == "__main__":
+            with cf.ThreadPoolExecutor(1) as threads:
+                assert threads.submit(nested).result() == 1
+            assert asyncio.run(asyncio.to_thread(nested)) == 1
+            with cf.ProcessPoolExecutor(1) as processes:
+                called = cf.Future()
+                future = processes.submit(abs, 1)
+                future.add_done_callback(lambda _: called.set_result(nested()))
+                assert called.result(20) == 1
+        """
+    )
+    assert script.stderr == "", script.report()
+    assert script.stdout.split() == ["late"] * 3
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -54,7 +54,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._late import finalize
+from .._late import finalize, unbroken
 from .._process import (
     DAEMON,
     KnownThread,
@@ -182,7 +182,12 @@ class Loop:
         self.backlog.put(call)
         if not self.due:
             self.due = True
-            self.wake(self._pump)
+            self._have_pumped()
+
+    @unbroken
+    def _have_pumped(self) -> None:
+        """Others rely on the pump that was said to come, whatever a signal handler raises here."""
+        self.wake(self._pump)
 
     def wake(self, job: Callable[..., object], *args: Any) -> bool:
         """Have the loop's thread do a job soon; False: it has ended."""

@@ -611,6 +611,11 @@ def _forget_exit() -> None:
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         atexit.register(util._exit_function)
+    # Threads of its executors, which theirs are told to join at the end: one of them may have made
+    # the pool, and is this one here.
+    for kind, table in (("thread", "_threads_queues"), ("process", "_threads_wakeups")):
+        with suppress(AttributeError):
+            getattr(sys.modules.get(f"concurrent.futures.{kind}"), table).clear()
     finalize = sys.modules["weakref"].finalize
     try:
         _last_of_parent = next(finalize._index_iter)

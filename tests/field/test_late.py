@@ -22,6 +22,8 @@ import pytest
 import forkmill as fm
 import tasks
 from forkmill import _late, _native
+from forkmill.contexts.lanes.lane import Work
+from forkmill.contexts.specs import spec
 
 
 class Alarm(Exception):
@@ -222,6 +224,34 @@ def dropped(kind: str, stack: contextlib.ExitStack) -> Any:
     if kind == "stream":
         return pool.stream(tasks.each_both, [(1, 1)] * 50, credit=2)
     return pool.map(tasks.negative, range(50), buffersize=2)
+
+
+@pytest.mark.parametrize(
+    ("context", "file"), [("async:1", "base_events.py"), ("cow_fork:1", "contextlib.py")]
+)
+def test_calls_behind_one_whose_submit_was_broken_off(context: str, file: str) -> None:
+    """It had said that it wakes who carries calls out, and the next ones rely on that."""
+    with fm.executor(context) as executor, raising(Alarm):
+        assert executor.submit(abs, -1).result(20) == 1
+        with pytest.raises(Alarm):
+            sys.settrace(Traced(1, file))
+            executor.submit(abs, -2)
+            goes_on()
+        assert executor.submit(abs, -3).result(20) == 3
+
+
+@pytest.mark.parametrize("context", ["async:1", "cow_fork:1", "thread:1"])
+def test_what_is_raised_as_a_lane_submits_is_no_items_failure(context: str) -> None:
+    with raising(Alarm):
+        lane = spec(context).lane(Work(abs))
+        try:
+            with pytest.raises(Alarm):
+                sys.settrace(Traced(1, f"contexts{os.sep}base.py"))
+                lane.put_many([1, 2])
+                goes_on()
+        finally:
+            sys.settrace(None)
+            lane.close()
 
 
 def test_nothing_of_ours_dies_by_python_s_own_callbacks() -> None:

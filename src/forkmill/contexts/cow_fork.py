@@ -49,7 +49,7 @@ from .. import (
     _native,
     errors,
 )
-from .._late import finalize
+from .._late import finalize, unbroken
 from .._process import (
     EARS,
     GONE,
@@ -361,6 +361,11 @@ class _Forker:
         if self._poked:
             return
         self._poked = True
+        self._rouse()
+
+    @unbroken
+    def _rouse(self) -> None:
+        """Others rely on it once it is poked, whatever a signal handler raises here."""
         with self._lock:
             if not self._ended and self._wake_end >= 0:
                 with contextlib.suppress(BlockingIOError):  # full: it is woken anyway

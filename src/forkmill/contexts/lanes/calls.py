@@ -21,6 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ... import errors
+from ..._process import interrupted
 from ..._said import HERE, ITEMS
 from ...codec import codec
 from .emit import (
@@ -104,6 +105,8 @@ class CallLane(SharedLane):
         try:
             future = self._face._begin(fn, args, {})
         except Exception as error:
+            if interrupted(error):
+                raise
             self._deliver(Taken(item, [], error))
             return
         self._watch(future, partial(self._returned, item))
@@ -214,6 +217,8 @@ class CallLane(SharedLane):
         try:
             future = self._executor.submit(finish)
         except Exception as error:
+            if interrupted(error):
+                raise
             self._finished([Taken(END, [], error)])
             return
         with self._lock:
@@ -372,6 +377,8 @@ class AsyncLane(CallLane):
         try:
             future = self._executor.submit(self._prepare)
         except Exception as error:
+            if interrupted(error):
+                raise
             while self._refuse(error):
                 pass
             return

@@ -24,6 +24,7 @@ from time import monotonic, perf_counter
 from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..._process import interrupted
 from ..homes import encode, opened, path
 from .calls import CallLane, Host, _last_words
 from .emit import (
@@ -110,6 +111,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                 self._blob = encode((_settle_in, (self._token, self._replica), {}))
             return encode((_begin, (self._token, item), {}))
         except Exception as error:
+            if interrupted(error):
+                raise
             self._deliver(Taken(item, [], error))
             return None
 
@@ -124,6 +127,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             try:
                 future = self._submit(self._one, (item, blob, number), {})
             except Exception as error:
+                if interrupted(error):
+                    raise
                 self._deliver(Taken(item, [], error))
                 with self._lock:
                     if line:
@@ -191,6 +196,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             try:
                 self._ends.append(self._submit(self._last_of, (home,), {}))
             except Exception as error:
+                if interrupted(error):
+                    raise
                 failure = error
         with self._lock:
             self._under_way.update(self._ends)

@@ -22,6 +22,7 @@ from collections import deque
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..._process import interrupted
 from ..._said import HERE, ITEMS
 from .calls import AsyncLane, Host
 from .direct import DirectLane
@@ -64,6 +65,8 @@ class LoopLane(DirectLane, AsyncLane):
         try:
             future = self._loops._begin_all(self._do, line, self._done)
         except Exception as error:
+            if interrupted(error):
+                raise
             for item in line:
                 self._deliver(Taken(item, [], error))
             return

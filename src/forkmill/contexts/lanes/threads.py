@@ -26,6 +26,7 @@ from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..._process import interrupted
 from ..._said import HERE, ITEMS
 from .calls import Host, failure_of
 from .direct import DirectLane
@@ -78,6 +79,8 @@ class ThreadLane(DirectLane):
         try:
             future = self._face._begin(self._shift, (), {})
         except Exception as error:
+            if interrupted(error):
+                raise
             self._refused(error)
             return
         self._watch(future, self._ended)

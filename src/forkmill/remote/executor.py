@@ -188,6 +188,7 @@ class Remote(Executor):
         self.window = 4 * self.width
         self.codec = WireCodec(modules)
         self.courier = Courier(backend, f"{self.name}-courier", timeout)
+        self.paces: dict[bytes, int] = {}  # of lanes, by function; the courier's thread adds
         self._jobs: OrderedDict[Any, Calls] = OrderedDict()
         self._guard = threading.Lock()  # guards the last one
         self._closed = False

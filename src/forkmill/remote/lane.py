@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteLane"]
 
+_PACES = 256  # functions whose last size of chunks is known still
+
 
 class _Stages(Job):
     """The items of a lane."""
@@ -51,6 +53,9 @@ class _Stages(Job):
         self.timeout = work.timeout if courier.backend.kills else None
         self.single = courier.single or self.timeout is not None
         self.pace = Pace(single=self.single)
+        self._paces = executor.paces
+        if not self.single:  # the last lane of this function has found it out
+            self.pace.size = self._paces.get(self.code.digest, 1)
         self.flights: set[Flight] = set()
         self.back: queue.SimpleQueue[None] = queue.SimpleQueue()  # once over: of each that ends
         self.over = False
@@ -121,6 +126,9 @@ class _Stages(Job):
             self.back.put(None)
 
     def came(self, items: list[Any], came: Came) -> None:
+        self._paces[self.code.digest] = self.pace.size
+        while len(self._paces) > _PACES:
+            del self._paces[next(iter(self._paces))]
         self._deliver((items, came))
 
     def failed(self, items: list[Any], error: BaseException) -> None:

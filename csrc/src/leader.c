@@ -148,9 +148,13 @@ static void finish_chunks(fm_pool *pool)
 static bool pump_needed(const fm_pool *pool)
 {
     const struct fm__dispatcher *d = &pool->dispatcher;
-    if (pool->flagged || pool->asking || pool->gone == FM__GONE_GOING)
+    bool stopping = pool->state >= FM_POOL_STOPPING;
+    if (pool->flagged || pool->asking)
         return true;
-    if (pool->state >= FM_POOL_STOPPING)
+    /* All that ended as it was told to needs nobody: who closes is next. */
+    if (pool->gone == FM__GONE_GOING && !(stopping && fm__leader_gone(pool)))
+        return true;
+    if (stopping)
         return pool->accepted != pool->tally.outcomes;
     if (d->backlog || pool->writing || pool->ended)
         return true;

@@ -577,7 +577,10 @@ def _end() -> None:
     """The worker begins to leave. What user code has registered for that may take its time, but
     not for ever: who ends the pool has a ladder, and for those that leave by themselves the
     process has an end of its own."""
-    late = atexit._ncallbacks() > 0 or _native.thread_states() > 1
+    late = _native.thread_states() > 1 or atexit._ncallbacks() > _own_exits
+    if _own_exits and not late:
+        finalizers = sys.modules["multiprocessing.util"]._finalizer_registry
+        late = bool(finalizers or sys.modules["multiprocessing.process"]._children)
     _native.ending(_LEAVE_S if late else 0.0)
 
 
@@ -602,20 +605,23 @@ def _leave() -> None:
 
 # Of weakref.finalize objects: those up to here are the parent's.
 _last_of_parent = -1
+_own_exits = 0  # functions that atexit was given by us: multiprocessing's
 
 
 def _forget_exit() -> None:
     """In a forked worker: what the parent has registered for its own end is not ours to call."""
-    global _last_of_parent
+    global _last_of_parent, _own_exits
     atexit._clear()
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         atexit.register(util._exit_function)
+        _own_exits = 1
     # Threads of its executors, which theirs are told to join at the end: one of them may have made
     # the pool, and is this one here.
     for kind, table in (("thread", "_threads_queues"), ("process", "_threads_wakeups")):
-        with suppress(AttributeError):
-            getattr(sys.modules.get(f"concurrent.futures.{kind}"), table).clear()
+        theirs = getattr(sys.modules.get(f"concurrent.futures.{kind}"), table, None)
+        if theirs:
+            theirs.clear()
     finalize = sys.modules["weakref"].finalize
     try:
         _last_of_parent = next(finalize._index_iter)

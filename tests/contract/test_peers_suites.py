@@ -129,7 +129,7 @@ SUITES = [
             "sklearn.tests.test_multioutput",
             "sklearn.inspection.tests.test_permutation_importance",
         ),
-        500,
+        300,
         {},
         ("--pyargs",),
     ),

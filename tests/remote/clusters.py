@@ -56,7 +56,7 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def script(home: Path, text: str, *args: str, seconds: float = 170) -> Any:
+def script(home: Path, text: str, *args: str, seconds: float = 280) -> Any:
     """Run a program of a user's in a fresh process."""
     path = home / "program.py"
     path.write_text(HEAD.format(folder=str(Path(__file__).parent)) + text)

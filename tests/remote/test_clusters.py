@@ -124,7 +124,8 @@ def main(spec):
             if n % 10_000 == 0:
                 most = max(most, rss())
         assert n == 999_999
-        assert most - before < 60 << 20, (before, most)
+        # Here the scheduler of Dask lives in this process, and keeps a log of what it did.
+        assert most - before < (60 if sys.argv[1] == "ray" else 250) << 20, (before, most)
 """
 
 ENDED = """

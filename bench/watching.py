@@ -50,7 +50,7 @@ def run(bench: Bench) -> None:
             }
             bench.measure(Case(key, f"{what}, by item: with detail items", "us", LESS, samples))
         for key, what, fn, detail, number in (
-            ("parent_map", "map of 20 us, detail items", _spin, "items", items),
+            ("parent_map", "map of 20 us, detail items", _spin, "items", 5 * items),
             ("parent_runs", "trivial map, detail runs", abs, "runs", many),
         ):
             more = _more(pool, fn, detail, number)

@@ -397,8 +397,29 @@ int fm_page_excused(const fm_page *page);
 /* In front of each word; behind it zero to seven bytes, to a multiple of 8. */
 struct fm_word {
     uint32_t size;
-    uint32_t zero;
+    uint32_t kind; /* FM_WORD_* */
     int64_t at_ns; /* fm_now() */
+};
+
+#define FM_WORD_SAID 0u /* by a task: taken before its outcome is told */
+#define FM_WORD_TIMES                                                          \
+    1u /* of a map's calls, struct fm_times: nobody waits for it, it is taken   \
+          now and then, and before the map is told to be over */
+
+/* The body of FM_WORD_TIMES: behind it whose calls they are, `whose` bytes and
+ * zeros to a multiple of 8, then `n` struct fm_time. */
+struct fm_times {
+    uint64_t first; /* number of the first call, as its worker counts them */
+    uint32_t count; /* of calls */
+    uint32_t n;     /* of those that were measured */
+    uint32_t whose;
+    uint32_t zero;
+};
+
+struct fm_time {
+    double number; /* from `first` on */
+    double begin;  /* fm_now(), in seconds */
+    double seconds;
 };
 
 typedef struct fm_said fm_said; /* layout in internal.h */
@@ -410,14 +431,15 @@ size_t fm_said_size(void);
 void fm_said_listen(fm_said *said, uint32_t heard);
 uint32_t fm_said_heard(const fm_said *said);
 /* Say a word: 1; 0: there is no room; -EMSGSIZE: there never is. */
-int fm_said_put(fm_said *said, const void *word, size_t size);
+int fm_said_put(fm_said *said, uint32_t kind, const void *word, size_t size);
 /* Wait until there is room for it: 1; 0: there was none for so long, or nobody
  * listens any more. */
 int fm_said_wait(fm_said *said, size_t size, int64_t most_ns);
 /* A word that found none: it is counted. */
 void fm_said_lose(fm_said *said);
-/* Whether there is anything to take: words, or the news that some are lost. */
-int fm_said_waits(const fm_said *said);
+/* Whether there is anything to take: words (`all`; else such as are taken
+ * before an outcome is told), or the news that some are lost. */
+int fm_said_waits(const fm_said *said, int all);
 /* Bytes of the words that are there: at most FM_SAID. */
 size_t fm_said_ready(fm_said *said);
 /* Take those n bytes; how many words were lost since the last time, behind
@@ -1157,6 +1179,8 @@ struct fm_lot {
     uint8_t *words; /* fm_body_new() memory; NULL: some were lost, that is all */
     size_t size;
 };
+/* Whether any worker has such words: fm_said_waits(). */
+int fm_pool_said_waits(fm_pool *pool, int all);
 /*
  * Take what was said, one worker's at a time; the words of tasks that have an
  * outcome are among it.  *at starts at 0 and is moved on.  1; 0: that is all;

@@ -144,7 +144,7 @@ int fm_pool_listen(fm_pool *pool, uint32_t heard)
 static int take_lot(struct fm__worker *worker, struct fm_lot *out)
 {
     fm_said *said = &worker->page->said;
-    if (!fm_said_waits(said))
+    if (!fm_said_waits(said, 1))
         return 0;
     size_t n = fm_said_ready(said);
     uint8_t *words = n ? fm_body_new(n) : NULL;
@@ -162,7 +162,7 @@ static int take_lot(struct fm__worker *worker, struct fm_lot *out)
 void fm__events_keep_said(fm_pool *pool, struct fm__worker *worker)
 {
     if (!worker->page || !(fm_pool_news(pool) & FM_NEWS_LISTENS) ||
-        !fm_said_waits(&worker->page->said))
+        !fm_said_waits(&worker->page->said, 1))
         return;
     struct fm__kept *kept =
         pool->n_said < FM__KEPT ? fm__malloc(sizeof *kept) : NULL;
@@ -175,6 +175,18 @@ void fm__events_keep_said(fm_pool *pool, struct fm__worker *worker)
     *(pool->said ? pool->said_tail : &pool->said) = kept;
     pool->said_tail = &kept->next;
     pool->n_said++;
+}
+
+int fm_pool_said_waits(fm_pool *pool, int all)
+{
+    if (!fm__pool_enter(pool))
+        return FM_EFORKED;
+    int waits = pool->said || pool->said_lost;
+    for (uint32_t i = 0; !waits && i < pool->options.workers; i++)
+        waits = pool->workers[i].page &&
+                fm_said_waits(&pool->workers[i].page->said, all);
+    fm__pool_unlock(pool);
+    return waits;
 }
 
 int fm_pool_take_said(fm_pool *pool, uint32_t *at, struct fm_lot *out)

@@ -230,6 +230,7 @@ void fm__partial_fini(struct fm__partial *in);
 /* See said.c.  The speaker writes the first line, the reader the second. */
 struct fm_said {
     alignas(64) _Atomic uint64_t end; /* absolute */
+    _Atomic uint64_t wanted; /* the same, of the last that is not TIMES */
     _Atomic uint64_t lost;
     alignas(64) _Atomic uint64_t taken; /* absolute */
     uint64_t lost_seen;

@@ -80,7 +80,7 @@ static void store(fm_said *said, uint64_t at, const void *data, size_t n)
         memcpy(said->ring, (const uint8_t *)data + first, n - first);
 }
 
-int fm_said_put(fm_said *said, const void *word, size_t size)
+int fm_said_put(fm_said *said, uint32_t kind, const void *word, size_t size)
 {
     if (size > FM_SAID - sizeof(struct fm_word))
         return -EMSGSIZE;
@@ -88,9 +88,13 @@ int fm_said_put(fm_said *said, const void *word, size_t size)
     uint64_t end = atomic_load_explicit(&said->end, memory_order_relaxed);
     if (!has_room(said, end, whole))
         return 0;
-    struct fm_word head = {.size = (uint32_t)size, .at_ns = fm_now()};
+    struct fm_word head = {
+        .size = (uint32_t)size, .kind = kind, .at_ns = fm_now()};
     store(said, end, &head, sizeof head);
     store(said, end + sizeof head, word, size);
+    if (kind != FM_WORD_TIMES) /* before `end`: who sees that, sees this */
+        atomic_store_explicit(&said->wanted, end + whole,
+                              memory_order_relaxed);
     atomic_store(&said->end, end + whole);
     return 1;
 }
@@ -116,10 +120,14 @@ void fm_said_lose(fm_said *said)
 
 /* ------------------------------------------------------------ the reader */
 
-int fm_said_waits(const fm_said *said)
+int fm_said_waits(const fm_said *said, int all)
 {
-    return atomic_load(&said->end) !=
-               atomic_load_explicit(&said->taken, memory_order_relaxed) ||
+    uint64_t end = atomic_load(&said->end);
+    uint64_t taken =
+        atomic_load_explicit(&said->taken, memory_order_relaxed);
+    uint64_t wanted =
+        atomic_load_explicit(&said->wanted, memory_order_relaxed);
+    return (end != taken && (all || wanted > taken)) ||
            atomic_load_explicit(&said->lost, memory_order_relaxed) !=
                said->lost_seen;
 }

@@ -138,7 +138,7 @@ static inline void say(fm_port *port, uint32_t id, uint32_t run,
     fm_said *said = fm_port_said(port);
     for (uint32_t i = 0; fm_said_heard(said) && i < words; i++) {
         uint32_t word[3] = {id, run, i};
-        if (fm_said_put(said, word, sizeof word) != 1)
+        if (fm_said_put(said, FM_WORD_SAID, word, sizeof word) != 1)
             fm_said_lose(said);
     }
 }

@@ -33,13 +33,13 @@ TEST(what_is_said_comes_in_order_and_once)
     fm_said *said = new_said();
     uint64_t lost;
     int64_t before = fm_now();
-    CHECK(!fm_said_waits(said));
+    CHECK(!fm_said_waits(said, 1));
     for (size_t size = 0; size < 40; size++) {
         uint8_t word[40];
         memset(word, (int)size + 1, sizeof word);
-        CHECK_EQ(fm_said_put(said, word, size), 1);
+        CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, size), 1);
     }
-    CHECK(fm_said_waits(said));
+    CHECK(fm_said_waits(said, 1));
     size_t n = take_all(said, &lost), at = 0;
     CHECK_EQ(lost, 0);
     for (size_t size = 0; size < 40; size++) {
@@ -55,7 +55,7 @@ TEST(what_is_said_comes_in_order_and_once)
         at += (size_t)whole;
     }
     CHECK_EQ(at, n);
-    CHECK(!fm_said_waits(said));
+    CHECK(!fm_said_waits(said, 1));
     CHECK_EQ(take_all(said, &lost), 0);
     end_said(said);
 }
@@ -76,7 +76,7 @@ TEST(a_full_ring_loses_words_and_counts_them)
     fm_said *said = new_said();
     static uint8_t word[1000];
     uint64_t lost, put = 0;
-    while (fm_said_put(said, word, sizeof word))
+    while (fm_said_put(said, FM_WORD_SAID, word, sizeof word))
         put++;
     CHECK_EQ(put, FM_SAID / (16 + sizeof word));
     CHECK_EQ(fm_said_wait(said, sizeof word, 1000000), 0);
@@ -85,12 +85,34 @@ TEST(a_full_ring_loses_words_and_counts_them)
     CHECK_EQ(take_all(said, &lost), put * (16 + sizeof word));
     CHECK_EQ(lost, 2);
     fm_said_lose(said); /* also without a word beside it */
-    CHECK(fm_said_waits(said));
+    CHECK(fm_said_waits(said, 1));
     CHECK_EQ(take_all(said, &lost), 0);
     CHECK_EQ(lost, 1);
-    CHECK(!fm_said_waits(said));
+    CHECK(!fm_said_waits(said, 1));
     CHECK_EQ(fm_said_wait(said, sizeof word, 1), 1);
-    CHECK_EQ(fm_said_put(said, word, sizeof word), 1);
+    CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, sizeof word), 1);
+    end_said(said);
+}
+
+TEST(times_are_there_for_who_takes_all_and_nobody_waits_for_them)
+{
+    fm_said *said = new_said();
+    uint64_t lost;
+    CHECK_EQ(fm_said_put(said, FM_WORD_TIMES, out, 40), 1);
+    CHECK(fm_said_waits(said, 1));
+    CHECK(!fm_said_waits(said, 0));
+    CHECK_EQ(fm_said_put(said, FM_WORD_SAID, out, 8), 1);
+    CHECK(fm_said_waits(said, 0));
+    CHECK_EQ(fm_said_put(said, FM_WORD_TIMES, out, 40), 1);
+    CHECK(fm_said_waits(said, 0)); /* it is behind, not in its place */
+    CHECK_EQ(take_all(said, &lost), 56 + 24 + 56);
+    struct fm_word head;
+    memcpy(&head, out + 56, sizeof head);
+    CHECK_EQ(head.kind, FM_WORD_SAID);
+    CHECK(!fm_said_waits(said, 0) && !fm_said_waits(said, 1));
+    CHECK_EQ(fm_said_put(said, FM_WORD_TIMES, out, 40), 1);
+    fm_said_lose(said);
+    CHECK(fm_said_waits(said, 0)); /* a loss is told */
     end_said(said);
 }
 
@@ -101,17 +123,17 @@ TEST(a_word_may_fill_the_ring_and_not_more)
     uint64_t lost;
     for (size_t i = 0; i < sizeof word; i++)
         word[i] = (uint8_t)(i * 31 + 7);
-    CHECK_EQ(fm_said_put(said, word, FM_SAID - 15), -EMSGSIZE);
-    CHECK_EQ(fm_said_put(said, word, FM_SAID), -EMSGSIZE);
+    CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, FM_SAID - 15), -EMSGSIZE);
+    CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, FM_SAID), -EMSGSIZE);
     for (size_t round = 0; round < 5; round++) {
         /* Each begins elsewhere in the ring. */
         size_t size = FM_SAID - 16 - 8 * round;
-        CHECK_EQ(fm_said_put(said, word, size), 1);
-        CHECK_EQ(fm_said_put(said, word, 8 * round), 0);
+        CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, size), 1);
+        CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, 8 * round), 0);
         CHECK_EQ(take_all(said, &lost), size + 16);
         CHECK_EQ(fm_word_size(out, sizeof out), size + 16);
         CHECK(!memcmp(out + 16, word, size));
-        CHECK_EQ(fm_said_put(said, word, 24), 1);
+        CHECK_EQ(fm_said_put(said, FM_WORD_SAID, word, 24), 1);
         CHECK_EQ(take_all(said, &lost), 40);
     }
     end_said(said);
@@ -124,11 +146,11 @@ TEST(what_another_process_scribbles_is_survived)
     atomic_store(&said->end, UINT64_MAX);
     CHECK_EQ(take_all(said, &lost), 0);
     CHECK_EQ(lost, 1);
-    CHECK(!fm_said_waits(said));
+    CHECK(!fm_said_waits(said, 1));
     end_said(said);
     said = new_said();
     atomic_store(&said->taken, 1000); /* ahead of the speaker */
-    CHECK_EQ(fm_said_put(said, out, 1), 0);
+    CHECK_EQ(fm_said_put(said, FM_WORD_SAID, out, 1), 0);
     struct fm_word head = {.size = 100};
     memcpy(out, &head, sizeof head);
     CHECK_EQ(fm_word_size(out, 115), FM_EPROTO);
@@ -153,7 +175,7 @@ static void speak(fm_said *said, uint32_t words)
     for (uint32_t i = 0; i < words; i++) {
         word[0] = i;
         word[1] = ~i;
-        while (!fm_said_put(said, word, size_of(i)))
+        while (!fm_said_put(said, FM_WORD_SAID, word, size_of(i)))
             CHECK(fm_said_wait(said, size_of(i), 20000000000));
     }
 }

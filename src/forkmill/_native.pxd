@@ -138,8 +138,21 @@ cdef extern from "forkmill.h" nogil:
     enum: FM_SAID
     struct fm_word:
         uint32_t size
-        uint32_t zero
+        uint32_t kind
         int64_t at_ns
+    enum:
+        FM_WORD_SAID
+        FM_WORD_TIMES
+    struct fm_times:
+        uint64_t first
+        uint32_t count
+        uint32_t n
+        uint32_t whose
+        uint32_t zero
+    struct fm_time:
+        double number
+        double begin
+        double seconds
     struct fm_said:
         pass
     size_t fm_said_size()
@@ -148,10 +161,10 @@ cdef extern from "forkmill.h" nogil:
         FM_HEARS_LOGS
     void fm_said_listen(fm_said *said, uint32_t heard)
     uint32_t fm_said_heard(const fm_said *said)
-    int fm_said_put(fm_said *said, const void *word, size_t size)
+    int fm_said_put(fm_said *said, uint32_t kind, const void *word, size_t size)
     int fm_said_wait(fm_said *said, size_t size, int64_t most_ns)
     void fm_said_lose(fm_said *said)
-    int fm_said_waits(const fm_said *said)
+    int fm_said_waits(const fm_said *said, int all)
     size_t fm_said_ready(fm_said *said)
     uint64_t fm_said_take(fm_said *said, uint8_t *out, size_t n)
     int64_t fm_word_size(const uint8_t *p, size_t n)
@@ -474,6 +487,7 @@ cdef extern from "forkmill.h" nogil:
         uint64_t lost
         uint8_t *words
         size_t size
+    int fm_pool_said_waits(fm_pool *pool, int all)
     int fm_pool_take_said(fm_pool *pool, uint32_t *at, fm_lot *out)
     struct fm_worker_info:
         uint32_t slot

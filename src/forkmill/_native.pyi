@@ -119,6 +119,22 @@ def within(owner: bytes, buffer: bytes | bytearray | memoryview) -> memoryview |
 def same(one: bytes | bytearray | memoryview, other: bytes | bytearray | memoryview) -> bool: ...
 def decode(data: bytes, loads: Callable[..., Any], owned: bool = ...) -> Any: ...
 
+# ------------------------------------------------------------------ native/timed.pxi
+
+class Timed:
+    """A function as a map calls it; in a worker, the times of its calls."""
+
+    fn: Callable[..., Any]
+    run: str | None
+    name: str
+    every: bool
+    def __new__(
+        cls, fn: Callable[..., Any], run: str | None, name: str, every: bool
+    ) -> Timed: ...
+    @property
+    def _forkmill_label(self) -> str: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
 # ------------------------------------------------------------------ native/child.pxi
 
 class Arena:

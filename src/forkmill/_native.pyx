@@ -8,6 +8,7 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
     native/outcomes.pxi  what a worker publishes of a task
     native/decoding.pxi  records to values
     native/arena.pxi     large values through shared memory
+    native/timed.pxi     a map's function, and the times of its calls
     native/child.pxi     the worker's loop
     native/zygote.pxi    a zygote to be; what zygote and workers need of the system
     native/pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
@@ -63,6 +64,7 @@ include "native/records.pxi"
 include "native/outcomes.pxi"
 include "native/decoding.pxi"
 include "native/arena.pxi"
+include "native/timed.pxi"
 include "native/child.pxi"
 include "native/zygote.pxi"
 include "native/pool.pxi"

@@ -65,6 +65,17 @@ class Watch:
         for sink in sinks:
             self._emitter.attach(sink)
 
+    @property
+    def run(self) -> tuple[str, str, str]:
+        """The id of the run, what it is called, and the detail that is wanted of it."""
+        return self._emitter.id, self._name, self._emitter.detail
+
+    def forget(self) -> None:
+        """It could not begin: nothing is told of it."""
+        self._over = self._emitter.over = True
+        for subscriber in tuple(self._emitter.own):
+            subscriber.end()
+
     def begin(self, figures: Any, **data: Any) -> None:
         """It has begun; figures() tells how far it is, from any thread."""
         self._figures = figures
@@ -84,5 +95,7 @@ class Watch:
         self._over = True
         if self._figures is not None:
             self._emitter.emit("progress", **self._figures())
+        if self._emitter.detail != "runs":
+            events.hear()  # what calls took comes before the end
         self._emitter.emit("run_finished", self._name, status=status)
         self._emitter.finish(events.DRAIN_S)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _TICK_S = 0.1  # between two looks at how far runs are, and at pools
 _GATHER_S = 0.005  # between two looks at the deque while events come
+_MUCH = 128 * 1024  # bytes that one worker has said since the last look: half of what has room
 _NEVER = float("inf")
 
 
@@ -216,8 +217,12 @@ class Bus:
     def _hear_often(self, now: float) -> None:
         before = len(self.queue)
         self.hear()
-        said = len(self.queue) > before
-        self._hear_every = _GATHER_S if said else min(2 * self._hear_every, _TICK_S)
+        lots = [entry[0] for entry in [*self.queue][before:] if type(entry) is list]
+        most = max((len(lot) for lot in lots if type(lot) is bytes), default=0)
+        if most > _MUCH:
+            self._hear_every = _GATHER_S
+        elif most < _MUCH // 4:
+            self._hear_every = min(2 * self._hear_every, _TICK_S)
         self._hear_at = now + self._hear_every
 
     def _next_look(self, ticks: bool) -> float:

@@ -145,6 +145,11 @@ def heard() -> bool:
     return bool(_bus.everyone)
 
 
+def hear() -> None:
+    """Fetch what was said elsewhere, what nobody waits for too."""
+    _bus.hear()
+
+
 def wake() -> None:
     """There is one more in TELLERS."""
     _bus.wake()

@@ -82,6 +82,7 @@ cdef struct _Place:
     unsigned int style   # RUN_*: how to call
     uint32_t i
     bint inside          # the task has begun: an exception is its own
+    int64_t began        # when its call did, of a Timed; 0: not measured; -1: it has not
     PyObject *number     # the last argument that was an int, owned; or NULL
 
 
@@ -191,30 +192,34 @@ def say(tuple word not None, bint log=False):
         Exception: What encoding it raised: nothing was said.
     """
     cdef Encoder encoder
-    cdef fm_said *said
-    cdef int rc
-    global _patient
     if not listens(log):
         return
     encoder = Encoder(<object>_said_dumps)
     encoder.add(word)
-    said = _said
+    if not put_word(FM_WORD_SAID, encoder._c, encoder._size, not log):
+        raise ValueError(f"what is said may take {FM_SAID} bytes, not {encoder._size}")
+
+
+cdef bint put_word(uint32_t kind, const void *word, size_t size, bint waits) except -1:
+    """Whether there may be room for a word: then it was put, or lost and counted."""
+    cdef fm_said *said = _said
+    cdef int rc
+    global _patient
     while said is not NULL:
-        rc = fm_said_put(said, encoder._c, encoder._size)
-        if rc != 0 or log or not _patient:
+        rc = fm_said_put(said, kind, word, size)
+        if rc != 0 or not waits or not _patient:
             break
         with nogil:  # the memory is this process's for life, or as long as its port
-            _patient = fm_said_wait(said, encoder._size, _PATIENCE_NS)
+            _patient = fm_said_wait(said, size, _PATIENCE_NS)
         if _said is not said:
-            return  # forked, or closed meanwhile
+            return True  # forked, or closed meanwhile
     if said is NULL:
-        return  # so it was while the word was encoded
+        return True  # so it was while the word was encoded
     if rc == 1:
         _patient = True
     else:
         fm_said_lose(said)
-        if rc < 0:
-            raise ValueError(f"what is said may take {FM_SAID} bytes, not {encoder._size}")
+    return rc >= 0
 
 
 def last_of_frame(teller):
@@ -309,6 +314,7 @@ cdef class Port:
     cdef object _odd            # makes what goes home of an unusual result; or None
     cdef object _fail           # the same of an exception; or None
     cdef object _untold         # who has more to say of the frame's tasks, or None
+    cdef Timed _timed           # what measures the function's calls, or None
     cdef bint _full             # a limit was reached
     cdef int64_t _looked        # when resident memory was looked at
 
@@ -464,10 +470,11 @@ cdef class Port:
             at.p += self._size(&at)
         at.i = 0
         at.inside = False
+        at.began = -1
         at.number = NULL
         self._number = frame.serial + frame.count
         self._full = False
-        self._current = self._odd = self._fail = None
+        self._current = self._odd = self._fail = self._timed = None
         fm_port_begin(self._c, frame)
         while at.i < frame.count and not self._full and not _leave[0]:
             try:
@@ -482,6 +489,7 @@ cdef class Port:
                     raise
                 at.inside = False
                 Py_CLEAR(at.number)
+                self._ended(&at)
                 self._printed_if_last(&at)
                 if self._fail is None or not self._explained(error):
                     self._failed(worker, error, self._retry)
@@ -527,6 +535,7 @@ cdef class Port:
             if at.style & FM_RUN_APPLY:
                 self._use(value[0])
                 value = value[1:]
+            self._begun(at)
             if at.style == 0:
                 result = PyObject_CallOneArg(self._current, value)
             else:
@@ -536,6 +545,7 @@ cdef class Port:
                 result = self._stream(result, at.frame, at.frame.serial + at.i)
             if fm_port_forked(self._c):
                 worker.stray(None)
+            self._ended(at)
             value = None
             self._printed_if_last(at)
             if self._odd is not None and type(result) not in _usual:
@@ -590,9 +600,11 @@ cdef class Port:
                 memcpy(&real, at.p + 1, 8)
                 value = PyFloat_FromDouble(real)
                 room[1] = <PyObject *>value
+            self._begun(at)
             result = call(self._current, room + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
             if fm_port_forked(self._c):
                 worker.stray(None)
+            self._ended(at)
             self._printed_if_last(at)
             if not put_number(self._c, result):
                 if self._odd is not None and type(result) not in _usual:
@@ -611,9 +623,25 @@ cdef class Port:
         self._retry = ()
         self._odd = self._fail = None
         self._current = function
+        self._timed = None
         if type(function) is self._retry_type:
             self._current, self._retry = function.fn, function.retry_on
+        if type(self._current) is Timed:
+            self._timed = <Timed>self._current
+            self._current = self._timed.fn
         return 0
+
+    cdef inline void _begun(self, _Place *at) noexcept:
+        if self._timed is not None:
+            at.began = self._timed.begin()
+
+    cdef inline int _ended(self, _Place *at) except -1:
+        """The call is over, its task not yet: nobody has seen the outcome."""
+        cdef int64_t began = at.began
+        if began < 0:
+            return 0
+        at.began = -1
+        return self._timed.end(began, fm_port_is_last(self._c))
 
     cdef inline int _printed_if_last(self, _Place *at) except -1:
         return self._printed() if at.i + 1 == at.frame.count else 0
@@ -691,6 +719,9 @@ cdef class Port:
         if self._untold is not None:
             teller, self._untold = self._untold, None
             teller.tell()
+        if self._timed is not None:
+            self._timed.tell()
+            self._timed = None
         if self._max_rss_kb or now - self._looked > _RSS_EVERY:
             self._looked = now
             rss_kb = fm_sys_rss_kb()

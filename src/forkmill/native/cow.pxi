@@ -378,7 +378,7 @@ cdef class ForkSlot:
         cdef uint64_t lost
         cdef size_t n
         cdef list said, loss
-        if not fm_said_waits(self._said):
+        if not fm_said_waits(self._said, 1):
             return
         said, loss = [None, whose, None], [None, whose, None]
         n = fm_said_ready(self._said)  # from here on nothing lets another thread in

@@ -37,7 +37,7 @@ cdef inline bint _tell(Pool pool) except -1:
 cdef int _tell_news(Pool pool, uint32_t news) except -1:
     if news & FM_NEWS_EVENTS:
         pool.log(pool)
-    if news & FM_NEWS_LISTENS:
+    if news & FM_NEWS_LISTENS and check(fm_pool_said_waits(pool._c, False)):
         pool.log.hear(pool)
     return 0
 
@@ -50,19 +50,30 @@ def words(bytes lot not None, loads):
     cdef int64_t size
     cdef fm_word head
     cdef list result = []
+    cdef _Calls calls = None, more
     while left:
         size = fm_word_size(at, left)
         if size < 0:
             result.append((fm_now(), _malformed("what a task said is no word")))
             break
         memcpy(&head, at, sizeof(head))
+        more = None
         try:
-            word = decode_record(at + sizeof(head), head.size, None, loads)
+            if head.kind == FM_WORD_TIMES:
+                more = _calls_of(&head, at + sizeof(head), calls)
+            else:
+                word = decode_record(at + sizeof(head), head.size, None, loads)
         except Exception as error:
             word = error
-        result.append((head.at_ns, word))
+        if calls is not None and more is not calls:
+            result.append(calls.word())
+        calls = more
+        if more is None:
+            result.append((head.at_ns, word))
         at += size
         left -= size
+    if calls is not None:
+        result.append(calls.word())
     return result
 
 

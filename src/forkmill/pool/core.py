@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from ..codec.program import Watch
+    from ..runs.window import LazyCall
     from .events import EventLog
     from .options import Options
 
@@ -568,14 +569,19 @@ class Core:
             return True
         return getattr(type(fn), "_forkmill_once", None) is True
 
-    def for_map(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
-        detail = STREAM[0].detail() if STREAM else "runs"
-        if detail != "runs" and type(fn) is not partial:  # whose handles are looked for
-            name = errors.name_of(fn)
-            fn = ours("worker.timed").Timed(fn, name, detail == "every")
-        elif self.plain(fn):
-            return self.function(fn, options, call=True)
-        return self.temporary(fn, options)
+    def for_map(self, call: LazyCall, options: Options) -> tuple[_native.Function, str]:
+        """A map's function; if anybody wants to know of its calls, one that tells of them."""
+        fn = call.fn
+        told: tuple[str | None, str | None, str] | None = call.told
+        run, name, detail = told or (None, None, STREAM[0].detail() if STREAM else "runs")
+        if detail == "runs" or hasattr(fn, "_forkmill_label"):  # whose run tells itself
+            if self.plain(fn):
+                return self.function(fn, options, call=True)
+            return self.temporary(fn, options)
+        name = name or errors.name_of(fn)
+        if SHARES:  # nobody looks for handles in what is wrapped
+            fn = SHARES[0].lift_call(fn, (), {})[0]
+        return self.temporary(_native.Timed(fn, run, name, detail == "every"), options)
 
     # ------------------------------------------------------------------ tasks
 

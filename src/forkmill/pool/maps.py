@@ -91,7 +91,7 @@ class Feed(Input[_native.Chunk]):
         self.own = call.own
         self.completions = completions
         self.done = done
-        self.function, self.name = core.for_map(call.fn, options)
+        self.function, self.name = core.for_map(call, options)
         self.quick = call.quick()
         self.flags, self.source = _records(call)
         self.encoder = core.encoder(star=bool(self.flags & _native.RUN_STAR))

@@ -57,11 +57,16 @@ def watched(
     total = shown.total
     if total is None and call.quick():
         total = min(map(len, call.iterables))  # type: ignore[arg-type]
-    results: Any = lazy(call)
     # What stands for a function of the user's works for a run that tells of it itself.
-    told = shown.sinks or (events.heard() and not hasattr(call.fn, "_forkmill_label"))
-    if not told or not hasattr(results, "watch"):
-        return results  # type: ignore[no-any-return]
+    if not shown.sinks and (not events.heard() or hasattr(call.fn, "_forkmill_label")):
+        return lazy(call)
     name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
-    results.watch(Watch("map", str(name), shown.sinks), total, workers)
+    watch = Watch("map", str(name), shown.sinks)
+    call.told = watch.run
+    try:
+        results: Any = lazy(call)
+    except BaseException:
+        watch.forget()
+        raise
+    results.watch(watch, total, workers)
     return results  # type: ignore[no-any-return]

@@ -91,6 +91,8 @@ class LazyCall:
     Attributes:
         star: An item is a tuple of arguments.
         own: The pool is nobody's: what breaks a wait off ends the tasks that run, too.
+        told: The run as which it is told: its id, its name, the detail that is wanted; None: it
+            is none.
     """
 
     fn: Callable[..., Any]
@@ -102,6 +104,7 @@ class LazyCall:
     return_exceptions: bool
     star: bool = False
     own: bool = False
+    told: tuple[str, str, str] | None = None
 
     def __post_init__(self) -> None:
         _checks.a_callable("fn", self.fn)

@@ -1,0 +1,165 @@
+# native/timed.pxi - a map's function, whose calls are told to who hears items (detail="items").
+#
+#   a worker's loop ── two looks at the clock ──▶ struct fm_times ── once a frame, or 5 ms ──▶ a word
+#   the process that it is for: all words of one look in one event, with the times as they are
+#
+# Guarantees: a call is told before its outcome is, unless it was the last of a frame whose rest has
+#   been taken back; calls under 20 us are not all measured, unless every one is asked for; a call
+#   has nothing of Python around it.
+# Threads: one, the worker's first; the process that asks only makes and sends it.
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from libc.string cimport memchr
+
+cdef enum:
+    _SHORT_NS = 20_000
+    _EVERY = 64            # one in so many short calls is measured
+    _TELL_NS = 5_000_000
+    _MOST_TIMES = 4000     # in a word, which has to have room (FM_SAID)
+    _MOST_NAME = 400       # characters of a name
+
+
+cdef class Timed:
+    """A function as a map calls it; in a worker, the times of its calls.
+
+    Args:
+        fn: The function.
+        run: The id of the map's emitter; None: it has none.
+        name: What it is called in events.
+        every: Each call is measured, however short.
+    """
+
+    cdef readonly object fn, run, name
+    cdef readonly bint every
+    cdef uint32_t _left           # calls to the next that is measured
+    cdef uint64_t _calls, _first  # in all; those before were told
+    cdef int64_t _told
+    cdef uint8_t *_word           # struct fm_times, whose they are, `_n` struct fm_time
+    cdef size_t _ahead            # of those
+
+    def __cinit__(self, fn, run, str name not None, bint every):
+        self.fn, self.run, self.name, self.every = fn, run, name, every
+        self._left = 1
+        self._word = NULL
+
+    def __dealloc__(self):
+        PyMem_Free(self._word)
+
+    def __reduce__(self):
+        return Timed, (self.fn, self.run, self.name, self.every)
+
+    @property
+    def _forkmill_label(self):
+        return self.name
+
+    def __call__(self, *args, **kwargs):
+        return self.fn(*args, **kwargs)
+
+    cdef inline int64_t begin(self) noexcept:
+        """When the call begins; 0: it is not measured."""
+        self._left -= 1
+        return fm_now() if self._left == 0 else 0
+
+    cdef int end(self, int64_t begin, bint last) except -1:
+        """It is over, but not its task; `last`: it may be that no call follows."""
+        cdef int64_t now
+        if begin:
+            now = fm_now()
+            self._left = 1 if self.every or now - begin >= _SHORT_NS else _EVERY
+            self._note(begin, now)
+            last = last or now - self._told >= _TELL_NS
+        self._calls += 1
+        return self.tell() if last else 0
+
+    cdef int _note(self, int64_t begin, int64_t now) except -1:
+        cdef fm_times *head
+        cdef fm_time *time
+        if self._word is NULL:
+            self._make()
+        head = <fm_times *>self._word
+        time = <fm_time *>(self._word + self._ahead) + head.n
+        time.number = <double>(self._calls - self._first)
+        time.begin = begin / 1e9
+        time.seconds = (now - begin) / 1e9
+        head.n += 1
+        return self.tell() if head.n == _MOST_TIMES else 0
+
+    cdef int _make(self) except -1:
+        cdef bytes whose = f"{self.run or ''}\n{self.name[:_MOST_NAME]}".encode(
+            "utf-8", "backslashreplace")
+        cdef size_t n = PyBytes_GET_SIZE(whose)
+        self._ahead = sizeof(fm_times) + (n + 7) // 8 * 8
+        self._word = <uint8_t *>PyMem_Calloc(1, self._ahead + _MOST_TIMES * sizeof(fm_time))
+        if self._word is NULL:
+            raise MemoryError
+        (<fm_times *>self._word).whose = <uint32_t>n
+        memcpy(self._word + sizeof(fm_times), PyBytes_AS_STRING(whose), n)
+        return 0
+
+    cdef int tell(self) except -1:
+        """Say what was not said yet."""
+        cdef fm_times *head = <fm_times *>self._word
+        if self._calls == self._first:
+            return 0
+        head.first = self._first
+        head.count = <uint32_t>(self._calls - self._first)
+        if listens():
+            put_word(FM_WORD_TIMES, self._word, self._ahead + head.n * sizeof(fm_time), True)
+        head.n = 0
+        self._first = self._calls
+        self._told = fm_now()
+        return 0
+
+
+cdef class _Calls:
+    """Of one worker's words those that follow each other, of the same function's calls."""
+
+    cdef bytes whose
+    cdef uint64_t first, count
+    cdef bytearray packed
+    cdef int64_t at_ns
+
+    cdef object word(self):
+        """As if it had been said so."""
+        run, name = self.whose.decode("utf-8", "replace").split("\n", 1)
+        data = {"first": self.first, "count": self.count, "packed": bytes(self.packed)}
+        return self.at_ns, ("items", run or None, name, None, data, None)
+
+
+cdef _Calls _calls_of(const fm_word *word, const uint8_t *body, _Calls before):
+    """The calls of a word: added to those before it, if these are of the same kind; else others.
+
+    Raises:
+        ValueError: It is none.
+    """
+    cdef fm_times head
+    cdef size_t ahead
+    cdef _Calls calls = before
+    cdef bytes whose
+    if word.size < sizeof(head):
+        raise _malformed("what a map tells of its calls is no word")
+    memcpy(&head, body, sizeof(head))
+    ahead = sizeof(head) + (<size_t>head.whose + 7) // 8 * 8
+    if (ahead + head.n * sizeof(fm_time) != word.size or head.n > head.count
+            or not memchr(body + sizeof(head), 10, head.whose)):
+        raise _malformed("what a map tells of its calls is no word")
+    whose = PyBytes_FromStringAndSize(<const char *>body + sizeof(head), head.whose)
+    if (calls is None or calls.whose != whose or calls.first + calls.count != head.first
+            or len(calls.packed) >= _MOST_TIMES * sizeof(fm_time)):
+        calls = _Calls.__new__(_Calls)
+        calls.whose, calls.first, calls.count, calls.packed = whose, head.first, 0, bytearray()
+    _add_times(calls, body + ahead, head.n)
+    calls.count += head.count
+    calls.at_ns = word.at_ns
+    return calls
+
+
+cdef int _add_times(_Calls calls, const uint8_t *times, uint32_t n) except -1:
+    cdef Py_ssize_t before = PyByteArray_GET_SIZE(calls.packed), i
+    cdef fm_time *own
+    PyByteArray_Resize(calls.packed, before + n * sizeof(fm_time))
+    own = <fm_time *>(PyByteArray_AS_STRING(calls.packed) + before)
+    memcpy(own, times, n * sizeof(fm_time))
+    for i in range(n):
+        own[i].number += <double>calls.count
+    return 0

@@ -197,3 +197,103 @@ def test_progress_is_shown_on_a_terminal(here: Path) -> None:
         assert process.wait(20) == 0
     os.close(ours)
     assert shown.count(b"nap") > 2, "the table at the end has it too"
+
+
+# A producer, a stage in a pool, batches; what fails depends on a file.
+PAIRS = """
+import os
+import forkmill as fm
+
+class Numbers(fm.Pipeline):
+    @fm.producer
+    def read(self):
+        for i in range(10):
+            yield (i, b"x", {i: 1.5})
+
+    @fm.stage
+    def count(self, item):
+        return item
+
+    @count.on_end
+    def counted(self):
+        raise AssertionError("it has no part in what failed behind it")
+
+    @fm.stage(context="ipc_fork:2", ordered=True, on_error="skip")
+    def strict(self, item):
+        if item[0] % 3 == 0 and not os.path.exists("mended"):
+            raise ValueError("three")
+        return item
+
+    @fm.batch(2, on_error="skip")
+    def pair(self, items):
+        if items[0][0] == 4 and not os.path.exists("mended"):
+            raise KeyError(4)
+        return [[type(item).__name__, item[0]] for item in items]
+
+def objects():
+    return fm.Pipeline().source([object()]).map(len, on_error="skip")
+"""
+
+
+def test_what_failed_of_a_pipeline_is_run_again(here: Path) -> None:
+    Path("numbers_.py").write_text(PAIRS.replace("    @count.on_end", "    # @count.on_end"))
+    code, out, _ = run("numbers_:Numbers", "--on-error", "bad.jsonl")
+    assert code == 1 and [json.loads(line) for line in out.splitlines()] == [
+        [["tuple", 1], ["tuple", 2]],
+        [["tuple", 7], ["tuple", 8]],
+    ]
+    stages = [json.loads(line)["stage"] for line in Path("bad.jsonl").read_text().splitlines()]
+    assert sorted(stages) == ["pair", *["strict"] * 4]
+    Path("numbers_.py").write_text(PAIRS)
+    Path("mended").touch()
+    again = ("numbers_:Numbers", "--only-failed", "bad.jsonl")
+    code, out, err = run(*again, "--on-error", "still.jsonl")
+    assert code == 0, err
+    got = [each for line in out.splitlines() for each in json.loads(line)]
+    assert sorted(got) == [["tuple", n] for n in (0, 3, 4, 5, 6, 9)]
+    assert Path("still.jsonl").read_text() == ""
+    code, out, _ = run(*again, "--plan", "--json")
+    assert code == 0 and "count" not in json.loads(out)["stages"]
+    code, out, err = run("numbers_:Numbers", "--only-failed", "still.jsonl")
+    assert code == 0 and out == "" and "nothing has failed" in err
+
+
+BAD_RECORDS: tuple[tuple[object, str], ...] = (
+    ({"stage": "strict", "literal": None}, "kept as text only"),
+    ({"stage": "strict", "literal": "f("}, "its literal is none"),
+    ({"stage": "strict"}, "kept as text only"),
+    ({"stage": "nowhere", "literal": "1"}, "there is no stage 'nowhere'"),
+    ({"stage": "read", "literal": "1"}, "is a producer"),
+    ({"stage": "count", "literal": "None"}, "failed at its end"),
+    ({"literal": "1"}, "it has no stage"),
+    ([1], "it has no stage"),
+)
+
+
+def test_a_file_of_failures_is_checked_before_the_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    Path("checked.py").write_text(PAIRS)
+    for record, words in BAD_RECORDS:
+        Path("bad.jsonl").write_text(json.dumps(record) + "\n")
+        code = forkmill.cli.main(["run", "checked:Numbers", "--only-failed", "bad.jsonl"])
+        out, err = capfd.readouterr()
+        assert code == 2 and out == "" and words in err.replace("\n", " ")
+
+
+def test_an_item_that_has_no_literal_is_not_run_again_as_text(here: Path) -> None:
+    Path("numbers_.py").write_text(PAIRS)
+    assert run("numbers_:objects", "--on-error", "bad.jsonl")[0] == 1
+    code, _, err = run("numbers_:objects", "--only-failed", "bad.jsonl")
+    assert code == 2 and "kept as text only" in err
+
+
+def test_where_failures_of_a_pipeline_go_is_checked_first(here: Path) -> None:
+    for value, words in (
+        ("skip", "say that themselves"),
+        ("/no/such/folder/x", "No such file"),
+        ("out.jsonl", "is where the results go"),
+    ):
+        code, out, err = run("pipelines:skips", "--on-error", value, "-o", "out.jsonl")
+        assert code == 2 and out == "" and words in err.replace("\n", " ")

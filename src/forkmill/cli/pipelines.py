@@ -11,6 +11,7 @@ Threads: one.
 from __future__ import annotations
 
 import dataclasses
+from ast import literal_eval
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,9 +26,11 @@ from ..pipeline import (
 from ..runs.failure import KEEP
 from ..runs.stats import COLUMNS
 from .filter import Output
+from .graphs import values_in
+from .inputs import InputError
 from .records import text_of, to_line
 
-__all__ = ["COLUMNS", "facts", "rows", "run", "sized", "stages"]
+__all__ = ["COLUMNS", "facts", "only_failed", "rows", "run", "sized", "stages"]
 
 
 def sized(pipeline: Pipeline, workers: int | None) -> ExecutionPlan:
@@ -43,6 +46,38 @@ def sized(pipeline: Pipeline, workers: int | None) -> ExecutionPlan:
             if type(spec).__name__ == "Spec" and spec.max_workers is None and not stage.inline:
                 stage.spec = dataclasses.replace(spec, max_workers=workers)
     return plan
+
+
+def only_failed(plan: ExecutionPlan, path: str) -> int:
+    """Have a plan run only the items in a file of failures; how many these are.
+
+    Raises:
+        InputError: It is no such file, or it has an item only as text.
+        BuildError: The pipeline has no such stage.
+    """
+    from ..pipeline.again import begin_at
+
+    found = []
+    for number, record in enumerate(values_in(path), 1):
+        if not isinstance(record, dict) or not isinstance(record.get("stage"), str):
+            raise InputError(f"{path}:{number}: this is no failure: it has no stage")
+        found.append((record["stage"], _item_of(record, f"{path}:{number}")))
+    if found:
+        begin_at(plan, found)
+    return len(found)
+
+
+def _item_of(record: dict[str, Any], where: str) -> Any:
+    text = record.get("literal")
+    if not isinstance(text, str):
+        raise InputError(
+            f"{where}: this item of stage {record['stage']!r} is kept as text only, for it is no "
+            "plain value; run all items, or take the line out"
+        )
+    try:
+        return literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise InputError(f"{where}: its literal is none: {error}") from None
 
 
 class Unprintable(ValueError):

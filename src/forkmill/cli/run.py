@@ -87,14 +87,15 @@ __all__ = ["plan_facts", "run_"]
     metavar="stop|skip|FILE",
     default="stop",
     show_default=True,
-    help="Graph: what a failing item does: stops everything; is told and left out; is written to "
-    "FILE, a JSON object a line.",
+    help="What failed is written to FILE, a JSON object a line. Graph: or a failing item stops "
+    "everything (stop), or is told and left out (skip); the stages of a pipeline say that.",
 )
 @click.option(
     "--only-failed",
     metavar="FILE",
     type=click.Path(exists=True, dir_okay=False),
-    help="Graph: run only the items that are in FILE, which --on-error FILE has written.",
+    help="Run only the items that are in FILE, which --on-error FILE has written; a pipeline's go "
+    "into the stage that they failed in.",
 )
 @workers_option
 @progress_option
@@ -165,8 +166,10 @@ def run_(
     if is_graph(thing):
         _refuse(others, "state graphs")
         return run_graph(thing, given, common, **of_graphs)
+    of_pipelines = {name: of_graphs.pop(name) for name in ("on_error", "only_failed")}
     _refuse(of_graphs, "graphs")
     if states.is_state_graph(thing):
+        _refuse(of_pipelines, "graphs and pipelines")
         with dashboard, shown(wanted=progress) as board:
             return states.run_app(
                 thing,
@@ -177,7 +180,7 @@ def run_(
                 **others,
             )
     _refuse(others, "state graphs")
-    return run_pipeline(thing, given, common)
+    return run_pipeline(thing, given, common, **of_pipelines)
 
 
 _OF_GRAPHS = ("mapped", "mode", "engine", "want", "on_error", "only_failed")
@@ -205,17 +208,32 @@ class _Common(NamedTuple):
     dashboard: Beside
 
 
-def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
+def run_pipeline(
+    pipeline: Any,
+    given: dict[str, Any],
+    options: _Common,
+    on_error: str,
+    only_failed: str | None,
+) -> int:
     """Run a pipeline; the exit status."""
     from ..pipeline.load import make
     from . import pipelines as parts
     from .filter import OutputError
     from .screen import shown, table
 
+    _check_kept(on_error, options.output)
     try:
         plan = parts.sized(make(pipeline, given), options.workers)
     except errors.BuildError as error:
         raise click.BadParameter(str(error), param_hint="'MODULE:NAME'") from None
+    if only_failed is not None:
+        try:
+            some = parts.only_failed(plan, only_failed)
+        except (InputError, errors.BuildError) as error:
+            raise click.BadParameter(str(error), param_hint="'--only-failed'") from None
+        if not some:
+            tell(f"nothing has failed in {only_failed}")
+            return 0
     if options.plan_only:
         click.echo(plan_text(plan, options.as_json))
         return 0
@@ -223,9 +241,12 @@ def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
         options.dashboard,
         shown(wanted=options.progress) as board,
         written(options, board) as output,
+        _kept(on_error) as bad,
     ):
         sinks = (*options.sinks, board) if board.on else options.sinks
         result, count, end = parts.run(plan, output, sinks, options.keep_failures)
+        for failure in result.failures if bad and result is not None else ():
+            bad.write(failure.line().encode() + b"\n")
     if isinstance(end, OutputError) and end.unread:
         nobody_reads()
         return 0
@@ -238,6 +259,43 @@ def run_pipeline(pipeline: Any, given: dict[str, Any], options: _Common) -> int:
         with contextlib.suppress(OSError):
             table(title, parts.COLUMNS, parts.rows(result), on_stderr=True)
     return run_status(result, end)
+
+
+def _check_kept(on_error: str, output: str) -> None:
+    given = click.get_current_context().get_parameter_source("on_error")
+    if on_error in ("stop", "skip") and given is not click.core.ParameterSource.DEFAULT:
+        raise click.BadParameter(
+            "the stages of a pipeline say that themselves, as by on_error='skip'; "
+            "here a FILE may be named",
+            param_hint="'--on-error'",
+        )
+    if on_error not in ("stop", "skip"):
+        _check_elsewhere(on_error, output)
+
+
+def _check_elsewhere(on_error: str, output: str) -> None:
+    if mixes(on_error, output):
+        raise click.BadParameter(
+            f"{on_error} is where the results go; name another file", param_hint="'--on-error'"
+        )
+
+
+@contextlib.contextmanager
+def _kept(on_error: str) -> Iterator[Any]:
+    """Where failures go; None: nobody wants them."""
+    from .filter import Output
+
+    if on_error in ("stop", "skip"):
+        yield None
+        return
+    try:
+        with opened(on_error) as (fd,):
+            yield Output(fd, on_error)
+    except OpenError as error:
+        raise click.BadParameter(
+            f"neither stop nor skip, and no file that can be written: {error}",
+            param_hint="'--on-error'",
+        ) from None
 
 
 @contextlib.contextmanager
@@ -309,28 +367,15 @@ def _named_file(text: str) -> tuple[str, str]:
 
 def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
     from . import graphs as parts
-    from .filter import Output
     from .screen import shown
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(options.dashboard)
         board = stack.enter_context(shown("run", wanted=options.progress))
         output = stack.enter_context(written(options, board))
-        bad = None
         if on_error not in ("stop", "skip"):
-            if mixes(on_error, options.output):
-                raise click.BadParameter(
-                    f"{on_error} is where the results go; name another file",
-                    param_hint="'--on-error'",
-                )
-            try:
-                (fd,) = stack.enter_context(opened(on_error))
-            except OpenError as error:
-                raise click.BadParameter(
-                    f"neither stop nor skip, and no file that can be written: {error}",
-                    param_hint="'--on-error'",
-                ) from None
-            bad = Output(fd, on_error)
+            _check_elsewhere(on_error, options.output)
+        bad = stack.enter_context(_kept(on_error))
         count = 0
 
         def told(failure: Any) -> None:

@@ -119,6 +119,8 @@ class StageGraph:
         Raises:
             BuildError: There is none, or there are several.
         """
+        if name in self.by_name:
+            return self.by_name[name]
         found = find(self.top, name, self.top, "this pipeline")
         if len(found) != 1:
             raise BuildError(f"{name!r} is a pipeline of several stages, not a stage")

@@ -55,12 +55,17 @@ class ExecutionPlan:
         if self._graph is None:
             graph = build(self.pipeline)
             check_runnable(graph)
-            for stage in graph.stages:
-                anchor = _anchor(stage, graph, self._anchors)
-                if anchor is not None:
-                    self._anchors[stage] = anchor
-            self._graph = graph
+            self.replace(graph)
         return self
+
+    def replace(self, graph: StageGraph) -> None:
+        """Have it carry out another graph of the same stages."""
+        self._anchors.clear()
+        for stage in graph.stages:
+            anchor = _anchor(stage, graph, self._anchors)
+            if anchor is not None:
+                self._anchors[stage] = anchor
+        self._graph = graph
 
     @property
     def graph(self) -> StageGraph:

@@ -46,7 +46,6 @@ from .._process import (
     exit_failed,
     interrupted,
     our_thread,
-    ours,
 )
 from ..codec.codec import Codec, Functions
 from ..runs.window import left_error

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-__all__ = ["KEEP", "Failure", "FailureLog", "Failures", "check_keep", "formatted", "noted"]
+__all__ = [
+    "KEEP",
+    "Failure",
+    "FailureLog",
+    "Failures",
+    "check_keep",
+    "formatted",
+    "literal",
+    "noted",
+]
 
 _encoding = threading.local()  # errors: those of the failures that are being encoded
 
@@ -142,6 +151,12 @@ class Failure:
             "outputs": list(self.outputs),
         }
 
+    def line(self) -> str:
+        """The record as JSON, for a file, with the item as a literal."""
+        import json
+
+        return json.dumps({**self.record(), "literal": literal(self.item)})
+
 
 class Failures(list[Failure]):
     """The failures of a run: a list, with ways to keep them."""
@@ -155,14 +170,14 @@ class Failures(list[Failure]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write them to a file, a JSON object a line, as `to_records` has them; what is there is
-        replaced. ``forkmill run MODULE:GRAPH --map ... --only-failed FILE`` runs these items again.
+        replaced. ``forkmill run MODULE:NAME --only-failed FILE`` runs these items again: of a
+        graph that maps by their index, of a pipeline by `literal`, which is the item as Python
+        writes it, or null if that would not be the same.
 
         Raises:
             OSError: It cannot be written.
         """
-        import json
-
-        text = "".join(f"{json.dumps(record)}\n" for record in self.to_records())
+        text = "".join(f"{failure.line()}\n" for failure in self)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
 
@@ -198,6 +213,28 @@ def _is_plain(value: Any) -> bool:
     except (TypeError, ValueError, RecursionError):
         return False
     return True
+
+
+_LITERALS = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
+def literal(value: Any) -> str | None:
+    """A value as Python writes it, if `ast.literal_eval` makes the very same of that."""
+    try:
+        return repr(value) if _is_literal(value) else None
+    except (RecursionError, ValueError):  # it leads to itself; an int of very many digits
+        return None
+
+
+def _is_literal(value: Any) -> bool:
+    kind = type(value)
+    if kind is float or kind is complex:
+        return bool(abs(value) < float("inf"))
+    if kind is dict:
+        return all(map(_is_literal, value)) and all(map(_is_literal, value.values()))
+    if kind is list or kind is tuple or kind is set:
+        return all(map(_is_literal, value))
+    return kind in _LITERALS
 
 
 def _brief(thing: Any, most: int) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _checks, events
 from .._watch import Watch, sinks_of
+from ..errors import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ def watched(
     # What stands for a function of the user's works for a run that tells of it itself.
     if not shown.sinks and (not events.heard() or hasattr(call.fn, "_forkmill_label")):
         return lazy(call)
-    name = getattr(call.fn, "__name__", None) or type(call.fn).__name__
+    name = getattr(call.fn, "__name__", None) or name_of(call.fn)
     watch = Watch("map", str(name), shown.sinks)
     call.told = watch.run
     try:

@@ -26,6 +26,7 @@ __all__ = [
     "EARS",
     "GONE",
     "INSTALLED",
+    "LATE",
     "OUR_THREADS",
     "SHARES",
     "STREAM",
@@ -120,10 +121,12 @@ _known: dict[str, Any] = {}  # what ours() has given
 
 # forkmill.events, once it is loaded: until then nobody hears anything; what tells it what has
 # happened to pools, asked while somebody hears all; and what hears tasks of other processes (their
-# `listen` and `hear`), while somebody hears anything.
+# `listen` and `hear`), while somebody hears anything. What has begun without telling anybody begins
+# to when there is somebody who hears all: LATE.
 STREAM: list[Any] = []
 TELLERS: dict[Callable[[], object], None] = {}
 EARS: dict[Any, None] = {}
+LATE: list[Callable[[], object]] = []
 
 # The extension, once it is loaded: by it tasks of this process speak to the one that they work for,
 # and what is large is copied.

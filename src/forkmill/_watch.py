@@ -10,10 +10,12 @@ Threads: any.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from . import events
 from ._offers import offered
+from ._said import within
 
 __all__ = ["Watch", "sinks_of"]
 
@@ -49,6 +51,7 @@ class Watch:
         source: As for `Emitter`.
         name: What is called.
         sinks: From `sinks_of`.
+        origin: For whom the code works that has begun it, from `_said.here`.
 
     Attributes:
         failures: How many items have failed.
@@ -56,8 +59,11 @@ class Watch:
 
     __slots__ = ("_emitter", "_figures", "_name", "_over", "failures")
 
-    def __init__(self, source: str, name: str, sinks: tuple[Any, ...]) -> None:
-        self._emitter = events.Emitter.beginning(source)
+    def __init__(
+        self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None
+    ) -> None:
+        with within(*origin[:2]) if origin is not None else nullcontext():
+            self._emitter = events.Emitter.beginning(source)
         self._name = name
         self._figures: Any = None
         self._over = False

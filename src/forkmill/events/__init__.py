@@ -75,7 +75,7 @@ import os
 import sys
 from typing import Any
 
-from .._process import EARS, STREAM
+from .._process import EARS, LATE, STREAM
 from .._said import short
 from .bus import bus as _bus
 from .emitter import Emitter, PartOf, bare, bare_ones, current, emitters
@@ -155,6 +155,8 @@ def subscribe(
         _bus.add(subscriber, _bus.everyone)
         if not _bus.begin():
             raise RuntimeError("no thread can be started that would tell the events")
+        for look in LATE:
+            look()
     except BaseException:
         subscriber.end()
         _bus.subscribers.pop(subscriber, None)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, ove
 from .. import _checks, errors
 from .._checks import hinted, named
 from .._process import STREAM
+from .unseen import unseen
 from .window import Closable, LazyCall
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ class Face(concurrent.futures.Executor, Generic[V]):
         """`_lazy`, and whoever wants to see how far it is does."""
         heard = STREAM and STREAM[0].heard()  # by who hears everything
         if not heard and progress is False and total is None and report is None and sinks == ():
-            return self._lazy(call)
+            return unseen(self._lazy(call), call, self._max_workers)
         from .watched import Shown, watched
 
         shown = Shown(progress, total, sinks, report)

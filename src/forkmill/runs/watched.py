@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _checks, events
 from .._watch import Watch, sinks_of
-from ..errors import name_of
+from .unseen import label_of, total_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,14 +55,11 @@ def watched(
         shown: Who hears of it, beside those who hear everything.
         workers: How many work on it at once.
     """
-    total = shown.total
-    if total is None and call.quick():
-        total = min(map(len, call.iterables))  # type: ignore[arg-type]
+    total = total_of(call) if shown.total is None else shown.total
     # What stands for a function of the user's works for a run that tells of it itself.
     if not shown.sinks and (not events.heard() or hasattr(call.fn, "_forkmill_label")):
         return lazy(call)
-    name = getattr(call.fn, "__name__", None) or name_of(call.fn)
-    watch = Watch("map", str(name), shown.sinks)
+    watch = Watch("map", label_of(call.fn), shown.sinks)
     call.told = watch.run
     try:
         results: Any = lazy(call)

@@ -241,8 +241,13 @@ class Window(Generic[W]):
     def _let_go(self) -> None:
         """Free what the subclass has, and wake who waits. Can be done again."""
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is at its end."""
+        return self._closed
+
     def watch(self, watch: Any, total: int | None, workers: int) -> None:
-        """Tell how far it is from here on. Once, by who has made it."""
+        """Tell how far it is from here on. Once, by who has made it, or in another thread."""
         self._watch = watch
         known = {"total": total, "workers": workers}
         feed = self._feed

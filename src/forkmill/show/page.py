@@ -108,6 +108,7 @@ def _summary(record: Record, notes: Sequence[str]) -> str:
         ("items", _done(facts)),
         ("steps", facts.get("step")),
         ("failures", failed or 0),
+        ("from caches", f"{record.cached.total():,}" if record.cached else ""),
         ("bottleneck", stats.get("bottleneck") or ""),
         ("run", facts.get("run", "")),
     ]
@@ -183,8 +184,9 @@ def _timeline(record: Record) -> str:
 
 
 def _stages(record: Record) -> str:
-    columns = ("stage", "context", ">workers", ">in", ">out", ">failed", ">busy", ">p50", ">p90",
-               ">p99")  # fmt: skip
+    cached = record.cached
+    columns = ("stage", "context", ">workers", ">in", ">out", ">failed",
+               *((">cached",) if cached else ()), ">busy", ">p50", ">p90", ">p99")  # fmt: skip
     where = {node["name"]: node for node in (record.plan or {}).get("nodes", ())}
     rows = []
     for name, one in _figures(record).items():
@@ -193,7 +195,8 @@ def _stages(record: Record) -> str:
         rows.append((
             name, one.get("context") or node.get("context") or "",
             one.get("workers") or node.get("workers") or "",
-            *(_count(one[key]) for key in ("in", "out", "failed")), busy,
+            *(_count(one[key]) for key in ("in", "out", "failed")),
+            *((_count(cached[plain(name)]),) if cached else ()), busy,
             *(span(one.get(key)) for key in ("p50", "p90", "p99")),
         ))  # fmt: skip
     return _table("Stages", columns, rows)

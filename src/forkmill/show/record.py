@@ -65,6 +65,7 @@ class Record:
         plan: {"nodes", "edges"}, or None.
         stats: As `RunStats.as_dict()`, or None.
         stages: By name, as it was told last; where there are no stats.
+        cached: By stage, how many results a cache had.
         names: Those of stages, of which bars have the number.
         rows: The timeline's, from the top: who worked.
         seen: How many calls were measured.
@@ -80,6 +81,7 @@ class Record:
         self.plan: dict[str, Any] | None = None
         self.stats: dict[str, Any] | None = None
         self.stages: dict[str, dict[str, Any]] = {}
+        self.cached: Counter[str] = Counter()
         self.names: dict[str, int] = {}
         self.rows: dict[str, int] = {}
         self.began = 0.0
@@ -165,6 +167,11 @@ class Record:
         first = event["data"]["first"]
         numbers = [first + int(number) for number in values[::3]]
         self._bars(values[2::3], values[1::3], stage, row, numbers)
+
+    def _cached(self, event: dict[str, Any]) -> None:
+        name = plain(event["name"] or "")
+        if name in self.cached or len(self.cached) < _MOST_NAMES:
+            self.cached[name] += event["data"].get("count", 1)
 
     def _span(self, event: dict[str, Any]) -> None:
         seconds = event["seconds"]
@@ -294,6 +301,7 @@ _HANDLERS = {
     "run_finished": Record._finished,
     "progress": Record._progress,
     "items": Record._items,
+    "cached": Record._cached,
     "item_failed": Record._failed,
     **dict.fromkeys(("node_started", "node_finished", "node_failed"), Record._node),
     **dict.fromkeys(

@@ -135,16 +135,15 @@ class Teller:
 
     def run_started(self, session: str, point: Point, answers: int | None = None) -> None:
         """A run begins; with answers it is one that goes on."""
+        where: dict[str, Any] = {"session": session, "step": point.step, "seq": point.seq}
+        plan = self._plan
+
+        def about() -> tuple[str, dict[str, Any]]:
+            return plan.name, {"graph": plan.hash, "total": None, "plan": _drawn(plan), **where}
+
+        self.emitter.about = about
         if self.heard:
-            where: dict[str, Any] = {"session": session, "step": point.step, "seq": point.seq}
-            self.emitter.emit(
-                "run_started",
-                self._plan.name,
-                graph=self._plan.hash,
-                total=None,
-                plan=_drawn(self._plan),
-                **where,
-            )
+            self.emitter.emit("run_started", plan.name, **about()[1])
             if answers is not None:
                 self.emitter.emit("resumed", self._plan.name, answers=answers, **where)
         self.emitter.begin(self._progress)

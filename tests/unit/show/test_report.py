@@ -364,3 +364,17 @@ def test_nodes_of_a_graph_are_counted() -> None:
     ):
         record.take({**head, **tail, "kind": kind, "name": "n", "data": data})
     assert record.stages == {"n": {"in": 2, "out": 1, "failed": 1}}
+
+
+@fm.node(output_name="twice", cache=True)
+def twice(n: int) -> int:
+    return 2 * n
+
+
+def test_what_caches_had_is_counted(tmp_path: Path) -> None:
+    for had in (0, 40):
+        engine = fm.LocalEngine("threaded", cache=fm.DiskCache(tmp_path / "cache"))
+        page = tmp_path / f"{had}.html"
+        fm.Graph([twice]).map({"n": list(range(40))}, "n", engine=engine, report=page)
+        text = page.read_text()
+        assert ("from caches</dt><dd>40" in text) == ("<th>cached" in text) == bool(had)

@@ -12,11 +12,12 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from rich.cells import cell_len
@@ -695,3 +696,48 @@ def test_who_comes_late_sees_the_plan_too(runtime: Path, run: Any) -> None:
         (shown,) = looked(source)["runs"]
         assert shown["title"] == "words" and shown["edges"] == [[0, 1]]
         assert shown["part"] is not None and shown["stages"][1]["context"] == "ipc_fork:2"
+
+
+class Steps(TypedDict):
+    n: int
+
+
+def test_who_comes_late_sees_maps_and_state_graphs_too(runtime: Path) -> None:
+    go = threading.Event()
+
+    def wait(state: Any) -> Any:
+        assert go.wait(30)
+        return {"n": 1}
+
+    states = fm.StateGraph(Steps)
+    states.add_node("waiting", wait)
+    states.add_edge(fm.START, "waiting")
+    states.add_edge("waiting", fm.END)
+    handle = states.compile().start({"n": 0})
+    with fm.executor("thread:1") as executor:
+        results = executor.map(wait, range(3))
+        try:
+            with fm.serve_top(), contextlib.closing(link.Link(os.getpid())) as source:
+                until(lambda: len(looked(source)["runs"]) == 2)
+                shown = {run["source"]: run for run in looked(source)["runs"]}
+                assert [stage["name"] for stage in shown["stategraph"]["stages"]] == ["waiting"]
+                assert shown["map"]["title"] == "wait" and shown["map"]["part"] == 0.0
+                go.set()
+                assert len(list(results)) == 3
+                handle.result()
+                until(lambda: {run["status"] for run in looked(source)["runs"]} == {"completed"})
+                assert {run["title"] for run in looked(source)["runs"]} >= {"wait"}
+        finally:
+            go.set()
+
+
+def test_a_map_that_was_over_before_anybody_came_is_not_told(runtime: Path) -> None:
+    kinds: list[str] = []
+    with fm.executor("inline") as executor:
+        over = executor.map(abs, range(3))
+        assert list(over) == [0, 1, 2]
+        dropped = executor.map(abs, range(3))
+        dropped.close()
+        end = fm.subscribe(lambda event: kinds.append(event["kind"]))
+        end()
+    assert kinds == []

@@ -123,7 +123,7 @@ class Server:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """As a sink: something has happened."""
-        if event["kind"] == "progress" and not self._scene.knows(event["run"]):
+        if event["kind"] != "run_started" and not self._scene.knows(event["run"]):
             self._late(event)
         self._scene.take(event)
 

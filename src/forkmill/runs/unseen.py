@@ -1,0 +1,64 @@
+"""Lazy calls that nobody watches: who hears everything from later on learns of them then.
+
+    Face.map ──▶ unseen ──▶ the iterator, as ever
+                    └── name, total, workers ──▶ _late, if there comes a subscriber ──▶ Watch
+
+Guarantees: nothing is loaded and nothing is done an item; the iterator lives as long as without.
+
+Threads: `unseen` in that of the caller, `_late` in that of whoever subscribes.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .._process import LATE
+from .._said import here
+from ..errors import name_of
+
+if TYPE_CHECKING:
+    from .window import Closable, LazyCall
+
+__all__ = ["label_of", "total_of", "unseen"]
+
+_OPEN: dict[weakref.ref[Any], tuple[str, int | None, int, Any]] = {}
+
+
+def unseen(results: Closable[Any], call: LazyCall, workers: int) -> Closable[Any]:
+    """The iterator of a lazy call, which can be watched later."""
+    if hasattr(results, "watch") and not hasattr(call.fn, "_forkmill_label"):
+        facts = (label_of(call.fn), total_of(call), workers, here())
+        _OPEN[weakref.ref(results, _gone)] = facts
+    return results
+
+
+def label_of(fn: Any) -> str:
+    """What a lazy call of a function is called."""
+    return str(getattr(fn, "__name__", None) or name_of(fn))
+
+
+def total_of(call: LazyCall) -> int | None:
+    """How many items there are, if the input says so without running code of the user's."""
+    return min(map(len, call.iterables)) if call.quick() else None  # type: ignore[arg-type]
+
+
+def _gone(ref: weakref.ref[Any]) -> None:
+    _OPEN.pop(ref, None)
+
+
+def _late() -> None:
+    """There is somebody who hears everything."""
+    for ref in [*_OPEN]:
+        facts, results = _OPEN.pop(ref, None), ref()
+        if facts is None or results is None or results.closed:
+            continue
+        from .._watch import Watch
+
+        name, total, workers, origin = facts
+        results.watch(Watch("map", name, (), origin), total, workers)
+
+
+LATE.append(_late)
+os.register_at_fork(after_in_child=_OPEN.clear)

@@ -59,9 +59,7 @@ class Watch:
 
     __slots__ = ("_emitter", "_figures", "_name", "_over", "failures")
 
-    def __init__(
-        self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None
-    ) -> None:
+    def __init__(self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None) -> None:
         with within(*origin[:2]) if origin is not None else nullcontext():
             self._emitter = events.Emitter.beginning(source)
         self._name = name

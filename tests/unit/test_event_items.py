@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 from collections import defaultdict
 from typing import Any
@@ -137,3 +139,68 @@ def test_a_map_is_left_alone_where_nobody_asks_for_items() -> None:
     finally:
         end.end()
     assert "items" not in {event["kind"] for event in told}
+
+
+def slow(batch: Any) -> Any:
+    time.sleep(0.001)
+    return batch
+
+
+def test_long_calls_of_an_inline_stage_are_all_measured() -> None:
+    """Beside a stage of short ones, and seldom called, so that slices are large."""
+    sink = Sink("items")
+    line = fm.Pipeline().source(range(2000)).map(plus, name="a", context="thread:2").batch(50)
+    line.map(slow, name="slow").run(sinks=[sink])
+    assert sink.calls["slow"] == sink.measured["slow"] == 40
+
+
+class Hears(Sink):
+    """And when the run ends, and of which run the calls are."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.kinds: list[str] = []
+        self.runs: set[Any] = set()
+
+    def __call__(self, event: Any) -> None:
+        super().__call__(event)
+        self.kinds.append(event["kind"])
+        self.runs.add(event["run"])
+
+
+@pytest.mark.parametrize("detail", ["items", "every"])
+def test_the_sinks_of_a_map_hear_of_its_calls_before_its_end(detail: str) -> None:
+    own, other = Hears(detail), Hears("runs")
+    with fm.ProcessPool(2, start_method="fork") as pool:
+        assert list(pool.map(abs, range(-2000, 0), sinks=[own, other])) == [*range(2000, 0, -1)]
+        with fm.executor("inline") as inline:
+            assert list(inline.map(abs, range(3))) == [0, 1, 2]
+        adding = functools.partial(operator.add, 1)
+        assert sum(pool.map(adding, range(10), sinks=[own])) == 55
+        failing = pool.map(divmod, [1, 1], [0, 1], return_exceptions=True, sinks=[own])
+        assert isinstance(next(failing), ZeroDivisionError) and next(failing) == (1, 0)
+        assert list(failing) == []
+    assert sum(own.calls.values()) == 2012 and own.calls["abs"] == 2000
+    assert own.kinds[-1] == "run_finished" and len(own.runs) == 3
+    assert "items" not in other.kinds and not other.calls
+    if detail == "every":
+        assert own.measured == own.calls
+
+
+def test_what_many_calls_took_is_one_event() -> None:
+    """The process that asks does nothing a chunk: what it looks at ten times a second is joined."""
+    told: list[Any] = []
+    end = fm.subscribe(told.append, detail="items")
+    try:
+        with fm.ProcessPool(1, start_method="fork") as pool:
+            assert len(list(pool.map(abs, range(20_000), chunksize=100))) == 20_000
+        end()
+    finally:
+        end.end()
+    items = [event for event in told if event["kind"] == "items"]
+    assert sum(event["data"]["count"] for event in items) == 20_000
+    assert len(items) < 20_000 / 100 / 4, "fewer than chunks"
+    calls = [call for event in items for call in fm.events.expand(event)]
+    assert [call["number"] for call in calls] == [*range(20_000)]
+    begins = [call["begin"] for call in calls if call["begin"] is not None]
+    assert len(begins) >= 20_000 / 64 and begins == sorted(begins)

@@ -432,6 +432,7 @@ app.add_command(top_)
 )
 @click.option("--no-compare", is_flag=True, help="Only the job, without the comparison.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only so many files.")
+@progress_option
 @report_option
 @top_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
@@ -440,6 +441,7 @@ def demo(
     output: Path,
     no_compare: bool,
     limit: int | None,
+    progress: bool,
     report: Path | None,
     top: bool,
     as_json: bool,
@@ -466,7 +468,7 @@ def demo(
     if not as_json:
         click.echo(job.plan.describe() + "\n")
     try:
-        with dashboard, shown("demo", wanted=not top) as board:
+        with dashboard, shown("demo", wanted=progress and not top) as board:
             job.run([*sinks, board] if board.on else sinks)
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:

@@ -192,7 +192,9 @@ class Failures(list[Failure]):
     def _repr_html_(self) -> str:
         rows = [(f.stage, _brief(f.item, 200), _brief(f.error, 200), f.attempts) for f in self]
         columns = ("stage", "item", "error", ">attempts")
-        html: str = offered("html_of")(f"{len(self):,} failures", columns, rows)
+        html: str = offered("html_of")(
+            f"{len(self):,} failure{'' if len(self) == 1 else 's'}", columns, rows
+        )
         return html
 
 

@@ -170,7 +170,10 @@ class Board:
         """What there is to say of it beside its title, the most important first."""
         done = amount(self.done, self.unit)
         of = f"/{amount(self.total, self.unit)}" if self.total is not None else ""
-        unit = "" if self.unit == "bytes" else f" {self.unit}"
+        one = self.done == 1 and self.total in (None, 1)
+        unit = (
+            "" if self.unit == "bytes" else f" {self.unit.removesuffix('s') if one else self.unit}"
+        )
         found = [f"{done}{of}{unit}"]
         if self.status:
             found.insert(0, self.status)

@@ -453,6 +453,7 @@ class Driver(Run[Operator]):
         self.events.about = self._about
         self.events.driven = self.events.driven or self
         self.every = self.events.detail == "every"
+        self.detailed = self.events.detail != "runs"
         if self.events.heard:
             title, facts = self._about()
             self.events.emit("run_started", title, **facts)

@@ -111,6 +111,9 @@ class Phase(enum.Enum):
 
 
 _TELL_S = 5e-3  # between two events about the calls of a stage
+_SHORT_S = 20e-6  # calls that take longer are all measured, for who hears of each
+_KNOWN = 16  # measured calls that tell what a stage's take
+_SURELY = 1000  # items behind which a stage that none has come to is not waited for
 
 
 class Calls:
@@ -459,7 +462,20 @@ class Operator:
 
     def _all_timed(self) -> bool:
         """Whether the calls of a whole slice are measured."""
-        return self._slice <= 4 * TIMED or self.driver.every
+        if self._slice <= 4 * TIMED or self.driver.every:
+            return True
+        return self.driver.detailed and self._may_take_long(max(self.came, self.out))
+
+    def _may_take_long(self, came: int) -> bool:
+        """Whether a call of the group is not known to be short, of so many items that have come."""
+        if self.fn is not None and self.kind != "producer":
+            measured = self.reservoir.count
+            if measured >= _KNOWN:
+                if self.sampled >= _SHORT_S * measured:
+                    return True
+            elif self.came or came < _SURELY:
+                return True
+        return any(target._may_take_long(came) for target in self.targets if target.fused)
 
     def run_of(self, entry: bool, timed: bool) -> Callable[[Iterable[Any]], Iterator[Any]]:
         """The compiled run that hangs on this operator."""

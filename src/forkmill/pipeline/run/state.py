@@ -79,6 +79,7 @@ class Run(ABC, Generic[Op]):
         self.sign_path = ""
         self.events: Any = events.Emitter.beginning("pipeline")
         self.every = False  # each call is measured
+        self.detailed = False  # somebody wants to know of calls
         self.outputs = Outlet(stream)
         self.failures = FailureLog(check_keep(keep_failures))
         self.bell = Bell()

@@ -103,10 +103,11 @@ def _listed(found: list[int]) -> int:
 def _print(source: Source, run: str, size: tuple[int, int]) -> None:
     import time
 
+    from ..show.text import encoding_of
     from ..show.top.desk import Desk
     from ..show.top.look import LEAST, glyphs_for
 
-    desk = Desk(source, glyphs_for(sys.stdout.encoding), run)
+    desk = Desk(source, glyphs_for(encoding_of(sys.stdout)), run)
     until = time.monotonic() + 5.0
     while not desk.source.over:
         more = source.look(0.5)
@@ -122,9 +123,10 @@ def _print(source: Source, run: str, size: tuple[int, int]) -> None:
 
 
 def _show(source: Source, run: str, until_end: bool) -> None:
+    from ..show.text import encoding_of
     from ..show.top.app import Top
     from ..show.top.desk import Desk
     from ..show.top.look import glyphs_for
 
-    encoding = getattr(sys.__stderr__, "encoding", None)  # where textual draws
+    encoding = encoding_of(sys.__stderr__)  # where textual draws
     Top(Desk(source, glyphs_for(encoding), run, until_end=until_end)).run()

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .text import plain
+from .text import encoding_of, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,9 +30,16 @@ _COLUMNS = ("stage", "context", ">in", ">out", ">failed", ">waiting")
 _NARROW = 64  # columns of a terminal that has no room for contexts
 
 
+class _Screen(Console):
+    @property
+    def encoding(self) -> str:
+        """What bars are drawn in."""
+        return encoding_of(self.file)
+
+
 def console() -> Console:
     """Standard error, as it is now."""
-    return Console(stderr=True, markup=False, emoji=False, highlight=False)
+    return _Screen(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def live(screen: Console) -> Live:

@@ -10,11 +10,12 @@ Threads: any.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from .._checks import printable
 
-__all__ = ["amount", "clock", "lines", "plain", "span"]
+__all__ = ["amount", "clock", "encoding_of", "lines", "plain", "span"]
 
 _MOST = 200
 
@@ -46,6 +47,26 @@ def clock(seconds: float) -> str:
     minutes, s = divmod(whole, 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def encoding_of(stream: Any) -> str:
+    """What a terminal shows that a stream leads to: by the locale, where that says C.
+
+    Python takes UTF-8 for the locale C, and may put that into LC_CTYPE; what the user has said is
+    in the others then. PYTHONIOENCODING goes before all of them.
+    """
+    told = os.environ.get
+    found = getattr(stream, "encoding", None) or "ascii"
+    if told("PYTHONIOENCODING"):
+        return found
+    kind = told("LC_CTYPE", "")
+    if kind in ("C.UTF-8", "C.utf8", "UTF-8") and told("LANG") in _PLAIN:
+        kind = ""
+    locale = told("LC_ALL") or kind or told("LANG")
+    return "ascii" if locale in _PLAIN else found
+
+
+_PLAIN = ("C", "POSIX")
 
 
 def span(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.progress_bar import ProgressBar
 
 import forkmill as fm
+from forkmill.show import draw, text
 from forkmill.show import progress as progress_module
 from forkmill.show.board import Board
 from forkmill.show.text import amount, clock, lines, plain, span
@@ -361,3 +364,32 @@ def test_who_hears_everything_hears_of_maps_too() -> None:
     runs = [(e["kind"], e["name"]) for e in seen if e["source"] == "map" and "run_" in e["kind"]]
     assert runs == [("run_started", "abs"), ("run_finished", "abs")]
     assert any(event["source"] == "graph" for event in seen)
+
+
+@pytest.mark.parametrize(
+    ("variables", "boxes"),
+    [
+        ({"LANG": "en_US.UTF-8"}, True),
+        ({"LANG": "C"}, False),
+        ({"LANG": "C", "LC_CTYPE": "C.UTF-8"}, False),  # as Python itself puts it there
+        ({"LANG": "en_US.UTF-8", "LC_CTYPE": "C.UTF-8"}, True),
+        ({"LANG": "en_US.UTF-8", "LC_ALL": "POSIX"}, False),
+        ({"LC_ALL": "C", "PYTHONIOENCODING": "utf-8"}, True),
+        ({}, True),
+    ],
+)
+def test_bars_are_ascii_where_the_locale_is(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], boxes: bool
+) -> None:
+    for name in ("LANG", "LC_ALL", "LC_CTYPE", "PYTHONIOENCODING"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", written)
+    assert (text.encoding_of(written) == "utf-8") == boxes
+    screen = draw.console()
+    screen.print(ProgressBar(total=1.0, completed=0.5, width=10))
+    written.flush()
+    drawn = written.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert drawn.isascii() != boxes

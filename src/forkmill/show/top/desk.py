@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..text import plain
-from .look import SECTIONS, View, chosen, frame, rows_of
+from .look import SECTIONS, View, chosen, details, frame, rows_of
 from .procs import Procs
 
 if TYPE_CHECKING:
@@ -206,11 +206,7 @@ class Desk:
         if "number" in row:
             self._ask("failure", row["number"], page=True)
             return
-        names = [name for name in row if name not in ("slow", "since")]
-        width = max(map(len, names))
-        shown = [f"{name:<{width}}  {'' if row[name] is None else plain(row[name], 1000)}"
-                 for name in names]  # fmt: skip
-        self.view.text, self.view.top = "\n".join(shown), 0
+        self.view.text, self.view.top = details(self.view.section, row), 0
 
     def _ask(self, do: str, which: Any, *, page: bool) -> None:
         self._awaited[self.source.ask(do, which)] = page

@@ -39,7 +39,17 @@ if TYPE_CHECKING:
     Span = tuple[str, str]
     Line = list[Span]
 
-__all__ = ["LEAST", "SECTIONS", "Glyphs", "View", "chosen", "frame", "glyphs_for", "rows_of"]
+__all__ = [
+    "LEAST",
+    "SECTIONS",
+    "Glyphs",
+    "View",
+    "chosen",
+    "details",
+    "frame",
+    "glyphs_for",
+    "rows_of",
+]
 
 LEAST = (40, 10)  # columns and lines
 SECTIONS = ("stages", "workers", "failures and log")
@@ -166,7 +176,7 @@ _STAGES = (
     Column("in", -9, _count("in"), _by("in")),
     Column("out", -9, _count("out"), _by("out")),
     Column("failed", -7, _count("failed"), _by("failed")),
-    Column("queue", -9, _queue, _by("queue")),
+    Column("queue", -12, _queue, _by("queue")),
     Column("busy", -8, _time("busy"), _by("busy"), 72),
     Column("p50", -8, _time("p50"), _by("p50"), 100),
     Column("p99", -8, _time("p99"), _by("p99"), 100),
@@ -214,6 +224,16 @@ _NEWS = (
     Column("text", 0, _said("text"), _said("text")),
 )
 _TABLES = (_STAGES, _WORKERS, _NEWS)
+
+
+def details(section: int, row: dict[str, Any]) -> str:
+    """All that is known of a row of a part, a line each, whatever the terminal's width."""
+    shown = {column.head.strip(): column.text(row).strip() for column in _TABLES[section]}
+    for name in ("workers", "text"):
+        if row.get(name) is not None:
+            shown[name] = plain(row[name], 1000)
+    width = max(map(len, shown))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in shown.items())
 
 
 def chosen(scene: dict[str, Any], view: View) -> dict[str, Any] | None:
@@ -290,7 +310,7 @@ def _fit(text: str, width: int, glyphs: Glyphs) -> str:
 def _cell(text: str, width: int, glyphs: Glyphs) -> str:
     if width >= 0:
         return _fit(text, width, glyphs)
-    shown = _fit(text, min(-width, max(cell_len(text), 1)), glyphs)
+    shown = _fit(text, min(-width - 1, max(cell_len(text), 1)), glyphs)  # a gap before it
     return " " * max(0, -width - cell_len(shown)) + shown
 
 

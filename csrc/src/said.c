@@ -15,6 +15,8 @@
  *     times out, is tried  task, and said again if that runs again
  *     again
  *     it is recalled       it has not begun, so it has said nothing
+ *     it is TIMES          an outcome does not wait for it; who takes words
+ *                          takes it too, and all of it at the end of a map
  *     the ring is full     the speaker waits for a moment, then the word is
  *                          lost, and counted
  *     nobody listens       `heard` is 0: the speaker makes no word at all

@@ -55,9 +55,10 @@ class Watch:
 
     Attributes:
         failures: How many items have failed.
+        settle: Called before the end is told, if anybody hears of items: tells what is left.
     """
 
-    __slots__ = ("_emitter", "_figures", "_name", "_over", "failures")
+    __slots__ = ("_emitter", "_figures", "_name", "_over", "failures", "settle")
 
     def __init__(self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None) -> None:
         with within(*origin[:2]) if origin is not None else nullcontext():
@@ -66,6 +67,7 @@ class Watch:
         self._figures: Any = None
         self._over = False
         self.failures = 0
+        self.settle: Any = None
         for sink in sinks:
             self._emitter.attach(sink)
 
@@ -101,5 +103,7 @@ class Watch:
             self._emitter.emit("progress", **self._figures())
         if self._emitter.detail != "runs":
             events.hear()  # what calls took comes before the end
+            if self.settle is not None:
+                self.settle()
         self._emitter.emit("run_finished", self._name, status=status)
         self._emitter.finish(events.DRAIN_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import operator
 import time
@@ -204,3 +205,24 @@ def test_what_many_calls_took_is_one_event() -> None:
     assert [call["number"] for call in calls] == [*range(20_000)]
     begins = [call["begin"] for call in calls if call["begin"] is not None]
     assert len(begins) >= 20_000 / 64 and begins == sorted(begins)
+
+
+async def later(x: int) -> int:
+    await asyncio.sleep(0)
+    return x + 1
+
+
+@pytest.mark.parametrize("detail", ["items", "every"])
+@pytest.mark.parametrize("spec", ["inline", "thread:2", "cow_fork:2", "async:4"])
+def test_maps_of_executors_tell_of_their_calls(spec: str, detail: str) -> None:
+    sink = Hears(detail)
+    fn: Any = later if spec == "async:4" else plus
+    with fm.executor(spec) as executor:
+        assert list(executor.map(fn, range(40), sinks=[sink])) == [*range(1, 41)]
+        failing = executor.map(divmod, [1, 1], [0, 1], return_exceptions=True, sinks=[sink])
+        assert isinstance(next(failing), ZeroDivisionError) and next(failing) == (1, 0)
+        assert list(failing) == []
+    assert sink.calls == {fn.__name__: 40, "divmod": 2}
+    assert sink.kinds[-1] == "run_finished" and len(sink.runs) == 2
+    if detail == "every":
+        assert sink.measured == sink.calls

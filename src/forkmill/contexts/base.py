@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
 from .. import _checks, errors
 from .._late import WeakSet
 from .._process import SHARES, Change, cpus, interrupted
+from ..runs.clocked import clocked
 from ..runs.executor import Face, Options
 from ..runs.window import Results, left_error
 
@@ -476,7 +477,7 @@ class _Face(Face["View"]):
     def _lazy(self, call: LazyCall) -> Closable[Any]:
         self._whole._check_open()
         window = call.buffersize or max(self._whole.window, call.chunksize or 1)
-        fn = call.fn
+        fn = clocked(call)
         submit = self.submit
 
         def accept(args: Any) -> Future[Any]:

@@ -66,5 +66,6 @@ def watched(
     except BaseException:
         watch.forget()
         raise
+    watch.settle = call.settle
     results.watch(watch, total, workers)
     return results  # type: ignore[no-any-return]

@@ -93,6 +93,7 @@ class LazyCall:
         own: The pool is nobody's: what breaks a wait off ends the tasks that run, too.
         told: The run as which it is told: its id, its name, the detail that is wanted; None: it
             is none.
+        settle: Has all that was told that is known of its calls, at its end.
     """
 
     fn: Callable[..., Any]
@@ -105,6 +106,7 @@ class LazyCall:
     star: bool = False
     own: bool = False
     told: tuple[str, str, str] | None = None
+    settle: Callable[[], object] | None = None
 
     def __post_init__(self) -> None:
         _checks.a_callable("fn", self.fn)

@@ -524,20 +524,48 @@ def test_what_is_broken_within_a_recording_is_counted(tmp_path: Path) -> None:
         assert [stage["name"] for stage in source.scene["runs"][0]["stages"]] == ["s"]  # type: ignore
 
 
-def test_a_recording_is_read_in_slices(tmp_path: Path) -> None:
+def test_of_a_huge_recording_the_begin_and_the_end_are_read(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    line = json.dumps(event("progress", stages={"s": {"in": 1, "out": 1}})).encode() + b"\n"
+
+    def line(out: int) -> bytes:
+        told = event("progress", stages={"s": {"in": out, "out": out}})
+        return json.dumps(told).encode() + b"\n"
+
+    def shown(source: Any) -> Any:
+        return source.scene["runs"][0]["stages"][0]["out"]
+
     with path.open("wb") as file:
-        file.write(line * 3000)
-        file.truncate(10 << 30)  # 10 GB, of which the rest is a hole: one line that has no end
+        file.write(line(1) * 3000)
+        file.seek(10 << 30)  # 10 GB, of which the middle is a hole: one line
+        file.write(b"\n" + line(7) * 3)
     with contextlib.closing(link.opened(str(path))) as source:
+        assert isinstance(source, link.Recording) and shown(source) == 1
         begin = time.monotonic()
         assert source.look(0.05) and time.monotonic() - begin < 5
+        while source.look(0.1):
+            assert len(source._rest) <= link._MOST_LINE
+        assert source.note.startswith("10.7 GB in its middle not read; ")
+        assert "no events" not in source.note and shown(source) == 7
+        with path.open("ab") as file:
+            file.write(line(8))
+        assert source.look(0.1) and shown(source) == 8
+
+
+def test_a_line_that_has_no_end_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    good = json.dumps(event("run_started", name="x")).encode() + b"\n"
+    with path.open("wb") as file:
+        file.write(good)
+        file.truncate(link._MOST_LINE + (1 << 20))
+    with contextlib.closing(link.opened(str(path))) as source:
         assert isinstance(source, link.Recording)
-        assert source.note.startswith("reading: 0%") and len(source._rest) <= link._MOST_LINE
-        while source._done < 3 * link._MOST_LINE:
-            source.look(0.1)
-        assert len(source._rest) <= link._MOST_LINE and source.scene["runs"]  # type: ignore[index]
+        while source.look(0.1):
+            assert len(source._rest) <= link._MOST_LINE
+        assert source._skips and not source._rest
+        with path.open("ab") as file:
+            file.write(b"\n" + good)
+        source.look(0.1)
+        assert source.note.startswith("1 line is no event")
 
 
 # ------------------------------------------------------------------------------ textual

@@ -22,7 +22,7 @@ import time
 from typing import Any, Protocol
 
 from ...events import SCHEMA as EVENTS
-from ..text import plain
+from ..text import amount, plain
 from . import place
 from .scene import Scene
 from .server import SCHEMA
@@ -31,6 +31,8 @@ __all__ = ["Link", "LinkError", "Recording", "Source", "opened"]
 
 _MOST_LINE = 16 << 20  # bytes of one event, or of a scene
 _SLICE = 1 << 18  # bytes of a recording between two looks at the clock
+_HEAD = 8 << 20  # bytes that are read of one in any case
+_TAIL = 32 << 20  # bytes that are read of its end, if there is more between
 _HELLO_S = 5.0
 _FIELDS = ("schema", "source", "run", "parent", "time", "monotonic", "kind", "data")
 
@@ -219,6 +221,8 @@ class Recording:
         self._rest = bytearray()  # of a line that is not whole yet
         self._done = self._bad = 0
         self._skips = False  # in a line that is too long
+        self._cut = False  # in one whose begin was passed over
+        self._passed = 0  # bytes
         self._last = 0.0
         self._answers: dict[int, str] = {}
         self._number = 0
@@ -257,16 +261,27 @@ class Recording:
                     self._take(line)
             if len(self._rest) > (0 if self._skips else _MOST_LINE):
                 self._rest, self._skips = bytearray(), True
+            self._pass_over()
             if time.monotonic() >= until:
                 break
         if new or self.scene is None:
             self._draw()
         return new
 
+    def _pass_over(self) -> None:
+        """If there is too much between the head and the end, go on near the end, behind a line that
+        is not read from its begin."""
+        left = os.fstat(self._file.fileno()).st_size - self._file.tell()
+        if self._done >= _HEAD and left > 2 * _TAIL:
+            self._file.seek(left - _TAIL, os.SEEK_CUR)
+            self._done += left - _TAIL
+            self._passed += left - _TAIL
+            self._rest, self._skips, self._cut = bytearray(), True, True
+
     def _take(self, line: bytes) -> None:
         if self._skips or not line.strip():
-            self._bad += self._skips
-            self._skips = False
+            self._bad += self._skips and not self._cut
+            self._skips = self._cut = False
             return
         try:
             event = json.loads(line)
@@ -290,8 +305,11 @@ class Recording:
         notes = []
         if self._done < size and not self.over:
             notes.append(f"reading: {self._done / size:.0%}")
+        if self._passed:
+            notes.append(f"{amount(self._passed, 'bytes')} in its middle not read")
         if self._bad:
-            notes.append(f"{self._bad:,} lines are no events")
+            kind = "line is no event" if self._bad == 1 else "lines are no events"
+            notes.append(f"{self._bad:,} {kind}")
         try:
             facts = self._told.facts()
         except (TypeError, ValueError, KeyError, AttributeError):

@@ -14,6 +14,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from .._late import unbroken
 from .._process import LATE
 from .._said import here
 from ..errors import name_of
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["label_of", "total_of", "unseen"]
 
 _OPEN: dict[weakref.ref[Any], tuple[str, int | None, int, Any]] = {}
+_GONE: list[Any] = []  # the callback of these, once the extension is there
 
 
 def unseen(results: Closable[Any], call: LazyCall, workers: int) -> Closable[Any]:
     """The iterator of a lazy call, which can be watched later."""
     if hasattr(results, "watch") and not hasattr(call.fn, "_forkmill_label"):
         facts = (label_of(call.fn), total_of(call), workers, here())
-        _OPEN[weakref.ref(results, _gone)] = facts
+        if not _GONE:
+            _GONE.append(unbroken(_gone))
+        _OPEN[weakref.ref(results, _GONE[0])] = facts
     return results
 
 

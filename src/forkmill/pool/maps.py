@@ -183,7 +183,6 @@ class Feed(Input[_native.Chunk]):
 
     def finished(self, task: _native.Chunk) -> None:
         """Learn from a chunk once it has all its results."""
-        self.core.native.tell()  # another thread may have taken its outcomes, and not its words
         if self.settled and task.size <= self.light:
             return
         if task.done and task.attempts <= 1:

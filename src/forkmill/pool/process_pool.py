@@ -488,11 +488,11 @@ class ProcessPool(_Face):
             method, no_fork = _start.choose_method(start_method, mp_context)
             self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
             finalize(self, self._core.life.dropped).atexit = False
-            accept = self._core.submitter(Future, self._options)  # made before the fork
             start()
             if options["forward_logs"]:  # after the fork: it has a thread
                 self._core.life.forward_logs()
-            self._accept = accept
+            # After the start, which opens the arena that it keeps.
+            self._accept = self._core.submitter(Future, self._options)
             if self._tells:
                 self._tell()
 

@@ -784,17 +784,30 @@ static int64_t expire_memory(fm_pool *pool, int64_t now)
 }
 
 /* A pool without any worker, that cannot have one. */
-static int64_t expire_births(fm_pool *pool, int64_t now)
+static int64_t births_due(const fm_pool *pool)
 {
     int64_t limit = pool->options.births_ns;
     if (limit <= 0 || !pool->barren_since)
         return FM_FOREVER;
     if (!pool->birth_error) /* nothing was heard at all */
         limit = FM__MAX(limit, SILENCE_NS);
-    if (limit >= FM_FOREVER - pool->barren_since)
-        return FM_FOREVER;
-    if (now < pool->barren_since + limit)
-        return pool->barren_since + limit;
+    return limit >= FM_FOREVER - pool->barren_since
+               ? FM_FOREVER
+               : pool->barren_since + limit;
+}
+
+static int64_t expire_births(fm_pool *pool, int64_t now)
+{
+    int64_t due = births_due(pool);
+    if (due > now)
+        return due;
+    /* Perhaps nobody has led meanwhile, as in a pool that was not used yet:
+     * then what there is to hear waits in the socket. */
+    if (pool->reaper.zygote)
+        read_reports(pool);
+    due = births_due(pool);
+    if (due > now)
+        return due;
     pool->barren_since = 0;
     pool->counts.birth_errno =
         pool->birth_error ? pool->birth_error : ETIMEDOUT;

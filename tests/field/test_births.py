@@ -5,10 +5,13 @@ The limits are set for the zygote alone, or for the whole program: nothing else 
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
 
 import pytest
 
+import forkmill as fm
 import tasks
 from conftest import RunScript
 
@@ -166,3 +169,17 @@ def test_a_site_that_never_ends(run_script: RunScript) -> None:
         """,
         timeout=80,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_a_pool_that_is_not_used_at_once_is_as_good() -> None:
+    """Nobody listens to its zygote meanwhile: what that told lies there, and is heard first."""
+    with contextlib.ExitStack() as stack:
+        pools = [
+            stack.enter_context(fm.ProcessPool(1, start_method=method, init_timeout=1, **options))
+            for method in tasks.METHODS
+            for options in ({}, {"initializer": tasks.identity, "initargs": (1,)})
+        ]
+        time.sleep(32)
+        assert [pool.submit(abs, -1).result(20) for pool in pools] == [1] * len(pools)

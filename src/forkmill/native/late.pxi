@@ -17,6 +17,9 @@ cdef extern from "Python.h":
     int Py_AddPendingCall(int (*call)(void *) except -1, void *owned) noexcept
     object PyMethod_New(object function, object instance)
 
+cdef object _is_finalizing
+from sys import is_finalizing as _is_finalizing  # C: the module has no names at the end
+
 cdef enum:
     _MOST_TRIES = 100  # more often than any timer that a program can live with
 
@@ -30,6 +33,8 @@ cdef int _raise_late(void *owned) except -1:
 cdef bint _is_handlers(object error, dict late) except -1:
     """Whether a handler has raised it, which is noted, together with what others raise meanwhile."""
     cdef int at
+    if _is_finalizing():
+        return False  # no handler runs any more, and modules lose their names
     for at in range(_MOST_TRIES):
         try:
             if not _interrupted(error):

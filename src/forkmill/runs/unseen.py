@@ -45,11 +45,12 @@ def label_of(fn: Any) -> str:
 
 def total_of(call: LazyCall) -> int | None:
     """How many items there are, if the input says so without running code of the user's."""
-    return min(map(len, call.iterables)) if call.quick() else None  # type: ignore[arg-type]
+    lengths = map(len, call.iterables)  # type: ignore[arg-type]
+    return min(lengths, default=0) if call.quick() else None
 
 
-def _gone(ref: weakref.ref[Any]) -> None:
-    _OPEN.pop(ref, None)
+def _gone(ref: weakref.ref[Any], _pop: Any = _OPEN.pop) -> None:
+    _pop(ref, None)  # at the interpreter's end modules have lost their names
 
 
 def _late() -> None:

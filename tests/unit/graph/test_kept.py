@@ -185,6 +185,8 @@ def test_whatever_one_function_gives_or_raises_comes_as_anywhere(method: str) ->
         graph.map({"x": items}, "x", engine=spec)
 
 
+# The very array changes its shape, whatever NumPy advises.
+@pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning")
 def test_an_array_of_bytes_is_known_by_them(
     shared: list[Any], engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.pool
 import sys
+import threading
 import unittest
+from collections.abc import Iterator
 
 import pytest
 
@@ -51,6 +53,17 @@ if stock is not None:
         """Some of them make `multiprocessing.Pool`."""
         monkeypatch.setattr(multiprocessing, "Pool", stdlib.Pool)
         monkeypatch.setattr(multiprocessing.pool, "ThreadPool", stdlib.ThreadPool)
+
+    @pytest.fixture(autouse=True)
+    def no_thread_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """What sleeps in a thread nobody can end: test_terminate's would for five minutes, and a
+        process with threads starts pools in another way."""
+        monkeypatch.setattr(stock.support, "LONG_TIMEOUT", 0.5)
+        before = threading.enumerate()
+        yield
+        for thread in threading.enumerate():
+            if thread not in before and thread.name.startswith("thread-"):
+                thread.join(10)
 
     for tests, mixin, pool in (
         (stock._TestPool, stock.ProcessesMixin, stdlib.Pool),

@@ -6,7 +6,8 @@
 cdef extern from "Python.h":  # all of these lend
     PyObject *Py_False
     PyObject *dict_item "PyDict_GetItemWithError"(object names, PyObject *name) except? NULL
-    PyObject *PyWeakref_GetObject(PyObject *reference) noexcept
+    ctypedef struct PyWeakReference:
+        PyObject *wr_object  # None once it is dead
     PyObject *PyFunction_GetCode(PyObject *function) noexcept
     PyObject *list_item "PyList_GET_ITEM"(object items, Py_ssize_t i) noexcept
     PyObject *tuple_item "PyTuple_GET_ITEM"(PyObject *items, Py_ssize_t i) noexcept
@@ -225,11 +226,11 @@ def as_found(dict names, Py_ssize_t count, list found):
         then = tuple_item(one, 1)
         code = tuple_item(one, 2)
         if code is not <PyObject *>None:
-            then = PyWeakref_GetObject(then)
+            then = (<PyWeakReference *>then).wr_object
         if now is not then:
             return False
         if code is not <PyObject *>None and code is not Py_False:
-            if PyFunction_GetCode(now) is not PyWeakref_GetObject(code):
+            if PyFunction_GetCode(now) is not (<PyWeakReference *>code).wr_object:
                 return False
     return True
 

@@ -206,7 +206,7 @@ def one_that_signals(n: int) -> Any:
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, Alarm])
-@pytest.mark.parametrize("way", ["map", "stage"])
+@pytest.mark.parametrize("way", ["map", "stage", "graph"])
 def test_what_a_handler_raises_while_a_result_is_rebuilt_is_no_items_failure(
     way: str, raised: type[BaseException]
 ) -> None:
@@ -214,9 +214,16 @@ def test_what_a_handler_raises_while_a_result_is_rebuilt_is_no_items_failure(
         if way == "map":
             with fm.ProcessPool(1, start_method="fork") as pool:
                 list(pool.map(one_that_signals, range(5), return_exceptions=True))
+        elif way == "graph":
+            # What may be tried again is submitted by itself, and its failure looked at.
+            node = fm.node(output_name="made", retry=fm.retry(2))(one_that_signals)
+            graph = fm.Graph([node])
+            with fm.ProcessPool(1, start_method="fork") as pool:
+                graph.map({"n": range(5)}, "n", engine=fm.LocalEngine(pool), on_error="skip")
         else:
             line = fm.Pipeline().source(range(5))
-            line.map(one_that_signals, context="ipc_fork:1", on_error="skip").run()
+            forked = fm.ipc_fork(1, start_method="fork")  # the signal is for who made the class
+            line.map(one_that_signals, context=forked, on_error="skip").run()
 
 
 def test_an_interrupt_in_stream_closes_the_generator(log: tasks.Log, gate: tasks.Gate) -> None:

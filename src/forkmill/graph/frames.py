@@ -32,7 +32,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskTimeout, WorkerDied
-from .failed import failure_of, resolved, row_of
+from .failed import failure_of, lost_with, resolved, row_of
 from .given import items_of
 from .levels import Frame, Inner, Layout, Level
 from .loss import HANDLES, Broken, Given, Loss, Torn
@@ -41,12 +41,12 @@ from .sweep import SweepWay
 from .ways import Ended
 
 if TYPE_CHECKING:
-    from .plan import Plan, Step
+    from .plan import Step
     from .post import Post
     from .telling import Telling
     from .ways import Way
 
-__all__ = ["UNUSUAL", "Frames", "has_begun", "outputs_of", "writes_of"]
+__all__ = ["UNUSUAL", "Frames", "has_begun", "writes_of"]
 
 UNUSUAL = frozenset({Broken, Value, Ended})
 
@@ -349,7 +349,7 @@ class Frames:
             return
         plan = top.layout.plan
         number = top.limit if self._numbered else None
-        failure = failure_of(plan, loss, number, outputs_of(plan, loss.step), top.path)
+        failure = failure_of(plan, loss, number, lost_with(plan, loss.step), top.path)
         self._hear(failure)
         self._rows.append((top.limit, failure))
 
@@ -462,15 +462,6 @@ def _given(step: Step) -> dict[str, Any]:
 def writes_of(post: Post, layout: Layout) -> tuple[int, ...]:
     """The slots of what a group's call gives."""
     return tuple(slot for _, slot in layout.outputs) if post.row else post.writes
-
-
-def outputs_of(plan: Plan, number: int) -> tuple[str, ...]:
-    """The outputs that depend on a step."""
-    lost = set(plan.steps[number].writes)
-    for step in plan.steps[number + 1 :]:
-        if any(arg.slot in lost for arg in step.args):
-            lost.update(step.writes)
-    return tuple(name for name, slot in plan.outputs.items() if slot in lost)
 
 
 def _step_of(post: Post, error: BaseException) -> Any:

@@ -14,6 +14,7 @@ import queue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .._process import interrupted
 from ..runs.executor import Face
 from .bundle import run_bundle
 from .ways import Ended, Way
@@ -70,6 +71,8 @@ class SubmitWay(Way):
             try:
                 outs, seconds = future.result()
             except BaseException as error:  # CancelledError too
+                if interrupted(error):
+                    raise  # it is the program's, and ends the call
                 found += [(post, frame, Ended(error, item)) for _, frame, item in units]
                 continue
             size = self._sizes.get(post, 1)

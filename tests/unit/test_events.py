@@ -21,6 +21,9 @@ import forkmill as fm
 import tasks
 from forkmill import events
 from forkmill.events import Emitter
+from forkmill.events.bus import Bus
+from forkmill.events.event import event_of
+from forkmill.events.subscription import Flush, Subscription
 
 FIELDS = {
     *("schema", "source", "run", "parent", "seq", "time", "monotonic", "kind", "name", "item"),
@@ -310,6 +313,29 @@ def test_a_slow_sink_loses_events_and_is_told_which(number: int) -> None:
     for gap in gaps:
         first, last = gap["data"]["first"], gap["data"]["last"]
         assert set(range(first, last + 1)) <= missing and gap["data"]["lost"] == last - first + 1
+
+
+@pytest.mark.parametrize("full", ["queue", "deque"])
+def test_what_is_lost_is_told_before_anybody_is_let_go(full: str) -> None:
+    bus, got = Bus(), []
+    home = Emitter("pipeline")
+    slow = Subscription(bus, got.append, ("runs", "drop", 2), home)
+    bus.subscribers[slow] = None  # without its thread: what that does is done here, step by step
+    for number in range(1, 3 if full == "deque" else 6):
+        slow.take(event_of("pipeline", home.id, None, number, "more", {}))
+    if full == "deque":
+        bus._seq = 2
+        for _ in range(3):
+            next(bus._dropped)
+    bus.queue.append((None, Flush([slow], home)))  # its run is over: it ends when this is reached
+    bus._take()
+    assert not slow.work() and slow.lost == 3 and not bus.subscribers
+    assert [(event["kind"], event["seq"]) for event in got] == [
+        ("more", 1),
+        ("more", 2),
+        ("gap", 5),
+    ]
+    assert got[-1]["data"] == {"lost": 3, "first": 3, "last": 5}
 
 
 def test_one_that_blocks_loses_nothing_and_holds_up() -> None:

@@ -249,6 +249,7 @@ class Bus:
             event, emitter = entry
             count += 1
             if event is None:
+                self._tell_dropped()
                 emitter.go(self.subscribers)
                 continue
             self._seq += 1

@@ -221,6 +221,7 @@ class Flush:
         """Into the queues."""
         for subscriber in tuple(self._left):
             if subscriber in alive:
+                subscriber.tell_gap()  # before: when this is reached nobody may be there any more
                 subscriber._queue.append(self)
             else:
                 self.reached(subscriber)

@@ -222,21 +222,37 @@ _LITERALS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 def literal(value: Any) -> str | None:
     """A value as Python writes it, if `ast.literal_eval` makes the very same of that."""
+    from ast import literal_eval  # for files of failures alone
+
     try:
-        return repr(value) if _is_literal(value) else None
-    except (RecursionError, ValueError):  # it leads to itself; an int of very many digits
-        return None
+        if not _is_literal(value):
+            return None
+        text = repr(value)  # of -0j, infinities and what is nested too deep others come back
+        return text if _same(literal_eval(text), value) else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError, OverflowError):
+        return None  # it leads to itself; an int of very many digits
 
 
 def _is_literal(value: Any) -> bool:
     kind = type(value)
-    if kind is float or kind is complex:
-        return bool(abs(value) < float("inf"))
     if kind is dict:
         return all(map(_is_literal, value)) and all(map(_is_literal, value.values()))
     if kind is list or kind is tuple or kind is set:
         return all(map(_is_literal, value))
     return kind in _LITERALS
+
+
+def _same(one: Any, other: Any) -> bool:
+    kind = type(one)
+    if kind is not type(other):
+        return False
+    if kind is dict:
+        return _same([*one.items()], [*other.items()])
+    if kind is list or kind is tuple:
+        return len(one) == len(other) and all(map(_same, one, other))
+    if kind is set:  # its order tells where it came from
+        return sorted(map(repr, one)) == sorted(map(repr, other))
+    return repr(one) == repr(other)
 
 
 def _brief(thing: Any, most: int) -> str:

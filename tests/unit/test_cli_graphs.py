@@ -194,6 +194,23 @@ def test_a_damaged_input_is_told_after_the_rows_before_it(
     assert message in err
 
 
+def test_nothing_is_written_over_what_is_read(here: Path, capfd: Any) -> None:
+    Path("bad.jsonl").write_text('{"index": 2}\n')
+    Path("old.jsonl").write_text("rows of yesterday")
+    job = ("graphs:graph", "--map", "text=t.jsonl")
+    for options in (
+        ("-o", "t.jsonl"),
+        ("--on-error", "t.jsonl"),
+        ("-o", "bad.jsonl", "--only-failed", "bad.jsonl"),
+        ("-o", "old.jsonl", "--on-error", "./old.jsonl"),
+        ("-o", "old.jsonl", "--on-error", "/no/such/folder/x"),
+    ):
+        before = [file.read_bytes() for file in sorted(here.glob("*.jsonl"))]
+        assert forkmill.cli.main(["run", *job, *options]) == 2
+        assert [file.read_bytes() for file in sorted(here.glob("*.jsonl"))] == before
+        assert capfd.readouterr().out == ""
+
+
 def test_a_reader_that_has_enough_ends_it_quietly(here: Path) -> None:
     (here / "n.jsonl").write_text("1\n" * 100_000)
     command = f"{sys.executable} -m forkmill run graphs:pairs --set a=1 --map b=n.jsonl | head -n 2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -9,13 +10,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import forkmill.cli
 from conftest import StartScript
+from forkmill.runs.failure import Failure, literal
 
 PIPELINES = """
+import itertools
 import time
 from collections import Counter
 import forkmill as fm
@@ -71,6 +75,13 @@ def slow():
         time.sleep(0.15)
         return n
     return fm.Pipeline().source(range(5)).map(nap)
+
+def many():
+    return fm.Pipeline().source(range(1500)).map(fail_at_3, on_error="skip", name="work").map(
+        lambda n: 1 // (n % 2), on_error="skip", name="odd")
+
+def bad_for_ever():
+    return fm.Pipeline().source(itertools.count).map(lambda n: 1 // 0, on_error="skip")
 
 ready = fm.Pipeline().source(["a", {"b": 1}, "c\\nd"]).map(lambda item: item)
 unlinked = fm.Pipeline().map(str)
@@ -261,6 +272,7 @@ def test_what_failed_of_a_pipeline_is_run_again(here: Path) -> None:
 BAD_RECORDS: tuple[tuple[object, str], ...] = (
     ({"stage": "strict", "literal": None}, "kept as text only"),
     ({"stage": "strict", "literal": "f("}, "its literal is none"),
+    ({"stage": "strict", "literal": "{[]: 1}"}, "its literal is none"),
     ({"stage": "strict"}, "kept as text only"),
     ({"stage": "nowhere", "literal": "1"}, "there is no stage 'nowhere'"),
     ({"stage": "read", "literal": "1"}, "is a producer"),
@@ -282,6 +294,37 @@ def test_a_file_of_failures_is_checked_before_the_run(
         assert code == 2 and out == "" and words in err.replace("\n", " ")
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+def test_a_literal_is_the_very_same_again() -> None:
+    some = set(range(100))
+    some -= {n for n in some if n not in (0, 1, 33, 64, 96)}  # in another order than a new one's
+    goes: tuple[Any, ...] = (
+        1.5e308 + 1.5e308j,
+        -0.0,
+        -2.5,
+        1j,
+        True,
+        {1: {2.5}},
+        some,
+        set(),
+        (b"x",),
+    )
+    for value in goes:
+        text = literal(value)
+        assert text == repr(value) and ast.literal_eval(text) == value
+    stays: tuple[Any, ...] = (complex(-0.0, 1), complex(1, -0.0), nested(250), nested(100_000))
+    infinity, nan = float("inf"), float("nan")
+    for value in (*stays, infinity, nan, [nan], complex(infinity, 1), {(1, complex(-0.0, 1))}):
+        assert literal(value) is None
+        assert json.loads(Failure("stage", value, ValueError()).line())["literal"] is None
+
+
 def test_an_item_that_has_no_literal_is_not_run_again_as_text(here: Path) -> None:
     Path("numbers_.py").write_text(PAIRS)
     assert run("numbers_:objects", "--on-error", "bad.jsonl")[0] == 1
@@ -297,3 +340,35 @@ def test_where_failures_of_a_pipeline_go_is_checked_first(here: Path) -> None:
     ):
         code, out, err = run("pipelines:skips", "--on-error", value, "-o", "out.jsonl")
         assert code == 2 and out == "" and words in err.replace("\n", " ")
+    Path("out.jsonl").write_text("results of yesterday")
+    for value, words in (("/no/such/folder/x", "No such file"), ("./out.jsonl", "results go")):
+        code, _, err = run("pipelines:skips", "--on-error", value, "-o", "out.jsonl")
+        assert code == 2 and words in err.replace("\n", " ")
+        assert Path("out.jsonl").read_text() == "results of yesterday"
+
+
+def test_the_file_of_failures_has_all_of_them(here: Path) -> None:
+    code, out, _ = run("pipelines:many", "--on-error", "bad.jsonl", "--keep-failures", 2, "--json")
+    facts = json.loads(out)
+    assert code == 1 and (facts["outputs"], facts["status"]) == (749, "completed")
+    assert len(facts["failures"]) == 2 and sum(n["count"] for n in facts["more_failures"]) == 749
+    bad = [*map(json.loads, Path("bad.jsonl").read_text().splitlines())]
+    assert [int(record["literal"]) for record in bad] == [*range(0, 3, 2), 3, *range(4, 1500, 2)]
+    before = Path("bad.jsonl").read_text()
+    code, out, err = run("pipelines:many", "--only-failed", "bad.jsonl", "-o", "bad.jsonl")
+    assert code == 2 and out == "" and "is read as well" in err.replace("\n", " ")
+    assert Path("bad.jsonl").read_text() == before
+    code, out, _ = run("pipelines:many", "--only-failed", "bad.jsonl", "--on-error", "bad.jsonl")
+    assert code == 1 and out == ""
+    again = [*map(json.loads, Path("bad.jsonl").read_text().splitlines())]
+    assert sorted(record["literal"] for record in again) == sorted(r["literal"] for r in bad)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_failures_that_cannot_be_written_end_the_run_with_its_figures(here: Path) -> None:
+    code, out, err = run("pipelines:bad_for_ever", "--on-error", "/dev/full", "--json")
+    assert code == 1 and json.loads(out)["status"] == "stopped"
+    assert "cannot write /dev/full: no space left" in err
+    code, out, err = run("pipelines:skips", "--on-error", "/dev/full")
+    assert code == 1 and out.startswith("0\n1\n2\n")
+    assert "cannot write /dev/full" in err and "fail_at_3" in err

@@ -23,9 +23,11 @@ from ..pipeline import (
     Pipeline,
     RunResult,
 )
+from ..pipeline.run.driver import Driver
 from ..runs.failure import KEEP
+from ..runs.handle import Stream
 from ..runs.stats import COLUMNS
-from .filter import Output
+from .filter import Output, OutputError
 from .graphs import values_in
 from .inputs import InputError
 from .records import text_of, to_line
@@ -76,7 +78,7 @@ def _item_of(record: dict[str, Any], where: str) -> Any:
         )
     try:
         return literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise InputError(f"{where}: its literal is none: {error}") from None
 
 
@@ -89,6 +91,7 @@ def run(
     output: Output | None,
     sinks: Iterable[Callable[[dict[str, Any]], object]],
     keep_failures: int = KEEP,
+    bad: Output | None = None,
 ) -> tuple[RunResult | None, int, BaseException | None]:
     """Run it, and write its outputs, a line each.
 
@@ -97,13 +100,18 @@ def run(
         output: Where to; None: they are only counted.
         sinks: Called with each event.
         keep_failures: How many failures are kept whole; the rest is counted.
+        bad: Where failures go, a line each, as they come: all of them.
 
     Returns:
         The result (None: it did not come so far), how many outputs there were, and what ended it
-        if it did not end by itself: an output that cannot be printed, too.
+        if it did not end by itself: an output or a failure that cannot be written, too.
     """
     count = 0
-    stream = Orchestrator(plan.pipeline).stream(plan, sinks=sinks, keep_failures=keep_failures)
+    driver = Orchestrator(plan.pipeline)._driver(
+        plan, stream=True, sinks=sinks, keep_failures=keep_failures
+    )
+    kept = None if bad is None else Kept(bad, driver)
+    stream = Stream(driver)
     try:
         for value in stream:
             count += 1
@@ -116,7 +124,30 @@ def run(
     except BaseException as error:
         stream.close()
         return stream.result or getattr(error, "run_result", None), count, error
-    return stream.result, count, None
+    return stream.result, count, None if kept is None else kept.error
+
+
+class Kept:
+    """The failures of a run, each written as it comes: memory does not depend on their number.
+
+    Attributes:
+        error: Why one could not be written; the run's sources stop then.
+    """
+
+    def __init__(self, output: Output, driver: Driver) -> None:
+        self._output = output
+        self._driver = driver
+        self.error: OutputError | None = None
+        driver.failures.hand = self._write
+
+    def _write(self, failure: Failure) -> None:
+        if self.error is not None:
+            return
+        try:
+            self._output.write(failure.line().encode() + b"\n")
+        except OutputError as error:  # no business of the stage whose item has failed
+            self.error = error
+            self._driver.stop()
 
 
 # ------------------------------------------------------------------------- figures

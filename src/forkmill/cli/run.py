@@ -29,7 +29,7 @@ from .base import (
     workers_option,
 )
 from .inputs import InputError
-from .outputs import OpenError, mixes, opened, terminal
+from .outputs import OpenError, mixes, opened, overwrites, terminal
 from .report import report_option, report_sinks
 from .top import beside, top_option
 
@@ -218,10 +218,10 @@ def run_pipeline(
     """Run a pipeline; the exit status."""
     from ..pipeline.load import make
     from . import pipelines as parts
-    from .filter import OutputError
     from .screen import shown, table
 
-    _check_kept(on_error, options.output)
+    _check_kept(on_error)
+    _check_files(options.output, on_error, only_failed)
     try:
         plan = parts.sized(make(pipeline, given), options.workers)
     except errors.BuildError as error:
@@ -240,14 +240,11 @@ def run_pipeline(
     with (
         options.dashboard,
         shown(wanted=options.progress) as board,
-        written(options, board) as output,
-        _kept(on_error) as bad,
+        written(options, board, on_error) as (output, bad),
     ):
         sinks = (*options.sinks, board) if board.on else options.sinks
-        result, count, end = parts.run(plan, output, sinks, options.keep_failures)
-        for failure in result.failures if bad and result is not None else ():
-            bad.write(failure.line().encode() + b"\n")
-    if isinstance(end, OutputError) and end.unread:
+        result, count, end = parts.run(plan, output, sinks, options.keep_failures, bad)
+    if _had_enough(end, on_error):
         nobody_reads()
         return 0
     if result is not None and options.as_json:
@@ -261,59 +258,73 @@ def run_pipeline(
     return run_status(result, end)
 
 
-def _check_kept(on_error: str, output: str) -> None:
+def _check_kept(on_error: str) -> None:
     given = click.get_current_context().get_parameter_source("on_error")
-    if on_error in ("stop", "skip") and given is not click.core.ParameterSource.DEFAULT:
+    if on_error in _WORDS and given is not click.core.ParameterSource.DEFAULT:
         raise click.BadParameter(
             "the stages of a pipeline say that themselves, as by on_error='skip'; "
             "here a FILE may be named",
             param_hint="'--on-error'",
         )
-    if on_error not in ("stop", "skip"):
-        _check_elsewhere(on_error, output)
 
 
-def _check_elsewhere(on_error: str, output: str) -> None:
-    if mixes(on_error, output):
+_WORDS = ("stop", "skip")
+
+
+def _check_files(
+    output: str, on_error: str, only_failed: str | None, mapped: Iterable[str] = ()
+) -> None:
+    """Refuse to write over what is read, or two things to one place; nothing is open yet.
+
+    Failures may go where those are that are run again: they are all read before that.
+    """
+    bad = () if on_error in _WORDS else (on_error,)
+    again = () if only_failed is None else (only_failed,)
+    for option, name, sources in (
+        ("-o", output, (*mapped, *again)),
+        *(("--on-error", name, (*mapped,)) for name in bad),
+    ):
+        if any(overwrites(name, source) for source in sources):
+            shown = "standard output" if name == "-" else name
+            raise click.BadParameter(
+                f"{shown} is read as well; name another file", param_hint=f"'{option}'"
+            )
+    if any(mixes(name, output) for name in bad):
         raise click.BadParameter(
             f"{on_error} is where the results go; name another file", param_hint="'--on-error'"
         )
 
 
 @contextlib.contextmanager
-def _kept(on_error: str) -> Iterator[Any]:
-    """Where failures go; None: nobody wants them."""
+def written(options: _Common, board: Any, on_error: str) -> Iterator[tuple[Any, Any]]:
+    """Where outputs go (None: they are only counted), and failures (None: nobody wants them)."""
     from .filter import Output
 
-    if on_error in ("stop", "skip"):
-        yield None
-        return
+    names = [] if options.as_json and options.output == "-" else [options.output]
+    kept = [] if on_error in _WORDS else [on_error]
     try:
-        with opened(on_error) as (fd,):
-            yield Output(fd, on_error)
+        with opened(*names, *kept) as fds:
+            bad = Output(fds[-1], on_error) if kept else None
+            output = None
+            if names:
+                output = Output(fds[0], "the results" if names == ["-"] else options.output)
+                if names == ["-"] and terminal(sys.stdout):
+                    output.around = board.away
+            yield output, bad
     except OpenError as error:
+        if error.path not in kept:
+            raise click.BadParameter(str(error), param_hint="'-o'") from None
         raise click.BadParameter(
             f"neither stop nor skip, and no file that can be written: {error}",
             param_hint="'--on-error'",
         ) from None
 
 
-@contextlib.contextmanager
-def written(options: _Common, board: Any) -> Iterator[Any]:
-    """Where outputs go; None: they are only counted."""
-    from .filter import Output
+def _had_enough(end: BaseException | None, on_error: str) -> bool:
+    """Whether a run ended because its results are read no more, as by `head`."""
+    from .filter import OutputError
 
-    if options.as_json and options.output == "-":
-        yield None
-        return
-    try:
-        with opened(options.output) as (fd,):
-            output = Output(fd, "the results" if options.output == "-" else options.output)
-            if options.output == "-" and terminal(sys.stdout):
-                output.around = board.away
-            yield output
-    except OpenError as error:
-        raise click.BadParameter(str(error), param_hint="'-o'") from None
+    return isinstance(end, OutputError) and end.unread and end.name != on_error
 
 
 # ------------------------------------------------------------------------------ graphs
@@ -341,6 +352,7 @@ def run_graph(
     files = [_named_file(text) for text in mapped]
     if only_failed is not None and not files:
         raise click.BadParameter("there is no --map", param_hint="'--only-failed'")
+    _check_files(options.output, on_error, only_failed, [path for _, path in files])
     try:
         only = None if only_failed is None else parts.only_failed(only_failed)
     except InputError as error:
@@ -353,7 +365,7 @@ def run_graph(
         done = _carried_out(job, options, on_error)
     except errors.BuildError as error:
         raise click.BadParameter(str(error), param_hint="'MODULE:NAME'") from None
-    return _graph_status(done, options)
+    return _graph_status(done, options, on_error)
 
 
 def _named_file(text: str) -> tuple[str, str]:
@@ -372,10 +384,7 @@ def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
     with contextlib.ExitStack() as stack:
         stack.enter_context(options.dashboard)
         board = stack.enter_context(shown("run", wanted=options.progress))
-        output = stack.enter_context(written(options, board))
-        if on_error not in ("stop", "skip"):
-            _check_elsewhere(on_error, options.output)
-        bad = stack.enter_context(_kept(on_error))
+        output, bad = stack.enter_context(written(options, board, on_error))
         count = 0
 
         def told(failure: Any) -> None:
@@ -395,12 +404,12 @@ def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
         return parts.run(job, output, sinks, told, options.keep_failures)
 
 
-def _graph_status(done: Done, options: _Common) -> int:
+def _graph_status(done: Done, options: _Common, on_error: str) -> int:
     from . import graphs as parts
     from .filter import OutputError
 
     end = done.end
-    if isinstance(end, OutputError) and end.unread:
+    if _had_enough(end, on_error):
         nobody_reads()
         return 0
     if options.as_json:

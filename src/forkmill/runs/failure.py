@@ -327,23 +327,27 @@ class FailureLog:
         kept: The first ones.
         more: How many there were beyond these, by stage and type of the error.
         most: How many are kept.
+        hand: Called with each, also with those that are only counted; None: nobody wants them.
     """
 
-    __slots__ = ("kept", "more", "most")
+    __slots__ = ("hand", "kept", "more", "most")
 
     def __init__(self, keep: int | None) -> None:
         self.kept = Failures()
         self.more: dict[tuple[str, str], int] = {}
         self.most = float("inf") if keep is None else keep
+        self.hand: Callable[[Failure], object] | None = None
 
     @property
     def full(self) -> bool:
-        """Whether the next one is only counted."""
-        return len(self.kept) >= self.most
+        """Whether the next one is only counted: nobody needs it whole."""
+        return self.hand is None and len(self.kept) >= self.most
 
-    def add(self, failure: Failure) -> None:
-        """Keep one, or count it."""
-        if self.full:
+    def add(self, failure: Failure, ends: bool = False) -> None:
+        """Keep one, or count it; one that ends the run is kept in any case."""
+        if self.hand is not None:
+            self.hand(failure)
+        if len(self.kept) >= self.most and not ends:
             self.count(failure.stage, failure.error)
         else:
             self.kept.append(failure)

@@ -893,16 +893,13 @@ class Operator:
         name = self.name if name is None else name
         if driver.events.heard:
             tell_failure(driver.events, name, item, error, attempts, policy)
-        counted = driver.failures.full and policy != "raise"
-        if counted:
+        if driver.failures.full and policy == "skip":
             driver.failures.count(name, error)
-            if policy == "skip":
-                return
+            return
         if again is None and self.stage.fn:
             again = functools.partial(run_inline, self.stage)
         failure = Failure(driver.prefix + name, item, error, attempts, _again=again)
-        if not counted:
-            driver.failures.kept.append(failure)
+        driver.failures.add(failure, ends=policy == "raise")
         if policy == "raise":
             raise Abort(failure)
         if isinstance(policy, DeadLetter):

@@ -226,6 +226,34 @@ def test_what_a_handler_raises_while_a_result_is_rebuilt_is_no_items_failure(
             line.map(one_that_signals, context=forked, on_error="skip").run()
 
 
+class Sends:
+    """Items, with a signal before the last."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield 1
+        signal.raise_signal(signal.SIGUSR1)
+        yield 2
+
+
+class Looked:
+    """What signals when it is asked whether it can be iterated over."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__iter__":
+            signal.raise_signal(signal.SIGUSR1)
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize("of", [Sends, Looked])
+def test_what_a_handler_raises_in_a_graph_is_no_outer_items_failure(of: Any) -> None:
+    inner = fm.Graph([fm.node(lambda x: x, output_name="y")])
+    graph = fm.Graph(
+        [fm.node(lambda n: of(), output_name="x"), inner.as_node(map_over="x", name="i")]
+    )
+    with handler(Alarm), pytest.raises(Alarm):
+        graph.map({"n": range(3)}, "n", on_error="skip", engine="threaded:1")
+
+
 def test_an_interrupt_in_stream_closes_the_generator(log: tasks.Log, gate: tasks.Gate) -> None:
     with fm.ProcessPool(1, start_method="fork") as pool:
         outputs = pool.stream(noted_generator, log.path, gate.path)

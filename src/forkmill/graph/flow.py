@@ -31,13 +31,15 @@ Threads: one at a time; `stop` and `kill` from any.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
+from .._process import interrupted
 from ..runs.stats import RunStats
 from .failed import resolved
 from .feeder import Feeder, NotYet
-from .frames import has_begun, writes_of
+from .frames import has_begun, outermost, writes_of
 from .levels import Frame, Layout, Level, Rows
 from .loss import Broken
 from .piece import Value
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .post import Post
-    from .ways import Bell, Way
+    from .ways import Bell, Unit, Way
 
 __all__ = ["Flow"]
 
@@ -212,12 +214,44 @@ class Flow(Together):
     def _drop_unbegun(self) -> None:
         """It was stopped: items nothing of which was called are no items."""
         self._dropped = True
+        taken: list[tuple[Way, Unit]] = []
         for way in self._ways:
             if isinstance(way, SweepWay):
                 self._units -= way.drop_unbegun()
             else:
-                self._units -= len(way.drop(has_begun))
+                taken += [(way, unit) for unit in way.drop(has_begun)]
+        begun = set() if self.top.layout.straight else self._begun(Counter(u[1] for _, u in taken))
+        for way, unit in taken:
+            if type(unit[1]) is int or outermost(unit[1]) not in begun:
+                self._units -= 1
+            else:
+                way.put(*unit)
+        for level in self._levels:
+            if level.outer is not None and outermost(level.outer[0]) not in begun:
+                level.over = True
+                self._let_go(level)
+        for way in self._ways:
             way.paused = False
+
+    def _begun(self, waiting: Counter[Frame]) -> set[Frame]:
+        """The items of the call's own of which something was called: what waits is not all that a
+        frame began with.
+
+        Args:
+            waiting: Of each frame, how many units of it nobody has begun.
+        """
+        levels = {self.top, *self._levels, *(frame.level for frame in waiting)}
+        nests = Counter(level.outer[0] for level in levels if level.outer is not None)
+        begun: set[Frame] = set()
+        for level in levels:
+            layout = level.layout
+            inner = sum(post.nest is not None for post in layout.roots)
+            own = len(layout.roots) - inner
+            for frame in level.running.values():
+                whole = waiting[frame] >= own and nests[frame] >= inner
+                if not whole or frame.open < len(layout.posts):
+                    begun.add(outermost(frame))
+        return begun
 
     def _take(self, way: Way) -> bool:
         if isinstance(way, SweepWay):
@@ -330,7 +364,7 @@ class Flow(Together):
             except NotYet:
                 break
             except Exception as error:
-                level.spent, level.raised = True, error
+                self._end_of(level, error)
             if level.spent:
                 self._look_at(level)
                 break
@@ -359,7 +393,7 @@ class Flow(Together):
                 some.extend(itertools.islice(level.items, most))
                 level.spent = len(some) < most
             except Exception as error:
-                level.spent, level.raised = True, error
+                self._end_of(level, error)
             before = self._units
             if some:
                 self._begin_all(level, some)
@@ -368,6 +402,12 @@ class Flow(Together):
                 break
         if level.spent:
             self._look_at(level)
+
+    def _end_of(self, level: Level, error: Exception) -> None:
+        """Its input raised: there are no more items, and it comes after the rows of these."""
+        if level is not self.top and interrupted(error):
+            raise error  # it is the program's, and no failure of an outer item's
+        level.spent, level.raised = True, error
 
     def _pulled(self, pull: Callable[..., Any], *args: Any) -> Any:
         """What code of the user's gives. Ctrl-C ends that, where it may wait for ever."""

@@ -31,6 +31,7 @@ from copy import deepcopy
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from .._process import interrupted
 from ..errors import TaskTimeout, WorkerDied
 from .failed import failure_of, lost_with, resolved, row_of
 from .given import items_of
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from .telling import Telling
     from .ways import Way
 
-__all__ = ["UNUSUAL", "Frames", "has_begun", "writes_of"]
+__all__ = ["UNUSUAL", "Frames", "has_begun", "outermost", "writes_of"]
 
 UNUSUAL = frozenset({Broken, Value, Ended})
 
@@ -140,6 +141,8 @@ class Frames:
                 value = frame.slots[slot]
                 frame.slots[slot] = deepcopy(value.value if type(value) in HANDLES else value)
             except Exception as error:
+                if interrupted(error):
+                    raise
                 step = next(s for s in post.group.steps if any(a.slot == slot for a in s.args))
                 loss = Loss(step.number, step.path, error, 1, {})
                 broken = Broken((loss,) * len(post.writes), (loss,))
@@ -308,7 +311,7 @@ class Frames:
                 continue
             dropped = way.drop(self._wanted)
             self._units -= len(dropped)
-            for post, frame in dropped:
+            for post, frame, _ in dropped:
                 if type(frame) is int:
                     level.running.pop(frame, None)
                 else:
@@ -416,6 +419,8 @@ class Frames:
         try:
             items: Any = items_of(values, names, nest.mode)
         except Exception as error:
+            if interrupted(error):
+                raise
             items, failed = iter(()), error
         depth = frame.level.depth + 1
         path = f"{frame.level.path}{post.group.steps[0].path}."
@@ -453,6 +458,13 @@ def has_begun(frame: Any) -> bool:
             break
         frame = frame.level.outer[0]
     return False
+
+
+def outermost(frame: Frame) -> Frame:
+    """The item of the call's own that an inner one is of."""
+    while frame.level.outer is not None:
+        frame = frame.level.outer[0]
+    return frame
 
 
 def _given(step: Step) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Iterable, KeysView, Mapping, Set, Sized
 from typing import TYPE_CHECKING, Any
 
+from .._process import interrupted
 from ..codec.share import PerWorker, Shared
 from ..errors import BuildError
 
@@ -133,7 +134,9 @@ def _length(source: Any) -> int | None:
         return None
     try:
         return len(source)
-    except Exception:  # an array of no dimension, a length that is not known
+    except Exception as error:  # an array of no dimension, a length that is not known
+        if interrupted(error):
+            raise
         return None
 
 
@@ -175,6 +178,8 @@ def _hint(value: Any) -> str | None:
     try:
         if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
             return f"{_a(kind)} is one value: for a single item write [value]"
-    except Exception:
+    except Exception as error:
+        if interrupted(error):
+            raise
         return f"{_a(kind)} cannot be iterated over"
     return None

@@ -406,6 +406,8 @@ class Rest:
                         continue
                 left.append(at)
             except Exception as error:
+                if self.passes(error, waits):
+                    raise
                 results[at] = self.lost_all(self.loss(0, values, error, 1))
         if not left:
             return results
@@ -429,6 +431,8 @@ class Rest:
                 if self.cached is not None:
                     self.cached.keep(keys[at], value)
             except Exception as error:
+                if self.passes(error, waits):
+                    raise
                 results[at] = self.lost_all(self.loss(0, many[at], error, 1))
         return results
 

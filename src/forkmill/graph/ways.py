@@ -230,9 +230,9 @@ class Way(ABC):
     def _take(self) -> list[Outcome]:
         """As `take`, batches as they are."""
 
-    def drop(self, wanted: Callable[[Any], bool]) -> list[tuple[Post, Any]]:
-        """Take back what was not sent and is not wanted: (post, frame)."""
-        dropped: list[tuple[Post, Any]] = []
+    def drop(self, wanted: Callable[[Any], bool]) -> list[Unit]:
+        """Take back what was not sent and is not wanted, batches one by one."""
+        dropped: list[Unit] = []
         left: list[Unit] = []
         # From its end: threads take from its begin meanwhile, and what they take comes first.
         for _ in range(len(self.line)):
@@ -242,19 +242,16 @@ class Way(ABC):
                 break
             post, frame, items = unit
             if not post.batch:
-                if wanted(frame):
-                    left.append(unit)
-                else:
-                    dropped.append((post, frame))
+                (left if wanted(frame) else dropped).append(unit)
                 continue
             pairs = list(zip(frame, items, strict=True))
             kept = [pair for pair in pairs if wanted(pair[0])]
-            dropped += [(post, one) for one, _ in pairs if not wanted(one)]
+            dropped += [(post, *pair) for pair in pairs if not wanted(pair[0])]
             if kept:
                 left.append((post, [f for f, _ in kept], [i for _, i in kept]))
         self.line.extend(reversed(left))
         for post in tuple(self._batches):
-            dropped += [(post, frame) for frame, _ in post.hoard if not wanted(frame)]
+            dropped += [(post, *pair) for pair in post.hoard if not wanted(pair[0])]
             post.hoard = [pair for pair in post.hoard if wanted(pair[0])]
             if not post.hoard:
                 self._batches.remove(post)

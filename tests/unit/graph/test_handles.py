@@ -46,6 +46,40 @@ def test_a_handle_gives_what_a_call_gives(engine: str) -> None:
         broken.result(30)
 
 
+def test_stop_drops_no_part_of_an_item_that_has_begun() -> None:
+    called: set[int] = set()
+    running, go = threading.Event(), threading.Event()
+
+    def left(x: int) -> int:
+        called.add(x)
+        running.set()
+        go.wait(20)
+        return x
+
+    def right(x: int) -> int:
+        called.add(x)
+        return x
+
+    there = [fm.node(fn, context="thread:1") for fn in (left, right)]
+    both = fm.Graph([*there, fm.node(lambda left, right: 0, output_name="y")])
+    inner = both.as_node(map_over="x", name="inner")
+    outer = fm.Graph([inner])
+    pairs = [[2 * n, 2 * n + 1] for n in range(300)]
+    for graph, items, size in (both, [*range(300)], 1), (outer, pairs, 2):
+        for event in running, go:
+            event.clear()
+        called.clear()
+        handle = graph.start_map({"x": items}, "x", engine="sequential")
+        assert running.wait(20)
+        handle.stop()
+        time.sleep(0.05)  # it has looked at that, or does as soon as it can
+        go.set()
+        rows = handle.result(20)
+        assert rows.status == "stopped"
+        assert 0 < len(rows) < 300
+        assert {x // size for x in called} == {*range(len(rows))}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_stop_begins_nothing_new_and_finishes_what_runs(engine: str) -> None:
     begun = itertools.count()

@@ -268,9 +268,10 @@ class Batches:
 
     def _learn(self, task: _native.Chunk) -> None:
         portion: Portion = task.tag
-        self._flying.discard(task)
-        self._under_way[portion.slot] -= 1
-        self._bytes -= portion.size
+        if task in self._flying:  # else a signal handler broke `_send` off
+            self._flying.discard(task)
+            self._under_way[portion.slot] = max(0, self._under_way.get(portion.slot, 0) - 1)
+            self._bytes = max(0, self._bytes - portion.size)
         if portion.items and task.attempts <= 1:
             self._tuner.learn(task)
 

@@ -49,7 +49,8 @@ __all__ = ["Feed", "Items", "MapIterator", "Stream"]
 TARGET_S = 0.004  # of work in a chunk: each message that comes takes a CPU from a worker
 PULL_S = 0.002  # of pulling for one
 LEAST_S = 0.0001  # near the end chunks get smaller, but not smaller than this
-KNOWN = 64  # where a call like this one was measured, items of the first chunks, and their share
+FIRST = 8  # items of the first chunks of a call that was measured before, as these may be slower
+KNOWN = 64  # parts of the items, one of which they are at most
 SPAN = 256  # items that a chunk stands for in a window, at least (MAP-3)
 
 
@@ -116,9 +117,10 @@ class Feed(Input[_native.Chunk]):
         limit = min(MAX_CHUNK, most) if self.tuned else 0
         self.tuner = Tuner(TARGET_S, LEAST_S, self.share, unit=self.unit, most=limit)
         # A list: the largest size of a chunk that the last call of this function came to.
-        self.pace: list[int] | None = getattr(call.fn, "_forkmill_pace", None)
+        pace = getattr(call.fn, "_forkmill_pace", None)
+        self.pace: list[int] | None = pace if type(pace) is list else None
         if self.pace and self.free and self.left is not None:
-            self.tuner.begin(min(*self.pace, KNOWN, self.left // KNOWN))
+            self.tuner.begin(min(*self.pace, FIRST, self.left // KNOWN))
             self.pace.clear()
         # An input of unknown kind may be slow: what it has given by then is the chunk.
         self.patience = PULL_S if self.free and not self.quick else 0.0

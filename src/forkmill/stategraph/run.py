@@ -325,6 +325,7 @@ class Run:
         """Run the tasks from this one on, which are called here, each to its end."""
         for index in range(first, len(self.line.point.tasks)):
             self.tell.look()
+            self._attempts.pop(index, None)  # of a step before, which was run without `_started`
             self._inline(index)
 
     def missed(self, index: int, error: BaseException) -> None:

@@ -141,6 +141,19 @@ def test_who_comes_while_a_step_runs_hears_it_from_the_next_task_on() -> None:
     assert [kind for kind, _ in said].count("step_finished") == 2
 
 
+def test_who_comes_meanwhile_takes_no_tries_of_a_task() -> None:
+    """A task of each step fails twice, and in the second somebody comes before it begins."""
+    subscribed: list[Any] = []
+
+    def listens(state: Any) -> None:
+        if state["n"] == 2:
+            subscribed.append(fm.subscribe(lambda event: None, detail="items"))
+
+    run = graph([listens, fails_at_first()]).invoke({"n": 0, "seen": [], "log": []})
+    subscribed[0]()
+    assert run["log"] == ["tried 3"] * 3
+
+
 @pytest.mark.parametrize("where", ["task", "way"])
 def test_what_a_signal_handler_raises_leaves_a_whole_point(where: str) -> None:
     """In a task: it is that task's failure. After a step's tasks: none of them runs again."""

@@ -19,7 +19,7 @@ import pytest
 
 SAMPLED = 3
 # What parameters that say where are called.
-PLACES = {"context", "engine", "ex", "method", "pool", "spec", "store", "where", "ordered"}
+PLACES = {"context", "engine", "ex", "method", "pool", "spec", "store", "where"}
 GOLDEN = 0.6180339887498949  # its multiples have no period that a table could share
 
 

@@ -28,10 +28,10 @@ class Item(SimpleNamespace):
 
 
 def table(path: str, *marks: str) -> list[Any]:
-    cells = itertools.product(range(7), ENGINES, [True, False])
+    cells = itertools.product(range(7), ENGINES, ["memory", "sqlite"])
     return [
-        Item(path, "test", marks, case=case, engine=engine, ordered=ordered)
-        for case, engine, ordered in cells
+        Item(path, "test", marks, case=case, engine=engine, store=store)
+        for case, engine, store in cells
     ]
 
 
@@ -44,8 +44,8 @@ def test_a_third_runs_and_each_case_and_each_place_is_among_it() -> None:
     taken = running(table("tests/unit/test_a.py"))
     assert len(taken) == 7 * -(-len(ENGINES) * 2 // sampling.SAMPLED)
     assert {params["case"] for params in taken} == {*range(7)}
-    places = {(params["engine"], params["ordered"]) for params in taken}
-    assert places == {*itertools.product(ENGINES, [True, False])}
+    places = {(params["engine"], params["store"]) for params in taken}
+    assert places == {*itertools.product(ENGINES, ["memory", "sqlite"])}
     assert running(table("tests/unit/test_a.py")) == taken
 
 

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +23,10 @@ import forkmill as fm
 from forkmill import contexts
 from forkmill.contexts import Batch, Work
 from forkmill.contexts.specs import TYPES
-from forkmill.remote import there
+from forkmill.remote import shares, there
 from forkmill.remote.courier import Pace
 from forkmill.remote.executor import Remote
+from forkmill.remote.wire import WireCodec
 from forkmill.testing import EXECUTOR_CHECKS
 
 pytestmark = pytest.mark.timeout(30)
@@ -360,6 +364,77 @@ def test_shared_values_arrive_by_their_bytes() -> None:
     with opened(Fake()) as ex, handle:
         assert ex.submit(total, handle, 1).result(10) == 1249975001
         assert list(ex.starmap(total, [(handle, n) for n in range(5)]))[4] == 1249975004
+
+
+SENDER = """
+import pickle, sys
+import numpy as np
+import forkmill as fm
+from forkmill.remote.shares import _image
+from forkmill.remote.wire import WireCodec
+
+handle = fm.share(np.arange(50_000))
+data, buffers, needs = WireCodec().packed_one(((handle, memoryview(b"abc")), {}))
+(nonce, source), = needs.items()
+image = bytes(_image(source))
+pickle.dump((data, [bytes(b) for b in buffers], nonce, image), sys.stdout.buffer)
+"""
+
+
+def test_a_shared_value_needs_nothing_of_the_process_that_sent_it() -> None:
+    done = subprocess.run([sys.executable, "-c", SENDER], capture_output=True, check=True)
+    data, buffers, nonce, image = pickle.loads(done.stdout)
+    codec, kept = WireCodec(there=True), shares.Kept()
+    assert kept.use([nonce], [None]) == [nonce]
+    assert kept.use([nonce], [image]) == []
+    (handle, view), _ = codec.loads(data, buffers)
+    assert handle.value.sum() == 1249975000 and view == b"abc"  # forkmill's own reducers act, too
+    assert kept.drop([nonce]) == [] and handle.value.size == 50_000  # a call uses it
+    assert kept.done([nonce]) == [nonce] and kept.use([nonce], [None]) == [nonce]
+    with pytest.raises(fm.SharedGone):
+        _ = handle.value
+
+
+def test_a_worker_keeps_shared_values_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "MOST_BYTES", 2500)
+    kept, images = shares.Kept(), [bytes(1000)] * 4
+    nonces = [bytes([n]) * 16 for n in range(4)]
+    assert kept.use(nonces, images) == []  # what a call needs it has
+    assert kept.done(nonces[1:]) == nonces[1:3]  # the oldest that nobody uses, and not the last one
+    assert kept.done(nonces[:1]) == []
+    assert kept.use(nonces, [None] * 4) == nonces[1:3]
+    assert kept.drop(nonces) == [nonces[0], nonces[3]]
+
+
+def test_a_closed_share_is_let_go_of_at_home_and_there() -> None:
+    def size(value: Any, n: int) -> int:
+        return len(value) + n
+
+    with opened(Fake()) as ex:
+        handle = fm.share(b"s" * 100_000)
+        nonce = handle._address.nonce
+        kept = weakref.ref(handle._segment)
+        futures = [ex.submit(partial(size, handle), 1), ex.submit(size, handle, 2)]
+        handle.close()  # ends new use, and takes nothing from old use
+        del handle
+        assert [future.result(10) for future in futures] == [100_001, 100_002]
+        tokens = ex.courier._shares._blobs
+        until = time.monotonic() + 10
+        while (kept() or tokens or nonce in shares.KEPT._sizes) and time.monotonic() < until:
+            assert ex.submit(double, 1).result(10) == 2
+        assert kept() is None and not tokens and not ex._sharing
+        assert nonce not in shares.KEPT._sizes and not shares.KEPT._uses
+
+
+def test_tokens_of_shared_values_are_bounded_by_their_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shares, "MOST_BYTES", 250_000)
+    handles = [fm.share(bytes([n]) * 100_000) for n in range(5)]
+    with opened(Fake()) as ex:
+        assert list(ex.map(len, handles + handles)) == [100_000] * 10
+        tokens = ex.courier._shares
+        assert len(tokens._blobs) == 2 and tokens._nbytes <= 250_000
 
 
 def test_what_cannot_be_sent_fails_in_the_callers_frame() -> None:

@@ -338,15 +338,20 @@ def receive(blob: bytes) -> None:
     _, nonce, _, n = _HEAD.unpack_from(view)
     at, length = _PART.unpack_from(view, _HEAD.size + _PART.size * n)
     for start in range(at + length, len(blob), len(nonce)):
-        found = _received.pop(blob[start : start + len(nonce)], None)
-        if found is not None:
-            found[1][_CLOSED] = 1
+        forget(blob[start : start + len(nonce)])
     unpack(nonce, view[: at + length])
 
 
 def unpack(nonce: bytes, image: memoryview) -> None:
     """Keep the bytes of a parcel, unless they are here."""
     _received.setdefault(nonce, (image.toreadonly(), bytearray(_HEAD.size)))
+
+
+def forget(nonce: bytes) -> None:
+    """Let go of the bytes of a parcel: it is closed."""
+    found = _received.pop(nonce, None)
+    if found is not None:
+        found[1][_CLOSED] = 1
 
 
 def received(address: Address) -> Parcel | None:

@@ -36,9 +36,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(
         self, file: Any, callback: Any, persistent: Any, table: Any, reachable: Any, there: bool
     ) -> None:
-        super().__init__(file, 5, buffer_callback=callback)
         known: Any = cloudpickle.Pickler.dispatch_table
         self.dispatch_table = known.new_child({**TABLE, **table})
+        super().__init__(file, 5, buffer_callback=callback)  # it reads the table, once
         self._persistent = persistent
         self._reachable = reachable
         self._there = there

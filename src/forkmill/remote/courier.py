@@ -32,12 +32,11 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._process import LoneThread
-from .backend import Blob
+from .shares import Tokens
 from .there import Came, Need, run, run_copied
-from .wire import image_of
 
 if TYPE_CHECKING:
-    from .backend import Backend
+    from .backend import Backend, Blob
     from .wire import Packed
 
 __all__ = ["AHEAD", "LADDER_S", "MOST_BYTES", "Courier", "Flight", "Job", "Pace"]
@@ -49,7 +48,6 @@ MOST_BYTES = 16 << 20  # of items in a chunk
 GROWTH = 8  # times larger than the last one, at most
 AHEAD = 2  # chunks for each that runs
 LADDER_S = 1.5  # for what is cancelled and does not end
-_SHARES = 64  # shared values whose tokens are kept
 LOOK_S = 5.0  # between two looks at the engine, while nothing comes back
 
 
@@ -167,7 +165,7 @@ class Courier:
         self._again: deque[Flight] = deque()
         self._suspects: deque[Flight] = deque()
         self._flying: dict[int, Flight] = {}
-        self._shares: dict[bytes, Blob] = {}
+        self._shares = Tokens(backend.keeps)
         self._over = False  # nothing more is sent
         self._stopped = False  # what is under way is cancelled, too
         self._told = monotonic()  # when something last came back
@@ -336,8 +334,9 @@ class Courier:
         needed = (*job.needs, *flight.needs)
         try:
             shares = [self._share(nonce, flight) for nonce in needed]
+            closed = self._shares.closed()
             code = job.code.argument(self.backend, whole=flight.whole)
-            args = (self._run, job.code.digest, needed, flight.packed, code, *shares)
+            args = (self._run, job.code.digest, needed, flight.packed, code, closed, *shares)
             if job.timeout is not None:
                 flight.future = self.backend.submit_timed(job.timeout, *args)
             else:
@@ -359,15 +358,8 @@ class Courier:
         flight.job.failed(flight.items, error)
 
     def _share(self, nonce: bytes, flight: Flight) -> Any:
-        blob = self._shares.pop(nonce, None)
-        if blob is None:
-            handle = flight.needs.get(nonce) or flight.job.code.held[nonce]
-            image, held = image_of(handle)
-            blob = Blob(nonce, image if self.backend.keeps else bytes(image), held)
-        self._shares[nonce] = blob  # the last one in the order
-        while len(self._shares) > _SHARES:
-            del self._shares[next(iter(self._shares))]
-        return blob.argument(self.backend, whole=flight.whole)
+        source = flight.needs.get(nonce) or flight.job.code.held[nonce]
+        return self._shares.of(nonce, source).argument(self.backend, whole=flight.whole)
 
     # Back.
 

@@ -31,6 +31,7 @@ from ..contexts.base import Call, Executor, closed_error
 from ..runs.window import Results, left_error
 from .backend import Blob
 from .courier import AHEAD, Courier, Job, Pace
+from .shares import is_open
 from .there import Function, results
 from .wire import WireCodec
 
@@ -153,6 +154,10 @@ class Calls(Job):
         call.fail(error)
         return False
 
+    def landed(self, flight: Flight) -> None:
+        for item in flight.items:
+            item.flight = None  # a cycle
+
     def cancel(self) -> None:
         """Cancel what has not begun."""
         while self._line:
@@ -162,8 +167,9 @@ class Calls(Job):
         done = item.call.future.done()
         error = errors.WorkerDied("the task was ended by Future.kill()", cause="killed")
         item.call.fail(error)
-        if item.flight is not None:
-            self._courier.recall(item.flight, force=True)
+        flight = item.flight
+        if flight is not None:
+            self._courier.recall(flight, force=True)
         return not done
 
 
@@ -190,7 +196,8 @@ class Remote(Executor):
         self.courier = Courier(backend, f"{self.name}-courier", timeout)
         self.paces: dict[bytes, int] = {}  # of lanes, by function; the courier's thread adds
         self._jobs: OrderedDict[Any, Calls] = OrderedDict()
-        self._guard = threading.Lock()  # guards the last one
+        self._sharing: dict[Any, tuple[bytes, ...]] = {}  # those that lead to shared values
+        self._guard = threading.Lock()  # guards the last two
         self._closed = False
         _ALIVE.add(self.courier)
         finalize(self, self.courier.close, wait=False).atexit = False
@@ -225,10 +232,20 @@ class Remote(Executor):
             if job is None:
                 job = Calls(self.courier, self.codec, Blob(digest, code, needs), options)
                 self._jobs[key] = job
+                if job.needs:
+                    self._sharing[key] = job.needs
                 while len(self._jobs) > _JOBS:
-                    self._jobs.popitem(last=False)
+                    self._sharing.pop(self._jobs.popitem(last=False)[0], None)
             self._jobs.move_to_end(key)
+            if self._sharing:
+                self._let_go_of_closed()
         return job
+
+    def _let_go_of_closed(self) -> None:
+        """Functions that lead to a closed value are not sent again, and would keep its memory."""
+        for key, needs in tuple(self._sharing.items()):
+            if not all(map(is_open, needs)):
+                del self._sharing[key], self._jobs[key]
 
     def _put(self, job: Calls, call: Call) -> None:
         data, buffers, needs = self.codec.packed_one((call.args, call.kwargs))

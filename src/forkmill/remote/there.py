@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..contexts.lanes.emit import Outputs, Raised, emitted, gathered, pieces
 from ..contexts.lanes.lane import Replica, Report
 from ..errors import SerializationError
-from .wire import WireCodec, has_shared, keep_shared, packed_plain, plain
+from .shares import KEPT
+from .wire import WireCodec, packed_plain, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -140,7 +141,12 @@ class Stage:
 
 
 def run(
-    digest: bytes, needed: Sequence[bytes], chunk: Packed, code: Any, *shares: Any
+    digest: bytes,
+    needed: Sequence[bytes],
+    chunk: Packed,
+    code: Any,
+    closed: Sequence[bytes] = (),
+    *shares: Any,
 ) -> Need | Came:
     """Do a chunk.
 
@@ -149,20 +155,25 @@ def run(
         needed: The nonces of the shared values that the function, and that the items lead to.
         chunk: The items.
         code: The function's bytes, or None where this worker has had them, we hope.
+        closed: The nonces of shared values that nobody needs any more.
         *shares: The bytes, or None, of the shared values. (Engines look for tokens among the
             arguments, and not inside of them.)
     """
     codec = _mine()
-    missing = [nonce for nonce, image in zip(needed, shares) if not _has(nonce, image)]  # noqa: B905
+    _let_go(KEPT.drop(closed))
+    missing = KEPT.use(needed, shares)
     if missing:
         return Need(missing)
     try:
-        function = _function(codec, digest, code)
-    except BaseException as error:  # a module that is not here
-        return _all_failed(codec, chunk, _explained(error))
-    if function is None:
-        return Need([digest])
-    return _done(codec, function, chunk)
+        try:
+            function = _function(codec, digest, code, needed)
+        except BaseException as error:  # a module that is not here
+            return _all_failed(codec, chunk, _explained(error))
+        if function is None:
+            return Need([digest])
+        return _done(codec, function, chunk)
+    finally:
+        _let_go(KEPT.done(needed))
 
 
 def run_copied(*args: Any) -> Need | Came:
@@ -181,16 +192,16 @@ def _mine() -> WireCodec:
     return _codec
 
 
-def _has(nonce: bytes, image: Any) -> bool:
-    if has_shared(nonce):
-        return True
-    if image is None:
-        return False
-    keep_shared(nonce, image)
-    return True
+def _let_go(gone: Sequence[bytes]) -> None:
+    """Of functions that were decoded with shared values that are gone: they may have them."""
+    if gone:
+        with _lock:
+            for digest, (_, _, nonces) in tuple(_functions.items()):
+                if not nonces.isdisjoint(gone):
+                    del _functions[digest]
 
 
-def _function(codec: WireCodec, digest: bytes, code: Any) -> Any:
+def _function(codec: WireCodec, digest: bytes, code: Any, needed: Sequence[bytes]) -> Any:
     with _lock:
         known = _functions.get(digest)
         if known is not None:
@@ -198,14 +209,13 @@ def _function(codec: WireCodec, digest: bytes, code: Any) -> Any:
     if known is None:
         if code is None:
             return None
-        known = (loaded(codec, code), code)
+        function = loaded(codec, code)
+        known = function, code if function.whole else None, frozenset(needed)
         with _lock:
-            if not known[0].whole:
-                known = (known[0], None)
             known = _functions.setdefault(digest, known)
             while len(_functions) > _MOST:
                 _functions.popitem(last=False)
-    function, again = known
+    function, again, _ = known
     return function if again is None else loaded(codec, again)
 
 

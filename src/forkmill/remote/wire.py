@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._process import SHARES
 from ..codec.codec import Codec, Parts
+from .shares import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Packed", "WireCodec", "names_of"]
+__all__ = ["Packed", "WireCodec"]
 
 SCALARS = frozenset({int, float, str, bytes, bool, type(None)})
 LARGE = 1 << 16  # bytes: what goes beside the pickle
@@ -203,34 +204,12 @@ def _reduce_shared(handle: Any) -> Any:
     share = SHARES[0]
     address = handle._send()
     assert _needs.found is not None
-    _needs.found[address.nonce] = handle
+    _needs.found[address.nonce] = source_of(handle)
     return share._rebuild, (address.pid, share._segment._NOWHERE, address.size, address.nonce)
 
 
 def _reduce_lifted(lifted: Any) -> Any:
     return SHARES[0].resolve, (lifted.handle,)
-
-
-def image_of(handle: Any) -> tuple[Any, Any]:
-    """A shared value's bytes, and what keeps them."""
-    segment = SHARES[0]._segment
-    if type(handle._segment) is segment.Parcel:
-        return handle._segment.image, handle._segment
-    return segment.memory(handle._address)[0], handle._segment
-
-
-def keep_shared(nonce: bytes, image: Any) -> None:
-    """In a worker: a shared value's bytes are here."""
-    from ..codec import segment
-
-    segment.unpack(nonce, memoryview(image))
-
-
-def has_shared(nonce: bytes) -> bool:
-    """In a worker: whether they are."""
-    from ..codec import segment
-
-    return nonce in segment._received
 
 
 # ---------------------------------------------------------------------- what is installed
@@ -256,8 +235,3 @@ def _is_package_folder(path: str) -> bool:
         return True
     homes = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib")}
     return any(home and path.startswith(home + os.sep) for home in homes)
-
-
-def names_of(codec: WireCodec) -> list[str]:
-    """The modules that go by value, as far as it has been asked."""
-    return sorted(name for name, found in codec._reachable.items() if not found)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
@@ -22,8 +23,9 @@ import pytest
 import forkmill as fm
 from forkmill import contexts
 from forkmill.contexts import Batch, Work
+from forkmill.contexts.base import Call
 from forkmill.contexts.specs import TYPES
-from forkmill.remote import shares, there
+from forkmill.remote import executor, shares, there
 from forkmill.remote.courier import Pace
 from forkmill.remote.executor import Remote
 from forkmill.remote.wire import WireCodec
@@ -213,6 +215,22 @@ def test_chunks_of_slow_items_stay_small() -> None:
     assert pace.size == 8
     pace.came(8, 10.0)
     assert pace.size == 1
+
+
+def test_a_pace_is_of_the_function_and_a_limit_of_the_lane() -> None:
+    pace = Pace(single=False)
+    pace.came(1, 0.0001)
+    pace.limit(3)
+    assert (pace.size, pace.known) == (3, 8)
+    pace.came(3, 0.0003)
+    assert pace.known == 24  # what was small because of the limit tells, too
+    pace.limit(100)
+    pace.came(2, 0.0002)  # and what was small for other reasons does not
+    assert pace.size == pace.known == 24
+    pace.came(24, 0.1)
+    pace.came(10, 0.15)  # as long as a chunk shall take: it stays
+    assert pace.known == 24
+    assert Pace(single=True, known=50).size == 1
 
 
 def test_a_window_is_kept_also_when_chunks_grow() -> None:
@@ -527,6 +545,106 @@ def test_each_chunk_of_a_lane_has_its_state_to_itself() -> None:
         found = drained(lane)
         told = found.pop(contexts.END)
         assert set(told) == {"end"} and found == {n: 2 * n for n in range(10)}
+        lane.close()
+
+
+def test_a_call_that_comes_after_the_end_is_refused() -> None:
+    ex = opened(Fake())
+    ex.courier.close()  # meanwhile: who submits has just seen that it is open
+    with pytest.raises(fm.PoolClosed):
+        ex.submit(double, 1)
+    ex.shutdown()
+
+
+def test_taking_goes_on_while_somebody_cancels() -> None:
+    class Emptied(deque):  # type: ignore[type-arg]
+        def __getitem__(self, at: Any) -> Any:
+            item = super().__getitem__(at)
+            self.clear()
+            return item
+
+    with opened(Fake()) as ex:
+        job = ex._job(double, ex._options)
+        call = Call(None, (), {}, ex._options, ex.ledger)
+        items = [executor._Item(call, b"", [], {}) for _ in range(3)]
+        job._line = Emptied(items)
+        assert job.take(3, 100) == items[:1]
+
+
+class Exits:
+    """Ends whoever decodes it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (1,)
+
+
+def exits(x: int) -> Exits:
+    return Exits()
+
+
+def test_what_decoding_and_callbacks_raise_costs_nobody_else() -> None:
+    release.clear()
+    with opened(Fake(width=1)) as ex:
+        first = ex.submit(waits, 1)
+        first.add_done_callback(lambda _: sys.exit(1))
+        futures = [ex.submit(exits, 1), ex.submit(double, 2)]
+        release.set()
+        error = futures[0].exception(10)
+        assert type(error) is fm.SerializationError and type(error.__cause__) is SystemExit
+        assert first.result(10) == 1 and futures[1].result(10) == 4
+        assert ex.submit(double, 3).result(10) == 6
+
+
+def test_an_engine_that_is_gone_is_noticed_while_others_ask_for_more() -> None:
+    backend = Fake()
+    with opened(backend, timeout=0.2) as ex:
+        backend.lost, backend.wrong = True, "does not answer"
+        first = ex.submit(double, 1)
+        with pytest.raises(fm.PoolBroken):
+            for n in range(1000):  # each is a word to the courier: nothing waits in silence
+                ex.submit(partial(double), n)
+                ex.courier.wake(next(iter(ex._jobs.values())), at_once=True)
+                time.sleep(0.01)
+        assert type(first.exception(10)) is fm.PoolBroken
+
+
+def test_functions_that_are_many_are_cancelled_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "_JOBS", 2)
+    release.clear()
+    ex = opened(Fake(width=1))
+    first = ex.submit(waits, 0)
+    while not first.running():
+        time.sleep(0.001)
+    futures = [ex.submit(partial(waits, n)) for n in range(6)]
+    waiting = ex.metrics().waiting
+    ex.shutdown(wait=False, cancel_futures=True)
+    release.set()
+    ex.shutdown()
+    assert first.result(10) == 0
+    assert waiting >= 4 and sum(future.cancelled() for future in futures) >= 4
+
+
+def test_leaving_one_call_takes_nothing_from_others() -> None:
+    release.clear()
+    with opened(Fake(width=1)) as ex:
+        futures = [ex.submit(waits, n) for n in range(3)]
+        ex.leave(futures[:1])
+        release.set()
+        assert [future.result(10) for future in futures] == [0, 1, 2]
+
+
+def ends_badly() -> Iterator[Any]:
+    yield threading.Lock()
+
+
+def test_what_an_end_emits_and_cannot_be_sent_is_no_items_failure() -> None:
+    with opened(Fake()) as ex:
+        lane = ex.lane(Work(double, on_end=ends_badly))
+        lane.put_many(range(10))
+        lane.end()
+        found = drained(lane)
+        assert type(found.pop(contexts.END)) is fm.SerializationError
+        assert found == {n: 2 * n for n in range(10)}
         lane.close()
 
 

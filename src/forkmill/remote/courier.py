@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._process import LoneThread
+from ..contexts.base import closed_error
 from .shares import Tokens
 from .there import Came, Need, run, run_copied
 
@@ -52,25 +53,33 @@ LOOK_S = 5.0  # between two looks at the engine, while nothing comes back
 
 
 class Pace:
-    """How many items of a job go together, by what the last ones took."""
+    """How many items of a job go together, by what the last ones took.
 
-    def __init__(self, *, single: bool) -> None:
-        self.size = 1
+    Attributes:
+        known: How many it would be by that alone.
+        most: Never more.
+    """
+
+    def __init__(self, *, single: bool, known: int = 1) -> None:
+        self.known = known
         self.most = 1 if single else MOST
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return min(self.known, self.most)
 
     def came(self, items: int, seconds: float) -> None:
         """A chunk has been done."""
-        if items < self.size // 2:
-            return  # it was small for other reasons
-        if not LEAST_S <= seconds <= MOST_S:
-            wanted = int(items * TARGET_S / max(seconds, 1e-6))
-            self.size = max(1, min(wanted, GROWTH * self.size))
-        self.size = min(self.size, self.most)
+        wanted = int(items * TARGET_S / max(seconds, 1e-6))
+        if seconds > MOST_S:
+            self.known = max(1, wanted)
+        elif seconds < LEAST_S and items >= self.size // 2:  # else it was small for other reasons
+            self.known = max(self.known, min(wanted, GROWTH * self.size))
 
     def limit(self, most: int) -> None:
         """There are never more items than these at once."""
         self.most = min(MOST, max(1, most))
-        self.size = min(self.size, self.most)
 
 
 class Job:
@@ -166,9 +175,12 @@ class Courier:
         self._suspects: deque[Flight] = deque()
         self._flying: dict[int, Flight] = {}
         self._shares = Tokens(backend.keeps)
-        self._over = False  # nothing more is sent
+        self._over = False  # nothing more is accepted
+        self._left = False  # the thread looks at no job any more
+        self._hand: Flight | None = None  # what the thread is about to send, or has just back
         self._stopped = False  # what is under way is cancelled, too
-        self._told = monotonic()  # when something last came back
+        self._told = monotonic()  # when something last came back, or a look was taken
+        self._look_s = min(LOOK_S, patience / 4)
         self._wrong_since = 0.0
         self._thread = LoneThread(self._live, name)
 
@@ -179,9 +191,21 @@ class Courier:
         """Whether chunks have one item."""
         return not self.backend.at_least_once
 
-    def wake(self, job: Job, *, at_once: bool = False) -> None:
-        """A job has more items."""
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Those with items that wait."""
         with self._lock:
+            return tuple(self._jobs)
+
+    def wake(self, job: Job, *, at_once: bool = False) -> None:
+        """A job has more items.
+
+        Raises:
+            PoolClosed: It came too late: nobody will take them.
+        """
+        with self._lock:
+            if self._left:
+                raise self.broken or closed_error()
             new = id(job) not in self._known
             if new:
                 self._known.add(id(job))
@@ -196,9 +220,10 @@ class Courier:
         with self._lock:
             return not (self._jobs or self._flying or self._again or self._suspects)
 
-    def recall(self, flight: Flight, *, force: bool) -> None:
-        """Have a chunk come back, whose items are looked at again; `force`: if it runs, too."""
-        self._inbox.put((flight, force))
+    def recall(self, flight: Flight) -> None:
+        """Have a chunk come back, whose items are looked at again; where it can be, also one that
+        runs."""
+        self._inbox.put((flight,))
         self._thread.start()
 
     def stop(self) -> None:
@@ -231,7 +256,7 @@ class Courier:
 
     def _live(self) -> None:
         try:
-            while not (self._over and self.idle()):
+            while not self._leaves():
                 self._hear()
                 if self._stopped or self.broken is not None:
                     self._end_all()
@@ -239,17 +264,33 @@ class Courier:
                     self._send_all()
         except BaseException as error:  # a bug of ours: nobody shall wait for ever
             self.broken = error
+            with self._lock:
+                self._left = True
+            if self._hand is not None:
+                self._hand.job.failed(self._hand.items, error)
             self._fail_all(error)
             raise
         finally:
             self.backend.close()
 
+    def _leaves(self) -> bool:
+        """Whether all is done, and nothing can come after it."""
+        with self._lock:
+            self._left = self._over and not (
+                self._jobs or self._flying or self._again or self._suspects
+            )
+            return self._left
+
     def _hear(self) -> None:
-        """Wait for words, and heed all that are there."""
-        try:
-            word = self._inbox.get(timeout=LOOK_S if self._flying else None)
-        except queue.Empty:
+        """Wait for words, and heed all that are there. Words or not, the engine is looked at when
+        nothing has come back for a while."""
+        rest = self._told + self._look_s - monotonic() if self._flying else None
+        if rest is not None and rest <= 0:
             self._look()
+            return
+        try:
+            word = self._inbox.get(timeout=rest)
+        except queue.Empty:
             return
         while True:
             if type(word) is tuple:
@@ -268,13 +309,14 @@ class Courier:
 
     def _look(self) -> None:
         """Nothing has come back for a while: does the engine live?"""
+        begin = monotonic()
         wrong = self.backend.look()
-        now = monotonic()
+        self._told = now = monotonic()
         if wrong is None:
             self._wrong_since = 0.0
-        elif not self._wrong_since:
-            self._wrong_since = now
-        elif now - self._wrong_since >= self.patience:
+            return
+        self._wrong_since = self._wrong_since or begin
+        if now - self._wrong_since >= self.patience:
             self._break(f"{self.backend.title} {wrong}, for {self.patience:g} s")
 
     def _break(self, why: str, cause: BaseException | None = None) -> None:
@@ -307,28 +349,29 @@ class Courier:
             if not jobs:
                 return None
             job = max(jobs, key=_urgency) if len(jobs) > 1 else jobs[0]
-            self._jobs.remove(job)
-            self._known.discard(id(job))
-        single = job.timeout is not None or self.single
-        share = 1 if single else job.pace.size
+        share = job.pace.size
         if job.waiting < share:  # nobody knows whether more comes: all who are idle get some
             share = max(1, -(-job.waiting // max(1, idle)))
         items = job.take(share, MOST_BYTES)
-        if job.waiting:
-            with self._lock:
-                if id(job) not in self._known:
-                    self._known.add(id(job))
-                    self._jobs.append(job)
+        with self._lock:
+            self._jobs.remove(job)
+            if job.waiting:
+                self._jobs.append(job)  # the others first
+            else:
+                self._known.discard(id(job))
         return Flight(job, items)
 
     def _send(self, flight: Flight) -> None:
         job = flight.job
+        self._hand = flight
         items = job.began(flight.items, flight)
         if not items:
+            self._hand = None
             return
         if flight.packed is None or len(items) != len(flight.items):
             flight.items, flight.packed, flight.needs = job.packed(items)
             if not flight.items:
+                self._hand = None
                 job.landed(flight)
                 return
         needed = (*job.needs, *flight.needs)
@@ -348,6 +391,7 @@ class Courier:
             self._told = monotonic()
         with self._lock:
             self._flying[id(flight)] = flight
+        self._hand = None
         flight.future.add_done_callback(lambda _: self._inbox.put(flight))
 
     def _unsent(self, flight: Flight, error: BaseException) -> None:
@@ -356,6 +400,7 @@ class Courier:
             error = self.broken or error
         flight.job.landed(flight)
         flight.job.failed(flight.items, error)
+        self._hand = None
 
     def _share(self, nonce: bytes, flight: Flight) -> Any:
         source = flight.needs.get(nonce) or flight.job.code.held[nonce]
@@ -370,6 +415,7 @@ class Courier:
         self._told, self._wrong_since = monotonic(), 0.0
         job, items, future = flight.job, flight.items, flight.future
         flight.future = None
+        self._hand = flight
         job.landed(flight)
         try:
             reply = future.result()
@@ -391,6 +437,7 @@ class Courier:
                 job.came(items, reply)
             else:
                 job.failed(items, _strange(self.backend, TypeError(f"it gave {reply!r:.100}")))
+        self._hand = None
 
     def _back(self, flight: Flight) -> None:
         """It was cancelled: by us, for one of its items or for all."""
@@ -417,10 +464,10 @@ class Courier:
         elif job.died(items[0], error):
             self._again.append(Flight(job, items))
 
-    def _recall(self, flight: Flight, force: bool) -> None:
+    def _recall(self, flight: Flight) -> None:
         if id(flight) in self._flying and not flight.recalled:
             flight.recalled = True
-            self.backend.cancel(flight.future, force)
+            self.backend.cancel(flight.future, True)
 
     def _leave(self, job: Job) -> None:
         with self._lock:

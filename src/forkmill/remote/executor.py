@@ -17,10 +17,12 @@ Threads: everything from any. Callbacks of futures are called in the courier's t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from collections import OrderedDict, deque
+from concurrent.futures import _base
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,7 +38,7 @@ from .there import Function, results
 from .wire import WireCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from ..contexts.base import Future
     from ..contexts.lanes.lane import Lane, Work
@@ -102,10 +104,11 @@ class Calls(Job):
     def take(self, most: int, nbytes: int) -> list[Any]:
         line, size = self._line, 0
         items: list[Any] = []
-        while line and len(items) < most and (not items or size + line[0].size <= nbytes):
-            item = line.popleft()
-            size += item.size
-            items.append(item)
+        with contextlib.suppress(IndexError):  # they are cancelled meanwhile
+            while line and len(items) < most and (not items or size + line[0].size <= nbytes):
+                item = line.popleft()
+                size += item.size
+                items.append(item)
         return items
 
     def began(self, items: list[Any], flight: Flight) -> list[Any]:
@@ -128,21 +131,23 @@ class Calls(Job):
         return items, ([i.data for i in items], [len(i.buffers) for i in items], buffers), needs
 
     def came(self, items: list[Any], came: Came) -> None:
-        for item, (good, value) in zip(items, results(self._codec, came, len(items)), strict=True):
+        # No signal comes to this thread: whatever decoding raises is the item's.
+        found = results(self._codec, came, BaseException)
+        for item, (good, value) in zip(items, found, strict=True):
             if good:
-                item.call.finish(value)
+                _told(item.call.finish, value)
             elif item.call.again(value):
                 item.call.attempts += 1
                 self.put(item)
             else:
-                item.call.fail(value)
+                _told(item.call.fail, value)
 
     def failed(self, items: list[Any], error: BaseException) -> None:
         for item in items:
             if isinstance(error, errors.PoolBroken) or item.call.attempts:
-                item.call.fail(error)
+                _told(item.call.fail, error)
             else:
-                item.call.give_up()
+                _told(item.call.give_up)
 
     def died(self, item: Any, error: BaseException) -> bool:
         call: Call = item.call
@@ -151,7 +156,7 @@ class Calls(Job):
         if not call.future.done() and call.again(error):
             call.attempts += 1
             return True
-        call.fail(error)
+        _told(call.fail, error)
         return False
 
     def landed(self, flight: Flight) -> None:
@@ -160,8 +165,9 @@ class Calls(Job):
 
     def cancel(self) -> None:
         """Cancel what has not begun."""
-        while self._line:
-            self._line.popleft().call.give_up()
+        with contextlib.suppress(IndexError):  # the courier takes meanwhile
+            while self._line:
+                self._line.popleft().call.give_up()
 
     def _kill(self, item: _Item) -> bool:
         done = item.call.future.done()
@@ -169,8 +175,16 @@ class Calls(Job):
         item.call.fail(error)
         flight = item.flight
         if flight is not None:
-            self._courier.recall(flight, force=True)
+            self._courier.recall(flight)
         return not done
+
+
+def _told(tell: Callable[..., None], *outcome: Any) -> None:
+    """In the courier's thread: whatever a callback raises, the others have their outcomes."""
+    try:
+        tell(*outcome)
+    except BaseException:
+        _base.LOGGER.exception("a callback of a future has ended with")
 
 
 class Remote(Executor):
@@ -298,16 +312,13 @@ class Remote(Executor):
             raise closed_error()
 
     def _waiting(self) -> int:
-        return sum(job.waiting for job in tuple(self._jobs.values()))
+        return sum(job.waiting for job in self.courier.jobs if isinstance(job, Calls))
 
     def lane(self, work: Work, notify: Callable[[], None] | None = None) -> Lane:
         """A lane that runs one stage's work there; a chunk has a replica of the state to itself."""
         from .lane import RemoteLane
 
         return RemoteLane(self, work, notify)
-
-    def leave(self, futures: Iterable[Any]) -> None:
-        self.courier.stop()
 
     def kill(self) -> None:
         """Cancel everything, also what runs where that can be done."""
@@ -329,8 +340,9 @@ class Remote(Executor):
         self._take_in(cancel_futures)
         self._closed = True
         if cancel_futures:
-            for job in tuple(self._jobs.values()):
-                job.cancel()
+            for job in self.courier.jobs:
+                if isinstance(job, Calls):
+                    job.cancel()
         try:
             self.courier.close(wait)
         except KeyboardInterrupt:

@@ -52,10 +52,9 @@ class _Stages(Job):
         self.needs = tuple(needs)
         self.timeout = work.timeout if courier.backend.kills else None
         self.single = courier.single or self.timeout is not None
-        self.pace = Pace(single=self.single)
-        self._paces = executor.paces
-        if not self.single:  # the last lane of this function has found it out
-            self.pace.size = self._paces.get(self.code.digest, 1)
+        self._paces = executor.paces  # the last lane of this function has found it out
+        known = self._paces.get(self.code.digest, 1)
+        self.pace = Pace(single=self.single, known=known)
         self.flights: set[Flight] = set()
         self.back: queue.SimpleQueue[None] = queue.SimpleQueue()  # once over: of each that ends
         self.over = False
@@ -126,7 +125,7 @@ class _Stages(Job):
             self.back.put(None)
 
     def came(self, items: list[Any], came: Came) -> None:
-        self._paces[self.code.digest] = self.pace.size
+        self._paces[self.code.digest] = self.pace.known
         while len(self._paces) > _PACES:
             del self._paces[next(iter(self._paces))]
         self._deliver((items, came))
@@ -140,7 +139,7 @@ class _Stages(Job):
         self.over = True
         self._line.clear()
         for flight in tuple(self.flights):
-            self._courier.recall(flight, force=True)
+            self._courier.recall(flight)
 
 
 class RemoteLane(SharedLane):
@@ -199,7 +198,7 @@ class RemoteLane(SharedLane):
         """Runs of items that returned, and between them those that did not."""
         some: list[Any] = []
         values: list[Any] = []
-        found = results(self._executor.codec, came, len(items))
+        found = results(self._executor.codec, came)
         for item, (good, value) in zip(items, found, strict=True):
             if good and type(value) is not Outputs:
                 some.append(item)

@@ -134,7 +134,10 @@ class Stage:
         if not outputs and not reports:
             return None
         told = [Report(None, each.call, each.seconds, each.times) for each in reports]
-        return _joined((outputs, told))
+        try:
+            return _joined((outputs, told))
+        except BaseException as error:  # what it emitted cannot be sent: no item's failure
+            return _joined((Outputs([Raised(error)]), told))
 
 
 # ---------------------------------------------------------------------- the call
@@ -320,8 +323,11 @@ def probe_text(modules: Sequence[str] = ()) -> str:
     return PROBE.replace("{modules!r}", repr([*modules]))
 
 
-def results(codec: WireCodec, came: Came, number: int) -> Iterator[tuple[bool, Any]]:
-    """At home: whether each item returned, and what it returned or raised."""
+def results(
+    codec: WireCodec, came: Came, caught: type[BaseException] = Exception
+) -> Iterator[tuple[bool, Any]]:
+    """At home: whether each item returned, and what it returned or raised; what is `caught` when
+    one is decoded is its failure."""
     bad = frozenset(came.failed)
     data, counts, _ = came.packed
     if counts is None:
@@ -334,7 +340,7 @@ def results(codec: WireCodec, came: Came, number: int) -> Iterator[tuple[bool, A
             continue
         try:
             value = codec.loads(*one)
-        except Exception as error:
+        except caught as error:
             refusal = SerializationError(f"a result cannot be decoded here: {error}")
             refusal.__cause__ = error
             yield False, refusal

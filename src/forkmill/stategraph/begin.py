@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from .._checks import nearest
 from ..errors import SessionBusy, SessionConflict, UpdateError
 from ..events import new_id
 from . import fits
@@ -276,9 +277,10 @@ def input_writes(
     """
     if values is None:
         return ()
+    what = f"the {who}" if who in ("input", "update") else f"the update as {who!r}"
     if isinstance(values, (Command, Send)):
         raise UpdateError(
-            f"the {who} is a dict of the state's keys, not a {type(values).__name__}; an answer "
+            f"{what} is a dict of the state's keys, not a {type(values).__name__}; an answer "
             "is given by resume(value, session=...)"
         )
     cls = plan.schema.cls
@@ -288,9 +290,14 @@ def input_writes(
         values = {name: getattr(values, name) for name in names}
     if not isinstance(values, dict):
         raise UpdateError(
-            f"the {who} is a dict of the state's keys, or None, not a {type(values).__name__!r}"
+            f"{what} is a dict of the state's keys, or None, not a {type(values).__name__!r}"
         )
     schema = plan.schema
+    for key in values:
+        if key not in schema.keys:
+            raise UpdateError(
+                f"{what} has an unknown key: {schema.unknown(key)}", key=str(key), step=step
+            )
     work = Work(
         name=who,
         fn=_no_function,
@@ -434,8 +441,6 @@ def edited(plan: Plan, line: Line, values: Any, as_node: str | None, take_over: 
         SessionConflict: There is no such node; the session has moved. SessionBusy: it is claimed.
     """
     if as_node is not None and as_node not in plan.nodes:
-        from .._checks import nearest
-
         near = nearest(as_node, plan.nodes)
         raise SessionConflict(f"as_node={as_node!r}: there is no such node{near}")
     coder = plan.coder

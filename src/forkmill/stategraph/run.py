@@ -512,6 +512,7 @@ class Run:
             line.questions[index] = (number, wire)
         else:
             line.outcomes[index] = outcome
+            self.tell.done += 1
         self._keep.unsaved.add(index)
         if self.tell.heard:
             step = line.point.step + 1
@@ -526,6 +527,7 @@ class Run:
         step = self.line.point.step + 1
         died = isinstance(error, WorkerDied)
         self.stats.deaths += died
+        self.tell.failed += 1
         if self.tell.heard:
             self.tell.task_failed(node.name, step, index, attempt, seconds, error, died)
         if self.killed:
@@ -581,6 +583,7 @@ class Run:
         status = self.status_after(tasks, new)
         self._keep.committed(new, tasks, changes, status)
         self.stats.steps += 1
+        tell.step = new.step
         self.last_step = (tasks, changes)
         if status:
             self.status = line.status = status

@@ -85,7 +85,8 @@ def straight_on(run: Going) -> bool:
         BaseException: As `Run.turns`.
     """
     plan, line, stats = run.plan, run.line, run.stats
-    here, emitter, limits = plan.here, run.tell.emitter, run.limits
+    here, tell, limits = plan.here, run.tell, run.limits
+    emitter = tell.emitter
     ends = limits.any or run.single  # maybe, though there are tasks left
     if line.outcomes or line.questions:
         return False
@@ -100,6 +101,7 @@ def straight_on(run: Going) -> bool:
         new, changes = _next(run, point)
         line.point, line.at, line.outcomes = new, 0.0, {}
         stats.steps += 1
+        tell.step = new.step
         run.last_step = tasks, changes
         if not new.tasks or ends or run.killed or run.draining:
             status = run.status_after(tasks, new)
@@ -111,12 +113,14 @@ def straight_on(run: Going) -> bool:
 
 def _called(run: Going, point: Point) -> bool:
     """Call the tasks of a step; whether each did well, and there is nothing to be told."""
-    line, stats, emitter, inside = run.line, run.stats, run.tell.emitter, run.inside
+    line, stats, tell, inside = run.line, run.stats, run.tell, run.inside
+    emitter, done = tell.emitter, 0
     here, outcomes, session, seq = run.plan.here, line.outcomes, line.session, point.seq
     step = point.step + 1
     whole = None if point.late else (point.plain, point.late)
     for index, (name, arg) in enumerate(point.tasks):
         if index and (run.killed or emitter.heard):
+            tell.done += done
             run.rest(index)
             return False
         call, reads = here[name]
@@ -135,6 +139,8 @@ def _called(run: Going, point: Point) -> bool:
             line.questions[index] = outcome[1:]
         else:
             outcomes[index] = outcome
+            done += 1
+    tell.done += done
     return len(outcomes) == len(point.tasks)
 
 

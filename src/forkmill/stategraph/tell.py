@@ -90,7 +90,7 @@ class Teller:
         self._modes = frozenset(modes)
         self._many = many
         self._items: deque[Any] = deque()
-        self._step = self._done = self._failed = 0  # for progress
+        self.step = self.done = self.failed = 0  # for progress, kept by the run, heard or not
         self.emitter = events.Emitter.beginning("stategraph")
         self.streams = bool(modes)
         if "custom" in self._modes:
@@ -141,6 +141,7 @@ class Teller:
         def about() -> tuple[str, dict[str, Any]]:
             return plan.name, {"graph": plan.hash, "total": None, "plan": _drawn(plan), **where}
 
+        self.step = point.step
         self.emitter.about = about
         if self.heard:
             self.emitter.emit("run_started", plan.name, **about()[1])
@@ -151,8 +152,8 @@ class Teller:
             self._values(point)
 
     def _progress(self) -> dict[str, Any]:
-        counts = {"done": self._done, "failed": self._failed, "unit": "tasks"}
-        return {"step": self._step, **counts}
+        counts = {"done": self.done, "failed": self.failed, "unit": "tasks"}
+        return {"step": self.step, **counts}
 
     def run_finished(self, status: str, steps: int, error: BaseException | None) -> None:
         """It is over. Who hears it gets what was told, if that takes less than 5 s."""
@@ -178,7 +179,6 @@ class Teller:
 
     def step_started(self, point: Point, tasks: tuple[Task, ...]) -> None:
         """A step begins."""
-        self._step = point.step
         names = [task.node for task in tasks]
         self.emitter.emit("step_started", self._plan.name, step=point.step + 1, tasks=names)
 
@@ -236,7 +236,6 @@ class Teller:
     ) -> None:
         """It has ended well, or asks."""
         asks = bool(outcome[0])
-        self._done += not asks
         self._task("task_finished", node, step, index, attempt, seconds, asks=asks)
 
     def task_failed(
@@ -250,7 +249,6 @@ class Teller:
         died: bool,
     ) -> None:
         """It has failed."""
-        self._failed += 1
         if died:
             pid = getattr(error, "pid", None)
             data: dict[str, Any] = {

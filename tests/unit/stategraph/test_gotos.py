@@ -137,3 +137,14 @@ def test_in_strict_graphs_the_others_stay() -> None:
     assert graph.compile().invoke({})["k"] == 0
     with pytest.raises(fm.UpdateError, match="'b' is none of its declared destinations: nowhere"):
         graph.compile(check="strict").invoke({})
+
+
+def test_what_is_wrong_with_an_input_is_the_inputs() -> None:
+    graph = fm.StateGraph({"name": None})
+    graph.add_node("reads", lambda state: None)
+    graph.add_edge(fm.START, "reads")
+    app = graph.compile()
+    with pytest.raises(fm.UpdateError, match=r"the input has .* 'nam' in .* mean 'name'") as caught:
+        app.invoke({"nam": 1})
+    assert caught.value.key == "nam"
+    assert caught.value.nodes == ()

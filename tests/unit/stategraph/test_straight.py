@@ -133,8 +133,10 @@ def test_who_comes_while_a_step_runs_hears_it_from_the_next_task_on() -> None:
         if not subscribed:
             subscribed.append(fm.subscribe(heard.append, detail="items"))
 
-    graph([says("a"), listens, says("b")]).invoke({"n": 2, "seen": [], "log": []})
+    run = graph([says("a"), listens, says("b")]).invoke({"n": 2, "seen": [], "log": []})
     subscribed[0]()
+    told = [event["data"] for event in heard if event["kind"] == "progress"][-1]
+    assert (told["step"], told["done"], told["failed"]) == (run.step, run.stats.tasks, 0)
     said = [(event["kind"], event["name"]) for event in heard if event["source"] == "stategraph"]
     begun = [name for kind, name in said if kind == "task_started"]
     assert begun == ["2", "join"]

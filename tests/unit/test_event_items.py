@@ -13,6 +13,7 @@ import pytest
 
 import forkmill as fm
 import tasks
+from forkmill import _native
 
 
 class Sink:
@@ -128,6 +129,35 @@ def test_calls_are_told_whose_neighbours_were_taken_back() -> None:
     finally:
         end.end()
     assert sink.calls == {"nap": 400}
+
+
+@pytest.mark.parametrize("size", [4000, 4001, 9000])
+def test_calls_of_one_chunk_that_are_all_measured(size: int) -> None:
+    """They are told in several words, each of which counts all that it measures."""
+    sink = Sink("every")
+    end = fm.subscribe(sink, detail="every")
+    try:
+        with fm.ProcessPool(1, start_method="fork") as pool:
+            assert sum(pool.map(abs, range(size), chunksize=size)) == sum(range(size))
+        end()
+    finally:
+        end.end()
+    assert sink.calls == sink.measured == {"abs": size}
+    sink.check_numbers()
+
+
+class Unsaid(str):
+    def __format__(self, _: str) -> str:
+        raise MemoryError
+
+
+def test_a_worker_without_memory_for_times_fails_no_other_call() -> None:
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        timed = _native.Timed(abs, Unsaid("run"), "abs", False)
+        first, *others = pool.map(timed, range(3), chunksize=3, return_exceptions=True)
+        assert isinstance(first, MemoryError)
+        assert others == [1, 2]
+        assert pool.stats().restarts == 0
 
 
 def test_a_map_is_left_alone_where_nobody_asks_for_items() -> None:

@@ -66,12 +66,12 @@ cdef class Timed:
         if begin:
             now = fm_now()
             self._left = 1 if self.every or now - begin >= _SHORT_NS else _EVERY
-            self._note(begin, now)
-            last = last or now - self._told >= _TELL_NS
-        self._calls += 1
+            last = self._note(begin, now) == _MOST_TIMES or last or now - self._told >= _TELL_NS
+        self._calls += 1  # before it is told: what is measured is counted
         return self.tell() if last else 0
 
     cdef int _note(self, int64_t begin, int64_t now) except -1:
+        """How many are measured that were not told yet."""
         cdef fm_times *head
         cdef fm_time *time
         if self._word is NULL:
@@ -82,7 +82,7 @@ cdef class Timed:
         time.begin = begin / 1e9
         time.seconds = (now - begin) / 1e9
         head.n += 1
-        return self.tell() if head.n == _MOST_TIMES else 0
+        return head.n
 
     cdef int _make(self) except -1:
         cdef bytes whose = f"{self.run or ''}\n{self.name[:_MOST_NAME]}".encode(
@@ -99,7 +99,7 @@ cdef class Timed:
     cdef int tell(self) except -1:
         """Say what was not said yet."""
         cdef fm_times *head = <fm_times *>self._word
-        if self._calls == self._first:
+        if self._calls == self._first or head is NULL:  # no memory: nothing was measured
             return 0
         head.first = self._first
         head.count = <uint32_t>(self._calls - self._first)

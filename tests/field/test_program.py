@@ -562,3 +562,27 @@ for looks_before in (True, False):
         del came  # all as it was before the fork, and not as workers have it
         assert pool.submit(seen).result(20) == (1, [1], True, 1, 1, False)
 """)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["def one(): return 1", "class one: pass", "one = {1, 2}"])
+def test_a_hook_that_puts_none_where_something_was(run_script: Any, what: str) -> None:
+    """What leads to the old value is dead by then, which is not the same as None."""
+    run_script(f"""
+import os
+import forkmill as fm
+
+{what}
+def seen():
+    return repr(one)
+def change():
+    global one
+    one = None
+os.register_at_fork(before=change)
+with fm.ProcessPool(1, start_method="fork") as pool:
+    assert pool.submit(seen).result(20) == "None"
+    one = 2
+    assert pool.submit(seen).result(20) == "2"
+    one = None
+    assert pool.submit(seen).result(20) == "None"
+""")

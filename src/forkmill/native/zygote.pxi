@@ -227,8 +227,8 @@ def as_found(dict names, Py_ssize_t count, list found):
         code = tuple_item(one, 2)
         if code is not <PyObject *>None:
             then = (<PyWeakReference *>then).wr_object
-        if now is not then:
-            return False
+        if now is not then or (code is not <PyObject *>None and now is <PyObject *>None):
+            return False  # None: one is dead, and there is None now
         if code is not <PyObject *>None and code is not Py_False:
             if PyFunction_GetCode(now) is not (<PyWeakReference *>code).wr_object:
                 return False

@@ -93,12 +93,13 @@ _BYTEARRAY = _BULK[bytearray]
 
 
 class Parts(list[Any]):
-    """A file: what is written to it, as it is. Large bytes in a pickle are a part of their own."""
+    """A file: what is written to it. Large bytes in a pickle are a part of their own, as they are;
+    what can change is copied: it may do so, or be resized, before the parts are put somewhere."""
 
     __slots__ = ()
 
     def write(self, part: Any) -> None:
-        self.append(part if type(part) is bytes else memoryview(part))
+        self.append(part if type(part) is bytes else bytes(part))
 
     def joined(self) -> bytes:
         """All of it."""

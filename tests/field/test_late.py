@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import ctypes
 import gc
+import operator
 import os
 import re
 import signal
@@ -252,6 +254,78 @@ def test_what_is_raised_as_a_lane_submits_is_no_items_failure(context: str) -> N
         finally:
             sys.settrace(None)
             lane.close()
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_where_the_stack_has_no_room_nothing_is_taken_for_a_handler_s(
+    aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a __del__ raises is told by Python, each time, and raised nowhere else."""
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: told.append(one.exc_type))
+    wrong: list[Any] = []
+
+    class Dying:
+        @_late.unbroken
+        def __del__(self) -> None:
+            goes_on()
+
+    def down(levels: int, dying: list[Any]) -> None:
+        if levels:
+            down(levels - 1, dying)
+        else:
+            dying[0] = None
+
+    def each_depth() -> None:
+        most = sys.getrecursionlimit()
+        for levels in range(most - 100, most):
+            dying = [Dying()]
+            try:
+                down(levels, dying)
+                goes_on()
+            except RecursionError as error:
+                if not dying[0]:  # there was room for all but the __del__
+                    wrong.append(error)
+
+    if aside:
+        thread = threading.Thread(target=each_depth)
+        thread.start()
+        thread.join()
+        goes_on()
+    else:
+        each_depth()
+    assert not wrong
+    assert {*told} == {RecursionError}
+
+
+def test_a_forked_child_does_not_get_what_a_handler_raised_here() -> None:
+    """The queue of what is still to be raised is inherited as all memory is."""
+    here = os.getpid()
+    dying: list[Any] = [_raising_at_its_end()]
+    fork = ctypes.PyDLL(None).fork  # no hook, and no bytecode before it
+    came: list[Any] = []
+    try:
+        with raising(Alarm), pytest.raises(Alarm):
+            came.extend(map(operator.call, [dying.clear, fork]))
+            goes_on()
+            os._exit(0) if os.getpid() != here else None
+    finally:
+        if os.getpid() != here:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(came[1], 0)[1]) == 0
+
+
+def _raising_at_its_end() -> Any:
+    calls = []
+
+    class Dying:
+        @_late.unbroken
+        def __del__(self) -> None:
+            calls.append(1)
+            if len(calls) == 1:
+                signal.raise_signal(signal.SIGUSR1)
+
+    return Dying()
 
 
 def test_nothing_of_ours_dies_by_python_s_own_callbacks() -> None:

@@ -24,7 +24,6 @@ from libc.string cimport memcpy, memmove, memset
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
-    int c_getpid "getpid"()
     void c_exit "_exit"(int status)
     ssize_t c_read "read"(int fd, void *to, size_t n)
     ssize_t c_pread "pread"(int fd, void *to, size_t n, int64_t offset)

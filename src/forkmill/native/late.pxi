@@ -10,24 +10,32 @@
 # Invariants:
 #   LATE-1  the interpreter enters and leaves an Unbroken in C, where no handler is run.
 #   LATE-2  functions can be called again when they were broken off anywhere.
-#   LATE-3  a pending call owns its exception, and gives it up as it raises it.
+#   LATE-3  a pending call owns its exception, and gives it up as it raises it. It knows whose it is:
+#           a forked child inherits the queue, and nothing of the kind has happened there.
 # Threads: any. Handlers run in the main thread alone; what is raised in others stays where it is.
 
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*call)(void *) except -1, void *owned) noexcept
     object PyMethod_New(object function, object instance)
 
-cdef object _is_finalizing
-from sys import is_finalizing as _is_finalizing  # C: the module has no names at the end
+cdef extern from "<unistd.h>" nogil:
+    int c_getpid "getpid"()
+
+cdef object _is_finalizing, _get_ident, _threading  # C: the module has no names at the end
+import threading as _threading
+from _thread import get_ident as _get_ident
+from sys import is_finalizing as _is_finalizing
 
 cdef enum:
     _MOST_TRIES = 100  # more often than any timer that a program can live with
 
 
 cdef int _raise_late(void *owned) except -1:
-    error = <object>owned
-    Py_DECREF(error)
-    raise error
+    pid, error = late = <tuple>owned
+    Py_DECREF(late)
+    if pid == c_getpid():  # LATE-3
+        raise error
+    return 0
 
 
 cdef bint _is_handlers(object error, dict late) except -1:
@@ -37,10 +45,12 @@ cdef bint _is_handlers(object error, dict late) except -1:
         return False  # no handler runs any more, and modules lose their names
     for at in range(_MOST_TRIES):
         try:
-            if not _interrupted(error):
+            if _get_ident() != _threading.main_thread().ident or not _interrupted(error):
                 return False
             late[type(error)] = error
             return True
+        except (RecursionError, MemoryError):
+            pass  # there is no room to ask
         except BaseException as another:  # to ask runs Python, too
             late[type(another)] = another
     return False
@@ -74,6 +84,7 @@ cdef class Unbroken:
                         raise
         finally:
             for error in late.values():
-                Py_INCREF(error)
-                if Py_AddPendingCall(_raise_late, <void *>error) < 0:  # a queue, and it is full
-                    Py_DECREF(error)
+                one = (c_getpid(), error)
+                Py_INCREF(one)
+                if Py_AddPendingCall(_raise_late, <void *>one) < 0:  # a queue, and it is full
+                    Py_DECREF(one)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from ._process import ours
+from ._process import interrupted, ours
 
 __all__ = ["WeakKeyDictionary", "WeakSet", "WeakValueDictionary", "finalize", "unbroken"]
 
@@ -48,7 +48,12 @@ else:
             info = self._registry.get(self)
             if info is None or self._shutdown:
                 return None
-            value = info.func(*info.args, **(info.kwargs or {}))
+            try:
+                value = info.func(*info.args, **(info.kwargs or {}))
+            except BaseException as error:
+                if not interrupted(error):  # it was called to its end, which is an error of its own
+                    self._registry.pop(self, None)
+                raise
             self._registry.pop(self, None)
             return value
 

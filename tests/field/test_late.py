@@ -328,6 +328,22 @@ def _raising_at_its_end() -> Any:
     return Dying()
 
 
+def test_a_finalizer_with_an_error_of_its_own_is_not_called_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: told.append(one.exc_type))
+
+    def fails() -> None:
+        raise KeyError("mine")
+
+    thing = Thing()
+    finalizer = _late.finalize(thing, fails)
+    del thing
+    assert told == [KeyError]
+    assert not finalizer.alive
+
+
 def test_nothing_of_ours_dies_by_python_s_own_callbacks() -> None:
     """Weak containers, finalize and __del__ of ours go by forkmill._late."""
     folder = Path(fm.__file__).parent

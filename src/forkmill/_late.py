@@ -8,6 +8,7 @@ that runs when an object dies goes by here (a test looks):
     @unbroken
     def __del__(self): ...              also for callbacks: weakref.ref(value, unbroken(forget))
     finalize(owner, function, *args)    as weakref's; the function may be called again
+    close_each([fd])                    may be called again, too
     WeakSet, WeakValueDictionary, WeakKeyDictionary
 
 Guarantees: native/late.pxi. In a sub-interpreter, where no handler runs, these are Python's own.
@@ -17,12 +18,21 @@ Threads: as those of weakref.
 
 from __future__ import annotations
 
+import os
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ._process import interrupted, ours
 
-__all__ = ["WeakKeyDictionary", "WeakSet", "WeakValueDictionary", "finalize", "unbroken"]
+__all__ = [
+    "WeakKeyDictionary",
+    "WeakSet",
+    "WeakValueDictionary",
+    "close_each",
+    "finalize",
+    "unbroken",
+]
 
 
 def unbroken(function: Any) -> Any:
@@ -32,6 +42,13 @@ def unbroken(function: Any) -> Any:
         return ours("_native").Unbroken(function)
     except ImportError:  # a sub-interpreter that takes no extension
         return function
+
+
+def close_each(fds: list[int]) -> None:
+    """Close descriptors, and take them out of the list, each in one step: one that was closed
+    before a signal handler raised is not there any more, as its number may be another's by then.
+    """
+    deque(map(os.close, map(fds.pop, [-1] * len(fds))), maxlen=0)
 
 
 if TYPE_CHECKING:

@@ -344,6 +344,36 @@ def test_a_finalizer_with_an_error_of_its_own_is_not_called_again(
     assert not finalizer.alive
 
 
+@pytest.mark.parametrize("kind", ["a shared value", "a file of events"])
+def test_a_descriptor_that_is_closed_is_not_closed_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler raises right behind it, when its number may be another's already."""
+    if kind == "a shared value":
+        thing: Any = fm.share(b"x" * 200_000)
+        fd = thing._segment.address.fd
+    else:
+        thing = fm.JsonLines(tmp_path / "events")
+        fd = thing._fd
+    close = os.close
+    others: list[int] = []
+
+    def close_and_raise(number: int) -> None:
+        close(number)
+        if number == fd and not others:
+            others.append(os.open(os.devnull, os.O_RDONLY))
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(os, "close", close_and_raise)
+    with raising(Alarm), pytest.raises(Alarm):
+        del thing
+        goes_on()
+    monkeypatch.undo()
+    assert others == [fd]
+    os.fstat(fd)
+    os.close(fd)
+
+
 def test_nothing_of_ours_dies_by_python_s_own_callbacks() -> None:
     """Weak containers, finalize and __del__ of ours go by forkmill._late."""
     folder = Path(fm.__file__).parent

@@ -40,7 +40,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
-from .._late import WeakSet, finalize
+from .._late import WeakSet, close_each, finalize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +132,7 @@ class Segment:
             os.close(fd)
             raise
         self.address = Address(os.getpid(), fd, size, nonce)
-        finalize(self, _release, self.address, self._head).atexit = False
+        finalize(self, _release, self.address.pid, self._head, [fd]).atexit = False
         _open.add(self)
 
     def tell_closed(self) -> None:
@@ -213,12 +213,13 @@ def _map_head(fd: int) -> mmap.mmap:
     return head
 
 
-def _release(address: Address, head: mmap.mmap, getpid: Any = os.getpid) -> None:
+def _release(pid: int, head: mmap.mmap, fds: list[int], getpid: Any = os.getpid) -> None:
     # In a forked child the descriptor may be closed already, its number somebody else's, and the
-    # page is not there at all.
-    if getpid() == address.pid:
-        head[_CLOSED] = 1
-        os.close(address.fd)
+    # page is not there at all. In its own process it may be called again.
+    if getpid() == pid:
+        if not head.closed:
+            head[_CLOSED] = 1
+        close_each(fds)
         head.close()
 
 

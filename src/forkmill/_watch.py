@@ -55,17 +55,18 @@ class Watch:
 
     Attributes:
         failures: How many items have failed.
+        over: Its end was told.
         settle: Called before the end is told, if anybody hears of items: tells what is left.
     """
 
-    __slots__ = ("_emitter", "_figures", "_name", "_over", "failures", "settle")
+    __slots__ = ("_emitter", "_figures", "_name", "failures", "over", "settle")
 
     def __init__(self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None) -> None:
         with within(*origin[:2]) if origin is not None else nullcontext():
             self._emitter = events.Emitter.beginning(source)
         self._name = name
         self._figures: Any = None
-        self._over = False
+        self.over = False
         self.failures = 0
         self.settle: Any = None
         for sink in sinks:
@@ -78,7 +79,7 @@ class Watch:
 
     def forget(self) -> None:
         """It could not begin: nothing is told of it."""
-        self._over = self._emitter.over = True
+        self.over = self._emitter.over = True
         for subscriber in tuple(self._emitter.own):
             subscriber.end()
 
@@ -95,15 +96,19 @@ class Watch:
         self._emitter.emit("item_failed", self._name, error=events.short(error))
 
     def end(self, status: str) -> None:
-        """It is over, however. Idempotent."""
-        if self._over:
+        """It is over, however. Idempotent; to be done again where a signal handler broke it off."""
+        if self.over:
             return
-        self._over = True
+        if not self._emitter.ended:
+            self._tell_end(status)
+        self._emitter.finish(events.DRAIN_S)
+        self.over = True
+
+    def _tell_end(self, status: str) -> None:
         if self._figures is not None:
             self._emitter.emit("progress", **self._figures())
         if self._emitter.detail != "runs":
             events.hear()  # what calls took comes before the end
             if self.settle is not None:
                 self.settle()
-        self._emitter.emit("run_finished", self._name, status=status)
-        self._emitter.finish(events.DRAIN_S)
+        self._emitter.emit_end("run_finished", self._name, status=status)

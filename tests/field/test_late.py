@@ -256,6 +256,26 @@ def test_what_is_raised_as_a_lane_submits_is_no_items_failure(context: str) -> N
             lane.close()
 
 
+@pytest.mark.parametrize("at", range(2, 10))
+def test_the_end_of_a_dropped_map_is_told_once(at: int) -> None:
+    """A signal comes at the begin of each of the functions that tell it."""
+    told: list[str] = []
+    unsubscribe = fm.subscribe(lambda event: told.append(event["kind"]))
+    with fm.executor("thread:1") as executor:
+        results = iter(executor.map(abs, range(50), buffersize=2))
+        next(results)
+        with raising(Alarm):
+            sys.settrace(Traced(at, "_watch.py", "emitter.py", "bus.py"))
+            try:
+                del results
+                goes_on()
+            except Alarm:
+                pass
+    unsubscribe()
+    kinds = [kind for kind in told if kind != "progress"]
+    assert (kinds.count("run_finished"), told.index("run_finished")) == (1, len(told) - 1)
+
+
 @pytest.mark.parametrize("aside", [False, True])
 def test_where_the_stack_has_no_room_nothing_is_taken_for_a_handler_s(
     aside: bool, monkeypatch: pytest.MonkeyPatch

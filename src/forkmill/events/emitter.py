@@ -17,6 +17,8 @@ from .subscription import Flush, Subscription
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .event import Event
+
 _time, _monotonic = time.time, time.monotonic
 
 
@@ -43,6 +45,7 @@ class Emitter:
     __slots__ = (
         "__weakref__",
         "_flush",
+        "_last",
         "about",
         "above",
         "calling",
@@ -72,6 +75,7 @@ class Emitter:
         self.about: Callable[[], tuple[str, dict[str, Any]]] | None = None
         self.driven: Any = None
         self._flush: Flush | None = None
+        self._last: list[tuple[Event, Emitter]] | None = None
         emitters[self.id] = self
 
     @classmethod
@@ -130,6 +134,20 @@ class Emitter:
             },
             self,
         )
+
+    def emit_end(self, kind: str, name: str, **data: Any) -> None:
+        """Tell its last event: once, however often a signal handler breaks this off."""
+        if self._last is None and self.heard:
+            event = event_of(self.source, self.id, self.parent, 0, kind, data)
+            event["name"] = name
+            self._last = [(event, self)]
+        if self._last:
+            _bus.put_last(self._last)
+
+    @property
+    def ended(self) -> bool:
+        """Whether `emit_end` has told it."""
+        return self._last == []
 
     def emit_late(
         self, at: float, kind: str, name: str, worker: int | None, data: dict[str, Any]

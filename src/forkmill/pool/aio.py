@@ -246,7 +246,7 @@ class AsyncMap(Window[_native.Chunk]):
 
     async def aclose(self) -> None:
         """Cancel what has not started, and free everything. Idempotent."""
-        if not self._closed:
+        if self._has_to_close():
             self._close()
 
     def _let_go(self) -> None:

@@ -220,14 +220,19 @@ class Window(Generic[W]):
 
     @unbroken
     def __del__(self, _at_end: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not _at_end() and not self._closed:
+        if not _at_end() and self._has_to_close():
             self._close()
+
+    def _has_to_close(self) -> bool:
+        """Whether not all of _close() was done yet."""
+        watch = self._watch
+        return not self._closed or (watch is not None and not watch.over)
 
     def _close(self, *, kill: bool = False) -> None:
         """Take back what has not started, free everything, wake who waits.
 
-        A signal handler's exception may come at any place: each step can be done again, and
-        `_closed` is the last one.
+        A signal handler's exception may come at any place: each step can be done again. `_closed`
+        comes before the end is told: who sees it not set yet leaves that to who sets it.
         """
         self._open = False
         self._feed.spent()
@@ -363,7 +368,7 @@ class WindowIterator(Window[W]):
 
         From another thread: who waits in `next` gets StopIteration.
         """
-        if not self._closed:
+        if self._has_to_close():
             self._close()
 
     def drain(self) -> None:

@@ -121,7 +121,7 @@ def _read_ps() -> Iterator[Process]:
 
 def resource_tracker() -> tuple[int | None, int | None]:
     """The process of multiprocessing's resource tracker, and the descriptor that leads there: the
-    program's, once started, to its end, whoever was the first to need it."""
+    program's, once started, to its end, no matter who needed it first."""
     module = sys.modules.get("multiprocessing.resource_tracker")
     tracker = getattr(module, "_resource_tracker", None)
     return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
@@ -315,7 +315,7 @@ _SWALLOWED = re.compile(
 class Script:
     """A Python program in a session of its own, with its output in files.
 
-    Files, not pipes: whoever survives the program cannot keep a reader of ours waiting.
+    Files, not pipes: what survives the program cannot keep a reader of ours waiting.
 
     Attributes:
         pid: Of the program.

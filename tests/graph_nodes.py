@@ -114,7 +114,7 @@ class Peak:
 
 
 class Lone(Executor):
-    """Runs a call when it is submitted; whoever shuts it down is noted."""
+    """Runs a call when it is submitted; who shuts it down is noted."""
 
     def __init__(self) -> None:
         self.submitted = 0

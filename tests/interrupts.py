@@ -264,7 +264,7 @@ class Executor(Scenario):
 
 
 class Lane(Scenario):
-    """A lane, as whoever drives a stage uses it; waiting for what comes out."""
+    """A lane, as who drives a stage uses it; waiting for what comes out."""
 
     def __init__(self, context: str, stream: bool = False) -> None:
         self.context, self.stream = context, stream

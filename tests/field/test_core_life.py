@@ -1,6 +1,7 @@
 """The pool's side of its zygote: one that is stopped, slow or dead loses nothing and blames nobody.
 
-And a dropped executor that pins its workers finishes what it was given, whoever has to be replaced.
+And a dropped executor that pins its workers finishes what it was given, also where one of them has
+to be replaced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Frames of threads that go on: whoever looks at them neither dies of it nor keeps what they hold.
+"""Frames of threads that go on: who looks at them neither dies of it nor keeps what they hold.
 
 CPython 3.11 collects garbage where it allocates, and a finalizer lets other threads run. A frame
 that ended inside of such a look took the process with it, some time later.

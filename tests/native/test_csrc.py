@@ -35,7 +35,7 @@ def test_so_it_does_with_the_other_c_library_of_linux(tmp_path: Path) -> None:
 
 
 def check(tmp_path: Path, *settings: str, timeout: float = 380) -> None:
-    log = tmp_path / "log"  # a file: whoever survives make cannot keep us waiting
+    log = tmp_path / "log"  # a file: what survives make cannot keep us waiting
     # A build folder of its own: another run, or another xdist worker, may be at it too.
     command = ["make", "-C", str(CSRC), "-j2", "check", f"BUILD={tmp_path / 'build'}", *settings]
     # A make above us must not hand down its job server, nor its SAN.

@@ -28,7 +28,7 @@ class State(TypedDict, total=False):
 
 
 def leave(file: str, pause: float = 0.0) -> None:
-    """A line that says which task runs: whole, whoever is killed when."""
+    """A line that says which task runs: whole, no matter who is killed when."""
     line = "|".join(map(str, fm.task_id())) + "\n"
     with open(file, "ab", buffering=0) as lines:
         lines.write(line.encode())

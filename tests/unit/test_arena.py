@@ -203,7 +203,7 @@ def test_a_stream_left_early(one: fm.ProcessPool) -> None:
     outputs.close()  # type: ignore[attr-defined]
     del outputs, array
     gc.collect()
-    # What was still on its way is read by whoever waits next.
+    # What was still on its way is read by who waits next.
     assert one.submit(tasks.length, b"").result() == 0
     tasks.eventually(lambda: in_hands(one) == 0)
 
@@ -216,7 +216,7 @@ def test_a_map_left_early(pool: fm.ProcessPool) -> None:
     del results, array
 
     def all_back() -> bool:
-        # What was still on its way is read by whoever waits next.
+        # What was still on its way is read by who waits next.
         return pool.submit(tasks.length, b"").result() == 0 and in_hands(pool) == 0
 
     tasks.eventually(all_back)

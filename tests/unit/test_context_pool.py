@@ -72,7 +72,7 @@ def test_no_more_than_its_size_are_out_under_stress(kind: str) -> None:
 
 
 def test_terminate_while_others_borrow(tmp_path: Any) -> None:
-    """Whoever is ended gets WorkerDied, nobody else; no place is lost."""
+    """Who is ended gets WorkerDied, nobody else; no place is lost."""
     ended, served = [], []
     with fm.ContextPool("cow_fork", max_size=2) as pool:
 

@@ -168,7 +168,7 @@ def test_a_waiter_that_raises_keeps_nobody_else_from_being_told(
 def test_tasks_whose_frames_were_gathered_run_without_being_waited_for(
     pool: fm.ProcessPool, tmp_path: Path
 ) -> None:
-    """Whoever submits short tasks and then does something else need not come back."""
+    """Who submits short tasks and then does something else need not come back."""
     for i in range(300):  # the pool learns that they are short
         assert pool.submit(tasks.negative, i).result() == -i
     for count in (1, 2, 5, 17, 40):

@@ -165,7 +165,7 @@ def test_a_birth_that_fails_is_told_with_its_error(run_script) -> None:
 
 
 def test_nobody_waits_for_the_log(log: Kept) -> None:
-    """An idle worker's death is told by whoever comes next, and so is one behind a retry."""
+    """An idle worker's death is told by who comes next, and so is one behind a retry."""
     with fm.ProcessPool(1, start_method="fork") as pool:
         victim = pool.submit(tasks.pid).result()
         os.kill(victim, signal.SIGKILL)

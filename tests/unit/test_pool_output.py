@@ -211,7 +211,7 @@ def test_it_is_a_text_stream(tmp_path: Path) -> None:
 
 
 def test_a_full_pipe_that_does_not_block() -> None:
-    """Whoever shares the descriptor may have made it so: a line is not lost for it."""
+    """Who shares the descriptor may have made it so: a line is not lost for it."""
     there, here = os.pipe()
     os.set_blocking(here, False)
     size = 0

@@ -117,7 +117,7 @@ def test_a_round_trip_is_one_frame() -> None:
 
 @pytest.mark.parametrize("method", ["fork", "zygote"])
 def test_workers_and_stats_are_up_to_date_without_any_task(method: str) -> None:
-    """Nobody leads an idle pool: whoever looks takes in what has been reported."""
+    """Nobody leads an idle pool: who looks takes in what has been reported."""
     with fm.ProcessPool(2, start_method=method) as pool:
         first = {worker.pid for worker in pool.workers()}
         assert len(first) == 2

@@ -572,7 +572,7 @@ def test_taking_goes_on_while_somebody_cancels() -> None:
 
 
 class Exits:
-    """Ends whoever decodes it."""
+    """Ends who decodes it."""
 
     def __reduce__(self) -> Any:
         return sys.exit, (1,)

@@ -301,7 +301,7 @@ def test_words_are_there_before_what_is_told_of_the_outcome(way: str, heard: Hea
 
 
 def test_words_are_there_before_an_outcome_that_another_thread_has_read(heard: Heard) -> None:
-    """Whoever turns the pool, also the thread of the events, reads outcomes for all."""
+    """Who turns the pool, also the thread of the events, reads outcomes for all."""
     run = Emitter("test")
     with fm.ProcessPool(1) as pool:
         for ordered in (True, False):

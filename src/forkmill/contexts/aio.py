@@ -90,7 +90,7 @@ _FOREIGN: list[Loop] = []  # in a forked child: the parent's
 
 class Portion(Call):
     """A call for many items, each of which is a task: fn(item). Its outcome says only that it is
-    over; whoever has made it is told of each item.
+    over; who has made it is told of each item.
 
     What items are left when it is cancelled are their owner's (contexts/lanes/loops.py: PORT-1).
     """
@@ -241,7 +241,7 @@ class Loop:
             _ALIVE.discard(self)
 
     def _go_on_until(self, come: Callable[[], bool]) -> None:
-        """Run the loop until something has come. Whoever brings it about stops the loop (AIO-5)."""
+        """Run the loop until something has come. Who brings it about stops the loop (AIO-5)."""
         while not come():
             try:
                 self.loop.run_forever()
@@ -345,7 +345,7 @@ class Loop:
                 late = limit is not None and limit.expired()
                 error = _late(call) if late else failure
             except asyncio.CancelledError:
-                # As every executor says it; asyncio's own would end whoever awaits the future.
+                # As every executor says it; asyncio's own would end who awaits the future.
                 call.fail(concurrent.futures.CancelledError())
                 return
             except BaseException as failure:

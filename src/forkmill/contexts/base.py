@@ -564,7 +564,7 @@ class Executor(_Face, ABC):
 
     @property
     def _whole(self) -> Executor:
-        return self  # not an attribute: that were a cycle, and drop nothing (BASE-2)
+        return self  # not an attribute: that would be a cycle, and drop nothing (BASE-2)
 
     @abstractmethod
     def _accept(self, call: Call) -> None:

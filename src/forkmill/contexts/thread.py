@@ -13,7 +13,7 @@ Invariants:
     * THREAD-2  1. a call is put into the backlog; 2. whether a thread is missing is decided under
       `lock`. A thread that wants to leave does it the other way round: so one of them sees the
       other.
-    * THREAD-3  Whoever accepts a call may be broken off anywhere by what a signal handler raises. A
+    * THREAD-3  Who accepts a call may be broken off anywhere by what a signal handler raises. A
       thread is in `alive` before it is started, and who finds one that has not begun starts it.
 """
 

@@ -60,7 +60,7 @@ class Call:
         aside: For `aio`: how plain functions are called, ``await aside(fn)``; None: at once.
         batch: An item is a list of items, and so is what comes out. One step, without a nested map.
         caches: Number of a step -> (its NodeKey, the cache that is asked where it is called).
-        local: Whoever calls has everything: a Loss holds all values of its item.
+        local: Who calls has everything: a Loss holds all values of its item.
         noted: Gets the Failures that lists of nested maps hold; or None.
         heard: Who hears of its calls; or None.
     """

@@ -54,7 +54,7 @@ def needs(wiring: Wiring, bound: Collection[str], wanted: Iterable[str]) -> dict
 def _needed(
     wiring: Wiring, bound: Collection[str], given: Collection[str], wanted: Iterable[str]
 ) -> _Need:
-    """Backwards: whoever reads of a node has been looked at before it."""
+    """Backwards: who reads of a node has been looked at before it."""
     found = _Need()
     names = set(wanted)
     for at in range(len(wiring.placed) - 1, -1, -1):

@@ -442,7 +442,7 @@ def row_of_run(blocks: Blocks, called: str) -> dict[str, Any]:
 
 
 def _carried(flow: Flow, ctx: Ctx, call: _Call) -> Iterator[list[tuple[int, Any]]]:
-    """A flow's rows; whoever started it elsewhere can stop it."""
+    """A flow's rows; who started it elsewhere can stop it."""
     call.flow = flow
     ctx.interrupts.guards(flow)
     if ctx.began is not None:

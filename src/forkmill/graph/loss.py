@@ -28,7 +28,7 @@ HANDLES = (Shared, PerWorker)
 
 
 class Given(NamedTuple):
-    """Stands for a value that whoever sent the item has: that of a slot."""
+    """Stands for a value that who sent the item has: that of a slot."""
 
     slot: int
 

@@ -10,7 +10,7 @@ So what an item costs beside its call is a step of a loop: the flow sees spans.
     robbed          an idle thread  half of those left go          there is nothing to rob
 
 Guarantees:
-    * Items of a span that waits behind a slow one are taken by whoever has nothing else to do.
+    * Items of a span that waits behind a slow one are taken by who has nothing else to do.
     * A span's outcomes are those of items that follow each other.
 
 Invariants:

@@ -138,7 +138,7 @@ def _ordered(nodes: Sequence[Placed], makers: Mapping[str, int]) -> list[int]:
 
 
 def _circle(nodes: Sequence[Placed], makers: Mapping[str, int], waits: list[int]) -> str:
-    """Whoever still waits waits for somebody who does: going back, one is met again."""
+    """Who still waits waits for somebody who does: going back, one is met again."""
     at = next(at for at, number in enumerate(waits) if number)
     seen: dict[int, int] = {}
     path: list[tuple[int, str]] = []  # a node, and what of the one before it reads

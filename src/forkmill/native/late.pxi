@@ -2,7 +2,7 @@
 #
 #   an object dies ──▶ __del__, a weak reference's callback ──▶ Unbroken ──▶ the function, to its end
 #                                                                  │ what handlers raised meanwhile
-#                                       whoever goes on  ◀─────────┘ (a pending call of CPython's)
+#                                           who goes on  ◀─────────┘ (a pending call of CPython's)
 #
 # Guarantees: an object's last function is done to its end, however often a handler raises in it, and
 #   what was raised comes out of the main thread's code as soon as that goes on: of what has dropped

@@ -169,7 +169,7 @@ class Lasting(Protocol):
 
 
 class Life:
-    """How a pool ends: once, whoever asks, however many ask."""
+    """How a pool ends: once, no matter who asks, and how many."""
 
     def __init__(self, native: _native.Pool, log: EventLog) -> None:
         self.native = native

@@ -509,7 +509,7 @@ class ProcessPool(_Face):
 
     @property
     def _pool(self) -> ProcessPool:
-        return self  # not an attribute: that were a cycle, and drop nothing (POOL-1)
+        return self  # not an attribute: that would be a cycle, and drop nothing (POOL-1)
 
     def __repr__(self) -> str:
         # Not stats(), which logs: a message may show this pool.

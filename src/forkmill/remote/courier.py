@@ -15,7 +15,7 @@ Guarantees:
 
 Invariants:
     * COURIER-1  What is under way belongs to the thread of the courier: only it submits, and hears
-      of ends. Others put words into its inbox.
+      of ends. Others put words into its queue.
     * COURIER-2  A flight ends once: by its future's callback, or by the courier's end.
 
 Threads: one of its own; `wake`, `stop`, `close` from any.

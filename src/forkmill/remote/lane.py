@@ -68,7 +68,7 @@ class _Stages(Job):
         self._courier.wake(self, at_once=len(self._line) >= self.pace.size)
 
     def limit(self, most: int) -> None:
-        """Whoever fills the lane holds back so many items: so much smaller are chunks."""
+        """Who fills the lane holds back so many items: so much smaller are chunks."""
         self.pace.limit(-(-most // (AHEAD * self._courier.backend.width)))
 
     @property

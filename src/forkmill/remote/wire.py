@@ -152,7 +152,7 @@ class WireCodec(Codec):
         return data, [_held(view) for view in views], found
 
     def unpacked(self, packed: Packed) -> Iterator[Any]:
-        """The items, one after the other: whoever decodes one that cannot be has its failure."""
+        """The items, one after the other: who decodes one that cannot be has its failure."""
         data, counts, buffers = packed
         if counts is None:
             yield from pickle.loads(data)

@@ -248,14 +248,14 @@ class Face(concurrent.futures.Executor, Generic[V]):
         return self._view(replace(self._options, **changes))
 
     def _excused(self) -> V:
-        """A view whose calls' deaths do not count against a pool's `restarts`: whoever asks for it
+        """A view whose calls' deaths do not count against a pool's `restarts`: who asks for it
         has a limit of its own."""
         return self._view(replace(self._options, excused=True))
 
     def _shown(
         self, call: LazyCall, progress: Any, total: Any, sinks: Any, report: Any
     ) -> Closable[Any]:
-        """`_lazy`, and whoever wants to see how far it is does."""
+        """`_lazy`, and who wants to see how far it is does."""
         heard = STREAM and STREAM[0].heard()  # by who hears everything
         if not heard and progress is False and total is None and report is None and sinks == ():
             return unseen(self._lazy(call), call, self._max_workers)

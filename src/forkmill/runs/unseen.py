@@ -5,7 +5,7 @@
 
 Guarantees: nothing is loaded and nothing is done an item; the iterator lives as long as without.
 
-Threads: `unseen` in that of the caller, `_late` in that of whoever subscribes.
+Threads: `unseen` in that of the caller, `_late` in that of who subscribes.
 """
 
 from __future__ import annotations

@@ -319,7 +319,7 @@ class Window(Generic[W]):
     def take_in(self) -> None:
         """Pull all that is left of the input, whatever the window: a shutdown finishes it.
 
-        Nothing more is pulled for whoever reads. (From within a pull it does nothing.)
+        Nothing more is pulled for who reads. (From within a pull it does nothing.)
         """
         feed = self._feed
         if self._pulling == get_ident():
@@ -384,7 +384,7 @@ class WindowIterator(Window[W]):
                 break
 
     def _broken_off(self) -> None:
-        """A signal handler raised in `next`: nobody reads on, whoever keeps the traceback."""
+        """A signal handler raised in `next`: nobody reads on, though the traceback may be kept."""
         self._close(kill=True)
 
     def _failed(self) -> None:

@@ -5,7 +5,7 @@
                         └── swapped in when it is stored ──┘
 
 A key of the state is in `plain` (an immutable value, handed out as it is) or in `late` (a wire: see
-`task`), never in both. A Point is built beside the old one and never changes afterwards, so whoever
+`task`), never in both. A Point is built beside the old one and never changes afterwards, so who
 has one has a consistent state.
 
 What of a task lies in the store before its step is committed (a pending row; several, in their

@@ -24,15 +24,15 @@ fails for good          its error is kept; the others are let finish; the first 
 Guarantees:
     * A point is swapped in after it was stored, and whole. Whatever is raised before leaves the
       session where it was.
-    * All tasks of a step get to their end, whoever fails: what is raised and told does not depend
-      on the number of workers. Only a kill, and a store that fails, cut that short.
+    * All tasks of a step get to their end, no matter who fails: what is raised and told does not
+      depend on the number of workers. Only a kill, and a store that fails, cut that short.
     * However a run ends, the session is free, unless its owner has changed.
 
 Invariants:
     * RUN-1  The line, the point and the store are touched by the thread that runs `turns` alone;
       others set flags and put into `_ends`.
     * RUN-2  Who goes into the user's code puts a mark into `inside`, and takes it out again when
-      it comes back; whoever leaves it behind takes it too. One of them gets it (a dict's pop is
+      it comes back; who leaves it behind takes it too. One of them gets it (a dict's pop is
       one step), and has the run.
     * RUN-3  A state graph that is a node has a run of its own in this one's thread (`adopt`). What
       stops or ends this one does so to that one; who leaves this thread behind leaves that run
@@ -482,7 +482,7 @@ class Run:
         self._finished(index, node, outcome, took)
 
     def _drop(self) -> None:
-        """Whoever still runs is ended, or left behind."""
+        """Who still runs is ended, or left behind."""
         futures, self._futures = self._futures, {}
         for index, future in futures.items():
             _end(future)

@@ -85,7 +85,7 @@ def test_a_claim_holds_through_a_pooler(pooler: Pooler) -> None:
 
 
 def count_up(make: Callable[[], Checkpoints], turns: int) -> int:
-    """Add 1 so many times in a forked child, whoever else does so too; its pid."""
+    """Add 1 so many times in a forked child, while others do so too; its pid."""
     pid = os.fork()
     if pid:
         return pid

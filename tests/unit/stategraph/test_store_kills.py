@@ -128,7 +128,7 @@ def in_child(work: Callable[[int], None]) -> tuple[int, Callable[[], tuple[int, 
     if pid == 0:
         code = 1
         try:
-            signal.alarm(40)  # whoever waits for a parent that has failed
+            signal.alarm(40)  # who waits for a parent that has failed
             os.close(reader)
             work(writer)
             code = 0
@@ -215,7 +215,7 @@ def test_a_kill_before_any_statement_tears_nothing(tmp_path: Path) -> None:
 
 
 def kill_at_random(tmp_path: Path, kills: int, seed: int) -> None:
-    """Whoever does the operations is killed at random instants, until all are done; and anew."""
+    """Who does the operations is killed at random instants, until all are done; and anew."""
     expected, chance, killed = pictures(), random.Random(seed), 0
     while killed < kills:
         make, at = of_file(tmp_path / "runs.db"), 0
@@ -322,7 +322,7 @@ def test_a_kill_at_any_statement_tears_nothing_in_postgres(sent: bool, postgres_
 
 
 def count_up(make: Callable[[], Checkpoints], turns: int) -> Callable[[int], None]:
-    """Add 1 to a session's value so many times, whoever else does so too."""
+    """Add 1 to a session's value so many times, while others do so too."""
 
     def work(writer: int) -> None:
         store = make()

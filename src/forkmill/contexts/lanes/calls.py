@@ -207,7 +207,7 @@ class CallLane(SharedLane):
         except BaseException as error:
             outputs.append(Raised(error))
         try:
-            if not self._over:  # else whoever closes the lane does it
+            if not self._over:  # else who closes the lane does it
                 replica.tear_down()
         except BaseException as error:
             outputs.append(Raised(error))
@@ -307,7 +307,7 @@ class Whole:
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
-        self.last = True  # where several calls share a replica, whoever runs them says which is
+        self.last = True  # where several calls share a replica, who runs them says which is
 
     def __reduce__(self) -> Any:
         return Whole, (self.replica,)
@@ -574,7 +574,7 @@ class AsyncLane(CallLane):
 
     def _tears_down(self) -> bool:
         """Whether the replica's end goes on with its teardown, which nobody cuts short then; else
-        whoever closes the lane has it done."""
+        who closes the lane has it done."""
         with self._lock:
             last = self._last_call
             if self._over or last is None:

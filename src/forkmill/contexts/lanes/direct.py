@@ -1,4 +1,4 @@
-"""DirectLane: a lane whose items are handed over by whoever did them, without a future each.
+"""DirectLane: a lane whose items are handed over by who did them, without a future each.
 
     put_many ──▶ a call for many items ──(item, value)──▶ out-list ──▶ take_many: Batch, Taken
 

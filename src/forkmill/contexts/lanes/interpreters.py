@@ -234,7 +234,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             except BaseException as error:
                 outputs.append(Raised(error))
             try:
-                if not self._over:  # else whoever closes the lane does it
+                if not self._over:  # else who closes the lane does it
                     self._move_out(home)
             except BaseException as error:
                 outputs.append(Raised(error))

@@ -3,7 +3,7 @@
     put, put_many ──▶ the context: setup, fn(item), ... ──▶ take, take_many ──▶ Taken, Batch
     end ────────────▶ on_end, teardown ───────────────────▶                  ──▶ Taken(END, ...)
 
-Use of a lane, by whoever drives a stage:
+Use of a lane, by who drives a stage:
 
     1. lane = spec.lane(work, notify)      # nothing of the user's has run yet
     2. lane.put_many(items)                # while lane.pending is less than the stage may hold
@@ -186,7 +186,7 @@ class Batch(NamedTuple):
 
 
 class Report:
-    """An output with the time that calls took, on its way to whoever counts.
+    """An output with the time that calls took, on its way to who counts.
 
     Attributes:
         value: The output; Report itself: there is none.

@@ -6,7 +6,7 @@
 A call, a future and a wake of the loop an item would take some ten times as long as what is left:
 an item is a task of the loop.
 
-Guarantees: those of a Lane, and never more than the executor's n tasks at once; whoever else has
+Guarantees: those of a Lane, and never more than the executor's n tasks at once; who else has
 calls in the same loop has a turn between the items of two portions.
 
 Invariants:

@@ -9,7 +9,7 @@ left: an item is taken from one deque and put into another.
 Guarantees: those of a DirectLane, and
     * An item begins as soon as one of the executor's threads is free for it, and what it gave can
       be taken as soon as it is there.
-    * Whoever else has calls in the same executor has a turn after some 2 ms.
+    * Who else has calls in the same executor has a turn after some 2 ms.
 
 Invariants:
     * SHIFT-1  Where the line is not empty, as many shifts are under way as there are threads, or as

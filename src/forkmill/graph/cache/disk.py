@@ -75,8 +75,8 @@ class _Entry(NamedTuple):
 class DiskCache:
     """Keeps results of nodes in a folder, for all processes that name it and for later runs.
 
-    Workers ask it themselves. Entries are pickles: whoever can write to the folder can run code in
-    the processes that read it, unless they have a `key`.
+    Workers ask it themselves. Entries are pickles: anybody who can write to the folder can run code
+    in the processes that read it, unless they have a `key`.
 
     Args:
         folder: Where. It is made if it is not there, for this user alone (0700).

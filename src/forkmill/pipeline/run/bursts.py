@@ -7,7 +7,7 @@ queue to look at, nobody else whose turn it is. Whatever else is to be done make
 run that comes back for that, or at its end, ends the burst: the driver makes a round.
 
 How many outputs a burst has at most is for how long the handler of Ctrl-C stays in place. It begins
-with one, and doubles while whoever takes them is quick, and the stages too.
+with one, and doubles while who takes them is quick, and the stages too.
 
 Guarantees: an output is made when it is asked for, and not before.
 

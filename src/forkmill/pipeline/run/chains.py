@@ -283,7 +283,7 @@ class Chain:
                 values = list(values)
             yield from self._emit(k, values, counts)
         except GeneratorExit:
-            raise  # of whoever takes the outputs
+            raise  # of who takes the outputs
         except BaseException as error:
             if k == 0:
                 raise

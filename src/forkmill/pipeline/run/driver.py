@@ -1,4 +1,4 @@
-"""The driver: carries a graph out, once. One thread has everything: that of whoever runs it.
+"""The driver: carries a graph out, once. One thread has everything: that of who runs it.
 
     round:  every operator has a turn, sinks first, producers last
             what can end ends
@@ -336,7 +336,7 @@ class Driver(Run[Operator]):
     def disarm(self, run: Any) -> None:
         disarm(run)
 
-    # ------------------------------------------------------------------ the lead
+    # ---------------------------------------------------------------- the leader
     #
     # The thread of a Handle's run may be held by the user's code for ever: by an inline source
     # after `stop`, by any inline function after `kill`. Then another thread takes the driver over.
@@ -886,7 +886,7 @@ class Driver(Run[Operator]):
                     self.gate()
 
     def _release(self) -> None:
-        """Do what is still to be done at the end. Whoever takes the run over goes on behind what
+        """Do what is still to be done at the end. Who takes the run over goes on behind what
         holds the one before."""
         if not self._releases:
             self._releases = self._to_release()

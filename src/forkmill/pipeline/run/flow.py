@@ -1,6 +1,6 @@
 """What flows in a run, and what holds it back: queues, the marks among what they hold, the bell.
 
-    Edge ──▶ stage ──▶ Edge ──▶ ... ──▶ Outlet: whoever fills one looks whether it has room
+    Edge ──▶ stage ──▶ Edge ──▶ ... ──▶ Outlet: who fills one looks whether it has room
 
 Threads: everything belongs to the thread of the driver, but `Bell.ring`.
 """

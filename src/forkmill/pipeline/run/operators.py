@@ -15,7 +15,7 @@ Invariants:
     * OP-3  Waiting for room never goes in a circle. Links go from a stage to one of a higher
       index; an item by fm.to or a dead letter that goes to a lower one, or the same, closes a loop
       if the stage can be reached from there. Such an edge is never full. So of all that wait
-      for room, whoever has the highest index waits for one that does not.
+      for room, who has the highest index waits for one that does not.
 
 Threads: everything belongs to the thread of the driver.
 """
@@ -661,7 +661,7 @@ class Operator:
         return self._until(value, fail)
 
     def _until(self, value: Any, fail: Callable[[BaseException], object]) -> Iterator[Any]:
-        """What a value emits, until it raises. Not `yield from`: what is raised in here by whoever
+        """What a value emits, until it raises. Not `yield from`: what is raised in here by who
         takes the outputs (GeneratorExit) is not the user's."""
         try:
             values = iter(emitted_now(value))

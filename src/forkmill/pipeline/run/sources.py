@@ -69,7 +69,7 @@ class Source(Operator):
         """Give it a thread: the clock must go on while it blocks."""
         if self.live_source and self.feeder is None:
             self.feeder = Feeder(self)
-            self.feeder.start()  # now whoever ends the run knows it
+            self.feeder.start()  # now who ends the run knows it
 
     def in_flight(self) -> bool:
         return self.run is not None or bool(self.feeder and self.feeder.items)

@@ -1,4 +1,4 @@
-"""What a run tells of its plan when it begins: plain data, for whoever draws it.
+"""What a run tells of its plan when it begins: plain data, for who draws it.
 
 Threads: any.
 """

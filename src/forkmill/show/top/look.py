@@ -86,7 +86,7 @@ def glyphs_for(encoding: str | None) -> Glyphs:
 
 @dataclass
 class View:
-    """What whoever looks has chosen.
+    """What who looks has chosen.
 
     Attributes:
         run: The id of the run; "": the newest one that goes on.

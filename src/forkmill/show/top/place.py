@@ -7,7 +7,7 @@ Guarantees:
       the folder that was opened, not of a name that may change.
     * A socket has the mode 0600 from the moment it has a name.
     * A socket whose program is gone is removed by the next one that looks.
-    * Whoever is at the other end is known by the kernel: `peer`.
+    * Who is at the other end is known by the kernel: `peer`.
 
 Nothing here changes the umask, which other threads would see too: the folder is what keeps others
 out.

@@ -3,9 +3,9 @@
 One value is one blob. A worker encodes and decodes as the run does, so nothing here needs a store.
 
 =========  ==========================================  ==========================================
-codec      holds                                       whoever can write to the store
+codec      holds                                       who can write to the store
 =========  ==========================================  ==========================================
-pickle     what plain pickle 5 can name; never code    can run code in whoever reads it, if the
+pickle     what plain pickle 5 can name; never code    can run code in who reads it, if the
            (no cloudpickle)                            store has no `key`
 json       None bool int float str list dict (str      can change values
            keys), exactly

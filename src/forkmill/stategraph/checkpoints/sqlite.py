@@ -8,7 +8,7 @@ transactions. Pages are small: a step changes some hundred bytes, and the WAL ta
 
 **Forks.** A child opens its own connection, and SQLite in the child remembers the parent's: it
 takes the parent's locks for its own process's, and asks the system for none. Then nobody would know
-of the child, and whoever closes the file last would delete the WAL under it. So a child that has
+of the child, and who closes the file last would delete the WAL under it. So a child that has
 inherited a connection to the same file first takes what SQLite would have taken, with descriptors
 of its own that stay open to its end (os_unix.c, "Posix Advisory Locking" and "unixShmNode"):
 
@@ -170,7 +170,7 @@ class SQLiteCheckpoints(SQLCheckpoints):
                 time.sleep(0.005)
 
     def _make(self, connection: sqlite3.Connection) -> None:
-        """The tables of a new file; whoever is first makes them."""
+        """The tables of a new file; who is first makes them."""
         execute = connection.execute
         execute("BEGIN IMMEDIATE")
         try:

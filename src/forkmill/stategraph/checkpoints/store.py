@@ -282,8 +282,8 @@ class Checkpoints(abc.ABC):
 
     Args:
         codec: How values are stored: "pickle" (protocol 5, never cloudpickle), "json" or "msgpack"
-            (extra `msgpack`). Whoever can write to a store without `key` whose codec is "pickle"
-            can run code in the process that reads it.
+            (extra `msgpack`). Anybody who can write to a store without `key` whose codec is
+            "pickle" can run code in the process that reads it.
         key: Bytes, or text, for an HMAC over all that is stored; who does not have them cannot
             forge a row.
 

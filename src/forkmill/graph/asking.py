@@ -13,14 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .cache import MISS, CallCache, NodeKey, node_key
-from .loss import Broken, Loss
+from .code import Call, everything
+from .failed import failure_of, lost_with, raise_failure
+from .loss import Broken, Loss, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
-    from .plan import Step
+    from .plan import Plan, Step
 
-__all__ = ["Asking", "is_asked_here", "key_of"]
+__all__ = ["Asking", "is_asked_here", "key_of", "run_here"]
 
 
 def is_asked_here(step: Step, cache: Any, *, inline: bool) -> bool:
@@ -94,3 +96,23 @@ def _split(step: Step, value: Any) -> tuple[Any, ...]:
     if isinstance(value, dict):
         return tuple(value[name] for name in step.node.outputs)
     return tuple(value)
+
+
+def run_here(graph: Any, plan: Plan, inputs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """A run in this thread, with a cache.
+
+    Args:
+        plan: Of the run; what is given is the same for all of it.
+        cache: Where nodes with ``cache=True`` look; or None.
+    """
+    caches = {}
+    if cache is not None:
+        caches = {step.number: (key_of(step), cache) for step in plan.steps if step.node.cache}
+    constants = plan.constants(inputs)
+    call = Call(everything(plan), constants, mode="raise", blocking=True, local=True, caches=caches)
+    try:
+        row: dict[str, Any] = call.fn(())
+        return row
+    except Stop as stop:
+        loss = stop.loss
+    raise_failure(failure_of(plan, loss, None, lost_with(plan, loss.step)), graph._called)

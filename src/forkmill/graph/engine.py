@@ -2,6 +2,7 @@
 
     Graph ──Ctx──▶ Engine ──▶ (index, row), ...
                    LocalEngine: Placing ──Crew──▶ Layout, ways ──Flow──▶ blocks of rows
+                                a run in sequence that nobody hears ──▶ one call (asking.run_here)
                                                   one group over processes ──▶ pool's own map
 
 Guarantees:
@@ -28,6 +29,7 @@ from .._late import unbroken
 from .._process import interrupted
 from ..errors import BuildError
 from ..runs.interrupts import Interrupts, Late
+from .asking import run_here
 from .bypool import by_pool, pool_of
 from .crew import Crew, Placing
 from .failed import raise_failure
@@ -91,6 +93,12 @@ class Ctx:
     noted: list[Any] = field(default_factory=list)
     emitter: Any = None
     interrupts: Interrupts = field(default_factory=Interrupts)
+
+    @property
+    def asks(self) -> bool:
+        """Whether more is asked for than what comes out."""
+        heard = self.emitter is not None or self.began is not None or self.report is not None
+        return heard or bool(self.sinks or self.progress)
 
 
 class Engine(ABC):
@@ -194,6 +202,10 @@ class LocalEngine(Engine):
     ) -> dict[str, Any]:
         """One set of inputs; see `Engine`."""
         ctx = Ctx(graph._plan(tuple(inputs), (), output_name), "run") if _ctx is None else _ctx
+        if self.sequential and not ctx.asks and graph._plain and not events.heard():
+            plan = graph._plan(tuple(inputs), (), output_name)
+            if not any(step.nest is not None or step.node.is_async for step in plan.steps):
+                return run_here(graph, plan, inputs, self.cache)
         try:
             with ctx.interrupts:
                 return row_of_run(self._begun(graph, inputs, output_name, ctx), graph._called)

@@ -278,7 +278,9 @@ class Shape:
         Raises:
             BuildError: An unknown one.
         """
-        return self._like(engine=_known_engine(engine))
+        graph = self._like(engine=_known_engine(engine))
+        vars(graph)["_plans"] = self._plans  # who carries it out is none of a plan's business
+        return graph
 
     def as_node(
         self,

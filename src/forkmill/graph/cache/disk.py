@@ -47,6 +47,7 @@ from ..._checks import hinted, integer
 from ..._process import warn_user
 
 if TYPE_CHECKING:
+    import io
     from collections.abc import Iterator
 
 __all__ = ["DiskCache"]
@@ -54,6 +55,7 @@ __all__ = ["DiskCache"]
 _MAGIC = b"fmc1"
 _PROOF = 32  # bytes
 _HEAD = len(_MAGIC) + _PROOF
+_SMALL = 1 << 14  # bytes of an entry that one read gets
 _FOLDERS = 256
 _SETS = 64  # entries set before the next sweep, at most
 _GROUP = 1024  # entries that a sweep looks at, at least
@@ -143,7 +145,7 @@ class DiskCache:
         name = _name(key)
         try:
             with open(self._path(name), "rb", buffering=0) as file:
-                head, value = file.read(_HEAD), file.readall()
+                head, value = _read(file)
         except FileNotFoundError:
             self.misses += 1
             return None
@@ -299,6 +301,15 @@ def _name(key: bytes) -> str:
     if not isinstance(key, (bytes, bytearray)):
         raise TypeError(f"a key must be bytes, not {type(key).__name__!r}")
     return blake2b(key, digest_size=20).hexdigest()
+
+
+def _read(file: io.FileIO) -> tuple[bytes, bytes]:
+    """A file's head and value: a small one in one step, a large value without a copy."""
+    data = file.read(_SMALL)
+    if len(data) < _SMALL:
+        return data[:_HEAD], data[_HEAD:]
+    file.seek(_HEAD)
+    return data[:_HEAD], file.readall()
 
 
 def _write_all(fd: int, head: bytes, value: Any) -> None:

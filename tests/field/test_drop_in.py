@@ -388,6 +388,36 @@ def test_threads_begin_with_the_initializer_and_do_not_hold_up_the_end(tmp_path:
         ThreadPool(0)
 
 
+def test_a_call_that_a_thread_has_taken_and_not_begun_is_cancelled_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken, go, called = threading.Event(), threading.Event(), threading.Event()
+    with ThreadPool(1) as pool:
+        backlog = pool._executor._threads.backlog
+        take = backlog.take
+
+        def slowly(patience: Any) -> Any:
+            call = take(patience)
+            if call is not None:
+                taken.set()
+                go.wait(20)
+            return call
+
+        monkeypatch.setattr(backlog, "take", slowly)
+        go.set()
+        assert pool.apply(abs, (-1,)) == 1  # the thread waits in the patched one from here on
+        taken.clear()
+        go.clear()
+        result = pool.apply_async(called.set)
+        assert taken.wait(20)
+        pool.terminate()
+        go.set()
+        pool.join()
+    with pytest.raises(CancelledError):
+        result.get(timeout=9)
+    assert not called.is_set()
+
+
 def test_a_pool_that_nobody_ended_is_warned_of() -> None:
     pool = Pool(1)
     with pytest.warns(ResourceWarning, match="unclosed running multiprocessing pool"):

@@ -15,6 +15,9 @@ Invariants:
       other.
     * THREAD-3  Who accepts a call may be broken off anywhere by what a signal handler raises. A
       thread is in `alive` before it is started, and who finds one that has not begun starts it.
+    * THREAD-4  A call that was taken and has not started belongs to neither the backlog nor `at`. A
+      thread 1. writes it into `at`, 2. looks at `cut`; who cancels what has not started 1. writes
+      `cut`, 2. looks at both. So it is given up, or seen.
 """
 
 from __future__ import annotations
@@ -81,6 +84,7 @@ class Threads:
         self.lock = threading.Lock()  # guards the rest
         self.alive: set[KnownThread] = set()  # when closed, also those that have ended
         self.at: dict[KnownThread, Any] = {}  # the future of its call
+        self.cut = False  # what has not started is cancelled
         self.going: set[KnownThread] = set()  # those of ours that have not ended
         self.left: set[KnownThread] = set()
         self.births: dict[KnownThread, Latch] = {}  # in `prepare`, and its end
@@ -165,7 +169,10 @@ class Threads:
         if call is None:
             return not self._leaves(me)
         self.at[me] = call.future
-        call.run()
+        if self.cut:  # THREAD-4
+            call.give_up()
+        else:
+            call.run()
         self.at[me] = None
         # An exception's traceback has this frame too, as the one that called: a cycle else.
         del call
@@ -219,6 +226,7 @@ class Threads:
             return  # the threads are the parent's, and its locks may be taken for good
         self.backlog.close()
         if cancel:
+            self.cut = True  # THREAD-4
             self.backlog.cancel_all()
         with self.lock:
             over = self._is_over()

@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from .. import errors
 from .._late import unbroken
 from .._process import Latch, cpus
-from ..contexts.thread import Thread
 from ..pool.process_pool import ProcessPool
 
 if TYPE_CHECKING:
@@ -341,6 +340,8 @@ class ThreadPool(Pool):
         initializer: Callable[..., object] | None = None,
         initargs: Iterable[Any] = (),
     ) -> None:
+        from ..contexts.thread import Thread  # the contexts are not for who wants processes alone
+
         self._state = "INIT"
         _check_processes(processes)
         threads = processes or cpus()
@@ -355,7 +356,8 @@ class ThreadPool(Pool):
     def _end_now(self) -> None:
         executor = self._executor
         executor.shutdown(wait=False, cancel_futures=True)
-        executor.leave([future for future in executor._threads.at.values() if future is not None])
+        at = tuple(executor._threads.at.values())  # at once: threads come and go meanwhile
+        executor.leave([future for future in at if future is not None])
 
     @property
     def _pool(self) -> list[Any]:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._frames import our_locals
 from ._process import STREAM, VOICE, interrupted
+from .errors import kept_in, mark_of
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -107,7 +108,7 @@ def here() -> Origin | None:
     """For whom the code that runs here works."""
     origin = HERE.get()
     if origin is None and VOICE:
-        origin = getattr(VOICE[0].speaker(), "_forkmill_origin", None)
+        origin = mark_of(VOICE[0].speaker(), "_forkmill_origin")
     return origin
 
 
@@ -118,9 +119,9 @@ def _outside() -> Origin:
         origin = origin[3]
     if origin is None:
         speaker = VOICE[0].speaker()
-        origin = getattr(speaker, "_forkmill_origin", None)
+        origin = mark_of(speaker, "_forkmill_origin")
         if origin is None:
-            return None, getattr(speaker, "__qualname__", None), {}, None
+            return None, kept_in(speaker, "__qualname__"), {}, None
     return origin
 
 

@@ -59,14 +59,14 @@ class Watch:
         settle: Called before the end is told, if anybody hears of items: tells what is left.
     """
 
-    __slots__ = ("_emitter", "_figures", "_name", "failures", "over", "settle")
+    __slots__ = ("_begun", "_emitter", "_figures", "_name", "failures", "over", "settle")
 
     def __init__(self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None) -> None:
         with within(*origin[:2]) if origin is not None else nullcontext():
             self._emitter = events.Emitter.beginning(source)
         self._name = name
         self._figures: Any = None
-        self.over = False
+        self.over = self._begun = False
         self.failures = 0
         self.settle: Any = None
         for sink in sinks:
@@ -77,17 +77,16 @@ class Watch:
         """The id of the run, what it is called, and the detail that is wanted of it."""
         return self._emitter.id, self._name, self._emitter.detail
 
-    def forget(self) -> None:
-        """It could not begin: nothing is told of it."""
-        self.over = self._emitter.over = True
-        for subscriber in tuple(self._emitter.own):
-            subscriber.end()
+    def begin(self, **data: Any) -> None:
+        """It begins: before its first call, which may be told at once. Idempotent."""
+        if not self._begun:
+            self._begun = True
+            self._emitter.about = lambda: (self._name, data)
+            self._emitter.emit("run_started", self._name, **data)
 
-    def begin(self, figures: Any, **data: Any) -> None:
-        """It has begun; figures() tells how far it is, from any thread."""
+    def show(self, figures: Any) -> None:
+        """From here on figures() tells how far it is, from any thread."""
         self._figures = figures
-        self._emitter.about = lambda: (self._name, data)
-        self._emitter.emit("run_started", self._name, **data)
         self._emitter.begin(figures)
 
     def failed(self, error: BaseException) -> None:

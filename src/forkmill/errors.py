@@ -50,6 +50,7 @@ from __future__ import annotations
 import functools
 import os
 import signal as _signal
+import types
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -422,18 +423,60 @@ def name_of(fn: Any) -> str:
     A partial is called what it is one of, a callable object by its class; a lambda has its place.
     What stands for a function of the user's says in `_forkmill_label` what it stands for.
     """
-    label = getattr(fn, "_forkmill_label", None)
-    if isinstance(label, str) and label:
+    label = label_of(fn)
+    if label:
         return label
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    name = getattr(fn, "__qualname__", None)
+    while isinstance(fn, (functools.partial, types.MethodType)):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    name = kept_in(fn, "__qualname__")
     if not isinstance(name, str):
         return type(fn).__qualname__
-    code = getattr(fn, "__code__", None)
+    code = kept_in(fn, "__code__")
     if name.endswith("<lambda>") and code is not None:
         return f"{name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
     return name
+
+
+def mark_of(fn: Any, name: str) -> Any:
+    """What something of ours that is called says of itself in an attribute: a function, or an
+    object whose class has it. None: it says nothing, or is the user's, who is not asked."""
+    if type(fn) is types.FunctionType:
+        return fn.__dict__.get(name)
+    return getattr(fn, name) if hasattr(type(fn), name) else None
+
+
+def label_of(fn: Any) -> str | None:
+    """What something of ours stands for; None: it is the user's."""
+    found = mark_of(fn, "_forkmill_label")
+    return found if isinstance(found, str) else None
+
+
+_IN_C = (types.GetSetDescriptorType, types.MemberDescriptorType)
+
+
+def kept_in(thing: Any, name: str) -> Any:
+    """An attribute that is kept in an object; None: there is none, or code would have to find it
+    out (a property, `__getattr__`): asking for it could fail, or do anything."""
+    kind = type(thing)
+    for base in kind.__mro__:
+        found = base.__dict__.get(name)
+        if found is not None:
+            return found.__get__(thing, kind) if type(found) in _IN_C else None
+    if kind is types.MethodType:
+        return kept_in(thing.__func__, name)
+    try:
+        return object.__getattribute__(thing, "__dict__").get(name)
+    except AttributeError:  # it has none
+        return None
+
+
+def is_coroutine_function(fn: Any) -> bool:
+    """As inspect's, which asks an object that is none for names."""
+    import inspect  # for who calls coroutines alone
+
+    while isinstance(fn, (functools.partial, types.MethodType)):
+        fn = fn.func if isinstance(fn, functools.partial) else fn.__func__
+    return kept_in(fn, "__code__") is not None and inspect.iscoroutinefunction(fn)
 
 
 def signal_name(number: int) -> str:

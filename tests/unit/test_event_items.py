@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import operator
+import pickle
+import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import pytest
 import forkmill as fm
 import tasks
 from forkmill import _native
+from forkmill.runs import clocked
 
 
 class Sink:
@@ -192,11 +196,13 @@ class Hears(Sink):
         super().__init__(detail)
         self.kinds: list[str] = []
         self.runs: set[Any] = set()
+        self.run_of: list[Any] = []
 
     def __call__(self, event: Any) -> None:
         super().__call__(event)
         self.kinds.append(event["kind"])
         self.runs.add(event["run"])
+        self.run_of.append(event["run"])
 
 
 @pytest.mark.parametrize("detail", ["items", "every"])
@@ -256,3 +262,90 @@ def test_maps_of_executors_tell_of_their_calls(spec: str, detail: str) -> None:
     assert sink.kinds[-1] == "run_finished" and len(sink.runs) == 2
     if detail == "every":
         assert sink.measured == sink.calls
+
+
+class Shy:
+    """A callable that no name may be asked of."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuntimeError(f"asked for {name}")
+
+    @property
+    def __name__(self) -> str:
+        raise RuntimeError("asked for its name")
+
+    def __call__(self, x: int) -> int:
+        return x + 1
+
+
+class Agrees(Shy):
+    """One that has whatever it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+
+@pytest.mark.parametrize("spec", ["inline", "thread:2", "ipc_fork:1"])
+@pytest.mark.parametrize("kind", [Shy, Agrees])
+def test_a_function_is_asked_nothing(spec: str, kind: Any) -> None:
+    sink = Sink("items")
+    with fm.executor(spec) as executor:
+        assert executor.submit(kind(), 1).result() == 2
+        assert list(executor.map(kind(), range(9))) == [*range(1, 10)]
+        assert list(executor.map(kind(), range(9), sinks=[sink])) == [*range(1, 10)]
+        assert list(executor.map(functools.partial(kind()), range(3), sinks=[sink])) == [1, 2, 3]
+    assert sum(sink.calls.values()) == 12 and {*sink.calls} == {kind.__name__}
+
+
+def of_maps(sink: Hears) -> list[list[str]]:
+    """The kinds of each map's events."""
+    found: dict[Any, list[str]] = defaultdict(list)
+    for run, kind in zip(sink.run_of, sink.kinds, strict=True):
+        found[run].append(kind)
+    return [kinds for kinds in found.values() if "run_started" in kinds]
+
+
+def test_calls_are_told_between_the_begin_and_the_end_of_their_map() -> None:
+    sink, begun, out = Hears("every"), threading.Event(), threading.Event()
+    end = fm.subscribe(sink, detail="every")
+    try:
+        with fm.executor("inline") as executor:
+
+            def each() -> Iterator[int]:
+                yield 0
+                tasks.eventually(lambda: bool(sink.kinds))
+                yield 1
+
+            assert list(executor.map(plus, each())) == [1, 2]
+        with pytest.raises(fm.PoolClosed):
+            executor.map(plus, [1])
+        with fm.executor("thread:1") as executor:  # a call of a map that is closed goes on
+            results = executor.map(lambda _: begun.set() or out.wait(20), [0])
+            assert begun.wait(20)
+            results.close()
+            out.set()
+        end()
+    finally:
+        end.end()
+    maps = of_maps(sink)
+    assert len(maps) == 3
+    for kinds in maps:
+        assert kinds[0] == "run_started" and kinds[-1] == "run_finished"
+
+
+def test_short_calls_in_another_process_are_all_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There nobody says at the end what was not told yet."""
+    said: list[Any] = []
+
+    class Voice:
+        say = said.append
+
+    monkeypatch.setattr(clocked, "STREAM", [])
+    monkeypatch.setattr(clocked, "VOICE", [Voice])
+    fn = pickle.loads(pickle.dumps(clocked.Clocked(abs, "run", "abs", False)))
+    assert [fn(-n) for n in range(100)] == [*range(100)]
+    assert sum(word[4]["count"] for word in said) == 100

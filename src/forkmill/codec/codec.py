@@ -52,7 +52,7 @@ from .._process import (
     ours,
     warn_user,
 )
-from ..errors import RemoteTraceback, SerializationError, SharedGone
+from ..errors import RemoteTraceback, SerializationError, SharedGone, kept_in
 
 if TYPE_CHECKING:
     from .program import Program, Watch
@@ -624,7 +624,7 @@ class Codec:
     def function_parts(self, function: Any) -> tuple[bytes, Buffers]:
         """As dump_function(), in two parts."""
         # Asked first, so that _dumps() knows the names to look for.
-        inner = getattr(function, "func", None), getattr(function, "__self__", None)
+        inner = kept_in(function, "func"), kept_in(function, "__self__")
         for part in (function, *inner):
             module = getattr(part, "__module__", None)
             if isinstance(module, str):

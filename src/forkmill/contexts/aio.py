@@ -443,10 +443,10 @@ def _late(call: Call) -> errors.TaskTimeout:
 
 def _is_async(fn: Any) -> bool:
     """Whether calling it makes a coroutine and does nothing else: then the loop may call it."""
+    if errors.is_coroutine_function(fn):
+        return True
     while isinstance(fn, functools.partial):
         fn = fn.func
-    if inspect.iscoroutinefunction(fn):
-        return True
     called = getattr(type(fn), "__call__", None)  # noqa: B004  # not whether, but which
     return inspect.iscoroutinefunction(called)
 

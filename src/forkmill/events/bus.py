@@ -35,6 +35,7 @@ class Teller(Home, Protocol):
     """What the stream knows of an `Emitter`."""
 
     progress: Callable[[], dict[str, Any]] | None
+    told_end: bool
     _flush: Flush | None
 
     @property
@@ -263,8 +264,12 @@ class Bus:
                 self._tell_dropped()
                 emitter.go(self.subscribers)
                 continue
+            if emitter.told_end and event["kind"] == "items":
+                continue  # a call that has outlived its run
             self._seq += 1
             event["seq"] = self._seq
+            if event["kind"] == "run_finished":
+                emitter.told_end = True
             first, *others = emitter.listeners() or (None,)
             for subscriber in others:  # each its own: a sink may change it
                 subscriber.take({**event, "data": dict(event["data"])})

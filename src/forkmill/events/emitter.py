@@ -34,6 +34,7 @@ class Emitter:
         id: What its events have as `run`.
         own: Who hears only this one.
         errors: How often one of these raised.
+        told_end: Whether `run_finished` was handed on. The thread's.
         over: Whether it has ended: nobody is attached any more.
         progress: How far it is, as the data of an event; while its contexts are open.
         calling: The stage whose function the run's own thread is in, and the item; while it runs.
@@ -57,6 +58,7 @@ class Emitter:
         "parent",
         "progress",
         "source",
+        "told_end",
         "traced",
     )
 
@@ -69,7 +71,7 @@ class Emitter:
         self.parent = above.id if above is not None else parent
         self.own: dict[Subscription, None] = {}
         self.errors = self.traced = 0
-        self.over = False
+        self.over = self.told_end = False
         self.progress: Callable[[], dict[str, Any]] | None = None
         self.calling: Callable[[], tuple[str, Any]] | None = None
         self.about: Callable[[], tuple[str, dict[str, Any]]] | None = None

@@ -75,6 +75,8 @@ class Lasting(Bare):
 class Direct:
     """The call of one function with an item as it is: a worker's loop calls the function itself."""
 
+    _forkmill_guard: Any = None  # what has it says so by its class
+
     def __init__(self, call: Any) -> None:
         self._call = call
         rest = call.rest

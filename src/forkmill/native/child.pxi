@@ -650,7 +650,8 @@ cdef class Port:
         """The frame's function. Most frames have the one before's."""
         if self._index != frame.index:
             self._function = worker.lookup(frame.index, frame.serial)
-            self._guard = getattr(self._function, "_forkmill_guard", None)
+            self._guard = (self._function._forkmill_guard
+                           if hasattr(type(self._function), "_forkmill_guard") else None)
             self._index = frame.index
         return self._function
 

@@ -573,7 +573,7 @@ class Core:
         fn = call.fn
         told: tuple[str | None, str | None, str] | None = call.told
         run, name, detail = told or (None, None, STREAM[0].detail() if STREAM else "runs")
-        if detail == "runs" or hasattr(fn, "_forkmill_label"):  # whose run tells itself
+        if detail == "runs" or errors.label_of(fn) is not None:  # whose run tells itself
             if self.plain(fn):
                 return self.function(fn, options, call=True)
             return self.temporary(fn, options)

@@ -117,8 +117,7 @@ class Feed(Input[_native.Chunk]):
         limit = min(MAX_CHUNK, most) if self.tuned else 0
         self.tuner = Tuner(TARGET_S, LEAST_S, self.share, unit=self.unit, most=limit)
         # A list: the largest size of a chunk that the last call of this function came to.
-        pace = getattr(call.fn, "_forkmill_pace", None)
-        self.pace: list[int] | None = pace if type(pace) is list else None
+        self.pace: list[int] | None = errors.mark_of(call.fn, "_forkmill_pace")
         if self.pace and self.free and self.left is not None:
             self.tuner.begin(min(*self.pace, FIRST, self.left // KNOWN))
             self.pace.clear()

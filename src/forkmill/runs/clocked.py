@@ -13,13 +13,13 @@ Threads: any; each has a sheet of its own. `tell` is called when no call runs.
 
 from __future__ import annotations
 
-import inspect
 from _thread import get_native_id
 from array import array
 from time import perf_counter
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from .. import errors
 from .._process import SHARES, STREAM, VOICE
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def clocked(call: LazyCall) -> Callable[..., Any]:
         fn = SHARES[0].hold_call(fn, (), {})[0]
     clock = Clocked(fn, run, name, detail == "every")
     call.settle = clock.tell
-    if inspect.iscoroutinefunction(fn):
+    if errors.is_coroutine_function(fn):
 
         async def later(*args: Any, **kwargs: Any) -> Any:
             return await clock(*args, **kwargs)
@@ -75,6 +75,8 @@ class Clocked:
         name: What it is called in events.
         every: Each call is measured, however short.
     """
+
+    _forkmill_label = ""
 
     def __init__(self, fn: Any, run: str, name: str, every: bool) -> None:
         self._facts = fn, run, name, every
@@ -115,8 +117,9 @@ class Clocked:
         end = perf_counter()
         sheet.times += (sheet.calls - sheet.first, begin, end - begin)
         sheet.calls += 1
-        sheet.left = 1 if self._facts[3] or end - begin >= _SHORT else _EVERY
         here = bool(STREAM) and STREAM[0].known(self._facts[1])
+        # Elsewhere nobody says at the end what was not told yet.
+        sheet.left = 1 if self._facts[3] or not here or end - begin >= _SHORT else _EVERY
         if not here or end - sheet.told >= _TELL:
             sheet.told = end
             self._tell(sheet, here)

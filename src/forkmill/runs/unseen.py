@@ -14,10 +14,10 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from .. import errors
 from .._late import unbroken
 from .._process import LATE
 from .._said import here
-from ..errors import name_of
 
 if TYPE_CHECKING:
     from .window import Closable, LazyCall
@@ -30,7 +30,7 @@ _GONE: list[Any] = []  # the callback of these, once the extension is there
 
 def unseen(results: Closable[Any], call: LazyCall, workers: int) -> Closable[Any]:
     """The iterator of a lazy call, which can be watched later."""
-    if hasattr(results, "watch") and not hasattr(call.fn, "_forkmill_label"):
+    if hasattr(results, "watch") and errors.label_of(call.fn) is None:
         facts = (label_of(call.fn), total_of(call), workers, here())
         if not _GONE:
             _GONE.append(unbroken(_gone))
@@ -40,7 +40,8 @@ def unseen(results: Closable[Any], call: LazyCall, workers: int) -> Closable[Any
 
 def label_of(fn: Any) -> str:
     """What a lazy call of a function is called."""
-    return str(getattr(fn, "__name__", None) or name_of(fn))
+    name = errors.kept_in(fn, "__name__")
+    return name if isinstance(name, str) and name else errors.name_of(fn)
 
 
 def total_of(call: LazyCall) -> int | None:

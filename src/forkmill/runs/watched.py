@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .. import _checks, events
+from .. import _checks, errors, events
 from .._watch import Watch, sinks_of
 from .unseen import label_of, total_of
 
@@ -57,14 +57,15 @@ def watched(
     """
     total = total_of(call) if shown.total is None else shown.total
     # What stands for a function of the user's works for a run that tells of it itself.
-    if not shown.sinks and (not events.heard() or hasattr(call.fn, "_forkmill_label")):
+    if not shown.sinks and (not events.heard() or errors.label_of(call.fn) is not None):
         return lazy(call)
     watch = Watch("map", label_of(call.fn), shown.sinks)
     call.told = watch.run
+    watch.begin(total=total)
     try:
         results: Any = lazy(call)
     except BaseException:
-        watch.forget()
+        watch.end("failed")
         raise
     watch.settle = call.settle
     results.watch(watch, total, workers)

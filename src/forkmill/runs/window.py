@@ -262,7 +262,8 @@ class Window(Generic[W]):
         def figures() -> dict[str, Any]:
             return {"done": feed.pulled - feed.held, "failed": watch.failures, **known}
 
-        watch.begin(figures, total=total)
+        watch.begin(total=total)
+        watch.show(figures)
         if self._closed:  # it had nothing to do
             watch.end(self._status)
 

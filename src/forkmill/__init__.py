@@ -329,7 +329,7 @@ def _load(name: str) -> Any:
         said = f"module {__name__!r} has no attribute {name!r}"
         # An import of a module of ours asks too, and reads no text. In an exec'd worker one does so
         # from anywhere: ours were there before this package was.
-        if name[0] != "_" and sys._getframe(1).f_code.co_name != "_handle_fromlist":
+        if name[:1] not in ("", "_") and sys._getframe(1).f_code.co_name != "_handle_fromlist":
             from ._checks import nearest
 
             said += nearest(name, __all__)

@@ -241,6 +241,21 @@ class Numbers(fm.Pipeline):
             raise KeyError(4)
         return [[type(item).__name__, item[0]] for item in items]
 
+def lead(item):
+    if item == 3 or not os.path.exists("mended"):
+        raise ValueError(item)
+    return fm.to("even", item) if item % 2 == 0 else item
+
+def even(item):
+    return ["even", item]
+
+def bad(failure):
+    return ["bad", failure.item]
+
+def led():  # to both by name alone
+    line = fm.Pipeline().source(range(4)).map(lead, to=(), on_error=fm.dead_letter("bad"))
+    return line.map(even, from_=(), to=()).map(bad, from_=())
+
 def objects():
     return fm.Pipeline().source([object()]).map(len, on_error="skip")
 """
@@ -267,6 +282,16 @@ def test_what_failed_of_a_pipeline_is_run_again(here: Path) -> None:
     assert code == 0 and "count" not in json.loads(out)["stages"]
     code, out, err = run("numbers_:Numbers", "--only-failed", "still.jsonl")
     assert code == 0 and out == "" and "nothing has failed" in err
+
+
+def test_what_items_go_to_by_name_has_its_part_in_the_second_run(here: Path) -> None:
+    Path("numbers_.py").write_text(PAIRS)
+    code, out, _ = run("numbers_:led", "--on-error", "bad.jsonl")
+    assert code == 1 and [*map(json.loads, out.splitlines())] == [["bad", n] for n in range(4)]
+    Path("mended").touch()
+    code, out, err = run("numbers_:led", "--only-failed", "bad.jsonl")
+    got = sorted(map(json.loads, out.splitlines()), key=str)
+    assert code == 1 and got == [1, ["bad", 3], ["even", 0], ["even", 2]], err
 
 
 BAD_RECORDS: tuple[tuple[object, str], ...] = (

@@ -207,6 +207,8 @@ def test_a_first_pipeline_looks_for_no_similar_names() -> None:
         "try: fm.Pipelin\n"
         "except AttributeError as error: assert \"'Pipeline'\" in str(error), error\n"
         "assert asked\n"
+        "try: getattr(fm, '')\n"
+        "except AttributeError as error: assert \"no attribute ''\" in str(error), error\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout) == (0, "1\n"), ran.stderr

@@ -23,7 +23,8 @@ import pytest
 
 from forkmill import errors
 from forkmill.codec import codec as _codec
-from forkmill.codec.codec import Codec, Functions, Snapshot
+from forkmill.codec.codec import Codec, Snapshot
+from forkmill.codec.functions import Functions
 
 
 @pytest.fixture(params=["fork", "exec"])

@@ -3,7 +3,7 @@
 Guarantees:
     * What encodes here decodes there: an object goes by reference only if the other process has
       it (inherited by fork) or can import it; else by value, with cloudpickle.
-    * What cannot be sent raises SerializationError with the path to the culprit.
+    * What cannot be sent raises SerializationError with the path to the culprit (refusal.py).
     * dump_failure() never raises (see codec/failures.py).
 
 Invariants:
@@ -31,10 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from types import (
     BuiltinFunctionType,
-    CoroutineType,
     FunctionType,
-    GeneratorType,
-    MethodType,
     ModuleType,
 )
 from typing import TYPE_CHECKING, Any
@@ -52,7 +49,7 @@ from .._process import (
     ours,
     warn_user,
 )
-from ..errors import RemoteTraceback, SerializationError, SharedGone, kept_in
+from ..errors import RemoteTraceback, SharedGone, kept_in
 
 if TYPE_CHECKING:
     from .program import Program, Watch
@@ -61,7 +58,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ARROW",
     "Codec",
-    "Functions",
     "Parts",
     "RemoteTraceback",
     "Snapshot",
@@ -423,19 +419,8 @@ class Codec:
         except Exception as error:
             if interrupted(error):
                 raise
-            raise self._refusal(obj, what, error)  # noqa: B904
-
-    def _refusal(self, obj: Any, what: str, error: BaseException) -> SerializationError:
-        # Here and in _find() no exception may stay behind in a local: its traceback leads to the
-        # frame, the frame to it, and that cycle would keep the arguments alive.
-        try:
-            path, error, kind = self._find(obj, error)
-            refusal = SerializationError(_refusal_text(what, path, error, kind), path=path)
-            refusal.__cause__ = error
-            return refusal
-        finally:
-            del error
-            refusal = None  # type: ignore[assignment]
+            encode = partial(self._by_value, persistent=self._persistent, task=True)
+            raise ours("codec.refusal").refusal(encode, obj, what, error)  # noqa: B904
 
     def _by_value(self, obj: Any, persistent: Any, *, task: bool) -> tuple[Parts, Buffers]:
         _by_value = ours("codec.by_value")
@@ -720,142 +705,6 @@ class Codec:
         """Decode what dumps_failure() made; `links` has the objects that went as numbers."""
         return _Resolving(io.BytesIO(data), buffers, self.inherit, links).load()
 
-    # -- what cannot be sent
-
-    def _find(self, obj: Any, error: BaseException) -> tuple[str, BaseException, type]:
-        """Path from `obj` to the innermost part that cannot be sent, why, and what it is."""
-        path, budget, seen = "", 500, {id(obj)}
-        found = True
-        try:
-            while found:
-                found = False
-                for step, child in _children(obj):
-                    if id(child) in seen or isinstance(child, (int, str, bytes, float)):
-                        continue
-                    budget -= 1
-                    why = self._refuses(child) if budget >= 0 else None
-                    if why is not None:
-                        path, obj, error, found = path + step, child, why, True
-                        seen.add(id(child))
-                        break
-            return path, error, type(obj)
-        finally:
-            why = None
-            del error
-
-    def _refuses(self, obj: Any) -> BaseException | None:
-        try:
-            self._by_value(obj, self._persistent, task=True)
-        except MemoryError:
-            raise
-        except Exception as error:
-            if interrupted(error):
-                raise
-            return error
-        return None
-
-
-def _children(obj: Any) -> Iterator[tuple[str, Any]]:
-    """The parts of an object with the step that leads to each. Looks, but runs no user code."""
-    kind = type(obj)  # not isinstance(): a proxy's `__class__` is user code, and no truth
-    if issubclass(kind, dict):
-        for key, value in list(dict.items(obj)):
-            name = repr(key) if isinstance(key, (str, int, bytes)) else type(key).__name__
-            yield f"[{name}]", value
-            yield f"<key {name}>", key
-    elif issubclass(kind, (list, tuple)):
-        parts: Any = list if issubclass(kind, list) else tuple
-        for index, value in enumerate(parts.__iter__(obj)):
-            yield f"[{index}]", value
-    elif issubclass(kind, (set, frozenset)):
-        members: Any = set if issubclass(kind, set) else frozenset
-        for value in members.copy(obj):
-            yield "<member>", value
-    elif issubclass(kind, MethodType):
-        yield ".__self__", obj.__self__
-    elif issubclass(kind, FunctionType):
-        yield from _captured(obj)
-    elif issubclass(kind, partial):
-        yield from ((".func", obj.func), (".args", obj.args), (".keywords", obj.keywords))
-    elif issubclass(kind, BaseException):
-        yield ".args", obj.args
-    if _pickles_attributes(kind):
-        yield from _attributes(obj)
-
-
-def _pickles_attributes(kind: type) -> bool:
-    """Whether pickle sends an object's attributes as they are, by no code of its class."""
-    if issubclass(kind, BaseException):
-        return kind.__reduce__ is BaseException.__reduce__
-    return (
-        kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
-        and kind.__getstate__ is object.__getstate__
-        and not issubclass(kind, (type, FunctionType, ModuleType))
-        and kind not in copyreg.dispatch_table
-    )
-
-
-def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
-    try:
-        attributes = object.__getattribute__(obj, "__dict__")
-    except AttributeError:
-        attributes = {}
-    for name, value in list(attributes.items()):
-        yield f".{name}", value
-    for kind in type(obj).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            try:
-                yield f".{name}", object.__getattribute__(obj, name)
-            except AttributeError:
-                continue
-
-
-def _captured(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What goes along with a function that is sent by value."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            yield f"<closure {name}>", cell.cell_contents
-        except ValueError:  # empty
-            continue
-    for index, value in enumerate(function.__defaults__ or ()):
-        yield f"<default {index}>", value
-    for name in function.__code__.co_names:
-        if name in function.__globals__:
-            yield f"<global {name}>", function.__globals__[name]
-
-
-def _refusal_text(what: str, path: str, error: BaseException, kind: type) -> str:
-    where = f"{what} {path}" if path else f"the {what}"
-    reason = str(error).strip().splitlines()
-    remedy = _REMEDIES.get(kind, _REMEDY)
-    if FORK_ONLY in str(error):
-        remedy = (
-            "Make it with multiprocessing.get_context('spawn') or ('forkserver'), "
-            "or ask for start_method='fork'."
-        )
-    return f"{where} cannot be sent: {reason[0] if reason else type(error).__name__}. {remedy}"
-
-
-# What multiprocessing says of a lock that only a fork hands down.
-FORK_ONLY = "created in a fork context"
-
-_REMEDY = (
-    "Send what it can be made from (a file name, not a file), make it in the worker "
-    "(initializer=), or hand it down with initargs= or inherit=."
-)
-_REMEDIES: dict[type, str] = {
-    GeneratorType: (
-        "Send what it yields (map over it, or list() it), or the function that makes it: "
-        "stream() sends what a generator function yields in the worker."
-    ),
-    CoroutineType: (
-        "Send the function and its arguments; an executor that awaits what a function returns "
-        'is fm.executor("async").'
-    ),
-}
-
 
 def _bare_report(codec: Codec, error: BaseException, where: str, why: BaseException) -> bytes:
     """What _failures.dump() makes, where that cannot be loaded: the exception as it is, but
@@ -871,67 +720,6 @@ def _bare_report(codec: Codec, error: BaseException, where: str, why: BaseExcept
         blob = None
     known = f"{name}: {text}\n(its traceback cannot be formatted: {type(why).__name__}: {why})\n"
     return _pickle(("failure", where, known, [(blob, name, text, (), -1, -1, False, ())]), 5)
-
-
-# ------------------------------------------------------------------- functions
-
-
-class _Entries(dict[int, tuple[weakref.ref[Any], Any]]):
-    """A dict that can be referred to weakly."""
-
-    __slots__ = ("__weakref__",)
-
-
-class Functions:
-    """What was made of each plain function, kept as long as the function lives.
-
-    By identity, and never by a bare id: an id is reused as soon as its object is gone, an entry
-    goes with its function. The least recently made go first beyond `limit`.
-    """
-
-    def __init__(self, limit: int = 4096) -> None:
-        self._limit = limit
-        self._entries = _Entries()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def entries(self) -> dict[int, tuple[weakref.ref[Any], Any]]:
-        """id -> (weak reference to the function, what was made of it); only to be looked at."""
-        return self._entries
-
-    def get(self, function: Any, make: Callable[[Any], Any]) -> Any:
-        """What make(function) gave when it was first asked."""
-        key = id(function)
-        entry = self._entries.get(key)
-        if entry is not None and entry[0]() is function:
-            return entry[1]
-        return self.renew(function, make)
-
-    def renew(self, function: Any, make: Callable[[Any], Any]) -> Any:
-        """What make(function) gives now, for the next ones who ask."""
-        key = id(function)
-        value = make(function)
-        entries = self._entries
-        # Weakly: an entry that led to its own table would keep a dropped pool's memory until the
-        # next collection of cycles.
-        table = weakref.ref(entries)
-
-        def forget(dead: weakref.ref[Any]) -> None:
-            entries = table()
-            found = None if entries is None else entries.get(key)
-            if entries is not None and found is not None and found[0] is dead:
-                del entries[key]
-
-        try:
-            reference = weakref.ref(function, ours("_late").unbroken(forget))
-        except TypeError:
-            return value
-        while len(entries) >= self._limit:
-            entries.pop(next(iter(entries)), None)
-        entries[key] = (reference, value)
-        return value
 
 
 # ------------------------------------------------------------------ in a worker
@@ -964,7 +752,7 @@ _VIEW = __name__.rpartition(".")[0] + ".view"
 def load_all() -> None:
     """Load what most workers do without: here and now, not in each process that is forked from this
     one, and not while something is decoded."""
-    for name in ("codec.failures", "codec.program", "codec.reducers"):
+    for name in ("codec.failures", "codec.program", "codec.reducers", "codec.refusal"):
         ours(name)
 
 

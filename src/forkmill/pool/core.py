@@ -47,7 +47,8 @@ from .._process import (
     interrupted,
     our_thread,
 )
-from ..codec.codec import Codec, Functions
+from ..codec.codec import Codec
+from ..codec.functions import Functions
 from ..runs.window import left_error
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _hazards, _native, errors
 from .._late import unbroken
 from .._process import cpus_each
-from ..codec.codec import FORK_ONLY, Codec, load_all
+from ..codec.codec import Codec, load_all
 from ..worker.logs import levels
 from ..worker.main import Config
 from ..worker.zygote import encode, start_exec, start_fork
@@ -302,6 +302,7 @@ def _only_forks(handed: Any) -> bool:
     multiprocessing made for that."""
     if "multiprocessing.synchronize" not in sys.modules:
         return False
+    from ..codec.refusal import FORK_ONLY
     from ..worker import mp
 
     if not mp.has_fork_locks():

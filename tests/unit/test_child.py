@@ -20,6 +20,7 @@ import os, select, signal, struct, sys, time
 import wire
 from forkmill import _native
 from forkmill.codec import codec as _codec
+from forkmill.codec.snapshot import Snapshot
 from forkmill.worker import main as _worker
 from forkmill.worker import main as _worker
 from forkmill.worker import zygote as _zygote
@@ -111,7 +112,7 @@ class Pool:
         inherit = options.get("inherit", ())
         fork = method == "fork"
         self.codec = _codec.Codec(
-            "fork" if fork else "exec", inherit, _codec.Snapshot() if fork else None)
+            "fork" if fork else "exec", inherit, Snapshot() if fork else None)
         config = _worker.Config(workers, codec=self.codec, **options)
         self.control, theirs = _native.socketpair()
         try:

@@ -23,8 +23,9 @@ import pytest
 
 from forkmill import errors
 from forkmill.codec import codec as _codec
-from forkmill.codec.codec import Codec, Snapshot
+from forkmill.codec.codec import Codec
 from forkmill.codec.functions import Functions
+from forkmill.codec.snapshot import Snapshot
 
 
 @pytest.fixture(params=["fork", "exec"])
@@ -304,7 +305,8 @@ def test_the_map_of_functions_is_bounded() -> None:
 
 FORK = """
 import os, pickle, sys
-from forkmill.codec.codec import Codec, Snapshot
+from forkmill.codec.codec import Codec
+from forkmill.codec.snapshot import Snapshot
 
 def fork(task):
     "Run task(codec, blob) in a forked child, as a worker would; what it returned."

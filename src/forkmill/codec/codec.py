@@ -20,14 +20,12 @@ Threads: any; a Codec's caches are plain dicts with idempotent entries.
 
 from __future__ import annotations
 
-import _frozen_importlib
 import copyreg
 import io
 import pickle
 import sys
-import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import (
     BuiltinFunctionType,
@@ -60,7 +58,6 @@ __all__ = [
     "Codec",
     "Parts",
     "RemoteTraceback",
-    "Snapshot",
     "dump_failure",
     "dumps",
     "dumps_parts",
@@ -102,86 +99,6 @@ class Parts(list[Any]):
         return b"".join(self)
 
 
-class Snapshot:
-    """What a forked worker inherits: taken when the pool is created.
-
-    Attributes:
-        modules: Names of the modules that were loaded.
-        path: sys.path.
-        by_hand: Names of those that run and that no import has made: `runpy.run_path` does so.
-    """
-
-    def __init__(self) -> None:
-        self.modules = frozenset(sys.modules)
-        self.path = tuple(sys.path)
-        self._names = frozenset(main())
-        self._main = _references(main())
-        # Modules that are being imported, or made by hand: what they get from now on, no worker
-        # has.
-        self._late = {
-            name: (frozenset(vars(module)), _references(vars(module)))
-            for name, module in (*_under_way(), *_by_hand())
-        }
-        self.by_hand = tuple(
-            name for name in self._late if vars(sys.modules[name]).get("__spec__") is None
-        )
-
-    @property
-    def late(self) -> tuple[str, ...]:
-        """Names of modules that were being imported, or made by hand."""
-        return tuple(self._late)
-
-    def main(self, name: str) -> Any:
-        """What __main__ had under that name, if it is still alive and goes by its name."""
-        return self.found("__main__", name)
-
-    def found(self, module: str, name: str) -> Any:
-        """As main(), of __main__ or a late module."""
-        references = self._main if module == "__main__" else self._late[module][1]
-        reference = references.get(name)
-        return GONE if reference is None else reference()
-
-    def had(self, module: str, name: str) -> bool:
-        """Whether __main__, or a late module, had such a name."""
-        return name in (self._names if module == "__main__" else self._late[module][0])
-
-
-def _references(names: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Weak ones to all that may go by its name."""
-    found: dict[str, Callable[[], Any]] = {}
-    for name, value in list(names.items()):
-        if type(value) not in _PLAIN:
-            try:  # noqa: SIM105  # a third of the time
-                found[name] = weakref.ref(value)
-            except TypeError:
-                pass
-    return found
-
-
-def _stands_for_itself(value: Any) -> bool:
-    """Whether it is a plain value, or a module: nothing that goes by a name in `__main__`."""
-    return type(value) in _PLAIN
-
-
-_PLAIN = frozenset({
-    type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
-    frozenset, ModuleType, BuiltinFunctionType,
-})  # fmt: skip
-
-
-def _under_way() -> list[tuple[str, ModuleType]]:
-    """The modules that are being imported."""
-    # The import system has a lock for each. As a rule there is none, and then the modules need not
-    # be looked at: after a fork each look at an object is a page to be copied.
-    if getattr(_frozen_importlib, "_module_locks", None) == {}:
-        return []
-    return [
-        (name, module)
-        for name, module in list(sys.modules.items())
-        if name != "__main__" and type(module) is ModuleType and _is_under_way(module)
-    ]
-
-
 def _may_name(data: bytes, name: bytes) -> bool:
     """Whether a pickle may refer to something by that name, or to a part of it.
 
@@ -196,36 +113,6 @@ def _may_name(data: bytes, name: bytes) -> bool:
         or data.find(name + b".") >= 0
         or data.find(b"\n" + name + b"\n") >= 0  # as the oldest protocols have it
     )
-
-
-def _is_under_way(module: ModuleType) -> bool:
-    return getattr(module.__dict__.get("__spec__"), "_initializing", False) is True
-
-
-def _is_by_hand(module: Any) -> bool:
-    """Whether no import has made a module, and it has code that may look at what is in there."""
-    if type(module) is not ModuleType or vars(module).get("__spec__") is not None:
-        return False
-    return any(map(_has_code, list(vars(module).values())))
-
-
-def _has_code(value: Any) -> bool:
-    if issubclass(type(value), type):  # a proxy shows another `__class__`
-        return FunctionType in map(type, vars(value).values())
-    return type(value) is FunctionType
-
-
-def _by_hand() -> Iterator[tuple[str, ModuleType]]:
-    """The modules that no import has made, of which code is running now, but `__main__`."""
-    program, frame = main(), sys._getframe()
-    while frame is not None:
-        names = frame.f_globals
-        if names.get("__spec__") is None and names is not program:
-            name = str(names.get("__name__"))
-            module = sys.modules.get(name)
-            if type(module) is ModuleType and vars(module) is names:
-                yield name, module
-        frame = frame.f_back  # type: ignore[assignment]
 
 
 def bulk(obj: str | bytes | bytearray) -> Any:
@@ -292,20 +179,22 @@ class Codec:
         mode: "fork": they are forked from this process and have what the snapshot shows.
             "exec": fresh interpreters, which have what they can import.
         inherit: Objects that both sides have, in the same order; they go as references.
-        snapshot: What was there when the pool was made; default: what is there now.
+        snapshot: What forked ones have of this process (snapshot.py); default: what is there now.
     """
 
     def __init__(
-        self, mode: str = "fork", inherit: Sequence[Any] = (), snapshot: Snapshot | None = None
+        self, mode: str = "fork", inherit: Sequence[Any] = (), snapshot: Any = None
     ) -> None:
         if mode not in ("fork", "exec"):
             raise ValueError(f"mode must be 'fork' or 'exec', not {mode!r}")
         self.mode = mode
         self.inherit = tuple(inherit)
-        self.snapshot = Snapshot() if snapshot is None else snapshot
         self.forks = mode == "fork"
         if self.forks:
             load_all()
+            self.snapshot = ours("codec.snapshot").Snapshot() if snapshot is None else snapshot
+        else:
+            self._path = tuple(sys.path)
         # What the modules were loaded by of which workers have got functions.
         self._loaded: dict[str, Any] = {}
         self._program: Program | None = None
@@ -455,7 +344,8 @@ class Codec:
         return program.settle
 
     def _look(self) -> Program:
-        by_hand = [name for name in self.snapshot.by_hand if self.is_home(name)]
+        by_hand = self.snapshot.by_hand if self.forks else ()
+        by_hand = [name for name in by_hand if self.is_home(name)]
         program: Program = ours("codec.program").Program(by_hand)
         return program
 
@@ -513,7 +403,7 @@ class Codec:
     def _is_reachable(self, name: str) -> bool:
         module = sys.modules.get(name)
         if self.forks and name in self.snapshot.modules and (
-            name in self.snapshot.late or not _is_by_hand(module)
+            name in self.snapshot.late or not ours("codec.snapshot").is_by_hand(module)
         ):  # fmt: skip
             return True
         if module is None:
@@ -541,7 +431,7 @@ class Codec:
         for finder in sys.meta_path:
             where = path
             if path is None and getattr(finder, "__name__", "") == "PathFinder":
-                where = list(self.snapshot.path)
+                where = list(self.snapshot.path if self.forks else self._path)
             found = finder.find_spec(name, where)
             if found is not None:
                 return bool(found.origin == spec.origin)
@@ -573,9 +463,9 @@ class Codec:
 
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
-        reach = ours("codec.reach")
+        reach, plain = ours("codec.reach"), ours("codec.snapshot").stands_for_itself
         for name, value in list(main().items()):
-            if _stands_for_itself(value) or not _may_name(data, name.encode()):
+            if plain(value) or not _may_name(data, name.encode()):
                 continue
             if type(value) is FunctionType or reach.is_class(value):
                 # pickle goes by an object's own name: other names for it do not matter. One that

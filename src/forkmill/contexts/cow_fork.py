@@ -898,7 +898,7 @@ class _ForkCodec(_codec.Codec):
     def __init__(self) -> None:
         at_fork = _AtFork()
         self.bindings = at_fork.bindings
-        super().__init__("fork", (), at_fork)  # type: ignore[arg-type]
+        super().__init__("fork", (), at_fork)
 
     def _is_reachable(self, name: str) -> bool:
         return name in self.snapshot.modules or super()._is_reachable(name)
@@ -924,7 +924,7 @@ class _ForkCodec(_codec.Codec):
 
 
 class _AtFork:
-    """What the parent had at the fork, as a _codec.Snapshot; nothing is copied for it."""
+    """What the parent had at the fork, as a Snapshot of the codec's; nothing is copied for it."""
 
     def __init__(self) -> None:
         self._main = vars(sys.modules["__main__"])

@@ -95,13 +95,18 @@ class CallLane(SharedLane):
             self._work_on(item)
 
     def _work_on(self, item: Any) -> None:
-        if self.work.stream:
-            self._call(item, self._stream, item)
-        else:
-            self._call(item, self._item, item)
+        call = object()
+        self._call(item, call, self._stream if self.work.stream else self._item, item, call)
 
-    def _call(self, item: Any, fn: Callable[..., Any], *args: Any) -> None:
-        """Submit a call whose end is that of an item."""
+    def _call(self, item: Any, call: Any, fn: Callable[..., Any], *args: Any) -> None:
+        """Submit a call whose end is that of an item.
+
+        Args:
+            item: The item.
+            call: What its pieces are known by, if it may be a stream (see `Taken`); else None.
+            fn: What to call.
+            *args: Its arguments.
+        """
         try:
             future = self._face._begin(fn, args, {})
         except Exception as error:
@@ -109,14 +114,14 @@ class CallLane(SharedLane):
                 raise
             self._deliver(Taken(item, [], error))
             return
-        self._watch(future, partial(self._returned, item))
+        self._watch(future, partial(self._returned, item, call))
 
-    def _returned(self, item: Any, future: Future[Any]) -> None:
+    def _returned(self, item: Any, call: Any, future: Future[Any]) -> None:
         with self._lock:
             if future not in self._under_way:
                 return  # it was told, or left behind
             self._under_way.discard(future)
-        self._deliver((item, future))
+        self._deliver((item, call, future))
 
     def _watch(self, future: Future[Any], told: Callable[[Future[Any]], None]) -> None:
         """It is under way until its end is told; twice, if a signal handler raised in here."""
@@ -130,22 +135,22 @@ class CallLane(SharedLane):
 
     # ------------------------------------------------------------------ out
 
-    def _item(self, item: Any) -> Any:
+    def _item(self, item: Any, call: Any) -> Any:
         """In a thread of the context: the outputs of an item that are not known to be many."""
         token = HERE.set(self.work.origin)
         try:
             self._replica.prepare()
             value = self.work.fn(item)
             if inspect.isgenerator(value):
-                return self._gathered(item, value)
+                return self._gathered(item, value, call)
             return emitted(value, self.work.atomic)
         finally:
             HERE.reset(token)
 
-    def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
+    def _gathered(self, item: Any, outputs: Iterator[Any], call: Any) -> Outputs:
         """What a generator emits: as it comes, or together."""
         if self.work.stream or not self.work.whole:
-            return self._stream_all(item, outputs)
+            return self._stream_all(item, outputs, call)
         return gathered(self._while_open(outputs), self.work.atomic)
 
     def _while_open(self, outputs: Iterator[Any]) -> Iterator[Any]:
@@ -155,30 +160,30 @@ class CallLane(SharedLane):
                 break
             yield output
 
-    def _stream(self, item: Any) -> Outputs:
+    def _stream(self, item: Any, call: Any) -> Outputs:
         """In a thread of the context: hand over a generator's outputs as they come."""
         token = HERE.set(self.work.origin)
         try:
-            return self._stream_all(item, self._replica.pieces(item))
+            return self._stream_all(item, self._replica.pieces(item), call)
         finally:
             HERE.reset(token)
 
-    def _stream_all(self, item: Any, outputs: Iterator[Any]) -> Outputs:
-        self._emit_all(item, outputs)
+    def _stream_all(self, item: Any, outputs: Iterator[Any], call: Any) -> Outputs:
+        self._emit_all(item, outputs, call)
         return Outputs()
 
     def _opened(self, raw: Any) -> Iterable[Taken | Batch]:
         if type(raw) is not tuple:
             return super()._opened(raw)
-        item, future = raw
+        item, call, future = raw
         failure = failure_of(future)
         if failure is not None:
-            return (Taken(item, [], failure),)
-        return self._told(item, future.result())
+            return (Taken(item, [], failure, True, call),)
+        return self._told(item, call, future.result())
 
-    def _told(self, item: Any, value: Any) -> Iterable[Taken]:
+    def _told(self, item: Any, call: Any, value: Any) -> Iterable[Taken]:
         """An item's call has returned."""
-        return (told(item, value),)
+        return (told(item, value, call),)
 
     # ------------------------------------------------------------------ the end
 
@@ -201,7 +206,7 @@ class CallLane(SharedLane):
             if replica.ready and self.work.on_end is not None:
                 value = self.work.on_end()
                 if inspect.isgenerator(value):
-                    outputs = self._stream_all(END, value)
+                    outputs = self._stream_all(END, value, END)
                 else:
                     outputs = as_outputs(emitted(value))
         except BaseException as error:
@@ -279,14 +284,14 @@ class ReplicaLane(CallLane):
     replicas = 0
 
     def _work_on(self, item: Any) -> None:
-        self._call(item, Whole(self._replica), item)
+        self._call(item, None, Whole(self._replica), item)
 
-    def _told(self, item: Any, value: Any) -> Iterable[Taken]:
+    def _told(self, item: Any, call: Any, value: Any) -> Iterable[Taken]:
         good, outputs, last = value
         if good:
-            yield told(item, outputs)
+            yield told(item, outputs, call)
         else:
-            yield Taken(item, [], codec.load_failure(memoryview(outputs)))
+            yield Taken(item, [], codec.load_failure(memoryview(outputs)), True, call)
         if last is not None:
             yield from ended(last)
 
@@ -419,13 +424,15 @@ class AsyncLane(CallLane):
         return more
 
     def _work_on(self, item: Any) -> None:
-        fn = self.work.fn
+        fn, call = self.work.fn, object()
         if inspect.iscoroutinefunction(fn):
-            self._call(item, self._awaited, fn, item)
-        elif inspect.isasyncgenfunction(fn):
-            self._call(item, self._generate if self.work.stream else self._collect, item)
+            self._call(item, None, self._awaited, fn, item)
+        elif not inspect.isasyncgenfunction(fn):
+            self._call(item, call, self._plain, item, call)
+        elif self.work.stream:
+            self._call(item, call, self._generate, item, call)
         else:
-            self._call(item, self._plain, item)
+            self._call(item, None, self._collect, item)
 
     async def _awaited(self, fn: Any, item: Any) -> Any:
         HERE.set(self.work.origin)
@@ -440,24 +447,24 @@ class AsyncLane(CallLane):
         HERE.set(self.work.origin)
         return await collect(self.work.fn(item), self.work.atomic)
 
-    async def _generate(self, item: Any) -> Outputs:
+    async def _generate(self, item: Any, call: Any) -> Outputs:
         HERE.set(self.work.origin)
-        return await self._stream_async(item, self.work.fn(item))
+        return await self._stream_async(item, self.work.fn(item), call)
 
-    def _plain(self, item: Any) -> Any:
+    def _plain(self, item: Any, call: Any) -> Any:
         """In a thread: an awaitable that it gives back is awaited in the loop."""
         HERE.set(self.work.origin)
         try:
             value = self.work.fn(item)
             if inspect.isgenerator(value):
-                return self._gathered(item, value)
+                return self._gathered(item, value, call)
         except BaseException as error:
             if not is_own(error):
                 raise
             return Outputs([Raised(error)])
         if inspect.isasyncgen(value):
             if self.work.stream or not self.work.whole:
-                return self._stream_async(item, value)
+                return self._stream_async(item, value, call)
             return collect(value, self.work.atomic)
         return self._then(item, value) if inspect.isawaitable(value) else value
 
@@ -471,7 +478,7 @@ class AsyncLane(CallLane):
                 raise
             return Outputs([Raised(error)])
 
-    async def _stream_async(self, item: Any, values: AsyncIterator[Any]) -> Outputs:
+    async def _stream_async(self, item: Any, values: AsyncIterator[Any], call: Any) -> Outputs:
         from asyncio import get_running_loop
 
         loop = get_running_loop()
@@ -486,7 +493,7 @@ class AsyncLane(CallLane):
                     await space
                 if self._over:
                     break
-                self._emit(item, output)
+                self._emit(item, output, call)
                 if self._halted:
                     break
         except BaseException as error:
@@ -588,7 +595,7 @@ class AsyncLane(CallLane):
         if inspect.isgenerator(value):
             value = _each(value)
         if inspect.isasyncgen(value):
-            return await self._stream_async(END, value)
+            return await self._stream_async(END, value, END)
         return as_outputs(await value if inspect.isawaitable(value) else value)
 
     def _tear_down(self) -> None:

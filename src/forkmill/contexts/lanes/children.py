@@ -71,6 +71,7 @@ class CowLane(ReplicaLane):
 
     def _read_item(self, item: Any) -> None:
         pipes: list[_Pipe] = []
+        stream = object()
         try:
             pipes.append(outputs := _Pipe(self._cow))
             pipes.append(over := _Pipe(self._cow))
@@ -88,19 +89,19 @@ class CowLane(ReplicaLane):
         future.add_done_callback(over.ring)
         failure = None
         try:
-            self._emit_all(item, self._pieces(outputs.inlet, over.inlet))
-        except Exception as error:  # an output that cannot be rebuilt here
+            self._emit_all(item, self._pieces(outputs.inlet, over.inlet), stream)
+        except BaseException as error:  # an output that cannot be rebuilt here
             failure = errors.bare(error)
         if failure is not None or self._over or self._halted:
             future.kill()
         wait([future])  # now no child will be forked for it, and its callback may still come
         _close(pipes)
         if failure is None and not self._halted:
-            self._returned(item, future)
+            self._returned(item, stream, future)
         else:
             with self._lock:
                 self._under_way.discard(future)
-            self._deliver(Taken(item, [], failure))
+            self._deliver(Taken(item, [], failure, True, stream))
 
     def _pieces(self, inlet: int, ring: int) -> Iterator[Any]:
         """What comes through a pipe, until the bell rings and the pipe is empty."""

@@ -92,7 +92,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             for item in items:
                 blob = self._encoded(item)
                 if blob is not None:
-                    self._call(item, self._one, item, blob)
+                    call = object()
+                    self._call(item, call, self._one, item, call, blob)
             return
         number = replica % self.replicas
         pairs = [(item, blob) for item in items if (blob := self._encoded(item)) is not None]
@@ -124,8 +125,9 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                 if not line:
                     return
                 item, blob = line[0]
+            call = object()
             try:
-                future = self._submit(self._one, (item, blob, number), {})
+                future = self._submit(self._one, (item, call, blob, number), {})
             except Exception as error:
                 if interrupted(error):
                     raise
@@ -136,20 +138,20 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                 continue
             with self._lock:
                 self._under_way.add(future)
-            future.add_done_callback(partial(self._placed_returned, number, item))
+            future.add_done_callback(partial(self._placed_returned, number, item, call))
             return
 
-    def _placed_returned(self, number: int, item: Any, future: Future[Any]) -> None:
+    def _placed_returned(self, number: int, item: Any, call: Any, future: Future[Any]) -> None:
         with self._lock:
             line = self._lines.get(number)
             if line:
                 line.popleft()
         self._go_on(number)
-        self._returned(item, future)
+        self._returned(item, call, future)
 
     # ------------------------------------------------------------------ out
 
-    def _one(self, item: Any, blob: Any, number: int | None = None) -> Any:
+    def _one(self, item: Any, call: Any, blob: Any, number: int | None = None) -> Any:
         """In a thread of ours: one item's outputs."""
         with self._homes.one(number) as home:
             self._settle_in(home)
@@ -157,7 +159,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             if not more:
                 return value
             with closing(self._outputs(home)) as outputs:
-                return self._gathered(item, outputs)
+                return self._gathered(item, outputs, call)
 
     def _settle_in(self, home: Home) -> None:
         """Have a replica there."""
@@ -165,9 +167,9 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             opened(home.ask(self._blob, self._path))
             self._lived[home.number] = home
 
-    def _gathered(self, item: Any, outputs: Iterator[Any]) -> Outputs:
+    def _gathered(self, item: Any, outputs: Iterator[Any], call: Any) -> Outputs:
         if self.work.stream or not self.work.whole or item is END:
-            return self._stream_all(item, outputs)
+            return self._stream_all(item, outputs, call)
         return gathered(self._while_open(outputs), self.work.atomic)
 
     def _outputs(self, home: Home) -> Generator[Any, None, None]:
@@ -228,7 +230,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
                 more, value = opened(home.ask(encode((_end, (self._token,), {})), self._path))
                 if more:
                     with closing(self._outputs(home)) as emitted:
-                        self._stream_all(END, emitted)
+                        self._stream_all(END, emitted, END)
                 else:
                     outputs = as_outputs(value)
             except BaseException as error:

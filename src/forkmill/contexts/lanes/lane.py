@@ -153,12 +153,15 @@ class Taken(NamedTuple):
         outputs: What was emitted.
         failure: What was raised instead, or after these outputs.
         done: Whether it is the last one of this item.
+        call: The same object in all pieces of a stream, and in no others: one object may have been
+            put several times. None: it is no part of a stream.
     """
 
     item: Any
     outputs: list[Any]
     failure: BaseException | None = None
     done: bool = True
+    call: Any = None
 
 
 class Batch(NamedTuple):
@@ -458,11 +461,12 @@ class Lane(ABC):
 class _More:
     """Outputs of a stream that goes on, in the out-list."""
 
-    __slots__ = ("item", "outputs")
+    __slots__ = ("call", "item", "outputs")
 
-    def __init__(self, item: Any, output: Any) -> None:
+    def __init__(self, item: Any, output: Any, call: Any) -> None:
         self.item = item
         self.outputs = [output]
+        self.call = call
 
 
 class SharedLane(Lane):
@@ -572,7 +576,7 @@ class SharedLane(Lane):
         """What was delivered, as it comes out. Decoding happens here, in the taker's thread."""
         if type(raw) is _More:
             self._earned(len(raw.outputs))
-            return (Taken(raw.item, raw.outputs, None, False),)
+            return (Taken(raw.item, raw.outputs, None, False, raw.call),)
         return (raw,)
 
     def _settled(self, number: int) -> None:
@@ -585,23 +589,23 @@ class SharedLane(Lane):
 
     # ------------------------------------------------------------------ streams
 
-    def _emit_all(self, item: Any, outputs: Iterator[Any]) -> None:
-        """Hand over outputs as they come, in a thread that may wait for credit."""
+    def _emit_all(self, item: Any, outputs: Iterator[Any], call: Any) -> None:
+        """Hand over outputs of a call as they come, in a thread that may wait for credit."""
         for output in outputs:
             self._credit.acquire()
             if self._over:
                 break
-            self._emit(item, output)
+            self._emit(item, output, call)
             if self._halted:
                 break
 
-    def _emit(self, item: Any, output: Any) -> None:
+    def _emit(self, item: Any, output: Any, call: Any) -> None:
         with self._lock:
             last = self._out[-1] if self._out else None
-            if type(last) is _More and last.item is item:
+            if type(last) is _More and last.call is call:
                 last.outputs.append(output)  # not taken yet: they go together
                 return
-        self._deliver(_More(item, output), done=0)
+        self._deliver(_More(item, output, call), done=0)
 
     def _earned(self, number: int) -> None:
         """So many outputs of streams were taken."""
@@ -816,12 +820,12 @@ class Replica:
             settle(self.work.teardown())
 
 
-def told(item: Any, value: Any) -> Taken:
+def told(item: Any, value: Any, call: Any = None) -> Taken:
     """An item's call has returned: its outputs, and its failure if that is among them."""
     outputs = as_outputs(value)
     if outputs and type(outputs[-1]) is Raised:
-        return Taken(item, outputs[:-1], outputs[-1].error)
-    return Taken(item, outputs)
+        return Taken(item, outputs[:-1], outputs[-1].error, True, call)
+    return Taken(item, outputs, None, True, call)
 
 
 def ended(value: Any) -> list[Taken]:

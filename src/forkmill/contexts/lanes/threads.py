@@ -31,7 +31,7 @@ from ..._said import HERE, ITEMS
 from .calls import Host, failure_of
 from .direct import DirectLane
 from .emit import UNUSUAL, Outputs, Raised, emitted
-from .lane import Taken
+from .lane import Taken, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -153,25 +153,30 @@ class ThreadLane(DirectLane):
     def _do(self, item: Any) -> bool:
         """An item, from its start to its outcome; whether it failed."""
         failed = False
-        replica, work = self._replica, self.work
+        replica, work, call = self._replica, self.work, None
         try:
             if not replica.ready:
                 replica.prepare()
             if work.stream:
-                value: Any = self._stream_all(item, replica.pieces(item))
+                call = object()
+                value: Any = self._stream_all(item, replica.pieces(item), call)
             else:
                 value = work.fn(item)
                 if type(value) in UNUSUAL:
-                    value = self._unusual(item, value)
+                    call = object()
+                    value = self._unusual(item, value, call)
         except BaseException as error:
             value, failed = Outputs((Raised(error),)), True
-        self._hand(item, value)
+        if call is None:
+            self._hand(item, value)
+        else:
+            self._deliver(told(item, value, call))
         del item, value  # a cycle: the exception's traceback has this frame
         return failed
 
-    def _unusual(self, item: Any, value: Any) -> Any:
+    def _unusual(self, item: Any, value: Any, call: Any) -> Any:
         if type(value) is GeneratorType:
-            return self._gathered(item, value)
+            return self._gathered(item, value, call)
         return emitted(value, self.work.atomic)
 
 

@@ -226,7 +226,7 @@ class WorkerLane(SharedLane):
             return Taken(item, [], failure)
         if type(value) is Parked:
             self._read_on(item, value)
-            return Taken(item, value.outputs, None, False)
+            return Taken(item, value.outputs, None, False, value)
         return told(item, value)
 
     # The rest of an item that was parked.
@@ -245,11 +245,11 @@ class WorkerLane(SharedLane):
             failure = None
             try:
                 with self._batches.rest(self._resume, parked.number, parked.pid) as outputs:
-                    self._emit_all(item, outputs)
+                    self._emit_all(item, outputs, parked)
             except BaseException as error:
                 failure = errors.bare(error)
-            self._deliver(Taken(item, [], failure))
-            del entry, failure
+            self._deliver(Taken(item, [], failure, True, parked))
+            del entry, failure, parked
         self._parked.put(None)  # for the next reader
 
     # ------------------------------------------------------------------ the end

@@ -54,7 +54,7 @@ _HANDFUL = 16  # outputs of which some go by fm.to, that are handed on together
 class _Record:
     """What is to be remembered of an item in a lane."""
 
-    __slots__ = ("attempts", "edge", "failure", "item", "outputs", "seq")
+    __slots__ = ("attempts", "call", "edge", "failure", "item", "outputs", "seq")
 
     def __init__(self, item: Any, edge: Edge | None, seq: int) -> None:
         self.item = item
@@ -63,6 +63,7 @@ class _Record:
         self.attempts = 1
         self.failure: BaseException | None = None  # of the last try, while it waits for the next
         self.outputs: list[Any] = []
+        self.call: Any = None  # of the stream that is its own; see contexts.Taken
 
 
 class LaneEnd(enum.Enum):
@@ -259,16 +260,30 @@ class LaneOperator(Operator):
         for replica, items in keyed.items():
             self.lane.put_many(items, replica)
 
-    def _recall(self, item: Any) -> _Record | None:
-        """The record of an item that came back, if it has one; equal objects are as good as each
-        other."""
-        records = self._records.get(id(item))
-        if not records:
-            return None
-        record = records.popleft()
-        if not records:
-            del self._records[id(item)]
+    def _recall(self, item: Any, call: Any = None) -> _Record | None:
+        """The record of an item that came back, if it has one; it is forgotten."""
+        record = self._record_of(item, call)
+        if record is not None:
+            record.call = None
+            records = self._records[id(item)]
+            records.remove(record)
+            if not records:
+                del self._records[id(item)]
         return record
+
+    def _record_of(self, item: Any, call: Any) -> _Record | None:
+        """The record of an item, if it has one. Where one object was put several times, each stream
+        keeps to one record; which one that is, and whose a lone piece is, makes no difference."""
+        records = self._records.get(id(item), ())
+        if call is not None:
+            for record in records:
+                if record.call is call:
+                    return record
+        for record in records:
+            if record.call is None:
+                record.call = call
+                return record
+        return None
 
     def _try_again(self) -> bool:
         progress = False
@@ -329,10 +344,14 @@ class LaneOperator(Operator):
     def _parts(self, piece: Any, room: int) -> list[Any]:
         """A piece in several, with so many outputs each at most."""
         if piece.__class__ is not contexts.Batch:
-            item, outputs, failure, done = piece
+            item, outputs, failure, done, call = piece
+            if call is None and len(outputs) > room:
+                call = object()
             cuts = range(room, len(outputs), room)
-            parts = [contexts.Taken(item, outputs[at - room : at], None, False) for at in cuts]
-            return [*parts, contexts.Taken(item, outputs[len(parts) * room :], failure, done)]
+            spans = [slice(at - room, at) for at in cuts]
+            parts = [contexts.Taken(item, outputs[span], None, False, call) for span in spans]
+            rest = outputs[len(parts) * room :]
+            return [*parts, contexts.Taken(item, rest, failure, done, call)]
         told = contexts.Batch([], [], reports=piece.reports)
         if piece.many:
             items = [part for one in piece.split() for part in self._parts(one, room)]
@@ -388,7 +407,7 @@ class LaneOperator(Operator):
             self.driver.events.emit("items", self.name, worker=pid, **told)
 
     def _taken(self, taken: Any) -> None:
-        item, outputs, failure, done = taken
+        item, outputs, failure, done, call = taken
         if item is contexts.END:
             self.deliver(outputs)
             if failure is not None:
@@ -397,12 +416,10 @@ class LaneOperator(Operator):
         if not self._remember:
             self.deliver(outputs)
             if done:
-                self._finished(self._recall(item), item, failure)
+                self._finished(self._recall(item, call), item, failure)
             return
-        known = self._records.get(id(item))
-        record = known[0] if known else None  # None: put before there was a second edge
-        if done:
-            self._recall(item)
+        # None: put before there was a second edge.
+        record = (self._recall if done else self._record_of)(item, call)
         if record is not None and self.stage.ordered and record.seq != self._next:
             record.outputs += outputs
         else:

@@ -223,7 +223,8 @@ class Nested:
             try:
                 driver.abandon()
             except BaseException as error:  # a teardown's
-                failure = failure or driver.recorded(error)
+                recorded = driver.recorded(error)
+                failure = recorded if failure is None else failure
                 if failure is None:
                     raise
             told = self._told(driver)
@@ -452,7 +453,7 @@ class NestedOperator(LaneOperator):
             self._taken(one)
 
     def _taken(self, taken: Any) -> None:
-        item, outputs, failure, done = taken
+        item, outputs, failure, done, _ = taken
         if type(failure) is Killed:
             raise failure  # a replica in this very thread came back: the item goes with the rest
         if item is not TICK:
@@ -504,7 +505,7 @@ class NestedOperator(LaneOperator):
             return None
         if inner.stage.nested is not None:
             return functools.partial(reproduce, type(self.driver), inner.stage.nested)
-        return functools.partial(run_inline, inner.stage) if inner.stage.fn else None
+        return functools.partial(run_inline, inner.stage) if inner.stage.fn is not None else None
 
     def deliver(self, outputs: list[Any], plain: bool = False) -> None:
         if not plain and Told in map(type, outputs):

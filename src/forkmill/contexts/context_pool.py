@@ -286,7 +286,7 @@ class ContextPool:
             except BaseException as error:
                 if context.alive or not isinstance(error, Exception):
                     raise
-                failure = failure or error
+                failure = error if failure is None else failure
         if failure is not None:
             try:
                 raise failure

@@ -444,8 +444,10 @@ class AsyncResult(Generic[T]):
         """Whether it ended well, and its value or exception. All have ended."""
         with self._lock:
             if self._outcome is None:
-                error = next(filter(None, map(_error, self._futures)), None)
-                self._outcome = (error is None, error or self._make(self._futures))
+                raised = (e for e in map(_error, self._futures) if e is not None)
+                error = next(raised, None)
+                good = error is None
+                self._outcome = (good, self._make(self._futures) if good else error)
             self._futures = []
             return self._outcome
 
@@ -567,7 +569,9 @@ class IMapIterator(Generic[T]):
         return self._line.popleft()
 
     def _end(self) -> None:
-        error, self._error = self._error or StopIteration(), None
+        error, self._error = self._error, None
+        if error is None:
+            error = StopIteration()
         try:
             raise error
         finally:

@@ -361,7 +361,7 @@ class Chain:
                 if ready and parts["teardown"] is not None:
                     settle(parts["teardown"]())
             except BaseException as error:
-                failure = failure or error
+                failure = error if failure is None else failure
         if failure is not None:
             raise failure
 

@@ -896,7 +896,7 @@ class Operator:
         if driver.failures.full and policy == "skip":
             driver.failures.count(name, error)
             return
-        if again is None and self.stage.fn:
+        if again is None and self.stage.fn is not None:
             again = functools.partial(run_inline, self.stage)
         failure = Failure(driver.prefix + name, item, error, attempts, _again=again)
         driver.failures.add(failure, ends=policy == "raise")

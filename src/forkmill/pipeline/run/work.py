@@ -308,7 +308,7 @@ def make_work(
 
 def label_of(stages: list[Stage]) -> str:
     """What messages call the work of stages that run in one call."""
-    fns = ", ".join(name_of(stage.fn) if stage.fn else stage.kind for stage in stages)
+    fns = ", ".join(stage.kind if stage.fn is None else name_of(stage.fn) for stage in stages)
     names = ", ".join(repr(stage.name) for stage in stages)
     return f"{fns} ({'stages' if len(stages) > 1 else 'stage'} {names})"
 

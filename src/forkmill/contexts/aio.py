@@ -228,7 +228,7 @@ class Loop:
     # ------------------------------------------------------------------ the loop's thread
 
     def _run(self) -> None:
-        INSIDE.calls = 1  # it does nothing else
+        INSIDE.calls, INSIDE.serves = 1, True  # it does nothing else
         asyncio.set_event_loop(self.loop)
         try:
             self._go_on_until(self._over)
@@ -326,8 +326,11 @@ class Loop:
         self.running.discard(task)
         self.plain.discard(call)
         self.inner.pop(id(call.future), None)
-        if not call.future.done():  # a stranger cancelled it before its first step
-            call.fail(concurrent.futures.CancelledError())
+        if not call.future.done():
+            # A stranger cancelled it before its first step; or what was asked whether it is tried
+            # again has raised.
+            error = None if task.cancelled() else task.exception()
+            call.fail(concurrent.futures.CancelledError() if error is None else error)
         self._look_soon()
 
     async def _execute(self, call: Call) -> None:

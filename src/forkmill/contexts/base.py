@@ -66,9 +66,16 @@ _numbers = itertools.count(1)
 
 
 class _Inside(threading.local):
-    """How many calls of contexts this thread is in."""
+    """What a thread does for contexts.
+
+    Attributes:
+        calls: How many calls of contexts it is in.
+        serves: It is one of theirs, and goes on for others: what is raised by who is told of an
+            outcome does not end it.
+    """
 
     calls = 0
+    serves = False
 
 
 INSIDE = _Inside()
@@ -81,6 +88,12 @@ def called(job: Callable[[], object]) -> None:
         job()
     finally:
         INSIDE.calls -= 1
+
+
+def report(error: BaseException) -> None:
+    """What was raised in a thread where it can be told to nobody."""
+    told = type(error), error, error.__traceback__, threading.current_thread()
+    threading.excepthook(threading.ExceptHookArgs(told))
 
 
 def inside() -> bool:
@@ -189,8 +202,11 @@ class Future(concurrent.futures.Future[T]):
                 self._call(fn)
             except BaseException as error:  # the others are called all the same
                 failure = error
-        if failure is not None:
+        if failure is None:
+            return
+        if not INSIDE.serves:
             raise failure
+        report(failure)
 
     def _call(self, fn: Callable[[Any], object]) -> None:
         try:
@@ -201,11 +217,14 @@ class Future(concurrent.futures.Future[T]):
             _base.LOGGER.exception("exception calling callback for %r", self)
 
     def result(self, timeout: float | None = None) -> T:
+        error = None
         try:
-            self._await(timeout)
-            return super().result(timeout)
+            error = self.exception(timeout)
+            if error is None:
+                return super().result()
+            raise error  # not by the stock class, for which one that is false is no exception
         finally:
-            del self  # a cycle: the exception's traceback has this frame
+            del error, self  # a cycle: the exception's traceback has this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         self._await(timeout)
@@ -413,9 +432,15 @@ class Backlog:
         return [call for _, _, call in sorted(calls, key=lambda entry: entry[:2])]
 
     def cancel_all(self) -> None:
-        """Cancel everything that waits."""
+        """Cancel everything that waits, also if somebody who is told of it raises."""
+        failure: BaseException | None = None
         for call in self.clear():
-            call.give_up()
+            try:
+                call.give_up()
+            except BaseException as error:
+                failure = error
+        if failure is not None:
+            raise failure
 
     def put_back(self, call: Call) -> None:
         """One that was taken is not through, and waits again, behind others."""

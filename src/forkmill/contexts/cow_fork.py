@@ -64,6 +64,7 @@ from ..codec import codec as _codec
 from ..codec.codec import ARROW
 from ..worker import main
 from .base import (
+    INSIDE,
     Backlog,
     Call,
     Executor,
@@ -470,6 +471,7 @@ class _Forker:
     # ------------------------------------------------------------------ the forking thread
 
     def _live(self) -> None:
+        INSIDE.serves = True
         try:
             self._prepare()
             while self._turn():

@@ -143,7 +143,7 @@ class Threads:
         return thread
 
     def _run(self, me: KnownThread, number: int) -> None:
-        INSIDE.calls = 1  # it does nothing else
+        INSIDE.calls, INSIDE.serves = 1, True  # it does nothing else
         try:
             if self.prepare is None or self._prepared(me, number):
                 while self._turn(me):
@@ -169,10 +169,13 @@ class Threads:
         if call is None:
             return not self._leaves(me)
         self.at[me] = call.future
-        if self.cut:  # THREAD-4
-            call.give_up()
-        else:
-            call.run()
+        try:
+            if self.cut:  # THREAD-4
+                call.give_up()
+            else:
+                call.run()
+        except BaseException as error:  # what was asked whether it is tried again
+            call.fail(error)
         self.at[me] = None
         # An exception's traceback has this frame too, as the one that called: a cycle else.
         del call

@@ -26,7 +26,7 @@ _BACK = "8 MB arrays back"
 TARGETS = (
     Target("send 8 MB arrays", "send-8192K", 0.70, MEMCPY),
     Target(_BACK, "return-8192K", 0.60, MEMCPY, label="unchanged"),
-    Target(_BACK, "make-8192K", 0.30, MEMCPY, label="freshly made"),
+    Target(_BACK, "make-8192K", 0.33, MEMCPY, label="freshly made"),
     Target(_BACK, "born-8192K", 3.0, MEMCPY, label="made with fm.empty"),
 )
 SIZES = (64 << 10, 256 << 10, 1 << 20, 8 << 20, 64 << 20, 256 << 20)

@@ -10,7 +10,7 @@ from . import work
 from .harness import MORE, Bench, Case, Target, check, elapsed
 from .peers import Peer, StdlibExecutor
 
-TARGETS = (Target("submit all + as_completed, trivial", "many", 20.0, StdlibExecutor.name),)
+TARGETS = (Target("submit all + as_completed, trivial", "many", 32.0, StdlibExecutor.name),)
 
 
 def run(bench: Bench) -> None:

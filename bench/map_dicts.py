@@ -12,7 +12,7 @@ from . import work
 from .harness import MORE, Bench, Case, Target, check, elapsed
 from .peers import Peer, StdlibPool
 
-TARGETS = (Target("same, items that need pickle (small dicts)", "nested", 1.2, StdlibPool.name),)
+TARGETS = (Target("same, items that need pickle (small dicts)", "nested", 1.5, StdlibPool.name),)
 
 
 def run(bench: Bench) -> None:

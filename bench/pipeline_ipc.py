@@ -17,7 +17,7 @@ from .harness import MORE, Bench, Case, Sample, Target, check, elapsed
 from .peers import OURS
 
 IMAP = "multiprocessing.Pool.imap"
-TARGETS = (Target("pipeline producer -> ipc_fork -> sink, trivial", "items", 3e6),)
+TARGETS = (Target("pipeline producer -> ipc_fork -> sink, trivial, default queue", "items", 3e6),)
 _WIDE = 50_000  # items that may wait: what a pipeline for throughput would ask for
 _CHUNK = 1000  # items of a chunk for the pool that is told to make chunks
 
@@ -55,8 +55,8 @@ def run(bench: Bench) -> None:
         return _summed(chain, number)
 
     samples: dict[str, Sample] = {
-        OURS: ours(_WIDE),
-        "forkmill, default queues": ours(None),
+        OURS: ours(None),
+        f"forkmill, queues of {_WIDE:,}": ours(_WIDE),
         IMAP: imap(few, 1),
         f"{IMAP}, chunksize={_CHUNK}": imap(some, _CHUNK),
         "plain loop, no workers": _summed(lambda: sum(map(work.increment, range(count))), count),

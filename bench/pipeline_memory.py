@@ -1,7 +1,8 @@
 """Does the parent's memory stay flat while a pipeline runs over a generator without end in sight?
 
 From what is resident after the first items to the most that is seen until the last, in a fresh
-interpreter each: all inline, and through workers. FM_BENCH_ITEMS says how many items (10**7).
+interpreter each: all inline, and through workers. FM_BENCH_ITEMS says how many items (10**7). Then
+a million items that all fail, of which a thousand failures are kept.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from .harness import LESS, Bench, Case, Sample, Skip, Target, WrongResult, check
 from .memory import _LEAST_RATE, _rss
 from .peers import OURS
 
-TARGETS = (Target("parent memory over generated items, pipeline", "growth", 10.0, at_most=True),)
+TARGETS = (
+    Target("parent memory over generated items, pipeline", "growth", 10.0, at_most=True),
+    Target("parent memory over 1,000,000 failures", "failures", 10.0, at_most=True),
+)
 _LOOKS = 100
+_KEPT = 1000
 
 
 def run(bench: Bench) -> None:
@@ -35,7 +40,12 @@ def run(bench: Bench) -> None:
     }
     title = f"growth over a generator of {count:,} items"
     limit = max(60.0, count / _LEAST_RATE)
+    bench.plan(2)
     bench.measure(Case("growth", title, "MB", LESS, samples, most_rounds=2, limit=limit))
+    count = bench.size(10**6, 5000)
+    fails: dict[str, Sample] = {OURS: partial(_growth, "failing", count)}
+    title = f"growth over {count:,} failures, 1,000 kept"
+    bench.measure(Case("failures", title, "MB", LESS, fails, most_rounds=2, limit=limit))
 
 
 def _growth(context: str, count: int) -> float:
@@ -61,9 +71,18 @@ def _main(context: str, number: str) -> None:
         if got[0] % every == 0:
             seen.append(_rss())
 
-    line = fm.Pipeline().source(numbers).map(work.increment, context=context)
-    line.map(work.increment).sink(add).run()
-    check(got, [count, count * (count + 3) // 2])
+    def fail(item: int) -> None:
+        add(item)
+        raise ValueError(item)
+
+    if context == "failing":
+        result = fm.Pipeline().source(numbers).map(fail, on_error="skip").run(keep_failures=_KEPT)
+        failed = sum(stage.failed for stage in result.stats.stages.values())
+        check([len(result.failures), failed, got[0]], [min(_KEPT, count), count, count])
+    else:
+        line = fm.Pipeline().source(numbers).map(work.increment, context=context)
+        line.map(work.increment).sink(add).run()
+        check(got, [count, count * (count + 3) // 2])
     print((max(seen) - seen[0]) / 1e6)
 
 

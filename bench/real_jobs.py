@@ -1,26 +1,34 @@
-"""How much faster are two everyday jobs: JSON lines aggregated, gzip members decompressed?
+"""How much faster are everyday jobs: JSON lines aggregated, gzip members, groups of a frame?
 
 A log of JSON lines comes in blocks; workers parse each line and add up amounts by user, the parent
 adds up their sums: much to do, little to send back. Members of a gzip file are decompressed and
-measured: large bytes to send, a checksum back. Both in `map` with all defaults, beside a plain loop
+measured: large bytes to send, a checksum back. Groups of 50 rows of a pandas frame, where it is
+installed: objects that take long to pickle. All in `map` with all defaults, beside a plain loop
 whose result everyone's must equal.
 """
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
-from .harness import MORE, Bench, Case, Sample, check, elapsed
-from .peers import Function, Peer
+from .everyday import JOBS, frame_groups
+from .harness import MORE, Bench, Case, Sample, Target, check, elapsed
+from .peers import Function, Loky, Peer, StdlibPool
 
 PLAIN_LOOP = "plain loop"
-TARGETS = ()
+TARGETS = (
+    Target("100 gzip members, all peers loaded", "gzip", 1.0, StdlibPool.name),
+    Target("1,000 groups of 50 rows of a frame", "groups", 1.0, StdlibPool.name, label="Pool"),
+    Target("1,000 groups of 50 rows of a frame", "groups", 1.0, Loky.name, label="loky"),
+)
 _LINES = 500  # of a block
 _MEMBER = 1 << 19  # bytes of a member, before compression
 
@@ -42,11 +50,15 @@ def decompress(member: bytes) -> list[int]:
 
 def run(bench: Bench) -> None:
     """Ask."""
-    bench.plan(2)
+    frames = importlib.util.find_spec("pandas") is not None
+    bench.plan(2 + frames)
     blocks = [_block(i) for i in range(bench.size(300, 4))]
     _ask(bench, "json", f"{len(blocks) * _LINES:,} JSON lines", add_up, blocks, _total)
     members = [_member(i) for i in range(bench.size(100, 4))]
     _ask(bench, "gzip", f"{len(members)} gzip members", decompress, members, list)
+    if frames:
+        groups = JOBS["groups"][1](bench.size(1000, 8), Path())
+        _ask(bench, "groups", f"{len(groups):,} groups of 50 rows", frame_groups, groups, list)
 
 
 def _ask(

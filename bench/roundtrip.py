@@ -13,8 +13,8 @@ from .peers import Peer
 C_PIPE = "C pipe ping-pong"
 _WHAT = "`submit(f, x).result()`"
 TARGETS = (
-    Target(_WHAT, "pinned", 3.0, C_PIPE, at_most=True, label="all on one CPU"),
-    Target(_WHAT, "free", 1.3, C_PIPE, at_most=True, label="free to move"),
+    Target(_WHAT, "pinned", 2.2, C_PIPE, at_most=True, label="all on one CPU"),
+    Target(_WHAT, "free", 1.0, C_PIPE, at_most=True, label="free to move"),
 )
 
 

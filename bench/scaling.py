@@ -11,10 +11,19 @@ from functools import partial
 from typing import Any
 
 from . import work
-from .harness import MORE, Bench, Case, check, elapsed
+from .harness import MORE, Bench, Case, Target, check, elapsed
 from .peers import Forkmill, Function, Peer, StdlibExecutor, StdlibPool
 
-TARGETS = ()
+TARGETS = tuple(
+    Target(
+        "trivial map with more workers than CPUs",
+        f"trivial-{n}",
+        1.0,
+        StdlibPool.name,
+        label=str(n),
+    )
+    for n in (16, 32)
+)
 WORKERS = (1, 2, 4, 8, 16, 32)
 QUICK_WORKERS = (1, 4)
 TASK_S = 100e-6

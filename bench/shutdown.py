@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 
 from . import work
-from .harness import LESS, Bench, Case, Sample, check, elapsed, spread
-from .peers import Joblib, Peer
+from .harness import LESS, Bench, Case, Sample, Target, check, elapsed, spread
+from .peers import Joblib, Peer, StdlibExecutor, StdlibPool
 
-TARGETS = ()
+TARGETS = tuple(
+    Target("close a pool of 16", "close-16", 1.0, peer.name, at_most=True, label=peer.name)
+    for peer in (StdlibPool, StdlibExecutor)
+)
 _REPEATS = 5  # a sample is the median of so many, or of as many as half a second has room for
 
 

@@ -29,8 +29,8 @@ ONE_FORK = "os.fork+byte"
 TWO_FORKS = "C fork, os.fork+byte"
 _WHAT = "create pool, first result, fork"
 TARGETS = (
-    Target(_WHAT, "small", 0.4, StdlibExecutor.name, at_most=True, label="RSS < 100 MB"),
-    Target(_WHAT, "large", 1.5, StdlibExecutor.name, at_most=True, label="RSS 1 GB"),
+    Target(_WHAT, "small", 0.6, StdlibExecutor.name, at_most=True, label="RSS < 100 MB"),
+    Target(_WHAT, "large", 1.0, StdlibExecutor.name, at_most=True, label="RSS 1 GB"),
 )
 
 _REPEATS = 5  # a sample is the median of so many, or of as many as half a second has room for

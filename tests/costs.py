@@ -1,6 +1,7 @@
 """What a task costs on the main paths, in figures that a busy machine does not change.
 
     python costs.py PATH COUNT METHOD    run a path with so many tasks, for a tracer to count
+    python costs.py WAY COUNT            run a pipeline so, over so many items
     python costs.py stock COUNT          the work that instructions are compared with
     python costs.py counters             print what kernel and pool count themselves, as JSON
 
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, as_completed
 from pathlib import Path
+from typing import Any
 
 import forkmill as fm
 
@@ -58,6 +60,83 @@ def run(pool: fm.ProcessPool, path: str, count: int) -> None:
         raise AssertionError(f"{path} gave wrong results")
 
 
+# ---------------------------------------------------------------------- pipelines
+
+
+async def increment_async(x: int) -> int:
+    return x + 1
+
+
+def fail_at_times(x: int) -> int:
+    if x % 10 == 9:
+        raise ValueError(x)
+    return x
+
+
+def _source(count: int) -> fm.Pipeline:
+    return fm.Pipeline().source(range(count))
+
+
+def send_on(x: int) -> Any:
+    return fm.to("b", x)
+
+
+def _routed(count: int, routing: str) -> fm.Pipeline:
+    line = _source(count).map(increment, name="a", to=["b", "c"], routing=routing)
+    line = line.map(increment, name="b", from_="a", to="id")
+    return line.map(increment, name="c", from_="a", to="id").sink(id, from_=["b", "c"])
+
+
+WAYS: dict[str, Callable[[int], object]] = {
+    "run": lambda count: _source(count).map(increment).sink(id).run(),
+    "stream": lambda count: list(_source(count).map(increment).stream()),
+    "retry": lambda count: _source(count).map(increment, on_error=fm.retry(3)).sink(id).run(),
+    "two sources": lambda count: (
+        _source(count)
+        .source(range(count), name="more")
+        .map(increment, from_=["source", "more"])
+        .sink(id)
+        .run()
+    ),
+    "diamond": lambda count: (
+        _source(count)
+        .map(increment, name="a", from_="source", to="c")
+        .map(increment, name="b", from_="source", to="c")
+        .map(increment, name="c", from_=["a", "b"])
+        .sink(id)
+        .run()
+    ),
+    "async": lambda count: _source(count).map(increment_async).sink(id).run(),
+    "fm.to": lambda count: _source(count).map(send_on).sink(id, name="b", from_=()).run(),
+    "round robin": lambda count: _routed(count, "round_robin").run(),
+    "balanced": lambda count: _routed(count, "balanced").run(),
+    "skip": lambda count: _source(count).map(fail_at_times, on_error="skip").sink(id).run(),
+    "loops": lambda count: (
+        _source(count)
+        .map(increment_async, context="async:100")
+        .map(increment_async, context="async:100")
+        .sink(id)
+        .run()
+    ),
+    "threads": lambda count: (
+        _source(count)
+        .map(increment, context="thread:2")
+        .map(increment, context="thread:2")
+        .sink(id)
+        .run()
+    ),
+    "processes": lambda count: _apart(count, increment).sink(id).run(),
+    "processes, fm.to": lambda count: _apart(count, send_on).sink(id, name="b", from_=()).run(),
+}
+
+
+def _apart(count: int, fn: Callable[[int], object]) -> fm.Pipeline:
+    return _source(count).map(fn, context="ipc_fork:2")
+
+
+# ---------------------------------------------------------------------- measures
+
+
 def stock(count: int) -> None:
     """As much work as to make, finish and read stock futures: what figures are compared with."""
     for i in range(count):
@@ -94,6 +173,8 @@ def counters() -> dict[str, dict[str, float]]:
 def main(arguments: list[str]) -> None:
     if arguments == ["counters"]:
         print(json.dumps(counters()))
+    elif arguments[0] in WAYS:
+        WAYS[arguments[0]](int(arguments[1]))
     elif arguments[0] == "stock":
         stock(int(arguments[1]))
     else:

@@ -16,14 +16,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import costs
-import forkmill as fm
 from forkmill.contexts.aio import Loop
 from forkmill.contexts.base import Call
 from forkmill.pipeline.run.driver import Driver
@@ -161,66 +159,10 @@ def test_instructions_a_task(unit: float, path: str, tmp_path: Path) -> None:
 # loops that are made, handlers that are set. Each costs some microseconds: few a thousand items.
 
 
-async def increment_async(x: int) -> int:
-    return x + 1
-
-
-def _source() -> fm.Pipeline:
-    return fm.Pipeline().source(range(ITEMS))
-
-
-def send_on(x: int) -> Any:
-    return fm.to("b", x)
-
-
-def _routed(routing: str) -> fm.Pipeline:
-    line = _source().map(costs.increment, name="a", to=["b", "c"], routing=routing)
-    line = line.map(costs.increment, name="b", from_="a", to="id")
-    return line.map(costs.increment, name="c", from_="a", to="id").sink(id, from_=["b", "c"])
-
-
-WAYS: dict[str, Callable[[], object]] = {
-    "run": lambda: _source().map(costs.increment).sink(id).run(),
-    "stream": lambda: list(_source().map(costs.increment).stream()),
-    "retry": lambda: _source().map(costs.increment, on_error=fm.retry(3)).sink(id).run(),
-    "two sources": lambda: (
-        _source()
-        .source(range(ITEMS), name="more")
-        .map(costs.increment, from_=["source", "more"])
-        .sink(id)
-        .run()
-    ),
-    "diamond": lambda: (
-        _source()
-        .map(costs.increment, name="a", from_="source", to="c")
-        .map(costs.increment, name="b", from_="source", to="c")
-        .map(costs.increment, name="c", from_=["a", "b"])
-        .sink(id)
-        .run()
-    ),
-    "async": lambda: _source().map(increment_async).sink(id).run(),
-    "fm.to": lambda: _source().map(send_on).sink(id, name="b", from_=()).run(),
-    "round robin": lambda: _routed("round_robin").run(),
-    "balanced": lambda: _routed("balanced").run(),
-    "loops": lambda: (
-        _source()
-        .map(increment_async, context="async:100")
-        .map(increment_async, context="async:100")
-        .sink(id)
-        .run()
-    ),
-    "threads": lambda: (
-        _source()
-        .map(costs.increment, context="thread:2")
-        .map(costs.increment, context="thread:2")
-        .sink(id)
-        .run()
-    ),
-}
 ITEMS = 20_000
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", costs.WAYS)
 def test_a_chain_takes_few_turns_of_the_driver(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: Counter[str] = Counter()
 
@@ -241,7 +183,7 @@ def test_a_chain_takes_few_turns_of_the_driver(way: str, monkeypatch: pytest.Mon
     count(Operator, "route")
     count(Operator, "load")
     count(Loop, "wake")
-    WAYS[way]()
+    costs.WAYS[way](ITEMS)
     # What two loops hand over at a time depends on how the machine switches between them.
     assert 0 < counted["_round"] <= ITEMS / (10 if way == "loops" else 50)
     assert counted["special"] == 0

@@ -1,6 +1,7 @@
 """Types of the one extension module; the C manual is csrc/include/forkmill.h."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar, final
 from weakref import ReferenceType
@@ -154,6 +155,19 @@ class Unbroken:
     def __init__(self, function: Callable[..., Any]) -> None: ...
     def __get__(self, instance: Any, owner: type | None = ..., /) -> Any: ...
     def __call__(self, *args: Any) -> Any: ...
+
+@final
+class OnePlace:
+    """What a generator yields, as long as it is asked for in one thread and context."""
+
+    over: bool
+    moved: bool
+    sign: Any
+    def __init__(
+        self, run: Iterator[Any], variable: ContextVar[Any], signs: frozenset[type]
+    ) -> None: ...
+    def __iter__(self) -> OnePlace: ...
+    def __next__(self) -> Any: ...
 
 def arena_create() -> int: ...
 def room(n: int) -> Segment | None: ...

@@ -14,6 +14,7 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
     native/pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
     native/future.pxi    the native half of a Future, and the short way into the pool
     native/cow.pxi       one fresh child a task: fork, claims, results by pipe
+    native/place.pxi     what a generator yields in one thread and context
 
 Threads: a Port belongs to the worker's one thread; the rest may be called by any.
 """
@@ -70,6 +71,7 @@ include "native/zygote.pxi"
 include "native/pool.pxi"
 include "native/future.pxi"
 include "native/cow.pxi"
+include "native/place.pxi"
 
 # For forkmill._said.
 import sys as _sys

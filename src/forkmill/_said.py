@@ -28,16 +28,46 @@ from ._process import STREAM, VOICE, interrupted
 from .errors import kept_in, mark_of
 
 if TYPE_CHECKING:
-    from types import CodeType
+    from types import CodeType, FrameType
+    from typing import Protocol
 
     Origin = tuple[str | None, str | None, dict[str, Any], Any]
 
-__all__ = ["HERE", "ITEMS", "emit", "here", "item_here", "short", "told", "within"]
+    class Lent(Protocol):
+        """A run whose code works in a thread by turns with the code that takes its outputs.
+
+        Attributes:
+            outer: What HERE says for both.
+            origin: For whom the former works.
+        """
+
+        outer: Origin | None
+        origin: Origin
+
+        def frame_here(self) -> FrameType | None:
+            """The frame of the run, if it has this thread now."""
+
+
+__all__ = [
+    "HERE",
+    "ITEMS",
+    "LENT",
+    "emit",
+    "here",
+    "item_here",
+    "known_here",
+    "short",
+    "told",
+    "within",
+]
 
 # For whom the code that runs here works: the id of the run, the name of its stage or node, what
 # else its words tell, and, for a run that began here, whom that works for; None: for nobody we
 # know. Coroutines and their tasks inherit it.
 HERE: ContextVar[Origin | None] = ContextVar("forkmill.here", default=None)
+
+# Those that do not set HERE for their turns, which would cost too much.
+LENT: list[Lent] = []
 
 # Functions of ours that call a stage's function with their local `item`.
 ITEMS: set[CodeType] = set()
@@ -104,9 +134,20 @@ def told(kind: str, run: str, name: str, data: dict[str, Any]) -> None:
         VOICE[0].say((kind, run, name, None, data, None))
 
 
+def known_here() -> Origin | None:
+    """For whom the code that runs here works, as far as that is known in this process."""
+    origin = HERE.get()
+    lent = {one.frame_here(): one for one in tuple(LENT) if one.outer is origin} if LENT else {}
+    lent.pop(None, None)
+    frame = sys._getframe() if lent else None
+    while frame is not None and frame not in lent:  # the innermost
+        frame = frame.f_back
+    return origin if frame is None else lent[frame].origin
+
+
 def here() -> Origin | None:
     """For whom the code that runs here works."""
-    origin = HERE.get()
+    origin = known_here()
     if origin is None and VOICE:
         origin = mark_of(VOICE[0].speaker(), "_forkmill_origin")
     return origin
@@ -114,7 +155,7 @@ def here() -> Origin | None:
 
 def _outside() -> Origin:
     """For whom in the process that this one works for: runs that began here are unknown there."""
-    origin = HERE.get()
+    origin = known_here()
     while origin is not None and STREAM and STREAM[0].known(origin[0]):
         origin = origin[3]
     if origin is None:
@@ -162,6 +203,7 @@ def _send(value: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
+    LENT.clear()
     if HERE.get() is not None:
         HERE.set(None)  # the child works for who gives it work
 

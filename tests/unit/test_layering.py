@@ -28,7 +28,7 @@ ROWS = [
     ["errors", "_checks", "_process", "_target", "_offers"],
     ["_said"],
     ["_native"],
-    ["_late"],
+    ["_late", "_place"],
     ["events"],
     ["_watch"],
     ["codec", "runs"],

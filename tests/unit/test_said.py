@@ -131,6 +131,34 @@ def test_runs_that_begin_in_a_task_are_part_of_its_run(spec: str) -> None:
 # ------------------------------------------------------------------------------ what dies
 
 
+def run_here(_item: object = None) -> str | None:
+    """The id of the run that the code here works for."""
+    emitter = events.emitter.current()
+    return None if emitter is None else emitter.id
+
+
+def test_a_stream_that_is_the_source_of_another_keeps_its_own_run() -> None:
+    inner = fm.Pipeline().source(range(2000)).map(run_here).stream()
+    [own] = {next(inner) for _ in range(700)}
+    outer = fm.Pipeline().source(inner).map(lambda run: (run, run_here())).stream()
+    pairs, between = set(), set()
+    for pair in outer:
+        pairs.add(pair)
+        between.add(run_here())
+    [(run, other)] = pairs
+    assert run == own and other not in (own, None) and between == {None}
+
+
+def test_a_stream_goes_on_in_another_thread_in_the_middle_of_a_burst() -> None:
+    outputs = iter(fm.Pipeline().source(range(3000)).map(run_here).stream())
+    runs = [next(outputs) for _ in range(1200)]
+    other = threading.Thread(target=lambda: runs.extend(outputs))
+    other.start()
+    other.join(30)
+    assert len(runs) == 3000 and len(set(runs)) == 1 and runs[0] is not None
+    assert run_here() is None
+
+
 @pytest.mark.parametrize("spec", PROCESSES)
 def test_what_was_said_survives_the_death_of_who_said_it(spec: str, heard: Heard) -> None:
     with fm.executor(spec) as executor:

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .._late import WeakValueDictionary
-from .._said import HERE, here, within
+from .._said import here, known_here, within
 from .bus import bus as _bus
 from .event import DETAILS, SCHEMA, event_of, new_id, wishes
 from .subscription import Flush, Subscription
@@ -246,7 +246,7 @@ class PartOf(within):
     __slots__ = ()
 
     def __init__(self, emitter: Emitter) -> None:
-        self._origin = (emitter.id, None, {}, HERE.get())
+        self._origin = (emitter.id, None, {}, known_here())
 
 
 bare_ones: dict[str, Emitter] = {}

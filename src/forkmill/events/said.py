@@ -10,7 +10,7 @@ from __future__ import annotations
 from _thread import get_native_id
 from typing import TYPE_CHECKING, Any
 
-from .._said import HERE, item_here, short
+from .._said import item_here, known_here, short
 from .bus import bus as _bus
 from .emitter import Emitter, bare, emitters
 from .event import DETAILS, event_of
@@ -26,7 +26,7 @@ def say(value: object) -> None:
     """A task of this process says something."""
     if not _bus.subscribers:
         return
-    origin = HERE.get()
+    origin = known_here()
     run, name, data, _ = (None, None, {}, None) if origin is None else origin
     emitter = bare() if run is None else emitters.get(run)
     if emitter is not None and emitter.heard:

@@ -9,22 +9,33 @@ run that comes back for that, or at its end, ends the burst: the driver makes a 
 How many outputs a burst has at most is for how long the handler of Ctrl-C stays in place. It begins
 with one, and doubles while who takes them is quick, and the stages too.
 
+To set `_said.HERE` and to take it back costs more than all else that is done for an output: it is
+done where somebody hears what the stages say. Else the burst is in `_said.LENT`, which says whom
+the code of this thread works for while the run has it. (A context that a stage copies meanwhile,
+for a thread of its own, does not know that.)
+
 Guarantees: an output is made when it is asked for, and not before.
 
-Threads: everything in the thread that asks; a burst ends where another one does.
+Threads: everything in the thread that asks; a burst ends where another one does, or code that works
+for somebody else.
 """
 
 from __future__ import annotations
 
+from itertools import chain, islice, repeat
 from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..._said import HERE
+from ..._place import OnePlace
+from ..._process import VOICE
+from ..._said import HERE, LENT, known_here
+from .flow import SIGNS
 from .interrupts import BURSTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from .interrupts import Interrupts
     from .operators import Operator
@@ -52,6 +63,8 @@ class Bursts:
         self._interrupts = interrupts
         self._size = 1
         self._began = 0.0
+        self.outer: Any = None  # what HERE says, also where the run has the thread
+        self.origin: Any = None  # for whom it works there
 
     @property
     def ready(self) -> bool:
@@ -65,48 +78,64 @@ class Bursts:
         self._size, self._began = min(2 * self._size, _MOST) if quick else 1, now
         return self._size
 
+    def frame_here(self) -> FrameType | None:
+        """The frame of the run, if it has this thread now (see `_said.LENT`)."""
+        run: Any = self._alone.run
+        here = run is not None and run.gi_running and self._driver.thread == get_ident()
+        return run.gi_frame if here else None
+
     def outputs(self, failed: Callable[[BaseException], object]) -> Iterator[Any]:
         """As many as `size` said, or as come before there is something else to do.
 
         Args:
             failed: Is told what ends the run.
         """
-        driver, alone, outputs = self._driver, self._alone, self._driver.outputs
-        interrupts = self._interrupts
-        origin: Any = (driver.events.id, None, {}, HERE.get())
+        alone, interrupts = self._alone, self._interrupts
         run: Any = alone.run
-        left, start, thread = self._size, 0.0, driver.thread
-        take = outputs.popleft
+        self.outer = HERE.get()
+        self.origin = (self._driver.events.id, None, {}, known_here())
+        heard = self._driver.events.heard or (VOICE and VOICE[0].listens())
+        pulled = OnePlace(_said_of(run, self.origin) if heard else run, HERE, SIGNS)
         interrupts.stay()
-        token: Any = HERE.set(origin)
+        LENT.append(self)
         try:
-            for full in run:
-                HERE.reset(token)
-                token = None
-                if start:
-                    alone.worked(_CLOCKED * (perf_counter() - start))
-                    start = 0.0
-                if full is not outputs:
-                    alone.came_back(full, 0.0)
-                    return
-                yield take()
-                if get_ident() != thread:
-                    return
-                left -= 1
-                if not left % _CLOCKED:
-                    if not left:
-                        return
-                    start = perf_counter()
-                token = HERE.set(origin)
+            for few in self._portions():
+                start = perf_counter()
+                for output in islice(pulled, few):
+                    if start:
+                        alone.worked(few * (perf_counter() - start))
+                        start = 0.0
+                    yield output
+                if pulled.over:
+                    break
+            if pulled.over and not pulled.moved:
+                alone.came_back(pulled.sign, 0.0)
         except BaseException as error:
-            if token is None:
+            if run.gi_frame is not None:
                 raise  # it came from who takes the outputs
-            HERE.reset(token)
             alone.blocked = None
             failed(error)
+        finally:
+            if self in LENT:
+                LENT.remove(self)
+
+    def _portions(self) -> Iterator[int]:
+        """The burst in parts: of each the time of the first output is taken."""
+        whole, rest = divmod(self._size, _CLOCKED)
+        return chain(repeat(_CLOCKED, whole), (rest,) if rest else ())
+
+
+def _said_of(run: Iterator[Any], origin: Any) -> Iterator[Any]:
+    """What a run yields, its code working for it also in contexts that are copied meanwhile."""
+    while True:
+        token = HERE.set(origin)
+        try:
+            output = next(run)
+        except StopIteration:
             return
-        HERE.reset(token)
-        alone.came_back(None, 0.0)
+        finally:
+            HERE.reset(token)
+        yield output
 
 
 BURSTS.add(Bursts.outputs.__code__)

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import events
 from ..._frames import delegate, locals_of, our_locals, stack, waiting
+from ..._place import OnePlace
 from ..._process import interrupted
 from ...contexts.lanes.lane import Replica
 from ...errors import PoolError
@@ -158,7 +159,7 @@ class Driver(Run[Operator]):
         turns = [operator for operator in self.order if not operator.fused]
         if jumps or len(turns) > 1:
             self.pace = Pace(self.beat)
-        elif self.outputs.bounded:
+        elif self.outputs.bounded and OnePlace is not None:
             self._bursts = Bursts(self, turns[0], self.interrupts)
 
     def _post(self) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "GONE",
     "NEVER",
     "QUICK",
+    "SIGNS",
     "SLOW",
     "Abort",
     "Bell",
@@ -194,6 +195,10 @@ class Choice:
         edge = edges[best]
         loads[best] += edge.target.share_of_one
         return edge
+
+
+# What a run yields that is no output, by type: it waits for room, or is to be looked at.
+SIGNS: frozenset[type] = frozenset({type(BEAT), Edge, Outlet, Choice})
 
 
 class Pace:

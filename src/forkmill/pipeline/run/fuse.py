@@ -12,8 +12,10 @@ A chain source -> double -> text -> sink becomes (shortened)::
             ...
 
 It is a generator: it yields a queue that is full, and is resumed when that has room again; so a
-stage that emits millions for one item needs no memory for them. It yields BEAT where the driver is
-to have a look, whatever the stages do: `beat` is a list that anybody makes true. A branch is nested
+stage that emits millions for one item needs no memory for them. Where somebody takes the run's
+outputs one by one it yields each output itself, and is resumed when the next one is asked for
+(`flow.SIGNS` tells them from the rest). It yields BEAT where the driver is to have a look, whatever
+the stages do: `beat` is a list that anybody makes true. A branch is nested
 in a loop of one turn, so that `continue` ends the branch and not the item.
 
 Guarantees:
@@ -140,7 +142,8 @@ def fuse(operator: Operator, entry: bool, timed: bool) -> Callable[[Iterable[Any
         timed: Every call is measured.
 
     Returns:
-        A generator function: run(source) yields queues that are full, and BEAT.
+        A generator function: run(source) yields queues that are full, BEAT, and outputs, where
+        they are taken one by one.
     """
     writer = _Writer(timed, operator)
     writer.group(operator, entry)
@@ -426,9 +429,10 @@ class _Writer:
         if operator.kind == "consumer":
             return
         if not targets:
-            self.line(depth, f"{self.name('outs', operator, operator.outlet)}.append({y})")
-            if operator.outlet.bounded:  # it has room for one
-                self.line(depth, f"yield outs{operator.index}")
+            if operator.outlet.bounded:
+                self.line(depth, f"yield {y}")
+            else:
+                self.line(depth, f"{self.name('outs', operator, operator.outlet)}.append({y})")
         elif operator.choice is not None or operator.rotate is not None:
             self.choose(operator, y, depth)
         elif operator.routed:

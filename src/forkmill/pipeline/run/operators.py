@@ -46,6 +46,7 @@ from .flow import (
     GONE,
     NEVER,
     QUICK,
+    SIGNS,
     SLOW,
     Abort,
     Choice,
@@ -511,6 +512,9 @@ class Operator:
             pace.begin(self, start)
         try:
             full: Any = next(run)
+            if type(full) not in SIGNS:  # an output
+                self.outlet.append(full)
+                full = self.outlet
         except StopIteration:
             full = None
         finally:

@@ -8,7 +8,7 @@ that runs when an object dies goes by here (a test looks):
     @unbroken
     def __del__(self): ...              also for callbacks: weakref.ref(value, unbroken(forget))
     finalize(owner, function, *args)    as weakref's; the function may be called again
-    close_each([fd])                    may be called again, too
+    if fds: close_last(fds)             may be called again, too
     WeakSet, WeakValueDictionary, WeakKeyDictionary
 
 Guarantees: native/late.pxi. In a sub-interpreter, where no handler runs, these are Python's own.
@@ -29,7 +29,7 @@ __all__ = [
     "WeakKeyDictionary",
     "WeakSet",
     "WeakValueDictionary",
-    "close_each",
+    "close_last",
     "finalize",
     "unbroken",
 ]
@@ -44,11 +44,10 @@ def unbroken(function: Any) -> Any:
         return function
 
 
-def close_each(fds: list[int]) -> None:
-    """Close descriptors, and take them out of the list, each in one step: one that was closed
-    before a signal handler raised is not there any more, as its number may be another's by then.
-    """
-    deque(map(os.close, map(fds.pop, [-1] * len(fds))), maxlen=0)
+def close_last(fds: list[int]) -> None:
+    """Close a descriptor and take it out of the list, in one step: one that was closed before a
+    signal handler raised is not there any more, as its number may be another's by then."""
+    deque(map(os.close, map(fds.pop, [-1])), maxlen=0)
 
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
-from .._late import WeakSet, close_each, finalize
+from .._late import WeakSet, close_last, finalize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -219,7 +219,8 @@ def _release(pid: int, head: mmap.mmap, fds: list[int], getpid: Any = os.getpid)
     if getpid() == pid:
         if not head.closed:
             head[_CLOSED] = 1
-        close_each(fds)
+        if fds:
+            close_last(fds)
         head.close()
 
 

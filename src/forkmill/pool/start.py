@@ -14,14 +14,13 @@ import os
 import re
 import signal
 import sys
-from collections import deque
 from contextlib import suppress
 from functools import partial
 from itertools import chain, starmap
 from typing import TYPE_CHECKING, Any
 
 from .. import _hazards, _native, errors
-from .._late import unbroken
+from .._late import close_last, unbroken
 from .._process import cpus_each
 from ..codec.codec import Codec, load_all
 from ..worker.logs import levels
@@ -261,7 +260,7 @@ class _Birth:
         arena = self._arenas[0] if self._arenas else None
         adopted = zip([zygote], starmap(first, [()]), [arena], strict=True)
         self._adopted += starmap(core.native.adopt, adopted)
-        _close_last(self._ends)
+        close_last(self._ends)
 
     def _tell(self, core: Core) -> None:
         if core.no_fork:
@@ -281,20 +280,15 @@ class _Birth:
         for life in lives_of(self._natives):
             life.finish(ladder=_native.LADDER_KILL)
         while len(self._ends) > (1 if self._natives else 0):
-            _close_last(self._ends)
+            close_last(self._ends)
         if self.config.arena_fd >= 0 and self._arena:
-            _close_last(self._arena)
+            close_last(self._arena)
         born = [] if self._adopted else self.config.born
         while born:  # nobody else knows of it
             pid = born.pop()
             with suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-
-
-def _close_last(fds: list[int]) -> None:
-    """Close a descriptor and forget it, in one step."""
-    deque(map(os.close, map(fds.pop, [-1])), maxlen=0)
 
 
 def _only_forks(handed: Any) -> bool:

@@ -475,19 +475,21 @@ def test_a_module_that_is_missing_there_is_told_for_each_item() -> None:
 @pytest.mark.parametrize(
     ("found", "says"),
     [
-        (((3, 7), 1, "/py", "x", []), "runs Python 3.7"),
-        ((sys.version_info[:2], 1, "/py", False, []), "has no forkmill in /py"),
-        ((sys.version_info[:2], 1, "/py", "0.0", []), "has forkmill 0.0"),
+        (((3, 7), 1, "/py", "x"), "runs Python 3.7"),
+        ((sys.version_info[:2], 1, "/py", False), "has no forkmill in /py"),
+        ((sys.version_info[:2], 1, "/py", "0.0"), "has forkmill 0.0"),
     ],
 )
 def test_first_contact(found: Any, says: str) -> None:
-    from forkmill.remote.on_dask import checked
+    from forkmill.remote.cluster import checked
 
     with pytest.raises(fm.PoolError, match=says):
         checked("the cluster", found)
-    version, _, _, forkmill, _ = eval(there.probe_text(["os", "no_such_module_at_all"]))
+    version, pid, executable, forkmill = eval(there.PROBE)
     assert version == sys.version_info[:2] and forkmill == fm.__version__
-    checked("the cluster", (version, 0, "/py", forkmill, []))
+    checked("the cluster", (version, 0, executable, forkmill))
+    with pytest.raises(fm.PoolError, match="in this very process"):
+        checked("the cluster", (version, pid, executable, forkmill))
 
 
 def drained(lane: Any) -> dict[Any, Any]:

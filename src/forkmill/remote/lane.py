@@ -26,8 +26,8 @@ from ..contexts.lanes.emit import Outputs
 from ..contexts.lanes.lane import Batch, SharedLane, Taken, ended, told
 from .backend import Blob
 from .courier import AHEAD, LADDER_S, MOST_BYTES, Job, Pace
-from .there import Stage, loaded, results
-from .wire import packed_plain, plain
+from .there import Stage, results
+from .wire import loaded, packed_plain, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

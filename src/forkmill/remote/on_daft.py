@@ -15,7 +15,6 @@ Threads: any.
 from __future__ import annotations
 
 import inspect
-import pickle
 import typing
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from ..codec import codec
 from ..errors import BuildError
 from ..graph import Engine
-from .on_dask import needed
+from .cluster import needed
+from .wire import loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,13 +146,14 @@ class DaftEngine(Engine):
         """(index, row, or what was raised)."""
         import daft
 
+        joined = codec.Codec.joined
         raised: dict[int, BaseException] = {}  # they stay in this process, as they are
 
         def run(index: int, data: bytes) -> bytes:
-            own = dict(zip(over, _value(data), strict=True))
+            own = dict(zip(over, loaded(codec, data), strict=True))
             try:
                 row = graph.run({**inputs, **own}, output_name, engine="sequential")
-                return _bytes(row)
+                return joined(*codec.dumps(row))
             except BaseException as error:
                 raised[index] = error
                 return b""
@@ -161,12 +162,14 @@ class DaftEngine(Engine):
         index = 0
         while some := list(islice(items, _CHUNK)):
             numbers = [*range(index, index + len(some))]
-            frame = daft.from_pydict({"n": numbers, "i": [_bytes(item) for item in some]})
+            frame = daft.from_pydict(
+                {"n": numbers, "i": [joined(*codec.dumps(item)) for item in some]}
+            )
             outs = frame.select(daft.col("n"), call(daft.col("n"), daft.col("i")).alias("o"))
             found = outs.to_pydict()
             for number, data in zip(found["n"], found["o"], strict=True):
                 error = raised.pop(number, None)
-                yield number, _value(data) if error is None else error
+                yield number, loaded(codec, data) if error is None else error
             index += len(some)
 
     def __repr__(self) -> str:
@@ -281,14 +284,3 @@ def _failure_of(error: BaseException) -> Failure:
     if failure is None:
         raise error
     return failure
-
-
-def _bytes(value: Any) -> bytes:
-    """A value as one piece."""
-    data, views = codec.dumps(value)
-    return pickle.dumps((data, [bytearray(view) for view in views]), 5)
-
-
-def _value(blob: bytes) -> Any:
-    data, buffers = pickle.loads(blob)
-    return codec.loads(data, buffers)

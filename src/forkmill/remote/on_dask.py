@@ -13,28 +13,29 @@ Threads: any.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
-import sys
-from importlib.util import find_spec
+from concurrent.futures import CancelledError
+from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _checks, errors
+from .. import errors
 from .._process import cpus
-from .executor import Remote
+from .cluster import Cluster
 from .local import Local
-from .there import probe_text
+from .there import PROBE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 __all__ = ["Dask", "DaskBackend"]
 
 _numbers = itertools.count(1)
-_PACKAGE: Any = sys.modules[__package__.partition(".")[0]]
 _QUIET = 50  # of logging: Dask's own tell of each worker that is ended
+_LOST = ("scheduler-connection-lost", "scheduler-restart")  # why Dask cancels by itself
 
 
 class DaskBackend:
@@ -80,20 +81,19 @@ class DaskBackend:
         cores: dict[str, int] = client.sync(client.scheduler.ncores, callback_timeout=timeout)
         return cores
 
-    def check(self, timeout: float, modules: Sequence[str]) -> None:
-        """Ask one worker for what must be there.
+    def probed(self, timeout: float) -> Any:
+        """What one worker says of itself (`there.PROBE`).
 
         Raises:
-            PoolError: It does not answer, or is another Python, or has no forkmill.
+            PoolBroken: It does not answer in time.
         """
-        future = self._client.submit(eval, probe_text(), pure=False, key=self._key())
+        future = self._client.submit(eval, PROBE, pure=False, key=self._key())
         try:
-            found = future.result(timeout=timeout)
+            return future.result(timeout=timeout)
         except TimeoutError:
             raise errors.PoolBroken(
                 f"{self.title} has not answered a first call within {timeout:g} s"
             ) from None
-        checked(self.title, found)
 
     def _key(self) -> str:
         return f"{self._prefix}-{next(self._keys)}"
@@ -101,9 +101,9 @@ class DaskBackend:
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
         try:
             future = self._client.submit(fn, *args, pure=False, key=self._key())
+            return _Promise(self._client, future)
         except (OSError, RuntimeError) as error:
             raise errors.PoolBroken(f"{self.title} takes no calls any more: {error}") from error
-        return _Promise(future)
 
     def submit_timed(self, seconds: float, fn: Callable[..., Any], /, *args: Any) -> Any:
         raise NotImplementedError("Dask cannot stop a call that runs")
@@ -129,58 +129,38 @@ class DaskBackend:
 
 
 class _Promise:
-    """A future of Dask's."""
+    """A future of Dask's, and what it gives: that is on its way here before anybody asks."""
 
-    __slots__ = ("inner",)
+    __slots__ = ("_reply", "inner")
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, client: Any, inner: Any) -> None:
         self.inner = inner
+        loop = client.loop.asyncio_loop
+        self._reply = asyncio.run_coroutine_threadsafe(_fetched(client, inner), loop)
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        self.inner.add_done_callback(fn)
+        self._reply.add_done_callback(fn)
 
     def result(self) -> Any:
-        from distributed.scheduler import KilledWorker
-
-        try:
-            return self.inner.result(timeout=60)
-        except KilledWorker as error:
-            last = getattr(error, "last_worker", None)
-            where = getattr(last, "address", "")
-            raise errors.WorkerDied(
-                f"the Dask worker {where} that had this task is gone", cause="exit"
-            ) from None
-        except (TimeoutError, OSError) as error:
-            raise errors.PoolBroken(f"the Dask cluster is gone: {error}") from error
+        return self._reply.result()
 
 
-def checked(title: str, found: Any) -> None:
-    """Whether a worker has what must be there.
+async def _fetched(client: Any, inner: Any) -> Any:
+    from distributed.scheduler import KilledWorker
 
-    Raises:
-        PoolError: It has not; says what to do.
-    """
-    version, pid, executable, forkmill, _ = found
-    mine, ours = sys.version_info[:2], _PACKAGE.__version__
-    if tuple(version) != mine:
-        raise errors.PoolError(
-            f"{title} runs Python {version[0]}.{version[1]} ({executable}), and this program "
-            f"{mine[0]}.{mine[1]}: functions cannot be sent. Use the same minor version there"
-        )
-    if forkmill is False:
-        raise errors.PoolError(
-            f"{title} has no forkmill in {executable}: install forkmill {ours} there"
-        )
-    if forkmill != ours:
-        raise errors.PoolError(
-            f"{title} has forkmill {forkmill} in {executable}, and this program {ours}: "
-            "install the same version there"
-        )
-    if pid == os.getpid():
-        raise errors.PoolError(
-            f"{title} runs its calls in this very process (processes=False): use 'thread' for "
-            "that, or a cluster with worker processes"
-        )
+    try:
+        return await client.gather(inner, asynchronous=True)
+    except KilledWorker as error:
+        where = getattr(getattr(error, "last_worker", None), "address", "")
+        raise errors.WorkerDied(
+            f"the Dask worker {where} that had this task is gone", cause="exit"
+        ) from None
+    except CancelledError as error:
+        if getattr(error, "reason", "") in _LOST:
+            raise errors.PoolBroken(f"{DaskBackend.title} is gone: {error}") from error
+        raise
+    except OSError as error:  # TimeoutError, too
+        raise errors.PoolBroken(f"{DaskBackend.title} is gone: {error}") from error
 
 
 def _nothing() -> None:
@@ -205,14 +185,18 @@ def _start(width: int) -> Any:
         )  # fmt: skip
 
 
+def _grow(cluster: Any, width: int) -> None:
+    cluster.scale(width)
+
+
 def _end(cluster: Any) -> None:
     cluster.close(timeout=10)
 
 
-_LOCAL = Local(_start, _end)
+_LOCAL = Local(_start, _grow, _end)
 
 
-class Dask(Remote):
+class Dask(Cluster):
     """Runs calls in the workers of a Dask cluster.
 
     Args:
@@ -231,40 +215,27 @@ class Dask(Remote):
     """
 
     type = "dask"
+    module = "distributed"
     kills: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        max_workers: int | None = None,
-        *,
-        address: Any = None,
-        timeout: float = 60,
-        modules: Sequence[str] = (),
-        name: str | None = None,
-    ) -> None:
-        width = _checks.max_workers(max_workers) or None
-        seconds = _checks.seconds("timeout", timeout)
-        needed("distributed", "dask")
-        client, close = _opened(address, width, seconds)
-        try:
-            backend = DaskBackend(client, close, width, seconds)
-            backend.check(seconds, modules)
-        except BaseException as error:
-            close()
-            if isinstance(error, (errors.PoolError, KeyboardInterrupt)):
-                raise
-            raise errors.PoolBroken(f"the Dask cluster does not answer: {error}") from error
-        super().__init__(backend, name=name, timeout=seconds, modules=modules)
-
     @classmethod
-    def check(cls, *, address: Any = None, timeout: float = 60, **_: Any) -> None:
-        """Refuse wrong values of options."""
-        _checks.seconds("timeout", timeout)
+    def _check_address(cls, address: Any) -> None:
         if address is not None and not isinstance(address, str) and not hasattr(address, "submit"):
             raise TypeError(
                 f"address must be a scheduler's address or a distributed.Client, not "
                 f"{type(address).__name__!r}"
             )
+
+    @classmethod
+    def _connected(cls, address: Any, width: int | None, timeout: float) -> DaskBackend:
+        client, close = _opened(address, width, timeout)
+        try:
+            return DaskBackend(client, close, width, timeout)
+        except BaseException as error:
+            close()
+            if isinstance(error, (errors.PoolError, KeyboardInterrupt)):
+                raise
+            raise errors.PoolBroken(f"{DaskBackend.title} does not answer: {error}") from error
 
 
 def _opened(address: Any, width: int | None, timeout: float) -> tuple[Any, Callable[[], None]]:
@@ -273,35 +244,24 @@ def _opened(address: Any, width: int | None, timeout: float) -> tuple[Any, Calla
 
     if address is not None and not isinstance(address, str):
         return address, _nothing
-    if address is None:
-        cluster = _LOCAL.take(width or cpus())
-        try:
-            client = Client(cluster, set_as_default=False, timeout=timeout)
-        except BaseException:
-            _LOCAL.give_back()
-            raise
-
-        def close() -> None:
-            client.close(timeout=5)
-            _LOCAL.give_back()
-
-        return client, close
+    where = _LOCAL.take(width or cpus()) if address is None else address
+    end = _LOCAL.give_back if address is None else _nothing
     try:
-        client = Client(address, set_as_default=False, timeout=timeout)
-    except (OSError, ValueError, TimeoutError) as error:
+        client = Client(where, set_as_default=False, timeout=timeout)
+    except BaseException as error:
+        end()
+        if not isinstance(error, (OSError, ValueError)):  # TimeoutError is an OSError
+            raise
         raise errors.PoolBroken(
-            f"there is no Dask scheduler at {address} (looked for {timeout:g} s): {error}"
+            f"there is no Dask scheduler at {where} (looked for {timeout:g} s): {error}"
         ) from error
-    return client, lambda: client.close(timeout=5)
+    return client, partial(_closed, client, end)
 
 
-def needed(module: str, extra: str) -> None:
-    """Whether an extra is installed.
-
-    Raises:
-        ModuleNotFoundError: It is not; says how to install it.
-    """
-    if find_spec(module) is None:
-        raise ModuleNotFoundError(
-            f"the context {extra!r} needs {module}: pip install 'forkmill[{extra}]'", name=module
-        )
+def _closed(client: Any, end: Callable[[], None]) -> None:
+    """Whatever becomes of the client, the cluster is given back."""
+    try:
+        with contextlib.suppress(OSError):  # it takes too long: its threads are daemons
+            client.close(timeout=5)
+    finally:
+        end()

@@ -16,19 +16,17 @@ import contextlib
 import logging
 import pickle
 import socket
+import threading
 from concurrent.futures import CancelledError, Future
-from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import _checks, errors
+from .. import errors
 from .._process import LoneThread, cpus
-from .executor import Remote
-from .local import Local
-from .on_dask import checked, needed
-from .there import probe_text
+from .cluster import Cluster
+from .there import PROBE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Ray", "RayBackend"]
 
@@ -59,24 +57,23 @@ class RayBackend:
         self._timed: dict[Any, Any] = {}
         self.width = width or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def check(self, timeout: float, modules: Sequence[str]) -> None:
-        """Ask one worker for what must be there.
+    def probed(self, timeout: float) -> Any:
+        """What one worker says of itself (`there.PROBE`).
 
         Raises:
-            PoolError: It does not answer, or is another Python, or has no forkmill.
+            PoolBroken: It does not answer in time.
         """
         ray = self._ray
         asked = ray.remote(_evaluated()).options(max_retries=0, num_cpus=1)
-        ref = asked.remote(probe_text())
+        ref = asked.remote(PROBE)
         try:
-            found = ray.get(ref, timeout=timeout)
+            return ray.get(ref, timeout=timeout)
         except ray.exceptions.GetTimeoutError:
             ray.cancel(ref, force=True)
             raise errors.PoolBroken(
                 f"{self.title} has not answered a first call within {timeout:g} s: it has no CPU "
                 "that is free, or no worker starts"
             ) from None
-        checked(self.title, found)
 
     def _remote(self, fn: Any) -> Any:
         found = self._functions.get(fn)
@@ -86,6 +83,8 @@ class RayBackend:
         return found
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Any:
+        if not self._ray.is_initialized():  # else Ray would start a cluster of its own
+            raise errors.PoolBroken(f"{self.title} is not connected any more")
         try:
             return _Promise(self._remote(fn).remote(*args))
         except self._ray.exceptions.RaySystemError as error:
@@ -184,7 +183,6 @@ class _Timed(Future):  # type: ignore[type-arg]
 
         try:
             ray.get(next(self._stream))
-            begin = monotonic()
             _, late = ray.wait([self._stream], timeout=self._seconds, fetch_local=False)
             if late:
                 ray.cancel(self._stream, force=True)
@@ -193,7 +191,6 @@ class _Timed(Future):  # type: ignore[type-arg]
                     "was ended",
                     timeout=self._seconds,
                 )
-            assert monotonic() >= begin
             return ray.get(next(self._stream))
         except errors.TaskTimeout:
             raise
@@ -232,26 +229,86 @@ def _nothing() -> None:
     """It is closed."""
 
 
-def _start(width: int) -> None:
+class _Connection:
+    """Of this process, which can have one: to a cluster on this machine that is started, or to one
+    that was named. It lasts as long as somebody uses it. Any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the rest; held while it comes and goes
+        self._users = 0
+        self._address: str | None = None
+
+    def open(self, address: str | None, width: int | None, timeout: float) -> Callable[[], None]:
+        """Be connected; what ends that.
+
+        Raises:
+            PoolError: There is no cluster there, or the process is connected to another one.
+        """
+        import ray
+
+        with self._lock:
+            if not ray.is_initialized():
+                _connect(address, width, timeout)
+                self._address = address
+            elif address is not None and not self._is_at(address):
+                raise errors.PoolError(
+                    f"this process is connected to {self._name()}, and can be to one Ray cluster "
+                    f"at a time, so not to {address}: close that context first"
+                )
+            elif not self._users:
+                return _nothing  # the program's own
+            self._users += 1
+            return self._give_back
+
+    def _is_at(self, address: str) -> bool:
+        """Whether this is where it leads."""
+        if self._users and address == self._address:
+            return True
+        if self._users and self._address is None:
+            return False  # one of ours, and one was named
+        return address == "auto" or address == _bare_address()
+
+    def _name(self) -> str:
+        if self._users and self._address is None:
+            return "a Ray cluster on this machine that a context without an address started"
+        return f"the Ray cluster at {_bare_address()}"
+
+    def _give_back(self) -> None:
+        import ray
+
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                ray.shutdown()
+
+
+def _connect(address: str | None, width: int | None, timeout: float) -> None:
     import ray
 
-    ray.init(
-        address="local", num_cpus=width, include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR, configure_logging=False,
-    )  # fmt: skip
+    if address is None:
+        ray.init(
+            address="local", num_cpus=width or cpus(), include_dashboard=False,
+            log_to_driver=False, logging_level=logging.ERROR, configure_logging=False,
+        )  # fmt: skip
+        return
+    _reached(address, timeout)
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise errors.PoolBroken(f"there is no Ray cluster at {address}: {error}") from error
 
 
-def _end(_: Any) -> None:
+def _bare_address() -> str:
+    """Host and port of the cluster that this process is connected to."""
     import ray
 
-    ray.shutdown()
+    return str(ray.get_runtime_context().gcs_address)
 
 
-_LOCAL = Local(_start, _end)
-_theirs = Local(lambda _: None, _end)  # a connection that we have made
+_CONNECTION = _Connection()
 
 
-class Ray(Remote):
+class Ray(Cluster):
     """Runs calls as tasks of a Ray cluster.
 
     Args:
@@ -270,60 +327,22 @@ class Ray(Remote):
     """
 
     type = "ray"
+    module = "ray"
     kills: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        max_workers: int | None = None,
-        *,
-        address: str | None = None,
-        timeout: float = 60,
-        modules: Sequence[str] = (),
-        name: str | None = None,
-    ) -> None:
-        width = _checks.max_workers(max_workers) or None
-        seconds = _checks.seconds("timeout", timeout)
-        needed("ray", "ray")
-        close = _opened(address, width, seconds)
-        try:
-            backend = RayBackend(close, width)
-            backend.check(seconds, modules)
-        except BaseException:
-            close()
-            raise
-        super().__init__(backend, name=name, timeout=seconds, modules=modules)
-
     @classmethod
-    def check(cls, *, address: Any = None, timeout: float = 60, **_: Any) -> None:
-        """Refuse wrong values of options."""
-        _checks.seconds("timeout", timeout)
+    def _check_address(cls, address: Any) -> None:
         if address is not None and not isinstance(address, str):
             raise TypeError(f"address must be a str or None, not {type(address).__name__!r}")
 
-
-def _opened(address: str | None, width: int | None, timeout: float) -> Callable[[], None]:
-    """Connect; what ends that."""
-    import ray
-
-    ours = _LOCAL.used or _theirs.used
-    if ray.is_initialized() and not ours:
-        return _nothing  # the program's own
-    if address is None and not _theirs.used:
-        _LOCAL.take(width or cpus())
-        return _LOCAL.give_back
-    if _LOCAL.used:
-        raise errors.PoolError(
-            "this process has a local Ray cluster open, and can be connected to one at a time: "
-            "close that context first"
-        )
-    if address is not None and not _theirs.used:
-        _reached(address, timeout)
+    @classmethod
+    def _connected(cls, address: Any, width: int | None, timeout: float) -> RayBackend:
+        close = _CONNECTION.open(address, width, timeout)
         try:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise errors.PoolBroken(f"there is no Ray cluster at {address}: {error}") from error
-    _theirs.take(0)
-    return _theirs.give_back
+            return RayBackend(close, width)
+        except BaseException:
+            close()
+            raise
 
 
 def _reached(address: str, timeout: float) -> None:

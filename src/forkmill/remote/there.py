@@ -27,7 +27,7 @@ from ..contexts.lanes.emit import Outputs, Raised, emitted, gathered, pieces
 from ..contexts.lanes.lane import Replica, Report
 from ..errors import SerializationError
 from .shares import KEPT
-from .wire import WireCodec, packed_plain, plain
+from .wire import WireCodec, loaded, packed_plain, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
     from .wire import Packed
 
 __all__ = [
+    "PROBE",
     "Came",
     "Function",
     "Need",
     "Stage",
-    "loaded",
-    "probe_text",
     "results",
     "run",
     "run_copied",
@@ -134,10 +133,11 @@ class Stage:
         if not outputs and not reports:
             return None
         told = [Report(None, each.call, each.seconds, each.times) for each in reports]
+        codec = _mine()
         try:
-            return _joined((outputs, told))
+            return codec.joined(*codec.dumps_result((outputs, told)))
         except BaseException as error:  # what it emitted cannot be sent: no item's failure
-            return _joined((Outputs([Raised(error)]), told))
+            return codec.joined(*codec.dumps_result((Outputs([Raised(error)]), told)))
 
 
 # ---------------------------------------------------------------------- the call
@@ -222,11 +222,6 @@ def _function(codec: WireCodec, digest: bytes, code: Any, needed: Sequence[bytes
     return function if again is None else loaded(codec, again)
 
 
-def loaded(codec: WireCodec, code: Any) -> Any:
-    data, buffers = pickle.loads(code)
-    return codec.loads(data, buffers)
-
-
 def _done(codec: WireCodec, function: Any, chunk: Packed) -> Came:
     values: list[Any] = []
     failed: list[int] = []
@@ -296,31 +291,18 @@ def _explained(error: BaseException) -> BaseException:
     return refusal
 
 
-def _joined(value: Any) -> bytes:
-    """A value as one piece, encoded as a result."""
-    codec = _mine()
-    data, views = codec.dumps_result(value)
-    return pickle.dumps((data, [bytearray(view) for view in views]), 5)
-
-
 def _where() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 
 
 # ---------------------------------------------------------------------- first contact
 
-# What a worker is asked first, as `eval(text)`: it needs nothing that may not be there.
+# What a worker is asked first, evaluated: it needs nothing that may not be there.
 PROBE = (
     "(lambda sys, os, util: (tuple(sys.version_info[:2]), os.getpid(), sys.executable, "
-    "util.find_spec('forkmill') is not None and __import__('forkmill').__version__, "
-    "[name for name in {modules!r} if util.find_spec(name) is None]))"
+    "util.find_spec('forkmill') is not None and __import__('forkmill').__version__))"
     "(__import__('sys'), __import__('os'), __import__('importlib.util').util)"
 )
-
-
-def probe_text(modules: Sequence[str] = ()) -> str:
-    """What to evaluate in a worker."""
-    return PROBE.replace("{modules!r}", repr([*modules]))
 
 
 def results(

@@ -35,7 +35,7 @@ from .shares import source_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Packed", "WireCodec"]
+__all__ = ["Packed", "WireCodec", "loaded", "packed_plain", "plain"]
 
 SCALARS = frozenset({int, float, str, bytes, bool, type(None)})
 LARGE = 1 << 16  # bytes: what goes beside the pickle
@@ -175,6 +175,12 @@ def plain(items: Sequence[Any]) -> bool:
 
 def packed_plain(items: Sequence[Any]) -> Packed:
     return pickle.dumps(items if type(items) is list else list(items), 5), None, []
+
+
+def loaded(codec: Any, piece: bytes) -> Any:
+    """What `Codec.joined` has joined, decoded."""
+    data, buffers = pickle.loads(piece)
+    return codec.loads(data, buffers)
 
 
 def _held(view: Any) -> Any:

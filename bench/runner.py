@@ -73,6 +73,7 @@ QUESTIONS = {
     "graph_jobs": 20,
     "stategraph": 60,
     "state_jobs": 40,
+    "clusters": 60,
 }
 # What a chart shows together; every question is in one.
 FAMILIES = {
@@ -93,6 +94,7 @@ FAMILIES = {
     ),
     "contexts": ("contexts",),
     "graphs": ("graph", "graph_jobs", "stategraph", "state_jobs"),
+    "clusters": ("clusters",),
 }
 _PATIENCE = 5.0  # a question that takes so many times what it got, and _SLACK_S, never ends
 _SLACK_S = 180.0

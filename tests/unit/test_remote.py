@@ -65,8 +65,8 @@ class Fake:
         self._running: set[Promise] = set()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Promise:
-        chunk = args[2]
-        self.chunks.append(len(chunk[0]) if chunk[1] is not None else len(pickle.loads(chunk[0])))
+        data, counts, _ = there.unfolded(args[0]).packed
+        self.chunks.append(len(data) if counts is not None else len(pickle.loads(data)))
         promise = Promise(pickle.dumps(args, 5), fn)
         self._running.add(promise)
         self.most = max(self.most, len(self._running))
@@ -220,11 +220,11 @@ def test_chunks_of_slow_items_stay_small() -> None:
 def test_a_pace_is_of_the_function_and_a_limit_of_the_lane() -> None:
     pace = Pace(single=False)
     pace.came(1, 0.0001)
-    pace.limit(3)
+    pace.limit(12, 2)
     assert (pace.size, pace.known) == (3, 8)
     pace.came(3, 0.0003)
-    assert pace.known == 24  # what was small because of the limit tells, too
-    pace.limit(100)
+    assert (pace.size, pace.known) == (6, 24)  # so short: one chunk for each that runs
+    pace.limit(1000, 2)
     pace.came(2, 0.0002)  # and what was small for other reasons does not
     assert pace.size == pace.known == 24
     pace.came(24, 0.1)
@@ -362,7 +362,7 @@ def test_a_large_function_goes_to_each_worker_once_and_again_when_asked_for() ->
     real = backend.submit
 
     def submit(fn: Any, *args: Any) -> Promise:
-        sizes.append(len(args[3] or b""))
+        sizes.append(len(args[1] or b""))
         return real(fn, *args)
 
     backend.submit = submit  # type: ignore[method-assign]

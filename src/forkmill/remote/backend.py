@@ -90,13 +90,16 @@ class Blob:
         self._sent = 0
 
     def argument(self, backend: Backend, *, whole: bool) -> Any:
-        """What a call gets: the token, the bytes, or None where a worker has them, we hope."""
+        """What a call gets: the bytes if they are few, else the token, or None where a worker has
+        them, we hope."""
+        if len(self.data) <= SMALL:
+            return bytes(self.data)
         if self._token is None:
             self._token = backend.share(self.data)
-        if backend.keeps or whole or len(self.data) <= SMALL:
+        if backend.keeps or whole:
             return self._token
         self._sent += 1
         return self._token if self._sent <= backend.width else None
 
 
-SMALL = 1 << 14  # bytes: to send them again costs less than to be asked for them
+SMALL = 1 << 14  # bytes: to send them each time costs less than to put them into a store

@@ -3,7 +3,7 @@
     an address, or none ──_connected──▶ a backend ──check──▶ a worker has what must be there
 
 Guarantees:
-    * Whoever fails to open one leaves nothing open.
+    * What fails to open leaves nothing open.
 
 Threads: any.
 """

@@ -34,7 +34,7 @@ from .. import errors
 from .._process import LoneThread
 from ..contexts.base import closed_error
 from .shares import Tokens
-from .there import Came, Need, run, run_copied
+from .there import Came, Chunk, Need, folded, run, run_copied, unfolded
 
 if TYPE_CHECKING:
     from .backend import Backend, Blob
@@ -48,6 +48,7 @@ MOST = 1 << 14  # items of a chunk
 MOST_BYTES = 16 << 20  # of items in a chunk
 GROWTH = 8  # times larger than the last one, at most
 AHEAD = 2  # chunks for each that runs
+SHORT = 4  # so many times a chunk could be as large: then one for each that runs will do
 LADDER_S = 1.5  # for what is cancelled and does not end
 LOOK_S = 5.0  # between two looks at the engine, while nothing comes back
 
@@ -57,17 +58,18 @@ class Pace:
 
     Attributes:
         known: How many it would be by that alone.
-        most: Never more.
     """
 
     def __init__(self, *, single: bool, known: int = 1) -> None:
         self.known = known
-        self.most = 1 if single else MOST
+        self._most = self._few = 1 if single else MOST
 
     @property
     def size(self) -> int:
         """How many."""
-        return min(self.known, self.most)
+        if self.known >= SHORT * self._few:
+            return self._few  # a call's own cost is most of it: the fewer calls the better
+        return min(self.known, self._most)
 
     def came(self, items: int, seconds: float) -> None:
         """A chunk has been done."""
@@ -77,9 +79,10 @@ class Pace:
         elif seconds < LEAST_S and items >= self.size // 2:  # else it was small for other reasons
             self.known = max(self.known, min(wanted, GROWTH * self.size))
 
-    def limit(self, most: int) -> None:
-        """There are never more items than these at once."""
-        self.most = min(MOST, max(1, most))
+    def limit(self, most: int, width: int) -> None:
+        """There are never more items than these at once, for so many calls that run at once."""
+        self._most = min(MOST, max(1, -(-most // (AHEAD * width))))
+        self._few = min(MOST, max(1, -(-most // width)))
 
 
 class Job:
@@ -378,8 +381,9 @@ class Courier:
         try:
             shares = [self._share(nonce, flight) for nonce in needed]
             closed = self._shares.closed()
+            chunk = folded(Chunk(job.code.digest, needed, flight.packed, closed))
             code = job.code.argument(self.backend, whole=flight.whole)
-            args = (self._run, job.code.digest, needed, flight.packed, code, closed, *shares)
+            args = (self._run, chunk, code, *shares)
             if job.timeout is not None:
                 flight.future = self.backend.submit_timed(job.timeout, *args)
             else:
@@ -418,7 +422,7 @@ class Courier:
         self._hand = flight
         job.landed(flight)
         try:
-            reply = future.result()
+            reply = unfolded(future.result())
         except CancelledError:
             self._back(flight)
         except (errors.WorkerDied, errors.TaskTimeout) as error:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..contexts.lanes.emit import Outputs
 from ..contexts.lanes.lane import Batch, SharedLane, Taken, ended, told
 from .backend import Blob
-from .courier import AHEAD, LADDER_S, MOST_BYTES, Job, Pace
+from .courier import LADDER_S, MOST_BYTES, Job, Pace
 from .there import Stage, results
 from .wire import loaded, packed_plain, plain
 
@@ -47,13 +47,17 @@ class _Stages(Job):
 
     def __init__(self, executor: Any, work: Work, many: bool, deliver: Any) -> None:
         courier = executor.courier
+        # Whose run it is makes no difference to how long it takes, but its state is its own.
+        run, work = work.origin, _for_nobody(work)
         code, needs = executor.codec.function(Stage(work, many))
-        self.code = Blob(hashlib.sha256(code).digest(), code, needs)
+        self._kind = hashlib.sha256(code).digest()
+        name = self._kind if run is None else hashlib.sha256(code + str(run[0]).encode()).digest()
+        self.code = Blob(name, code, needs)
         self.needs = tuple(needs)
         self.timeout = work.timeout if courier.backend.kills else None
         self.single = courier.single or self.timeout is not None
         self._paces = executor.paces  # the last lane of this function has found it out
-        known = self._paces.get(self.code.digest, 1)
+        known = self._paces.get(self._kind, 1)
         self.pace = Pace(single=self.single, known=known)
         self.flights: set[Flight] = set()
         self.back: queue.SimpleQueue[None] = queue.SimpleQueue()  # once over: of each that ends
@@ -69,20 +73,17 @@ class _Stages(Job):
 
     def limit(self, most: int) -> None:
         """Who fills the lane holds back so many items: so much smaller are chunks."""
-        self.pace.limit(-(-most // (AHEAD * self._courier.backend.width)))
+        self.pace.limit(most, self._courier.backend.width)
 
     @property
     def waiting(self) -> int:
         return len(self._line)
 
     def take(self, most: int, nbytes: int) -> list[Any]:
-        line = self._line
-        items = []
-        for _ in range(min(most, len(line))):
-            try:
-                items.append(line.popleft())
-            except IndexError:  # the lane was closed meanwhile
-                break
+        next_one = self._line.popleft
+        items: list[Any] = []
+        with contextlib.suppress(IndexError):  # the lane is closed meanwhile
+            items.extend(next_one() for _ in range(min(most, len(self._line))))
         return items
 
     def began(self, items: list[Any], flight: Flight) -> list[Any]:
@@ -125,7 +126,7 @@ class _Stages(Job):
             self.back.put(None)
 
     def came(self, items: list[Any], came: Came) -> None:
-        self._paces[self.code.digest] = self.pace.known
+        self._paces[self._kind] = self.pace.known
         while len(self._paces) > _PACES:
             del self._paces[next(iter(self._paces))]
         self._deliver((items, came))
@@ -140,6 +141,13 @@ class _Stages(Job):
         self._line.clear()
         for flight in tuple(self.flights):
             self._courier.recall(flight)
+
+
+def _for_nobody(work: Work) -> Work:
+    """The same work, of no run. (`replace` would lose what a kind of it adds.)"""
+    bare: Work = object.__new__(type(work))
+    vars(bare).update(vars(work), origin=None)
+    return bare
 
 
 class RemoteLane(SharedLane):

@@ -1,7 +1,7 @@
 """What runs in an engine's workers: a chunk of items, and the function that they need.
 
-    run(digest, ..., chunk) ──▶ Need(what is missing)            it is sent again, with that
-                            ──▶ Came(outcomes, seconds, where)   one for each item
+    run(Chunk, code, ...) ──▶ Need(what is missing)            it is sent again, with that
+                          ──▶ Came(outcomes, seconds, where)   one for each item
 
 Guarantees:
     * Whatever an item raises is its own outcome, encoded here: to the engine no call ever fails.
@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 __all__ = [
     "PROBE",
     "Came",
+    "Chunk",
     "Function",
     "Need",
     "Stage",
+    "folded",
     "results",
     "run",
     "run_copied",
+    "unfolded",
 ]
 
 _MOST = 128  # functions that a worker keeps
@@ -143,25 +146,45 @@ class Stage:
 # ---------------------------------------------------------------------- the call
 
 
-def run(
-    digest: bytes,
-    needed: Sequence[bytes],
-    chunk: Packed,
-    code: Any,
-    closed: Sequence[bytes] = (),
-    *shares: Any,
-) -> Need | Came:
+class Chunk(NamedTuple):
+    """What to do. It travels as `folded` has it.
+
+    Attributes:
+        digest: Which function.
+        needed: The nonces of the shared values that the function, and that the items lead to.
+        packed: The items.
+        closed: The nonces of shared values that nobody needs any more.
+    """
+
+    digest: bytes
+    needed: Sequence[bytes]
+    packed: Packed
+    closed: Sequence[bytes] = ()
+
+
+def folded(message: Chunk | Came) -> Any:
+    """As bytes, if nothing shall lie beside them: engines look into all else, and take longer."""
+    return pickle.dumps(message, 5) if message.packed[1] is None else message
+
+
+def unfolded(message: Any) -> Any:
+    """What `folded` has folded."""
+    return pickle.loads(message) if type(message) is bytes else message
+
+
+def run(chunk: Any, code: Any, *shares: Any) -> Any:
     """Do a chunk.
 
     Args:
-        digest: Which function.
-        needed: The nonces of the shared values that the function, and that the items lead to.
-        chunk: The items.
+        chunk: A `Chunk`, folded.
         code: The function's bytes, or None where this worker has had them, we hope.
-        closed: The nonces of shared values that nobody needs any more.
         *shares: The bytes, or None, of the shared values. (Engines look for tokens among the
             arguments, and not inside of them.)
+
+    Returns:
+        Need, or Came, which is folded.
     """
+    digest, needed, packed, closed = unfolded(chunk)
     codec = _mine()
     _let_go(KEPT.drop(closed))
     missing = KEPT.use(needed, shares)
@@ -171,18 +194,18 @@ def run(
         try:
             function = _function(codec, digest, code, needed)
         except BaseException as error:  # a module that is not here
-            return _all_failed(codec, chunk, _explained(error))
+            return _all_failed(codec, packed, _explained(error))
         if function is None:
             return Need([digest])
-        return _done(codec, function, chunk)
+        return folded(_done(codec, function, packed))
     finally:
         _let_go(KEPT.done(needed))
 
 
-def run_copied(*args: Any) -> Need | Came:
+def run_copied(*args: Any) -> Any:
     """As `run`, for engines that cannot send buffers that lie beside a pickle back."""
     reply = run(*args)
-    if type(reply) is Came and reply.packed[1] is not None:
+    if type(reply) is Came:
         datas, counts, buffers = reply.packed
         return reply._replace(packed=(datas, counts, [bytes(one.raw()) for one in buffers]))
     return reply

@@ -84,8 +84,8 @@ class WireCodec(Codec):
         super()._look_for_foreign()
         if self._there:
             return
-        for name, module in list(sys.modules.items()):
-            if name not in self._reachable and type(module) is ModuleType:
+        for name in sys.modules.keys() - self._reachable.keys():
+            if type(sys.modules.get(name)) is ModuleType:
                 self.reachable(name)
 
     def _needs_value(self, data: bytes, *, task: bool) -> bool:

@@ -2,6 +2,7 @@
 
     shared = True, or everything here ──▶ the generated code asks, wherever the node is called
     else                              ──▶ the flow asks here, before anything is sent
+    a run that needs no flow          ──▶ `run_here`: one call of the generated code
 
 Guarantees: nothing is hashed for nodes that do not run, and a node's code once a run.
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._checks import nearest, window_limits
+from .._late import unbroken
 from .._watch import sinks_of
 from ..errors import BuildError, SerializationError, slot
 from ..runs.interrupts import Late
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
 
     from ..runs.failure import Failure
+    from ..runs.interrupts import Interrupts
     from .given import Items
     from .plan import Plan
 
@@ -264,16 +266,42 @@ def result_of(
 def _rows_by_engine(graph: Any, asked: Asked, what: Checked) -> Iterator[dict[str, Any]]:
     engine = engine_for(graph, asked)
     ctx = asked.ctx(what.plan, what.items)
-    blocks = row_blocks(graph, engine, asked, ctx, what)
+    source = _source(graph, engine, asked, ctx, what)
+    blocks = _sorted(graph, source, asked, ctx, what)
 
     def rows() -> Iterator[dict[str, Any]]:
-        late = Late(ctx.interrupts)
-        with contextlib.closing(blocks):
+        ending = _Ending(source, blocks, ctx.interrupts)
+        try:
             for _, block in blocks:
                 yield from made(what.plan, block, [])
-        del late
+        except GeneratorExit:
+            return  # closed or dropped: `ending`
+        except BaseException:
+            blocks.close()
+            raise
+        blocks.close()
+        del ending
 
     return rows()
+
+
+class _Ending:
+    """Closes what it has as the frame that it is in ends. In a generator's own finalizer what a
+    signal handler raises would be lost."""
+
+    __slots__ = ("_blocks", "_interrupts", "_source")
+
+    def __init__(self, source: Any, blocks: Any, interrupts: Interrupts) -> None:
+        self._source = source
+        self._blocks = blocks
+        self._interrupts = interrupts
+
+    @unbroken
+    def __del__(self) -> None:
+        late = Late(self._interrupts)
+        self._source.close()  # first, so that what holds it has nothing left to do
+        self._blocks.close()
+        del late
 
 
 def row_blocks(
@@ -283,36 +311,26 @@ def row_blocks(
 
     What is no plain list is `levels.Rows`: in order as it is, and nothing in it failed.
     """
+    return _sorted(graph, _source(graph, engine, asked, ctx, what), asked, ctx, what)
+
+
+def _source(graph: Any, engine: Any, asked: Asked, ctx: Any, what: Checked) -> Any:
+    """An engine's rows, several at a time, to be closed."""
     items = what.items
     constants = {name: value for name, value in what.values.items() if name not in items.map_over}
     given: Any = getattr(engine, "_blocks", None)
-    telling = _telling(ctx.plan, what.values)
-    with telling():
+    try:
         if given is not None:
-            source = given(graph, items, constants, asked.output_name, ctx)
-        else:
-            pairs = engine.map(_alone(graph), items, constants, asked.output_name, _ctx=ctx)
-            source = _singly(pairs)
-    return _sorted(graph, _explained(source, telling), ctx, asked)
+            return given(graph, items, constants, asked.output_name, ctx)
+        return _singly(engine.map(_alone(graph), items, constants, asked.output_name, _ctx=ctx))
+    except SerializationError as error:
+        _tell_which(error, what, ctx)
+        raise
 
 
-def _telling(plan: Plan, values: Mapping[str, Any]) -> Callable[[], Any]:
-    """What is done in here tells which constant it is that cannot be sent."""
-
-    @contextlib.contextmanager
-    def telling() -> Iterator[None]:
-        try:
-            yield
-        except SerializationError as error:
-            explain(error, plan, plan.constants(values))
-            raise
-
-    return telling
-
-
-def _explained(source: Any, telling: Callable[[], Any]) -> Generator[Any, None, None]:
-    with contextlib.closing(source), telling():
-        yield from source
+def _tell_which(error: SerializationError, what: Checked, ctx: Any) -> None:
+    """Which constant it is that cannot be sent."""
+    explain(error, ctx.plan, ctx.plan.constants(what.values))
 
 
 def _alone(graph: Any) -> Any:
@@ -334,13 +352,20 @@ def _singly(pairs: Any) -> Generator[list[tuple[int, Any]], None, None]:
 
 
 def _sorted(
-    graph: Any, source: Any, ctx: Any, asked: Asked
+    graph: Any, source: Any, asked: Asked, ctx: Any, what: Checked
 ) -> Generator[tuple[int, list[Any]], None, None]:
     ordered = asked.ordered or asked.mode == "map"
     raises = asked.on_error == "raise"
     line = _Line(ordered)
     with contextlib.closing(source):
-        for block in source:
+        while True:
+            try:
+                block = next(source, None)
+            except SerializationError as error:
+                _tell_which(error, what, ctx)
+                raise
+            if block is None:
+                return
             ready = line.put(block)
             ctx.held = line.held
             for index, rows in ready:

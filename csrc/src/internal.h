@@ -589,6 +589,8 @@ struct fm__worker {
     int64_t charged_ns;
     int64_t born_ns, eof_ns; /* eof_ns: when its results ended, or 0 */
     int64_t idle_since;      /* seen without work then, and none since; or 0 */
+    int64_t unbegun_since;   /* seen then with tasks of which none ran; or 0 */
+    uint64_t unbegun;        /* how many it had started when it was */
     uint64_t done;
     enum fm_cause cause; /* why it is condemned, or 0 */
     bool unsent;         /* its KILL has not been sent yet */

@@ -652,33 +652,71 @@ void fm__supervise_bury_all(fm_pool *pool)
 
 /* -------------------------------------------------------------- deadlines */
 
-/* When the task that runs on the worker must be over, by its own clock. */
-static int64_t task_due(struct fm__worker *w, int64_t now)
+/* When it is to be seen whether a worker can start what it was sent, of which
+ * nothing runs: when a whole time has passed of what is waited for.  A process
+ * that is stopped starts nothing, so no task's own clock would ever begin. */
+static int64_t unbegun_due(struct fm__worker *w, int64_t now)
 {
-    struct fm__range *running = fm__worker_running(w);
-    int64_t due = FM_FOREVER;
-    if (running) {
-        int64_t timeout = running->chunk->options.timeout_ns;
-        int64_t start = atomic_load(&w->page->t_start);
-        if (timeout <= 0)
-            return due;
-        /* t_start is stored before the claim: it belongs to this task or to
-         * a later one, and then this one is over.  While the function is
-         * loaded it lies ahead: look again when the task might be due at the
-         * earliest.  In a process that is stopped nothing is loaded. */
-        if (start > now && start - FM__LOADING_NS + timeout <= now &&
-            fm__sys_is_stopped(w->pid))
-            return now;
-        return FM__MIN(start, now) + timeout;
-    }
-    /* Not started: it cannot be due before its whole time has passed. */
+    uint64_t started = atomic_load(&w->page->started);
+    int64_t shortest = FM_FOREVER;
     for (struct fm__link *at = w->ranges.next; at != &w->ranges;
          at = at->next) {
         const struct fm__range *p = FM__OF(at, struct fm__range, queue);
         if (p->chunk->options.timeout_ns > 0)
-            due = FM__MIN(due, now + p->chunk->options.timeout_ns);
+            shortest = FM__MIN(shortest, p->chunk->options.timeout_ns);
     }
-    return due;
+    if (shortest == FM_FOREVER)
+        return shortest;
+    if (!w->unbegun_since || w->unbegun != started ||
+        (now - w->unbegun_since >= shortest && !fm__sys_is_stopped(w->pid))) {
+        w->unbegun = started;
+        w->unbegun_since = now;
+    }
+    return w->unbegun_since + shortest;
+}
+
+/* When the task that runs on the worker must be over, by its own clock. */
+static int64_t task_due(struct fm__worker *w, int64_t now)
+{
+    struct fm__range *running = fm__worker_running(w);
+    if (!running)
+        return unbegun_due(w, now);
+    int64_t timeout = running->chunk->options.timeout_ns;
+    int64_t start = atomic_load(&w->page->t_start);
+    if (timeout <= 0)
+        return FM_FOREVER;
+    /* t_start is stored before the claim: it belongs to this task or to a
+     * later one, and then this one is over.  While the function is loaded it
+     * lies ahead: look again when the task might be due at the earliest.  In
+     * a process that is stopped nothing is loaded. */
+    if (start > now && start - FM__LOADING_NS + timeout <= now &&
+        fm__sys_is_stopped(w->pid))
+        return now;
+    return FM__MIN(start, now) + timeout;
+}
+
+/* End a worker whose task is late, or that is stopped before it started one;
+ * when to look again. */
+static int64_t expire_task(fm_pool *pool, struct fm__worker *w, int64_t now)
+{
+    uint64_t started = atomic_load(&w->page->started);
+    int64_t due = w->timed ? task_due(w, now) : FM_FOREVER;
+    if (!w->timed)
+        w->unbegun_since = 0;
+    if (due > now)
+        return due;
+    if (fm__worker_running(w))
+        return fm__supervise_condemn_task(pool, w, FM_CAUSE_TIMEOUT, started)
+                   ? FM_FOREVER
+                   : now;
+    /* What it has not started runs elsewhere, uncharged; unless it goes on
+     * just now, and has started one before that was taken back. */
+    if (empty(pool, w) && !fm__worker_running(w)) {
+        condemn_emptied(pool, w, FM_CAUSE_TIMEOUT);
+        return FM_FOREVER;
+    }
+    w->unbegun_since = 0;
+    return w->timed ? task_due(w, now) : FM_FOREVER;
 }
 
 static int64_t hello_due(const fm_pool *pool, const struct fm__worker *w)
@@ -721,16 +759,14 @@ static int64_t expire_workers(fm_pool *pool, int64_t now)
     pool->stuck = false;
     for (uint32_t i = 0; i < pool->options.workers; i++) {
         struct fm__worker *w = &pool->workers[i];
-        int64_t due = FM_FOREVER;
+        int64_t due;
         if (w->state == FM_WORKER_EMPTY || w->state == FM_WORKER_CONDEMNED)
             continue;
-        uint64_t started = atomic_load(&w->page->started);
-        if (w->timed && (due = task_due(w, now)) <= now) {
-            if (!fm__supervise_condemn_task(pool, w, FM_CAUSE_TIMEOUT, started))
-                next = now;
+        due = expire_task(pool, w, now);
+        next = FM__MIN(next, due);
+        if (due <= now || w->state == FM_WORKER_CONDEMNED)
             continue;
-        }
-        next = FM__MIN(next, FM__MIN(due, write_due(pool, w, now)));
+        next = FM__MIN(next, write_due(pool, w, now));
         if ((due = hello_due(pool, w)) <= now)
             hello_missed(pool, w);
         next = FM__MIN(next, due);

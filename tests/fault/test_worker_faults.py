@@ -246,6 +246,21 @@ def test_stopped_worker_and_a_timeout(pool: fm.ProcessPool, tmp_path: Path) -> N
         assert len(set(pool.each(tasks.pid))) == 4
 
 
+@pytest.mark.scenario(24)
+@pytest.mark.parametrize("method", FAST)
+def test_a_worker_that_is_stopped_before_it_has_a_task(method: str) -> None:
+    """FAULTS 24: the task's time never begins there, so it runs elsewhere, uncharged."""
+    with fm.ProcessPool(1, start_method=method) as pool:
+        [pid] = pool.each(tasks.pid)
+        os.kill(pid, signal.SIGSTOP)
+        view = pool.options(timeout=0.3)
+        futures = [view.submit(tasks.negative, i) for i in range(10)]
+        assert [future.result(20) for future in futures] == [-i for i in range(10)]
+        assert pool.each(tasks.pid) != [pid]
+        stats = pool.stats()
+        assert (stats.timeouts, stats.retried) == (0, 0)
+
+
 @pytest.mark.scenario(15)
 def test_large_exchange_with_a_slow_consumer(pool: fm.ProcessPool) -> None:
     """FAULTS 15: 16 MB both ways from several threads, nobody reads for a while."""

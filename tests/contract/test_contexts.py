@@ -123,6 +123,7 @@ def test_terminate_ends_the_call(kind: str, tmp_path: Any) -> None:
         assert context.alive
         with pytest.raises(TimeoutError):
             context.join(0.2)
+        tasks.eventually(lambda: context._executor.metrics().busy == 1)
         if kind in PROCESSES:
             context.terminate()
             with pytest.raises(fm.WorkerDied):

@@ -316,10 +316,11 @@ def test_forkmill_works_inside_a_subinterpreter(run_script: Any) -> None:
             from forkmill.codec import codec as _codec
             from forkmill.contexts import homes
 
-            good, data, buffers = homes._run(homes.encode((divmod, (7, 2), {})))
-            assert good and _codec.loads(data, buffers) == (3, 1)
-            good, data, _ = homes._run(homes.encode((divmod, (7, 0), {})))
-            assert not good
+            good, data = homes._run(homes.encode((divmod, (7, 2), {})))
+            assert good and _codec.loads(data) == (3, 1)
+            assert homes._run(homes.encode((abs, (-7,), {}))) == (None, 7)
+            good, data = homes._run(homes.encode((divmod, (7, 0), {})))
+            assert good is False
             assert type(_codec.load_failure(memoryview(data))) is ZeroDivisionError
             for kind in ("inline", "thread", "async"):
                 with fm.executor(kind, 2) as executor:

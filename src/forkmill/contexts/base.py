@@ -25,8 +25,10 @@ import queue
 import sys
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from concurrent.futures import InvalidStateError, _base
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, overload
@@ -372,24 +374,35 @@ class Call:
 class Backlog:
     """Accepted calls that wait, by priority and then in their order. Any thread.
 
+    Some are for one certain place, which who takes there names; these go first, in their order.
+
     Not with a Condition: see `Change`.
     """
 
     def __init__(self) -> None:
         self._calls: list[tuple[int, int, Call]] = []
+        self._placed: dict[int, deque[Call]] = {}
         self._number = itertools.count()
         self._mutex = threading.Lock()
         self._change = Change(self._mutex)
         self.closed = False
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return len(self._calls) + sum(map(len, self._placed.values()))
 
-    def put(self, call: Call) -> bool:
+    def waits(self, place: int) -> bool:
+        """Whether there is a call that could be taken at that place."""
+        return bool(self._calls or self._placed.get(place))
+
+    def put(self, call: Call, place: int | None = None) -> bool:
         """Add a call.
 
+        Args:
+            call: The call.
+            place: Where it must be taken; None: anywhere.
+
         Returns:
-            Whether more calls wait than threads that could take them.
+            Whether more calls wait than threads that could take them; where there is a place, True.
 
         Raises:
             PoolClosed: It is closed.
@@ -397,15 +410,21 @@ class Backlog:
         with self._mutex:
             if self.closed:
                 raise closed_error()
+            if place is not None:
+                self._change.tell()  # which of those that wait is there is not known
+                self._placed.setdefault(place, deque()).append(call)
+                return True
             self._change.tell(1)
             heapq.heappush(self._calls, (-call.options.priority, next(self._number), call))
             return len(self._calls) > self._change.idle
 
-    def take(self, timeout: float | None = None) -> Call | None:
+    def take(self, timeout: float | None = None, place: int = 0) -> Call | None:
         """The next call; None if there is none in time, or when closed and empty."""
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             with self._mutex:
+                if self._placed and (line := self._placed.get(place)):
+                    return line.popleft()
                 if self._calls:
                     return heapq.heappop(self._calls)[2]
                 left = None if deadline is None else deadline - monotonic()
@@ -429,7 +448,21 @@ class Backlog:
         """Take everything that waits."""
         with self._mutex:
             calls, self._calls = self._calls, []
-        return [call for _, _, call in sorted(calls, key=lambda entry: entry[:2])]
+            placed, self._placed = self._placed, {}
+        free = [call for _, _, call in sorted(calls, key=lambda entry: entry[:2])]
+        return [*chain.from_iterable(placed.values()), *free]
+
+    def places(self) -> list[int]:
+        """Where calls wait that must be taken there."""
+        with self._mutex:
+            return [place for place, line in self._placed.items() if line]
+
+    def withdraw(self, call: Call, place: int) -> None:
+        """Take out one that was put for a place, if it is still there."""
+        with self._mutex:
+            line = self._placed.get(place)
+            if line is not None and call in line:
+                line.remove(call)
 
     def cancel_all(self) -> None:
         """Cancel everything that waits, also if somebody who is told of it raises."""

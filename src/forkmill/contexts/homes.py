@@ -1,10 +1,13 @@
-"""Home: a subinterpreter and the thread that it lives in; and who has which of them.
+"""Home: a subinterpreter, and which of an executor's threads lives in it.
 
-    a thread that waits ──blob──▶ Homes.one() ──▶ Home: its own thread ──▶ decode, call, encode
+    a thread of the executor ──blob──▶ Homes.here, its own Home ──▶ decode, call, encode
+                             ◀─Reply──
 
 Invariants:
-    * HOME-1  Who has a Home to himself (`Homes.one`) may ask it several times, for what belongs
-      together: the outputs of a stream.
+    * HOME-1  A Home belongs to one thread, from its making to its end, and does what that asks for:
+      what belongs together, as the outputs of a stream, may be asked for in several steps.
+    * HOME-2  What crosses is None, bool, str, bytes, and tuples of these: CPython passes them on as
+      they are. Anything else it would pickle, which costs as much as all the rest.
 
 What runs there imports this module, so nothing that it imports needs `_native`: an extension that
 knows nothing of subinterpreters cannot be loaded in one.
@@ -12,165 +15,82 @@ knows nothing of subinterpreters cannot be loaded in one.
 
 from __future__ import annotations
 
+import _thread
 import itertools
-import queue
 import sys
-import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .. import errors
-from .._late import WeakSet
-from .._process import DAEMON, Change
 from ..codec import codec
 from .lanes import lane as _lane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable
 
-    from .thread import Threads
+    Blob = bytes | tuple[bytes, ...]  # a pickle; one, and its buffers
+    Reply = tuple[bool | None, Any]  # see `_run`
 
-    Reply = tuple[bool, bytes, list[bytes]]  # whether it returned; what, or what it raised
-
-__all__ = ["Home", "Homes", "encode", "opened", "path", "remote"]
+__all__ = ["Home", "Homes", "encode", "path", "remote"]
 
 _serials = itertools.count()
+_AS_IT_IS = frozenset({type(None), bool, float, str, bytes})
+_INT = 1 << 62  # and an int up to here
 
 
 # ------------------------------------------------------------------ in this interpreter
 
 
 class Home:  # pragma: no cover
-    """One subinterpreter, and the thread that all its calls run in. It has one user at a time."""
+    """One subinterpreter. Made, asked and ended in one and the same thread."""
 
     def __init__(self, homes: Homes, number: int) -> None:
         self.number = number
         self.place = next(_serials)  # no other one ever has it
-        self._homes = homes
         self._path: list[str] = path()  # what sys.path is there, as far as we set it
-        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        name = f"{homes.threads.name}-home-{number}"
-        self.thread = threading.Thread(target=self._live, name=name, daemon=DAEMON)
-        self.thread.start()
+        self._interpreter = homes.create()
+        try:
+            # A built-in: what is not on the path that it has from the start has no name there.
+            self._interpreter.call(exec, _BEGIN, {"path": self._path, "place": self.place})
+            if homes.initializer is not None:
+                opened(self._interpreter.call(_run, homes.initializer))
+        except BaseException:
+            self.end()
+            raise
 
-    def ask(self, blob: Any, path: list[str]) -> Reply:
-        """Have an encoded call made there; wait for what becomes of it."""
-        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._jobs.put((blob, None if path == self._path else path, answer))
+    def ask(self, blob: Blob, path: list[str]) -> Any:
+        """Have an encoded call made there; what it returned. Raises what it raised."""
+        if path == self._path:
+            return opened(self._interpreter.call(_run, blob))
         self._path = path
-        reply = answer.get()
-        if isinstance(reply, BaseException):
-            raise reply
-        return reply  # type: ignore[no-any-return]
+        return opened(self._interpreter.call(_run, blob, tuple(path)))
 
     def end(self) -> None:
-        """No more calls: the subinterpreter and the thread end."""
-        self._jobs.put(None)
-
-    def _live(self) -> None:
-        interpreter = None
-        try:
-            interpreter = self._homes.create()
-            # A built-in: what is not on the path that it has from the start has no name there.
-            interpreter.call(exec, _BEGIN, {"path": self._path, "place": self.place})
-            if self._homes.initializer is not None:
-                opened(interpreter.call(_run, self._homes.initializer))
-        except BaseException as error:
-            self._homes.threads.fail_all(error)
-            while (job := self._jobs.get()) is not None:
-                job[2].put(self._homes.threads.broken_error(error))
-        else:
-            while (job := self._jobs.get()) is not None:
-                self._do(interpreter, *job)
-                del job
-        finally:
-            if interpreter is not None:
-                interpreter.close()
-
-    def _do(self, interpreter: Any, blob: Any, path: list[str] | None, answer: Any) -> None:
-        try:
-            answer.put(interpreter.call(_run, blob, path))
-        except BaseException as error:  # of the subinterpreter itself: no memory, for one
-            answer.put(error)
+        """No more calls."""
+        self._interpreter.close()
 
 
 class Homes:  # pragma: no cover
-    """The subinterpreters of one executor, made as they are needed, and who uses them.
+    """The subinterpreters of one executor: one in each of its threads, as long as that lives."""
 
-    There are as many as threads, so a thread waits for one only if it asks for a certain one.
-    """
-
-    def __init__(self, threads: Threads, create: Callable[[], Any], initializer: Any) -> None:
-        self.threads = threads
-        self.width = threads.most
+    def __init__(self, width: int, create: Callable[[], Any], initializer: Blob | None) -> None:
+        self.width = width
         self.create = create
-        self.initializer = initializer  # encoded
-        self._lock = threading.Lock()  # guards the rest
-        self._change = Change(self._lock)
-        self._homes: dict[int, Home] = {}
-        self._free = [*reversed(range(self.width))]  # who was there last comes first
-        self._users: dict[int, threading.Thread] = {}
-        self._left: WeakSet[threading.Thread] = WeakSet()
-        self._ending: list[Home] = []
-        threads.what = "a subinterpreter"
-        threads.last = self.close
+        self.initializer = initializer
+        self._homes: dict[int, Home] = {}  # by thread
 
-    @contextmanager
-    def one(self, number: int | None = None) -> Iterator[Home]:
-        """Have a Home to oneself: a certain one, or any."""
-        me = threading.current_thread()
-        while (home := self._taken(me, number)) is None:
-            self._change.wait()
-        number = home.number
-        try:
-            yield home
-        finally:
-            with self._lock:
-                mine = self._users.get(number) is me
-                if mine:
-                    self._change.tell()
-                    del self._users[number]
-                    self._free.append(number)
-            if not mine:
-                home.end()  # it was left behind with our call, which has come back
-
-    def _taken(self, me: threading.Thread, number: int | None) -> Home | None:
-        """As `one`; None: it is to be waited for."""
-        with self._lock:
-            if number not in self._free if number is not None else not self._free:
-                self._change.expect()
-                return None
-            if me in self._left:
-                raise errors.PoolClosed("nobody waits for this call any more")
-            number = self._free[-1] if number is None else number
-            home = self._homes.get(number)
-            if home is None:
-                home = self._homes[number] = Home(self, number)
-            self._free.remove(number)
-            self._users[number] = me
-            return home
-
-    def leave(self, users: Collection[threading.Thread]) -> None:
-        """Others may take the places of those that these threads use, and do not come back from."""
-        with self._lock:
-            self._change.tell()
-            self._left.update(users)  # some of them may not have come so far
-            late = [number for number, user in self._users.items() if user in users]
-            for number in late:
-                del self._users[number]
-                self._homes.pop(number, None)
-            self._free += late
+    def open(self, number: int) -> None:
+        """A thread begins: make its Home."""
+        self._homes[_thread.get_ident()] = Home(self, number)
 
     def close(self) -> None:
-        """End all that nobody uses; wait for their end. Idempotent."""
-        with self._lock:
-            for number in self._homes.keys() - self._users.keys():
-                home = self._homes.pop(number)
-                home.end()
-                self._ending.append(home)
-        for home in self._ending:
-            if home.thread is not threading.current_thread():
-                home.thread.join()
+        """A thread ends, and its Home with it."""
+        home = self._homes.pop(_thread.get_ident(), None)
+        if home is not None:
+            home.end()
+
+    @property
+    def here(self) -> Home:
+        """That of the calling thread."""
+        return self._homes[_thread.get_ident()]
 
 
 def path() -> list[str]:  # pragma: no cover
@@ -178,24 +98,32 @@ def path() -> list[str]:  # pragma: no cover
     return [entry for entry in sys.path if type(entry) is str]
 
 
-def encode(call: Any) -> tuple[bytes, list[bytes]]:  # pragma: no cover
+def encode(call: Any) -> Blob:  # pragma: no cover
     data, buffers = codec.dumps(call)
-    return data, [bytes(buffer) for buffer in buffers]
+    return (data, *map(bytes, buffers)) if buffers else data
+
+
+def decoded(blob: Blob) -> Any:  # pragma: no cover
+    """What was encoded."""
+    if type(blob) is bytes:
+        return codec.loads(blob, ())
+    data, *buffers = blob
+    return codec.loads(data, [*map(bytearray, buffers)])
 
 
 def opened(reply: Reply) -> Any:  # pragma: no cover
     """What a call there returned; raises what it raised."""
-    good, data, buffers = reply
+    good, value = reply
+    if good is None:
+        return value
     if good:
-        return codec.loads(data, [bytearray(buffer) for buffer in buffers])
-    raise codec.load_failure(memoryview(data))
+        return decoded(value)
+    raise codec.load_failure(memoryview(value))
 
 
-def remote(homes: Homes, blob: Any, path: list[str]) -> Any:  # pragma: no cover
-    """One call in a subinterpreter, from the thread that waits for it."""
-    with homes.one() as home:
-        reply = home.ask(blob, path)
-    return opened(reply)
+def remote(homes: Homes, blob: Blob, path: list[str]) -> Any:  # pragma: no cover
+    """One call, in the subinterpreter of the thread that this is."""
+    return homes.here.ask(blob, path)
 
 
 # --------------------------------------------------------------------- in a subinterpreter
@@ -215,12 +143,21 @@ def _settle(place: int) -> None:  # pragma: no cover
     codec.receive()
 
 
-def _run(blob: Any, path: list[str] | None = None) -> Reply:  # pragma: no cover
-    """Decode, call, encode."""
+def _run(blob: Blob, path: tuple[str, ...] | None = None) -> Reply:  # pragma: no cover
+    """Decode, call, encode.
+
+    Returns:
+        None and what it returned, if that can cross as it is; True and that, encoded; False and
+        what it raised, encoded.
+    """
     try:
         if path is not None:
             sys.path[:] = path
-        fn, args, kwargs = codec.loads(blob[0], [bytearray(buffer) for buffer in blob[1]])
-        return True, *encode(fn(*args, **kwargs))
+        fn, args, kwargs = decoded(blob)
+        value = fn(*args, **kwargs)
+        kind = type(value)
+        if kind in _AS_IT_IS or (kind is int and -_INT < value < _INT):
+            return None, value
+        return True, encode(value)
     except BaseException as error:
-        return False, codec.dump_failure(error), []
+        return False, codec.dump_failure(error)

@@ -1,7 +1,7 @@
 """interpreter: n subinterpreters (CPython >= 3.14); before that n threads, and one warning.
 
-    submit ──▶ backlog ──▶ a thread of ours ──▶ a Home that is free: its own thread ──▶ decode,
-    result ◀── decoded ◀──                  ◀──                                     ◀── call, encode
+    submit ──▶ encoded ──▶ backlog ──▶ a thread of ours ──▶ its own Home ──▶ decode,
+    result ◀── decoded ◀──────────────                  ◀──              ◀── call, encode
 
 Guarantees:
     * A call and its outcome travel as bytes, encoded as for a worker process, so values and errors
@@ -21,17 +21,12 @@ from typing import TYPE_CHECKING, Any
 from .. import _checks
 from .._process import cpus
 from .base import Call
-from .homes import (
-    Homes,
-    encode,
-    path,
-    remote,
-)
+from .homes import Homes, encode, path, remote
 from .lanes.interpreters import InterpreterLane
 from .thread import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from .lanes import lane as _lane
 
@@ -80,7 +75,10 @@ class Interpreter(Thread):
             super().__init__(max_workers, name=name)
             _checks.initializer(initializer, initargs)
             blob = None if initializer is None else encode((initializer, initargs, {}))
-            self.homes = Homes(self._threads, interpreters.create, blob)
+            self.homes = Homes(max_workers, interpreters.create, blob)
+            self._threads.what = "a subinterpreter"
+            self._threads.prepare = self.homes.open
+            self._threads.after = self.homes.close
             self.copies = "worker"  # type: ignore[misc]  # one a subinterpreter
         else:
             _warn_once()
@@ -88,20 +86,31 @@ class Interpreter(Thread):
 
     def _accept(self, call: Call) -> None:
         if self.homes is not None:  # pragma: no cover
-            # Encoded in the caller's thread (INV-3); our thread only waits for the other one.
+            # Encoded in the caller's thread (INV-3).
             blob = encode((call.fn, call.args, call.kwargs))
             call.fn = functools.partial(remote, self.homes, blob, path())
             call.args, call.kwargs = (), {}
         super()._accept(call)
 
     def begin_here(  # pragma: no cover
-        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Any,
+        place: int | None = None,
     ) -> Any:
-        """As `_begin`, but the call runs in a thread of ours, which asks the Homes itself."""
+        """As `_begin`, but the call runs in a thread of ours, which asks its Home itself.
+
+        Args:
+            fn: What to call.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
+            place: Which of the threads, by its Home's number; None: any.
+        """
         self._check_process()
         call = Call(fn, args, kwargs, self._options, self.ledger, self.future_class())
         future = call.future
-        super()._accept(call)
+        self._threads.accept(call, place)
         return future
 
     def lane(self, work: _lane.Work, notify: Callable[[], None] | None = None) -> _lane.Lane:
@@ -109,10 +118,3 @@ class Interpreter(Thread):
         if self.homes is None:
             return super().lane(work, notify)
         return InterpreterLane(self, work, notify)  # pragma: no cover
-
-    def leave(self, futures: Iterable[Any]) -> None:
-        super().leave(futures)
-        if self.homes is not None:  # pragma: no cover
-            with self._threads.lock:
-                left = {thread.thread for thread in self._threads.left}
-            self.homes.leave(left)

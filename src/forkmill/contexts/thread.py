@@ -18,6 +18,8 @@ Invariants:
     * THREAD-4  A call that was taken and has not started belongs to neither the backlog nor `at`. A
       thread 1. writes it into `at`, 2. looks at `cut`; who cancels what has not started 1. writes
       `cut`, 2. looks at both. So it is given up, or seen.
+    * THREAD-5  A thread has a place, 0 to `most` - 1, as long as it is in `alive`, and no two have
+      the same. What waits for a certain place is seen by a thread there, as in THREAD-2.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Thread", "Threads"]
 
 _BIRTH_S = 0.05  # for an initializer, where calls that run have had their time
+_LOOK_S = 0.05  # between two looks at whether a thread that ends has found one more call
 
 _ALIVE: set[Threads] = set()  # for the exit hook; strong, as the threads themselves are
 
@@ -69,20 +72,21 @@ class Threads:
         idle_time: float | None = None,
         prepare: Callable[[int], object] | None = None,
         what: str = "a thread",
-        last: Callable[[], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
         self.name = name
         self.what = what  # where an initializer runs, for messages
-        self.last = last  # called when the last of the threads has ended, or the interpreter ends
+        self.after = after  # called in a thread that ends; the interpreter waits for it at its end
         self.pid = os.getpid()
         self.ledger = ledger
         self.most = most
         self.least = least
         self.idle_time = idle_time
-        self.prepare = prepare  # called in a new thread with its number
+        self.prepare = prepare  # called in a new thread with its place
         self.backlog = Backlog()
         self.lock = threading.Lock()  # guards the rest
         self.alive: set[KnownThread] = set()  # when closed, also those that have ended
+        self.places: dict[KnownThread, int] = {}  # of those that are alive
         self.at: dict[KnownThread, Any] = {}  # the future of its call
         self.cut = False  # what has not started is cancelled
         self.going: set[KnownThread] = set()  # those of ours that have not ended
@@ -104,70 +108,106 @@ class Threads:
                 "cannot schedule new futures after shutdown: this executor takes no more work"
             )
 
-    def accept(self, call: Call) -> None:
+    def accept(self, call: Call, place: int | None = None) -> None:
         self.check()
-        if self.backlog.put(call):
-            self._grow()
+        if self.backlog.put(call, place):
+            try:
+                self._grow(place)
+            except RuntimeError:
+                if place is not None:
+                    self.backlog.withdraw(call, place)
+                raise
 
     def hire(self, count: int) -> None:
         """Have so many threads now, as far as `most` and the system allow; one at least."""
         for _ in range(min(count, self.most) - len(self.alive)):
             self._grow()
 
-    def _grow(self) -> None:
+    def _grow(self, place: int | None = None) -> None:
+        """One more thread, if there may be one; at a certain place, if there is none."""
         with self.lock:
-            thread = next((thread for thread in self.alive if not thread.begun), None)
+            thread = self._to_start(place)
             if thread is None:
-                if len(self.alive) >= self.most:
-                    return
-                thread = self._made()
+                return
             _ALIVE.add(self)
             try:
                 thread.start()
             except RuntimeError:
-                self.alive.discard(thread)
-                self.going.discard(thread)
+                self._forget({thread})
                 if self.alive:
+                    if place is not None:
+                        raise
                     return  # the others will do it
                 self.backlog.cancel_all()
                 raise
         self.ledger.born()
 
-    def _made(self) -> KnownThread:
+    def _to_start(self, place: int | None) -> KnownThread | None:
+        """Under the lock: one that has not begun (THREAD-3), or a new one; None: it is there."""
+        for thread, where in self.places.items():
+            if place is None or place == where:
+                if not thread.begun:
+                    return thread
+                if place is not None:
+                    return None
+        if len(self.alive) >= self.most:
+            return None
+        if place is None:
+            taken = self.places.values()
+            place = next(where for where in range(self.most) if where not in taken)
+        return self._made(place)
+
+    def _made(self, place: int) -> KnownThread:
         """One more thread, which is to be started (THREAD-3)."""
-        number = next(self.numbers)
-        name = f"{self.name}-{number}"
-        thread = KnownThread(lambda: self._run(thread, number), name, daemon=DAEMON)
+        name = f"{self.name}-{next(self.numbers)}"
+        thread = KnownThread(lambda: self._run(thread, place), name, daemon=DAEMON)
         self.going.add(thread)
         self.alive.add(thread)
+        self.places[thread] = place
         return thread
 
-    def _run(self, me: KnownThread, number: int) -> None:
+    def _forget(self, threads: set[KnownThread]) -> None:
+        """Under the lock: these are ours no more."""
+        self.alive -= threads
+        self.going -= threads
+        for thread in threads:
+            self.places.pop(thread, None)
+
+    def _run(self, me: KnownThread, place: int) -> None:
         INSIDE.calls, INSIDE.serves = 1, True  # it does nothing else
         try:
-            if self.prepare is None or self._prepared(me, number):
-                while self._turn(me):
+            if self.prepare is None or self._prepared(me, place):
+                while self._turn(me, place):
                     pass
         finally:
-            with self.lock:
-                self.at.pop(me, None)
-                self.left.discard(me)
-                self.going.discard(me)
-                if not self.backlog.closed:
-                    self.alive.discard(me)
-                over = self._is_over()
-            if over:
-                self._end()
+            try:
+                if self.after is not None:
+                    self.after()
+            finally:
+                self._ended(me)
+
+    def _ended(self, me: KnownThread) -> None:
+        """This thread runs nothing more."""
+        with self.lock:
+            self.at.pop(me, None)
+            self.left.discard(me)
+            self.going.discard(me)
+            if not self.backlog.closed:
+                self.alive.discard(me)
+                self.places.pop(me, None)
+            over = self._is_over()
+        if over:
+            self._end()
 
     def _is_over(self) -> bool:
         """Under the lock: whether it is closed, and no thread of ours is left."""
         return self.backlog.closed and not any(thread.begun for thread in self.going)
 
-    def _turn(self, me: KnownThread) -> bool:
+    def _turn(self, me: KnownThread, place: int) -> bool:
         """Run one call; False: the thread shall end. Nothing of it is kept while waiting."""
-        call = self.backlog.take(self.idle_time)
+        call = self.backlog.take(self.idle_time, place)
         if call is None:
-            return not self._leaves(me)
+            return not self._leaves(me, place)
         self.at[me] = call.future
         try:
             if self.cut:  # THREAD-4
@@ -181,23 +221,24 @@ class Threads:
         del call
         return not self.left or me not in self.left
 
-    def _leaves(self, me: KnownThread) -> bool:
+    def _leaves(self, me: KnownThread, place: int) -> bool:
         with self.lock:
-            if len(self.backlog):
+            if self.backlog.waits(place):
                 return False
             if self.backlog.closed:
                 return True
             if len(self.alive) <= self.least:
                 return False
             self.alive.discard(me)
+            self.places.pop(me, None)
             return True
 
-    def _prepared(self, me: KnownThread, number: int) -> bool:
+    def _prepared(self, me: KnownThread, place: int) -> bool:
         assert self.prepare is not None
         try:
             self.births[me] = Latch()
             try:
-                self.prepare(number)
+                self.prepare(place)
             finally:
                 self.births.pop(me).set()
         except BaseException as error:
@@ -238,8 +279,6 @@ class Threads:
 
     def _end(self) -> None:
         """Closed, and no thread is left."""
-        if self.last is not None:
-            self.last()
         _ALIVE.discard(self)  # not before: the exit hook waits for those that it finds there
 
     def leave(self, futures: Iterable[Any]) -> None:
@@ -248,13 +287,14 @@ class Threads:
         with self.lock:
             gone = {thread for thread in self.alive if id(self.at.get(thread)) in late}
             self.left |= gone
-            self.alive -= gone
-            self.going -= gone
+            self._forget(gone)
             over = self._is_over()
         if over:
             self._end()
-        else:
-            self.hire(len(self.alive) + len(self.backlog))  # who waits must not wait for them
+        else:  # who waits must not wait for them
+            for place in self.backlog.places():
+                self._grow(place)
+            self.hire(len(self.alive) + len(self.backlog))
 
     def leave_births(self) -> int:
         """Once closed: threads whose initializer does not come back are ours no more."""
@@ -264,8 +304,7 @@ class Threads:
         with self.lock:
             late = self.alive.intersection(self.births)
             self.left |= late
-            self.alive -= late
-            self.going -= late
+            self._forget(late)
             over = self._is_over()
         if over:
             self._end()
@@ -276,6 +315,12 @@ class Threads:
         for thread in tuple(self.alive):
             if not thread.here:
                 thread.join()
+
+    def join_idle(self) -> None:
+        """Closed: wait for the threads that run no call."""
+        for thread in tuple(self.alive):
+            while self.at.get(thread) is None and not thread.join(_LOOK_S):
+                pass
 
 
 class Thread(Executor):
@@ -322,9 +367,9 @@ class Thread(Executor):
         prepare = None
         if initializer is not None or pin:
 
-            def prepare(number: int) -> None:
+            def prepare(place: int) -> None:
                 if pin:
-                    pin_thread(number)
+                    pin_thread(place)
                 if initializer is not None:
                     initializer(*initargs)
 
@@ -392,8 +437,8 @@ def _at_exit() -> None:
         threads.close(cancel=failed)
     if failed:
         for threads in alive:
-            if threads.last is not None:
-                threads.last()
+            if threads.after is not None:
+                threads.join_idle()
         return
     try:
         for threads in alive:

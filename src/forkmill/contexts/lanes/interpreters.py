@@ -1,22 +1,20 @@
 """InterpreterLane: a lane over subinterpreters, each of which has a replica of the state.
 
-    put ──▶ encoded ──▶ a thread of ours, with a Home to itself ──▶ begin(item): its output
-    take ◀───────────── decoded, as they come                   ◀── or a generator: more(), more()
+    put ──▶ encoded ──▶ a thread of the executor, and its Home ──▶ begin(item): its output
+    take ◀───────────── decoded, as they come                  ◀── or a generator: more(), more()
 
 Guarantees: those of a Lane. A generator stays where it is and is asked for some outputs at a time,
 so it can be told to end between two of them, and what it emits is never collected whole unless it
 must be.
 
 Invariants:
-    * A thread has the Home to itself until its item is done (HOME-1): one generator at a time.
-    * Items that are put for a certain replica are sent one after the other, in their order: a
-      thread would wait for that Home else, while another one has nothing to do.
+    * A Home does what its thread asks for until the item is done (HOME-1): one generator at a time.
+    * Items that are put for a certain replica wait for the thread of that Home, in their order.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from concurrent.futures import wait
 from contextlib import closing
 from functools import partial
@@ -25,7 +23,7 @@ from types import AsyncGeneratorType, GeneratorType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._process import interrupted
-from ..homes import encode, opened, path
+from ..homes import encode, path
 from .calls import CallLane, Host, _last_words
 from .emit import (
     Outputs,
@@ -56,7 +54,13 @@ class SubinterpreterHost(Host, Protocol):
 
     homes: Homes | None
 
-    def begin_here(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any: ...
+    def begin_here(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Any,
+        place: int | None = None,
+    ) -> Any: ...
 
 
 class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons tested so far
@@ -75,8 +79,6 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         self._path = path()
         self._blob: Any = None  # the replica, encoded
         self._lived: dict[int, Home] = {}  # where there is a replica
-        # By replica: items, the first under way.
-        self._lines: dict[int, deque[tuple[Any, Any]]] = {}
         self._ends: list[Future[Any]] = []
 
     def replica_of(self, place: int) -> int | None:
@@ -88,21 +90,22 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
     # ------------------------------------------------------------------ in
 
     def _start(self, items: Iterable[Any], replica: int | None) -> None:
-        if replica is None:
-            for item in items:
-                blob = self._encoded(item)
-                if blob is not None:
-                    call = object()
-                    self._call(item, call, self._one, item, call, blob)
+        number = None if replica is None else replica % self.replicas
+        for item in items:
+            blob = self._encoded(item)
+            if blob is not None:
+                self._send(item, blob, number)
+
+    def _send(self, item: Any, blob: Any, number: int | None) -> None:
+        call = object()
+        try:
+            future = self._submit(self._one, (item, call, blob), {}, number)
+        except Exception as error:
+            if interrupted(error):
+                raise
+            self._deliver(Taken(item, [], error))
             return
-        number = replica % self.replicas
-        pairs = [(item, blob) for item in items if (blob := self._encoded(item)) is not None]
-        with self._lock:
-            line = self._lines.setdefault(number, deque())
-            idle = not line
-            line += pairs
-        if idle:
-            self._go_on(number)
+        self._watch(future, partial(self._returned, item, call))
 
     def _encoded(self, item: Any) -> Any:
         """The call for an item, in its sender's thread (INV-3); None: it has failed."""
@@ -117,54 +120,22 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             self._deliver(Taken(item, [], error))
             return None
 
-    def _go_on(self, number: int) -> None:
-        """Send the first of those that wait for a replica."""
-        while True:
-            with self._lock:
-                line = self._lines.get(number)
-                if not line:
-                    return
-                item, blob = line[0]
-            call = object()
-            try:
-                future = self._submit(self._one, (item, call, blob, number), {})
-            except Exception as error:
-                if interrupted(error):
-                    raise
-                self._deliver(Taken(item, [], error))
-                with self._lock:
-                    if line:
-                        line.popleft()
-                continue
-            with self._lock:
-                self._under_way.add(future)
-            future.add_done_callback(partial(self._placed_returned, number, item, call))
-            return
-
-    def _placed_returned(self, number: int, item: Any, call: Any, future: Future[Any]) -> None:
-        with self._lock:
-            line = self._lines.get(number)
-            if line:
-                line.popleft()
-        self._go_on(number)
-        self._returned(item, call, future)
-
     # ------------------------------------------------------------------ out
 
-    def _one(self, item: Any, call: Any, blob: Any, number: int | None = None) -> Any:
-        """In a thread of ours: one item's outputs."""
-        with self._homes.one(number) as home:
-            self._settle_in(home)
-            more, value = opened(home.ask(blob, self._path))
-            if not more:
-                return value
-            with closing(self._outputs(home)) as outputs:
-                return self._gathered(item, outputs, call)
+    def _one(self, item: Any, call: Any, blob: Any) -> Any:
+        """In a thread of the executor: one item's outputs."""
+        home = self._homes.here
+        self._settle_in(home)
+        more, value = home.ask(blob, self._path)
+        if not more:
+            return value
+        with closing(self._outputs(home)) as outputs:
+            return self._gathered(item, outputs, call)
 
     def _settle_in(self, home: Home) -> None:
         """Have a replica there."""
         if self._lived.get(home.number) is not home:
-            opened(home.ask(self._blob, self._path))
+            home.ask(self._blob, self._path)
             self._lived[home.number] = home
 
     def _gathered(self, item: Any, outputs: Iterator[Any], call: Any) -> Outputs:
@@ -177,14 +148,14 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         more = True
         try:
             while more:
-                more, some = opened(home.ask(_MORE, self._path))
+                more, some = home.ask(_MORE, self._path)
                 for output in some:
                     if type(output) is Raised:
                         raise output.error
                     yield output
         finally:
             if more:
-                opened(home.ask(_CLOSE, self._path))
+                home.ask(_CLOSE, self._path)
 
     # ------------------------------------------------------------------ the end
 
@@ -196,7 +167,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         failure = None
         for home in lived:
             try:
-                self._ends.append(self._submit(self._last_of, (home,), {}))
+                self._ends.append(self._submit(self._last_of, (home,), {}, home.number))
             except Exception as error:
                 if interrupted(error):
                     raise
@@ -221,36 +192,30 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         self._deliver(None)  # nobody takes it, but somebody may wait for us
 
     def _last_of(self, home: Home) -> Outputs:
-        """In a thread of ours: on_end and teardown of one replica."""
+        """In a thread of the executor: on_end and teardown of its replica."""
         outputs = Outputs()
-        with self._homes.one(home.number) as there:
-            if there is not home:
-                return outputs  # it was left behind, and the replica with it
-            try:
-                more, value = opened(home.ask(encode((_end, (self._token,), {})), self._path))
-                if more:
-                    with closing(self._outputs(home)) as emitted:
-                        self._stream_all(END, emitted, END)
-                else:
-                    outputs = as_outputs(value)
-            except BaseException as error:
-                outputs.append(Raised(error))
-            try:
-                if not self._over:  # else who closes the lane does it
-                    self._move_out(home)
-            except BaseException as error:
-                outputs.append(Raised(error))
+        if self._homes.here is not home:
+            return outputs  # it was left behind, and the replica with it
+        try:
+            more, value = home.ask(encode((_end, (self._token,), {})), self._path)
+            if more:
+                with closing(self._outputs(home)) as emitted:
+                    self._stream_all(END, emitted, END)
+            else:
+                outputs = as_outputs(value)
+        except BaseException as error:
+            outputs.append(Raised(error))
+        try:
+            if not self._over:  # else who closes the lane does it
+                self._move_out(home)
+        except BaseException as error:
+            outputs.append(Raised(error))
         return outputs
 
     def _move_out(self, home: Home) -> None:
         """Tear down a replica."""
         if self._lived.pop(home.number, None) is home:
-            opened(home.ask(encode((_move_out, (self._token,), {})), self._path))
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._lines.clear()
-        super()._stop()
+            home.ask(encode((_move_out, (self._token,), {})), self._path)
 
     def _wait(self, deadline: float | None) -> int:
         left = super()._wait(deadline)
@@ -263,7 +228,10 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
             return left
         # Not in _tear_down: our executor, and every replica with it, may have ended by then.
         try:
-            ends = [self._submit(self._torn_down, (home,), {}) for home in self._lived.values()]
+            ends = [
+                self._submit(self._torn_down, (home,), {}, home.number)
+                for home in self._lived.values()
+            ]
         except Exception:
             return left  # it has ended already
         patience = None if deadline is None else max(0.0, deadline - monotonic())
@@ -273,9 +241,8 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         return len(late)
 
     def _torn_down(self, home: Home) -> None:
-        with self._homes.one(home.number) as there:
-            if there is home:
-                self._move_out(home)
+        if self._homes.here is home:
+            self._move_out(home)
 
     def _tear_down(self) -> None:
         """The replicas were torn down where they are."""

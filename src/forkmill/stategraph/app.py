@@ -12,7 +12,7 @@ Threads: any.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from .. import _checks
 from .._watch import sinks_of
@@ -24,7 +24,7 @@ from .drive import Driver, StateStream, carried_out
 from .limits import Limits
 from .places import Places
 from .plan import stops
-from .result import result_of
+from .result import S, result_of
 from .run import Run
 from .session import Session
 from .tell import Teller, modes_of
@@ -46,7 +46,7 @@ _RUN_OPTIONS = (
 _SESSION_OPTIONS = ("session", "abandon", "take_over", "allow_changed", "answers")
 
 
-class App:
+class App(Generic[S]):
     """A compiled state graph; made by `StateGraph.compile`."""
 
     def __init__(self, plan: Plan) -> None:
@@ -88,7 +88,7 @@ class App:
         sinks: Iterable[Any] = (),
         progress: Any = False,
         report: Any = None,
-    ) -> StateRun:
+    ) -> StateRun[S]:
         """Run from the start, until it is complete or waits.
 
         Args:
@@ -144,7 +144,7 @@ class App:
         sinks: Iterable[Any] = (),
         progress: Any = False,
         report: Any = None,
-    ) -> StateRun:
+    ) -> StateRun[S]:
         """Go on with a session: after a question, a stop, a failure, a crash. Any process may.
 
         A completed session's result is given, and nothing runs.
@@ -175,7 +175,7 @@ class App:
         places = Places(self._plan)
         return carried_out(call(line, places, resumed=True), places)
 
-    async def ainvoke(self, input: Any = None, **options: Any) -> StateRun:
+    async def ainvoke(self, input: Any = None, **options: Any) -> StateRun[S]:
         """As `invoke`, for asyncio. Coroutine functions without a context run in the caller's loop.
 
         Cancelling the task kills the run; it is over when the task is.
@@ -186,10 +186,10 @@ class App:
 
         call, more = self._call_of(options)
         line = begin.started(self._plan, input, more.pop("session", None), **more)
-        run: StateRun = await awaited(self._handle(call, line, asyncio.get_running_loop()))
+        run: StateRun[S] = await awaited(self._handle(call, line, asyncio.get_running_loop()))
         return run
 
-    async def aresume(self, value: Any = NOTHING, **options: Any) -> StateRun:
+    async def aresume(self, value: Any = NOTHING, **options: Any) -> StateRun[S]:
         """As `resume`, for asyncio: see `ainvoke`."""
         import asyncio
 
@@ -199,7 +199,7 @@ class App:
         if not line.point.tasks and line.claim is None:
             return result_of(self._plan, line, "completed")
         loop = asyncio.get_running_loop()
-        run: StateRun = await awaited(self._handle(call, line, loop, resumed=True))
+        run: StateRun[S] = await awaited(self._handle(call, line, loop, resumed=True))
         return run
 
     def start(self, input: Any = None, **options: Any) -> Handle:
@@ -256,7 +256,7 @@ class App:
         abandon: bool = False,
         take_over: bool = False,
         allow_changed: bool = False,
-    ) -> Session:
+    ) -> Session[S]:
         """A session to be looked at, edited, forked, and run step by step.
 
         Args:

@@ -10,7 +10,7 @@ Threads: build in one; an App may be used from any.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from .._checks import hinted, nearest
 from ..contexts.specs import spec
@@ -20,18 +20,19 @@ from . import node as _node
 from .app import App
 from .nested import adapted
 from .plan import Plan, Settings
+from .result import S
 from .rules import Choice, Join
 from .schema import Schema
 from .task import is_async
 from .words import END, START
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["StateGraph"]
 
 
-class StateGraph:
+class StateGraph(Generic[S]):
     """Functions that read one state and return what they change, and the edges between them. ::
 
         graph = fm.StateGraph({"n": None})
@@ -50,6 +51,18 @@ class StateGraph:
         BuildError: A schema or context that is none.
     """
 
+    @overload
+    def __init__(
+        self, schema: type[S], *, context: Any = "inline", name: str | None = None
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: StateGraph[dict[str, Any]],
+        schema: Mapping[str, Any],
+        *,
+        context: Any = "inline",
+        name: str | None = None,
+    ) -> None: ...
     def __init__(self, schema: Any, *, context: Any = "inline", name: str | None = None) -> None:
         self._schema = Schema(schema)
         with told("the state graph"):
@@ -75,7 +88,7 @@ class StateGraph:
         timeout: float | None = None,
         reads: Iterable[str] | None = None,
         destinations: Iterable[str] | None = None,
-    ) -> StateGraph:
+    ) -> StateGraph[S]:
         """Add a node.
 
         Args:
@@ -130,7 +143,7 @@ class StateGraph:
 
     # ---------------------------------------------------------------------------- edges
 
-    def add_edge(self, source: str | Iterable[str], target: str) -> StateGraph:
+    def add_edge(self, source: str | Iterable[str], target: str) -> StateGraph[S]:
         """Add an edge; with a list of sources a join: the target runs when all of them have run.
 
         Args:
@@ -166,7 +179,7 @@ class StateGraph:
         self._joins[key] = Join(sources, target, len(self._joins))
         return self
 
-    def add_conditional_edges(self, source: str, fn: Any, targets: Any = None) -> StateGraph:
+    def add_conditional_edges(self, source: str, fn: Any, targets: Any = None) -> StateGraph[S]:
         """Add an edge that a function chooses.
 
         Args:
@@ -201,11 +214,11 @@ class StateGraph:
         self._choices.append(Choice(source, fn, found, len(self._choices)))
         return self
 
-    def set_entry_point(self, name: str) -> StateGraph:
+    def set_entry_point(self, name: str) -> StateGraph[S]:
         """As ``add_edge(START, name)``."""
         return self.add_edge(START, name)
 
-    def set_finish_point(self, name: str) -> StateGraph:
+    def set_finish_point(self, name: str) -> StateGraph[S]:
         """As ``add_edge(name, END)``."""
         return self.add_edge(name, END)
 
@@ -222,7 +235,7 @@ class StateGraph:
         interrupt_after: Any = (),
         check: Any = True,
         version: Any = None,
-    ) -> App:
+    ) -> App[S]:
         """Check everything, and make what can be run. Later changes of the graph do not count.
 
         Args:

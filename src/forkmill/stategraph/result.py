@@ -6,7 +6,7 @@ Threads: any; nothing here changes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from .._offers import offered
 from ..runs.failure import Failures
@@ -15,9 +15,18 @@ from .rules import half_filled
 from .words import Interrupt, question_id
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # checkers know it, also where it is not installed
+
     from ..runs.failure import Failure
     from .line import Line
     from .plan import Plan
+
+    # The schema: a dataclass, a TypedDict, or a dict. Who does not say it has Any.
+    S = TypeVar("S", default=Any)
+else:
+    from typing import TypeVar
+
+    S = TypeVar("S")
 
 __all__ = ["StateRun", "StateStats", "StepReport", "result_of"]
 
@@ -54,7 +63,7 @@ class StateStats:
 
 
 @dataclass(frozen=True, slots=True)
-class StateRun:
+class StateRun(Generic[S]):
     """What a call came to. ``run["key"]`` is ``run.state["key"]``.
 
     Attributes:
@@ -72,7 +81,7 @@ class StateRun:
     """
 
     status: str
-    state: Any
+    state: S
     session: str
     step: int
     seq: int
@@ -83,11 +92,13 @@ class StateRun:
     stats: StateStats = field(default_factory=StateStats)
 
     def __getitem__(self, key: str) -> Any:
-        return self.state[key]
+        state: Any = self.state
+        return state[key]
 
     def __contains__(self, key: object) -> bool:
+        state: Any = self.state
         try:
-            self.state[key]
+            state[key]
         except KeyError:
             return False
         return True

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from .. import _checks
 from ..errors import SessionBusy, SessionConflict
@@ -32,7 +32,7 @@ from .limits import Limits
 from .line import Line, Point, blob_of, view
 from .places import Places
 from .plan import stops
-from .result import StepReport, result_of
+from .result import S, StepReport, result_of
 from .run import Run
 from .task import OPAQUE
 from .tell import Teller
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 
-class Session:
+class Session(Generic[S]):
     """A session of a state graph; made by ``app.open``. As a context manager it is closed."""
 
     def __init__(
@@ -68,9 +68,10 @@ class Session:
         return self._line.session
 
     @property
-    def state(self) -> Any:
+    def state(self) -> S:
         """The state as of its last point, as a node would see it."""
-        return view(self._plan, self._point())
+        state: S = view(self._plan, self._point())
+        return state
 
     @property
     def status(self) -> str:
@@ -97,7 +98,7 @@ class Session:
         """The questions that wait for an answer."""
         return self.result().interrupts
 
-    def result(self) -> StateRun:
+    def result(self) -> StateRun[S]:
         """The session as the result of a call."""
         line = self._seen()
         return result_of(self._plan, line, line.status)
@@ -155,7 +156,7 @@ class Session:
         max_steps: int | None = None,
         interrupt_before: Any = (),
         interrupt_after: Any = (),
-    ) -> StateRun:
+    ) -> StateRun[S]:
         """Run on until it is complete or waits: ``app.resume`` with warm contexts.
 
         Args:
@@ -274,7 +275,7 @@ class Session:
             *(self.id, point.seq, point.step, parent, kind, author, tuple(frontier), joins, at)
         )
 
-    def state_at(self, seq: int) -> Any:
+    def state_at(self, seq: int) -> S:
         """The state as of another point.
 
         Raises:
@@ -283,7 +284,8 @@ class Session:
         if self._plan.settings.store is None:
             self._check_last(seq)
             return self.state
-        return view(self._plan, begin.known(self._plan, self.id, seq)[1].point)
+        state: S = view(self._plan, begin.known(self._plan, self.id, seq)[1].point)
+        return state
 
     def _check_last(self, seq: int) -> None:
         """That it is the one point of a session that no store has."""
@@ -295,7 +297,7 @@ class Session:
                 session=self.id,
             )
 
-    def fork(self, seq: int | None = None, session: str | None = None) -> Session:
+    def fork(self, seq: int | None = None, session: str | None = None) -> Session[S]:
         """A new session that begins where this one was at a point.
 
         Args:
@@ -314,7 +316,7 @@ class Session:
         line = begin.opened(self._plan, target, self._allow_changed)
         return Session(self._plan, line, allow_changed=self._allow_changed)
 
-    def _fork_here(self, seq: int | None, target: str) -> Session:
+    def _fork_here(self, seq: int | None, target: str) -> Session[S]:
         """A fork that no store has."""
         with self._alone():
             line = self._line
@@ -333,7 +335,7 @@ class Session:
         if places is not None:
             places.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Session[S]:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -65,6 +65,8 @@ def node(text: str) -> list[str]:
 
 graph = fm.StateGraph({"todo": None})
 graph.add_node("plan", parse, contxt="thread")  # wrong
+text: str = graph.compile().invoke().state  # wrong
+fm.StateGraph([("todo", None)])  # wrong
 fm.retry(attempts="many")  # wrong
 Pool(2).map(parse)  # wrong
 words: list[str] = Pool(2).map(parse, ["7"])  # wrong

@@ -6,8 +6,9 @@ import asyncio
 import concurrent.futures
 import operator
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Annotated, Any, TypedDict, assert_type
 
 import forkmill as fm
 from forkmill.integrations.stdlib import AsyncResult, Pool
@@ -173,3 +174,27 @@ def state_graphs() -> None:
     graph.add_edge(fm.START, "plan")
     app = graph.compile(checkpoints=fm.MemoryCheckpoints())
     print(app.invoke({"todo": []}, session="job")["done"])
+    assert_type(app.invoke({"todo": []}).state, dict[str, Any])
+
+
+class Job(TypedDict):
+    todo: list[int]
+    done: Annotated[list[int], operator.add]
+
+
+@dataclass
+class Count:
+    n: int = 0
+
+
+def states() -> None:
+    """The schema's type is that of the state."""
+    run = fm.StateGraph(Job).add_node("plan", plan).add_edge(fm.START, "plan").compile().invoke()
+    assert_type(run.state["done"], list[int])
+    assert_type(fm.StateGraph(Count).compile().open("job").state.n, int)
+
+
+def untyped(graph: fm.StateGraph, run: fm.StateRun) -> int:
+    """Who writes no type of a state has Any."""
+    number: int = run.state
+    return number

@@ -1,5 +1,10 @@
 """Ctrl-C while a run works in the main thread: noted by a handler of ours, not raised in our code.
 
+    Handler             takes the place of Python's own, and gives it back: for all shapes of runs
+    ├─ Interrupts       what follows of it for maps and graphs (below)
+    ├─ pipeline/run/interrupts.py    pipelines: sources end first; stays for a burst of outputs
+    └─ stategraph/drive.py           state graphs: between two steps, or inside of a node
+
     run:       [ ours ............................... ]  raised at its end, if it was noted
     iterator:  [ ours ] user's [ ours ] user's [ ours ]
 
@@ -18,15 +23,18 @@ Threads: everything in the main thread; elsewhere nothing is done, as no signal 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `signal` makes enums: 35 us a time
 import _thread
-import signal
 import threading
+from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["Interrupts", "Late"]
+__all__ = ["Handler", "Interrupts", "Late"]
+
+_OWN = _signal.default_int_handler
 
 
 class Stoppable(Protocol):
@@ -36,7 +44,62 @@ class Stoppable(Protocol):
     def kill(self) -> None: ...
 
 
-class Interrupts:
+class Handler:
+    """What is called for SIGINT while it is in place: `_handle`, a subclass's.
+
+    Python's own would raise anywhere in our code. Another handler than that is the user's, and
+    stays.
+    """
+
+    _in_place = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        raise NotImplementedError
+
+    def rests(self) -> bool:
+        """Whether it is of no use here, so that another of ours may take its place."""
+        return not self._in_place
+
+    def come(self) -> Any:
+        """Be in place, in the main thread; what was there, or None."""
+        if threading.current_thread() is not threading.main_thread():
+            return None
+        before = _signal.getsignal(_signal.SIGINT)
+        owner = _owner(before)
+        if owner is self:
+            return None
+        ours = before is _OWN or (owner is not None and owner.rests())
+        self._in_place = ours  # first: the next call may be the last one
+        if ours:
+            _signal.signal(_signal.SIGINT, self._handle)
+        return before
+
+    def go(self) -> None:
+        """Give the place back. In another thread it cannot: it stays, and rests."""
+        try:
+            self._give_back()
+        except BaseException:  # of another signal's handler
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        if self._in_place and threading.current_thread() is threading.main_thread():
+            if not self.replaced():
+                _signal.signal(_signal.SIGINT, _OWN)
+            self._in_place = False
+
+    def replaced(self) -> bool:
+        """Whether somebody else has taken its place."""
+        return self._in_place and _owner(_signal.getsignal(_signal.SIGINT)) is not self
+
+
+def _owner(handler: Any) -> Handler | None:
+    """Whose a handler is, if it is one of ours."""
+    owner: Any = handler.__self__ if type(handler) is MethodType else None
+    return owner if issubclass(type(owner), Handler) else None
+
+
+class Interrupts(Handler):
     """The handler of one run; in place between `__enter__` and `__exit__`, which may be nested.
 
     Attributes:
@@ -50,7 +113,6 @@ class Interrupts:
         self._told = False  # it was raised
         self._run: Stoppable | None = None
         self._depth = 0
-        self._in_place = False
 
     def guards(self, run: Stoppable) -> None:
         """That is the run. It may have been interrupted already."""
@@ -62,38 +124,22 @@ class Interrupts:
         self._depth += 1
         try:
             if self._depth == 1:
-                self._come()
+                self.come()
         except BaseException:
             self.__exit__()
             raise
 
     def __exit__(self, *exc: object) -> None:
         self._depth -= 1
-        if self._depth > 0 or not self._in_place:
-            return
-        try:
-            self._go()
-        except BaseException:  # of another signal's handler
-            self._go()
-            raise
+        if self._depth == 0:
+            self.go()
 
-    def _come(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        handler = signal.getsignal(signal.SIGINT)
-        if handler is signal.default_int_handler or _rests(handler):
-            self._in_place = True  # first: the next call may be the last one
-            signal.signal(signal.SIGINT, self._handle)
-
-    def _go(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) == self._handle:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._in_place = False
+    def rests(self) -> bool:
+        return not self._depth
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._depth:  # it could not be taken away
-            signal.default_int_handler(number, frame)
+            _OWN(number, frame)
         first, self.noted = not self.noted, True
         if self._run is not None:
             if first:
@@ -115,19 +161,13 @@ class Interrupts:
         return owed
 
 
-def _rests(handler: Any) -> bool:
-    """Whether a handler is one of ours that is of no use any more."""
-    interrupts = getattr(handler, "__self__", None)
-    return isinstance(interrupts, Interrupts) and not interrupts._depth
-
-
 class _Flag(int):
     """A signal's number; its attribute flags that signal, without a call that would handle it."""
 
     set = property(_thread.interrupt_main)
 
 
-_SIGINT = _Flag(signal.SIGINT)
+_SIGINT = _Flag(_signal.SIGINT)
 
 
 class Late:

@@ -13,13 +13,12 @@ Threads: a Driver's `stop` and `kill` may be called from any; the rest is the ru
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # `signal` without its enums
-import threading
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from .._late import unbroken
 from ..runs.handle import Left
+from ..runs.interrupts import Handler
 from ..runs.result import disguised
 from .carried import Carried
 
@@ -34,30 +33,17 @@ if TYPE_CHECKING:
 __all__ = ["Driver", "Interrupts", "StateStream", "carried_out"]
 
 
-class Interrupts:
-    """Ctrl-C while a run works in the main thread.
-
-    Python's own handler would raise anywhere in the run. Another handler than Python's is the
-    user's, and stays.
-    """
+class Interrupts(Handler):
+    """Ctrl-C while a run works in the main thread: the first one stops it after the step."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._old: Any = None
 
     def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        handler = _signal.getsignal(_signal.SIGINT)
-        if handler is _signal.default_int_handler:
-            self._old = handler  # first: the next call may be the last one
-            _signal.signal(_signal.SIGINT, self._handle)
+        self.come()
 
     def __exit__(self, *exc: object) -> None:
-        if self._old is not None:
-            if _signal.getsignal(_signal.SIGINT) == self._handle:
-                _signal.signal(_signal.SIGINT, self._old)
-            self._old = None
+        self.go()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         run = self._run

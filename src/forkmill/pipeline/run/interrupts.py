@@ -13,12 +13,12 @@ Threads: everything in the main thread, else nothing is done; `replaced` in any.
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]  # `signal` without its enums
 import sys
-import threading
 from typing import TYPE_CHECKING, Any
 
 from ..._frames import our_locals
+from ...runs.interrupts import Handler
 from .sources import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -32,13 +32,11 @@ __all__ = ["BURSTS", "Interrupts"]
 BURSTS: set[CodeType] = set()  # of functions that go on with a run, while the handler stays
 
 
-class Interrupts:
-    """Python's own handler would raise anywhere in the driver. Another handler than Python's is the
-    user's, and stays."""
+class Interrupts(Handler):
+    """The handler of one run."""
 
     def __init__(self, driver: Run[Any]) -> None:
         self.driver = driver
-        self._in_place = False
         self._working = False  # until `__exit__` the run has the thread
 
     def __enter__(self) -> None:
@@ -47,29 +45,19 @@ class Interrupts:
 
     def stay(self) -> None:
         """Be in place, for a burst."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        handler = signal.getsignal(signal.SIGINT)
-        if handler == self._handle:
-            return
-        ours = handler is signal.default_int_handler or _rests(handler)
-        self.driver.may_interrupt = not ours and callable(handler)
-        self._in_place = ours  # first: the next call may be the last one
-        if ours:
-            signal.signal(signal.SIGINT, self._handle)
+        before = self.come()
+        if before is not None:
+            self.driver.may_interrupt = not self._in_place and callable(before)
 
     def __exit__(self, *exc: object) -> None:
         """Idempotent: who was broken off in here, or in `__enter__`, does it again. In another
         thread nothing can be taken away: it stays, idle, until the next run is over."""
         self._working = False
-        if self._in_place and threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) == self._handle:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._in_place = False
+        self.go()
 
-    def replaced(self) -> bool:
-        """Whether somebody else has taken its place, in the middle of a burst."""
-        return self._in_place and signal.getsignal(signal.SIGINT) != self._handle
+    def rests(self) -> bool:
+        """Whether the stream is idle in this thread, or over."""
+        return not self.has(sys._getframe())
 
     def has(self, frame: FrameType | None) -> bool:
         """Whether the run has the main thread, which is at this frame."""
@@ -81,7 +69,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self.has(frame):
-            signal.default_int_handler(number, frame)
+            _signal.default_int_handler(number, frame)
         if self.driver.interrupted:
             self.driver.kill()
             raise KeyboardInterrupt
@@ -91,9 +79,3 @@ class Interrupts:
             if frame.f_code in INTERRUPTED:
                 raise KeyboardInterrupt  # inside a source: it ends here (see tap)
             frame = frame.f_back
-
-
-def _rests(handler: Any) -> bool:
-    """Whether a handler is that of a stream which is idle in this thread, or over."""
-    interrupts = getattr(handler, "__self__", None)
-    return isinstance(interrupts, Interrupts) and not interrupts.has(sys._getframe())

@@ -15,7 +15,7 @@ import pytest
 import forkmill as fm
 import tasks
 from forkmill import contexts
-from forkmill.contexts import Work, cow_fork
+from forkmill.contexts import Work, forker
 from forkmill.contexts.lanes import children as cow_lane
 
 pytestmark = [pytest.mark.timeout(60)]
@@ -97,7 +97,7 @@ def test_no_child_is_forked_for_a_call_that_is_being_killed(
 ) -> None:
     """It would inherit the numbers of descriptors that are closed when the call is over."""
     taken, killing, forked = (threading.Event() for _ in range(3))
-    fork, death = cow_fork._Forker._fork, cow_fork._Forker._death
+    fork, death = forker.Forker._fork, forker.Forker._death
 
     def slow_fork(self: Any, slot: Any, calls: Any) -> None:
         taken.set()
@@ -110,8 +110,8 @@ def test_no_child_is_forked_for_a_call_that_is_being_killed(
         assert forked.wait(20)
         return death(self, *args, **info)
 
-    monkeypatch.setattr(cow_fork._Forker, "_fork", slow_fork)
-    monkeypatch.setattr(cow_fork._Forker, "_death", slow_death)
+    monkeypatch.setattr(forker.Forker, "_fork", slow_fork)
+    monkeypatch.setattr(forker.Forker, "_death", slow_death)
     with fm.executor("cow_fork", 1) as executor:
         future = executor.submit(time.sleep, 60)
         assert taken.wait(20)

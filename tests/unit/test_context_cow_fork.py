@@ -513,14 +513,14 @@ def test_a_child_that_is_slow_to_begin_costs_nobody_a_call(
     """It may begin just when it is given up: then it is not, and nothing runs twice."""
     run_script(f"""
         import os, random, time, tasks
-        from forkmill.contexts import cow_fork
-        cow_fork._SET_UP = 0.05
-        cow_fork._STILLBORN = 8  # for this machine four in a row may be an accident
-        end = cow_fork._Forker._end_child
+        from forkmill.contexts import cow_fork, forker
+        forker._SET_UP = 0.05
+        forker._STILLBORN = 8  # for this machine four in a row may be an accident
+        end = forker.Forker._end_child
         def end_late(*args):  # what a scheduler may do there
             time.sleep(0.03)
             end(*args)
-        cow_fork._Forker._end_child = end_late
+        forker.Forker._end_child = end_late
         def lag():
             random.seed()
             time.sleep(random.uniform(0.03, 0.07))
@@ -543,8 +543,8 @@ def test_children_that_freeze_for_ever_end_as_a_death_that_says_so(run_script: R
     run_script("""
         import os, time
         from forkmill import WorkerDied
-        from forkmill.contexts import cow_fork
-        cow_fork._SET_UP = 0.05
+        from forkmill.contexts import cow_fork, forker
+        forker._SET_UP = 0.05
         os.register_at_fork(after_in_child=lambda: time.sleep(60))
         ex = cow_fork.CowFork(1, batch=2)
         first, second = ex.submit(abs, -1), ex.options(retries=1).submit(abs, -2)

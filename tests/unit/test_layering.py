@@ -48,7 +48,10 @@ FORBIDDEN = {
     **{name: {"_native": set()} for name in ("events", "_watch", "codec", "runs")},
     "contexts": {
         "pool": {"contexts.ipc_fork"},
-        "_native": {"contexts.ipc_fork", "contexts.cow_fork", "contexts.lanes.in_worker"},
+        "_native": {
+            *("contexts.ipc_fork", "contexts.lanes.in_worker"),
+            *("contexts.cow_fork", "contexts.forker", "contexts.fork_outcomes"),
+        },
     },
     "pipeline": {
         "pool": set(),

@@ -463,9 +463,9 @@ class Codec:
 
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
-        reach, plain = ours("codec.reach"), ours("codec.snapshot").stands_for_itself
+        reach, plain = ours("codec.reach"), ours("codec.snapshot").PLAIN
         for name, value in list(main().items()):
-            if plain(value) or not _may_name(data, name.encode()):
+            if type(value) in plain or not _may_name(data, name.encode()):
                 continue
             if type(value) is FunctionType or reach.is_class(value):
                 # pickle goes by an object's own name: other names for it do not matter. One that
@@ -641,7 +641,7 @@ _VIEW = __name__.rpartition(".")[0] + ".view"
 
 def load_all() -> None:
     """Load what most workers do without: here and now, not in each process that is forked from this
-    one, and not while something is decoded."""
+    one, and not while an outcome is decoded, which would be what breaks the import off."""
     for name in ("codec.failures", "codec.program", "codec.reducers", "codec.refusal"):
         ours(name)
 

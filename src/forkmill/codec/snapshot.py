@@ -20,7 +20,7 @@ from .._process import GONE, main
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Snapshot", "is_by_hand", "stands_for_itself"]
+__all__ = ["PLAIN", "Snapshot", "is_by_hand"]
 
 
 class Snapshot:
@@ -71,7 +71,7 @@ def _references(names: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Weak ones to all that may go by its name."""
     found: dict[str, Callable[[], Any]] = {}
     for name, value in list(names.items()):
-        if type(value) not in _PLAIN:
+        if type(value) not in PLAIN:
             try:  # noqa: SIM105  # a third of the time
                 found[name] = weakref.ref(value)
             except TypeError:
@@ -79,12 +79,8 @@ def _references(names: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def stands_for_itself(value: Any) -> bool:
-    """Whether it is a plain value, or a module: nothing that goes by a name in `__main__`."""
-    return type(value) in _PLAIN
-
-
-_PLAIN = frozenset({
+# Types of plain values, and modules: nothing that goes by a name in `__main__`.
+PLAIN = frozenset({
     type(None), bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set,
     frozenset, ModuleType, BuiltinFunctionType,
 })  # fmt: skip

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .. import _hazards, _native, errors
 from .._late import close_last, unbroken
 from .._process import cpus_each
-from ..codec.codec import Codec, load_all
+from ..codec.codec import Codec
 from ..worker.logs import levels
 from ..worker.main import Config
 from ..worker.zygote import encode, start_exec, start_fork
@@ -154,8 +154,6 @@ def make_core(
     fork = method == "fork"
     if memory_limit:  # the next task would be charged with what this one has left
         max_rss = min(max_rss or memory_limit, memory_limit)
-    # An import that a signal handler breaks off while an outcome is decoded would be that outcome.
-    load_all()
     codec = Codec("fork" if fork else "exec", inherit)
     config = Config(
         workers=workers,

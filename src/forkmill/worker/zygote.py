@@ -92,7 +92,7 @@ def start_fork(
     _introduce(config)
     config.stdin = worker.null_input()
     caps = _caps(os.environ, config.threads)
-    config.caps = {os.fsencode(name): os.fsencode(caps[name]) for name in caps}
+    config.caps = {name.encode(): cap.encode() for name, cap in caps.items()}
     config.limits = worker.limits_of(lambda name: caps.get(name) or os.environ.get(name, ""))
     # What was printed is ours to write. If nobody can print before the fork, workers need not
     # look for a copy of it.

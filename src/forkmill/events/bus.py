@@ -55,6 +55,7 @@ class Bus:
         self.queue: deque[Any] = deque()  # (event, emitter), (None, flush)
         self.bound = 1  # of the deque: the largest buffer
         self.asleep = False
+        self._rung = False  # the thread was woken, and did not wake by itself
         self._threads: dict[str, LoneThread] = {}  # one or none
         self._live = Latch()
         self._bell = _thread.allocate_lock()  # open: there is something to look at
@@ -213,6 +214,8 @@ class Bus:
             ticks = bool(self.emitters or (self.everyone and TELLERS))
             if ticks and now >= self._tick_at:
                 self._tick_at = now + _TICK_S
+                if self._hear_at < now + _TICK_S / 2:  # at the same time: it is woken once
+                    self._hear_at = now
                 self._tick()
             elif EARS and now >= self._hear_at and self.subscribers:
                 self._hear_often(now)
@@ -221,7 +224,7 @@ class Bus:
             elif not self.subscribers:
                 self._retire()
                 return
-            elif took:
+            elif took and self._rung:  # others emit: they need not wake it for each
                 self._bell.acquire(timeout=_GATHER_S)
             else:
                 self._rest(self._next_look(ticks) - now)
@@ -307,10 +310,10 @@ class Bus:
     def _rest(self, seconds: float) -> None:
         self.asleep = True
         if self.queue:
-            self.asleep = False
+            self.asleep, self._rung = False, True
             return
         for_ever = seconds > threading.TIMEOUT_MAX
-        self._bell.acquire(timeout=-1 if for_ever else max(seconds, 0.0))
+        self._rung = self._bell.acquire(timeout=-1 if for_ever else max(seconds, 0.0))
         self.asleep = False
         if for_ever:
             self._tick_at = time.monotonic() + _TICK_S

@@ -60,7 +60,7 @@ def words(bytes lot not None, loads):
         more = None
         try:
             if head.kind == FM_WORD_TIMES:
-                more = _calls_of(&head, at + sizeof(head), calls)
+                more = _calls_of(&head, at + sizeof(head), left - sizeof(head), calls)
             else:
                 word = decode_record(at + sizeof(head), head.size, None, loads)
         except Exception as error:

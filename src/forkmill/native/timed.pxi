@@ -8,7 +8,8 @@
 #   has nothing of Python around it.
 # Threads: one, the worker's first; the process that asks only makes and sends it.
 
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport _PyBytes_Resize
+from cpython.ref cimport Py_XDECREF
 from libc.string cimport memchr
 
 cdef enum:
@@ -116,18 +117,50 @@ cdef class _Calls:
 
     cdef bytes whose
     cdef uint64_t first, count
-    cdef bytearray packed
+    cdef PyObject *_packed  # bytes that nobody else has yet, with room for all that is left of a lot
+    cdef size_t _n          # struct fm_time in there
     cdef int64_t at_ns
 
+    def __cinit__(self, bytes whose, uint64_t first, size_t left):
+        self.whose, self.first = whose, first
+        self._packed = NULL
+        held = PyBytes_FromStringAndSize(NULL, left)
+        Py_INCREF(held)
+        self._packed = <PyObject *>held
+
+    def __dealloc__(self):
+        Py_XDECREF(self._packed)
+
+    cdef int add(self, const uint8_t *times, const fm_times *head) except -1:
+        cdef fm_time *own = <fm_time *>PyBytes_AS_STRING(<object>self._packed) + self._n
+        cdef uint32_t i
+        memcpy(own, times, head.n * sizeof(fm_time))
+        for i in range(head.n if self.count else 0):
+            own[i].number += <double>self.count
+        self._n += head.n
+        self.count += head.count
+        return 0
+
     cdef object word(self):
-        """As if it had been said so."""
+        """As if it had been said so. Once."""
+        cdef PyObject *packed = self._packed
+        self._packed = NULL
+        _PyBytes_Resize(&packed, self._n * sizeof(fm_time))  # in its place: the rest is given back
+        times = <object>packed
+        Py_XDECREF(packed)
         run, name = self.whose.decode("utf-8", "replace").split("\n", 1)
-        data = {"first": self.first, "count": self.count, "packed": bytes(self.packed)}
+        data = {"first": self.first, "count": self.count, "packed": times}
         return self.at_ns, ("items", run or None, name, None, data, None)
 
 
-cdef _Calls _calls_of(const fm_word *word, const uint8_t *body, _Calls before):
+cdef _Calls _calls_of(const fm_word *word, const uint8_t *body, uint64_t left, _Calls before):
     """The calls of a word: added to those before it, if these are of the same kind; else others.
+
+    Args:
+        word: Its head.
+        body: What follows that.
+        left: Bytes of the lot from there on.
+        before: The calls of the words before it, or None.
 
     Raises:
         ValueError: It is none.
@@ -145,21 +178,8 @@ cdef _Calls _calls_of(const fm_word *word, const uint8_t *body, _Calls before):
         raise _malformed("what a map tells of its calls is no word")
     whose = PyBytes_FromStringAndSize(<const char *>body + sizeof(head), head.whose)
     if (calls is None or calls.whose != whose or calls.first + calls.count != head.first
-            or len(calls.packed) >= _MOST_TIMES * sizeof(fm_time)):
-        calls = _Calls.__new__(_Calls)
-        calls.whose, calls.first, calls.count, calls.packed = whose, head.first, 0, bytearray()
-    _add_times(calls, body + ahead, head.n)
-    calls.count += head.count
+            or calls._n >= _MOST_TIMES):
+        calls = _Calls(whose, head.first, left)
+    calls.add(body + ahead, &head)
     calls.at_ns = word.at_ns
     return calls
-
-
-cdef int _add_times(_Calls calls, const uint8_t *times, uint32_t n) except -1:
-    cdef Py_ssize_t before = PyByteArray_GET_SIZE(calls.packed), i
-    cdef fm_time *own
-    PyByteArray_Resize(calls.packed, before + n * sizeof(fm_time))
-    own = <fm_time *>(PyByteArray_AS_STRING(calls.packed) + before)
-    memcpy(own, times, n * sizeof(fm_time))
-    for i in range(n):
-        own[i].number += <double>calls.count
-    return 0

@@ -11,6 +11,7 @@ Threads: any.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from time import monotonic
 from typing import Any
 
 from . import events
@@ -18,6 +19,8 @@ from ._offers import offered
 from ._said import within
 
 __all__ = ["Watch", "sinks_of"]
+
+_LOOK_S = 0.002  # between two looks of a loop whether sinks are so far
 
 
 def sinks_of(sinks: Any = (), progress: Any = False, report: Any = None) -> tuple[Any, ...]:
@@ -56,10 +59,12 @@ class Watch:
     Attributes:
         failures: How many items have failed.
         over: Its end was told.
+        latch: For who may not wait there: set when its sinks have heard of the end. None: `end`
+            waits for that.
         settle: Called before the end is told, if anybody hears of items: tells what is left.
     """
 
-    __slots__ = ("_begun", "_emitter", "_figures", "_name", "failures", "over", "settle")
+    __slots__ = ("_begun", "_emitter", "_figures", "_name", "failures", "latch", "over", "settle")
 
     def __init__(self, source: str, name: str, sinks: tuple[Any, ...], origin: Any = None) -> None:
         with within(*origin[:2]) if origin is not None else nullcontext():
@@ -68,6 +73,7 @@ class Watch:
         self._figures: Any = None
         self.over = self._begun = False
         self.failures = 0
+        self.latch: Any = None
         self.settle: Any = None
         for sink in sinks:
             self._emitter.attach(sink)
@@ -100,8 +106,16 @@ class Watch:
             return
         if not self._emitter.ended:
             self._tell_end(status)
-        self._emitter.finish(events.DRAIN_S)
+        self._emitter.finish(events.DRAIN_S, self.latch)
         self.over = True
+
+    async def heard(self) -> None:
+        """Once `latch` is set, or it takes too long."""
+        import asyncio  # for who has a loop
+
+        until = monotonic() + events.DRAIN_S
+        while not self.latch.is_set() and monotonic() < until:
+            await asyncio.sleep(_LOOK_S)
 
     def _tell_end(self, status: str) -> None:
         if self._figures is not None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,6 +190,22 @@ def test_long_calls_of_an_inline_stage_are_all_measured() -> None:
     assert sink.calls["slow"] == sink.measured["slow"] == 40
 
 
+@pytest.mark.parametrize("context", ["inline", "thread:1"])
+def test_batches_of_one_size_are_told_together(context: str) -> None:
+    told: list[Any] = []
+    line = fm.Pipeline().source(range(2001)).batch(2, name="batch", context=context)
+    assert len(line.sink(plus_all, name="end").run(sinks=[told.append]).outputs) == 0
+    batches = [event["data"] for event in told if event["kind"] == "batch"]
+    assert sum(data["size"] * data["count"] for data in batches) == 2001
+    assert batches[-1] == {"size": 1, "count": 1} and len(batches) < 500
+    kinds = [event["kind"] for event in told if event["name"] == "batch"]
+    assert kinds[-1] == "stage_finished"
+
+
+def plus_all(items: list[int]) -> None:
+    assert 1 <= len(items) <= 2
+
+
 class Hears(Sink):
     """And when the run ends, and of which run the calls are."""
 
@@ -241,6 +258,63 @@ def test_what_many_calls_took_is_one_event() -> None:
     assert [call["number"] for call in calls] == [*range(20_000)]
     begins = [call["begin"] for call in calls if call["begin"] is not None]
     assert len(begins) >= 20_000 / 64 and begins == sorted(begins)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_an_amap_is_a_run_of_its_own(ordered: bool, tmp_path: Path) -> None:
+    every, late = Hears("items"), Hears("runs")
+
+    async def main() -> None:
+        sink = Hears("every")
+        with fm.ProcessPool(2, start_method="fork") as pool:
+            options: Any = {"ordered": ordered, "sinks": [sink]}
+            got = [x async for x in pool.amap(abs, range(-40, 0), **options, report=report)]
+            assert sorted(got) == [*range(1, 41)]
+            assert sink.calls == sink.measured == {"abs": 40}
+            assert sink.kinds[0] == "run_started" and sink.kinds[-1] == "run_finished"
+            with pytest.raises(ZeroDivisionError):
+                async for _ in pool.amap(divmod, [1], [0], **options):
+                    raise AssertionError("nothing comes")
+            assert sink.kinds.count("item_failed") == 1 and sink.kinds[-1] == "run_finished"
+            unseen = pool.amap(abs, range(-2000, 0))
+            assert await anext(unseen) > 0
+            end = fm.subscribe(late)
+            await unseen.aclose()  # type: ignore[attr-defined]
+            end()
+
+    report, end = tmp_path / "run.html", fm.subscribe(every, detail="items")
+    try:
+        asyncio.run(main())
+        end()
+    finally:
+        end.end()
+    assert report.read_text().startswith("<!doctype html>")
+    assert late.kinds[-1] == "run_finished" and not late.calls
+    assert every.calls["abs"] >= 40 and every.calls["divmod"] == 1
+
+
+def test_a_loop_goes_on_while_sinks_hear_of_the_end_of_an_amap() -> None:
+    told, went_on = threading.Event(), threading.Event()
+
+    def sink(event: Any) -> None:
+        if event["kind"] == "run_finished":
+            assert went_on.wait(20)
+            told.set()
+
+    async def beat() -> None:
+        await asyncio.sleep(0.01)
+        went_on.set()
+
+    async def main() -> None:
+        with fm.ProcessPool(1) as pool:
+            assert [x async for x in pool.amap(abs, [-1])] == [1]
+            found = pool.amap(abs, [-1], sinks=[sink])
+            assert await anext(found) == 1
+            beating = asyncio.ensure_future(beat())
+            assert [x async for x in found] == [] and told.is_set()
+            await beating
+
+    asyncio.run(main())
 
 
 async def later(x: int) -> int:

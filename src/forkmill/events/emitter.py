@@ -17,6 +17,7 @@ from .subscription import Flush, Subscription
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._process import Latch
     from .event import Event
 
 _time, _monotonic = time.time, time.monotonic
@@ -199,16 +200,19 @@ class Emitter:
         elif self.heard:
             _bus.begin()
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds: float, latch: Latch | None = None) -> None:
         """It is over: who hears it gets what was told, if that takes less than so many seconds.
 
-        `hurry` cuts that short, from anywhere. Who hears it as part of another run has its time at
-        the end of that.
+        `hurry` cuts that short, from anywhere. With a latch nobody waits here: it is set then. Who
+        hears it as part of another run has its time at the end of that.
         """
         self.over = True  # first: nobody may come behind that, and `begin` looks at it afterwards
         _bus.emitters.pop(self, None)
         listeners = [*self.own, *(_bus.everyone if self.above is None else ())]
-        if listeners and not _bus.here:
+        if latch is not None:
+            _bus.queue.append((None, Flush(listeners, self, latch)))
+            _bus.begin()
+        elif listeners and not _bus.here:
             _bus.drain(listeners, seconds, self)
             for subscriber in tuple(self.own):
                 subscriber.end()

@@ -212,13 +212,17 @@ class Flush:
 
     __slots__ = ("_ends", "_left", "latch")
 
-    def __init__(self, subscribers: Iterable[Subscription], ends: Home | None) -> None:
+    def __init__(
+        self, subscribers: Iterable[Subscription], ends: Home | None, latch: Latch | None = None
+    ) -> None:
         self._left = dict.fromkeys(subscribers)
         self._ends = ends  # the run that is over
-        self.latch = Latch()
+        self.latch = latch or Latch()
 
     def go(self, alive: dict[Subscription, None]) -> None:
         """Into the queues."""
+        if not self._left:
+            self.latch.set()
         for subscriber in tuple(self._left):
             if subscriber in alive:
                 subscriber.tell_gap()  # before: when this is reached nobody may be there any more

@@ -16,7 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .. import _native, errors
-from .._process import interrupted
+from .._process import Latch, interrupted
 from ..runs.window import Window, late_error
 from .maps import Feed, Items
 
@@ -218,9 +218,20 @@ class AsyncMap(Window[_native.Chunk]):
         self._port = port = port_of(core)
         deadline = call.deadline()
         self._wake = _Wake()
-        self._records = _Records(Items(core), call.return_exceptions)
+        self._items = Items(core)
+        self._records = _Records(self._items, call.return_exceptions)
         feed = Feed(core, call, options, completions=port.completions, done=self._wake.deliver)
         self._begin(feed, deadline, ordered=call.ordered)
+
+    def watch(self, watch: Any, total: int | None, workers: int) -> None:
+        watch.latch = Latch()  # the loop goes on while sinks hear of the end
+        self._items.watch = watch
+        super().watch(watch, total, workers)
+
+    async def _heard(self) -> None:
+        """Who watches has heard of the end, or does not hear of it in time."""
+        if self._watch is not None:
+            await self._watch.heard()
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -237,9 +248,15 @@ class AsyncMap(Window[_native.Chunk]):
                     await self._advance()
             raise StopAsyncIteration
         except StopAsyncIteration:
+            await self._heard()
             raise
-        except BaseException:  # cancelled, too: as an async generator it is at its end then
+        except BaseException as error:  # cancelled, too: as an async generator it is at its end
+            failed = isinstance(error, Exception)
+            if failed:
+                self._status = "failed"
             self._close()
+            if failed:
+                await self._heard()
             raise
         finally:
             self._busy = False
@@ -248,6 +265,7 @@ class AsyncMap(Window[_native.Chunk]):
         """Cancel what has not started, and free everything. Idempotent."""
         if self._has_to_close():
             self._close()
+        await self._heard()
 
     def _let_go(self) -> None:
         self._records._drop()

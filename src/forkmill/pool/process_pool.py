@@ -23,6 +23,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
-    from ..runs.executor import LazyOptions, SharedOptions
+    from ..runs.executor import MapOptions, SharedOptions
     from ..runs.window import Closable
 
 __all__ = ["Future", "PoolStats", "ProcessPool", "WorkerInfo", "map", "shutdown_shared"]
@@ -224,7 +225,7 @@ class _Face(Face["View"]):
 
     @overload
     def amap(
-        self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Unpack[LazyOptions]
+        self, fn: Callable[..., T], *iterables: Iterable[Any], **options: Unpack[MapOptions]
     ) -> AsyncIterator[T]: ...
     @overload
     def amap(
@@ -232,7 +233,7 @@ class _Face(Face["View"]):
         fn: Callable[..., T],
         *iterables: Iterable[Any],
         return_exceptions: Literal[True],
-        **options: Unpack[LazyOptions],
+        **options: Unpack[MapOptions],
     ) -> AsyncIterator[T | Exception]: ...
     @hinted
     def amap(
@@ -244,6 +245,10 @@ class _Face(Face["View"]):
         buffersize: int | None = None,
         ordered: bool = True,
         return_exceptions: bool = False,
+        progress: Any = False,
+        total: int | None = None,
+        sinks: Iterable[Any] = (),
+        report: Any = None,
     ) -> AsyncIterator[Any]:
         """As `map`, for the running event loop: ``async for result in pool.amap(fn, items)``.
 
@@ -253,22 +258,27 @@ class _Face(Face["View"]):
             fn: What to call.
             *iterables: Its arguments.
             timeout, chunksize, buffersize, ordered, return_exceptions: As in `map`.
+            progress, total, sinks, report: As in `map`.
 
         Returns:
             An async iterator, with `aclose()`.
 
         Raises:
             RuntimeError: No event loop is running.
-            TypeError, ValueError, SerializationError, PoolClosed, PoolBroken, PoolError: As `map`.
+            TypeError, ValueError, OSError, SerializationError, PoolClosed, PoolBroken, PoolError:
+                As `map`.
         """
         call = LazyCall(fn, iterables, timeout, chunksize, buffersize, ordered, return_exceptions)
         from . import aio
 
         core = self._core
         if core is None:
-            return aio.asynchronous(self._lazy(call))
+            return aio.asynchronous(self._shown(call, progress, total, sinks, report))
         core.check()
-        return aio.AsyncMap(core, call, self._options)
+        make = partial(aio.AsyncMap, core, options=self._options)
+        found: Any = self._shown(call, progress, total, sinks, report, make)
+        results: AsyncIterator[Any] = found
+        return results
 
     # ------------------------------------------------------------------ views and figures
 

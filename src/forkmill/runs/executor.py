@@ -253,16 +253,23 @@ class Face(concurrent.futures.Executor, Generic[V]):
         return self._view(replace(self._options, excused=True))
 
     def _shown(
-        self, call: LazyCall, progress: Any, total: Any, sinks: Any, report: Any
+        self,
+        call: LazyCall,
+        progress: Any,
+        total: Any,
+        sinks: Any,
+        report: Any,
+        lazy: Callable[[LazyCall], Any] | None = None,
     ) -> Closable[Any]:
-        """`_lazy`, and who wants to see how far it is does."""
+        """`lazy`, else `_lazy`, and who wants to see how far it is does."""
+        lazy = lazy or self._lazy
         heard = STREAM and STREAM[0].heard()  # by who hears everything
         if not heard and progress is False and total is None and report is None and sinks == ():
-            return unseen(self._lazy(call), call, self._max_workers)
+            return unseen(lazy(call), call, self._max_workers)
         from .watched import Shown, watched
 
         shown = Shown(progress, total, sinks, report)
-        return watched(self._lazy, call, shown, self._max_workers)
+        return watched(lazy, call, shown, self._max_workers)
 
     @property
     def _max_workers(self) -> int:

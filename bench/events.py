@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import forkmill as fm
-from forkmill.contexts.lanes.lane import Measured, Recorded, Recorder
+from forkmill.contexts.lanes.measured import Measured, Recorded, Recorder
 from forkmill.events import Emitter
 
 from .harness import LESS, Bench, Case, Target

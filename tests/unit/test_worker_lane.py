@@ -11,7 +11,7 @@ import pytest
 import forkmill as fm
 from forkmill import contexts
 from forkmill.contexts import Batch, Lane, Taken, Work
-from forkmill.contexts.lanes.lane import Measured
+from forkmill.contexts.lanes.measured import Measured
 
 COUNT = 3000
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .base import Call, Executor, closed_error
-from .lanes.lane import InlineLane
+from .lanes.inline import InlineLane
 
 if TYPE_CHECKING:
     from collections.abc import Callable

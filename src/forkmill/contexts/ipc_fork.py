@@ -14,7 +14,7 @@ from .._late import finalize
 from ..pool.batches import Batches
 from ..pool.process_pool import ProcessPool
 from .base import Executor, Metrics
-from .lanes.lane import InlineLane
+from .lanes.inline import InlineLane
 from .lanes.workers import WorkerLane
 
 if TYPE_CHECKING:

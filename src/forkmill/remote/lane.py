@@ -23,7 +23,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ..contexts.lanes.emit import Outputs
-from ..contexts.lanes.lane import Batch, SharedLane, Taken, ended, told
+from ..contexts.lanes.lane import Batch, SharedLane, Taken
+from ..contexts.lanes.replica import ended, told
 from .backend import Blob
 from .courier import LADDER_S, MOST_BYTES, Job, Pace
 from .there import Stage, results

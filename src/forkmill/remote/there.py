@@ -24,7 +24,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..contexts.lanes.emit import Outputs, Raised, emitted, gathered, pieces
-from ..contexts.lanes.lane import Replica, Report
+from ..contexts.lanes.measured import Report
+from ..contexts.lanes.replica import Replica
 from ..errors import SerializationError
 from .shares import KEPT
 from .wire import WireCodec, loaded, packed_plain, plain

@@ -33,15 +33,8 @@ from .emit import (
     gathered,
     is_own,
 )
-from .lane import (
-    END,
-    MANY,
-    Replica,
-    SharedLane,
-    Taken,
-    ended,
-    told,
-)
+from .lane import END, MANY, SharedLane, Taken
+from .replica import Replica, ended, told
 
 if TYPE_CHECKING:
     import asyncio

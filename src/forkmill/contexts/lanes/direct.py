@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from .calls import CallLane
 from .emit import Outputs
-from .lane import Batch, Taken, told
+from .lane import Batch, Taken
+from .replica import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -32,7 +32,8 @@ from .emit import (
     pieces,
     settle,
 )
-from .lane import Measured, Replica
+from .measured import Measured
+from .replica import Replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -33,7 +33,8 @@ from .emit import (
     pieces,
     settle,
 )
-from .lane import END, Replica, Taken
+from .lane import END, Taken
+from .replica import Replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator

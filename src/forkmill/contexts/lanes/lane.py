@@ -40,60 +40,30 @@ let go at the end). `notify` is called in any thread, with no lock held.
 
 from __future__ import annotations
 
-import _thread
 import os
 import threading
 from abc import ABC, abstractmethod
-from array import array
 from collections import deque
 from dataclasses import dataclass
 from itertools import repeat
-from time import monotonic, perf_counter
-from types import GeneratorType
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ... import errors
 from ..._process import Change
-from .emit import (
-    UNUSUAL,
-    Outputs,
-    Raised,
-    as_outputs,
-    emitted,
-    pieces,
-    settle,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ..._said import Origin
     from .emit import Flat
+    from .measured import Report
 
-    Times = tuple[int, int, int, bytes]  # see Recorder.take
-
-__all__ = [
-    "END",
-    "TELL_S",
-    "Batch",
-    "InlineLane",
-    "Lane",
-    "Measured",
-    "Recorded",
-    "Recorder",
-    "Report",
-    "SharedLane",
-    "Taken",
-    "Work",
-    "place",
-]
+__all__ = ["END", "Batch", "Lane", "SharedLane", "Taken", "Work", "place"]
 
 END: Any = type("End", (), {"__repr__": lambda self: "END"})()
 CREDIT = 256  # outputs of a lane's streams that may wait to be taken
 MANY = 4096  # more than there can be streams: credit for all of them, at the end
-_SHORT = 20e-6  # seconds: shorter calls are not all measured
-_EVERY = 64  # one in so many short calls is measured
-TELL_S = 5e-3  # seconds between two reports of one replica
 _pop = deque.popleft
 
 
@@ -186,148 +156,6 @@ class Batch(NamedTuple):
         """The same, item by item."""
         for item, output in zip(self.items, self.outputs, strict=True):
             yield Taken(item, output if self.many else [output])
-
-
-class Report:
-    """An output with the time that calls took, on its way to who counts.
-
-    Attributes:
-        value: The output; Report itself: there is none.
-        call: Seconds of one call.
-        seconds: Of all calls since the last report; 0: there was none.
-        times: What a Recorder has taken down since, or None.
-    """
-
-    __slots__ = ("call", "seconds", "times", "value")
-
-    def __init__(self, value: Any, call: float, seconds: float, times: Times | None = None) -> None:
-        self.value = value
-        self.call = call
-        self.seconds = seconds
-        self.times = times
-
-    def __reduce__(self) -> Any:
-        if self.times is None:
-            return Report, (self.value, self.call, self.seconds)
-        return Report, (self.value, self.call, self.seconds, self.times)
-
-
-class Measured:
-    """A function that measures its calls; where they are short, one in many.
-
-    What was measured goes back with an output now and then, as a Report: telling costs more than a
-    short call. A lane may make the calls that are not measured itself (see `in_worker`).
-    """
-
-    def __init__(self, fn: Any) -> None:
-        self.fn = fn
-        self.left = 1  # calls to the next that is measured
-        self.every = 1  # how many a measured one stands for
-        self.seconds = 0.0  # not told yet
-        self.told = 0.0
-
-    def __call__(self, item: Any) -> Any:
-        self.left -= 1
-        if self.left > 0:
-            return self.fn(item)
-        start = perf_counter()
-        value = self.fn(item)
-        end = perf_counter()
-        if type(value) in UNUSUAL:
-            self.left = 1
-            return value
-        self.seconds += (end - start) * self.every
-        self.left = self.every = _EVERY if end - start < _SHORT else 1
-        if end - self.told < TELL_S:
-            return value
-        seconds, self.seconds, self.told = self.seconds, 0.0, end
-        return Report(value, end - start, seconds)
-
-
-class Recorder:
-    """Takes down when each measured call of a replica began, and how long it took.
-
-    Args:
-        every: Every call is to be measured, however short.
-    """
-
-    def __init__(self, every: bool) -> None:
-        self.every = every
-        self._lock = _thread.allocate_lock()  # threads may share a replica
-        self._times: list[float] = []  # number since `_first`, begin, seconds; and so on
-        self._number = -1  # of the last call that was measured
-        self._ahead = 1  # so many calls behind it the next one will be
-        self._first = 0
-
-    def __reduce__(self) -> Any:
-        return Recorder, (self.every,)
-
-    def note(self, begin: float, seconds: float, ahead: int = 1) -> None:
-        """A call was measured, and so many calls behind it the next one will be."""
-        with self._lock:
-            self._number = number = self._number + self._ahead
-            self._ahead = ahead
-            self._times += (number - self._first, begin, seconds)
-
-    def behind(self, calls: int) -> None:
-        """The next one that is measured is so many calls later than was said."""
-        with self._lock:
-            self._ahead += calls
-
-    def passed(self, calls: int) -> None:
-        """So many calls behind the last one that was measured were made, too."""
-        with self._lock:
-            self._number += calls
-            self._ahead -= calls
-
-    def take(self) -> Times | None:
-        """What is there, once: the pid, the number of the first call, how many, and their times."""
-        with self._lock:
-            times, self._times = self._times, []
-            first, self._first = self._first, self._number + 1
-        count = self._first - first
-        return (os.getpid(), first, count, array("d", times).tobytes()) if count else None
-
-
-class Recorded(Measured):
-    """A Measured of which a Recorder hears."""
-
-    def __init__(self, fn: Any, recorder: Recorder) -> None:
-        super().__init__(fn)
-        self.recorder = recorder
-
-    def __call__(self, item: Any) -> Any:
-        self.left -= 1
-        if self.left > 0:
-            return self.fn(item)
-        recorder = self.recorder
-        if self.left < 0:  # a chain has counted one call too few
-            recorder.behind(-self.left)
-        stood_for, self.left, self.every = self.every, 1, 1  # so it is, if it raises
-        start = perf_counter()
-        try:
-            value = self.fn(item)
-        except BaseException:
-            recorder.note(start, perf_counter() - start)
-            raise
-        end = perf_counter()
-        call = end - start
-        if type(value) in UNUSUAL:
-            recorder.note(start, call)
-            return value
-        if call < _SHORT and not recorder.every:
-            self.left = self.every = _EVERY
-        recorder.note(start, call, self.left)
-        self.seconds += call * stood_for
-        if end - self.told < TELL_S:
-            return value
-        seconds, self.seconds, self.told = self.seconds, 0.0, end
-        return Report(value, call, seconds, recorder.take())
-
-    def rest(self) -> Times | None:
-        """What was not told yet, at the end."""
-        self.recorder.passed(self.every - self.left)
-        return self.recorder.take()
 
 
 class Lane(ABC):
@@ -748,189 +576,9 @@ class Credit:
             self._number += number
 
 
-# ---------------------------------------------------------------------- replicas of the state
-
-
 _places: list[int] = []  # in a subinterpreter: which one it is
 
 
 def place() -> int:
     """Where a replica lives, as `Lane.replica_of` knows it: a process, or a subinterpreter."""
     return _places[0] if _places else os.getpid()
-
-
-class Replica:
-    """One replica of the state: the work, and whether its setup has run. Lives where that runs."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.lock = threading.Lock()
-        self.ready = False
-        self.tried = False  # setup has been called
-
-    def __reduce__(self) -> Any:
-        return Replica, (self.work,)
-
-    def prepare(self) -> None:
-        """Run setup, until it has succeeded once; a failure of it is that of the item."""
-        if self.ready:
-            return
-        with self.lock:
-            if not self.ready:
-                self.tried = True
-                if self.work.setup is not None:
-                    settle(self.work.setup())
-                self.ready = True
-
-    def item(self, item: Any) -> Any:
-        """The outputs of one item."""
-        self.prepare()
-        return emitted(self.work.fn(item), self.work.atomic)
-
-    def pieces(self, item: Any) -> Iterator[Any]:
-        """The outputs of one item, as they come."""
-        self.prepare()
-        return pieces(self.work.fn(item))
-
-    def finish(self, always: bool = False) -> Outputs:
-        """on_end, then teardown; last come the failures of both, as Raised.
-
-        Args:
-            always: Also if no item came.
-        """
-        outputs = Outputs()
-        try:
-            if always and not self.tried:
-                self.prepare()
-            if self.ready and self.work.on_end is not None:
-                outputs = as_outputs(emitted(self.work.on_end()))
-        except BaseException as error:
-            outputs.append(Raised(error))
-        try:
-            self.tear_down()
-        except BaseException as error:
-            outputs.append(Raised(error))
-        return outputs
-
-    def tear_down(self) -> None:
-        """teardown, once."""
-        with self.lock:
-            ready, self.ready = self.ready, False
-        if ready and self.work.teardown is not None:
-            settle(self.work.teardown())
-
-
-def told(item: Any, value: Any, call: Any = None) -> Taken:
-    """An item's call has returned: its outputs, and its failure if that is among them."""
-    outputs = as_outputs(value)
-    if outputs and type(outputs[-1]) is Raised:
-        return Taken(item, outputs[:-1], outputs[-1].error, True, call)
-    return Taken(item, outputs, None, True, call)
-
-
-def ended(value: Any) -> list[Taken]:
-    """A replica's end has run: what it emitted, and what failed."""
-    outputs = as_outputs(value)
-    good = [output for output in outputs if type(output) is not Raised]
-    pieces = [Taken(END, good)] if good else []
-    pieces += [Taken(END, [], o.error) for o in outputs if type(o) is Raised]
-    return pieces
-
-
-# ---------------------------------------------------------------------- without threads
-
-
-class InlineLane(Lane):
-    """A lane without threads: `take` does the work, in the thread that takes."""
-
-    def __init__(self, work: Work, notify: Callable[[], None] | None = None) -> None:
-        super().__init__()
-        self._replica = Replica(work)
-        self._notify = notify
-        self._items: deque[Any] = deque()
-        self._stream: tuple[Any, Iterator[Any]] | None = None  # an item and its outputs
-        self._ends: deque[Taken] = deque()  # what the replica's end has told
-        self._open, self._over = True, False
-        self._halted = False
-
-    def put_many(self, items: Iterable[Any], replica: int | None = None) -> None:
-        if not self._open:
-            raise errors.PoolClosed("this lane takes no more items")
-        self._items.extend(items)
-        if self._notify is not None:
-            self._notify()
-
-    def _take_many(self, timeout: float | None, most: int | None = None) -> list[Taken | Batch]:
-        """One after the other, until the time is over, but for one piece at least."""
-        deadline = None if timeout is None else monotonic() + timeout
-        pieces: list[Taken | Batch] = []
-        while (piece := self._next()) is not None:
-            pieces.append(piece)
-            late = deadline is not None and monotonic() >= deadline
-            if late or len(pieces) == most or len(pieces) == _HANDFUL:
-                break
-        return pieces
-
-    def _next(self) -> Taken | None:
-        if self._stream is not None:
-            return self._next_output(*self._stream)
-        if self._items:
-            item = self._items.popleft()
-            try:
-                if self._replica.work.stream:
-                    self._stream = (item, self._replica.pieces(item))
-                    return self._next_output(*self._stream)
-                return told(item, self._replica.item(item))
-            except BaseException as error:
-                return Taken(item, [], error)
-        if not self._open and not self._over:
-            self._over = True
-            self._ends.extend(ended(self._replica.finish(self._replica.work.always)))
-        return self._ends.popleft() if self._ends else None
-
-    def _next_output(self, item: Any, outputs: Iterator[Any]) -> Taken:
-        try:
-            if not self._halted:
-                return Taken(item, [next(outputs)], None, False)
-            if isinstance(outputs, GeneratorType):
-                outputs.close()
-            failure = None
-        except StopIteration:
-            failure = None
-        except BaseException as error:
-            failure = error
-        self._stream = None
-        return Taken(item, [], failure)
-
-    @property
-    def pending(self) -> int:
-        return len(self._items) + (self._stream is not None) + len(self._split)
-
-    def end(self) -> None:
-        self._open = False
-        if self._notify is not None:
-            self._notify()
-
-    def halt(self) -> None:
-        self._halted = True
-
-    def close(self, patience: float | None = None) -> int:
-        self._open, self._over = False, True
-        self._items.clear()
-        self._split.clear()
-        self._ends.clear()
-        stream, self._stream = self._stream, None
-        try:
-            if stream is not None and isinstance(stream[1], GeneratorType):
-                stream[1].close()
-        finally:
-            self._replica.tear_down()
-        return 0
-
-    @property
-    def ended(self) -> bool:
-        left = self._items or self._stream or self._ends or self._split
-        return self._over and not left
-
-
-_HANDFUL = 256  # pieces that InlineLane.take_many makes at most before it hands them over

@@ -31,7 +31,8 @@ from ..._said import HERE, ITEMS
 from .calls import Host, failure_of
 from .direct import DirectLane
 from .emit import UNUSUAL, Outputs, Raised, emitted
-from .lane import Taken, told
+from .lane import Taken
+from .replica import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

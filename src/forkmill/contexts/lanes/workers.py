@@ -24,16 +24,9 @@ from .in_worker import (
     Resume,
     is_generator,
 )
-from .lane import (
-    END,
-    MANY,
-    Batch,
-    Report,
-    SharedLane,
-    Taken,
-    ended,
-    told,
-)
+from .lane import END, MANY, Batch, SharedLane, Taken
+from .measured import Report
+from .replica import ended, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -38,7 +38,7 @@ from ...contexts.lanes.emit import (
     pieces,
     settle,
 )
-from ...contexts.lanes.lane import Measured, Recorded, Recorder, Report
+from ...contexts.lanes.measured import Measured, Recorded, Recorder, Report
 from ...errors import WorkerDied
 from ...runs.policies import DeadLetter, Retry, final
 from ..declare import to

@@ -45,7 +45,7 @@ from ... import events
 from ..._frames import delegate, locals_of, our_locals, stack, waiting
 from ..._place import OnePlace
 from ..._process import interrupted
-from ...contexts.lanes.lane import Replica
+from ...contexts.lanes.replica import Replica
 from ...errors import PoolError
 from ...runs.failure import KEEP
 from ...runs.handle import GRACE, Left

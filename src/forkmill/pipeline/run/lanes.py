@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import contexts
 from ..._said import within
-from ...contexts.lanes.lane import Report
+from ...contexts.lanes.measured import Report
 from ...runs.handle import PATIENCE
 from ...runs.policies import Retry, final
 from ..declare import to

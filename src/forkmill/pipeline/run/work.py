@@ -26,7 +26,7 @@ from ...contexts.lanes.emit import (
     pieces,
     settle,
 )
-from ...contexts.lanes.lane import TELL_S, Measured, Recorded, Recorder, Report
+from ...contexts.lanes.measured import TELL_S, Measured, Recorded, Recorder, Report
 from ...errors import name_of
 from ...runs.policies import Retry
 from ..declare import to

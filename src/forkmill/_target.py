@@ -12,7 +12,6 @@ Threads: one at a time; imports have locks of their own.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import os
@@ -92,6 +91,8 @@ def load(
     if first is not None:
         found, left = _found(first, path)
     done = f"{module_name}.{path}"[: -len(left) - 1]
+    import difflib  # for mistakes alone
+
     near = difflib.get_close_matches(left.partition(".")[0], _names(found), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise TargetError(f"{done} has no {left.partition('.')[0]!r}{hint}")
@@ -259,6 +260,8 @@ def _near_module(name: str, missing: str) -> str | None:
             stem, _, ending = entry.partition(".")
             if stem.isidentifier() and ending in ("", "py"):
                 names.add(stem)
+    import difflib
+
     near = difflib.get_close_matches(last, sorted(names), n=1)
     if not near:
         return None

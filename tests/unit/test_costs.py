@@ -47,6 +47,9 @@ MOST = {
 # here (write, wait, read) and two there (read, write).
 MOST_CALLS = {"lone": 5.5, "futures": 3.0, "bulk": 0.1, "single": 5.5}
 
+# The same of pipelines, an item: few a thousand.
+MOST_CALLS_OF_WAYS = {"processes": 0.06, "processes, fm.to": 0.15, "threads": 0.1, "stream": 0.005}
+
 # Instructions a task in the user's process, in units of what it takes to make, finish and read one
 # stock Future: so it hardly matters how the interpreter was built.
 INSTRUCTIONS = {"lone": 0.27, "futures": 0.70, "bulk": 0.14, "single": 1.45}
@@ -91,8 +94,8 @@ def test_submits_to_busy_workers_are_written_together(
 # ---------------------------------------------------------------------- system calls
 
 
-def strace_calls(path: str, count: int, table: Path) -> int:
-    run_costs(path, count, "fork", under=("strace", "-f", "-c", "-o", str(table)))
+def strace_calls(table: Path, *arguments: object) -> int:
+    run_costs(*arguments, under=("strace", "-f", "-c", "-o", str(table)))
     calls = 0
     for line in table.read_text().splitlines():
         columns = line.split()
@@ -115,8 +118,21 @@ def strace() -> None:
 def test_system_calls_a_task(path: str, tmp_path: Path) -> None:
     # Of the bulk call so many that its chunks have grown: a tracer slows their tuning down.
     few, many = (2100, 42_100) if path == "bulk" else (100, 2100)
-    more = strace_calls(path, many, tmp_path / "many") - strace_calls(path, few, tmp_path / "few")
+    more = strace_calls(tmp_path / "many", path, many, "fork")
+    more -= strace_calls(tmp_path / "few", path, few, "fork")
     assert more / (many - few) <= MOST_CALLS[path]
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize(
+    "way",
+    [way if way == "processes" else pytest.param(way, marks=pytest.mark.slow)
+     for way in MOST_CALLS_OF_WAYS],
+)  # fmt: skip
+def test_system_calls_an_item_of_a_pipeline(way: str, tmp_path: Path) -> None:
+    few, many = 2000, 42_000
+    more = strace_calls(tmp_path / "many", way, many) - strace_calls(tmp_path / "few", way, few)
+    assert more / (many - few) <= MOST_CALLS_OF_WAYS[way]
 
 
 # ---------------------------------------------------------------------- instructions

@@ -21,7 +21,7 @@ import pytest
 import forkmill as fm
 import tasks
 from forkmill.contexts.aio import Aio
-from forkmill.contexts.lanes.lane import Batch, Work
+from forkmill.contexts.lanes.lane import Batch, SharedLane, Work
 
 WORD: contextvars.ContextVar[int] = contextvars.ContextVar("word", default=0)
 
@@ -567,3 +567,35 @@ def test_a_loop_that_is_shut_down_cancels_the_items_that_have_not_begun() -> Non
 
 def each_of(piece: Any) -> Iterator[Any]:
     return piece.split() if isinstance(piece, Batch) else iter((piece,))
+
+
+def test_a_lane_that_has_enough_to_do_is_handed_a_part_of_its_queue_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[int] = []
+    put = SharedLane.put_many
+
+    def counted(lane: Any, items: Any, replica: int | None = None) -> None:
+        sizes.append(len(items))
+        put(lane, items, replica)
+
+    monkeypatch.setattr(SharedLane, "put_many", counted)
+    gate, seen = threading.Semaphore(0), []
+
+    def behind_gate(x: int) -> int:
+        gate.acquire()
+        return x
+
+    line = fm.Pipeline().source(range(1000)).map(behind_gate, context="thread:1", queue_size=100)
+    handle = line.sink(seen.append).start()
+    tasks.eventually(lambda: sum(sizes) > 76)  # of 101 places less than a quarter are free
+    full, puts = sum(sizes), len(sizes)
+    for _ in range(full - 77):
+        gate.release()
+    tasks.eventually(lambda: len(seen) == full - 77)
+    assert len(sizes) == puts and full <= 101
+    gate.release()
+    tasks.eventually(lambda: sum(sizes) > full)
+    gate.release(1000)
+    handle.result(30)
+    assert seen == list(range(1000)) and sum(sizes) == 1000

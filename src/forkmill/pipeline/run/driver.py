@@ -130,6 +130,9 @@ class Driver(Run[Operator]):
         self._wire()
         sources = [operator for operator in self.order if operator.kind == "producer"]
         self._turns = [c for c in reversed(self.order) if c.kind != "producer"] + sources
+        self._behind_sources = [
+            c for c in self.order if isinstance(c, LaneOperator) and set(sources) & set(c.sources)
+        ]
         self._dynamic = [c for c in self.order if c.stage.dynamic or c in self._rounds]
         self._feeds: list[Edge] = []
 
@@ -591,6 +594,9 @@ class Driver(Run[Operator]):
         progress = False
         for operator in self._turns:
             if operator.turn():
+                progress = True
+        for lane in self._behind_sources:
+            if lane.hand_in():
                 progress = True
         now = monotonic()
         for operator in self.order:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["LaneOperator"]
 
 
+_SHARE = 4  # of a queue: so large a part of it is given out at a time
 _HANDFUL = 16  # outputs of which some go by fm.to, that are handed on together
 
 
@@ -109,13 +110,21 @@ class LaneOperator(Operator):
 
     def rooms(self) -> None:
         """queue_size counts what waits here and in the lane."""
-        free = self._most - self.pending - len(self._waiting)
+        free = self._free()
         if len(self.edges_in) > 1:
             self._remember = True
             self.share(free - sum(map(len, self.edges_in)))
         elif self.edges_in:
             edge = self.edges_in[0]
             edge.room = NEVER if edge.closing else min(max(0, free), self.stage.queue_size)
+
+    def _free(self) -> int:
+        """How many more items there is place for. A few are none, while the lane has enough to do:
+        they would be a chunk of their own, and a round for it."""
+        free = self._most - self.pending - len(self._waiting)
+        if 0 < free < self._most // _SHARE and self.lane is not None:
+            return 0 if self.lane.pending > 2 * self.width else free
+        return free
 
     # Opening.
 
@@ -190,6 +199,10 @@ class LaneOperator(Operator):
             progress = True
         return progress
 
+    def hand_in(self) -> bool:
+        """What sources have just brought goes in: the lane works while sinks have their turn."""
+        return self.lane is not None and self.state is not Phase.ENDED and self._feed()
+
     @property
     def works_outside(self) -> bool:
         """Whether the lane will ring: it works, or comes to its end."""
@@ -200,7 +213,7 @@ class LaneOperator(Operator):
         return bool(self.lane.pending) or (self._end is LaneEnd.BEGUN and not self.lane.ended)
 
     def _feed(self) -> bool:
-        free = self._most - self.pending - len(self._waiting)
+        free = self._free()
         if self._end is not LaneEnd.NOT_YET or free <= 0:
             return False
         if self.stage.key is not None and not self._has_room():

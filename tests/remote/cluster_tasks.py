@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from typing import Any
+
+from clusters import children, gone
 
 import forkmill as fm
 
@@ -47,28 +55,68 @@ def joined(halves: list[int], weighed: int) -> int:
 DIAMOND = [add_one, halves, weighed, joined]
 
 
-def start_dask(workers: int = 2) -> Any:
-    """A cluster of so many worker processes."""
-    import dask
-    from distributed import LocalCluster
+class DaskCluster:
+    """A scheduler and so many workers, each a process of its own; none is ours."""
 
-    # On a busy machine a worker that died takes longer to come back than Dask waits for it.
-    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        return LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50
-        )
+    def __init__(self, workers: int = 2) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        file = os.path.join(self.folder.name, "scheduler.json")
+        failures = {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+
+        def start(kind: str, *options: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", f"distributed.cli.{kind}", "--scheduler-file", file]
+            return subprocess.Popen(
+                [*command, "--no-dashboard", *options], env={**os.environ, **failures},
+                cwd=self.folder.name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+
+        self.processes = [start("dask_scheduler", "--host", "127.0.0.1", "--port", "0")]
+        self.processes += [start("dask_worker", "--nthreads", "1") for _ in range(workers)]
+        while not (os.path.exists(file) and os.path.getsize(file)):
+            time.sleep(0.05)
+        with open(file) as told:
+            self.address = json.load(told)["address"]
+
+    def kill_head(self) -> None:
+        self.processes[0].kill()
+
+    def shutdown(self) -> None:
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            process.wait(30)
+        self.folder.cleanup()
 
 
-def start_ray(raylets: int = 2) -> Any:
-    """A cluster of so many raylets, of one CPU each."""
-    from ray.cluster_utils import Cluster
+class RayCluster:
+    """So many raylets, of one CPU each."""
 
-    one = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**one, "include_dashboard": False})
-    for _ in range(raylets - 1):
-        cluster.add_node(**one)
-    return cluster
+    def __init__(self, raylets: int = 2) -> None:
+        from ray.cluster_utils import Cluster
+
+        one = {"num_cpus": 1, "object_store_memory": 100 << 20}
+        head = {**one, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(raylets - 1):
+            self.cluster.add_node(**one)
+        self.address = self.cluster.address
+
+    def kill_head(self) -> None:
+        self.cluster.head_node.kill_gcs_server()
+
+    def kill_raylet(self) -> None:
+        self.cluster.head_node.kill_raylet()
+
+    def shutdown(self) -> None:
+        import ray
+
+        below = children(os.getpid())
+        ray.shutdown()
+        self.cluster.shutdown()
+        if not gone(below, 3):  # its agents, who look for a head that was killed
+            for pid in below:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 class Clustered:
@@ -78,19 +126,14 @@ class Clustered:
         self.kind = kind
 
     def __enter__(self) -> Any:
+        self.cluster: Any = DaskCluster() if self.kind == "dask" else RayCluster()
+        return self.spec
+
+    def spec(self, **options: Any) -> Any:
+        """What connects to it."""
         if self.kind == "dask":
-            self.cluster = start_dask()
-            address = self.cluster.scheduler_address
-            return lambda: fm.on_dask(address, 2)
-        self.cluster = start_ray()
-        address = self.cluster.address
-        return lambda: fm.on_ray(2, address)
+            return fm.on_dask(self.cluster.address, 2, **options)
+        return fm.on_ray(2, self.cluster.address, **options)
 
     def __exit__(self, *exc: object) -> None:
-        if self.kind == "dask":
-            self.cluster.close()
-        else:
-            import ray
-
-            ray.shutdown()
-            self.cluster.shutdown()
+        self.cluster.shutdown()

@@ -5,11 +5,14 @@ was pickled for them; workers die, time out and vanish as a test says.
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import pickle
 import subprocess
 import sys
 import threading
 import time
+import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -42,6 +45,7 @@ class Fake:
     """An engine of threads. What a call gets is pickled, as if it went elsewhere."""
 
     title = "the fake engine"
+    patience = math.inf
 
     def __init__(
         self,
@@ -176,6 +180,11 @@ def dies_at_77(x: int) -> int:
 
 def dies(x: int) -> int:
     _dying.died.append(Death())
+    return x
+
+
+def briefly(x: int) -> int:
+    time.sleep(0.001)
     return x
 
 
@@ -347,6 +356,7 @@ def test_the_engine_ends_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
         errors = [future.exception(10) for future in futures]
         assert {type(error) for error in errors} == {fm.PoolBroken}
         assert "the fake engine does not answer, for 0.1 s" in str(errors[0])
+        assert ex.courier._thread.join(10) and backend.closed == 1  # before anybody asks for it
         with pytest.raises(fm.PoolBroken):
             ex.submit(double, 1)
 
@@ -466,10 +476,28 @@ def test_what_cannot_be_sent_fails_in_the_callers_frame() -> None:
         assert ex.submit(double, 2).result(10) == 4
 
 
-def test_a_module_that_is_missing_there_is_told_for_each_item() -> None:
-    missing = ModuleNotFoundError("No module named 'mine'", name="mine")
-    error = there._explained(missing)
-    assert "module 'mine' is not there" in str(error) and "modules=[...]" in str(error)
+def test_a_module_that_is_missing_there_is_told_for_each_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from forkmill.remote import wire
+
+    mine = types.ModuleType("mine_here")
+    exec("def triple(x):\n    return 3 * x\n", vars(mine))
+    release.clear()
+    with opened(Fake(width=1)) as ex, opened(Fake(width=1), modules=["mine_here"]) as other:
+        ex.submit(waits, 0)  # meanwhile nothing is decoded there
+        with monkeypatch.context() as installed:
+            installed.setitem(sys.modules, "mine_here", mine)
+            installed.setattr(wire, "_is_installed", lambda name, module: True)
+            futures = [ex.submit(mine.triple, n) for n in range(3)]
+            by_value = other.submit(mine.triple, 5)
+            assert by_value.result(10) == 15
+        release.set()
+        for future in futures:
+            error = future.exception(10)
+            assert type(error) is fm.SerializationError
+            assert "module 'mine_here' is not there" in str(error)
+            assert "modules=[...]" in str(error) and str(os.getpid()) in str(error)
 
 
 @pytest.mark.parametrize(
@@ -608,6 +636,16 @@ def test_an_engine_that_is_gone_is_noticed_while_others_ask_for_more() -> None:
                 ex.courier.wake(next(iter(ex._jobs.values())), at_once=True)
                 time.sleep(0.01)
         assert type(first.exception(10)) is fm.PoolBroken
+
+
+def test_an_engine_whose_head_is_gone_is_left_though_results_come() -> None:
+    backend = Fake()
+    backend.patience, backend.wrong = 0.2, "does not answer"
+    with opened(backend, timeout=100) as ex:
+        results = ex.map(briefly, itertools.count())
+        with pytest.raises(fm.PoolBroken, match=r"does not answer, for 0\.2 s"):
+            for _ in results:
+                pass
 
 
 def test_functions_that_are_many_are_cancelled_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,8 @@ class Backend(Protocol):
             first calls, and again when a worker says that it does not have them.
         views: Whether results may have buffers beside their pickles (`pickle.PickleBuffer`).
         blames: Whether a worker's death is charged also to calls that had not begun there.
+        patience: Seconds that it may be wrong when it is looked at, though results come; infinite:
+            who brings results is well.
     """
 
     title: str
@@ -53,6 +55,7 @@ class Backend(Protocol):
     keeps: bool
     views: bool
     blames: bool
+    patience: float
 
     def submit(self, fn: Callable[..., Any], /, *args: Any) -> Promise:
         """Have ``fn(*args)`` called; fn can be imported where forkmill is."""

@@ -7,7 +7,7 @@
 
 Guarantees:
     * Every item that was taken from a job gets one outcome, whatever dies, and if the engine is
-      gone: then all have PoolBroken, within its timeout.
+      gone: then all have PoolBroken, within its timeout, and it is let go of.
     * A death costs the item that did it. Others of its chunk run again, at most log2(chunk) times;
       where the backend says that an item must not, chunks have one item.
     * Where a worker's death is charged also to what had not begun there (`Backend.blames`), an item
@@ -23,6 +23,7 @@ Threads: one of its own; `wake`, `stop`, `close` from any.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections import deque
@@ -168,7 +169,7 @@ class Courier:
     def __init__(self, backend: Backend, name: str, patience: float) -> None:
         self.backend = backend
         self._run = run if backend.views else run_copied
-        self.patience = patience
+        self.patience = min(patience, backend.patience)
         self.broken: BaseException | None = None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the next two
@@ -182,8 +183,8 @@ class Courier:
         self._left = False  # the thread looks at no job any more
         self._hand: Flight | None = None  # what the thread is about to send, or has just back
         self._stopped = False  # what is under way is cancelled, too
-        self._told = monotonic()  # when something last came back, or a look was taken
-        self._look_s = min(LOOK_S, patience / 4)
+        self._told = monotonic()  # when it was last heard of, or looked at
+        self._look_s = min(LOOK_S, self.patience / 4)
         self._wrong_since = 0.0
         self._thread = LoneThread(self._live, name)
 
@@ -279,14 +280,13 @@ class Courier:
     def _leaves(self) -> bool:
         """Whether all is done, and nothing can come after it."""
         with self._lock:
-            self._left = self._over and not (
-                self._jobs or self._flying or self._again or self._suspects
-            )
+            over = self._over or self.broken is not None
+            self._left = over and not (self._jobs or self._flying or self._again or self._suspects)
             return self._left
 
     def _hear(self) -> None:
         """Wait for words, and heed all that are there. Words or not, the engine is looked at when
-        nothing has come back for a while."""
+        nothing has been heard of it for a while."""
         rest = self._told + self._look_s - monotonic() if self._flying else None
         if rest is not None and rest <= 0:
             self._look()
@@ -311,7 +311,7 @@ class Courier:
                 return
 
     def _look(self) -> None:
-        """Nothing has come back for a while: does the engine live?"""
+        """Nothing has been heard of it for a while: does the engine live?"""
         begin = monotonic()
         wrong = self.backend.look()
         self._told = now = monotonic()
@@ -416,7 +416,8 @@ class Courier:
         with self._lock:
             if self._flying.pop(id(flight), None) is None:
                 return
-        self._told, self._wrong_since = monotonic(), 0.0
+        if self.backend.patience == math.inf:  # else the engine's head must answer for itself
+            self._told, self._wrong_since = monotonic(), 0.0
         job, items, future = flight.job, flight.items, flight.future
         flight.future = None
         self._hand = flight

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 from concurrent.futures import CancelledError
 from functools import partial
@@ -54,6 +55,7 @@ class DaskBackend:
     keeps = False
     views = False
     blames = True
+    patience = math.inf
 
     def __init__(
         self, client: Any, close: Callable[[], None], width: int | None, timeout: float

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Ray", "RayBackend"]
 
 _STARTED = "started"
+_ANSWER_S = 3.0  # for a look to be answered
 
 
 class RayBackend:
@@ -47,6 +48,7 @@ class RayBackend:
     keeps = True
     views = True
     blames = False
+    patience = 30.0  # Ray ends a program that does not reach its cluster for a minute
 
     def __init__(self, close: Callable[[], None], width: int | None) -> None:
         import ray
@@ -55,6 +57,7 @@ class RayBackend:
         self._close = close
         self._functions: dict[Any, Any] = {}
         self._timed: dict[Any, Any] = {}
+        self._asked: Future[Any] | None = None  # the last look, which may never end
         self.width = width or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def probed(self, timeout: float) -> Any:
@@ -107,10 +110,12 @@ class RayBackend:
         return self._ray.put(data if type(data) is bytes else pickle.PickleBuffer(data))
 
     def look(self) -> str | None:
+        if not self._ray.is_initialized():
+            return "is not connected any more"
+        if self._asked is None or self._asked.done():
+            self._asked = _answer(self._ray.cluster_resources)
         try:
-            if not self._ray.is_initialized():
-                return "is not connected any more"
-            return None if self._ray.cluster_resources().get("CPU") else "has no CPUs"
+            return None if self._asked.result(_ANSWER_S).get("CPU") else "has no CPUs"
         except Exception as error:
             return f"does not answer ({type(error).__name__})"
 
@@ -137,6 +142,20 @@ def _telling(fn: Any) -> Any:
         yield fn(*args)
 
     return run_timed
+
+
+def _answer(ask: Callable[[], Any]) -> Future[Any]:
+    """What the cluster says, asked in a thread: Ray waits without end for one that is gone."""
+    answer: Future[Any] = Future()
+
+    def wait() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    LoneThread(wait, "forkmill-ray-look").start()
+    return answer
 
 
 class _Promise:

@@ -39,10 +39,11 @@ from .._process import interrupted
 from ..runs.stats import RunStats
 from .failed import resolved
 from .feeder import Feeder, NotYet
-from .frames import has_begun, outermost, writes_of
+from .frames import UNUSUAL, has_begun, outermost, writes_of
 from .levels import Frame, Layout, Level, Rows
 from .loss import Broken
 from .piece import Value
+from .rows import Maker
 from .sweep import SweepWay
 from .together import Together
 from .ways import MOST, Ended
@@ -264,6 +265,14 @@ class Flow(Together):
                 self._settle_all(found)
             return bool(found)
         through = self.top.running.pop
+        if found and self._are_values(found):
+            post = found[0][0]
+            numbers = [index for _, index, _ in found]
+            make = Maker(self.top.layout.outputs, post.writes).rows
+            rows += zip(numbers, make(out for _, _, out in found), strict=True)
+            for index in numbers:
+                through(index, None)
+            return True
         for post, index, out in found:
             if type(out) is dict and post.row:
                 rows.append((index, out))
@@ -273,6 +282,12 @@ class Flow(Together):
             else:
                 self._settle_straight(post, index, out)
         return bool(found)
+
+    def _are_values(self, found: list[Any]) -> bool:
+        """Whether these are what calls of a straight layout's group gave, and all count."""
+        if found[0][0].row or self._tell is not None or self.top.limit is not None:
+            return False
+        return UNUSUAL.isdisjoint([type(out) for _, _, out in found])
 
     def _sweep(self, way: SweepWay) -> bool:
         """As `_take`, where outcomes come in spans."""

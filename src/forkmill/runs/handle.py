@@ -1,6 +1,6 @@
 """The ways to wait for a run: its handle, in a thread of its own, and the stream of its outputs.
 
-Threads: a `Handle` may be used from any thread; a `Stream` by one at a time.
+Threads: a `Handle` may be used from any thread; a `Stream` by one at a time, but closed from any.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .._late import WeakSet, unbroken
 from .._offers import offered
 from .._process import (
     KnownThread,
+    Latch,
     LoneThread,
     before_exit,
 )
@@ -97,6 +98,11 @@ class Driven(Protocol):
 
 class Pulled(Driven, Protocol):
     """A run that somebody's own thread carries on, output by output."""
+
+    thread: int  # which one that is
+
+    def reserve(self) -> None:
+        """From now on it is the caller's to begin to work on it, in this thread: Left elsewhere."""
 
     def next_outputs(self) -> Iterator[Any] | None:
         """Some outputs, each made when it is asked for; maybe none. None when the run is over."""
@@ -302,6 +308,9 @@ class Stream:
         self._driver: Pulled | None = driver
         self._some: Iterator[Any] = iter(())
         self._busy = False
+        self._closed = 0  # while somebody may read it: by what thread
+        self._gone = Latch()  # then: who reads has come back
+        self._closing = threading.RLock()  # one at a time
         self.result: RunResult | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -317,23 +326,29 @@ class Stream:
                 yield from some
             except GeneratorExit:  # the loop's end, and not the stream's
                 raise
+            except Left:
+                return
             except BaseException as error:
                 self._end_by(error)
                 raise
 
     def __next__(self) -> Any:
-        if self._busy or getattr(self._some, "gi_running", False):
+        if self._executing():
             raise ValueError("stream already executing")
         self._busy = True
         try:
             for output in self._some:
                 return output
             return self._more()
+        except Left:  # who closed it has the run now
+            raise StopIteration from None
         except BaseException as error:
             self._end_by(error)
             raise
         finally:
             self._busy = False
+            if self._closed:
+                self._gone.set()
 
     def _more(self) -> Any:
         """The first of what comes next.
@@ -343,6 +358,10 @@ class Stream:
         """
         driver = self._driver
         while driver is not None:
+            if self._closed == threading.get_ident():
+                self.result = driver.abandon()
+                self._driver = driver = None
+                break
             some = driver.next_outputs()
             if some is None:
                 self.result = driver.finish()
@@ -364,15 +383,36 @@ class Stream:
             raise disguised(error) from error
 
     def close(self) -> None:
-        """Stop the run now. Idempotent."""
+        """Stop the run now. Idempotent. Any thread: who waits for an output finds the stream at its
+        end. In a call of the run's own, or a signal handler, it ends when that has come back.
+        """
+        with self._closing:
+            self._close()
+
+    def _close(self) -> None:
         driver = self._driver
         if driver is None:
             return
+        me = threading.get_ident()
+        if driver.thread != me or self._executing():
+            self._closed = me  # 1.
+            driver.reserve()  # so nobody begins to read any more; who has begun comes back:
+            driver.kill()
+            if driver.thread == me:
+                return
+            if self._executing():  # 2., so who reads and has not seen 1. is seen
+                self._gone.wait(RELIEF)
+            if self._driver is None or not driver.held_by_anything():
+                return
         try:
             self.result = driver.abandon()
         finally:
             if driver.over:  # else it was broken off, and can be done again
                 self._driver = None
+
+    def _executing(self) -> bool:
+        """Whether somebody waits for an output."""
+        return self._busy or bool(getattr(self._some, "gi_running", False))
 
     def __enter__(self) -> Stream:
         return self

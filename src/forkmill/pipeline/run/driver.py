@@ -110,6 +110,7 @@ class Driver(Run[Operator]):
         self.interrupts = Interrupts(self)
         self._bursts: Bursts | None = None
         self._opened = self._over = self._told_end = False
+        self._only = 0  # the thread that it was reserved for
         self._sources_stopped = False
         self._quiet = False  # DRIVE-4: nobody goes on elsewhere, and nothing has happened since
         self._began = self._looked = self._measure_at = monotonic()
@@ -501,6 +502,7 @@ class Driver(Run[Operator]):
         """
         try:
             with self.interrupts:
+                self._enter()
                 self._drive(self.step)
                 return self.finish()
         except BaseException as error:
@@ -509,8 +511,12 @@ class Driver(Run[Operator]):
 
     def next_outputs(self) -> Iterator[Any] | None:
         """Some outputs, each made when it is asked for; none where there is more to be done first.
-        None when the run is over."""
-        self.thread = threading.get_ident()
+        None when the run is over.
+
+        Raises:
+            Left: Somebody else has reserved it.
+        """
+        self._enter()
         if not self.outputs:
             bursts = self._bursts
             if bursts is not None and bursts.ready and bursts.size() > 1:
@@ -518,6 +524,18 @@ class Driver(Run[Operator]):
             with self.interrupts:
                 self._drive(lambda: not self.outputs and self.step())
         return iter((self.outputs.popleft(),)) if self.outputs else None
+
+    def reserve(self) -> None:
+        with self._lead:
+            self._only = threading.get_ident()
+
+    def _enter(self) -> None:
+        """The caller works on it now."""
+        with self._lead:
+            me = threading.get_ident()
+            if self._only and self._only != me:
+                raise Left
+            self.thread = me
 
     def serve(self, offer: Callable[[deque[Any]], bool]) -> RunResult:
         """Run to the end, for somebody elsewhere who takes the outputs one by one.
@@ -536,6 +554,7 @@ class Driver(Run[Operator]):
                 self._attend()
             return self.step()
 
+        self._enter()
         self._drive(more)
         offer(self.outputs)
         return self.finish()
@@ -544,7 +563,6 @@ class Driver(Run[Operator]):
         """Work until `more` says no. What ends the run is kept for `finish`."""
         if self._error is not None:
             return
-        self.thread = threading.get_ident()
         try:
             with nullcontext() if self.inside else events.PartOf(self.events):
                 self._work(more)
@@ -763,8 +781,12 @@ class Driver(Run[Operator]):
     # ------------------------------------------------------------------ the end
 
     def abandon(self) -> RunResult:
-        """End now, without a word about what was under way."""
-        self.thread = threading.get_ident()
+        """End now, without a word about what was under way.
+
+        Raises:
+            Left: Somebody else has reserved it.
+        """
+        self._enter()
         self.interrupts.__exit__()
         self.kill()
         self._error = None

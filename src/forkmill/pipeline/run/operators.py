@@ -37,6 +37,7 @@ from ...contexts.lanes.emit import UNUSUAL, each, pieces, settle
 from ...errors import BuildError, WorkerDied
 from ...events import short
 from ...runs.failure import KEEP, Failure, formatted
+from ...runs.handle import Left
 from ...runs.policies import DeadLetter, Retry, final
 from ...runs.stats import Reservoir
 from ..declare import to
@@ -385,6 +386,9 @@ class Operator:
         try:
             if run is not None and not run.gi_running:  # type: ignore[attr-defined]
                 run.close()  # type: ignore[attr-defined]
+        except Left:
+            if self.driver.thread != get_ident():
+                raise  # else it was disarmed while it waited for its turn
         finally:
             if run is not None and self._edge is not None:
                 self._edge.dropped += self._chunk - (self.came - self._came_before)

@@ -396,8 +396,8 @@ def test_a_call_that_a_thread_has_taken_and_not_begun_is_cancelled_too(
         backlog = pool._executor._threads.backlog
         take = backlog.take
 
-        def slowly(patience: Any) -> Any:
-            call = take(patience)
+        def slowly(*args: Any) -> Any:
+            call = take(*args)
             if call is not None:
                 taken.set()
                 go.wait(20)

@@ -58,7 +58,7 @@ __all__ = ["Flow"]
 
 TURN_S = 0.001  # of pulling from the input, before others have their turn
 SOME = 256  # items that are begun together
-FRAMES = 1024  # that a map always has: many more cost the collector of garbage too much
+FRAMES = 1024  # that a map has: of more so many grow old that all memory is looked through
 GRACE = 0.4  # seconds that a call which cannot be ended has after `kill`
 
 
@@ -319,12 +319,12 @@ class Flow(Together):
 
     def _room(self, level: Level) -> int:
         """How many more items may be begun."""
-        room = sum(way.pace.cap for way in self._ways)
         if level is self.top and self._quick and self.ctx.mode == "map":
             # They are there, and what is not sent can be dropped.
-            room = MOST if level.layout.straight else max(FRAMES, room)
-            return room - self._units
-        room -= self._units
+            if level.layout.straight:
+                return MOST - self._units
+            return max(FRAMES, sum(way.pace.floor for way in self._ways)) - self._units
+        room = sum(way.pace.cap for way in self._ways) - self._units
         if level is self.top and self.ctx.mode == "imap":
             held = level.begun - self._given + self.ctx.held
             most = self.ctx.buffersize

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from .handing import handle_of
-from .rows import rows_of
+from .rows import Maker, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .loss import Loss
     from .plan import Plan
     from .post import Post
-    from .rows import Maker
 
 __all__ = ["Frame", "Inner", "Layout", "Level", "Rows", "Values"]
 
@@ -69,9 +68,14 @@ class Layout:
         return max(self.counts, default=0) > 1
 
     @cached_property
-    def rows(self) -> Callable[[list[Frame]], list[dict[str, Any]]]:
-        """Makes the rows of frames that are through."""
-        return rows_of(self.outputs)
+    def rows(self) -> Callable[[list[Frame], int], Rows]:
+        """Makes the rows of frames that are through, and of the first of them the index."""
+        if len(self.outputs) != 1:
+            made = rows_of(self.outputs)
+            return lambda frames, first: Rows(made(frames), first)
+        ((_, slot),) = self.outputs
+        maker = Maker(self.outputs, (slot,))
+        return lambda frames, first: Values([one.slots[slot] for one in frames], first, maker)
 
 
 @dataclass

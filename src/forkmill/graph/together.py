@@ -51,8 +51,8 @@ class Together(Frames):
         self._run_ready()
 
     def _start_all(self, post: Post, frames: list[Frame]) -> None:
-        """All that a group waited for is there, in frames of which nothing is lost."""
-        if not post.usual or self._limited:
+        """All that a group waited for is there, in frames that count and have lost nothing."""
+        if not post.usual:
             self._ready.extend(zip(frames, repeat(post)))
             return
         get = post.getter
@@ -147,15 +147,15 @@ class Together(Frames):
         frames.sort(key=_index_of)
         for frame in frames:
             del top.running[frame.index]
-        rows = top.layout.rows(frames)
+        rows = top.layout.rows
         last = frames[0].index - 1
         begin = 0
         for at, frame in enumerate(frames):
             if frame.index != last + 1:
-                self._blocks.append(Rows(rows[begin:at], frames[begin].index))
+                self._blocks.append(rows(frames[begin:at], frames[begin].index))
                 begin = at
             last = frame.index
-        self._blocks.append(Rows(rows[begin:], frames[begin].index))
+        self._blocks.append(rows(frames[begin:], frames[begin].index))
 
 
 def _by_post(found: list[Outcome]) -> Iterable[tuple[Post, Any, Any]]:

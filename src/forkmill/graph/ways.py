@@ -98,20 +98,25 @@ class Bell:
 
 
 class Pace:
-    """How many units shall be under way: those of `LEAD_S`, at least two for each worker."""
+    """How many units shall be under way: those of `LEAD_S`, at least two for each worker.
 
-    __slots__ = ("_count", "_least", "_since", "cap")
+    Attributes:
+        cap: So many.
+        floor: Never fewer than these.
+    """
+
+    __slots__ = ("_count", "_since", "cap", "floor")
 
     def __init__(self, width: int) -> None:
-        self._least = 2 * width
-        self.cap = self._least
+        self.floor = 2 * width
+        self.cap = self.floor
         self._count = 0
         self._since = perf_counter()
 
     def least(self, number: int) -> None:
         """Not less than so many."""
-        self._least = max(self._least, number)
-        self.cap = max(self.cap, self._least)
+        self.floor = max(self.floor, number)
+        self.cap = max(self.cap, self.floor)
 
     def done(self, number: int) -> None:
         """So many have come back."""
@@ -123,7 +128,7 @@ class Pace:
         if seconds < LEAD_S:
             self.cap = min(2 * self.cap, MOST)
         elif seconds > 2 * LEAD_S:
-            self.cap = max(self._least, min(self.cap, int(self._count * LEAD_S / seconds)))
+            self.cap = max(self.floor, min(self.cap, int(self._count * LEAD_S / seconds)))
         self._count, self._since = 0, now
 
 

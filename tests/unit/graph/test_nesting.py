@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -114,3 +115,26 @@ def test_two_nested_graphs_need_two_names() -> None:
         fm.Graph([INNER, other])
     g = fm.Graph([INNER, other.as_node(name="second")])
     assert g.run(x=1, x2=1) == {"y": 1, "w": 2, "y2": 1, "w2": 2}
+
+
+def nested_of(cell: Any, context: str) -> fm.Graph:
+    inner = fm.Graph([fm.node(cell, context=context)], name="inner")
+    return fm.Graph([inner.rename(x="xs").as_node(map_over="xs")])
+
+
+def test_inner_items_are_begun_before_the_next_outer_one_is_pulled() -> None:
+    pulled = []
+    seen = []
+
+    def lists() -> Iterator[list[int]]:
+        for n in range(20):
+            pulled.append(n)
+            yield [n] * 50
+
+    def cell(x: int) -> int:
+        seen.append(len(pulled))
+        return x
+
+    rows = nested_of(cell, "thread:1").map({"xs": lists()}, "xs")
+    assert [row["cell"] for row in rows] == [[n] * 50 for n in range(20)]
+    assert seen[0] == 1

@@ -127,6 +127,11 @@ def test_what_a_run_does_is_seen() -> None:
     assert "30%" in shown or "300/1,000" in shown
     small = text_of(frame(Given(told()), View(), (80, 24), ASCII))
     assert "numbers -[##..]> *parse -> load" in small
+    load = next(line for line in small.split("\n") if line.strip().startswith("load"))
+    assert load.endswith("100/s"), "what it takes: nothing comes out of it"
+    scene = told()
+    scene.take(event("item_failed", name="parse", item="x" * 50, error="Long", at=3.0))
+    assert f"{'x' * 11}~ Long" in text_of(frame(Given(scene), View(), (80, 24), ASCII))
     heads = next(line for line in small.split("\n") if "stage" in line).split()
     assert heads == [">", "stage", "in", "out", "failed", "queue", "busy", "rate"]
 

@@ -309,7 +309,7 @@ def _fit(text: str, width: int, glyphs: Glyphs) -> str:
 
 def _cell(text: str, width: int, glyphs: Glyphs) -> str:
     if width >= 0:
-        return _fit(text, width, glyphs)
+        return _fit(text, width - 1, glyphs) + " "  # a gap behind it
     shown = _fit(text, min(-width - 1, max(cell_len(text), 1)), glyphs)  # a gap before it
     return " " * max(0, -width - cell_len(shown)) + shown
 

@@ -75,8 +75,14 @@ class _Run:
         for name, counts in list(stages.items())[:_MOST_STAGES]:
             self._stage(name, counts)
         if not self._samples or now - self._samples[-1][0] >= _SAMPLE_S:
-            done = {name: counts.get("out", 0) for name, counts in self.stages.items()}
-            self._samples.append((now, done))
+            self._samples.append((now, {name: self._done(name) for name in self.stages}))
+
+    def _done(self, name: str) -> int:
+        """What has come out of a stage; of one that nothing ever comes out of, what it took."""
+        counts = self.stages[name]
+        done: int = counts.get("out", 0)
+        ends = not done and self.nodes and all(start != name for start, _ in self.edges)
+        return counts.get("in", 0) if ends else done
 
     def _stage(self, name: str | None, counts: dict[str, Any]) -> None:
         if name is not None and (name in self.stages or len(self.stages) < _MOST_STAGES):
@@ -98,7 +104,7 @@ class _Run:
         """What a stage does in a second: of late; and on the whole when the run is over."""
         if self.board.status:
             seconds = self.board.seconds
-            return self.stages[name].get("out", 0) / seconds if seconds > 0 else None
+            return self._done(name) / seconds if seconds > 0 else None
         if len(self._samples) < 2:
             return None
         (start, before), (end, after) = self._samples[0], self._samples[-1]

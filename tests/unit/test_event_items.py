@@ -156,12 +156,10 @@ class Unsaid(str):
         raise MemoryError
 
 
-def test_a_worker_without_memory_for_times_fails_no_other_call() -> None:
+def test_a_worker_without_memory_for_times_fails_no_call() -> None:
     with fm.ProcessPool(1, start_method="fork") as pool:
         timed = _native.Timed(abs, Unsaid("run"), "abs", False)
-        first, *others = pool.map(timed, range(3), chunksize=3, return_exceptions=True)
-        assert isinstance(first, MemoryError)
-        assert others == [1, 2]
+        assert list(pool.map(timed, range(3), chunksize=3)) == [0, 1, 2]
         assert pool.stats().restarts == 0
 
 
@@ -204,6 +202,33 @@ def test_batches_of_one_size_are_told_together(context: str) -> None:
 
 def plus_all(items: list[int]) -> None:
     assert 1 <= len(items) <= 2
+
+
+def mostly_long(x: int) -> int:
+    if x % 9:
+        time.sleep(0.0005)
+    return x
+
+
+MIXED = 180
+
+
+def mixed_map(spec: str, sink: Sink) -> None:
+    with fm.executor(spec) as executor:
+        assert sum(executor.map(mostly_long, range(MIXED), sinks=[sink])) == sum(range(MIXED))
+
+
+def mixed_line(spec: str, sink: Sink) -> None:
+    line = fm.Pipeline().source(range(MIXED)).map(mostly_long, context=spec)
+    assert len(line.run(sinks=[sink]).outputs) == MIXED
+
+
+@pytest.mark.parametrize("job", [mixed_map, mixed_line])
+def test_short_calls_among_long_ones_hide_none_of_them(job: Any) -> None:
+    for spec in ("inline", "thread:1", "ipc_fork:1"):
+        sink = Sink("items")
+        job(spec, sink)
+        assert sink.calls == sink.measured == {"mostly_long": MIXED}, spec
 
 
 class Hears(Sink):

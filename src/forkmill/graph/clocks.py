@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Clocks", "Heard"]
 
 _SHORT = 20e-6  # seconds
-_EVERY = 64  # one in so many short calls is measured
+_EVERY = 64  # one in so many short calls is measured, where many follow each other
 _TELL = 5e-3
 _MOST = 4000  # measured calls in a word, which has to have room
 
@@ -60,11 +60,12 @@ class Heard(NamedTuple):
 class _Node:
     """A node's calls in one thread, since they were told."""
 
-    __slots__ = ("calls", "first", "hits", "left", "times")
+    __slots__ = ("calls", "first", "hits", "left", "step", "times")
 
     def __init__(self) -> None:
         self.calls = self.first = 0  # in all; those before were told
         self.left = 1  # calls to the next that is measured
+        self.step = 1  # what it is after a short one: of a few that come alone all are measured
         self.times: list[float] = []  # number since `first`, begin, seconds; and so on
         self.hits = 0
 
@@ -126,7 +127,10 @@ class Clocks:
         seconds = perf_counter() - begin
         node.times += (node.calls - node.first, begin, seconds)
         node.calls += 1
-        node.left = 1 if self._every or seconds >= _SHORT else _EVERY
+        if self._every or seconds >= _SHORT:
+            node.left = node.step = 1
+        else:
+            node.left, node.step = node.step, min(2 * node.step, _EVERY)
         if len(node.times) >= 3 * _MOST:
             self._tell(self._sheet())
 

@@ -14,7 +14,7 @@ from libc.string cimport memchr
 
 cdef enum:
     _SHORT_NS = 20_000
-    _EVERY = 64            # one in so many short calls is measured
+    _EVERY = 64            # one in so many short calls is measured, where many follow each other
     _TELL_NS = 5_000_000
     _MOST_TIMES = 4000     # in a word, which has to have room (FM_SAID)
     _MOST_NAME = 400       # characters of a name
@@ -33,6 +33,7 @@ cdef class Timed:
     cdef readonly object fn, run, name
     cdef readonly bint every
     cdef uint32_t _left           # calls to the next that is measured
+    cdef uint32_t _step           # what it is after a short one: of a few that come alone all are
     cdef uint64_t _calls, _first  # in all; those before were told
     cdef int64_t _told
     cdef uint8_t *_word           # struct fm_times, whose they are, `_n` struct fm_time
@@ -40,7 +41,7 @@ cdef class Timed:
 
     def __cinit__(self, fn, run, str name not None, bint every):
         self.fn, self.run, self.name, self.every = fn, run, name, every
-        self._left = 1
+        self._left = self._step = 1
         self._word = NULL
 
     def __dealloc__(self):
@@ -66,8 +67,15 @@ cdef class Timed:
         cdef int64_t now
         if begin:
             now = fm_now()
-            self._left = 1 if self.every or now - begin >= _SHORT_NS else _EVERY
-            last = self._note(begin, now) == _MOST_TIMES or last or now - self._told >= _TELL_NS
+            if self.every or now - begin >= _SHORT_NS:
+                self._left = self._step = 1
+            else:
+                self._left, self._step = self._step, min(2 * self._step, _EVERY)
+            try:
+                last = self._note(begin, now) == _MOST_TIMES or last
+            except MemoryError:  # it is not the call's: that is counted, and not measured
+                self._left = self._step = _EVERY
+            last = last or now - self._told >= _TELL_NS
         self._calls += 1  # before it is told: what is measured is counted
         return self.tell() if last else 0
 
@@ -100,15 +108,18 @@ cdef class Timed:
     cdef int tell(self) except -1:
         """Say what was not said yet."""
         cdef fm_times *head = <fm_times *>self._word
+        cdef int64_t now = fm_now()
         if self._calls == self._first or head is NULL:  # no memory: nothing was measured
             return 0
         head.first = self._first
         head.count = <uint32_t>(self._calls - self._first)
         if listens():
             put_word(FM_WORD_TIMES, self._word, self._ahead + head.n * sizeof(fm_time), True)
+        if now - self._told >= _SHORT_NS * <int64_t>head.count:  # maybe they are short no more
+            self._left = self._step = 1
         head.n = 0
         self._first = self._calls
-        self._told = fm_now()
+        self._told = now
         return 0
 
 

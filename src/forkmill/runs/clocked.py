@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Clocked", "clocked"]
 
 _SHORT = 20e-6  # seconds
-_EVERY = 64  # one in so many short calls is measured
+_EVERY = 64  # one in so many short calls is measured, where many follow each other
 _TELL = 5e-3
 
 
@@ -56,12 +56,13 @@ def clocked(call: LazyCall) -> Callable[..., Any]:
 class _Sheet:
     """The calls of one thread, since they were told."""
 
-    __slots__ = ("calls", "first", "left", "thread", "times", "told")
+    __slots__ = ("calls", "first", "left", "step", "thread", "times", "told")
 
     def __init__(self) -> None:
         self.thread = get_native_id()
         self.calls = self.first = 0  # in all; those before were told
         self.left = 1  # calls to the next that is measured
+        self.step = 1  # what it is after a short one: of a few that come alone all are measured
         self.times: list[float] = []  # number since `first`, begin, seconds; and so on
         self.told = 0.0
 
@@ -119,7 +120,10 @@ class Clocked:
         sheet.calls += 1
         here = bool(STREAM) and STREAM[0].known(self._facts[1])
         # Elsewhere nobody says at the end what was not told yet.
-        sheet.left = 1 if self._facts[3] or not here or end - begin >= _SHORT else _EVERY
+        if self._facts[3] or not here or end - begin >= _SHORT:
+            sheet.left = sheet.step = 1
+        else:
+            sheet.left, sheet.step = sheet.step, min(2 * sheet.step, _EVERY)
         if not here or end - sheet.told >= _TELL:
             sheet.told = end
             self._tell(sheet, here)

@@ -133,6 +133,7 @@ class Recorded(Measured):
     def __init__(self, fn: Any, recorder: Recorder) -> None:
         super().__init__(fn)
         self.recorder = recorder
+        self.step = 1  # what `left` is after a short call: a few that come alone are measured
 
     def __call__(self, item: Any) -> Any:
         self.left -= 1
@@ -153,8 +154,11 @@ class Recorded(Measured):
         if type(value) in UNUSUAL:
             recorder.note(start, call)
             return value
-        if call < _SHORT and not recorder.every:
-            self.left = self.every = _EVERY
+        if call >= _SHORT:
+            self.step = 1
+        elif not recorder.every:
+            self.left = self.every = self.step
+            self.step = min(2 * self.step, _EVERY)
         recorder.note(start, call, self.left)
         self.seconds += call * stood_for
         if end - self.told < TELL_S:

@@ -11,7 +11,8 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
     native/timed.pxi     a map's function, and the times of its calls
     native/child.pxi     the worker's loop
     native/zygote.pxi    a zygote to be; what zygote and workers need of the system
-    native/pool.pxi      the user's process: Pool, Chunk, CompletionQueue, RecordIterator
+    native/pool.pxi      the user's process: Pool
+    native/chunk.pxi     what is asked of it: Chunk, CompletionQueue, RecordIterator
     native/future.pxi    the native half of a Future, and the short way into the pool
     native/cow.pxi       one fresh child a task: fork, claims, results by pipe
     native/place.pxi     what a generator yields in one thread and context
@@ -69,6 +70,7 @@ include "native/timed.pxi"
 include "native/child.pxi"
 include "native/zygote.pxi"
 include "native/pool.pxi"
+include "native/chunk.pxi"
 include "native/future.pxi"
 include "native/cow.pxi"
 include "native/place.pxi"

@@ -17,7 +17,7 @@ between. Of frames of ours no copy is left behind, which would keep a task's val
 
 Guarantees: a frame that was given out may be looked at for as long as one likes, its thread may go
     on or end; its variables are those of one moment.
-Invariants: nobody else in this package asks for frames of other threads, or for `f_locals`.
+Invariants: nobody else in this package asks for frames of others, or for `f_locals`.
 
 Threads: any.
 """
@@ -39,6 +39,7 @@ __all__ = [
     "back",
     "delegate",
     "frame_of",
+    "frame_of_own",
     "locals_of",
     "our_locals",
     "running_threads",
@@ -104,6 +105,12 @@ def waiting(run: Any, codes: Any) -> FrameType | None:
         return None
     found = _look(map(_waiting, filterfalse(_runs, (run,))))
     return found[0] if found else None
+
+
+def frame_of_own(run: Any) -> FrameType | None:
+    """The frame of a generator that no other thread runs meanwhile; None: it is over."""
+    frame: FrameType | None = _look(map(_waiting, (run,)))[0]
+    return frame
 
 
 def delegate(run: Any) -> Any:

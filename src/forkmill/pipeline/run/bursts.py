@@ -27,6 +27,7 @@ from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..._frames import frame_of_own
 from ..._place import OnePlace
 from ..._process import VOICE
 from ..._said import HERE, LENT, known_here
@@ -82,7 +83,7 @@ class Bursts:
         """The frame of the run, if it has this thread now (see `_said.LENT`)."""
         run: Any = self._alone.run
         here = run is not None and run.gi_running and self._driver.thread == get_ident()
-        return run.gi_frame if here else None
+        return frame_of_own(run) if here else None
 
     def outputs(self, failed: Callable[[BaseException], object]) -> Iterator[Any]:
         """As many as `size` said, or as come before there is something else to do.
@@ -111,7 +112,7 @@ class Bursts:
             if pulled.over and not pulled.moved:
                 alone.came_back(pulled.sign, 0.0)
         except BaseException as error:
-            if run.gi_frame is not None:
+            if frame_of_own(run) is not None:
                 raise  # it came from who takes the outputs
             alone.blocked = None
             failed(error)

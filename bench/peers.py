@@ -195,11 +195,11 @@ class Mpire(Peer):
 
     @staticmethod
     def _single(items: Any) -> Any:
-        """Items that are dicts or tuples would become several arguments."""
+        """Items that are dicts, tuples or frames would become several arguments."""
         from mpire.utils import make_single_arguments
 
         items = list(items)
-        if items and isinstance(items[0], dict | tuple):
+        if items and (isinstance(items[0], dict | tuple) or hasattr(items[0], "iloc")):
             return make_single_arguments(items, generator=False)
         return items
 

@@ -8,7 +8,7 @@ import itertools
 import os
 import signal
 import threading
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 
@@ -131,3 +131,35 @@ def test_kill_while_one_group_blocks_and_another_waits_for_its_turn() -> None:
     finally:
         go.set()
     assert result.status == "stopped" and result.left_behind == ["block"]
+
+
+class State(TypedDict):
+    n: int
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["another thread", "a node"])
+def test_a_state_graph_s_stream_ends_after_its_step(own: bool) -> None:
+    some = threading.Event()
+
+    def count(state: State) -> State:
+        if state["n"] == 3:
+            if own:
+                stream.close()
+            some.set()
+        return {"n": state["n"] + 1}
+
+    graph = fm.StateGraph(State)
+    graph.add_node("count", count)
+    graph.add_edge(fm.START, "count")
+    graph.add_conditional_edges("count", lambda state: "count")
+    stream = graph.compile().stream({"n": 0}, max_steps=10**9)
+    reader = threading.Thread(target=lambda: [*stream])
+    reader.start()
+    assert some.wait(20)
+    stream.close()
+    reader.join(20)
+    assert not reader.is_alive()
+    stream.close()  # else it was between two items just then: it is closed by now
+    assert stream.result is not None
+    if own:
+        assert stream.result.status == "drained"

@@ -209,15 +209,25 @@ class StateStream:
         self._run.kill()
 
     def close(self) -> None:
-        """End the run. Idempotent."""
+        """End the run. Idempotent. Any thread: while somebody waits for an item, in another one, or
+        in a call of the run itself, it ends after its step, and this does not wait.
+        """
         if self._read.over:
             return
         items: Any = self._items
+        if items.gi_running:
+            self._run.stop()
+            return
         if not self._read.begun:  # so that what it has claimed is freed
             self._run.stop()
             for _ in items:
                 pass
-        items.close()
+        try:
+            items.close()
+        except ValueError as error:
+            if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                raise  # of a node's
+            self._run.stop()  # somebody has begun to read just now
 
     def __enter__(self) -> StateStream:
         return self

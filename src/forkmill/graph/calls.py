@@ -274,8 +274,10 @@ def _rows_by_engine(graph: Any, asked: Asked, what: Checked) -> Iterator[dict[st
         try:
             for _, block in blocks:
                 yield from made(what.plan, block, [])
-        except GeneratorExit:
-            return  # closed or dropped: `ending`
+        except GeneratorExit:  # closed or dropped: `ending`
+            if not hasattr(engine, "_blocks"):
+                blocks.close()  # what another's code raises is its closer's
+            return
         except BaseException:
             blocks.close()
             raise

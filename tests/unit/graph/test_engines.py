@@ -570,3 +570,23 @@ def test_an_unknown_option_of_an_engine_or_a_cache_is_told_the_nearest(tmp_path:
         fm.LocalEngine("parallel:2", max_worker=3)
     with pytest.raises(TypeError, match=r"no option 'max_byte', did you mean 'max_bytes'"):
         fm.DiskCache(tmp_path, max_byte=3)
+
+
+def test_what_another_engine_raises_as_its_rows_are_closed_is_their_closer_s() -> None:
+    class Other(fm.Engine):
+        def run(self, graph: Any, inputs: Any, output_name: Any = None, *, _ctx: Any = None) -> Any:
+            raise NotImplementedError
+
+        def map(self, *_: Any, _ctx: Any = None) -> Any:
+            try:
+                for index in range(9):
+                    yield index, {"y": index}
+            finally:
+                raise OSError("not closed")
+
+    rows: Any = fm.Graph([fm.node(abs, output_name="y", name="y")]).imap(
+        {"x": range(9)}, "x", engine=Other()
+    )
+    assert next(rows) == {"y": 0}
+    with pytest.raises(OSError, match="not closed"):
+        rows.close()

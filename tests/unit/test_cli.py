@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import forkmill as fm
@@ -161,6 +164,22 @@ def test_the_version_and_the_help_are_told() -> None:
         assert run(command, "-h").returncode == 0
 
 
+@pytest.mark.parametrize("name", commands.app.commands)
+def test_help_is_a_page(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option is in it once, under what it is for; and what the status says."""
+    assert forkmill.cli.main([name, "--help"]) == 0
+    text, _, status = capsys.readouterr().out.partition("\nExit status:\n")
+    command = commands.app.commands[name]
+    for option in command.params:
+        if isinstance(option, click.Option):
+            rows = re.findall(rf"^  (?:-\S+, )*{max(option.opts, key=len)}(?![\w-])", text, re.M)
+            assert len(rows) == 1, option
+    titles = re.findall(r"^(\S.*):$", text, re.M)
+    assert len(set(titles)) == len(titles) and {"Options", "Other"} & {*titles}
+    assert {*getattr(command, "groups", ())} <= {*titles}  # each of them has options
+    assert "130  stopped by Ctrl-C" in status
+
+
 def test_a_wrong_command_is_misuse() -> None:
     ran = run("mpa")
     assert ran.returncode == 2
@@ -174,14 +193,43 @@ def test_completion_prints_the_shells_script(shell: str) -> None:
     assert "_FORKMILL_COMPLETE" in ran.stdout
 
 
-def test_completion_completes() -> None:
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("map --on", "--on-error"), ("map --in js", "json"), ("sess", "sessions")],
+)
+def test_completion_completes(words: str, offered: str) -> None:
     env = {
         **os.environ,
         "_FORKMILL_COMPLETE": "bash_complete",
-        "COMP_WORDS": "forkmill map --on",
-        "COMP_CWORD": "2",
+        "COMP_WORDS": f"forkmill {words}",
+        "COMP_CWORD": str(len(words.split())),
     }
-    assert run(env=env).stdout == "plain,--on-error\n"
+    assert run(env=env).stdout == f"plain,{offered}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shell", "ask"),
+    [
+        ("bash", "COMP_WORDS=(forkmill map --ti); COMP_CWORD=2; _forkmill_completion forkmill; "
+         "echo ${COMPREPLY[@]}"),
+        ("fish", 'complete -C "forkmill map --ti"'),
+    ],
+)  # fmt: skip
+def test_a_shell_takes_the_script(shell: str, ask: str) -> None:
+    """zsh's widgets want a terminal: it was tried by hand."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    load = {
+        "bash": 'eval "$(forkmill completion bash)"',
+        "fish": "forkmill completion fish | source",
+    }
+    ran = subprocess.run(
+        [shell, "-c", f"{load[shell]}; {ask}"],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True, text=True, timeout=55,
+    )  # fmt: skip
+    assert ran.stdout.split()[0] == "--timeout", ran.stderr
 
 
 def test_importing_the_package_loads_no_command_line() -> None:

@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from .._target import TargetError, check_function, load
 from ..show.text import lines
@@ -22,7 +23,7 @@ else:
 
 __all__ = [
     "FAILED", "INTERRUPTED", "MISUSE", "MOST_TOLD", "Target", "fail", "nobody_reads",
-    "progress_option", "tell", "to_nowhere", "workers_option",
+    "offering", "progress_option", "tell", "to_nowhere", "workers_option",
 ]  # fmt: skip
 
 FAILED, MISUSE, INTERRUPTED = 1, 2, 130
@@ -51,6 +52,16 @@ def to_nowhere(stream: TextIO) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+def offering(*words: str) -> Any:
+    """What a shell is told of an option that takes one of these words, or something else."""
+
+    def offered(ctx: click.Context, param: click.Parameter, so_far: str) -> list[CompletionItem]:
+        found = [CompletionItem(word) for word in words if word.startswith(so_far)]
+        return found or [CompletionItem(so_far, type="file")]
+
+    return offered
 
 
 class Target(ParamType):

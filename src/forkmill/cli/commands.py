@@ -35,6 +35,7 @@ from .base import (
     Target,
     fail,
     nobody_reads,
+    offering,
     progress_option,
     tell,
     to_nowhere,
@@ -48,6 +49,7 @@ from .outputs import (
     own_streams,
     terminal,
 )
+from .page import Page
 from .report import report_, report_option, report_sinks
 from .run import plan_facts, run_
 from .states import sessions_
@@ -97,6 +99,8 @@ class _Unread(Exception):
 
 class _App(click.Group):
     """The commands."""
+
+    command_class = Page
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -189,7 +193,15 @@ def app() -> None:
 # ------------------------------------------------------------------------------ map
 
 
-@app.command("map")
+@app.command(
+    "map",
+    groups={
+        "Input": ("kind",),
+        "Work": ("workers", "timeout", "retries", "rate"),
+        "Output": ("output", "unordered", "on_error", "progress"),
+    },
+    status={"1": "a record failed, or a file cannot be read or written"},
+)
 @click.argument("function", metavar="MODULE:FUNCTION", type=Target("function", "json:loads"))
 @click.argument(
     "files",
@@ -210,6 +222,7 @@ def app() -> None:
 @click.option(
     "--on-error",
     metavar="stop|skip|FILE",
+    shell_complete=offering("stop", "skip"),
     default="stop",
     show_default=True,
     help="What a failing record does: stops everything; is told and skipped; is written to FILE, "
@@ -220,6 +233,7 @@ def app() -> None:
     "kind",
     metavar="lines|json|csv|bytes:N",
     type=_RecordKind(),
+    shell_complete=offering("lines", "json", "csv", "bytes:"),
     default="lines",
     show_default=True,
     help="What a record is: a line; the JSON value of a line; a row, as a dict by the names in the "

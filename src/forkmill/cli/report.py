@@ -9,6 +9,7 @@ import click
 
 from .. import _watch
 from .base import fail
+from .page import Page
 
 __all__ = ["report_", "report_option", "report_sinks"]
 
@@ -36,7 +37,7 @@ def _why(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
-@click.command("report")
+@click.command("report", cls=Page)
 @click.argument("recording", type=click.Path(path_type=Path, dir_okay=False))
 @click.option(
     "-o",

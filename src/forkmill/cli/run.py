@@ -24,12 +24,14 @@ from .base import (
     MOST_TOLD,
     Target,
     nobody_reads,
+    offering,
     progress_option,
     tell,
     workers_option,
 )
 from .inputs import InputError
 from .outputs import OpenError, mixes, opened, overwrites, terminal
+from .page import Page
 from .report import report_option, report_sinks
 from .top import beside, top_option
 
@@ -40,7 +42,18 @@ if TYPE_CHECKING:
 __all__ = ["plan_facts", "run_"]
 
 
-@click.command("run")
+@click.command(
+    "run",
+    cls=Page,
+    groups={
+        "What is run": ("settings", "mapped", "mode", "want", "only_failed", "plan_only"),
+        "Where": ("workers", "engine"),
+        "Output": ("output", "on_error", "keep_failures", "as_json"),
+        "Seeing it": ("progress", "report", "top"),
+        "State graphs": ("session", "resume", "answers", "abandon", "take_over"),
+    },
+    status={"3": "a state graph that waits for an answer, or was stopped"},
+)
 @click.argument(
     "thing",
     metavar="MODULE:NAME",
@@ -85,6 +98,7 @@ __all__ = ["plan_facts", "run_"]
 @click.option(
     "--on-error",
     metavar="stop|skip|FILE",
+    shell_complete=offering("stop", "skip"),
     default="stop",
     show_default=True,
     help="What failed is written to FILE, a JSON object a line. Graph: or a failing item stops "

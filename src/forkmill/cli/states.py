@@ -28,6 +28,7 @@ import click
 from .. import errors
 from .._target import value_of
 from .base import FAILED, INTERRUPTED, fail, tell
+from .page import Page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -197,7 +198,7 @@ def _text(value: Any) -> str:
 # ------------------------------------------------------------------------- sessions
 
 
-@click.command("sessions")
+@click.command("sessions", cls=Page)
 @click.argument("store", metavar="STORE")
 @click.argument("session", metavar="[ID]", required=False)
 @click.option("--history", is_flag=True, help="The checkpoints of session ID.")

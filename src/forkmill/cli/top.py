@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .base import MISUSE, fail, tell
+from .page import Page
 
 if TYPE_CHECKING:
     from ..show.top.launch import Beside
@@ -39,7 +40,7 @@ def beside(wanted: bool) -> Beside:
         raise click.BadParameter(str(error), param_hint="'--top'") from None
 
 
-@click.command("top")
+@click.command("top", cls=Page)
 @click.argument("what", metavar="[PID|FILE.jsonl]", required=False)
 @click.option("--once", is_flag=True, help="Print what there is now, as text, and stop.")
 @click.option("--run", default="", metavar="ID", help="Begin with this run.")

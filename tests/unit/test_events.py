@@ -160,9 +160,7 @@ def test_a_nested_run_tells_with_its_parent(context: str | None) -> None:
     assert {event["parent"] for event in own} == {outer}
     kinds = [event["kind"] for event in own]
     assert (kinds[0], kinds[-1]) == ("run_started", "run_finished")
-    batches = [event["data"] for event in own if event["kind"] == "batch"]
-    assert sum(data["size"] * data["count"] for data in batches) == 2
-    assert own[-1]["data"]["status"] == "completed"
+    assert kinds.count("batch") == 2 and own[-1]["data"]["status"] == "completed"
     assert heard[-1]["run"] == outer
 
 

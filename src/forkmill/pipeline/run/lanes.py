@@ -195,7 +195,6 @@ class LaneOperator(Operator):
             now = monotonic()
             late = [key for key, due in self._deadlines.items() if due <= now]
             self._put([(self._released(key), None) for key in late])
-            self.tell()
             progress = True
         return progress
 
@@ -230,7 +229,6 @@ class LaneOperator(Operator):
             if self.kind == "batch":
                 edge.delivered += n
                 full = [(b, None) for b in map(self.hold, items) if b is not None]
-                self.tell()
                 if full:
                     self._put(full)
             else:

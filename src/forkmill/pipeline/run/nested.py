@@ -219,7 +219,7 @@ class Nested:
             driver.outputs.clear()
             self._driver = None
             for operator in driver.order:
-                operator.tell()
+                operator.tell_calls()
             try:
                 driver.abandon()
             except BaseException as error:  # a teardown's

@@ -183,7 +183,6 @@ class Operator:
         self.waited = 0.0
         self.reservoir = Reservoir()
         self.calls: Calls | None = None  # somebody wants to know of each
-        self._untold = (0, 0)  # batches: of what size, how many
         self.run: Iterator[Edge] | None = None  # OP-1
         self.blocked: Any = None  # the full queue that the run waits for
         self.choice: Choice | None = None  # balanced: its targets' queues
@@ -304,7 +303,7 @@ class Operator:
         if not self._hooked:
             return
         self._hooked = False
-        self.tell()
+        self.tell_calls()
         raised = self.driver.hooks(stage_hooks(self.stage, "after_stage"), self.name)
         self.driver.events.emit(
             "stage_finished",
@@ -576,8 +575,8 @@ class Operator:
             edge.failed += failed
         self.out += out
         self.driver.flushed += 1
-        if self.calls is not None or self._untold[1]:
-            self.tell(_TELL_S)
+        if self.calls is not None:
+            self.tell_calls(_TELL_S)
 
     def flush_entry(self, came: int, failed: int, out: int) -> None:
         """Counters of a run whose items come from an edge of the stage."""
@@ -590,8 +589,8 @@ class Operator:
             edge.failed += failed
         self.out += out
         self.driver.flushed += 1
-        if self.calls is not None or self._untold[1]:
-            self.tell(_TELL_S)
+        if self.calls is not None:
+            self.tell_calls(_TELL_S)
 
     def note(self, seconds: float) -> None:
         """A call was measured."""
@@ -600,12 +599,8 @@ class Operator:
         if self.calls is not None:
             self.calls.note(self.came, seconds)
 
-    def tell(self, pause: float = 0.0) -> None:
-        """Tell of batches, and of the calls since the last time, if that is so long ago."""
-        size, count = self._untold
-        if count:
-            self._untold = (0, 0)
-            self.driver.events.emit("batch", self.name, size=size, count=count)
+    def tell_calls(self, pause: float = 0.0) -> None:
+        """Tell of the calls since the last time, if that is so long ago."""
         if self.calls is not None:
             told = self.calls.take(self.came, pause)
             if told is not None:
@@ -800,18 +795,13 @@ class Operator:
     def _released(self, key: Any) -> list[Any]:
         self._deadlines.pop(key, None)
         items = self.held.pop(key)
-        size = len(items)
-        if self._untold[0] != size:
-            self.tell(_TELL_S)
-        self._untold = (size, self._untold[1] + 1)  # those that come together are one event
+        self.driver.events.emit("batch", self.name, size=len(items))
         return items
 
     def _release_late(self) -> None:
         now = monotonic()
         late = [key for key, due in self._deadlines.items() if due <= now]
-        batches = [self._released(key) for key in late]
-        self.tell(_TELL_S)
-        self.begin(self._emit_batches(batches))
+        self.begin(self._emit_batches([self._released(key) for key in late]))
 
     def _emit_batches(self, batches: list[list[Any]]) -> Iterator[Any]:
         """Batches that nothing pushed out: through the body, if there is one, and on."""

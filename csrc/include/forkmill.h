@@ -950,7 +950,12 @@ void *fm_chunk_tag(const fm_chunk *chunk);
  */
 int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk);
 /*
- * The same, for a chunk whose outcomes nobody wants any more: who waits
+ * The same, but only behind all that have started, in the order of the chunk:
+ * two workers may share one, and then what is left would have holes.
+ */
+int fm_chunk_cancel_tail(fm_pool *pool, fm_chunk *chunk);
+/*
+ * fm_chunk_cancel(), for a chunk whose outcomes nobody wants any more: who waits
  * for it, now or later, is let go (FM_ECLOSED), although a task of it may
  * still run.  That of a stream is asked to close its generator.  How many
  * were taken back; -ENOMEM: the stream was not asked.

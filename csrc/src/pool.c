@@ -113,41 +113,81 @@ int fm_chunk_state(fm_pool *pool, fm_chunk *chunk)
     return state;
 }
 
-/* Take the unstarted tasks of a chunk back; `what` is their outcome. */
-static uint32_t cancel_locked(fm_pool *pool, fm_chunk *chunk,
-                              enum fm_what what)
+/* Take the unstarted tasks of a range back: how many. */
+static uint32_t cancel_range(fm_pool *pool, struct fm__range *range,
+                             struct fm__link *back)
+{
+    uint32_t n = range->count - range->got;
+    if (range->worker)
+        return fm__worker_recall_range(range, UINT32_MAX, back);
+    if (fm__list_empty(&range->queue))
+        return 0;
+    fm__dispatcher_unqueue(&pool->dispatcher, range);
+    fm__list_insert(back, &range->queue);
+    return n;
+}
+
+/* The range that ends before the chunk's task `end`, or NULL. */
+static struct fm__range *range_before(fm_chunk *chunk, uint32_t end)
+{
+    for (struct fm__link *at = chunk->ranges.next; at != &chunk->ranges;
+         at = at->next) {
+        struct fm__range *range = FM__OF(at, struct fm__range, in_chunk);
+        if (range->first + range->count == end)
+            return range;
+    }
+    return NULL;
+}
+
+/* Take the unstarted tasks of a chunk back, or only those behind all that
+ * have started. */
+static uint32_t cancel_locked(fm_pool *pool, fm_chunk *chunk, bool tail)
 {
     struct fm__link back, *at, *next;
-    uint32_t n = 0;
+    uint32_t n = 0, end = chunk->options.count;
     fm__list_init(&back);
-    for (at = chunk->ranges.next; at != &chunk->ranges; at = next) {
-        struct fm__range *p = FM__OF(at, struct fm__range, in_chunk);
-        next = at->next;
-        if (p->worker) {
-            n += fm__worker_recall_range(p, UINT32_MAX, &back);
-        } else if (!fm__list_empty(&p->queue)) {
-            n += p->count - p->got;
-            fm__dispatcher_unqueue(&pool->dispatcher, p);
-            fm__list_insert(&back, &p->queue);
+    if (!tail) {
+        for (at = chunk->ranges.next; at != &chunk->ranges; at = next) {
+            next = at->next;
+            n += cancel_range(pool, FM__OF(at, struct fm__range, in_chunk),
+                              &back);
         }
     }
-    fm__supervise_complete(pool, &back, what);
+    for (uint32_t whole = 0, taken = 0; tail && taken == whole; end -= whole) {
+        struct fm__range *range = range_before(chunk, end);
+        if (!range)
+            break;
+        whole = range->count; /* of one that is split less is left */
+        taken = cancel_range(pool, range, &back);
+        n += taken;
+    }
+    fm__supervise_complete(pool, &back, FM_WHAT_CANCELLED);
     if (n)
         fm__dispatcher_look(&pool->dispatcher);
     return n;
 }
 
-int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
+static int cancel(fm_pool *pool, fm_chunk *chunk, bool tail)
 {
     uint32_t n = 0;
     if (!fm__pool_enter(pool))
         return FM_EFORKED;
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
-        n = cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
+        n = cancel_locked(pool, chunk, tail);
     fm__leader_advance(pool);
     fm__leader_wake_pump(pool);
     fm__pool_unlock(pool);
     return (int)n;
+}
+
+int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
+{
+    return cancel(pool, chunk, false);
+}
+
+int fm_chunk_cancel_tail(fm_pool *pool, fm_chunk *chunk)
+{
+    return cancel(pool, chunk, true);
 }
 
 int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
@@ -156,7 +196,7 @@ int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
     if (!fm__pool_enter(pool))
         return FM_EFORKED;
     if (atomic_load(&chunk->state) == FM_CHUNK_PENDING)
-        rc = (int)cancel_locked(pool, chunk, FM_WHAT_CANCELLED);
+        rc = (int)cancel_locked(pool, chunk, false);
     if (rc == 0 && chunk->options.flags & FM_RUN_STREAM)
         rc = fm__stream_tell(pool, chunk, FM_KIND_CLOSE, 0);
     chunk->abandoned = true;

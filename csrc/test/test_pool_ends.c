@@ -39,6 +39,37 @@ TEST(a_cancelled_task_never_runs)
     rig_close(&rig);
 }
 
+TEST(a_cancelled_tail_leaves_no_hole)
+{
+    struct rig rig = rig_open(2);
+    uint64_t state = 5, cancelled = 0;
+    int64_t commands[60];
+    CHECK_EQ(fm_pool_wait_workers(rig.pool, FM_FOREVER, FM_RANK_CALLER), 0);
+    for (int round = 0; round < 100; round++) {
+        struct fm_cursor cursor = {0};
+        struct outcome o;
+        uint32_t n = 0;
+        memset(world->ran, 0, 60);
+        fill(commands, OP_SLEEP, 0, 60, 100);
+        fm_chunk *chunk = submit(&rig, commands, 60, NULL);
+        uint32_t cut = (uint32_t)noise(&state) % 60; /* of either worker */
+        while (world->ran[cut] == 0)
+            fm_pool_turn(rig.pool);
+        int got = fm_chunk_cancel_tail(rig.pool, chunk);
+        wait_done(&rig, chunk);
+        for (uint32_t i = 0; next_outcome(chunk, &cursor, &o); i++) {
+            CHECK(o.what == FM_WHAT_CANCELLED || (o.what == 0 && n == 0));
+            CHECK_EQ(world->ran[i], o.what == 0);
+            n += o.what != 0;
+        }
+        CHECK_EQ(n, got);
+        cancelled += n;
+        fm_chunk_unref(chunk);
+    }
+    CHECK(cancelled > 100);
+    rig_close(&rig);
+}
+
 TEST(an_idle_worker_takes_over_half_of_a_queue)
 {
     struct rig rig = rig_open(2);

@@ -371,6 +371,7 @@ cdef extern from "forkmill.h" nogil:
     int64_t fm_chunk_busy_ns(const fm_chunk *chunk)
     void *fm_chunk_tag(const fm_chunk *chunk)
     int fm_chunk_cancel(fm_pool *pool, fm_chunk *chunk)
+    int fm_chunk_cancel_tail(fm_pool *pool, fm_chunk *chunk)
     int fm_chunk_abandon(fm_pool *pool, fm_chunk *chunk)
     int fm_pool_cancel_pending(fm_pool *pool)
     int fm_chunk_kill(fm_pool *pool, fm_chunk *chunk)

@@ -136,8 +136,13 @@ def _finish(take: Callable[[list[Any]], bool], values: list[Any]) -> None:
     """After a stop: take all that there is still, but what was not begun at the end of it."""
     while take(values):
         pass
-    while values and type(values[-1]) is CancelledError:
+    while values and _was_not_begun(values[-1]):
         values.pop()
+
+
+def _was_not_begun(value: Any) -> bool:
+    """Whether it stands for what was taken back: one that a call raised has its cause there."""
+    return type(value) is CancelledError and value.__cause__ is None
 
 
 def _taker(results: Any, most: int, mapped: bool, *, told: bool) -> Callable[[list[Any]], bool]:

@@ -101,6 +101,10 @@ cdef class Chunk:
         """Take back what has not started; how many tasks."""
         return check(fm_chunk_cancel(self._pool._c, self._c))
 
+    def cancel_tail(self):
+        """Take back what lies behind all that has started; how many tasks."""
+        return check(fm_chunk_cancel_tail(self._pool._c, self._c))
+
     def abandon(self):
         """Nobody wants its outcomes any more: take back what has not started, close a stream, and
         let go who waits for it."""

@@ -202,7 +202,7 @@ class Feed(Input[_native.Chunk]):
                 task.kill()
 
     def taken_back(self, work: _native.Chunk) -> bool:
-        return work.outcomes == 0 and work.cancel() == work.count
+        return work.outcomes == 0 and work.cancel_tail() == work.count
 
     def spent(self, error: BaseException | None = None) -> None:
         """As the base says; and a dropped pool need not live on for this input."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
+
+import forkmill as fm
+from forkmill.graph import bypool
 
 ENGINES = ("threaded:2", "async:2", "parallel:2", "cow_fork:2")
 
@@ -133,3 +137,21 @@ except KeyboardInterrupt:
 def test_ctrl_c_while_a_dropped_iterator_is_ended_is_not_lost(run_script: Any) -> None:
     script = run_script(DROP.format(engine="threaded:2"), 30)
     assert (script.stdout.strip(), script.stderr) == ("raised", "")
+
+
+def cancels(x: int) -> int:
+    raise CancelledError
+
+
+def test_what_a_call_raised_is_not_taken_for_what_was_taken_back() -> None:
+    rows = fm.Graph([cancels]).map({"x": [1]}, "x", engine="parallel:1", on_error="skip")
+    own = rows.failures[0].error
+    left = [[2, own], [CancelledError(), CancelledError()]]
+
+    def take(values: list[Any]) -> bool:
+        values += left.pop(0)
+        return bool(left)
+
+    values: list[Any] = [1]
+    bypool._finish(take, values)
+    assert values == [1, 2, own]

@@ -124,7 +124,7 @@ def test_what_goes_in_comes_out(name: str, value: object) -> None:
     [
         Point(1, ["a"]),
         Colour.RED,
-        {Colour.RED: {1, 2}, (1, 2): frozenset("ab")},
+        {Colour.RED: {1, 2}, (1, 2): frozenset("a")},
         datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
         decimal.Decimal("nan"),
         collections.OrderedDict(a=1),

@@ -15,7 +15,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .harness import LESS, Bench, Case, Measured, Sample, Target, check
+from .harness import LESS, Bench, Case, Measured, Sample, Target, check, fresh
 from .peers import OURS, StdlibPool
 
 POOL = StdlibPool.name
@@ -145,7 +144,7 @@ def run(bench: Bench) -> None:
         count = bench.size(JOBS[job][2], 6)
         for kind, (_, title) in KINDS.items():
             samples: dict[str, Sample] = {
-                name: partial(_fresh, name, job, kind, count) for name in (OURS, POOL)
+                name: partial(fresh, "everyday", name, job, kind, count) for name in (OURS, POOL)
             }
             case = Case(f"{job}_{kind}", f"{count:,} x {job}: {title}", "s", LESS, samples)
             case.most_rounds = 5
@@ -157,20 +156,6 @@ def run(bench: Bench) -> None:
 
 def _middle(ratios: list[float]) -> float | None:
     return statistics.median(ratios) if ratios else None
-
-
-def _fresh(name: str, job: str, kind: str, count: int) -> float:
-    """Seconds of a job in a process of its own."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench.everyday", name, job, kind, str(count)],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode:
-        raise RuntimeError(f"the process of the job failed: {ran.stderr[-500:]}")
-    return float(ran.stdout)
 
 
 # ---------------------------------------------------------------------- in that process

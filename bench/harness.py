@@ -21,11 +21,13 @@ import gc
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from . import work
@@ -366,6 +368,20 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return f"list of {len(value)}: {value[:3]!r} ..."
     return repr(value)[:200]
+
+
+def fresh(question: str, *words: object) -> float:
+    """What a question's own program prints, a number, in a process of its own."""
+    ran = subprocess.run(
+        [sys.executable, "-m", f"bench.{question}", *map(str, words)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        raise RuntimeError(f"the process of the job failed: {ran.stderr[-500:]}")
+    return float(ran.stdout)
 
 
 def elapsed(function: Callable[[], Any]) -> tuple[float, Any]:

@@ -8,16 +8,14 @@ fresh process; warm: a later one. Sums must equal a plain loop's.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from .harness import LESS, Bench, Case, Sample, Target, check
+from .harness import LESS, Bench, Case, Sample, Target, check, fresh
 from .peers import OURS
 
 MAP = "ProcessPool.map"
@@ -55,27 +53,12 @@ def run(bench: Bench) -> None:
     for key, (cost, kind, cold, thread) in CASES.items():
         count = bench.size(TASKS[cost], 6)
         samples: dict[str, Sample] = {
-            name: partial(_fresh, way, cost, kind, count, cold, thread)
+            name: partial(fresh, "job_ways", way, cost, kind, count, int(cold), int(thread))
             for name, way in WAYS.items()
         }
         title = f"{count:,} tasks of {cost} ms from a {kind}, {'cold' if cold else 'warm'}"
         title += ", beside another thread" if thread else ""
         bench.measure(Case(key, title, "s", LESS, samples, most_rounds=9))
-
-
-def _fresh(way: str, cost: str, kind: str, count: int, cold: bool, thread: bool) -> float:
-    """Seconds of a job in a process of its own."""
-    order = [way, cost, kind, str(count), str(int(cold)), str(int(thread))]
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench.job_ways", *order],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ran.returncode:
-        raise RuntimeError(f"the process of the job failed: {ran.stderr[-500:]}")
-    return float(ran.stdout)
 
 
 # ---------------------------------------------------------------------- in that process

@@ -343,7 +343,9 @@ def test_a_literal_is_the_very_same_again() -> None:
     for value in goes:
         text = literal(value)
         assert text == repr(value) and ast.literal_eval(text) == value
-    stays: tuple[Any, ...] = (complex(-0.0, 1), complex(1, -0.0), nested(250), nested(100_000))
+    stays: tuple[Any, ...] = (complex(-0.0, 1), nested(250), nested(100_000))
+    text = literal(complex(1, -0.0))  # from 3.14 on `1-0j` says what it seems to
+    assert text == ("(1-0j)" if sys.version_info >= (3, 14) else None)
     infinity, nan = float("inf"), float("nan")
     for value in (*stays, infinity, nan, [nan], complex(infinity, 1), {(1, complex(-0.0, 1))}):
         assert literal(value) is None

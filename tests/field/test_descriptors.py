@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import threading
@@ -167,3 +168,25 @@ def test_every_descriptor_of_every_context_is_its_own(monkeypatch: pytest.Monkey
                 assert lane.take(20) is not None
             lane.close()
     assert bad == []
+
+
+@pytest.mark.parametrize("asked", ["fstat", "get_inheritable"])
+def test_another_thread_closes_what_a_start_has_listed(
+    monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """A pool's start lists the descriptors that are open; others come and go meanwhile."""
+    connection = importlib.import_module("multiprocessing.connection")
+    ends = connection.Pipe()
+    doomed = ends[0].fileno()
+    ask = getattr(os, asked)
+
+    def closed_before(fd: int) -> object:
+        if fd == doomed and not ends[0].closed:
+            ends[0].close()
+        return ask(fd)
+
+    monkeypatch.setattr(os, asked, closed_before)
+    with fm.ProcessPool(1, start_method="fork") as pool:
+        assert pool.submit(abs, -1).result(30) == 1
+    assert ends[0].closed
+    ends[1].close()

@@ -76,11 +76,10 @@ def channels(known: list[int]) -> list[int]:
     connection = sys.modules.get("multiprocessing.connection")
     if connection is None:
         return found
-    unknown = _unknown({*known, *found})
     # What a program has made inheritable, or has inherited, it has reasons for; and to look for
     # the owner costs 30 ns for each object that there is.
-    found += filter(os.get_inheritable, unknown)
-    unknown = [fd for fd in unknown if fd not in found]
+    inheritable, unknown = _unknown({*known, *found})
+    found += inheritable
     if not unknown:
         return found
     if gc.get_freeze_count():
@@ -99,20 +98,22 @@ def _all_of(kind: type) -> list[type]:
     return kinds
 
 
-def _unknown(known: set[int]) -> list[int]:
-    """Open pipes and sockets that are not known, standard streams aside."""
+def _unknown(known: set[int]) -> tuple[list[int], list[int]]:
+    """Open pipes and sockets that are not known, standard streams aside: those that are
+    inheritable, and the others. Other threads may close one after it has been listed."""
     import stat
 
-    fds = []
+    inheritable: list[int] = []
+    others: list[int] = []
     for name in os.listdir("/dev/fd"):
         fd = int(name)
         if fd <= 2 or fd in known:
             continue
-        with contextlib.suppress(OSError):  # the listing's own
+        with contextlib.suppress(OSError):  # closed: the listing's own, or by another thread
             mode = os.fstat(fd).st_mode
             if (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) and not _native.fork_closes(fd):
-                fds.append(fd)
-    return fds
+                (inheritable if os.get_inheritable(fd) else others).append(fd)
+    return inheritable, others
 
 
 class _Handed:

@@ -483,7 +483,7 @@ def demo(
         click.echo(job.plan.describe() + "\n")
     try:
         with dashboard, shown("demo", wanted=progress and not top) as board:
-            job.run([*sinks, board] if board.on else sinks)
+            job.run([*sinks, board] if board.wanted else sinks)
         rows = [] if no_compare else list(parts.compare(paths, job.workers))
     except KeyboardInterrupt:
         tell(f"stopped after {job.files:,} of {len(paths):,} files; nothing was written")

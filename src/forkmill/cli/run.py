@@ -190,7 +190,7 @@ def run_(
                 given,
                 plan_only=plan_only,
                 as_json=as_json,
-                sinks=(*sinks, board) if board.on else sinks,
+                sinks=(*sinks, board) if board.wanted else sinks,
                 **others,
             )
     _refuse(others, "state graphs")
@@ -256,7 +256,7 @@ def run_pipeline(
         shown(wanted=options.progress) as board,
         written(options, board, on_error) as (output, bad),
     ):
-        sinks = (*options.sinks, board) if board.on else options.sinks
+        sinks = (*options.sinks, board) if board.wanted else options.sinks
         result, count, end = parts.run(plan, output, sinks, options.keep_failures, bad)
     if _had_enough(end, on_error):
         nobody_reads()
@@ -414,7 +414,7 @@ def _carried_out(job: Job, options: _Common, on_error: str) -> Done:
             if count == MOST_TOLD:
                 tell("further failures are only counted; --on-error FILE keeps all")
 
-        sinks = [*options.sinks, board] if board.on else [*options.sinks]
+        sinks = [*options.sinks, board] if board.wanted else [*options.sinks]
         return parts.run(job, output, sinks, told, options.keep_failures)
 
 

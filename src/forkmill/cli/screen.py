@@ -3,7 +3,7 @@
 Guarantees:
     * Progress goes to stderr, and only if that is a terminal; it is gone when the command is over.
     * Results may go to the same terminal: they are printed above it (`Progress.away`).
-    * A terminal that goes away is no failure.
+    * A terminal that goes away is no failure; one that obeys no commands gets plain text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from rich.console import Console
 
 from ..show.draw import table_of
-from ..show.progress import Progress, terminal
+from ..show.progress import Progress, draws, terminal
 
 __all__ = ["Progress", "shown", "table"]
 
@@ -38,4 +38,8 @@ def table(
     on_stderr: bool = False,
 ) -> None:
     """Print a table; columns whose name starts with ">" are numbers."""
-    Console(stderr=on_stderr, markup=False).print(table_of(title, columns, rows))
+    stream = sys.stderr if on_stderr else sys.stdout
+    # None: rich decides, who knows what else than a terminal wants colours.
+    styled = False if terminal(stream) and not draws(stream) else None
+    screen = Console(file=stream, force_terminal=styled, markup=False)
+    screen.print(table_of(title, columns, rows))

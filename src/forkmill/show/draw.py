@@ -37,9 +37,21 @@ class _Screen(Console):
         return encoding_of(self.file)
 
 
-def console() -> Console:
-    """Standard error, as it is now."""
-    return _Screen(stderr=True, markup=False, emoji=False, highlight=False)
+def console(drawn: bool) -> Console:
+    """Standard error, as it is now.
+
+    Args:
+        drawn: Whether it is a terminal that can be drawn on; rich is not asked.
+    """
+    return _Screen(
+        stderr=True,
+        force_terminal=drawn,
+        force_interactive=drawn,
+        force_jupyter=False,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
 
 
 def live(screen: Console) -> Live:

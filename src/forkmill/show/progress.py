@@ -9,7 +9,7 @@ Guarantees:
     * What is drawn on a terminal is taken away while something else is written there (`away`), and
       comes again with the next news. Several runs at once are drawn one below the other.
     * A terminal that is too small shows less; one that cannot move its cursor gets lines; one that
-      goes away is no failure.
+      goes away is no failure. Which it is is decided once, by `draws`: rich has no say in it.
     * Names and notes are shown as text: nothing in them is a command to a terminal, or markup.
 
 Threads: a Progress is called in the thread of events. `away` may be entered in any other; both take
@@ -34,12 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["Progress", "dumb", "terminal"]
+__all__ = ["Progress", "draws", "dumb", "terminal"]
 
 _LINES_S = 5.0  # between two lines
 _NOTEBOOK_S = 0.3  # between two looks of a notebook
-_LEAST_ROWS = 8  # lines of a terminal that has room for stages
-_LEAST_BAR = 8  # columns
 
 
 class Screen(Protocol):
@@ -74,6 +72,7 @@ class Progress:
 
     Attributes:
         on: Whether it draws on a terminal.
+        wanted: Whether it shows anything, there or elsewhere: else no run needs it.
     """
 
     detail = "runs"
@@ -93,10 +92,10 @@ class Progress:
             raise ValueError(f"total must be a number of items, 0 or more, not {total!r}")
         self._total = total
         self._title = plain(title, 60)
-        self._wanted = wanted
+        self.wanted = wanted
         self._seen: set[str] = set()  # the runs that are shown, and those within them
         self._boards: dict[str, Board] = {}
-        self.on = wanted and terminal(sys.stderr) and not dumb()
+        self.on = wanted and draws(sys.stderr)
         self._screen: Screen = (
             _TERMINALS[keep]
             if self.on
@@ -108,7 +107,7 @@ class Progress:
     def __call__(self, event: dict[str, Any]) -> None:
         """Show what is new in it."""
         run = event["run"]
-        if not self._wanted or run is None or event["source"] in ("pool", "stream"):
+        if not self.wanted or run is None or event["source"] in ("pool", "stream"):
             return
         if event["parent"] in self._seen:
             self._seen.add(run)
@@ -135,7 +134,7 @@ class Progress:
 
     def close(self) -> None:
         """Draw nothing more. Idempotent."""
-        self._wanted = False
+        self.wanted = False
         for board in tuple(self._boards.values()):
             self._screen.end(board)
         self._boards.clear()
@@ -193,7 +192,7 @@ class Terminal:
 
         with _SHARED.lock, contextlib.suppress(OSError, ValueError):
             _SHARED.boards[board] = None
-            screen = console()
+            screen = console(draws(sys.stderr))
             if _SHARED.live is None:
                 # A new one each time: it remembers where it was, and others have written there.
                 _SHARED.live = live(screen)
@@ -212,7 +211,7 @@ class Terminal:
                 from .draw import board_of, console
 
                 with contextlib.suppress(OSError, ValueError):
-                    screen = console()
+                    screen = console(draws(sys.stderr))
                     screen.print(board_of(board, screen, screen.size.height - 2))
 
 
@@ -240,6 +239,13 @@ def terminal(stream: Any) -> bool:
 def dumb() -> bool:
     """Whether the terminal cannot move its cursor."""
     return os.environ.get("TERM", "").lower() in ("dumb", "unknown", "")
+
+
+def draws(stream: Any) -> bool:
+    """Whether it is a terminal that can be drawn on: it moves its cursor, and nobody forbids it."""
+    if not terminal(stream) or dumb() or "idlelib.run" in sys.modules:  # IDLE's says it is one
+        return False
+    return "0" not in map(os.environ.get, ("TTY_COMPATIBLE", "TTY_INTERACTIVE"))
 
 
 # ---------------------------------------------------------------------------- elsewhere

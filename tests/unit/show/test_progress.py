@@ -98,7 +98,7 @@ def test_what_waits_behind_a_source_is_not_done() -> None:
 
 def test_memory_does_not_grow_with_a_run() -> None:
     board = Board()
-    for n in range(10_000):
+    for n in range(1_000):
         board.take(event("progress", at=float(n), stages={f"s{i}": {} for i in range(300)}))
     assert len(board._samples) < 200 and len(board.rows) == 200
 
@@ -229,7 +229,7 @@ def test_nothing_is_loaded_for_who_does_not_look() -> None:
 # ------------------------------------------------------------------------------ terminals
 
 
-def on_a_terminal(folder: Path, code: str, **environment: str) -> tuple[str, str]:
+def on_a_terminal(folder: Path, code: str, *arguments: str, **environment: str) -> tuple[str, str]:
     """What a program shows on a terminal of 80x24 that is its standard error, and its output."""
     import fcntl
     import struct
@@ -241,7 +241,7 @@ def on_a_terminal(folder: Path, code: str, **environment: str) -> tuple[str, str
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
     with subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), *arguments],
         stdout=subprocess.PIPE,
         stderr=theirs,
         env={**env, "TERM": "xterm", **environment},
@@ -282,11 +282,114 @@ def test_a_terminal_has_a_bar_and_the_stages(tmp_path: Path) -> None:
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h"), "the cursor is there again"
 
 
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("setting", "draws"),
+    [
+        ({}, False),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "vt100"}, True),
+        ({"TERM": "xterm", "TTY_COMPATIBLE": "0"}, False),
+        ({"TERM": "xterm", "TTY_INTERACTIVE": "0"}, False),
+        ({"TERM": "xterm", "FORCE_COLOR": ""}, True),
+    ],
+)
+def test_a_terminal_that_cannot_draw_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, setting: dict[str, str], draws: bool
+) -> None:
+    for name in ("TERM", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    sink = fm.Progress(every=1e-9)
+    sink(event("run_started", name="words", total=4))
+    for done in range(3):
+        sink(event("progress", at=float(done), done=done))
+    shown = screen.getvalue()
+    sink(event("run_finished", at=4.0, status="completed"))
+    assert ("\x1b" in shown) == draws
+    assert "2/4 items" in shown, "before its end"
+    assert "completed" in screen.getvalue()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not progress_module.draws(sys.stderr)
+
+
+WAYS = """
+import os, sys, time
+from typing import TypedDict
+import forkmill as fm
+import forkmill.cli
+
+class State(TypedDict):
+    n: int
+
+def nap(n: int) -> int:
+    time.sleep(0.005)
+    return n
+
+def step(state: State) -> State:
+    return {"n": nap(state["n"])}
+
+def line(): return fm.Pipeline("line").source(range(4)).map(nap, context="thread:2")
+graph = fm.Graph([fm.node(nap)])
+app = fm.StateGraph(State)
+app.add_node("step", step)
+app.add_edge(fm.START, "step")
+app = app.compile()
+
+def each():
+    yield "a pipeline", lambda: line().run(progress=True)
+    yield "a handle", lambda: line().start(progress=True).result()
+    yield "a progress", lambda: line().run(progress=fm.Progress(title="mine"))
+    yield "a graph", lambda: graph.run({"n": 1}, progress=True)
+    yield "a graph's map", lambda: graph.map({"n": [1, 2]}, "n", engine="thread:2", progress=True)
+    yield "a state graph", lambda: app.invoke({"n": 1}, progress=True)
+    with fm.executor("thread:2") as executor:
+        yield "a map", lambda: list(executor.map(nap, range(4), progress=True))
+    for name in "line", "graph", "app":
+        rest = {"line": [], "graph": ["--map", "n=n.jsonl"], "app": ["--set", "n=1"]}[name]
+        command = ["run", f"ways:{name}", *rest]
+        yield f"forkmill run {name}", lambda: forkmill.cli.main(command)
+    yield "forkmill map", lambda: forkmill.cli.main(["map", "ways:nap", "n.jsonl", "-j", "1"])
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    for setting in sys.argv[1:]:
+        for name in "TERM", "NO_COLOR", "TTY_COMPATIBLE", "FORCE_COLOR":
+            os.environ.pop(name, None)
+        os.environ.update(pair.split("=") for pair in setting.split(",") if pair)
+        for way, start in each():
+            sys.stderr.write(f"<<{setting} {way}>>")
+            sys.stderr.flush()
+            start()
+"""
+
+
 @pty
-def test_a_terminal_that_cannot_draw_gets_lines(tmp_path: Path) -> None:
-    shown, _ = on_a_terminal(tmp_path, RUN, TERM="dumb")
-    assert "\x1b" not in shown
-    assert shown.count("\n") == 1 and "completed, 100/100 items" in shown
+def test_every_way_shows_something_on_every_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ways.py").write_text(WAYS)
+    (tmp_path / "n.jsonl").write_text("1\n" * 4)
+    lines = ("", "TERM=dumb")
+    drawn = ("TERM=xterm,FORCE_COLOR=", "TERM=xterm,NO_COLOR=1")  # the first is none for rich
+    shown, _ = on_a_terminal(tmp_path, WAYS, *lines, *drawn)
+    looks = dict(part.split(">>", 1) for part in shown.split("<<")[1:])
+    assert len(looks) == 4 * 11
+    for way, look in looks.items():
+        setting = way.partition(" ")[0]
+        if setting in lines:
+            assert "completed, " in look and "\x1b" not in look, (way, look)
+            continue
+        assert "\x1b[" in look and "\x1b[?25h" in look.rpartition("\x1b[?25l")[2], (way, look)
+        assert not ("NO_COLOR" in setting and "\x1b[3" in look), (way, look)
 
 
 @pty
@@ -388,7 +491,7 @@ def test_bars_are_ascii_where_the_locale_is(
     written = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stderr", written)
     assert (text.encoding_of(written) == "utf-8") == boxes
-    screen = draw.console()
+    screen = draw.console(False)
     screen.print(ProgressBar(total=1.0, completed=0.5, width=10))
     written.flush()
     drawn = written.buffer.getvalue().decode()  # type: ignore[attr-defined]

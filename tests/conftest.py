@@ -119,12 +119,15 @@ def _read_ps() -> Iterator[Process]:
             yield Process(int(pid), int(parent), int(group), int(group), state[0], command)
 
 
-def resource_tracker() -> tuple[int | None, int | None]:
-    """The process of multiprocessing's resource tracker, and the descriptor that leads there: the
-    program's, once started, to its end, no matter who needed it first."""
-    module = sys.modules.get("multiprocessing.resource_tracker")
-    tracker = getattr(module, "_resource_tracker", None)
-    return getattr(tracker, "_pid", None), getattr(tracker, "_fd", None)
+def helpers() -> tuple[set[int], set[int]]:
+    """The processes and descriptors of multiprocessing's resource tracker and fork server: the
+    program's, once started, to its end, no matter who needed them first."""
+    modules = sys.modules
+    tracker = getattr(modules.get("multiprocessing.resource_tracker"), "_resource_tracker", None)
+    server = getattr(modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    pids = {getattr(tracker, "_pid", None), getattr(server, "_forkserver_pid", None)}
+    fds = {getattr(tracker, "_fd", None), getattr(server, "_forkserver_alive_fd", None)}
+    return pids - {None}, fds - {None}
 
 
 def children() -> set[Process]:
@@ -133,14 +136,17 @@ def children() -> set[Process]:
     ours = {os.getpid()}
     while more := {p.pid for p in table.values() if p.parent in ours} - ours:
         ours |= more
-    ours -= {os.getpid(), resource_tracker()[0]}
+    above, up = {os.getpid()}, os.getppid()  # who started us may be an orphan in our group too
+    while up in table and up not in above:
+        above.add(up)
+        up = table[up].parent
     # An orphan's zombie is for init to reap; in a container there may be none that does.
     orphans = {
         p.pid
         for p in table.values()
-        if p.parent == 1 and p.group == os.getpgrp() and p.state != "Z" and p.pid != os.getpid()
+        if p.parent == 1 and p.group == os.getpgrp() and p.state != "Z" and p.pid not in above
     }
-    return {table[pid] for pid in ours | orphans}
+    return {table[pid] for pid in (ours | orphans) - {os.getpid()} - helpers()[0]}
 
 
 def threads() -> list[str]:
@@ -169,8 +175,7 @@ def descriptors() -> dict[int, str]:
                 found[int(name)] = os.readlink(f"{folder}/{name}")
             else:
                 found[int(name)] = f"mode {os.fstat(int(name)).st_mode:o}"
-    found.pop(resource_tracker()[1], None)
-    return found
+    return {fd: target for fd, target in found.items() if fd not in helpers()[1]}
 
 
 # --------------------------------------------------------------- nothing left behind

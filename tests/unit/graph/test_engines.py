@@ -493,7 +493,7 @@ def test_ctrl_c_while_a_thread_is_hired_ends_the_run() -> None:
             raise KeyboardInterrupt  # it came when the call was there already
 
     with Interrupted(2) as pool, pytest.raises(KeyboardInterrupt):
-        fm.Graph([fm.node(abs, output_name="y")]).rename(x="a").run(a=1, engine=pool)
+        fm.Graph([fm.node(nodes.double, output_name="y")]).run(x=1, engine=pool)
 
 
 def test_a_worker_loads_a_fraction_of_the_package(run_script: Any) -> None:
@@ -584,7 +584,7 @@ def test_what_another_engine_raises_as_its_rows_are_closed_is_their_closer_s() -
             finally:
                 raise OSError("not closed")
 
-    rows: Any = fm.Graph([fm.node(abs, output_name="y", name="y")]).imap(
+    rows: Any = fm.Graph([fm.node(nodes.double, output_name="y", name="y")]).imap(
         {"x": range(9)}, "x", engine=Other()
     )
     assert next(rows) == {"y": 0}

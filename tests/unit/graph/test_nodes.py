@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import operator
+import os
 import pickle
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -124,7 +125,7 @@ async def async_generator(x: int) -> AsyncIterator[int]:
         (functools.partial(pow, 2), ["name="]),
         (Times(), ["name="]),
         (max, ["max"]),
-        (print, ["print", "*args"]),
+        (os.path.join, ["join", "*p"]),
         (fm.node, ["**options"]),
         (generator, ["generator", "a generator function"]),
         (async_generator, ["async_generator", "a generator function"]),

@@ -180,7 +180,10 @@ def _by_hand_on_dask(client: Any) -> Callable[[int], list[int]]:
 def _ray(workers: int) -> Iterator[tuple[Any, fm.Spec]]:
     import ray
 
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False,
+        logging_level="error",
+    )  # fmt: skip
     try:
         yield ray, fm.on_ray(workers)
     finally:

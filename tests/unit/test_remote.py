@@ -226,15 +226,25 @@ def test_chunks_of_slow_items_stay_small() -> None:
     assert pace.size == 1
 
 
+def test_what_is_very_short_needs_few_rounds_and_one_item_is_not_trusted() -> None:
+    pace = Pace(single=False)
+    pace.came(1, 1e-7)
+    assert pace.known == 62  # 0.1 s / 0.1 ms, and a sixteenth of that
+    pace.came(62, 1e-4)
+    assert 3000 < pace.known < 4000
+    pace.came(pace.known, 0.2)  # as long as a chunk shall take
+    assert pace.known < 4000
+
+
 def test_a_pace_is_of_the_function_and_a_limit_of_the_lane() -> None:
     pace = Pace(single=False)
-    pace.came(1, 0.0001)
+    pace.came(1, 0.001)
     pace.limit(12, 2)
     assert (pace.size, pace.known) == (3, 8)
-    pace.came(3, 0.0003)
+    pace.came(3, 0.003)
     assert (pace.size, pace.known) == (6, 24)  # so short: one chunk for each that runs
     pace.limit(1000, 2)
-    pace.came(2, 0.0002)  # and what was small for other reasons does not
+    pace.came(2, 0.002)  # and what was small for other reasons does not
     assert pace.size == pace.known == 24
     pace.came(24, 0.1)
     pace.came(10, 0.15)  # as long as a chunk shall take: it stays
@@ -711,3 +721,57 @@ def test_nothing_of_an_engine_is_a_type_that_runs_here() -> None:
     with pytest.raises(TypeError, match="address must be"):
         fm.on_dask(3)
     assert str(fm.on_ray(64)) == "ray:64" and fm.on_dask("tcp://x:1").options["address"]
+
+
+def late_if_small(x: int) -> int:
+    time.sleep(0.001 if x < 40 else 0)
+    return x * 2
+
+
+@pytest.mark.parametrize("how", ["map", "imap", "unordered", "skip", "raise"])
+def test_a_graphs_rows_are_those_of_its_items_however_they_come(how: str) -> None:
+    """Plain values come in blocks, and not in the order of their items; a failure comes alone."""
+    with opened(Fake(4)) as ex:
+        engine = fm.LocalEngine(ex, ex)
+        good = fm.Graph([fm.node(late_if_small, output_name="y")])
+        odd = fm.Graph([fm.node(fails_on_odd, output_name="y")])
+        if how in ("skip", "raise"):
+            inputs = {"x": [*range(0, 500, 2), 501, *range(502, 800, 2)]}
+        else:
+            inputs = {"x": [*range(300)]}
+        if how == "map":
+            rows = good.map(inputs, "x", engine=engine)
+            assert rows["y"] == [2 * x for x in range(300)] == [row["y"] for row in rows]
+        elif how == "skip":
+            rows = odd.map(inputs, "x", engine=engine, on_error="skip")
+            assert [row["y"] for row in rows if row["y"] is not rows.failures[0]] == [
+                x for x in inputs["x"] if x != 501
+            ]
+            assert [failure.index for failure in rows.failures] == [250]
+        elif how == "raise":
+            with pytest.raises(ValueError, match="odd"):
+                odd.map(inputs, "x", engine=engine)
+        else:
+            ordered = how == "imap"
+            found = [r["y"] for r in good.imap(inputs, "x", engine=engine, ordered=ordered)]
+            assert (found if ordered else sorted(found)) == [2 * x for x in range(300)]
+
+
+def test_a_module_that_is_there_later_is_known_and_only_then_looked_for() -> None:
+    codec = WireCodec()
+    codec._look_for_foreign()
+    asked: list[str] = []
+    codec._is_reachable = lambda name: bool(asked.append(name))  # type: ignore[method-assign]
+    codec._look_for_foreign()
+    assert not asked
+    made = types.ModuleType("made_by_hand_just_now")
+    lazy = type("Lazy", (types.ModuleType,), {})("lazy_just_now")
+    sys.modules[made.__name__], sys.modules[lazy.__name__] = made, lazy
+    try:
+        codec._look_for_foreign()
+        assert made.__name__ in asked and lazy.__name__ not in asked
+        lazy.__class__ = types.ModuleType  # it is loaded
+        codec._look_for_foreign()
+        assert lazy.__name__ in asked
+    finally:
+        del sys.modules[made.__name__], sys.modules[lazy.__name__]

@@ -40,7 +40,7 @@ from ..runs.stats import RunStats
 from .failed import resolved
 from .feeder import Feeder, NotYet
 from .frames import UNUSUAL, has_begun, outermost, writes_of
-from .levels import Frame, Layout, Level, Rows
+from .levels import Frame, Layout, Level, Rows, Values
 from .loss import Broken
 from .piece import Value
 from .rows import Maker
@@ -59,6 +59,7 @@ __all__ = ["Flow"]
 TURN_S = 0.001  # of pulling from the input, before others have their turn
 SOME = 256  # items that are begun together
 FRAMES = 1024  # that a map has: of more so many grow old that all memory is looked through
+SHORTEST = 8  # rows, that a block is worth
 GRACE = 0.4  # seconds that a call which cannot be ended has after `kill`
 
 
@@ -98,6 +99,7 @@ class Flow(Together):
         self._here = [way for way in ways if way.inline]
         self._bell = bell
         self._given = 0  # rows that were handed over
+        self._maker: Maker | None = None  # of rows, where calls give plain values
         self._killed = self._closed = self._dropped = False
         self._interrupts = ctx.interrupts
         self.left_behind = 0
@@ -266,12 +268,7 @@ class Flow(Together):
             return bool(found)
         through = self.top.running.pop
         if found and self._are_values(found):
-            post = found[0][0]
-            numbers = [index for _, index, _ in found]
-            make = Maker(self.top.layout.outputs, post.writes).rows
-            rows += zip(numbers, make(out for _, _, out in found), strict=True)
-            for index in numbers:
-                through(index, None)
+            self._pass_on(found)
             return True
         for post, index, out in found:
             if type(out) is dict and post.row:
@@ -282,6 +279,25 @@ class Flow(Together):
             else:
                 self._settle_straight(post, index, out)
         return bool(found)
+
+    def _pass_on(self, found: list[Any]) -> None:
+        """What plain calls gave: as blocks, where it is of items that follow each other."""
+        numbers = [index for _, index, _ in found]
+        values = [out for _, _, out in found]
+        if self._maker is None:
+            self._maker = Maker(self.top.layout.outputs, found[0][0].writes)
+        cuts: list[int] = []
+        if numbers != [*range(numbers[0], numbers[0] + len(numbers))]:
+            pairs = itertools.pairwise(numbers)
+            cuts += (at for at, (one, next_one) in enumerate(pairs, 1) if next_one != one + 1)
+        if self._numbered and len(cuts) < len(found) // SHORTEST:
+            for begin, end in zip((0, *cuts), (*cuts, len(found)), strict=True):
+                self._blocks.append(Values(values[begin:end], numbers[begin], self._maker))
+        else:
+            self._rows += zip(numbers, self._maker.rows(values), strict=True)
+        through = self.top.running.pop
+        for index in numbers:
+            through(index, None)
 
     def _are_values(self, found: list[Any]) -> bool:
         """Whether these are what calls of a straight layout's group gave, and all count."""

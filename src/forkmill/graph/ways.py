@@ -469,8 +469,11 @@ class _Posted:
         whose = self.whose
         items = [item for _, _, item in units]
         keys = list(map(id, items))
-        if len(set(keys)) == len(keys) and whose.keys().isdisjoint(keys):
-            whose.update(zip(keys, [frame for _, frame, _ in units], strict=True))
+        new = dict(zip(keys, [frame for _, frame, _ in units], strict=True))
+        if len(new) == len(keys) and not whose:
+            self.whose = new
+        elif len(new) == len(keys) and whose.keys().isdisjoint(new):
+            whose.update(new)
         else:
             for key, (_, frame, _) in zip(keys, units, strict=True):
                 if key in whose:
@@ -523,6 +526,9 @@ class LaneWay(Way):
             post = line[0][0]
             units: list[Unit] = []
             room = self.pace.cap - self._sent if self._in_chunks else 1
+            if len(line) <= room and len({id(unit[0]) for unit in line}) == 1:
+                units += line
+                line.clear()
             while line and len(units) < room and line[0][0] is post:
                 units.append(line.popleft())
             self._sent += len(units)

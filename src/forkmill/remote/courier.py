@@ -47,7 +47,9 @@ LEAST_S, MOST_S = 0.05, 0.2  # what a chunk shall take
 TARGET_S = 0.1
 MOST = 1 << 14  # items of a chunk
 MOST_BYTES = 16 << 20  # of items in a chunk
-GROWTH = 8  # times larger than the last one, at most
+GROWTH = 8  # times larger than the last one, or
+DOUBT = 16  # so many times fewer than they would be by what was measured, and
+NOISE_S = 1e-4  # what is less than this was measured badly
 AHEAD = 2  # chunks for each that runs
 SHORT = 4  # so many times a chunk could be as large: then one for each that runs will do
 LADDER_S = 1.5  # for what is cancelled and does not end
@@ -78,7 +80,8 @@ class Pace:
         if seconds > MOST_S:
             self.known = max(1, wanted)
         elif seconds < LEAST_S and items >= self.size // 2:  # else it was small for other reasons
-            self.known = max(self.known, min(wanted, GROWTH * self.size))
+            trusted = int(items * TARGET_S / max(seconds, NOISE_S) / DOUBT)
+            self.known = max(self.known, min(wanted, max(GROWTH * self.size, trusted)))
 
     def limit(self, most: int, width: int) -> None:
         """There are never more items than these at once, for so many calls that run at once."""

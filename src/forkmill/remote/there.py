@@ -23,7 +23,7 @@ from collections import OrderedDict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..contexts.lanes.emit import Outputs, Raised, emitted, gathered, pieces
+from ..contexts.lanes.emit import UNUSUAL, Outputs, Raised, emitted, gathered, pieces
 from ..contexts.lanes.measured import Report
 from ..contexts.lanes.replica import Replica
 from ..errors import SerializationError
@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _MOST = 128  # functions that a worker keeps
+_ODD = UNUSUAL | {Report}  # what a call may give that is not its output as it is
 _lock = threading.Lock()  # guards the next one
 _functions: OrderedDict[bytes, Any] = OrderedDict()
 _codec: WireCodec | None = None
@@ -85,6 +86,7 @@ class Function:
     """Calls of a function; an item is (args, kwargs)."""
 
     whole = False
+    quick = None
 
     def __init__(self, fn: Any) -> None:
         self._fn = fn
@@ -124,7 +126,17 @@ class Stage:
         if self._many:
             value = gathered(pieces(work.fn(item)), work.atomic)
             return value if value and type(value[-1]) is Raised else [*value]
-        value = emitted(work.fn(item), work.atomic)
+        return self.emitted(work.fn(item))
+
+    @property
+    def quick(self) -> Any:
+        """What `call` comes to once all is prepared, but for values of `_ODD`: those go through
+        `emitted`."""
+        return self._work.fn if self._replica.ready and not self._many else None
+
+    def emitted(self, value: Any) -> Any:
+        """What the work's function has returned, as outputs."""
+        value = emitted(value, self._work.atomic)
         if type(value) is Report:
             self._reports.append(value)
             return value.value
@@ -251,11 +263,15 @@ def _done(codec: WireCodec, function: Any, chunk: Packed) -> Came:
     failed: list[int] = []
     one_by_one = chunk[1] is not None
     begin = perf_counter()
+    quick = None
     for number, item in enumerate(codec.unpacked(chunk)):
         try:
-            if one_by_one:
-                item = codec.loads(*item)
-            values.append(function.call(item))
+            if quick is None:
+                values.append(function.call(codec.loads(*item) if one_by_one else item))
+                quick = None if one_by_one else function.quick
+                continue
+            value = quick(item)
+            values.append(function.emitted(value) if type(value) in _ODD else value)
         except BaseException as error:
             failed.append(number)
             values.append(codec.dump_failure(error))

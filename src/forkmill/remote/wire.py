@@ -67,6 +67,9 @@ class WireCodec(Codec):
         super().__init__("exec")
         self._modules = tuple(modules)
         self._there = there
+        self._foreign: set[str] = set()  # what is not reachable, but for __main__
+        self._known: set[str] = set()  # all modules that were there at the last look
+        self._lazy: list[str] = []  # those of them that were no real ones
 
     def _is_reachable(self, name: str) -> bool:
         if self._there:
@@ -78,15 +81,23 @@ class WireCodec(Codec):
         if not named and _is_installed(name, module):
             return True
         self._marks += (name.encode(),)
+        if name != "__main__":
+            self._foreign.add(name)
         return False
 
     def _look_for_foreign(self) -> None:
-        super()._look_for_foreign()
         if self._there:
+            super()._look_for_foreign()
             return
-        for name in sys.modules.keys() - self._reachable.keys():
-            if type(sys.modules.get(name)) is ModuleType:
-                self.reachable(name)
+        there = sys.modules
+        if there.keys() == self._known and not any(map(_is_real, map(there.get, self._lazy))):
+            return  # a function has to be encoded for each map, and there are thousands of them
+        super()._look_for_foreign()
+        self._known = set(there)
+        new = self._known - self._reachable.keys()
+        self._lazy = [name for name in new if not _is_real(there.get(name))]
+        for name in new.difference(self._lazy):
+            self.reachable(name)
 
     def _needs_value(self, data: bytes, *, task: bool) -> bool:
         if _needs.found is not None and SHARES and data.find(_SHARE) >= 0:
@@ -117,11 +128,8 @@ class WireCodec(Codec):
         from cloudpickle import cloudpickle
 
         known = cloudpickle._PICKLE_BY_VALUE_MODULES
-        names = {name for name, found in self._reachable.items() if not found} - {"__main__"}
-        if self._there:
-            names = set()
         with _registering:
-            added = names - known
+            added = self._foreign - known
             known.update(added)
             try:
                 yield
@@ -161,6 +169,11 @@ class WireCodec(Codec):
         for one, count in zip(data, counts, strict=True):
             yield one, buffers[at : at + count]
             at += count
+
+
+def _is_real(module: Any) -> bool:
+    """Whether a module is one that is loaded; to look into a lazy one may load it."""
+    return type(module) is ModuleType
 
 
 def plain(items: Sequence[Any]) -> bool:

@@ -72,7 +72,8 @@ def _threads() -> str:
         return ""
     # Not enumerate(), which takes a lock.
     known = threading._active  # type: ignore[attr-defined]
-    names = sorted(repr(known[ident].name) for ident in strangers if ident in known)[:_MANY]
+    found = [thread for ident in strangers if (thread := known.get(ident)) is not None]
+    names = sorted(repr(thread.name) for thread in found)[:_MANY]
     more = len(strangers) - len(names)
     words = [", ".join(names)] if names else []
     if more:

@@ -13,7 +13,7 @@ that runs when an object dies goes by here (a test looks):
 
 Guarantees: native/late.pxi. In a sub-interpreter, where no handler runs, these are Python's own.
 
-Threads: as those of weakref.
+Threads: any; a WeakSet may be walked while others change it.
 """
 
 from __future__ import annotations
@@ -79,6 +79,13 @@ else:
         def __init__(self):
             super().__init__()
             self._remove = unbroken(self._remove)
+
+        def __iter__(self):
+            # Python's own (to 3.13) walks the set itself, which another thread may change.
+            for reference in list(self.data):
+                value = reference()
+                if value is not None:
+                    yield value
 
     class WeakValueDictionary(weakref.WeakValueDictionary):
         """weakref.WeakValueDictionary."""

@@ -42,6 +42,7 @@ __all__ = [
     "cpus",
     "cpus_each",
     "end_first",
+    "environment",
     "exit_failed",
     "has_arrow",
     "interrupted",
@@ -87,6 +88,13 @@ def main() -> dict[str, Any]:
 def namespace(module: str) -> dict[str, Any]:
     """The globals of a module."""
     return vars(sys.modules[module])
+
+
+def environment() -> dict[str, str]:
+    """The environment, which other threads may change meanwhile: then `dict(os.environ)` misses a
+    name that it has just seen."""
+    found = ((name, os.environ.get(name)) for name in list(os.environ))
+    return {name: value for name, value in found if value is not None}
 
 
 def has_arrow() -> bool:

@@ -454,7 +454,7 @@ class Codec:
         _know_multiprocessing()
         if has_arrow() and ARROW not in self._marks:
             self._marks += (ARROW,)
-        for name, module in list(sys.modules.items()):
+        for name, module in sys.modules.copy().items():
             # Only real modules: to look into a lazy one may load it.
             if name in self._reachable or type(module) is not ModuleType:
                 continue
@@ -464,7 +464,7 @@ class Codec:
     def _main_is_inherited(self, data: bytes, *, task: bool) -> bool:
         """Whether all of __main__ that a pickle may name is what the workers inherited."""
         reach, plain = ours("codec.reach"), ours("codec.snapshot").PLAIN
-        for name, value in list(main().items()):
+        for name, value in main().copy().items():
             if type(value) in plain or not _may_name(data, name.encode()):
                 continue
             if type(value) is FunctionType or reach.is_class(value):

@@ -6,6 +6,7 @@ Threads: any; entries of plain dicts, and what is made twice at once is made twi
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .._late import unbroken
@@ -62,13 +63,14 @@ class Functions:
             entries = table()
             found = None if entries is None else entries.get(key)
             if entries is not None and found is not None and found[0] is dead:
-                del entries[key]
+                entries.pop(key, None)
 
         try:
             reference = weakref.ref(function, unbroken(forget))
         except TypeError:
             return value
         while len(entries) >= self._limit:
-            entries.pop(next(iter(entries)), None)
+            with suppress(RuntimeError, StopIteration):  # another thread was here
+                entries.pop(next(iter(entries)), None)
         entries[key] = (reference, value)
         return value

@@ -365,7 +365,7 @@ class Program:
         names, named = namespace(module), None
         found: list[_Found] = []
         self._found.append((names, len(names), found))
-        for name, value in list(names.items()):
+        for name, value in names.copy().items():
             if name in OWN or name in ORIGIN:
                 continue
             at, looked, one = place(module, name), False, _steady(name, value)

@@ -127,7 +127,7 @@ def _attributes(obj: Any) -> Iterator[tuple[str, Any]]:
         attributes = object.__getattribute__(obj, "__dict__")
     except AttributeError:
         attributes = {}
-    for name, value in list(attributes.items()):
+    for name, value in dict(attributes).items():
         yield f".{name}", value
     for kind in type(obj).__mro__:
         slots = kind.__dict__.get("__slots__", ())

@@ -302,7 +302,8 @@ def _map(address: Address, private: bool) -> mmap.mmap:
         # By its name first: to open a stranger's pipe or device does something.
         if not os.readlink(path).startswith(_LINK):
             raise _lost(address)
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # It may be another file's by now, which nobody waits for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except PermissionError as error:
         raise errors.SharedGone(
             f"process {os.getpid()} may not look at what process {address.pid} shares: another "

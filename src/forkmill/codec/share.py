@@ -534,7 +534,7 @@ def _forget(nonce: bytes) -> None:
 
 def forget_closed() -> None:
     """Let go of what its owner has closed (SHARE-2): a worker does so with each frame."""
-    for nonce, entry in list(cache.items()):
+    for nonce, entry in cache.copy().items():
         if len(entry) > 1 and _segment.is_closed(entry[1]):
             _forget(nonce)
 

@@ -39,12 +39,13 @@ class Snapshot:
         self._main = _references(main())
         # Modules that are being imported, or made by hand: what they get from now on, no worker
         # has.
+        late = dict((*_under_way(), *_by_hand()))
         self._late = {
             name: (frozenset(vars(module)), _references(vars(module)))
-            for name, module in (*_under_way(), *_by_hand())
+            for name, module in late.items()
         }
         self.by_hand = tuple(
-            name for name in self._late if vars(sys.modules[name]).get("__spec__") is None
+            name for name, module in late.items() if vars(module).get("__spec__") is None
         )
 
     @property
@@ -70,7 +71,7 @@ class Snapshot:
 def _references(names: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Weak ones to all that may go by its name."""
     found: dict[str, Callable[[], Any]] = {}
-    for name, value in list(names.items()):
+    for name, value in names.copy().items():
         if type(value) not in PLAIN:
             try:  # noqa: SIM105  # a third of the time
                 found[name] = weakref.ref(value)
@@ -94,7 +95,7 @@ def _under_way() -> list[tuple[str, ModuleType]]:
         return []
     return [
         (name, module)
-        for name, module in list(sys.modules.items())
+        for name, module in sys.modules.copy().items()
         if name != "__main__" and type(module) is ModuleType and _is_under_way(module)
     ]
 

@@ -131,7 +131,7 @@ def enter(view: View, *, whole: bool = True) -> None:
         _put(names, name, cell.value)
         _installed[at] = (version, cell)
     if whole:
-        for at, (version, cell) in list(_installed.items()):
+        for at, (version, cell) in _installed.copy().items():
             if at not in view and version and _has_first(at):
                 names, name = found(at)
                 cell.value = names.get(name, GONE)
@@ -147,7 +147,7 @@ def explain(error: BaseException) -> None:
         return
     with contextlib.suppress(Exception):
         text = str(error)
-        for at, (version, _) in list(_installed.items()):
+        for at, (version, _) in _installed.copy().items():
             name = parts_of(at)[1]
             if version & HIDDEN and re.search(rf"\b{name}\b", text):
                 error.add_note(

@@ -112,7 +112,7 @@ class Places:
     def out(self) -> int:
         """How many are out."""
         with self.lock:
-            for key, ref in list(self.given.items()):
+            for key, ref in self.given.copy().items():
                 if ref() is None:
                     self.given.pop(key, None)
             return len(self.given)
@@ -213,7 +213,8 @@ class ContextPool:
         if context is None:
             label = name or f"{self._spec.type}-context-{next(self._numbers)}"
             context = make(self._spec, label)
-            self._created += 1
+            with self._lock:
+                self._created += 1
         elif name is not None:
             context.name = name
         place.context = context

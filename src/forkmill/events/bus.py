@@ -298,9 +298,10 @@ class Bus:
 
     def _tick(self) -> None:
         for emitter in tuple(self.emitters):
-            if emitter.progress is not None and emitter.heard:
+            progress = emitter.progress  # None, as soon as the run is over
+            if progress is not None and emitter.heard:
                 try:
-                    emitter.emit("progress", **emitter.progress())
+                    emitter.emit("progress", **progress())
                 except Exception as error:
                     complain("a run could not tell how far it is", error)
         if self.everyone:

@@ -32,8 +32,9 @@ def say(value: object) -> None:
     if emitter is not None and emitter.heard:
         event = event_of(emitter.source, emitter.id, emitter.parent, 0, "said", {})
         item = item_here()
-        if name is None and emitter.calling is not None:
-            name, found = emitter.calling()
+        calling = emitter.calling  # None, as soon as the run is over
+        if name is None and calling is not None:
+            name, found = calling()
             item = item if found is None else short(found)
         event["data"] = {"value": value, **data}
         event.update(name=name or None, item=item)

@@ -257,8 +257,8 @@ class Pool:
         """Take no more calls. What was given is finished; input of `imap` is pulled now."""
         if self._state == RUN:
             self._state = CLOSE
-            while self._open:
-                self._open.pop().take_in()
+            for results in tuple(self._open):  # other threads read them, and end some
+                results.take_in()
             self._executor.shutdown(wait=False)
 
     def terminate(self) -> None:

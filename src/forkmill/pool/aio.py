@@ -92,8 +92,9 @@ def port_of(core: Core) -> LoopPort:
     loop = asyncio.get_running_loop()
     port = core.loops.get(id(loop))
     if port is None or port.loop is not loop:  # another loop may have had that id
-        for key in [key for key, old in core.loops.items() if old.loop.is_closed()]:
-            core.loops.pop(key).completions.close()
+        for key, old in core.loops.copy().items():  # other loops' threads are here, too
+            if old.loop.is_closed() and core.loops.pop(key, None) is not None:
+                old.completions.close()
         port = core.loops[id(loop)] = LoopPort(core, loop)
     return port
 

@@ -181,7 +181,8 @@ class Life:
         self.ports: WeakSet[Port] = WeakSet()  # one an event loop
         self.streams: WeakSet[Cuttable] = WeakSet()
         # Of lazy calls with input left: their tokens, and who can take it in at a shutdown.
-        self.inputs: dict[int, weakref[Lasting] | None] = {}
+        self.inputs: dict[int, None] = {}
+        self._lasting: dict[int, weakref[Lasting]] = {}
         self.ended = False
         self._closed = False  # the native pool
         self._wake = Signal()  # an iterator has ended, or the core is gone
@@ -209,12 +210,14 @@ class Life:
 
     def input_lasts(self, token: int, results: Lasting) -> None:
         """What is left of that input is taken in by a shutdown."""
-        if token in self.inputs:
-            self.inputs[token] = weakref(results)
+        self._lasting[token] = weakref(results)
+        if token not in self.inputs:  # another thread has taken the last of it
+            self._lasting.pop(token, None)
 
     def input_ended(self, token: int) -> None:
         """Idempotent: a signal handler's exception may come at any place."""
         self.inputs.pop(token, None)
+        self._lasting.pop(token, None)
         self._wake.set()
 
     def idle(self) -> bool:
@@ -250,8 +253,8 @@ class Life:
 
     def take_in(self) -> None:
         """A shutdown finishes the open maps over input that has a length: accept what is left."""
-        for lasting in tuple(self.inputs.values()):
-            results = None if lasting is None else lasting()
+        for lasting in tuple(self._lasting.values()):
+            results = lasting()
             if results is not None:
                 results.take_in()
 

@@ -250,7 +250,7 @@ class Told:
 
     def _finish(self, at: float, status: str, data: dict[str, Any]) -> None:
         self._over = True
-        for pid, slot in tuple(self._alive.items()):
+        for pid, slot in self._alive.copy().items():
             left = {"slot": int(slot), "cause": status}
             self._emitter.emit_late(at, "worker_left", self._name, pid, left)
         self._alive.clear()

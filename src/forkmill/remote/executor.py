@@ -257,7 +257,7 @@ class Remote(Executor):
 
     def _let_go_of_closed(self) -> None:
         """Functions that lead to a closed value are not sent again, and would keep its memory."""
-        for key, needs in tuple(self._sharing.items()):
+        for key, needs in self._sharing.copy().items():
             if not all(map(is_open, needs)):
                 del self._sharing[key], self._jobs[key]
 

@@ -235,7 +235,7 @@ def _let_go(gone: Sequence[bytes]) -> None:
     """Of functions that were decoded with shared values that are gone: they may have them."""
     if gone:
         with _lock:
-            for digest, (_, _, nonces) in tuple(_functions.items()):
+            for digest, (_, _, nonces) in _functions.copy().items():
                 if not nonces.isdisjoint(gone):
                     del _functions[digest]
 

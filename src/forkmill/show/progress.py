@@ -151,7 +151,8 @@ class Progress:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Progress: {', '.join(b.line() for b in self._boards.values()) or 'no run'}>"[:200]
+        boards = tuple(self._boards.values())
+        return f"<Progress: {', '.join(board.line() for board in boards) or 'no run'}>"[:200]
 
 
 # ---------------------------------------------------------------------------- terminals

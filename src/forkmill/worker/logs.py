@@ -32,7 +32,7 @@ _LONGEST = 50_000  # characters of a message, or of a traceback
 
 def levels() -> Levels:
     """In the user's process: what is disabled, the root's level, and those of other loggers."""
-    known = tuple(logging.root.manager.loggerDict.items())
+    known = tuple(logging.root.manager.loggerDict.copy().items())
     others = tuple((n, g.level) for n, g in known if isinstance(g, logging.Logger) and g.level)
     return logging.root.manager.disable, logging.root.level, others
 

@@ -178,7 +178,9 @@ def spawning() -> Iterator[Spawning]:
 def has_fork_locks() -> bool:
     """Whether there is a lock that multiprocessing made for a fork, and nothing else."""
     lock = sys.modules["multiprocessing.synchronize"].SemLock
-    living = list(sys.modules["multiprocessing.util"]._afterfork_registry.values())
+    # Not values(): it walks the table itself, to which another thread may add meanwhile.
+    known = sys.modules["multiprocessing.util"]._afterfork_registry.valuerefs()
+    living = [reference() for reference in known]
     return any(isinstance(one, lock) and getattr(one, "_is_fork_ctx", True) for one in living)
 
 

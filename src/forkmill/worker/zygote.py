@@ -42,7 +42,7 @@ from functools import partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import _native
+from .. import _native, _process
 from ..codec import codec as _codec
 from . import main as worker
 from .main import EXIT_FAILED, EXIT_REFUSED, PLAIN, Config
@@ -252,7 +252,7 @@ def start_exec(config: Config, method: str, control: int) -> int:
         fds.append(config_fd)
         parent = _own_pidfd(held)
         config.pidfd = parent >= 0
-        environment = {**os.environ, **_caps(os.environ, config.threads)}
+        environment = {**_process.environment(), **_caps(os.environ, config.threads)}
         kept = (config_fd, control, parent, config.arena_fd, *config.handed)
         arguments = [
             *_arguments("zygote", config_fd, offset),

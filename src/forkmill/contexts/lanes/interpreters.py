@@ -231,7 +231,7 @@ class InterpreterLane(CallLane):  # pragma: no cover  # not on the CPythons test
         try:
             ends = [
                 self._submit(self._torn_down, (home,), {}, home.number)
-                for home in self._lived.values()
+                for home in [*self._lived.values()]  # they go as they are torn down
             ]
         except Exception:
             return left  # it has ended already

@@ -26,7 +26,7 @@ import tempfile
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
-from ..._process import LoneThread
+from ..._process import LoneThread, environment
 from ..progress import dumb, terminal
 from .server import Server, current, serve_top
 
@@ -80,7 +80,7 @@ def _environment() -> dict[str, str]:
     package = __name__.partition(".")[0]
     here = os.path.dirname(os.path.dirname(os.path.abspath(sys.modules[package].__file__ or "")))
     known = {os.path.realpath(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
-    given = dict(os.environ)
+    given = environment()
     if os.path.realpath(here) not in known:
         given["PYTHONPATH"] = os.pathsep.join(filter(None, (here, given.get("PYTHONPATH", ""))))
     return given

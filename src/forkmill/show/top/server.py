@@ -159,9 +159,9 @@ class Server:
             self._shut()
 
     def _shut(self) -> None:
-        for client in self._clients.values():
-            client.socket.close()
-        self._clients.clear()
+        while self._clients:  # two threads may close it at once
+            with contextlib.suppress(KeyError):
+                self._clients.popitem()[1].socket.close()
         for each in (self._listener, self._bell, self._rope):
             each.close()
 

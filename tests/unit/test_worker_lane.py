@@ -207,3 +207,21 @@ def test_what_cannot_travel_flat_is_its_items_failure() -> None:
     assert sorted(there) == [x for x in range(50) if x != 7]
     [failure] = result.failures
     assert failure.item == 7 and isinstance(failure.error, fm.SerializationError)
+
+
+def test_a_stage_brings_little_into_a_fresh_worker() -> None:
+    """Each exec'd worker loads it before its first item: what makes executors stays out, and what
+    costs more than all of ours."""
+    loaded = "sorted(__import__('sys').modules)"
+    with fm.executor("ipc_fork", 1, start_method="zygote") as pool:
+        before = set(pool.submit(eval, loaded).result(30))
+        lane = pool.lane(Work(eval))
+        lane.put(loaded)
+        taken = lane.take(30)
+        lane.close()
+    assert taken is not None
+    assert taken.failure is None
+    brought = set(taken.outputs[0]) - before
+    assert "forkmill.contexts.lanes.in_worker" in brought
+    heavy = {"dataclasses", "inspect", *(f"forkmill.contexts.{n}" for n in ("base", "specs"))}
+    assert not brought & heavy

@@ -15,16 +15,17 @@ A *Spec* says which (``"thread:8"``, ``fm.thread(8)``): plain data. An *Executor
 *Context* one at a time, a *Lane* one stage of a pipeline: all three over any type.
 
 The functions that make specs (``fm.thread(8)``) live in `specs`: here the modules have their names.
+
+Loaded with this module is what a stage's work is made of, which each worker needs for its first
+item; all else when it is first asked for.
 """
 
 from __future__ import annotations
 
 import itertools
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base import Executor, Metrics, called, inside
-from .context import Context
-from .context_pool import ContextPool, make
 from .lanes.lane import (
     END,
     Batch,
@@ -33,18 +34,22 @@ from .lanes.lane import (
     Work,
     place,
 )
-from .named import NamedPool, named_pool
-from .specs import (
-    ALIASES,
-    TYPES,
-    Spec,
-    register,
-    spec,
-    type_name,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from .base import Executor, Metrics, called, inside
+    from .context import Context
+    from .context_pool import ContextPool
+    from .named import NamedPool, named_pool
+    from .specs import (
+        ALIASES,
+        TYPES,
+        Spec,
+        register,
+        spec,
+        type_name,
+    )
 
 __all__ = [
     "ALIASES",
@@ -72,7 +77,28 @@ __all__ = [
     "type_name",
 ]
 
+# Where each name is that is loaded when it is first asked for.
+_HOMES = {
+    name: home
+    for home, names in {
+        "base": "Executor Metrics called inside",
+        "context": "Context",
+        "context_pool": "ContextPool",
+        "named": "NamedPool named_pool",
+        "specs": "ALIASES TYPES Spec register spec type_name",
+    }.items()
+    for name in names.split()
+}
+
 _numbers = itertools.count(1)
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value
 
 
 def create_context(type: str | Spec, name: str | None = None, **options: Any) -> Context:
@@ -87,6 +113,9 @@ def create_context(type: str | Spec, name: str | None = None, **options: Any) ->
         ValueError: An unknown type; names the nearest.
         TypeError: An unknown option.
     """
+    from .context_pool import make
+    from .specs import spec
+
     kind = spec(type, **options)
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a str or None, not {name.__class__.__name__!r}")
@@ -106,6 +135,8 @@ def executor(type: str | Spec, max_workers: int | None = None, **options: Any) -
         ValueError: An unknown type, naming the nearest, or a wrong value.
         TypeError: An unknown option.
     """
+    from .specs import spec
+
     return spec(type, max_workers, **options).open()
 
 

@@ -14,7 +14,6 @@ chunks, and no item is ever collected whole. While one is parked the worker goes
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import os
 from time import monotonic
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from .lane import Work
 
-__all__ = ["Drop", "Function", "Parked", "Resume", "is_generator", "mark"]
+__all__ = ["Drop", "Function", "Parked", "Resume", "mark"]
 
 PARK_AFTER = 1024  # outputs
 PARK_AFTER_S = 0.05
@@ -106,14 +105,21 @@ class Parked:
 
 
 class Function:
-    """Becomes `run` in the worker."""
+    """Becomes `run` in the worker.
 
-    def __init__(self, token: str, work: Work) -> None:
+    Args:
+        token: The lane's.
+        work: What it does.
+        many: Every item's outputs come as a list: `work.fn` is a generator function.
+    """
+
+    def __init__(self, token: str, work: Work, many: bool) -> None:
         self.token = token
         self.work = work
+        self.many = many
 
     def __reduce__(self) -> Any:
-        return function, (self.token, self.work)
+        return function, (self.token, self.work, self.many)
 
     @property
     def _forkmill_label(self) -> str:
@@ -142,19 +148,14 @@ class Drop(Resume):
         return dropping, (self.token,)
 
 
-def is_generator(work: Work) -> bool:
-    """Whether every item's outputs come as a list: fn is a generator function."""
-    return inspect.isgeneratorfunction(work.fn) or inspect.isasyncgenfunction(work.fn)
-
-
-def function(token: str, work: Work) -> Callable[..., Any]:
+def function(token: str, work: Work, many: bool) -> Callable[..., Any]:
     """The lane's `run` in this worker."""
     state = _states.get(token)
     if state is None:
         state = _states[token] = State(token, work)
         hold(1)
     run: Any
-    if is_generator(work):
+    if many:
         run = _listing(state)
     elif isinstance(work.fn, Measured):
         run = _between(work.fn, state)

@@ -44,7 +44,6 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
 from itertools import repeat
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -67,9 +66,10 @@ MANY = 4096  # more than there can be streams: credit for all of them, at the en
 _pop = deque.popleft
 
 
-@dataclass(frozen=True)
 class Work:
-    """What a stage does.
+    """What a stage does: plain data, which nobody changes.
+
+    No dataclass: each exec'd worker would load `dataclasses` before its first item, and `inspect`.
 
     Attributes:
         fn: Called with each item.
@@ -95,19 +95,35 @@ class Work:
 
     of_a_lane: ClassVar[bool] = True  # what a pool inherits of ours, not of its user's
 
-    fn: Callable[[Any], Any]
-    setup: Callable[[], Any] | None = None
-    teardown: Callable[[], Any] | None = None
-    on_end: Callable[[], Any] | None = None
-    stream: bool = False
-    whole: bool = True
-    timeout: float | None = None
-    atomic: bool = False
-    ordered: bool = False
-    always: bool = False
-    flat: Flat | None = None
-    label: str = ""
-    origin: Origin | None = None
+    def __init__(
+        self,
+        fn: Callable[[Any], Any],
+        setup: Callable[[], Any] | None = None,
+        teardown: Callable[[], Any] | None = None,
+        on_end: Callable[[], Any] | None = None,
+        stream: bool = False,
+        whole: bool = True,
+        timeout: float | None = None,
+        atomic: bool = False,
+        ordered: bool = False,
+        always: bool = False,
+        flat: Flat | None = None,
+        label: str = "",
+        origin: Origin | None = None,
+    ) -> None:
+        self.fn = fn
+        self.setup = setup
+        self.teardown = teardown
+        self.on_end = on_end
+        self.stream = stream
+        self.whole = whole
+        self.timeout = timeout
+        self.atomic = atomic
+        self.ordered = ordered
+        self.always = always
+        self.flat = flat
+        self.label = label
+        self.origin = origin
 
     @property
     def called(self) -> str:

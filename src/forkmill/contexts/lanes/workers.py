@@ -10,6 +10,7 @@ Where the state lies, and how the outputs of a stream come: see `in_worker`.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import queue
@@ -22,7 +23,6 @@ from .in_worker import (
     Function,
     Parked,
     Resume,
-    is_generator,
 )
 from .lane import END, MANY, Batch, SharedLane, Taken
 from .measured import Report
@@ -90,9 +90,9 @@ class WorkerLane(SharedLane):
     def __init__(self, pool: Any, work: Work, notify: Callable[[], None] | None = None) -> None:
         super().__init__(work, notify)
         self._token = f"{os.getpid()}-{next(_numbers)}"
-        self._many = is_generator(work)
+        self._many = inspect.isgeneratorfunction(work.fn) or inspect.isasyncgenfunction(work.fn)
         self._batches = pool._batches(
-            Function(self._token, work),
+            Function(self._token, work, self._many),
             work.timeout,
             most=_STREAM_CHUNK if work.stream else None,
             refused=self._refused,

@@ -61,6 +61,7 @@ class Board:
         self.note = ""
         self.rows: list[Row] = []
         self._given = total is not None
+        self._named = bool(title)
         self._began: float | None = None
         self._now = 0.0
         self._samples: deque[tuple[float, float]] = deque(maxlen=128)
@@ -73,10 +74,13 @@ class Board:
         if self._began is None:
             self._began = self._now
         kind, data = event["kind"], event["data"]
+        if not self._named:  # of a recording whose begin is missing the end tells the name
+            self._named = kind in ("run_started", "run_finished")
+            name = event["name"] if self._named else None
+            self.title = plain(name or event["source"], 60)
         if kind == "progress":
             self._progress(data)
         elif kind == "run_started":
-            self.title = self.title or plain(event["name"] or event["source"], 60)
             self._started(data)
         elif kind == "run_finished":
             self.status = plain(data.get("status") or "over", 40)

@@ -70,6 +70,7 @@ class Record:
         rows: The timeline's, from the top: who worked.
         seen: How many calls were measured.
         lost: How many events are missing.
+        late: It had begun before anybody listened, or its begin was cut off.
         groups: Failures.
         ungrouped: How many failures are in no group.
         notes: What else happened: (monotonic, kind, name, text).
@@ -85,6 +86,7 @@ class Record:
         self.names: dict[str, int] = {}
         self.rows: dict[str, int] = {}
         self.began = 0.0
+        self.late = False
         self.seen = self.lost = self.ungrouped = self.unnoted = 0
         self.groups: dict[tuple[str, str], Group] = {}
         self.notes: list[tuple[float, str, str, str]] = []
@@ -118,10 +120,11 @@ class Record:
     def _first(self, event: dict[str, Any]) -> None:
         self._runs.add(event["run"])
         self.began = event["monotonic"]
+        self.late = event["kind"] != "run_started" or bool(event["data"].get("late"))
         self.facts = {
             "run": event["run"],
             "source": plain(event["source"]),
-            "title": plain(event["name"] or event["source"]),
+            "title": plain(event["source"]),
             "began": event["time"],
             "status": "",
             "seconds": 0.0,
@@ -134,12 +137,19 @@ class Record:
 
     def _started(self, event: dict[str, Any]) -> None:
         plan = event["data"].get("plan")
-        if self._own(event) and isinstance(plan, dict):
-            self.plan = plan
+        if self._own(event):
+            self._called(event)
+            if isinstance(plan, dict):
+                self.plan = plan
+
+    def _called(self, event: dict[str, Any]) -> None:
+        if event["name"]:
+            self.facts["title"] = plain(event["name"])
 
     def _finished(self, event: dict[str, Any]) -> None:
         if not self._own(event):
             return
+        self._called(event)  # its begin may be missing in a recording
         data = event["data"]
         self.facts["status"] = plain(data.get("status") or "over")
         self.facts["seconds"] = event["seconds"] or event["monotonic"] - self.began

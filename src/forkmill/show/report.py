@@ -116,6 +116,8 @@ def from_recording(recording: Any, path: Any, run: str | None = None) -> str:
     notes = [f"From the recording {plain(os.fspath(recording))}."]
     if others:
         notes.append(f"{others:,} other runs are in it; forkmill report --run ID shows them.")
+    if record.late:
+        notes.append("The recording begins after the run does: calls before that are not in it.")
     if not record.facts.get("status"):
         notes.append("The recording ends before the run does.")
     write(where, page(record, {}, notes))
@@ -125,7 +127,7 @@ def from_recording(recording: Any, path: Any, run: str | None = None) -> str:
 def _chosen(recording: Any, run: str | None) -> tuple[str, int]:
     """The run that is meant, and how many others there are."""
     known: set[str] = set()
-    found: dict[str, None] = {}
+    found: dict[str, str | None] = {}
     for event in _read(recording):
         each = event["run"]
         if event["schema"] != events.SCHEMA:
@@ -136,9 +138,10 @@ def _chosen(recording: Any, run: str | None) -> tuple[str, int]:
         if each is None or each in known or event["source"] in ("pool", "stream"):
             continue
         known.add(each)
-        wanted = event["parent"] not in known if run is None else each.startswith(run)
-        if wanted:
-            found[each] = None
+        if run is None or each.startswith(run):
+            found[each] = event["parent"]
+    if run is None:  # a part may be told before its whole, where the begin is cut off
+        found = {each: above for each, above in found.items() if above not in known}
     if not found:
         asked = "" if run is None else f" {run!r}"
         raise ValueError(f"{os.fspath(recording)}: there is no run{asked} in it")

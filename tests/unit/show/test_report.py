@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,9 +18,11 @@ import pytest
 import forkmill as fm
 from forkmill.cli import main
 from forkmill.show import page as page_module
+from forkmill.show.board import Board
 from forkmill.show.picture import picture
 from forkmill.show.record import MOST_BARS, Record
 from forkmill.show.report import check_path, from_recording, write
+from forkmill.show.top import link
 
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m\u202e\u2066<!--<img src=x onerror=a()>&\"'"
 
@@ -212,6 +215,35 @@ def test_one_of_several_runs(tmp_path: Path) -> None:
     assert "second" in (text := Seen(path.read_text()).text) and "1 other runs" in text
     assert from_recording(record, path, first) == first
     assert "first" in Seen(path.read_text()).text
+
+
+def test_a_recording_whose_begin_is_missing_says_so(tmp_path: Path) -> None:
+    """As `tail -n` leaves it; a run within it may be the first that is told then."""
+    whole, record, path = tmp_path / "whole", tmp_path / "run.jsonl", tmp_path / "run.html"
+
+    def inner(n: int) -> int:
+        return sum(fm.Pipeline("inner").source([n]).map(abs).run().outputs)
+
+    outer = fm.Pipeline("outer").source(range(3)).map(inner, name="work")
+    outer.run(sinks=[fm.JsonLines(whole, detail="items")])
+    lines = whole.read_text().splitlines(keepends=True)
+    cut = next(i for i, line in enumerate(lines) if '"inner"' in line and "run_started" in line)
+    record.write_text("".join(lines[cut + 1 :]))
+    run = from_recording(record, path)
+    assert run == json.loads(lines[0])["run"]
+    text = Seen(path.read_text()).text
+    assert "outer" in text and "begins after the run does" in text
+    from_recording(whole, path)
+    assert "begins after" not in Seen(path.read_text()).text
+    with contextlib.closing(link.opened(str(record))) as source:
+        assert source.scene is not None
+        assert "outer" in {each["title"] for each in source.scene["runs"]}
+    board = Board()
+    for line in lines[1:]:
+        event = json.loads(line)
+        if event["run"] == run:
+            board.take(event)
+    assert board.line().startswith("outer: completed")
 
 
 def test_what_is_no_recording_is_told(tmp_path: Path) -> None:

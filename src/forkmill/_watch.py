@@ -87,7 +87,7 @@ class Watch:
         """It begins: before its first call, which may be told at once. Idempotent."""
         if not self._begun:
             self._begun = True
-            self._emitter.about = lambda: (self._name, data)
+            self._emitter.known_by(lambda: (self._name, data))
             self._emitter.emit("run_started", self._name, **data)
 
     def show(self, figures: Any) -> None:

@@ -24,6 +24,8 @@ from forkmill.events import Emitter
 from forkmill.events.bus import Bus
 from forkmill.events.event import event_of
 from forkmill.events.subscription import Flush, Subscription
+from forkmill.show.report import from_recording
+from forkmill.show.top import link
 
 FIELDS = {
     *("schema", "source", "run", "parent", "seq", "time", "monotonic", "kind", "name", "item"),
@@ -618,3 +620,72 @@ def test_a_chunk_is_opened_item_by_item(tmp_path: Path) -> None:
     (read,) = fm.read_events(tmp_path / "x")
     assert events.expand(read) == expected
     assert events.expand({"kind": "batch"}) == []
+
+
+# ----------------------------------------------------------------------- who comes late
+
+
+def begins(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(e["source"], e["name"]) for e in events if e["kind"] == "run_started"]
+
+
+def test_who_comes_late_is_told_what_is_under_way(tmp_path: Path) -> None:
+    go, at = threading.Event(), threading.Event()
+
+    def wait(value: Any) -> Any:
+        at.set()
+        assert go.wait(30)
+        return {"n": 1}
+
+    states = fm.StateGraph({"n": None})
+    states.add_node("held", wait)
+    states.add_edge(fm.START, "held")
+    line = fm.Pipeline("line").source([1, 2]).map(wait, context="thread:1")
+    recorded = tmp_path / "late.jsonl"
+    first: list[Any] = []
+    ends_first = fm.subscribe(first.append)
+    before = time.monotonic()
+    try:
+        with fm.ProcessPool(1, name="mill") as pool, fm.executor("thread:1") as executor:
+            pool.submit(abs, 1).result()
+            tasks.eventually(lambda: any(e["kind"] == "worker_started" for e in first))
+            ends_first()
+            runs = [line.start(), states.compile().start({"n": 1})]
+            mapped = executor.map(wait, [1, 2])
+            assert at.wait(30)
+            everything = fm.JsonLines(recorded)
+            ends = fm.subscribe(everything)
+            own: list[Any] = []
+            for run in runs:
+                run.attach(own.append)
+            begun = time.monotonic()
+            go.set()
+            assert [run.result() is not None for run in runs] == [True, True]
+            assert len(list(mapped)) == 2
+        ends()
+    finally:
+        go.set()
+    told = list(fm.read_events(recorded))
+    assert sorted(begins(told)) == [
+        ("map", "wait"), ("pipeline", "line"), ("pool", "mill"), ("stategraph", "state graph"),
+    ]  # fmt: skip
+    assert [e["seq"] for e in told] == sorted({e["seq"] for e in told})
+    for run in {e["run"] for e in told}:
+        mine = [e for e in told if e["run"] == run]
+        assert mine[0]["kind"] == "run_started" and before <= mine[0]["monotonic"] <= begun
+        assert mine[-1]["kind"] == "run_finished", "and its end comes last"
+        assert len([e for e in mine if e["kind"] == "run_started"]) == 1
+    assert sorted(begins(own)) == [("pipeline", "line"), ("stategraph", "state graph")]
+    assert all(e["data"]["late"] for e in own if e["kind"] == "run_started")
+    (born,) = (e for e in told if e["kind"] == "worker_started")
+    (left,) = (e for e in told if e["kind"] == "worker_left")
+    assert born["worker"] == left["worker"] and born["monotonic"] < begun
+    page = tmp_path / "late.html"
+    from_recording(recorded, page, next(e["run"] for e in told if e["name"] == "line"))
+    assert "line" in page.read_text() and "begins after the run does" in page.read_text()
+    with contextlib.closing(link.opened(str(recorded))) as source:
+        assert source.scene is not None
+        runs_shown = {run["title"]: run for run in source.scene["runs"]}
+    assert {"line", "state graph", "wait"} == set(runs_shown)
+    assert [stage["name"] for stage in runs_shown["state graph"]["stages"]] == ["held"]
+    assert {run["status"] for run in runs_shown.values()} == {"completed"}

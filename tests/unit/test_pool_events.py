@@ -14,6 +14,7 @@ import pytest
 
 import forkmill as fm
 import tasks
+from forkmill.pool.events import Told
 
 
 class Heard(list[Any]):
@@ -138,6 +139,52 @@ def test_a_pool_of_a_run_has_it_as_its_parent(heard: Heard) -> None:
     tasks.eventually(lambda: heard.of("run_finished"))
     assert {event["parent"] for event in heard} == {runs[0]["run"]}
     assert not [event for event in runs if event["source"] == "pool"]
+
+
+class Native:
+    """Workers as a pool has them; counts who looks at all of them."""
+
+    def __init__(self) -> None:
+        self.there = [11, 12]
+        self.looks = 0
+
+    def pids(self) -> tuple[int, ...]:
+        return tuple(self.there)
+
+    def workers(self) -> list[dict[str, Any]]:
+        self.looks += 1
+        return [
+            {"pid": pid, "slot": slot, "born_ns": time.monotonic_ns()}
+            for slot, pid in enumerate(self.there)
+        ]
+
+
+def test_workers_are_looked_at_when_they_change(heard: Heard) -> None:
+    told, native = Told("mill"), Native()
+    for _ in range(3):
+        told.look(native)
+    assert native.looks == 1
+    native.there = [11, 13]
+    for _ in range(3):
+        told.look(native)
+    assert native.looks == 2
+    told._end(time.monotonic(), "worker_left", 13, {"slot": 1})  # and its pid comes again
+    told.look(native)
+    assert native.looks == 3
+    told.end()
+    tasks.eventually(lambda: heard.of("run_finished"))
+    assert [e["worker"] for e in heard.of("worker_started")] == [11, 12, 13, 13]
+
+
+def test_a_pool_that_ended_unheard_is_not_told_later() -> None:
+    with fm.ProcessPool(1, name="gone") as pool:
+        end = fm.subscribe(lambda event: None)
+        pool.submit(abs, 1).result()
+        tasks.eventually(lambda: pool._core.life.log.told._alive)
+        end()
+    heard = Heard()
+    fm.subscribe(heard)()
+    assert [event for event in heard if event["name"] == "gone"] == []
 
 
 def test_who_hears_later_hears_what_comes_later() -> None:

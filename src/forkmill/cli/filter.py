@@ -233,6 +233,7 @@ class Filter:
         """Within it the event stream hears how far it is."""
         for sink in sinks:
             self.events.attach(sink)
+        self.events.known_by(lambda: ("map", {}))
         self.events.emit("run_started", "map")
         self.events.begin(self._progress)
         status = "failed"

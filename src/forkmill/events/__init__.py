@@ -35,7 +35,9 @@ Guarantees:
 A subscriber:
 
     state    by                         an event                               until
-    open     subscribe, sinks=, attach  is queued                              its queue is full
+    late     subscribe, attach          is not for it                          it was told what is
+                                                                               under way
+    open     that; sinks=               is queued                              its queue is full
     full     an event without room      "drop": is counted; "block": stays in  there is room: then
                                         the deque, and holds the emitters up   the gap, first
     patient  full for 30 s ("block")    as "drop"                              its queue is empty
@@ -78,7 +80,7 @@ from typing import Any
 from .._process import EARS, LATE, STREAM
 from .._said import short
 from .bus import bus as _bus
-from .emitter import Emitter, PartOf, bare, bare_ones, current, emitters
+from .emitter import Emitter, PartOf, bare, bare_ones, current, emitters, greet
 from .event import BUFFER, SCHEMA, check_sinks, checked, expand, new_id
 from .files import JsonLines, each_event, read_events
 from .said import (
@@ -133,6 +135,9 @@ def subscribe(
 ) -> Subscription:
     """Have a sink called with all events of this process from now on, in one thread of ours.
 
+    Of each run and each worker of a pool that is under way it is told the begin first, with
+    ``late`` in the data.
+
     Args:
         sink: Called with each event, a dict. If it has a method ``batch``, that is called with
             lists of them instead; if it has ``close``, that is called when the interpreter ends.
@@ -152,7 +157,9 @@ def subscribe(
     """
     subscriber = Subscription(_bus, sink, checked(sink, detail, policy, buffer), None)
     try:
+        subscriber.greeted = False
         _bus.add(subscriber, _bus.everyone)
+        greet(subscriber)
         if not _bus.begin():
             raise RuntimeError("no thread can be started that would tell the events")
         for look in LATE:

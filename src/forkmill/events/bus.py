@@ -52,7 +52,7 @@ class Bus:
         self.subscribers: dict[Subscription, None] = {}  # all of them, also while they end
         self.everyone: dict[Subscription, None] = {}  # those who hear every run
         self.emitters: dict[Teller, None] = {}  # runs that are asked how far they are
-        self.queue: deque[Any] = deque()  # (event, emitter), (None, flush)
+        self.queue: deque[Any] = deque()  # (event, emitter), (None, what has a go())
         self.bound = 1  # of the deque: the largest buffer
         self.asleep = False
         self._rung = False  # the thread was woken, and did not wake by itself
@@ -156,6 +156,11 @@ class Bus:
             return
         self.queue.append((event, emitter))
         self._ring()
+
+    def next_seq(self) -> int:
+        """The number of an event that only one subscriber gets. The thread's."""
+        self._seq += 1
+        return self._seq
 
     def put_last(self, entry: list[Any]) -> None:
         """Hand over the one event in a list, and take it out of there, in one step."""
@@ -292,6 +297,8 @@ class Bus:
         if number:
             self._seq += number
             for subscriber in tuple(self.subscribers):
+                if not subscriber.greeted:
+                    continue
                 subscriber.lose(number, self._seq)
                 if not subscriber._queue:
                     subscriber.tell_gap()

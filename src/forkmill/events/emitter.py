@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from .._late import WeakValueDictionary
 from .._said import here, known_here, within
 from .bus import bus as _bus
-from .event import DETAILS, SCHEMA, event_of, new_id, wishes
+from .event import DETAILS, SCHEMA, complain, event_of, new_id, wishes
 from .subscription import Flush, Subscription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from .._process import Latch
     from .event import Event
+
+    _Begin = tuple[float, str, str, int | None, dict[str, Any]]
 
 _time, _monotonic = time.time, time.monotonic
 
@@ -40,12 +42,15 @@ class Emitter:
         progress: How far it is, as the data of an event; while its contexts are open.
         calling: The stage whose function the run's own thread is in, and the item; while it runs.
         traced: How many tracebacks were told.
-        about: What `run_started` tells, its name and data, for who comes later; None: nobody knows.
+        about: What `run_started` tells, its name and data, for who comes later (`known_by`); None:
+            nobody knows.
+        standing: What else began in it and goes on: (when, kind, name, worker, data) of each.
         driven: What can `stop` and `kill` the run from any thread; None: nothing can.
     """
 
     __slots__ = (
         "__weakref__",
+        "_began",
         "_flush",
         "_last",
         "about",
@@ -59,6 +64,7 @@ class Emitter:
         "parent",
         "progress",
         "source",
+        "standing",
         "told_end",
         "traced",
     )
@@ -76,7 +82,9 @@ class Emitter:
         self.progress: Callable[[], dict[str, Any]] | None = None
         self.calling: Callable[[], tuple[str, Any]] | None = None
         self.about: Callable[[], tuple[str, dict[str, Any]]] | None = None
+        self.standing: Callable[[], Iterable[_Begin]] = tuple
         self.driven: Any = None
+        self._began = 0.0
         self._flush: Flush | None = None
         self._last: list[tuple[Event, Emitter]] | None = None
         emitters[self.id] = self
@@ -175,10 +183,20 @@ class Emitter:
     def _beside(self) -> list[Subscription]:
         return [*self.own, *(self.above._beside() if self.above is not None else ())]
 
+    def known_by(self, about: Callable[[], tuple[str, dict[str, Any]]]) -> None:
+        """It begins, as about() tells. Before anybody is asked whether he listens: who comes later
+        is told of it then."""
+        self._began = _monotonic()
+        self.about = about
+
     def attach(self, sink: Any) -> None:
-        """Have a sink called from the next event on. See `check_sink`."""
+        """Have a sink called from the next event on; if it is under way, that is the first. See
+        `check_sink`."""
         subscriber = Subscription(_bus, sink, wishes(sink), self)
+        subscriber.greeted = self.about is None
         _bus.add(subscriber, self.own)
+        if self.about is not None:
+            greet(subscriber)
         if self.over:
             subscriber.end()
         if self.progress is not None or self.over:
@@ -221,6 +239,28 @@ class Emitter:
             _bus.queue.append((None, Flush(listeners, self)))
         self.progress = self.calling = self.about = self.driven = None
 
+    def under_way(self) -> Iterator[Event]:
+        """What has begun in it, and goes on, for who comes now."""
+        about = self.about
+        if about is None or self.told_end:
+            return
+        name, data = about()
+        yield self._begun(self._began, "run_started", name, None, {**data, "late": True})
+        for at, kind, name, worker, data in self.standing():
+            yield self._begun(at, kind, name, worker, {**data, "late": True})
+
+    def _begun(
+        self, at: float, kind: str, name: str, worker: int | None, data: dict[str, Any]
+    ) -> Event:
+        event = event_of(self.source, self.id, self.parent, _bus.next_seq(), kind, data)
+        event["time"] += at - event["monotonic"]
+        event.update(monotonic=at, name=name, worker=worker)
+        return event
+
+    def within(self, home: Emitter | None) -> bool:
+        """Whether it is that one, or part of it."""
+        return home in (None, self) or (self.above is not None and self.above.within(home))
+
     def settle(self, seconds: float) -> None:
         """Wait until its own sinks have got what was told so far, at most so many seconds. Not in a
         sink."""
@@ -232,6 +272,41 @@ class Emitter:
         flush = self._flush
         if flush is not None:
             flush.latch.set()
+
+
+class _Greeting:
+    """Goes the way of an event: who comes late hears from here on, first of what is under way.
+
+    A run has its `about` before it asks whether anybody listens, so that it is told by one of the
+    two at least, and `Subscription` takes only the first.
+    """
+
+    __slots__ = ("_subscriber",)
+
+    def __init__(self, subscriber: Subscription) -> None:
+        self._subscriber = subscriber
+
+    def go(self, _alive: object) -> None:
+        """It is its turn."""
+        home: Any = self._subscriber._home
+        found = [emitter for ref in emitters.valuerefs() if (emitter := ref()) is not None]
+        found = [emitter for emitter in found if emitter.within(home)]
+        events: list[Event] = []
+        for emitter in sorted(found, key=_begin_of):
+            try:
+                events += emitter.under_way()
+            except Exception as error:
+                complain("a run that is under way could not be told", error)
+        self._subscriber.greet(events)
+
+
+def _begin_of(emitter: Emitter) -> float:
+    return emitter._began
+
+
+def greet(subscriber: Subscription) -> None:
+    """Have it told of what is under way, and then of what comes. It is added already."""
+    _bus.queue.append((None, _Greeting(subscriber)))
 
 
 # Of runs and pools, by id: whom a word is for that comes from another process.

@@ -53,6 +53,7 @@ class Subscription:
         sink: Called with an event; if it has a method `batch`, that is called with a list of them.
         errors: How often it raised.
         lost: How many events it did not get because it was too slow.
+        greeted: Whether it has been told of what is under way: what was told before is not for it.
     """
 
     __slots__ = (
@@ -67,10 +68,12 @@ class Subscription:
         "_gap",
         "_gave_way",
         "_home",
+        "_met",
         "_policy",
         "_queue",
         "_since",
         "errors",
+        "greeted",
         "lost",
         "quiet",
         "sink",
@@ -92,6 +95,8 @@ class Subscription:
         self._queue: deque[Any] = deque()  # events, and `Flush`es
         self._gap: list[int] = []  # how many are lost since it was full, the first, the last
         self._since = time.monotonic()
+        self._met: set[tuple[str | None, int | None]] = set()  # runs and workers that have begun
+        self.greeted = True
         self._full_since = 0.0
         self._gave_way = self._ended = False
 
@@ -124,15 +129,37 @@ class Subscription:
 
     def take(self, event: Event) -> None:
         """Queue it, if it is for this one and there is room."""
-        if self._ended or event["monotonic"] < self._since:
+        kind = event["kind"]
+        if self._ended or not self.greeted or (kind == "items" and self._detail == "runs"):
             return
-        if event["kind"] == "items" and self._detail == "runs":
+        ends = _LIVES.get(kind)
+        if ends is None:
+            if event["monotonic"] < self._since:
+                return
+        elif not self._counts(event, ends):
             return
         if len(self._queue) >= self._buffer:
             self.lose(1, event["seq"])
             return
         self.tell_gap()
         self._queue.append(event)
+
+    def _counts(self, event: Event, ends: bool) -> bool:
+        """Whether it is the first word of a life, or the last of one that was told, or is new."""
+        key = event["run"], event["worker"]
+        if ends:
+            told = key in self._met
+            self._met.discard(key)
+            return told or event["monotonic"] >= self._since
+        new = key not in self._met
+        self._met.add(key)
+        return new
+
+    def greet(self, events: Iterable[Event]) -> None:
+        """From here on it hears what happens; first what is under way."""
+        self.greeted = True
+        for event in events:
+            self.take(event)
 
     def lose(self, number: int, last: int) -> None:
         """It does not get so many events, up to this number."""
@@ -205,6 +232,16 @@ class Subscription:
         self._bus.subscribers.pop(self, None)
         if not self._bus.listened():
             self._bus.listen()
+
+
+# Kinds that tell of a begin (False) or of its end (True), which a `worker` may have, too.
+_LIVES = {
+    "run_started": False,
+    "worker_started": False,
+    "run_finished": True,
+    "worker_died": True,
+    "worker_left": True,
+}
 
 
 class Flush:

@@ -89,7 +89,7 @@ class Telling:
         """It begins; executors are open."""
         self._workers = sum(way.width for way in ways)
         emitter = self._emitter
-        emitter.about = self._about
+        emitter.known_by(self._about)
         if emitter.heard:
             title, facts = self._about()
             emitter.emit("run_started", title, **facts)

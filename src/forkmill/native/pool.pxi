@@ -380,6 +380,23 @@ cdef class Pool:
         finally:
             PyMem_Free(infos)
 
+    def pids(self):
+        """The worker's pid of each slot, 0 where there is none: what is cheap to look at often."""
+        cdef fm_worker_info few[16]
+        cdef fm_worker_info *infos = few
+        cdef int i, n = check(fm_pool_workers(self._c, few, 16))
+        if n > 16:
+            infos = <fm_worker_info *>PyMem_Calloc(n, sizeof(fm_worker_info))
+            if infos is NULL:
+                raise MemoryError("no memory for the workers' list")
+        try:
+            if infos is not few:
+                check(fm_pool_workers(self._c, infos, n))
+            return tuple([infos[i].pid for i in range(n)])
+        finally:
+            if infos is not few:
+                PyMem_Free(infos)
+
     def causes(self):
         """The last deaths and refusals, oldest first: (WHAT_DEATH or WHAT_REFUSAL, body, when), the
         time in nanoseconds of the monotonic clock."""

@@ -159,7 +159,9 @@ _LEFT = {_native.EVENT_RECYCLED: "recycled", _native.EVENT_RETIRED: "retired"}
 
 
 class _Slot(int):
-    """A worker's place; each is another object."""
+    """A worker's place; each is another object, and knows when the worker was born."""
+
+    at: float
 
 
 class Told:
@@ -174,6 +176,7 @@ class Told:
         self.loads: Any = None  # what decodes the words of its tasks
         self.logs: Any = None  # the emitter of what its workers log, if that is forwarded
         self._alive: dict[int, _Slot] = {}  # by pid: those of which the birth was told
+        self._looked: Any = None  # the slots' pids at the last look; None: look again
         self._over = False
 
     def _heard(self) -> bool:
@@ -182,6 +185,8 @@ class Told:
             return False
         if self._emitter is None:
             self._emitter = STREAM[0].Emitter("pool", None, self.parent)
+            self._emitter.known_by(lambda: (self._name, {}))
+            self._emitter.standing = self._standing
             self._emitter.emit("run_started", self._name)
         return True
 
@@ -220,12 +225,21 @@ class Told:
 
     def _born(self, at: float, pid: int, data: dict[str, Any]) -> None:
         slot = _Slot(data["slot"])
+        slot.at = at
         if self._alive.setdefault(pid, slot) is slot:  # of two threads one tells it
             self._emitter.emit_late(at, "worker_started", self._name, pid, data)
+
+    def _standing(self) -> list[Any]:
+        """The workers whose birth was told, for who comes later."""
+        return [
+            (slot.at, "worker_started", self._name, pid, {"slot": int(slot), "restarted": False})
+            for pid, slot in [*self._alive.items()]
+        ]
 
     def _end(self, at: float, kind: str, pid: int, data: dict[str, Any]) -> None:
         self._born(at, pid, {"slot": data["slot"], "restarted": False})
         self._alive.pop(pid, None)
+        self._looked = None  # after that: the pid may come again
         self._emitter.emit_late(at, kind, self._name, pid, data)
 
     def gap(self, lost: int) -> None:
@@ -238,6 +252,10 @@ class Told:
         if not self._heard():
             return
         with contextlib.suppress(errors.PoolError):
+            pids = native.pids()
+            if pids == self._looked:
+                return
+            self._looked = pids  # first: another thread may tell an end meanwhile
             for worker in native.workers():
                 if worker["pid"] and worker["pid"] not in self._alive:
                     data = {"slot": worker["slot"], "restarted": False}
@@ -247,6 +265,8 @@ class Told:
         """All its workers have ended, at its shutdown. Idempotent."""
         if self._heard():
             self._finish(time.monotonic(), "closed", {})
+        elif not self._over and self._emitter is not None:
+            self._over, self._emitter.about = True, None  # who comes now is not told of it
 
     def _finish(self, at: float, status: str, data: dict[str, Any]) -> None:
         self._over = True

@@ -142,7 +142,8 @@ class Teller:
             return plan.name, {"graph": plan.hash, "total": None, "plan": _drawn(plan), **where}
 
         self.step = point.step
-        self.emitter.about = about
+        self.emitter.known_by(about)
+        self.look()  # after that: who comes between is told by one of the two
         if self.heard:
             self.emitter.emit("run_started", plan.name, **about()[1])
             if answers is not None:

@@ -455,7 +455,7 @@ class Driver(Run[Operator]):
         for sink in self._sinks:
             self.events.attach(sink)
         self.events.calling = self._calls
-        self.events.about = self._about
+        self.events.known_by(self._about)
         self.events.driven = self.events.driven or self
         self.every = self.events.detail == "every"
         self.detailed = self.events.detail != "runs"

@@ -134,7 +134,7 @@ class InnerEvents:
     heard = False
     traces = False
     errors = 0
-    calling = about = driven = None
+    calling = driven = None
 
     def __init__(self, detail: str) -> None:
         self.detail = detail
@@ -144,6 +144,9 @@ class InnerEvents:
         """Keep it, until it is told."""
         if kind in _KINDS:
             self.kept.append((kind, stage, data))
+
+    def known_by(self, about: object) -> None:
+        """The outer run is told of."""
 
     def begin(self, progress: Callable[[], dict[str, Any]]) -> None:
         """The outer run tells how far it is."""

@@ -199,10 +199,6 @@ class Scene:
                 if run is not None:
                     run.take(event)
 
-    def knows(self, run: str | None) -> bool:
-        """Whether it has been told of a run."""
-        return run in self._runs
-
     def _run(self, event: dict[str, Any]) -> _Run | None:
         found = self._runs.get(event["run"])
         self._begun += event["kind"] == "run_started"

@@ -123,17 +123,7 @@ class Server:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """As a sink: something has happened."""
-        if event["kind"] != "run_started" and not self._scene.knows(event["run"]):
-            self._late(event)
         self._scene.take(event)
-
-    def _late(self, event: dict[str, Any]) -> None:
-        """A run that began before anybody listened."""
-        emitter = events.emitter_of(event["run"])
-        about = None if emitter is None else emitter.about
-        if about is not None:
-            name, data = about()
-            self._scene.take({**event, "kind": "run_started", "name": name, "data": data})
 
     @property
     def watched(self) -> int:

@@ -80,12 +80,26 @@ class DaskCluster:
     def kill_head(self) -> None:
         self.processes[0].kill()
 
+    def stop_head(self) -> None:
+        self.processes[0].send_signal(signal.SIGSTOP)
+
     def shutdown(self) -> None:
+        below = [pid for process in self.processes for pid in children(process.pid)]
+        pids = [*below, *(process.pid for process in self.processes)]
         for process in reversed(self.processes):
+            process.send_signal(signal.SIGCONT)
             process.terminate()
+        if not gone(pids, 10):  # a busy machine, or a scheduler that was killed
+            _kill(pids)
         for process in self.processes:
-            process.wait(30)
+            process.wait()
         self.folder.cleanup()
+
+
+def fails_at_3(x: int) -> int:
+    if x == 3:
+        raise ValueError(x)
+    return x
 
 
 class RayCluster:
@@ -104,6 +118,10 @@ class RayCluster:
     def kill_head(self) -> None:
         self.cluster.head_node.kill_gcs_server()
 
+    def stop_head(self) -> None:
+        (head,) = self.cluster.head_node.all_processes["gcs_server"]
+        head.process.send_signal(signal.SIGSTOP)
+
     def kill_raylet(self) -> None:
         self.cluster.head_node.kill_raylet()
 
@@ -114,9 +132,14 @@ class RayCluster:
         ray.shutdown()
         self.cluster.shutdown()
         if not gone(below, 3):  # its agents, who look for a head that was killed
-            for pid in below:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _kill(below)
+
+
+def _kill(pids: list[int]) -> None:
+    """Those of our own that do not end."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 class Clustered:

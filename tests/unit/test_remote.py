@@ -28,6 +28,7 @@ from forkmill import contexts
 from forkmill.contexts import Batch, Work
 from forkmill.contexts.base import Call
 from forkmill.contexts.specs import TYPES
+from forkmill.pipeline.plan import ExecutionPlan
 from forkmill.remote import executor, shares, there
 from forkmill.remote.courier import Pace
 from forkmill.remote.executor import Remote
@@ -775,3 +776,46 @@ def test_a_module_that_is_there_later_is_known_and_only_then_looked_for() -> Non
         assert lazy.__name__ in asked
     finally:
         del sys.modules[made.__name__], sys.modules[lazy.__name__]
+
+
+def fails_or_dies(x: int) -> int:
+    return dies_at_77(x) if x != 78 else fails_on_odd(1)
+
+
+def test_what_may_have_run_again_says_so_and_is_counted() -> None:
+    with opened(Fake()) as ex:
+        results = list(ex.map(fails_or_dies, range(200), return_exceptions=True))
+        died, failed = results[77], results[78]
+        assert type(died) is fm.WorkerDied and type(failed) is ValueError
+        stats = ex.stats()
+        again = stats.deaths > 1  # it stood in a chunk with others
+        assert hasattr(died, "__notes__") == again == (stats.repeated > 0)
+        assert not again or "may have run each time" in died.__notes__[0]
+        assert stats.deaths >= 1 and stats.returned == 199 and not stats.in_flight + stats.waiting
+        assert stats.items == stats.returned + 1 + stats.repeated
+        assert len(stats.workers) == 1 and stats.seconds > 0 and stats.asked_again == 0
+    assert ex.repeats
+    with opened(Fake(at_least_once=False)) as ex:
+        results = list(ex.map(fails_or_dies, range(70, 80), return_exceptions=True))
+        assert type(results[7]) is fm.WorkerDied and not hasattr(results[7], "__notes__")
+        assert not hasattr(results[8], "__notes__") and ex.stats().repeated == 0
+    assert not ex.repeats
+
+
+def test_a_chunk_that_ran_again_notes_the_failures_in_it() -> None:
+    codec = WireCodec(there=True)
+    came = there.Came(([codec.dump_failure(ValueError("x"))], [0], []), [0], 0.1, ("h", 1), ran=3)
+    ((good, error),) = there.results(codec, came)
+    assert not good and "was sent 3 times" in error.__notes__[0]
+
+
+def test_plans_tell_what_may_run_again() -> None:
+    graph = fm.Graph([fm.node(double, output_name="y", context="dask:2")])
+    (note,) = graph.plan(fm.LocalEngine("thread:2"), map_over="x").notes
+    assert "dask:2: an item may run again" in note
+    once = fm.on_ray(2, at_least_once=False)
+    graph = fm.Graph([fm.node(double, output_name="y", context=once)])
+    assert not graph.plan(fm.LocalEngine("thread:2"), map_over="x").notes
+    line = fm.Pipeline().source(range(3)).map(double, name="a", context="ray:2")
+    line = line.map(double, name="b", context=once).map(double, name="c", context="thread:2")
+    assert ExecutionPlan(line).at_least_once == ["a"]

@@ -129,6 +129,13 @@ class Spec:
         return bool(class_of(self.type).kills)
 
     @property
+    def repeats(self) -> bool:
+        """Whether an item may run again when a worker dies that had others, too."""
+        if self.type not in REMOTE:
+            return False
+        return bool(self.options.get("at_least_once", True))
+
+    @property
     def lasts(self) -> bool:
         """Whether there are copies of the state that last from item to item."""
         return bool(class_of(self.type).copies != "call")

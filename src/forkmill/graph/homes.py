@@ -68,6 +68,13 @@ class Home:
     title: str = ""
 
     @property
+    def repeats(self) -> bool:
+        """Whether an item may run again when a worker dies that had others, too."""
+        if self.spec is not None:
+            return bool(self.spec.repeats)
+        return self.remote and bool(self.executor.repeats)
+
+    @property
     def inline(self) -> bool:
         """Whether nothing is needed for it."""
         return self.kind == "inline"

@@ -126,6 +126,7 @@ def plan_of(graph: Any, engine: Any, map_over: Any, output_name: Any) -> GraphPl
     plan = graph._plan(given, over or given, output_name)
     asked = graph._engine if engine is None else engine
     title = "the caller's thread"
+    notes: list[str] = []
     if graph._is_here(asked):
         groups: tuple[PlannedGroup, ...] = ()
         if plan.steps:
@@ -137,13 +138,27 @@ def plan_of(graph: Any, engine: Any, map_over: Any, output_name: Any) -> GraphPl
             ctx = Asked("map" if over else "run", {}, over).ctx(plan)
             crew = Crew(local._placing, Session(), Bell(), ctx, local._home, contexts.called)
             constants = dict.fromkeys((*plan.bound, *plan.given.values()))
-            groups = _groups(crew.layout(plan, constants, mapped=bool(over)))
+            layout = crew.layout(plan, constants, mapped=bool(over))
+            groups = _groups(layout)
+            notes += (
+                f"{title}: an item may run again when a worker dies with others of its chunk "
+                "(at_least_once=False: never)"
+                for title in dict.fromkeys(_repeating(layout))
+            )
         else:
             groups = (PlannedGroup(tuple(_paths(plan)), title, ()),)
-    notes = []
     if any(step.node.cache for step in plan.steps) and getattr(asked, "cache", None) is None:
         notes.append("nothing is cached: the engine has no cache")
     return GraphPlan(graph._called, title, groups, over, tuple(notes))
+
+
+def _repeating(layout: Any) -> Iterator[str]:
+    """The executors whose items may run more than once."""
+    for post in layout.posts:
+        if post.nest is not None:
+            yield from _repeating(post.nest.layout)
+        elif post.home.repeats:
+            yield post.home.title
 
 
 def _paths(plan: Plan, prefix: str = "") -> Iterator[str]:

@@ -91,6 +91,12 @@ class ExecutionPlan:
         return None if anchor is None else anchor.name
 
     @property
+    def at_least_once(self) -> list[str]:
+        """Those whose items may run again when a worker of a cluster dies with others of their
+        chunk, in order."""
+        return [stage.name for stage in self.graph.stages if stage.spec.repeats]
+
+    @property
     def independent_stages(self) -> list[str]:
         """Those that run with none before them, in order."""
         return [stage.name for stage in self.graph.stages if stage not in self._anchors]

@@ -39,6 +39,7 @@ class Cluster(Remote):
         address: Any = None,
         timeout: float = 60,
         modules: Sequence[str] = (),
+        at_least_once: bool = True,
         name: str | None = None,
     ) -> None:
         width = _checks.max_workers(max_workers) or None
@@ -47,6 +48,7 @@ class Cluster(Remote):
         backend = self._connected(address, width, seconds)
         try:
             checked(backend.title, backend.probed(seconds))
+            backend.at_least_once = bool(at_least_once)
             super().__init__(backend, name=name, timeout=seconds, modules=modules)
         except BaseException:
             backend.close()

@@ -28,6 +28,7 @@ import queue
 import threading
 from collections import deque
 from concurrent.futures import CancelledError
+from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,13 @@ from .. import errors
 from .._process import LoneThread
 from ..contexts.base import closed_error
 from .shares import Tokens
-from .there import Came, Chunk, Need, folded, run, run_copied, unfolded
+from .there import Came, Chunk, Need, folded, ran_again, run, run_copied, unfolded
 
 if TYPE_CHECKING:
     from .backend import Backend, Blob
     from .wire import Packed
 
-__all__ = ["AHEAD", "LADDER_S", "MOST_BYTES", "Courier", "Flight", "Job", "Pace"]
+__all__ = ["AHEAD", "LADDER_S", "MOST_BYTES", "Courier", "Flight", "Job", "Pace", "RemoteStats"]
 
 LEAST_S, MOST_S = 0.05, 0.2  # what a chunk shall take
 TARGET_S = 0.1
@@ -53,6 +54,7 @@ NOISE_S = 1e-4  # what is less than this was measured badly
 AHEAD = 2  # chunks for each that runs
 SHORT = 4  # so many times a chunk could be as large: then one for each that runs will do
 LADDER_S = 1.5  # for what is cancelled and does not end
+WORKERS = 1024  # that stats know
 LOOK_S = 5.0  # between two looks at the engine, while nothing comes back
 
 
@@ -144,14 +146,56 @@ class Job:
         return 0
 
 
+@dataclass(frozen=True)
+class RemoteStats:
+    """What a context on an engine has sent, and what has come of it, since it was opened.
+
+    Attributes:
+        chunks: Chunks that were sent, those that were sent again included.
+        items: Items in them.
+        returned: Items whose outcome came back from a worker, failures too.
+        deaths: Chunks that were lost with a worker, or stopped for a timeout.
+        repeated: Items that were sent again after a death, and may have run before.
+        asked_again: Chunks whose worker lacked a function or a shared value, so they went again
+            with it.
+        in_flight: Items under way now.
+        waiting: Items that wait now.
+        seconds: What calls took in workers, all together.
+        workers: Workers that chunks came back from, (host, pid).
+    """
+
+    chunks: int = 0
+    items: int = 0
+    returned: int = 0
+    deaths: int = 0
+    repeated: int = 0
+    asked_again: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+    seconds: float = 0.0
+    workers: tuple[tuple[str, int], ...] = ()
+
+
+class _Counts:
+    """The same while they are counted, in the courier's thread."""
+
+    def __init__(self) -> None:
+        self.chunks = self.items = self.returned = 0
+        self.deaths = self.repeated = self.asked_again = 0
+        self.seconds = 0.0
+
+
 class Flight:
     """A chunk that is under way."""
 
-    __slots__ = ("alone", "future", "items", "job", "needs", "packed", "recalled", "whole")
+    __slots__ = (
+        "alone", "deaths", "future", "items", "job", "needs", "packed", "recalled", "whole",
+    )  # fmt: skip
 
-    def __init__(self, job: Job, items: list[Any], *, alone: bool = False) -> None:
+    def __init__(self, job: Job, items: list[Any], *, alone: bool = False, deaths: int = 0) -> None:
         self.job = job
         self.items = items
+        self.deaths = deaths  # so many workers died with these items before
         self.alone = alone  # nothing else of ours is under way meanwhile
         self.future: Any = None
         self.packed: Any = None  # items, encoded, and shared values: kept for another try
@@ -186,6 +230,8 @@ class Courier:
         self._left = False  # the thread looks at no job any more
         self._hand: Flight | None = None  # what the thread is about to send, or has just back
         self._stopped = False  # what is under way is cancelled, too
+        self._counts = _Counts()
+        self._workers: dict[tuple[str, int], None] = {}  # the last ones that were heard of
         self._told = monotonic()  # when it was last heard of, or looked at
         self._look_s = min(LOOK_S, self.patience / 4)
         self._wrong_since = 0.0
@@ -203,6 +249,16 @@ class Courier:
         """Those with items that wait."""
         with self._lock:
             return tuple(self._jobs)
+
+    def stats(self) -> RemoteStats:
+        """What was counted so far."""
+        with self._lock:
+            flying = sum(len(flight.items) for flight in self._flying.values())
+            waiting = sum(job.waiting for job in self._jobs)
+            waiting += sum(len(flight.items) for flight in (*self._again, *self._suspects))
+            workers = tuple(self._workers)
+        counts = vars(self._counts).copy()
+        return RemoteStats(in_flight=flying, waiting=waiting, workers=workers, **counts)
 
     def wake(self, job: Job, *, at_once: bool = False) -> None:
         """A job has more items.
@@ -398,6 +454,8 @@ class Courier:
             self._told = monotonic()
         with self._lock:
             self._flying[id(flight)] = flight
+        self._counts.chunks += 1
+        self._counts.items += len(flight.items)
         self._hand = None
         flight.future.add_done_callback(lambda _: self._inbox.put(flight))
 
@@ -438,19 +496,30 @@ class Courier:
             job.failed(items, _strange(self.backend, error))
         else:
             if type(reply) is Need:
+                self._counts.asked_again += 1
                 flight.whole = True
                 self._again.append(flight)
             elif type(reply) is Came:
                 job.pace.came(len(items), reply.seconds)
-                job.came(items, reply)
+                self._counted(len(items), reply)
+                job.came(items, reply._replace(ran=1 + flight.deaths) if flight.deaths else reply)
             else:
                 job.failed(items, _strange(self.backend, TypeError(f"it gave {reply!r:.100}")))
         self._hand = None
 
+    def _counted(self, items: int, reply: Came) -> None:
+        self._counts.returned += items
+        self._counts.seconds += reply.seconds
+        if reply.where not in self._workers:
+            with self._lock:
+                self._workers[reply.where] = None
+                while len(self._workers) > WORKERS:
+                    del self._workers[next(iter(self._workers))]
+
     def _back(self, flight: Flight) -> None:
         """It was cancelled: by us, for one of its items or for all."""
         if flight.recalled or self._stopped:
-            self._again.append(Flight(flight.job, flight.items))
+            self._again.append(Flight(flight.job, flight.items, deaths=flight.deaths))
             return
         self._break(f"{self.backend.title} has cancelled what it was given")
         assert self.broken is not None
@@ -459,18 +528,25 @@ class Courier:
     def _died(self, flight: Flight, error: BaseException) -> None:
         job, items = flight.job, flight.items
         if flight.recalled and isinstance(error, errors.WorkerDied):
-            self._again.append(Flight(job, items))  # the one that was ended has its outcome
+            self._again.append(
+                Flight(job, items, deaths=flight.deaths)
+            )  # the one that was ended has its outcome
             return
+        self._counts.deaths += 1
+        deaths = flight.deaths + 1
+        blamed = isinstance(error, errors.WorkerDied) and self.backend.blames
         if len(items) > 1:
             half = len(items) // 2
-            self._again.append(Flight(job, items[:half]))
-            self._again.append(Flight(job, items[half:]))
-            return
-        blamed = isinstance(error, errors.WorkerDied) and self.backend.blames
-        if blamed and self.backend.at_least_once and not flight.alone:
-            self._suspects.append(Flight(job, items, alone=True))
-        elif job.died(items[0], error):
-            self._again.append(Flight(job, items))
+            self._again.append(Flight(job, items[:half], deaths=deaths))
+            self._again.append(Flight(job, items[half:], deaths=deaths))
+        elif blamed and self.backend.at_least_once and not flight.alone:
+            self._suspects.append(Flight(job, items, alone=True, deaths=deaths))
+        else:
+            ran_again(error, deaths)
+            if not job.died(items[0], error):
+                return
+            self._again.append(Flight(job, items, deaths=deaths))
+        self._counts.repeated += len(items)
 
     def _recall(self, flight: Flight) -> None:
         if id(flight) in self._flying and not flight.recalled:

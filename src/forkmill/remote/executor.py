@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..contexts.lanes.lane import Lane, Work
     from ..runs.window import Closable, LazyCall
     from .backend import Backend
-    from .courier import Flight
+    from .courier import Flight, RemoteStats
     from .there import Came
     from .wire import Packed
 
@@ -303,6 +303,15 @@ class Remote(Executor):
         return RemoteView(self, options)
 
     # ------------------------------------------------------------------ the rest of the face
+
+    @property
+    def repeats(self) -> bool:
+        """Whether an item may run again when a worker dies that had others, too."""
+        return self.courier.backend.at_least_once
+
+    def stats(self) -> RemoteStats:
+        """What has gone to the engine and come back so far. Any thread."""
+        return self.courier.stats()
 
     def _check_open(self) -> None:
         self._check_process()

@@ -338,6 +338,8 @@ class Ray(Cluster):
             ended with its last user.
         timeout: Seconds that it may take to answer.
         modules: Installed modules that are sent by value all the same.
+        at_least_once: Whether items may run again when a worker dies with others of their chunk;
+            False: a chunk has one item, which costs a round trip each.
         name: What its thread is called.
 
     Raises:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..contexts.lanes.emit import UNUSUAL, Outputs, Raised, emitted, gathered, pieces
 from ..contexts.lanes.measured import Report
 from ..contexts.lanes.replica import Replica
-from ..errors import SerializationError
+from ..errors import SerializationError, add_note
 from .shares import KEPT
 from .wire import WireCodec, loaded, packed_plain, plain
 
@@ -44,6 +44,7 @@ __all__ = [
     "Need",
     "Stage",
     "folded",
+    "ran_again",
     "results",
     "run",
     "run_copied",
@@ -73,6 +74,7 @@ class Came(NamedTuple):
         seconds: What the calls took.
         where: The worker's host and pid.
         rest: A stage's: what its end emitted, and the reports of its calls, pickled; or None.
+        ran: How often its items were sent, as home knows: workers died with them before.
     """
 
     packed: Packed
@@ -80,6 +82,7 @@ class Came(NamedTuple):
     seconds: float
     where: tuple[str, int]
     rest: bytes | None = None
+    ran: int = 1
 
 
 class Function:
@@ -358,7 +361,9 @@ def results(
         return
     for place, one in enumerate(codec.unpacked(came.packed)):
         if place in bad:
-            yield False, codec.load_failure(one[0])
+            error = codec.load_failure(one[0])
+            ran_again(error, came.ran)
+            yield False, error
             continue
         try:
             value = codec.loads(*one)
@@ -368,3 +373,13 @@ def results(
             yield False, refusal
         else:
             yield True, value
+
+
+def ran_again(error: BaseException, times: int) -> None:
+    """Have a failure say that its item may have run before."""
+    if times > 1:
+        add_note(
+            error,
+            f"This item was sent {times} times, and may have run each time: a chunk whose worker "
+            "dies runs again, in halves (at_least_once=False of the context: chunks of one item)",
+        )

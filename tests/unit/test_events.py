@@ -21,6 +21,7 @@ import forkmill as fm
 import tasks
 from forkmill import events
 from forkmill.events import Emitter
+from forkmill.events import emitter as emitter_module
 from forkmill.events.bus import Bus
 from forkmill.events.event import event_of
 from forkmill.events.subscription import Flush, Subscription
@@ -689,3 +690,30 @@ def test_who_comes_late_is_told_what_is_under_way(tmp_path: Path) -> None:
     assert {"line", "state graph", "wait"} == set(runs_shown)
     assert [stage["name"] for stage in runs_shown["state graph"]["stages"]] == ["held"]
     assert {run["status"] for run in runs_shown.values()} == {"completed"}
+
+
+def test_a_batch_is_told_as_every_event_is_and_made_by_who_tells_it() -> None:
+    bus = Bus()
+    bus.bound = 10
+    home = Emitter("pipeline")
+    got: list[Any] = []
+    late: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emitter_module, "_bus", bus)
+        home.batch("packs", 2)
+        assert not bus.queue, "nobody listens"
+        for sink in got.append, late.append:
+            hears = Subscription(bus, sink, ("runs", "drop", 10), home)
+            bus.subscribers[hears] = home.own[hears] = None
+        home.emit("retry", "packs")
+        home.batch("packs", 2)
+        assert type(bus.queue[-1][0]) is tuple, "all that the run's own thread makes"
+        home.emit("retry", "packs")
+        bus._take()
+        for subscriber in tuple(bus.subscribers):
+            subscriber.work()
+    assert [event["kind"] for event in got] == ["retry", "batch", "retry"]
+    assert [event["seq"] for event in got] == [1, 2, 3] and got == late
+    assert list(got[1]) == list(got[0]) and set(got[1]) == FIELDS
+    assert got[1]["data"] == {"size": 2} and got[1]["data"] is not late[1]["data"]
+    assert got[0]["monotonic"] <= got[1]["monotonic"] <= got[2]["monotonic"]

@@ -41,6 +41,7 @@ class Teller(Home, Protocol):
     @property
     def heard(self) -> bool: ...
     def emit(self, kind: str, **data: Any) -> None: ...
+    def built(self, brief: tuple[Any, ...]) -> Event: ...
     def listeners(self) -> list[Subscription]: ...
 
 
@@ -149,8 +150,8 @@ class Bus:
             except RuntimeError:  # another thread has done it meanwhile
                 pass
 
-    def put(self, event: Event, emitter: Teller) -> None:
-        """Hand an event over."""
+    def put(self, event: Event | tuple[Any, ...], emitter: Teller) -> None:
+        """Hand an event over, or what its emitter makes one of."""
         if len(self.queue) >= self.bound and not self._room():
             next(self._dropped)
             return
@@ -254,6 +255,10 @@ class Bus:
         """From the deque into the queues; whether there was anything."""
         queue = self.queue
         count, left = 0, len(queue)
+        # What is in the deque now was told before: who is attached meanwhile hears what follows.
+        whose: Teller | None = None
+        first: Subscription | None = None
+        others: list[Subscription] = []
         blocking = [s for s in tuple(self.subscribers) if s._policy == "block"]
         while left or self._lot:
             if blocking and any(subscriber.full() for subscriber in blocking):
@@ -272,13 +277,17 @@ class Bus:
                 self._tell_dropped()
                 emitter.go(self.subscribers)
                 continue
-            if emitter.told_end and event["kind"] == "items":
+            if type(event) is tuple:
+                event = emitter.built(event)
+            elif emitter.told_end and event["kind"] == "items":
                 continue  # a call that has outlived its run
             self._seq += 1
             event["seq"] = self._seq
             if event["kind"] == "run_finished":
                 emitter.told_end = True
-            first, *others = emitter.listeners() or (None,)
+            if emitter is not whose:
+                whose = emitter
+                first, *others = emitter.listeners() or (None,)
             for subscriber in others:  # each its own: a sink may change it
                 subscriber.take({**event, "data": dict(event["data"])})
             if first is not None:

@@ -146,6 +146,32 @@ class Emitter:
             self,
         )
 
+    def batch(self, name: str, size: int) -> None:
+        """Tell of a batch: as `emit`, for what comes often. Its event is made in the stream's
+        thread, by `built`."""
+        if self.own or _bus.everyone or self.heard:
+            _bus.put((_time(), _monotonic(), name, size), self)
+
+    def built(self, brief: tuple[Any, ...]) -> Event:
+        """The event of what `batch` has handed over."""
+        at, monotonic, name, size = brief
+        return {
+            "schema": SCHEMA,
+            "source": self.source,
+            "run": self.id,
+            "parent": self.parent,
+            "seq": 0,
+            "time": at,
+            "monotonic": monotonic,
+            "kind": "batch",
+            "name": name,
+            "item": None,
+            "attempt": None,
+            "worker": None,
+            "seconds": None,
+            "data": {"size": size},
+        }
+
     def emit_end(self, kind: str, name: str, **data: Any) -> None:
         """Tell its last event: once, however often a signal handler breaks this off."""
         if self._last is None and self.heard:
@@ -177,7 +203,7 @@ class Emitter:
 
     def listeners(self) -> list[Subscription]:
         """Who hears it."""
-        found = [*_bus.everyone, *self.own]
+        found = [*_bus.everyone, *self.own] if _bus.everyone else [*self.own]
         return found if self.above is None else [*found, *self.above._beside()]
 
     def _beside(self) -> list[Subscription]:

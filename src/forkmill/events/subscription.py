@@ -129,20 +129,21 @@ class Subscription:
 
     def take(self, event: Event) -> None:
         """Queue it, if it is for this one and there is room."""
+        if self._ended or not self.greeted:
+            return
         kind = event["kind"]
-        if self._ended or not self.greeted or (kind == "items" and self._detail == "runs"):
-            return
-        ends = _LIVES.get(kind)
-        if ends is None:
-            if event["monotonic"] < self._since:
+        if kind in _LIVES:
+            if not self._counts(event, _LIVES[kind]):
                 return
-        elif not self._counts(event, ends):
+        elif event["monotonic"] < self._since or (kind == "items" and self._detail == "runs"):
             return
-        if len(self._queue) >= self._buffer:
+        queue = self._queue
+        if len(queue) >= self._buffer:
             self.lose(1, event["seq"])
             return
-        self.tell_gap()
-        self._queue.append(event)
+        if self._gap:
+            self.tell_gap()
+        queue.append(event)
 
     def _counts(self, event: Event, ends: bool) -> bool:
         """Whether it is the first word of a life, or the last of one that was told, or is new."""
@@ -180,18 +181,18 @@ class Subscription:
 
     def work(self) -> bool:
         """Call the sink with some of what is queued; whether there is more."""
-        queue = self._queue
-        until = time.monotonic() + _SLICE_S
+        queue, sink, batch, now = self._queue, self.sink, self._batch, time.monotonic
+        until = now() + _SLICE_S
         while queue and not self._ended:
-            if self._batch is not None:
-                self._call(self._batch, self._some())
+            if batch is not None:
+                self._call(batch, self._some())
             elif type(event := queue.popleft()) is Flush:
                 event.reached(self)
             else:
-                self._call(self.sink, event)
-            if not queue:
+                self._call(sink, event)
+            if self._gap and not queue:
                 self.tell_gap()
-            if time.monotonic() >= until:
+            if now() >= until:
                 break
         if self._ended:
             self._drop()

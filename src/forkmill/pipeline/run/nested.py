@@ -145,6 +145,10 @@ class InnerEvents:
         if kind in _KINDS:
             self.kept.append((kind, stage, data))
 
+    def batch(self, stage: str, size: int) -> None:
+        """As `emit`."""
+        self.emit("batch", stage, size=size)
+
     def known_by(self, about: object) -> None:
         """The outer run is told of."""
 

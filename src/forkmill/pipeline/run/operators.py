@@ -795,7 +795,7 @@ class Operator:
     def _released(self, key: Any) -> list[Any]:
         self._deadlines.pop(key, None)
         items = self.held.pop(key)
-        self.driver.events.emit("batch", self.name, size=len(items))
+        self.driver.events.batch(self.name, len(items))
         return items
 
     def _release_late(self) -> None:

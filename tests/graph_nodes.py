@@ -178,6 +178,27 @@ def looked_up(x: int, table: Any) -> Any:
     return table[x]
 
 
+def after_look(looked_up: int) -> int:
+    return looked_up + 1
+
+
+@fm.node(context="parallel")
+def two_tables(at: int, left: bytes, right: bytes) -> tuple[int, int]:
+    return left[at], right[at]
+
+
+class Table(dict[int, int]):
+    """A large constant, of which it can be told whether it is still there."""
+
+    def __init__(self) -> None:
+        super().__init__(enumerate(range(12_000)))
+
+
+def leave_pid(folder: str) -> None:
+    """Leave a file that is named as this process."""
+    open(os.path.join(folder, str(os.getpid())), "w").close()
+
+
 async def _later(x: int) -> int:
     if x % 2:
         raise LookupError(x)

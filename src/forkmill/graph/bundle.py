@@ -48,6 +48,10 @@ class Bare:
 class Lasting(Bare):
     """One that can be called in the next run, too: its constants cannot change.
 
+    Args:
+        call: The call.
+        pace: The pool's, from one map to the next, of calls that differ in their constants alone.
+
     Attributes:
         functions: Those of the call. A pool looks at what is in `__dict__`, and with that whether
             they are what they were.
@@ -56,9 +60,9 @@ class Lasting(Bare):
     __slots__ = ("__dict__", "_forkmill_pace")
     _forkmill_once = True
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, pace: list[int]) -> None:
         super().__init__(call)
-        self._forkmill_pace: list[int] = []  # the pool's, from one map to the next
+        self._forkmill_pace = pace
         self.functions = tuple(part.fn for part in call.piece.parts)
 
     def does(self, call: Any) -> bool:

@@ -82,9 +82,14 @@ def _function(session: Session, post: Post) -> Bare:
     """What the pool calls: that of the last map, if it is the same."""
     if not post.steady:
         return Bare(post.call)
-    last: Lasting | None = session.sent.get(post.home.key)
+    key, piece = post.home.key, post.call.piece
+    last: Lasting | None = session.sent.get(key)
     if last is None or not last.does(post.call):
-        last = session.sent[post.home.key] = Lasting(post.call)
+        known, pace = session.paces.get(key, (None, []))
+        if known != piece:
+            pace = []
+        session.paces[key] = piece, pace
+        last = session.sent[key] = Lasting(post.call, pace)
     return last
 
 

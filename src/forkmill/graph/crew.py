@@ -31,6 +31,7 @@ from .clocks import Heard
 from .code import Call
 from .handing import LARGE, handle_of
 from .homes import INLINE, Home, Session, width_of
+from .kept import can_stay
 from .levels import Inner, Layout
 from .plan import grouped
 from .post import Post
@@ -39,7 +40,7 @@ from .sweep import SweepWay
 from .ways import BATCH, Bell, InlineWay, LaneWay, ThreadWay, Way
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from .plan import Group, Plan, Step
 
@@ -103,6 +104,8 @@ class Crew:
         self._homes: dict[Any, Home] = {}
         self._ways: dict[Any, Way] = {}
         self._posts: list[tuple[Home, Post]] = []
+        self._plan: Plan = ctx.plan
+        self._constants: Mapping[int, Any] = {}
         self._shares: dict[int, Any] = {}  # id of a constant -> its handle, or itself
         self._kept: list[Any] = []  # those constants: their ids stay theirs
         self._shared_here: list[tuple[Any, Any]] = []  # large constants, and their handles
@@ -110,6 +113,7 @@ class Crew:
     def layout(self, plan: Plan, constants: Mapping[int, Any], *, mapped: bool) -> Layout:
         """A level's posts; nothing is opened yet."""
         on_error = self._ctx.on_error
+        self._plan, self._constants = plan, constants
         return self._layout(plan, dict(constants), mapped, on_error, self._ctx.path)
 
     def open(self) -> list[Way]:
@@ -265,7 +269,7 @@ class Crew:
         fixed = {slot: constants[slot] for slot in group.fixed}
         if home.isolated:
             fixed = {slot: self._handed(value) for slot, value in fixed.items()}
-            ours = {id(handle) for _, handle in self._shared_here}
+            ours = {id(handle) for value, handle in self._shared_here if can_stay(value)}
             post.steady = (
                 not caches
                 and self._ctx.emitter is None
@@ -357,11 +361,22 @@ class Crew:
         key = id(value)
         if key not in self._shares:
             self._kept.append(value)
-            handle = self._session.kept.take(value) or handle_of(value)
+            handle = self._session.kept.take(value) or handle_of(value, self._make_room)
             if handle is not None:
                 self._shared_here.append((value, handle))
             self._shares[key] = value if handle is None else handle
         return self._shares[key]
+
+    def _make_room(self) -> None:
+        self._session.make_room(set(map(id, _values_of(self._plan, self._constants))))
+
+
+def _values_of(plan: Plan, constants: Mapping[int, Any]) -> Iterator[Any]:
+    """All constants of a plan, and of nested ones."""
+    yield from constants.values()
+    for step in plan.steps:
+        if step.nest is not None:
+            yield from _values_of(step.nest.plan, step.nest.plan.bound)
 
 
 def _getter(group: Group, places: Mapping[int, int] | range) -> Callable[[Any], Any]:

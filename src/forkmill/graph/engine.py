@@ -360,6 +360,11 @@ class _Call:
         if self._own:
             self._session.close(well=well)
 
+    def leave(self) -> None:
+        """It is over, in its own thread: what it had goes now, without a garbage collection."""
+        if self.flow is not None:
+            self.flow.leave()
+
     def release(self) -> None:
         """Its thread is held by code of the user's: another one ends it."""
         if self.flow is not None:
@@ -373,7 +378,7 @@ class _Ending:
 
     def __init__(self, rows: Iterator[Any], call: _Call, interrupts: Interrupts) -> None:
         self._rows = rows
-        self._call = call
+        self._call: _Call | None = call  # None: it has ended
         self._interrupts = interrupts
         self._over = False
 
@@ -392,7 +397,7 @@ class _Ending:
         try:
             return next(self._rows)
         except BaseException as error:
-            flow = self._call.flow
+            flow = None if self._call is None else self._call.flow
             killed = flow is not None and flow.killed
             self._end(well=isinstance(error, StopIteration) and not killed)
             if isinstance(error, KeyboardInterrupt):
@@ -408,9 +413,12 @@ class _Ending:
     def _end(self, *, well: bool) -> None:
         """Whatever a signal handler raises meanwhile, it is ended."""
         late: BaseException | None = None
-        while not self._over:
+        call = self._call
+        while call is not None and not self._over:
             try:
-                self._call.end(well=well and late is None)
+                call.end(well=well and late is None)
+                call.leave()
+                self._interrupts.leave()
                 self._over = True
             except BaseException as error:
                 if not interrupted(error):
@@ -418,6 +426,9 @@ class _Ending:
                     raise
                 late = error
         self.__class__ = _Ending
+        # All that it had goes here, not behind a `Late`: others' callbacks would swallow what that
+        # raises.
+        self._call = call = None
         if late is not None:
             try:
                 raise late

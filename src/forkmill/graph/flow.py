@@ -103,7 +103,7 @@ class Flow(Together):
         self._killed = self._closed = self._dropped = False
         self._interrupts = ctx.interrupts
         self.left_behind = 0
-        self.release: Callable[[], None] = self.close  # everything; made more by who opened more
+        self.release: Callable[[], None] | None = None  # ends it and all else; until it is closed
 
     # ------------------------------------------------------------------ from outside
 
@@ -167,6 +167,12 @@ class Flow(Together):
             self._let_go(level)
         self._ready.clear()
         self._closed = True
+
+    def leave(self) -> None:
+        """It is closed, and nobody is in here: cycles are cut that would keep what it had."""
+        self.release = None
+        for way in self._ways:
+            way.leave()
 
     # ------------------------------------------------------------------ the loop
 

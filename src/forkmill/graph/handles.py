@@ -133,7 +133,7 @@ class Carried:
         try:
             return self._run() if self._checked is None else self._map()
         finally:
-            self.over = True
+            self._end()
             if self._left:
                 raise Left
 
@@ -180,9 +180,13 @@ class Carried:
                 offer(outputs)
             return self._result()
         finally:
-            self.over = True
+            self._end()
             if self._left:
                 raise Left
+
+    def _end(self) -> None:
+        self.over = True
+        self._asked.began = self._ctx.began = None  # they lead here
 
     def _began(self, flow: Any) -> None:
         self._flow = flow
@@ -236,8 +240,9 @@ class Carried:
 
     def carry_on(self) -> Any:
         """Release everything: another thread was left in the user's code."""
-        if self._flow is not None:
-            self._flow.release()
+        release = None if self._flow is None else self._flow.release
+        if release is not None:
+            release()
         if self._checked is None:
             raise CancelledError("the run was killed")
         return self._result()

@@ -21,19 +21,22 @@ Threads: any; a session has a lock.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .. import contexts
 from .._process import cpus
+from ..codec.share import forget_closed
 from ..contexts.specs import class_of
 from ..errors import BuildError
 from ..runs.executor import Face
+from .handing import VAST
 from .kept import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Container, Hashable, Iterable
 
 __all__ = ["INLINE", "Home", "Session", "home_of"]
 
@@ -170,6 +173,7 @@ class Session:
         self._pools: list[Any] = []  # those of them that can be killed, and are ours alone
         self.kept = Kept()  # what the last call has shared with them
         self.sent: dict[Hashable, Any] = {}  # by a home's key: what the last map there called
+        self.paces: dict[Hashable, tuple[Any, list[int]]] = {}  # its piece, and the pool's pace
 
     def open(self, homes: Iterable[Home], inherit: dict[Hashable, tuple[Any, ...]]) -> None:
         """Open what is not open yet.
@@ -207,6 +211,23 @@ class Session:
         shared = type(home.spec) is not contexts.Spec
         return executor.executor if shared else executor
 
+    def make_room(self, used: Container[int]) -> None:
+        """What was kept goes before a vast constant is encoded, here and in workers: they have time
+        for it now, and none when results are waited for.
+
+        Args:
+            used: Ids of the values that the call has: they stay.
+        """
+        if self.kept.leave(used) < VAST:
+            return
+        self.sent.clear()  # a function that was sent keeps its constants
+        with self._lock:
+            pools = [pool for pool in self._pools if not pool._replaces]  # no task is for nothing
+        for pool in pools:
+            with contextlib.suppress(RuntimeError):  # broken: who asks it for results hears of it
+                for _ in range(pool.width):
+                    pool.submit(forget_closed)
+
     def close(self, *, well: bool = True, wait: bool = True) -> None:
         """End what was opened here. Idempotent.
 
@@ -218,6 +239,7 @@ class Session:
             executors, pools = tuple(self._open.values()), tuple(self._pools)
         self.kept.close()
         self.sent.clear()
+        self.paces.clear()
         for pool in () if well else pools:
             pool.kill()
         for executor in executors:

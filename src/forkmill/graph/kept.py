@@ -10,7 +10,7 @@ Guarantees:
     * What comes back in a worker is what it decoded before, so only values are kept that a task
       cannot change there: an array is read-only in it.
     * Those of the last call that had any are kept, until the engine is closed: no more memory than
-      that call took.
+      that call took. A vast one that is new takes the place of what its call has no use for.
 
 Threads: any; a handle belongs to one call at a time.
 """
@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 from ..codec.share import holds
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from ..codec.share import Shared
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "can_stay"]
 
 
 class Kept:
@@ -46,19 +48,29 @@ class Kept:
 
     def give(self, shared: list[tuple[Any, Shared[Any]]]) -> None:
         """A call is over that shared these values: they stay, those before go."""
-        kept = {id(value): (value, handle) for value, handle in shared if _can_stay(value)}
+        kept = {id(value): (value, handle) for value, handle in shared if can_stay(value)}
         with self._lock:
             before, self._handles = self._handles, kept
         for value, handle in (*before.values(), *shared):
             if id(value) not in kept or kept[id(value)][1] is not handle:
                 handle.close()
 
+    def leave(self, used: Container[int]) -> int:
+        """Let go of all but the values with these ids; how many bytes they had."""
+        with self._lock:
+            gone = [key for key in self._handles if key not in used]
+            handles = [self._handles.pop(key)[1] for key in gone]
+        freed = sum(handle.nbytes for handle in handles)
+        for handle in handles:
+            handle.close()
+        return freed
+
     def close(self) -> None:
         """Let go of all. Idempotent."""
         self.give([])
 
 
-def _can_stay(value: Any) -> bool:
+def can_stay(value: Any) -> bool:
     """Whether it can be told that a value is what it was, and no task can change it elsewhere."""
     kind = type(value)
     if kind in (bytes, str):

@@ -279,6 +279,10 @@ class Way(ABC):
         self.stop()
         return 0
 
+    def leave(self) -> None:
+        """It is closed, and nobody is in here: let go of all that leads here."""
+        self._batches = []
+
 
 def _unrolled(post: Post, frame: Any, outcome: Any) -> Iterable[Outcome]:
     if not post.batch:
@@ -558,3 +562,7 @@ class LaneWay(Way):
     def close(self, patience: float | None = None) -> int:
         self.stop()
         return sum(posted.lane.close(patience) for posted in tuple(self._posted.values()))
+
+    def leave(self) -> None:
+        super().leave()
+        self._posted = {}

@@ -238,6 +238,8 @@ class Batches:
             if not thread.here:
                 seconds = None if deadline is None else max(0.0, deadline - monotonic())
                 left += not thread.join(seconds)
+        if not left and not any(thread.here for thread in self._threads):
+            self._threads, self.refused = [], None  # they lead here: a cycle that keeps `function`
         return left
 
     def _abandon(self, deliver: Callable[[_native.Chunk], None]) -> None:
@@ -325,6 +327,7 @@ class Batches:
 
     def _refuse(self, portions: list[Portion]) -> None:
         """Tell of refused portions, without the lock."""
-        if self.refused is not None and not self._closed:
+        refused = self.refused
+        if refused is not None and not self._closed:
             for portion in portions:
-                self.refused(portion)
+                refused(portion)

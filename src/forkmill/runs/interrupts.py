@@ -120,6 +120,10 @@ class Interrupts(Handler):
         if self.noted:
             run.stop()
 
+    def leave(self) -> None:
+        """The run is over: it goes without a garbage collection, and its large values with it."""
+        self._run = None
+
     def __enter__(self) -> None:
         self._depth += 1
         try:
@@ -141,11 +145,12 @@ class Interrupts(Handler):
         if not self._depth:  # it could not be taken away
             _OWN(number, frame)
         first, self.noted = not self.noted, True
-        if self._run is not None:
+        run = self._run
+        if run is not None:
             if first:
-                self._run.stop()
+                run.stop()
             else:
-                self._run.kill()
+                run.kill()
         if not first or self.pulls:
             raise KeyboardInterrupt
 

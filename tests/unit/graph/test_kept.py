@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
-from collections.abc import Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +17,8 @@ import pytest
 import forkmill as fm
 import graph_nodes as nodes
 from forkmill import _native
-from forkmill.codec import share
-from forkmill.graph import bundle, handing
+from forkmill.codec import segment, share
+from forkmill.graph import bundle, handing, homes
 from forkmill.pool import maps
 
 LOOK = fm.Graph([nodes.looked_up])
@@ -101,6 +107,107 @@ def test_only_the_last_constants_are_kept_and_they_go_with_the_engine(shared: li
     assert not any(map(is_open, shared))
     looked_up("parallel:2", one)
     assert not is_open(shared[-1])
+
+
+@pytest.mark.parametrize("kind", ["sequential", "threaded:2", "parallel:2", "async", "cow_fork"])
+def test_what_a_call_had_goes_with_it_and_not_with_a_garbage_collection(kind: str) -> None:
+    graph = fm.Graph([nodes.looked_up, nodes.after_look])
+    inner = fm.Graph([nodes.looked_up], name="inner").as_node(map_over="x")
+    nested = fm.Graph([inner])
+
+    def left_half_way(inputs: Any, engine: Any) -> None:
+        rows = graph.imap(inputs | {"x": iter(range(50))}, "x", engine=engine)
+        next(rows)
+        rows.close()
+
+    ways: list[Callable[[Any, Any], Any]] = [
+        lambda inputs, e: LOOK.map(inputs, "x", engine=e),
+        lambda inputs, e: graph.map(inputs, "x", engine=e),
+        lambda inputs, e: graph.run(inputs | {"x": 1}, engine=e),
+        lambda inputs, e: nested.run(inputs, engine=e),
+        lambda inputs, e: [*graph.imap(inputs, "x", engine=e)],
+        left_half_way,
+        lambda inputs, e: graph.start(inputs | {"x": 1}, engine=e).result(60),
+        lambda inputs, e: graph.start_map(inputs, "x", engine=e).result(60),
+    ]
+    before = {*segment._open}
+    with fm.LocalEngine(kind, kind) as engine:
+        LOOK.map({"x": [0], "table": nodes.Table()}, "x", engine=engine)
+        gc.collect()  # what the first call has imported leaves cycles
+        gc.disable()
+        try:
+            for number, way in enumerate(ways):
+                table = nodes.Table()
+                known = weakref.ref(table)
+                way({"x": [0, 1, 2], "table": table}, engine)
+                del table
+                deadline = time.monotonic() + 30  # a thread may be about to let go of its call
+                while (known() or {*segment._open} - before) and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                assert known() is None, number
+                assert not {*segment._open} - before, number
+        finally:
+            gc.enable()
+
+
+@pytest.fixture
+def vast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constants of `SIZE` bytes are vast."""
+    for module in (handing, homes):
+        monkeypatch.setattr(module, "VAST", SIZE)
+
+
+@pytest.mark.usefixtures("vast")
+def test_memory_for_a_vast_constant_is_that_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What was kept is gone before another is encoded, and its workers are told to let go of it."""
+    open_then: list[list[bool]] = []
+    made: list[Any] = []
+
+    def share(value: Any) -> Any:
+        open_then.append([is_open(handle) for handle in made])
+        gone.append(all(ref() is None for ref in segments))
+        made.append(fm.share(value))
+        segments.append(weakref.ref(made[-1]._segment))
+        return made[-1]
+
+    gone: list[bool] = []
+    segments: list[Any] = []
+    monkeypatch.setattr(handing, "share", share)
+    monkeypatch.setattr(homes, "forget_closed", partial(nodes.leave_pid, str(tmp_path)))
+    with fm.LocalEngine("parallel:2", "parallel:2") as engine:
+        for first in range(3):
+            assert looked_up(engine, bytes([first]) * SIZE) == [first] * 3
+        for _ in range(2):
+            assert looked_up(engine, b"abc") == [*b"abc"]  # not vast: nothing goes for it
+        assert open_then == [[], [False], [False, False]]
+        assert gone == [True] * 3
+        assert is_open(made[-1])
+        deadline = time.monotonic() + 60
+        while not os.listdir(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        found = os.listdir(tmp_path)
+    assert found
+    assert str(os.getpid()) not in found
+
+
+@pytest.mark.usefixtures("vast")
+def test_what_a_call_has_itself_stays_where_another_of_its_constants_is_new(
+    shared: list[Any], engine: Any
+) -> None:
+    one, two, three = (bytes([number]) * SIZE for number in range(3))
+    inner = fm.Graph([nodes.looked_up], name="inner").bind(table=one)
+    graph = fm.Graph([nodes.two_tables, inner.as_node({"two_tables": "x"}, map_over="two_tables")])
+
+    def found(left: bytes, right: bytes) -> Any:
+        return graph.run({"at": 0, "left": left, "right": right}, engine=engine)
+
+    assert found(two, two) == {"two_tables": (1, 1), "looked_up": [0, 0]}
+    assert len(shared) == 2
+    assert found(three, two) == {"two_tables": (2, 1), "looked_up": [0, 0]}
+    assert found(two, three) == {"two_tables": (1, 2), "looked_up": [0, 0]}
+    assert len(shared) == 3
 
 
 def test_calls_at_once_share_a_constant_each_by_itself(shared: list[Any], engine: Any) -> None:
@@ -233,3 +340,25 @@ def test_a_map_goes_on_with_the_chunks_that_the_last_one_came_to(
     # Each may be one that takes long, however fast the last ones were: a few, of few items one.
     assert firsts[0] == firsts[3] == 1
     assert 1 < firsts[2] <= firsts[1] <= 8
+
+
+@pytest.mark.usefixtures("vast")
+def test_another_constant_does_not_change_the_chunks_and_another_function_does(
+    monkeypatch: pytest.MonkeyPatch, engine: Any
+) -> None:
+    sent: list[int] = []
+    submit = maps.Feed._submit
+    monkeypatch.setattr(
+        maps.Feed, "_submit", lambda self, count: sent.append(count) or submit(self, count)
+    )
+    other = fm.Graph([nodes.double])
+    firsts: list[int] = []
+    for table in (bytes(SIZE), b"\1" * SIZE, b"abc" * 9000, None, bytes(SIZE)):
+        sent.clear()
+        if table is None:
+            other.map({"x": range(8192)}, "x", engine=engine)
+        else:
+            LOOK.map({"x": range(8192), "table": table}, "x", engine=engine)
+        firsts.append(sent[0])
+    assert firsts[0] == firsts[3] == firsts[4] == 1
+    assert min(firsts[1:3]) > 1

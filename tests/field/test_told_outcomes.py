@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from concurrent.futures import CancelledError
 from typing import Any
@@ -93,6 +95,19 @@ def test_what_decides_of_another_try_raises(context: str) -> None:
         assert ex.submit(abs, -1).result(20) == 1
 
 
+def test_what_decides_of_another_try_after_a_death_raises() -> None:
+    """In the thread that forks, which all other calls need."""
+
+    def die(_: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with fm.executor("cow_fork:1") as ex:
+        with pytest.raises(LookupError) as raised:
+            ex.options(retries=1, retry_on=(Odd,)).submit(die, 1).result(20)
+        assert isinstance(raised.value.__context__, fm.WorkerDied)
+        assert ex.submit(abs, -1).result(20) == 1
+
+
 class Leaves:
     """Ends the thread that rebuilds it."""
 
@@ -100,8 +115,40 @@ class Leaves:
         return leave, ()
 
 
-def leave() -> Any:
-    raise SystemExit("rebuilt")
+class LeavesAsTold:
+    """As it, by any exception."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        self._kind = kind
+
+    def __reduce__(self) -> Any:
+        return leave, (self._kind,)
+
+
+def leave(kind: type[BaseException] = SystemExit) -> Any:
+    raise kind("rebuilt")
+
+
+@pytest.mark.parametrize("raised", RAISED)
+@pytest.mark.parametrize("context", ["ipc_fork:1", "cow_fork:1"])
+def test_a_result_that_ends_who_rebuilds_it_is_a_failure(
+    context: str, raised: type[BaseException]
+) -> None:
+    def give(item: int) -> Any:
+        return LeavesAsTold(raised) if item == 1 else item
+
+    pipeline = fm.Pipeline().source(range(3))
+    result = pipeline.stage(give, context=context, ordered=True, on_error="skip").run()
+    assert result.outputs == [0, 2]
+    (failure,) = result.failures
+    assert isinstance(failure.error, fm.SerializationError)
+    assert isinstance(failure.error.__cause__, raised)
+    with fm.executor(context) as ex:
+        futures = [ex.submit(give, item) for item in range(3)]
+        assert isinstance(futures[1].exception(20), fm.SerializationError)
+        assert [futures[0].result(20), futures[2].result(20)] == [0, 2]
+        with pytest.raises(fm.SerializationError):
+            list(ex.map(give, range(3)))
 
 
 def test_an_output_that_ends_its_reader_is_a_failure() -> None:

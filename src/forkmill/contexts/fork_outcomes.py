@@ -158,7 +158,7 @@ class ForkFuture(Future[Any]):
 def value_of(outcome: _native.Outcome, loads: Any) -> tuple[Any, BaseException | None]:
     try:
         return outcome.value(loads), None
-    except Exception as error:
+    except BaseException as error:  # the user's code may call sys.exit()
         if interrupted(error):
             raise
         failure = errors.SerializationError(

@@ -546,10 +546,10 @@ class Forker:
             rss_kb=rss_kb, crash=slot.crash(), seconds=child.seconds, mark=slot.mark(),
         )  # fmt: skip
         ours = (_native.CAUSE_KILLED, _native.CAUSE_STOPPED)
-        if cause not in ours and guilty.again(error) and not self._stopping:
-            self._again.append(guilty)
-        else:
+        if cause in ours or self._stopping:
             self._fail(guilty, error)
+        else:
+            self._try_again(guilty, error)
         if self._stopping:
             self._refuse_waiting()
 
@@ -650,7 +650,16 @@ class Forker:
             f"{_STILLBORN - 1} others before it, and was ended by us: another thread may have held "
             f"a lock at the fork that a library needs in the child, or the machine is too busy."
         )
-        if call.again(error):
+        self._try_again(call, error)
+
+    def _try_again(self, call: Call, error: BaseException) -> None:
+        """Once more, if the call wants that of a death; else it has failed."""
+        try:
+            again = call.again(error)
+        except BaseException as raised:  # the user's: to look for a class may run its metaclass
+            again, death, error = False, error, errors.bare(raised)
+            errors.set_slot(error, "__context__", death)
+        if again:
             self._again.append(call)
         else:
             self._fail(call, error)
@@ -690,7 +699,8 @@ class Forker:
             waiting += [call for call in child.calls if call is not None]
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(slot.pid, 0)  # it was killed: this cannot take long
-        self._living.clear()
+        with self._lock:  # others may look for a call of theirs
+            self._living.clear()
         for call in waiting:
             call.fail(errors.PoolBroken("the executor's forking thread failed", [error]))
 

@@ -223,8 +223,8 @@ cdef object _rebuild(const uint8_t *record, uint64_t size, Body memory, Arena ar
         return decode_record(record, size, memory, loads)
     except (_errors.SerializationError, MemoryError):
         raise
-    except Exception as error:  # its own task's failure and nothing else's (INV-4)
-        if _interrupted(error):
+    except BaseException as error:  # its own task's failure, sys.exit() too, and nothing else's
+        if _interrupted(error):  # (INV-4)
             raise
         raise _errors.SerializationError(
             f"the task's result cannot be rebuilt in this process: "

@@ -282,7 +282,9 @@ class Loop:
             if call is None:
                 break
             if type(call) is Portion:
-                self._begin_some(call)
+                if not self._begin_some(call):
+                    self._look_soon()
+                    break
             elif call.start():
                 task = self.loop.create_task(self._execute(call), context=call.context)
                 self.running.add(task)
@@ -292,22 +294,46 @@ class Loop:
         if self._over():
             self.loop.stop()
 
-    def _begin_some(self, portion: Portion) -> None:
-        """Start as many items of a portion as may run; the rest waits behind others."""
+    def _begin_some(self, portion: Portion) -> bool:
+        """Start as many items of a portion as may run; the rest waits behind others.
+
+        False: as many as may run were started, and some of them are over already; so others are to
+        have their turn before there are more.
+        """
         if not portion.attempts:
             if not portion.start():
-                return
+                return True
             portion.future._kill = functools.partial(self.wake, portion.stop)
-        items, running = portion.items, self.running
+        items, running, task_of = portion.items, self.running, self._task_of()
         ended = functools.partial(self._item_ended, portion)
-        while items and len(running) < self.width:
+        room = self.width - len(running)
+        while items and room > 0:
+            room -= 1
             item, context = items.popleft(), portion.context.copy()
-            task = self.loop.create_task(portion.fn(item), context=context)
+            task = task_of(portion.fn(item), context=context)
+            if task.done():
+                portion.failed += portion.told(item, task)
+                continue
             running.add(task)
             portion.tasks[task] = item
             task.add_done_callback(ended, context=context)
         if items:
             self.backlog.put_back(portion)
+        else:
+            portion.settle()
+        return not items or len(running) >= self.width
+
+    def _task_of(self) -> Callable[..., asyncio.Task[Any]]:
+        """What makes a task of a coroutine. From CPython 3.12 on one that takes its first step at
+        once, where that is all ours to say: what most coroutines of a pipeline do takes no more."""
+        loop = self.loop
+        if (
+            sys.version_info < (3, 12)
+            or type(loop).create_task is not asyncio.BaseEventLoop.create_task
+            or loop.get_task_factory() is not None
+        ):
+            return loop.create_task
+        return functools.partial(asyncio.Task, loop=loop, eager_start=True)
 
     def _item_ended(self, portion: Portion, task: asyncio.Task[Any]) -> None:
         self.running.discard(task)

@@ -4,7 +4,8 @@
                     each: await fn(item) ──done──▶ out-list ──▶ take_many
 
 A call, a future and a wake of the loop an item would take some ten times as long as what is left:
-an item is a task of the loop.
+an item is a task of the loop. From CPython 3.12 on its first step is taken where it is made, so one
+that never waits takes no turn of the loop, and nobody has to be called back when it is over.
 
 Guarantees: those of a Lane, and never more than the executor's n tasks at once; who else has
 calls in the same loop has a turn between the items of two portions.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 
 import pytest
 
@@ -81,3 +82,31 @@ def test_as_an_engine() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         graph.map({"x": [1, 0, 2]}, "x", engine=engine)
     assert caught.value.failure.index == 1  # type: ignore[attr-defined]
+
+
+def test_a_map_pulls_as_much_as_its_limits_say_and_no_more() -> None:
+    pulled = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal pulled
+        while pulled < 10_000:
+            pulled += 1
+            yield "x y z"
+
+    limits: list[tuple[dict[str, int], int]] = [({"buffersize": 7}, 7), ({"chunksize": 5}, 5)]
+    for limit, most in [*limits, ({}, 1024)]:
+        pulled = 0
+        rows = GRAPH.imap({"text": texts()}, "text", engine=fm.DaftEngine(), **limit)
+        for number in range(20):
+            assert next(rows)["score"] == 9
+            assert pulled - number <= most, (limit, pulled, number)
+        rows.close()  # type: ignore[attr-defined]
+
+
+def test_who_would_hear_of_it_meanwhile_is_refused() -> None:
+    def hear(event: object) -> None:
+        raise AssertionError(event)
+
+    for asked in ({"sinks": (hear,)}, {"progress": True}, {"report": "page.html"}):
+        with pytest.raises(fm.BuildError, match="DaftEngine tells nothing"):
+            GRAPH.map({"text": ["x"]}, "text", engine=fm.DaftEngine(), **asked)  # type: ignore[arg-type]

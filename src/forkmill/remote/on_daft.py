@@ -8,6 +8,9 @@ Guarantees:
     * As an Engine it runs everything in this process, in Daft's threads: a call that runs cannot be
       stopped, nothing is isolated, and a death is the program's. Items are copies, as they are
       everywhere but in threads.
+    * A map pulls a frame's items at a time: a thousand, `chunksize` or `buffersize` if they say
+      less, and the next ones when those are consumed. Nobody hears of it meanwhile: sinks,
+      progress, reports and runs in the background are refused.
 
 Threads: any.
 """
@@ -115,7 +118,8 @@ class DaftEngine(Engine):
         self, graph: Any, inputs: Mapping[str, Any], output_name: Any = None, *, _ctx: Any = None
     ) -> dict[str, Any]:
         """One set of inputs; see `Engine`."""
-        for _, row in self._rows(graph, iter([()]), (), inputs, output_name):
+        _check(_ctx)
+        for _, row in self._rows(graph, iter([()]), (), inputs, output_name, 1):
             if isinstance(row, BaseException):
                 raise row
             found: dict[str, Any] = row
@@ -130,9 +134,20 @@ class DaftEngine(Engine):
         *,
         _ctx: Any = None,
     ) -> Iterator[tuple[int, Any]]:
-        """Many items, a thousand at a time; see `Engine`."""
+        """Many items, a thousand at a time or as few as `chunksize` or `buffersize` say; see
+        `Engine`.
+
+        Raises:
+            BuildError: Somebody shall hear of it meanwhile, or stop it.
+        """
+        _check(_ctx)
+        return self._mapped(graph, items, inputs, output_name, _most(_ctx))
+
+    def _mapped(
+        self, graph: Any, items: Any, inputs: Mapping[str, Any], output_name: Any, most: int
+    ) -> Iterator[tuple[int, Any]]:
         over: Any = getattr(items, "map_over", ())
-        for index, row in self._rows(graph, items, over, inputs, output_name):
+        for index, row in self._rows(graph, items, over, inputs, output_name, most):
             yield index, _failure_of(row) if isinstance(row, BaseException) else row
 
     def _rows(
@@ -142,8 +157,9 @@ class DaftEngine(Engine):
         over: tuple[str, ...],
         inputs: Mapping[str, Any],
         output_name: Any,
+        most: int,
     ) -> Iterator[tuple[int, Any]]:
-        """(index, row, or what was raised)."""
+        """(index, row, or what was raised); so many items are pulled at once, at most."""
         import daft
 
         joined = codec.Codec.joined
@@ -160,7 +176,7 @@ class DaftEngine(Engine):
 
         call = daft.func(run, return_dtype=daft.DataType.binary())
         index = 0
-        while some := list(islice(items, _CHUNK)):
+        while some := list(islice(items, most)):
             numbers = [*range(index, index + len(some))]
             frame = daft.from_pydict(
                 {"n": numbers, "i": [joined(*codec.dumps(item)) for item in some]}
@@ -177,6 +193,22 @@ class DaftEngine(Engine):
 
     def __reduce__(self) -> Any:
         return DaftEngine, ()
+
+
+def _check(ctx: Any) -> None:
+    if ctx is None or not ctx.asks:
+        return
+    raise BuildError(
+        "DaftEngine tells nothing of a run before its end, and cannot stop it: leave sinks=, "
+        "progress= and report= out, and do not start it in the background; or use another engine, "
+        "engine='threaded:8'"
+    )
+
+
+def _most(ctx: Any) -> int:
+    """How many items are a frame."""
+    limits = () if ctx is None else (ctx.chunksize, ctx.buffersize)
+    return min(_CHUNK, *(limit or _CHUNK for limit in limits)) if limits else _CHUNK
 
 
 def udf_of(graph: Any, output_name: Any = None, *, type: Any = None) -> Any:

@@ -56,6 +56,30 @@ def test_a_connection_is_one_and_ends_with_its_last_user(ray: Any) -> None:
     end()
 
 
+def test_a_connection_that_does_not_end_is_left(ray: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray waits without end for a head that is there and does not answer."""
+    monkeypatch.setattr(on_ray, "_LEAVE_S", 0.05)
+    answers, over = threading.Event(), threading.Event()
+
+    def shutdown() -> None:
+        answers.wait(20)
+        ray.at = None
+        over.set()
+
+    ray.shutdown = shutdown
+    connection = on_ray._Connection()
+    connection.open("there:2", 3, 1)()
+    with pytest.raises(fm.PoolBroken, match="does not answer, and can have one"):
+        connection.open("other:3", 3, 1)
+    answers.set()
+    assert over.wait(20)
+    assert connection._ended is not None
+    connection._ended.result(20)
+    end = connection.open("other:3", 3, 1)
+    assert ray.at == "other:3"
+    end()
+
+
 def test_who_names_a_cluster_does_not_get_one_of_this_machine(ray: Any) -> None:
     connection = on_ray._Connection()
     end = connection.open(None, 3, 1)

@@ -12,6 +12,7 @@ call's begin, and for its end.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import pickle
@@ -32,6 +33,7 @@ __all__ = ["Ray", "RayBackend"]
 
 _STARTED = "started"
 _ANSWER_S = 3.0  # for a look to be answered
+_LEAVE_S = 15.0  # for a connection to end
 
 
 class RayBackend:
@@ -145,7 +147,7 @@ def _telling(fn: Any) -> Any:
 
 
 def _answer(ask: Callable[[], Any]) -> Future[Any]:
-    """What the cluster says, asked in a thread: Ray waits without end for one that is gone."""
+    """What Ray says, asked in a thread: it waits without end for a cluster that is gone."""
     answer: Future[Any] = Future()
 
     def wait() -> None:
@@ -256,6 +258,7 @@ class _Connection:
         self._lock = threading.Lock()  # guards the rest; held while it comes and goes
         self._users = 0
         self._address: str | None = None
+        self._ended: Future[Any] | None = None  # the last end of a connection
 
     def open(self, address: str | None, width: int | None, timeout: float) -> Callable[[], None]:
         """Be connected; what ends that.
@@ -266,6 +269,11 @@ class _Connection:
         import ray
 
         with self._lock:
+            if self._ended is not None and not self._ended.done():
+                raise errors.PoolBroken(
+                    "this process cannot get rid of its connection to a Ray cluster whose head "
+                    "does not answer, and can have one: start another process"
+                )
             if not ray.is_initialized():
                 _connect(address, width, timeout)
                 self._address = address
@@ -293,12 +301,19 @@ class _Connection:
         return f"the Ray cluster at {_bare_address()}"
 
     def _give_back(self) -> None:
+        """One user less. Ray waits without end for a head that does not answer: it is left then,
+        and so it is when the program ends."""
         import ray
 
         with self._lock:
             self._users -= 1
-            if not self._users:
-                ray.shutdown()
+            if self._users:
+                return
+            ended = self._ended = _answer(ray.shutdown)
+            try:
+                ended.result(_LEAVE_S)
+            except TimeoutError:
+                atexit.unregister(ray.shutdown)
 
 
 def _connect(address: str | None, width: int | None, timeout: float) -> None:

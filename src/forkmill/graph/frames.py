@@ -272,10 +272,22 @@ class Frames:
 
     def _tell_lost(self, post: Post, index: int, broken: Broken) -> None:
         """Of the steps of a call some have failed."""
-        if self._tell is not None:
-            lost = {loss.step for loss in broken.losses}
-            steps = zip(post.paths, post.group.steps, strict=True)
-            self._tell.came(post, index, 1, tuple(p for p, step in steps if step.number in lost))
+        if self._tell is None:
+            return
+        failed = {loss.step for loss in broken.losses}
+        lost: list[str] = []
+        skipped: list[str] = []
+        values = zip(post.writes, broken.values, strict=True)
+        gone = {slot for slot, value in values if type(value) is Loss}
+        for path, step in zip(post.paths, post.group.steps, strict=True):
+            if step.number in failed:
+                lost.append(path)
+            elif gone.isdisjoint([*step.writes, *(arg.slot for arg in step.args)]):
+                continue
+            else:
+                skipped.append(path)  # what it reads was lost before
+            gone.update(step.writes)
+        self._tell.came(post, index, 1, lost, skipped)
 
     def _hear(self, failure: Any) -> None:
         if self._tell is not None:

@@ -30,6 +30,8 @@ from ..events import DRAIN_S, short
 from ..runs.stats import RunStats, StageStats
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..events import Emitter
     from ..runs.failure import Failure
     from .levels import Layout
@@ -171,16 +173,27 @@ class Telling:
                     self._open.add((name, at))
                     self._emitter.emit("node_started", name, index=at)
 
-    def came(self, post: Post, index: int, number: int = 1, lost: tuple[str, ...] = ()) -> None:
-        """They are back; of one that failed these nodes did."""
+    def came(
+        self,
+        post: Post,
+        index: int,
+        number: int = 1,
+        lost: Collection[str] = (),
+        skipped: Collection[str] = (),
+    ) -> None:
+        """They are back; of one that failed these nodes did, and those behind them never ran."""
         for name in post.paths:
             node = self._nodes[name]
+            status = "completed"
             if name in lost:
                 node.failed += 1
+                status = "failed"
+            elif name in skipped:
+                node.sent -= number
+                status = "skipped"
             else:
                 node.came += number
             if self.singly:
-                status = "failed" if name in lost else "completed"
                 for at in range(index, index + number):
                     self._open.discard((name, at))
                     self._emitter.emit("node_finished", name, index=at, status=status)

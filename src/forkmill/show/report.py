@@ -27,7 +27,7 @@ from .. import events
 from ..runs.stats import RunStats
 from .page import page
 from .record import Record
-from .text import plain
+from .text import plain, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -229,7 +229,7 @@ def environment() -> dict[str, Any]:
         "Python": sys.version.split("\n")[0],
         "system": platform.platform(),
         "CPUs": cpus,
-        "program": plain(" ".join(sys.argv), 500),
+        "program": program(500),
         "pid": os.getpid(),
         "written": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

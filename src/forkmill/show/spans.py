@@ -137,7 +137,8 @@ class OpenTelemetry:
     def _where(self, event: dict[str, Any]) -> Span | None:
         run = event["run"]
         for what in ("task", "node", "stage"):
-            span = self._open.get(_key(event, what))
+            key = _key(event, what)
+            span = self._open.get(key) or self._open.get((*key[:4], None))  # that of all its items
             if span is not None:
                 return span
         return self._steps.get(run) or self._runs.get(run)

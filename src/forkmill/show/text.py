@@ -11,11 +11,12 @@ Threads: any.
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from .._checks import printable
 
-__all__ = ["amount", "clock", "encoding_of", "lines", "plain", "span"]
+__all__ = ["amount", "clock", "encoding_of", "lines", "plain", "program", "span"]
 
 _MOST = 200
 
@@ -37,6 +38,14 @@ def lines(text: str, most: int = 20_000) -> str:
         half = most // 2
         text = f"{text[:half]}\n...\n{text[-half:]}"
     return "\n".join(plain(line.expandtabs(4), most) for line in text.split("\n"))
+
+
+def program(most: int) -> str:
+    """The command that this process is, as its user has typed it."""
+    name, *rest = sys.argv or [""]
+    if os.path.basename(name) == "__main__.py":  # python -m PACKAGE
+        name = os.path.basename(os.path.dirname(name))
+    return plain(" ".join([name, *rest]).strip() or "python", most)
 
 
 def clock(seconds: float) -> str:

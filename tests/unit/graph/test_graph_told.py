@@ -113,3 +113,29 @@ def test_nothing_is_measured_where_nobody_wants_it() -> None:
     sink = heard("parallel:2", [waits], "runs")
     assert not sink.of("items")
     assert sink.of("run_finished")
+
+
+def doubled(waits: int) -> int:
+    return 2 * waits
+
+
+def after(fails: int, doubled: int) -> int:
+    return fails + doubled
+
+
+@pytest.mark.parametrize("engine", ENGINES[:-1])
+def test_who_never_ran_is_not_counted(engine: str) -> None:
+    """Behind a node that failed, in the same group or another, and what is beside it is done."""
+    sink = Heard("runs")
+    elsewhere = fm.node(after, output_name="elsewhere", context="thread:1")
+    graph = fm.Graph([waits, fails, doubled, after, elsewhere])
+    rows = graph.map({"x": range(ITEMS)}, "x", engine=engine, on_error="skip", sinks=[sink])
+    told = {e["name"]: e["data"] for e in sink.of("node_finished") if "in" in e["data"]}
+    counts = {name: (data["in"], data["out"], data["failed"]) for name, data in told.items()}
+    whole = (ITEMS, ITEMS, 0)
+    assert counts == {
+        "waits": whole, "doubled": whole, "fails": (ITEMS, ITEMS - 1, 1),
+        "after[after]": (ITEMS - 1, ITEMS - 1, 0), "after[elsewhere]": (ITEMS - 1, ITEMS - 1, 0),
+    }  # fmt: skip
+    stats = rows.stats.stages
+    assert {name: (s.in_, s.out, s.failed) for name, s in stats.items()} == counts

@@ -66,6 +66,17 @@ def test_numbers_are_told_as_people_do() -> None:
     assert amount(12345) == "12,345"
 
 
+def test_a_program_has_the_name_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv, shown in (
+        (["/lib/forkmill/__main__.py", "run", "a:b"], "forkmill run a:b"),
+        (["train.py", HOSTILE], f"train.py {plain(HOSTILE)}"),
+        ([""], "python"),
+        ([], "python"),
+    ):
+        monkeypatch.setattr(sys, "argv", argv)
+        assert text.program(200) == shown
+
+
 # ------------------------------------------------------------------------------ boards
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -120,3 +122,34 @@ def test_the_name_is_there_without_the_extra(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_wrong_provider_is_told() -> None:
     with pytest.raises(TypeError, match="has no get_tracer"):
         fm.OpenTelemetry(7)
+
+
+def test_what_fails_is_in_the_span_of_its_node(kept: tuple[Any, Kept]) -> None:
+    provider, spans = kept
+    sink = fm.OpenTelemetry(provider)
+    graph = fm.Graph([fm.node(fails)])
+    graph.map({"x": range(3)}, "x", engine="sequential", on_error="skip", sinks=[sink])
+    (node,) = (span for span in spans.spans if span.name == "node fails")
+    assert [event.name for event in node.events] == ["exception"]
+    (run,) = (span for span in spans.spans if span.name.startswith("run"))
+    assert not run.events
+
+
+def test_who_comes_late_has_spans_too(kept: tuple[Any, Kept]) -> None:
+    provider, spans = kept
+    sink = fm.OpenTelemetry(provider)
+    go, at = threading.Event(), threading.Event()
+
+    def held(x: int) -> int:
+        at.set()
+        assert go.wait(30)
+        return x
+
+    handle = fm.Pipeline("late").source([1]).map(held, context="thread:1").start()
+    assert at.wait(30)
+    before = time.time_ns()
+    handle.attach(sink)
+    go.set()
+    handle.result()
+    (run,) = (span for span in spans.spans if span.name == "run late")
+    assert run.start_time < before <= run.end_time

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ... import events
 from ..._process import LoneThread
-from ..text import lines, plain
+from ..text import lines, plain, program
 from . import place
 from .scene import Scene
 
@@ -233,7 +233,7 @@ class Server:
                 "kind": "hello",
                 "schema": SCHEMA,
                 "pid": os.getpid(),
-                "program": plain(" ".join(sys.argv) or "python", 120),
+                "program": program(120),
                 "control": self.control,
             }
         )

@@ -143,12 +143,6 @@ def test_a_result_that_ends_who_rebuilds_it_is_a_failure(
     (failure,) = result.failures
     assert isinstance(failure.error, fm.SerializationError)
     assert isinstance(failure.error.__cause__, raised)
-    with fm.executor(context) as ex:
-        futures = [ex.submit(give, item) for item in range(3)]
-        assert isinstance(futures[1].exception(20), fm.SerializationError)
-        assert [futures[0].result(20), futures[2].result(20)] == [0, 2]
-        with pytest.raises(fm.SerializationError):
-            list(ex.map(give, range(3)))
 
 
 def test_an_output_that_ends_its_reader_is_a_failure() -> None:

@@ -158,7 +158,7 @@ class ForkFuture(Future[Any]):
 def value_of(outcome: _native.Outcome, loads: Any) -> tuple[Any, BaseException | None]:
     try:
         return outcome.value(loads), None
-    except BaseException as error:  # the user's code may call sys.exit()
+    except Exception as error:
         if interrupted(error):
             raise
         failure = errors.SerializationError(

@@ -157,6 +157,10 @@ cdef class Chunk:
                         raise  # a signal handler's, and nobody's outcome
                     # Without its traceback, which has this frame: that would be a cycle.
                     failures[len(values)] = _errors.bare(error)
+                except BaseException as error:  # sys.exit() there: the others are read all the same
+                    if _interrupted(error):
+                        raise
+                    failures[len(values)] = _ended_rebuilding(error)
             else:
                 failures[len(values)] = outcomes.failure(codec)
             values.append(None)
@@ -223,12 +227,22 @@ cdef object _rebuild(const uint8_t *record, uint64_t size, Body memory, Arena ar
         return decode_record(record, size, memory, loads)
     except (_errors.SerializationError, MemoryError):
         raise
-    except BaseException as error:  # its own task's failure, sys.exit() too, and nothing else's
-        if _interrupted(error):  # (INV-4)
+    except Exception as error:  # its own task's failure and nothing else's (INV-4)
+        if _interrupted(error):
             raise
-        raise _errors.SerializationError(
-            f"the task's result cannot be rebuilt in this process: "
-            f"{type(error).__name__}: {error}") from error
+        raise _not_rebuilt(error) from error
+
+
+cdef object _not_rebuilt(object error):
+    return _errors.SerializationError(
+        f"the task's result cannot be rebuilt in this process: {type(error).__name__}: {error}")
+
+
+cdef object _ended_rebuilding(object error):
+    """What stands for a result that ends who rebuilds it."""
+    failure = _not_rebuilt(error)
+    failure.__cause__ = _errors.bare(error)
+    return failure
 
 
 @cython.no_gc_clear  # REC-4

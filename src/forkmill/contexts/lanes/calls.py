@@ -651,6 +651,14 @@ def failure_of(future: Future[Any]) -> BaseException | None:
         return future.exception()
     except CancelledError as error:
         return error
+    except BaseException as error:  # of the user's code that rebuilds what it returned
+        if interrupted(error):
+            raise
+        failure = errors.SerializationError(
+            f"the result of this task cannot be decoded here: {type(error).__name__}: {error}"
+        )
+        failure.__cause__ = errors.bare(error)
+        return failure
 
 
 # Where fm.emit finds the item.

@@ -56,11 +56,12 @@ from ..declare import hooks_of
 from .bursts import Bursts
 from .chains import ChainHead, ChainMember, joins_chain
 from .flow import NEVER, Abort, Edge, Killed, Pace
+from .forms import width_of
 from .fuse import Code, Tally, disarm, fuse, tallied
 from .interrupts import Interrupts
 from .lanes import LaneOperator
 from .nested import NestedOperator
-from .operators import Operator, Phase, width_of
+from .operators import Operator, Phase
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
 from .state import Run

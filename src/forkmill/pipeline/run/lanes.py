@@ -29,7 +29,8 @@ from ...runs.policies import Retry, final
 from ..declare import to
 from ..graph import stage_hooks
 from .flow import NEVER
-from .operators import Operator, Phase, width_of
+from .forms import width_of
+from .operators import Operator, Phase
 from .shuffle import mixer
 from .work import (
     initialize,

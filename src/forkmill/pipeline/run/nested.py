@@ -42,9 +42,10 @@ from ...runs.stats import (
 )
 from ..declare import hooks_of
 from .flow import NEVER, Abort, Killed
+from .forms import width_of
 from .lanes import LaneEnd, LaneOperator
-from .operators import tell_failure, width_of
 from .sign import Sign, seen
+from .told import tell_failure
 from .work import (
     clocked,
     run_hooks,

@@ -27,16 +27,14 @@ import enum
 import functools
 import itertools
 import os
-from array import array
 from threading import get_ident
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ..._process import cpus
-from ...contexts.lanes.emit import UNUSUAL, each, pieces, settle
-from ...errors import BuildError, WorkerDied
+from ...contexts.lanes.emit import UNUSUAL, pieces, settle
+from ...errors import BuildError
 from ...events import short
-from ...runs.failure import KEEP, Failure, formatted
+from ...runs.failure import Failure
 from ...runs.handle import Left
 from ...runs.policies import DeadLetter, Retry, final
 from ...runs.stats import Reservoir
@@ -55,13 +53,9 @@ from .flow import (
     Killed,
     Outs,
 )
-from .work import (
-    adapted,
-    is_async,
-    is_generator,
-    run_hooks,
-    run_inline,
-)
+from .forms import emitted_now, form_of, is_whole
+from .told import Calls, tell_death, tell_failure
+from .work import run_hooks, run_inline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -74,33 +68,6 @@ __all__ = ["Operator", "Phase"]
 
 _MOST = 16384  # items a slice: what the chunks of a few workers bring at once
 TIMED = 4  # items of a slice whose calls are all measured
-
-
-def tell_failure(
-    events: Any, name: str, item: Any, error: BaseException, attempts: int, policy: Any
-) -> None:
-    """An item has failed for good."""
-    more = {}
-    if events.traces and events.traced < KEEP:  # formatting takes longer than most items
-        events.traced += 1
-        more["traceback"] = formatted(error, error.__traceback__)
-    events.emit(
-        "item_failed",
-        name,
-        item=short(item),
-        attempt=attempts,
-        error=short(error),
-        attempts=attempts,
-        policy=policy if isinstance(policy, str) else "dead_letter",
-        **more,
-    )
-    tell_death(events, name, error)
-
-
-def tell_death(events: Any, name: str, error: BaseException) -> None:
-    """A worker has died, if it is that what an item failed with."""
-    if isinstance(error, WorkerDied):
-        events.emit("worker_died", name, worker=error.pid, error=str(error))
 
 
 class Phase(enum.Enum):
@@ -116,38 +83,6 @@ _TELL_S = 5e-3  # between two events about the calls of a stage
 _SHORT_S = 20e-6  # calls that take longer are all measured, for who hears of each
 _KNOWN = 16  # measured calls that tell what a stage's take
 _SURELY = 1000  # items behind which a stage that none has come to is not waited for
-
-
-class Calls:
-    """When the measured calls of an inline stage began, and how long they took.
-
-    Those of one run are its first ones: what came is counted at its end.
-    """
-
-    def __init__(self) -> None:
-        self._times: list[float] = []  # number since `_first`, begin, seconds; and so on
-        self._first = 0  # the calls before it were told
-        self._came = self._here = 0  # when the run began, and calls in it
-        self._told = 0.0
-
-    def note(self, came: int, seconds: float) -> None:
-        """One was measured, in a run before which so many came."""
-        if came != self._came:
-            self._came, self._here = came, 0
-        self._times += (came + self._here - self._first, perf_counter() - seconds, seconds)
-        self._here += 1
-
-    def take(self, came: int, pause: float) -> dict[str, Any] | None:
-        """What is to be told of the calls so far; None: nothing, or not yet."""
-        now = perf_counter()
-        if came == self._first or now - self._told < pause:
-            return None
-        first, self._first, self._told = self._first, came, now
-        times, self._times = self._times, []
-        count = came - first
-        whole = [times[i : i + 3] for i in range(0, len(times), 3) if times[i] < count]
-        packed = array("d", [value for call in whole for value in call]).tobytes()
-        return {"first": first, "count": count, "packed": packed}
 
 
 class Operator:
@@ -175,8 +110,8 @@ class Operator:
         self.state = Phase.NEW
         self.started = ("", "")  # how its processes were, and why not by a fork
         self.jumps = stage.dynamic or isinstance(final(stage.on_error), DeadLetter)
-        self.form, self.fn = _form(stage, self._watched, driver.awaited.settle)
-        self.whole = _whole(stage) and stage.kind not in ("batch", "producer")
+        self.form, self.fn = form_of(stage, self._watched, driver.awaited.settle)
+        self.whole = is_whole(stage) and stage.kind not in ("batch", "producer")
         self.came = self.out = self.failures = 0
         self.sampled = 0.0  # seconds of measured calls
         self.wall = 0.0  # seconds of the runs that hang on this operator
@@ -961,79 +896,3 @@ class Operator:
             self.tear_down()
         finally:
             self.after_hooks()
-
-
-def emitted_now(value: Any) -> Iterable[Any]:
-    """What a value emits, where it may be all outputs of another try."""
-    return value if value.__class__ is Outs else pieces(value)
-
-
-def _form(
-    stage: Stage, watched: Callable[[Any], Any], settled: Callable[[Any], Any]
-) -> tuple[str, Any]:
-    """How an inline stage is called: one value, many, a filter; and the function for it.
-
-    Args:
-        stage: The stage.
-        watched: What outputs go through that are collected.
-        settled: What coroutines go through.
-    """
-    fn = stage.fn
-    if fn is not None and stage.kind not in ("flat", "producer") and is_async(fn):
-        fn = _awaiting(settled, fn)
-    if stage.kind == "batch":
-        return "batch", fn
-    if stage.kind == "unbatch":
-        fn = _elements
-    elif stage.kind == "flat" and is_async(fn):
-        fn = adapted(stage)
-        return ("one", functools.partial(_all, watched, fn)) if _whole(stage) else ("one", fn)
-    many = stage.kind in ("flat", "unbatch") or (is_generator(fn) and not is_async(fn))
-    if stage.kind == "filter":
-        return "filter", fn
-    if _whole(stage) and stage.kind != "producer":
-        if stage.kind in ("flat", "unbatch"):
-            fn = functools.partial(_all_of, watched, fn)
-        elif is_generator(stage.fn) or is_async(fn):  # else it will hardly emit more than one
-            fn = functools.partial(_all, watched, fn)
-        return (stage.kind if stage.kind == "consumer" else "one"), fn
-    if many:
-        return "many", fn
-    return ("consumer" if stage.kind == "consumer" else "one"), fn
-
-
-def _whole(stage: Stage) -> bool:
-    """Whether an item's outputs must come from one try."""
-    return isinstance(stage.on_error, Retry)
-
-
-def _elements(item: Any) -> Any:
-    return item
-
-
-def _awaiting(settled: Any, fn: Any) -> Any:
-    def awaited(item: Any) -> Any:
-        return settled(fn(item))
-
-    return awaited
-
-
-def _all(watched: Any, fn: Any, item: Any) -> Any:
-    return Outs(watched(pieces(fn(item))))
-
-
-def _all_of(watched: Any, fn: Any, item: Any) -> Any:
-    return Outs(watched(each(fn(item))))
-
-
-def width_of(stage: Stage) -> int:
-    """How many calls of a stage run at once, at most."""
-    spec = stage.spec
-    if spec.type == "inline":
-        return 1
-    if spec.max_workers is not None:
-        return spec.max_workers
-    if spec.type == "async":
-        return 100
-    n = cpus()
-    return min(32, n + 4) if spec.type == "thread" else n

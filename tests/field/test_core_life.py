@@ -46,6 +46,9 @@ def all_run(futures: list[fm.Future]) -> None:
     tasks.eventually(lambda: all(future.running() for future in futures))
 
 
+SOON = 10.0  # seconds, on a busy machine; who waits for a stopped process waits for ever
+
+
 class Stopped:
     """A process that does nothing for a while."""
 
@@ -72,7 +75,7 @@ def test_a_worker_that_dies_meanwhile_has_died_of_what_killed_it(pool: fm.Proces
         wait(futures, timeout=1.5)
         started = time.monotonic()
         queued = pool.submit(abs, -1)
-        assert time.monotonic() - started < 0.5
+        assert time.monotonic() - started < SOON
     done, rest = wait(futures, return_when=FIRST_COMPLETED)
     error = done.pop().exception()
     assert isinstance(error, fm.WorkerDied)
@@ -117,7 +120,7 @@ def test_tasks_that_time_out_meanwhile_are_ended_afterwards() -> None:
             tasks.eventually(lambda: sum(w.state == "doomed" for w in pool.workers()) == number)
             started = time.monotonic()
             late = pool.submit(abs, -1)
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < SOON
         assert {type(future.exception(20)) for future in futures} == {fm.TaskTimeout}
         assert late.result(20) == 1
         assert pool.stats().deaths_by_cause == {"timeout": number}
@@ -143,7 +146,7 @@ def test_kill_and_cancel_do_not_wait_for_it(pool: fm.ProcessPool) -> None:
         started = time.monotonic()
         assert waiting.cancel()
         assert [future.kill() for future in running] == [True, True]
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < SOON
     assert {future.exception(20).cause for future in running} == {"killed"}  # type: ignore[union-attr]
 
 
@@ -239,4 +242,4 @@ def test_a_pinned_executor_keeps_no_descriptor(monkeypatch: pytest.MonkeyPatch) 
         assert executor.submit(abs, -1).result() == 1
     del executor
     gc.collect()
-    assert set(os.listdir("/proc/self/fd")) == before
+    tasks.eventually(lambda: set(os.listdir("/proc/self/fd")) <= before)

@@ -254,10 +254,10 @@ def test_an_inline_run_that_nobody_listens_to_makes_no_thread() -> None:
 
     before = [thread.name for thread in threading.enumerate()]
     assert fm.Pipeline().source([1]).map(look).run().outputs == [1]
-    assert names == before
+    assert names and not {*names} - {*before}
     flow = fm.Pipeline().source([1]).map(look_again)
     fm.Orchestrator(flow).execute(sinks=[lambda event: None])
-    assert sorted(names) == sorted([*before, "forkmill-events"])
+    assert {*names} - {*before} == {"forkmill-events"}
 
 
 def test_other_stages_have_their_turn_while_one_item_emits_without_end() -> None:

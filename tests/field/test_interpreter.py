@@ -185,7 +185,7 @@ def test_what_is_left_behind_holds_no_place() -> None:
             assert pool.executor.submit(abs, -3).result(30) == 3
             before = threading.active_count()
             os.write(writing, b"x")
-            tasks.eventually(lambda: threading.active_count() == before - 1)
+            tasks.eventually(lambda: threading.active_count() < before)
     finally:
         os.close(reading)
         os.close(writing)

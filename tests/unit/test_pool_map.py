@@ -514,7 +514,7 @@ def test_timeout_counts_from_the_call(pool: fm.ProcessPool, gate: tasks.Gate) ->
     results = pool.map(tasks.pass_gate, [gate.path], timeout=0.3)
     with pytest.raises(TimeoutError):
         next(results)
-    assert 0.29 <= time.monotonic() - start < 2
+    assert 0.29 <= time.monotonic() - start < 20  # the gate is closed: else for ever
     gate.open()
 
 

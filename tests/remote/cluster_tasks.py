@@ -114,13 +114,15 @@ class RayCluster:
         for _ in range(raylets - 1):
             self.cluster.add_node(**one)
         self.address = self.cluster.address
+        self.stopped: subprocess.Popen[bytes] | None = None
 
     def kill_head(self) -> None:
         self.cluster.head_node.kill_gcs_server()
 
     def stop_head(self) -> None:
         (head,) = self.cluster.head_node.all_processes["gcs_server"]
-        head.process.send_signal(signal.SIGSTOP)
+        self.stopped = head.process
+        self.stopped.send_signal(signal.SIGSTOP)
 
     def kill_raylet(self) -> None:
         self.cluster.head_node.kill_raylet()
@@ -129,6 +131,8 @@ class RayCluster:
         import ray
 
         below = children(os.getpid())
+        if self.stopped is not None:
+            self.stopped.send_signal(signal.SIGCONT)  # else Ray waits for it
         ray.shutdown()
         self.cluster.shutdown()
         if not gone(below, 3):  # its agents, who look for a head that was killed

@@ -29,7 +29,7 @@ from forkmill.contexts import Batch, Work
 from forkmill.contexts.base import Call
 from forkmill.contexts.specs import TYPES
 from forkmill.pipeline.plan import ExecutionPlan
-from forkmill.remote import executor, shares, there
+from forkmill.remote import cluster, executor, on_dask, shares, there
 from forkmill.remote.courier import Pace
 from forkmill.remote.executor import Remote
 from forkmill.remote.wire import WireCodec
@@ -819,3 +819,79 @@ def test_plans_tell_what_may_run_again() -> None:
     line = fm.Pipeline().source(range(3)).map(double, name="a", context="ray:2")
     line = line.map(double, name="b", context=once).map(double, name="c", context="thread:2")
     assert ExecutionPlan(line).at_least_once == ["a"]
+
+
+class Near(Fake):
+    def probed(self, timeout: float) -> Any:
+        return sys.version_info[:2], os.getpid() + 1, sys.executable, fm.__version__
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Near]]:
+    """A named pool of Dask's, "far", over a fake engine."""
+    made: list[Near] = []
+
+    def connected(cls: Any, address: Any, width: int | None, timeout: float) -> Near:
+        made.append(Near(width or 2))
+        return made[-1]
+
+    monkeypatch.setattr(on_dask.Dask, "_connected", classmethod(connected))
+    monkeypatch.setattr(cluster, "needed", lambda *_: None)
+    with fm.named_pool("far", "dask:2"):
+        yield made
+
+
+def both(x: int) -> Iterator[int]:
+    yield x
+    yield -x
+
+
+def is_even(x: int) -> bool:
+    return x % 2 == 0
+
+
+def fails_on_8(x: int) -> int:
+    if x == 8:
+        raise ValueError(x)
+    return x
+
+
+@pytest.mark.parametrize("where", ["far", "dask:2"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_neighbours_on_one_cluster_run_in_one_call(far: list[Near], fast: bool, where: str) -> None:
+    def line(context: Any) -> Any:
+        line = fm.Pipeline().source(range(60))
+        line = line.map(double, name="a", context=context).map(double, name="b", context=context)
+        if fast:
+            return line.map(double, name="c", context=context)
+        line = line.filter(is_even, name="c", context=context)
+        line = line.flat_map(both, name="d", context=context)
+        return line.map(fails_on_8, name="e", context=context, on_error="skip")
+
+    done = line(where).run()
+    plain = line("inline").run()
+    assert sorted(done.outputs) == sorted(plain.outputs)
+    assert [(f.stage, f.item) for f in done.failures] == [(f.stage, f.item) for f in plain.failures]
+    for name, stats in plain.stats.stages.items():
+        far_off = done.stats.stages[name]
+        counted = far_off.in_, far_off.out, far_off.failed
+        assert counted == (stats.in_, stats.out, stats.failed), name
+    stages = 3 if fast else 4  # with another policy the last is a call of its own
+    items = sum(sum(backend.chunks) for backend in far)
+    assert len(far) == (1 if fast or where == "far" else 2)
+    assert items == 60 if fast else 60 < items <= 60 * stages
+    assert ExecutionPlan(line(where)).colocated_stages == {"a": ["b", "c", "d"][: stages - 1]}
+
+
+def test_the_death_of_a_chain_is_its_first_stages_and_costs_one_item(far: list[Near]) -> None:
+    line = fm.Pipeline().source(range(60, 90)).map(double, context="far", on_error="skip")
+    line = line.map(dies_at_154, context="far", on_error="skip")
+    done = line.run()
+    assert sorted(done.outputs) == [2 * x for x in range(60, 90) if x != 77]
+    (failure,) = done.failures
+    assert type(failure.error) is fm.WorkerDied and failure.item == 77
+
+
+def dies_at_154(x: int) -> int:
+    dies_at_77(x // 2)
+    return x

@@ -3,8 +3,8 @@
 An inline stage runs together with the one stage that feeds it when that is an inline producer or
 itself runs together with one. It is independent, with a queue of its own, if several feed it, if a
 batch, a pipeline or another context does, if it is a batch with max_wait, or if it names its
-context. Neighbours on the same named pool run in one call, if nothing about one of them has to be
-seen from outside (see run.chains).
+context. Neighbours on the same named pool, or on one cluster, run in one call, if nothing about one
+of them has to be seen from outside (see run.chains).
 
 Threads: any.
 """

@@ -1,4 +1,4 @@
-"""Neighbours on one named pool: one call in the worker does an item's way through all of them.
+"""Neighbours on one named pool, or on one cluster: one call there does an item's way through all.
 
     edges ──▶ ChainHead: the first stage's lane ──▶ Chain in the worker: a, b, c ──▶ outputs of c
                                                    └─▶ SideOutput, Lost, Passed: what a and b tell
@@ -10,7 +10,8 @@ Guarantees:
     * setup, on_end and teardown run in the order of the stages; what an earlier one emits at its
       end goes through the later ones before their end.
     * The death of a worker is that of the stage whose function was running, and of the item that
-      was put: what the stage had made of it is lost. Counted is the way to where it died.
+      was put: what the stage had made of it is lost. Counted is the way to where it died. (A
+      cluster does not tell where: then it is that of the first.)
 
 What joins (`joins_chain`): nothing that needs the single stage to be seen from here: no order, key,
 batch, timeout, async function or fork hook, and no retry but the first stage's in threads. Where a
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 __all__ = ["ChainHead", "ChainMember", "joins_chain"]
 
 _KINDS = ("stage", "flat", "filter")
+_CLUSTERS = ("dask", "ray")
 _PARTS = ("setup", "on_end", "teardown")
 
 
@@ -73,10 +75,7 @@ def joins_chain(stage: Stage, graph: StageGraph) -> bool:
     if len(stage.sources) != 1 or stage.kind not in (*_KINDS, "consumer"):
         return False
     source = stage.sources[0]
-    pool = getattr(stage.spec, "pool", None)
-    if pool is None or getattr(source.spec, "pool", None) is not pool:
-        return False
-    if stage.spec.type not in ("ipc_fork", "cow_fork", "thread"):
+    if not _are_together(stage.spec, source.spec):
         return False
     if source.kind not in _KINDS or len(source.targets) != 1 or source.owner is not stage.owner:
         return False
@@ -87,6 +86,16 @@ def joins_chain(stage: Stage, graph: StageGraph) -> bool:
     if stage.spec.type != "thread" and stage.on_error != source.on_error:
         return False
     return all(map(_may_join, (source, stage)))
+
+
+def _are_together(spec: Any, other: Any) -> bool:
+    """Whether calls of both go to the same workers: those of a named pool, or of one cluster."""
+    if spec.type in _CLUSTERS and spec == other:
+        return True
+    pool = getattr(spec, "pool", None)
+    if pool is None or getattr(other, "pool", None) is not pool:
+        return False
+    return spec.type in ("ipc_fork", "cow_fork", "thread", *_CLUSTERS)
 
 
 def _may_jump(graph: StageGraph) -> bool:

@@ -319,7 +319,7 @@ class Flow(Together):
             outs, first = span.outs, span.first
             self._units -= len(outs)
             top.done[first : first + len(outs)] = b"\1" * len(outs)
-            if span.plain and self._wanted(first + len(outs) - 1):
+            if span.plain:
                 self._blocks.append(Rows(outs, first))
                 if self._tell is not None:
                     self._tell.came(post, first, len(outs))

@@ -80,6 +80,30 @@ def test_stop_drops_no_part_of_an_item_that_has_begun() -> None:
         assert {x // size for x in called} == {*range(len(rows))}
 
 
+def test_stop_begins_no_more_of_a_nested_map_that_it_drops() -> None:
+    called: list[int] = []
+    running, go = threading.Event(), threading.Event()
+
+    def call(x: int) -> int:
+        called.append(x)
+        running.set()
+        go.wait(20)
+        return x
+
+    inner = fm.Graph([fm.node(call, context="thread:1")], name="inner")
+    graph = fm.Graph([inner.as_node(map_over="x")])
+    lists = [[0], [1] * 9, [2] * 9]
+    handle = graph.start_map({"x": lists}, "x", engine="sequential")
+    assert running.wait(20)  # of the second one something waits, and something was not looked at
+    handle.stop()
+    time.sleep(0.05)
+    go.set()
+    rows = handle.result(20)
+    assert rows.status == "stopped"
+    assert rows["call"] == lists[: len(rows)]
+    assert called == [x for row in rows["call"] for x in row]
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_stop_begins_nothing_new_and_finishes_what_runs(engine: str) -> None:
     begun = itertools.count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,6 +121,33 @@ def test_two_nested_graphs_need_two_names() -> None:
 def nested_of(cell: Any, context: str) -> fm.Graph:
     inner = fm.Graph([fm.node(cell, context=context)], name="inner")
     return fm.Graph([inner.rename(x="xs").as_node(map_over="xs")])
+
+
+def test_an_inner_map_behind_a_failure_is_not_pulled_any_further() -> None:
+    pulled: list[int] = []
+    inside = threading.Event()
+    last = 50_000
+
+    def taken() -> Iterator[int]:
+        for n in range(last):
+            pulled.append(n)
+            yield n
+
+    def numbers(x: int) -> Any:
+        if x == 0:
+            assert inside.wait(20)
+            raise LookupError("the first")
+        return taken()
+
+    def look(n: int) -> int:
+        inside.set()
+        return n
+
+    inner = fm.Graph([look], name="inner").as_node({"numbers": "n"}, map_over="numbers")
+    graph = fm.Graph([fm.node(numbers, context="thread:2"), inner])
+    with pytest.raises(LookupError, match="the first"):
+        graph.map({"x": [0, 1]}, "x", engine="threaded:2")
+    assert 0 < len(pulled) < last
 
 
 def test_inner_items_are_begun_before_the_next_outer_one_is_pulled() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 import forkmill as fm
-from forkmill.graph import calls, ways
+from forkmill.graph import calls, sweep, ways
 from forkmill.graph.flow import FRAMES, SOME, Flow
 from forkmill.graph.frames import Frames
+from forkmill.graph.ways import Ended
 
 
 def low(x: int) -> int:
@@ -267,6 +268,25 @@ def test_what_comes_in_any_order_is_one_block_of_rows(
     rows = chain_of(lambda_named("one", "x"), lambda_named("two", "one")).map({"x": range(20)}, "x")
     assert rows["two"] == list(range(20))
     assert blocks == [20]
+
+
+def test_what_a_sweep_of_threads_has_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread of ours dies; whatever else loses a call, the map is not over without it."""
+    lost: list[int] = []
+    run = sweep.SweepWay._run
+
+    def losing(self: Any, span: Any) -> None:
+        run(self, span)
+        for at, item in enumerate(span.given[: len(span.outs)]):
+            if item == 7 and not lost:
+                lost.append(span.first + at)
+                span.outs[at] = Ended(fm.WorkerDied("lost"), item)
+
+    monkeypatch.setattr(sweep.SweepWay, "_run", losing)
+    graph = fm.Graph([fm.node(lambda x: 2 * x, output_name="y", retry=fm.retry(2, 0.0), name="y")])
+    rows = graph.map({"x": range(20)}, "x", engine="threaded:2")
+    assert lost == [7]
+    assert rows["y"] == [2 * x for x in range(20)]
 
 
 def test_groups_of_a_run_that_come_back_together() -> None:

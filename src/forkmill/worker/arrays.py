@@ -8,7 +8,8 @@ Guarantees:
     * What is returned is a numpy array like any other, wherever it was made: where there is no
       arena, or no room in it, it lies in plain memory, and costs the copy that any array costs.
     * Only memory that nobody holds any more changes hands; what a worker keeps of it is copied
-      (native/arena.pxi: `part`).
+      (native/arena.pxi: `part`). Who sends an array keeps it, and may write to it: so what is made
+      in the caller lies in plain memory, and is copied once when it is sent.
 
 Threads: any.
 """

@@ -186,8 +186,8 @@ def main(spec):
     if spec().kills:
         assert ways[0]().outputs == [2]
         assert ways[1]()["y"] == [2]
-        late = fm.Pipeline().source([0.1, 600]).map(sleeps, context=spec(), timeout=3)
-        done = late.run(on_error="skip")
+        late = fm.Pipeline().source([0.1, 600])
+        done = late.map(sleeps, context=spec(), timeout=3, on_error="skip").run()
         assert done.outputs == [0.1] and type(done.failures[0].error) is fm.TaskTimeout, done
     else:
         for way in ways:

@@ -121,7 +121,7 @@ class Gathered:
         """All of them, made."""
         if self._rows is None:
             made = [] if self._maker is None else self._maker.rows(self._values)
-            for at, row in self._seen.items():
+            for at, row in self._seen.copy().items():  # other threads look, too
                 made[at] = row
             self._rows = self._made.setdefault(None, made)
         return self._rows

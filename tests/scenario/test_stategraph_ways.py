@@ -162,7 +162,7 @@ def test_kill_ends_now_and_frees_the_session(where: Any, tmp_path: Path) -> None
     nodes.wait_for(state, "slow")
     nodes.wait_for(state, "a")
     handle.kill()
-    run = handle.result(3)
+    run = handle.result(30)
     assert (run.status, run.step, run.frontier) == ("killed", 0, ["a", "slow"])
     with app.open("s") as session:
         assert session.status == "killed"
@@ -478,7 +478,7 @@ def test_a_kill_ends_the_run_of_a_node_that_is_a_state_graph(where: Any, tmp_pat
     handle = app.start(state, session="s")
     nodes.wait_for(state, "slow")
     handle.kill()
-    run = handle.result(3)
+    run = handle.result(30)
     assert (run.status, run.step, run.frontier) == ("killed", 0, ["sub"])
     found = {info.id: (info.status, info.owner) for info in store.sessions()}
     assert found == dict.fromkeys(["s", "s/sub", "s/sub/inner"], ("killed", None))

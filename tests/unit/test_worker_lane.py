@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import forkmill as fm
 from forkmill import contexts
 from forkmill.contexts import Batch, Lane, Taken, Work
+from forkmill.contexts.lanes import measured
 from forkmill.contexts.lanes.measured import Measured
 
 COUNT = 3000
@@ -89,6 +91,31 @@ def test_reports_come_beside_outputs(lane_of: Callable[..., Lane]) -> None:
     assert all(batch.plain for batch in batches)
     reports = [report for batch in batches for report in batch.reports]
     assert reports and all(0 < report.call <= report.seconds for report in reports)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_is_told_is_any_call_and_not_the_long_one(
+    monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """A report is due 5 ms after the last one, so that a long call is nearly always behind it."""
+    dice = random.Random(1)
+    now = 0.0
+    monkeypatch.setattr(measured, "perf_counter", lambda: now)
+
+    def work(seconds: float) -> None:
+        nonlocal now
+        now += seconds + dice.randrange(1000) / 1e9
+
+    clock = measured.Recorded(work, measured.Recorder(False)) if recorded else Measured(work)
+    told = []
+    for _ in range(300):
+        for seconds in [50e-6] * 20 + [0.03]:
+            report = clock(seconds)
+            if report is not None:
+                told.append(report)
+    assert len(told) >= 300 and sum(report.seconds for report in told) == pytest.approx(now)
+    short = [report.call for report in told if report.call < 1e-3]
+    assert len(short) > 0.9 * len(told)
 
 
 def test_a_batch_of_objects_is_not_plain(lane_of: Callable[..., Lane]) -> None:

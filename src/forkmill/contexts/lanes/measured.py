@@ -31,7 +31,7 @@ class Report:
 
     Attributes:
         value: The output; Report itself: there is none.
-        call: Seconds of one call.
+        call: Seconds of one call, by chance, of those since the last report.
         seconds: Of all calls since the last report; 0: there was none.
         times: What a Recorder has taken down since, or None.
     """
@@ -62,6 +62,8 @@ class Measured:
         self.left = 1  # calls to the next that is measured
         self.every = 1  # how many a measured one stands for
         self.seconds = 0.0  # not told yet
+        self.calls = 0  # nor these, as far as it is known
+        self.call = 0.0  # one of them
         self.told = 0.0
 
     def __call__(self, item: Any) -> Any:
@@ -74,12 +76,20 @@ class Measured:
         if type(value) in UNUSUAL:
             self.left = 1
             return value
-        self.seconds += (end - start) * self.every
+        self._pick(end - start, end, self.every)
         self.left = self.every = _EVERY if end - start < _SHORT else 1
         if end - self.told < TELL_S:
             return value
-        seconds, self.seconds, self.told = self.seconds, 0.0, end
-        return Report(value, end - start, seconds)
+        seconds, self.seconds, self.calls, self.told = self.seconds, 0.0, 0, end
+        return Report(value, self.call, seconds)
+
+    def _pick(self, call: float, end: float, stands_for: int) -> None:
+        """A call was measured. Each has the same chance to be told: the one that it is due at is
+        nearly always a long one. The clock's last digits are the dice."""
+        self.seconds += call * stands_for
+        calls = self.calls = self.calls + stands_for  # another thread may set it to 0
+        if int(end * 1e9) % calls < stands_for:
+            self.call = call
 
 
 class Recorder:
@@ -160,11 +170,11 @@ class Recorded(Measured):
             self.left = self.every = self.step
             self.step = min(2 * self.step, _EVERY)
         recorder.note(start, call, self.left)
-        self.seconds += call * stood_for
+        self._pick(call, end, stood_for)
         if end - self.told < TELL_S:
             return value
-        seconds, self.seconds, self.told = self.seconds, 0.0, end
-        return Report(value, call, seconds, recorder.take())
+        seconds, self.seconds, self.calls, self.told = self.seconds, 0.0, 0, end
+        return Report(value, self.call, seconds, recorder.take())
 
     def rest(self) -> Times | None:
         """What was not told yet, at the end."""

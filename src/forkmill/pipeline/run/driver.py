@@ -42,7 +42,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ... import events
-from ..._frames import delegate, locals_of, our_locals, stack, waiting
+from ..._frames import locals_of, our_locals, stack
 from ..._place import OnePlace
 from ..._process import interrupted
 from ...contexts.lanes.replica import Replica
@@ -51,20 +51,18 @@ from ...runs.failure import KEEP
 from ...runs.handle import GRACE, Left
 from ...runs.policies import DeadLetter, final
 from ...runs.result import RunResult, attach
-from ...runs.stats import EdgeStats, RunStats, StageStats
 from ..declare import hooks_of
 from .bursts import Bursts
 from .chains import ChainHead, ChainMember, joins_chain
+from .figures import Figures
 from .flow import NEVER, Abort, Edge, Killed, Pace
-from .forms import width_of
-from .fuse import Code, Tally, disarm, fuse, tallied
+from .fuse import Code, disarm, fuse, tallied
 from .interrupts import Interrupts
 from .lanes import LaneOperator
 from .nested import NestedOperator
 from .operators import Operator, Phase
 from .sign import LOOK_S
 from .sources import INTERRUPTED, Source
-from .state import Run
 from .told import plan_of, total_of
 from .work import run_hooks
 
@@ -74,15 +72,12 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from ...runs.failure import Failure
-    from ...runs.stats import Reservoir
     from ..graph import StageGraph
 
 __all__ = ["Driver"]
 
-_MEASURE_S = 1.0  # between two looks at busy times and percentiles, for who hears of progress
 
-
-class Driver(Run[Operator]):
+class Driver(Figures):
     """One run of a graph.
 
     Args:
@@ -110,12 +105,10 @@ class Driver(Run[Operator]):
         self._sinks = events.check_sinks(sinks)
         self.interrupts = Interrupts(self)
         self._bursts: Bursts | None = None
-        self._opened = self._over = self._told_end = False
+        self._opened = self._told_end = False
         self._only = 0  # the thread that it was reserved for
         self._sources_stopped = False
         self._quiet = False  # DRIVE-4: nobody goes on elsewhere, and nothing has happened since
-        self._began = self._looked = self._measure_at = monotonic()
-        self._duration = 0.0
         self._error: BaseException | None = None
         self._kill_by = NEVER  # when nothing is waited for any more
         self._torn = False  # calls were left behind, one in the middle of our own work
@@ -233,104 +226,6 @@ class Driver(Run[Operator]):
     def attach(self, sink: Any) -> None:
         """Somebody listens from now on."""
         self.events.attach(sink)
-
-    def snapshot(self) -> RunStats:
-        """The figures so far."""
-        duration = self._duration if self._over else monotonic() - self._began
-        busy = self._busy()
-        counts = self._counts()
-        stages = {}
-        for operator in self.order:
-            p50, p90, p99 = operator.reservoir.percentiles(0.5, 0.9, 0.99)
-            came, out = counts[operator]
-            method, reason = operator.started
-            stages[operator.name] = StageStats(
-                name=operator.name,
-                context=str(operator.stage.spec),
-                workers=width_of(operator.stage),
-                in_=came,
-                out=out,
-                failed=operator.failures,
-                busy=busy[operator],
-                waiting=operator.waited,
-                p50=p50,
-                p90=p90,
-                p99=p99,
-                start_method=method,
-                start_reason=reason,
-            )
-        edges = {
-            (e.source, operator.name): EdgeStats(
-                e.emitted,
-                e.delivered,
-                e.failed,
-                e.dropped,
-                max(0, e.peak - operator.stage.queue_size),
-            )
-            for operator in self.order
-            for e in tuple(operator.edges_in)
-        }
-        for operator in self.order:
-            if isinstance(operator, NestedOperator):
-                inner = operator.inner_figures()
-                stages.update(inner.stages)
-                edges.update(inner.edges)
-        return RunStats(stages, edges, duration, self.events.errors)
-
-    def reservoirs(self) -> dict[str, Reservoir]:
-        """The measured calls of all stages, those of nested pipelines too."""
-        found = {operator.name: operator.reservoir for operator in self.order}
-        for operator in self.order:
-            if isinstance(operator, NestedOperator):
-                found.update(operator.reservoirs())
-        return found
-
-    def _counts(self) -> dict[Operator, tuple[int, int]]:
-        """How many items came to each operator and went out of it, runs under way included."""
-        counts: dict[Operator, tuple[int, int]] = {}
-        for _ in range(3):  # a run that ends meanwhile would count twice, or not at all
-            before = self.flushed
-            counts = {operator: (operator.came, operator.out) for operator in self.order}
-            for scope, tallies in () if self._over else self._runs():
-                for tally, (came, _, out) in tallied(scope, tallies):
-                    was = counts[tally.operator]
-                    counts[tally.operator] = was[0] + came, was[1] + out
-            if self.flushed == before:
-                break
-        return counts
-
-    def _runs(self) -> Iterator[tuple[dict[str, Any], list[Tally]]]:
-        """The variables of all runs under way, on the stack of the driver's thread or waiting, and
-        how their stages count."""
-        for frame in stack(self.thread):
-            scope = self._run_of(frame)
-            if scope is not None:
-                yield scope, self.codes[frame.f_code].tallies
-        for operator in self.order:
-            run: Any = operator.run
-            while run is not None:
-                idle = waiting(run, self.codes)
-                if idle is not None:
-                    yield our_locals(idle), self.codes[idle.f_code].tallies
-                run = delegate(run)
-
-    def _run_of(self, frame: FrameType) -> dict[str, Any] | None:
-        """The variables of a frame that is a run of this driver's; None: it is none."""
-        scope = our_locals(frame) if frame.f_code in self.codes else {}
-        return scope if scope.get("beat") is self.beat else None
-
-    def _busy(self) -> dict[Operator, float]:
-        """Seconds by operator: a group's time is shared out as its measured calls were."""
-        busy = {operator: operator.sampled for operator in self.order}
-        for root in self.order:
-            if root.fused or isinstance(root, LaneOperator):
-                continue
-            group = list(_group(root))
-            measured = sum(operator.sampled for operator in group)
-            if measured > 0:
-                factor = sum(operator.wall for operator in group) / measured
-                busy.update((operator, operator.sampled * factor) for operator in group)
-        return busy
 
     # ------------------------------------------------------------------ what operators ask for
 
@@ -624,30 +519,6 @@ class Driver(Run[Operator]):
                     operator.waited += (now - self._looked) * len(edge)
         self._looked = now
         return progress
-
-    def _progress(self) -> dict[str, Any]:
-        """How far it is. Any thread."""
-        stages: dict[str, dict[str, Any]] = {
-            operator.name: {
-                "in": came,
-                "out": out,
-                "failed": operator.failures,
-                "waiting": sum(map(len, tuple(operator.edges_in))),
-                "under_way": operator.under_way(),
-            }
-            for operator, (came, out) in self._counts().items()
-        }
-        for operator in self.order:
-            if isinstance(operator, NestedOperator):
-                for name, one in operator.inner_figures().stages.items():
-                    figures = {"in": one.in_, "out": one.out, "failed": one.failed}
-                    stages[name] = {**figures, "waiting": 0, "under_way": 0}
-        if (now := monotonic()) >= self._measure_at:
-            self._measure_at = now + _MEASURE_S
-            for name, one in self.snapshot().stages.items():
-                if name in stages:
-                    stages[name] |= {"busy": one.busy, "p50": one.p50, "p99": one.p99}
-        return {"stages": stages}
 
     def _stop_sources(self) -> None:
         self._sources_stopped = True
@@ -999,11 +870,3 @@ def _reached(operator: Operator) -> set[Operator]:
         found |= new
         line += new
     return found
-
-
-def _group(operator: Operator) -> Iterable[Operator]:
-    """An operator and all that is fused behind it."""
-    yield operator
-    for target in operator.targets:
-        if target.fused:
-            yield from _group(target)

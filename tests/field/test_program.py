@@ -349,7 +349,7 @@ def test_the_source_of_trusted_functions_costs_nothing() -> None:
 
     codec = Codec("fork")
     for function in (abs, len, textwrap.dedent, tasks.eventually, dict):
-        assert codec.watch(function) is None
+        assert codec.watch(codec.sight(function)) is None
 
 
 def test_nothing_of_the_program_is_kept_alive(run_main) -> None:

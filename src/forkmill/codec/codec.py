@@ -51,6 +51,7 @@ from ..errors import RemoteTraceback, SharedGone, kept_in
 
 if TYPE_CHECKING:
     from .program import Program, Watch
+    from .reach import Reach
     from .view import View
 
 __all__ = [
@@ -477,9 +478,24 @@ class Codec:
             if self.snapshot.main(name) is not value:
                 return False
             # Also of what is neither function nor class: an lru_cache's has a function in it.
-            if task and self.program.changed(reach.Reach(value, self.program)):
+            if task and self.program.changed(self.sight(value)):
                 return False
         return True
+
+    def _is_inherited_function(self, function: Any, sight: Reach) -> bool:
+        """As `_main_is_inherited`, of a function's own pickle, in which there is its name alone."""
+        if not self.forks or self._marks or self._persistent is not None or self.reducers:
+            return False
+        if type(function) is not FunctionType or function.__module__ != "__main__":
+            return False
+        name = function.__qualname__
+        return (
+            name == function.__name__
+            and main().get(name, GONE) is function
+            and self.snapshot.main(name) is function
+            and not self.program.version(name, function)
+            and not self.program.changed(sight)
+        )
 
     # -- functions
 
@@ -496,8 +512,11 @@ class Codec:
         """What load_function() takes: the two that function_parts() gave, as one."""
         return _pickle((data, [bytearray(view) for view in buffers]), 5)
 
-    def function_parts(self, function: Any) -> tuple[bytes, Buffers]:
-        """As dump_function(), in two parts."""
+    def function_parts(self, function: Any, sight: Reach | None = None) -> tuple[bytes, Buffers]:
+        """As dump_function(), in two parts; `sight`: what the function looks at, if that is known.
+        """
+        if sight is not None and self._is_inherited_function(function, sight):
+            return _pickle(function, 5), ()
         # Asked first, so that _dumps() knows the names to look for.
         inner = kept_in(function, "func"), kept_in(function, "__self__")
         for part in (function, *inner):
@@ -522,9 +541,13 @@ class Codec:
                 "it is now."
             )
 
-    def watch(self, function: Any) -> Watch | None:
-        """Tells when what a callable looks at in __main__ changes; None: it looks at nothing."""
-        sight = ours("codec.reach").Reach(function, self.program)
+    def sight(self, function: Any) -> Reach:
+        """What an object looks at in __main__, now."""
+        found: Reach = ours("codec.reach").Reach(function, self.program)
+        return found
+
+    def watch(self, sight: Reach) -> Watch | None:
+        """Tells when what is in sight of a callable changes; None: it looks at nothing."""
         return ours("codec.program").Watch(sight, self.program.credit) if sight else None
 
     def load_function(self, blob: Any) -> Any:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from ..codec.program import Watch
+    from ..codec.reach import Reach
     from ..runs.window import LazyCall
     from .events import EventLog
     from .options import Options
@@ -524,25 +525,28 @@ class Core:
 
     def _define(self, fn: Callable[..., Any], *, options: Options) -> Sent:
         # The watch first: what changes meanwhile is seen by the next look.
-        watch = self.codec.watch(fn)
+        sight = self.codec.sight(fn)
+        watch = self.codec.watch(sight)
         before = self.codec.by_value
-        function, name = self.temporary(fn, options)
+        function, name = self.temporary(fn, options, sight)
         if self.codec.by_value != before:
             self.log.note(logging.DEBUG, "function %s goes by value, with cloudpickle", name)
         return function, name, watch
 
-    def temporary(self, fn: Callable[..., Any], options: Options) -> tuple[_native.Function, str]:
+    def temporary(
+        self, fn: Callable[..., Any], options: Options, sight: Reach | None = None
+    ) -> tuple[_native.Function, str]:
         """As `function`, for one call only: the pool does not remember it."""
-        return self._native_function(self.guard(fn, options)), errors.name_of(fn)
+        return self._native_function(self.guard(fn, options), sight), errors.name_of(fn)
 
-    def _native_function(self, fn: Callable[..., Any]) -> _native.Function:
+    def _native_function(self, fn: Callable[..., Any], sight: Reach | None) -> _native.Function:
         pins: list[Any] = []
         if SHARES:
             shares = SHARES[0]
             fn = shares.lift_call(fn, (), {})[0]
             (data, buffers), pins = shares.pinned(self.codec.function_parts, fn)
         else:
-            data, buffers = self.codec.function_parts(fn)
+            data, buffers = self.codec.function_parts(fn, sight)
         if len(data) + sum(map(len, buffers)) >= _APART and self._one_user:
             from ..codec.segment import apart
 

@@ -24,7 +24,6 @@ import pickle
 import re
 import sys
 import weakref
-import zlib
 from enum import EnumMeta
 from functools import partial, singledispatch
 from opcode import opmap
@@ -279,6 +278,8 @@ class _Sink(io.BytesIO):
         except BufferError:  # not contiguous: in band
             return True
         self._spend(raw.nbytes)
+        import zlib  # few programs have arrays as globals
+
         self.sums.append((raw.nbytes, zlib.crc32(raw)))
         return False
 

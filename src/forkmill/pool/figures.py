@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import time
@@ -160,7 +159,7 @@ class WorkerProcess:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it is none any more, or for so many seconds."""
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)  # it is no child of this process: there is nothing to wait on
 

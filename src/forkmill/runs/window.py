@@ -30,7 +30,6 @@ generators. `close` and `take_in` may be called from any thread, `close` from a 
 
 from __future__ import annotations
 
-import queue
 import sys
 import threading
 from _thread import get_ident
@@ -521,7 +520,10 @@ class Results(WindowIterator["Future[Any]"]):
             call: What was asked for.
             window: How many items may be pulled and not yet consumed.
         """
+        import queue  # pools have maps of their own: they fork without it
+
         self._return_exceptions = call.return_exceptions
+        self._empty = queue.Empty
         # Those that are done: of an ordered map only the one that is waited for. None: closed.
         self._ready: queue.SimpleQueue[Future[Any] | None] = queue.SimpleQueue()
         done = None if call.ordered else self._ready.put
@@ -571,7 +573,7 @@ class Results(WindowIterator["Future[Any]"]):
             line[0].add_done_callback(self._ready.put)
         try:
             future = self._ready.get(wait, self._patience())
-        except queue.Empty:
+        except self._empty:
             return False
         if future is not None and not self._ordered:
             self._flying.discard(future)

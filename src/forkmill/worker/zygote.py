@@ -198,7 +198,19 @@ def _filenos(config: Config) -> list[int]:
 
 def _caps(environment: Any, threads: int) -> dict[str, str]:
     """What is missing in an environment to keep BLAS and OpenMP from using every CPU."""
-    return {name: str(threads) for name in _THREADS if threads > 0 and name not in environment}
+    if threads <= 0:
+        return {}
+    if type(environment) is type(os.environ) and (known := _encoded_names(environment)):
+        missing = [name for name in _THREADS if name.encode() not in known]
+    else:
+        missing = [name for name in _THREADS if name not in environment]
+    return dict.fromkeys(missing, str(threads))
+
+
+def _encoded_names(environment: Any) -> Any:
+    """What `os.environ` keeps: to ask itself calls three functions in Python for each name."""
+    known = getattr(environment, "_data", None)
+    return known if type(known) is dict else None
 
 
 # ------------------------------------------------------------------------------------ exec'd

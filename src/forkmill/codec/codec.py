@@ -205,8 +205,8 @@ class Codec:
         self._reachable: dict[str, bool] = {"__main__": False, "builtins": True}
         # Names in a pickle that ask for a second look: Arrow, modules known not to be reachable.
         self._marks: tuple[bytes, ...] = (ARROW,) if has_arrow() else ()
-        if self.forks:
-            self._marks += tuple(name.encode() for name in self.snapshot.late)
+        if self.forks and (late := self.snapshot.late):
+            self._marks += tuple(name.encode() for name in late)
         # Under fork the workers have all that is loaded now: to look through it right after the
         # fork would touch, and so copy, a page for every module.
         self._modules_seen = len(sys.modules) if self.forks else 0
@@ -665,8 +665,12 @@ _VIEW = __name__.rpartition(".")[0] + ".view"
 def load_all() -> None:
     """Load what most workers do without: here and now, not in each process that is forked from this
     one, and not while an outcome is decoded, which would be what breaks the import off."""
-    for name in ("codec.failures", "codec.program", "codec.reducers", "codec.refusal"):
-        ours(name)
+    if not _ALL:
+        names = ("codec.failures", "codec.program", "codec.reducers", "codec.refusal")
+        _ALL.extend(map(ours, names))
+
+
+_ALL: list[Any] = []  # what load_all() has loaded
 
 
 def _know_multiprocessing() -> None:

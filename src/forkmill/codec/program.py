@@ -469,6 +469,8 @@ class Program:
         known, now = self._versions.get(at), self._print(value)
         if known is None and then is GONE:
             number = int(value is not GONE)
+        elif known is None and type(value) is FunctionType and value.__globals__ is main():
+            number = int(then != ("looked", now))  # which _now() would find once more
         elif known is None:
             number = int(then != self._now(value, looked=then[0] == "looked"))
         elif known[1] == now:

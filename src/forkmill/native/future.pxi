@@ -717,7 +717,6 @@ cdef class Submitter:
         memset(&self._c, 0, sizeof(self._c))
         self._c.count = 1
         self._c.slot = -1
-        self._c.arena = NULL if self._pool.arena is None else self._pool.arena._c
         self._c.timeout_ns = <int64_t>(<double>options.limit * 1e9)
         self._c.retries = options.retries
         self._c.retry_on = options.flags
@@ -762,6 +761,8 @@ cdef class Submitter:
             pins = _take_found()
         future = self._make()
         options.function = (<Function?>known[0])._c
+        if self._pool.arena is not None:  # which is there only when the pool has started
+            options.arena = self._pool.arena._c
         options.size = n
         options.flags |= flags
         check(fm_chunk_new_small(self._pool._c, &options, record, &future._c))

@@ -498,11 +498,11 @@ class ProcessPool(_Face):
             method, no_fork = _start.choose_method(start_method, mp_context)
             self._core, start = _start.make_core(method=method, no_fork=no_fork, **options)
             finalize(self, self._core.life.dropped).atexit = False
+            # Before the fork: what is written to afterwards is copied.
+            self._accept = self._core.submitter(Future, self._options)
             start()
             if options["forward_logs"]:  # after the fork: it has a thread
                 self._core.life.forward_logs()
-            # After the start, which opens the arena that it keeps.
-            self._accept = self._core.submitter(Future, self._options)
             if self._tells:
                 self._tell()
 

@@ -37,7 +37,6 @@ import os
 import pickle
 import sys
 from collections import deque
-from contextlib import suppress
 from functools import partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -153,9 +152,11 @@ def _flush_all() -> bool:
 def _own_pidfd(held: list[int]) -> int:
     """Made before the fork: it is this process, and no other one that got its number later. It is
     in `held` as soon as there is one."""
-    with suppress(OSError):  # an old kernel or a filter: the control socket's end has to do
+    try:  # not suppress(): that is three calls
         held += map(_native.pidfd_open, [os.getpid()])
-    return held[0] if held else -1
+    except OSError:  # an old kernel or a filter: the control socket's end has to do
+        return -1
+    return held[0]
 
 
 def _run_forked(config: Config, zygote: _native.Zygote) -> NoReturn:

@@ -4,8 +4,8 @@
  * A file calls only files before it in
  *
  *   error guard sys_* signals limit slot said frame arena segment channel port
- *   function life chunk worker reaper zygote dispatcher events supervise size
- *   leader stream pool
+ *   function life chunk worker reaper zygote dispatcher events supervise due
+ *   size leader stream pool
  *
  * What those share that know a whole pool is in pool.h.
  */

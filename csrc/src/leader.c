@@ -301,7 +301,7 @@ static int make_turn(fm_pool *pool, int64_t deadline)
     struct fm__ready ready[READY];
     /* First: what falls due depends on it, a look at long queues too. */
     bool news = fm__supervise_look(pool);
-    int64_t now = fm_now(), next = fm__supervise_expire(pool, now);
+    int64_t now = fm_now(), next = fm__due_act(pool, now);
     if (fm__leader_advance(pool))
         next = now; /* deadlines that expire() has not seen */
     next = FM__MIN(next, fm__size_shrink(pool, now));

@@ -202,8 +202,6 @@ bool fm__supervise_look(fm_pool *pool);
 /* Before sleeping: have every worker write its next outcome.  True if there
  * is something in a ring already: look, and do not sleep. */
 bool fm__supervise_listen(fm_pool *pool);
-/* Act on what is due at `now`; returns when to look again. */
-int64_t fm__supervise_expire(fm_pool *pool, int64_t now);
 /* Write what is queued for a worker, and watch for room if it is not all. */
 void fm__supervise_flush(fm_pool *pool, struct fm__worker *worker);
 /* No more frames for a worker: it sees the end of its channel. */
@@ -226,8 +224,33 @@ enum fm_what fm__supervise_end_what(const fm_pool *pool);
  * is left alone. */
 bool fm__supervise_condemn_task(fm_pool *pool, struct fm__worker *worker,
                                 enum fm_cause cause, uint64_t started);
+/* Take back all that a worker has not started; false: it is none that could be
+ * condemned. */
+bool fm__supervise_take_back(fm_pool *pool, struct fm__worker *worker);
+/* Ask for the worker's end; nothing new starts on it: what it has not started
+ * is taken back first, so that no neighbour is ever charged. */
+void fm__supervise_condemn(fm_pool *pool, struct fm__worker *worker,
+                           enum fm_cause cause);
+/* The same, of one from which it was taken back. */
+void fm__supervise_condemn_emptied(fm_pool *pool, struct fm__worker *worker,
+                                   enum fm_cause cause);
+/* No task runs any more, and every worker is killed. */
+void fm__supervise_break(fm_pool *pool, enum fm_event_kind why);
+/* Take in what the zygote has told. */
+void fm__supervise_read(fm_pool *pool);
+/* There is room in its socket, or may be: ask for what is still to be asked. */
+void fm__supervise_ask_again(fm_pool *pool);
+/* The zygote is gone.  Until its status is in, and all results are, nothing is
+ * sent, and nothing completes but what comes in: who asks why the pool broke
+ * shall be told how the zygote ended.  Returns when to look again. */
+int64_t fm__supervise_finish_gone(fm_pool *pool, int64_t now);
 /* The end: nothing will come from any worker any more. */
 void fm__supervise_bury_all(fm_pool *pool);
+
+/* --------------------------------------------------------- due (due.c) */
+
+/* Act on what is due at `now`; returns when to look again. */
+int64_t fm__due_act(fm_pool *pool, int64_t now);
 
 /* ------------------------------------------------------- size (size.c) */
 

@@ -322,7 +322,7 @@ def test_the_table_of_rows_decides(module: str, target: str, allowed: bool) -> N
 # `sys` is sys_posix.c with the platform's own; signals and limit stand where their calls allow.
 C_ORDER_TEXT = (
     "error guard sys signals limit slot said frame arena segment channel port function life chunk"
-    " worker reaper zygote dispatcher events supervise size leader stream pool"
+    " worker reaper zygote dispatcher events supervise due size leader stream pool"
 )
 C_ORDER = C_ORDER_TEXT.split()
 C_RULE = f"a C file calls only files before it in: {C_ORDER_TEXT} (DESIGN.md, section 2)"

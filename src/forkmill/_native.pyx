@@ -5,16 +5,21 @@ Thin by rule: a branch without a Python object belongs in csrc, a line without a
 
     native/late.pxi      finalizers that signal handlers do not break off
     native/records.pxi   values to records, in C for plain ones
+    native/encoder.pxi   many arguments to the body of a chunk
     native/outcomes.pxi  what a worker publishes of a task
     native/decoding.pxi  records to values
     native/arena.pxi     large values through shared memory
     native/timed.pxi     a map's function, and the times of its calls
+    native/signals.pxi   a worker's signals
+    native/said.pxi      what a task says before its outcome
     native/child.pxi     the worker's loop
     native/zygote.pxi    a zygote to be; what zygote and workers need of the system
     native/pool.pxi      the user's process: Pool
     native/chunk.pxi     what is asked of it: Chunk, CompletionQueue, RecordIterator
     native/future.pxi    the native half of a Future, and the short way into the pool
+    native/cow_outcome.pxi  the outcome of one item, in the child and in the parent
     native/cow.pxi       one fresh child a task: fork, claims, results by pipe
+    native/cow_kit.pxi   what such children have at hand
     native/place.pxi     what a generator yields in one thread and context
 
 Threads: a Port belongs to the worker's one thread; the rest may be called by any.
@@ -63,16 +68,21 @@ cdef bint _interrupted(object error) except -1:
 
 include "native/late.pxi"
 include "native/records.pxi"
+include "native/encoder.pxi"
 include "native/outcomes.pxi"
 include "native/decoding.pxi"
 include "native/arena.pxi"
 include "native/timed.pxi"
+include "native/signals.pxi"
+include "native/said.pxi"
 include "native/child.pxi"
 include "native/zygote.pxi"
 include "native/pool.pxi"
 include "native/chunk.pxi"
 include "native/future.pxi"
+include "native/cow_outcome.pxi"
 include "native/cow.pxi"
+include "native/cow_kit.pxi"
 include "native/place.pxi"
 
 # For forkmill._said.

@@ -36,26 +36,8 @@ cdef extern from "native/int_again.h":
 cdef extern from "<unistd.h>" nogil:
     int c_fork "fork"()
 
-cdef extern from "<signal.h>" nogil:
-    ctypedef struct sigset_t:
-        pass
-    struct c_sigaction "sigaction":
-        void *sa_handler
-    int sigaction(int number, const c_sigaction *new, c_sigaction *old)
-    void *SIG_DFL
-    void *SIG_IGN
-    int SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIG_SETMASK, NSIG
-    int sigfillset(sigset_t *signals)
-    int sigdelset(sigset_t *signals, int number)
-    int SIGBUS, SIGFPE, SIGILL, SIGSEGV
-    int pthread_sigmask(int how, const sigset_t *new, sigset_t *old)
-
 cdef enum:
     _CLOSED = 24     # where the head of a shared value says so (codec/segment.py)
-    _REAL_TIME = 34  # signals from here on are real-time ones, which nobody ignores
-
-from _signal import SIG_DFL as _default, SIG_IGN as _ignored
-from _signal import getsignal as _getsignal, set_wakeup_fd as _set_wakeup_fd, signal as _set_signal
 
 cdef int64_t _RSS_EVERY = 100_000_000  # ns between two looks at our own size
 
@@ -111,132 +93,6 @@ cdef int _flush_stream(const char *name) except -1:
 # Where `mark` leaves its number: in shared memory, if this process is a worker.
 cdef uint32_t _nowhere
 cdef uint32_t *_mark_at = &_nowhere
-
-
-# Whether the process was asked to leave when its task is done (signals.c).
-cdef const volatile uint32_t *_leave = fm_signals_leave()
-
-
-def hold(int more):
-    """Something is here (1), or gone (-1), that this worker must not leave behind if it is asked to
-    leave: the state of a stage."""
-    fm_signals_hold(more)
-
-
-def signal_masks():
-    """Which signals this process ignores, and which it handles: for Port.install_signals()."""
-    cdef uint32_t ignored, handled
-    fm_signals_look(&ignored, &handled)
-    return ignored, handled
-
-
-def reset_signals(uint32_t ignored=0, uint32_t handled=0):
-    """Signals as Python code sees them in a worker: as in a fresh process, but SIGINT and SIGPIPE do
-    nothing, and what the user's program ignores is ignored here, too (two masks: signal_masks()).
-
-    Handlers of the parent are Python code that belongs there; its wakeup fd would write into its
-    event loop. Timers need no reset: no child inherits them. What reaches the whole group is blocked
-    here until Port.install_signals().
-
-    In C, which looks first: almost nothing is to be done, and each object that Python code would look
-    at is a page to be copied.
-    """
-    cdef c_sigaction now
-    cdef int number, i
-    cdef int[7] group = [SIGINT, SIGPIPE, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2]
-    _set_wakeup_fd(-1)
-    for number in range(1, NSIG):
-        # A system call for each of the real-time ones would cost more than the look at the object.
-        if number < _REAL_TIME and (
-            sigaction(number, NULL, &now) < 0 or now.sa_handler == SIG_DFL or now.sa_handler == SIG_IGN
-        ):
-            continue
-        if callable(_getsignal(number)):
-            _set_signal(number, _default)
-    for i in range(7):
-        if i < 2 or ignored >> group[i] & 1:
-            _set_signal(group[i], _ignored)
-        elif i < 4 or handled >> group[i] & 1:
-            _set_signal(group[i], _default)
-    _set_signal(SIGCHLD, _default)  # SIG_IGN is inherited: no exit status then
-
-
-def ending(double within):
-    """This worker leaves: requests to do so are of no more use. If it is still there after so many
-    seconds (0: no matter), it is killed."""
-    fm_signals_end(<int64_t>(within * 1e9))
-
-
-# What a task says before its outcome (forkmill/_said.py): where its words go, if somebody in another
-# process may listen, and what encodes them, which the port or kit holds. Guarded by the GIL.
-cdef fm_said *_said = NULL
-cdef PyObject *_said_dumps = NULL
-cdef Port _said_port = None  # whose function it is that is called
-cdef PyObject *_called = NULL  # ... or that function, where there is no port; borrowed
-cdef bint _patient = True    # there was room for the last word
-
-cdef enum:
-    _PATIENCE_NS = 1_000_000_000  # that a word waits for room
-
-
-def listens(bint log=False):
-    """Whether somebody in another process listens to what tasks of this one say, or log."""
-    return _said is not NULL and fm_said_heard(_said) & (FM_HEARS_LOGS if log else FM_HEARS_WORDS) != 0
-
-
-def say(tuple word not None, bint log=False):
-    """Send a word to who listens; nothing if nobody does. It is lost, and counted, if there is no
-    room for a while; what is logged does not wait for that.
-
-    Raises:
-        Exception: What encoding it raised: nothing was said.
-    """
-    cdef Encoder encoder
-    if not listens(log):
-        return
-    encoder = Encoder(<object>_said_dumps)
-    encoder.add(word)
-    if not put_word(FM_WORD_SAID, encoder._c, encoder._size, not log):
-        raise ValueError(f"what is said may take {FM_SAID} bytes, not {encoder._size}")
-
-
-cdef bint put_word(uint32_t kind, const void *word, size_t size, bint waits) except -1:
-    """Whether there may be room for a word: then it was put, or lost and counted."""
-    cdef fm_said *said = _said
-    cdef int rc
-    global _patient
-    while said is not NULL:
-        rc = fm_said_put(said, kind, word, size)
-        if rc != 0 or not waits or not _patient:
-            break
-        with nogil:  # the memory is this process's for life, or as long as its port
-            _patient = fm_said_wait(said, size, _PATIENCE_NS)
-        if _said is not said:
-            return True  # forked, or closed meanwhile
-    if said is NULL:
-        return True  # so it was while the word was encoded
-    if rc == 1:
-        _patient = True
-    else:
-        fm_said_lose(said)
-    return rc >= 0
-
-
-def last_of_frame(teller):
-    """In a worker: whether its task is the last that it was sent together with others. If it is not,
-    and the others behind it are taken back, `teller.tell()` is called before the outcomes are told.
-    """
-    if _said_port is None:
-        return False
-    _said_port._untold = None if fm_port_is_last(_said_port._c) else teller
-    return _said_port._untold is None
-
-
-def speaker():
-    """In a worker or child: the function that its task calls, or None."""
-    if _said_port is not None:
-        return _said_port._current
-    return None if _called is NULL else <object>_called
 
 
 def _after_fork_in_child():

@@ -28,7 +28,8 @@ from forkmill.events import bus, said
 from forkmill.graph import levels
 from forkmill.graph.rows import Gathered, Maker
 from forkmill.integrations import stdlib
-from forkmill.pool import aio, core
+from forkmill.pool import aio
+from forkmill.pool.life import Life
 from forkmill.show.progress import Progress
 from forkmill.worker import mp
 from meanwhile import at_each_place
@@ -252,7 +253,7 @@ def test_a_run_ends_while_its_function_says_something(monkeypatch):
 
 def test_the_last_of_an_input_is_taken_while_it_is_told_of():
     def prepare() -> Any:
-        life: Any = object.__new__(core.Life)
+        life: Any = object.__new__(Life)
         life.inputs, life._lasting = {}, {}
         life._wake = SimpleNamespace(set=lambda: None)
         token, results = life.input_begins(), Thing()
@@ -263,7 +264,7 @@ def test_the_last_of_an_input_is_taken_while_it_is_told_of():
 
         return tell, lambda: life.input_ended(token)
 
-    assert set(at_each_place(prepare, core.Life.input_lasts)) == {(0, 0)}
+    assert set(at_each_place(prepare, Life.input_lasts)) == {(0, 0)}
 
 
 def test_the_tool_sees_what_is_changed_in_between():

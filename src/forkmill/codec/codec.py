@@ -513,7 +513,7 @@ class Codec:
         return _pickle((data, [bytearray(view) for view in buffers]), 5)
 
     def function_parts(self, function: Any, sight: Reach | None = None) -> tuple[bytes, Buffers]:
-        """As dump_function(), in two parts; `sight`: what the function looks at, if that is known."""
+        """As dump_function(), in two parts. `sight`: what the function looks at, if known."""
         if sight is not None and self._is_inherited_function(function, sight):
             return _pickle(function, 5), ()
         # Asked first, so that _dumps() knows the names to look for.

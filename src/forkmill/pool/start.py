@@ -26,8 +26,9 @@ from ..codec.codec import Codec
 from ..worker.logs import levels
 from ..worker.main import Config
 from ..worker.zygote import encode, start_exec, start_fork
-from .core import Core, lives_of
+from .core import Core
 from .events import EventLog
+from .life import lives_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

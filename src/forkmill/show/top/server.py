@@ -268,10 +268,10 @@ class Server:
 
     def _workers(self) -> dict[int, dict[str, Any]]:
         """Those of pools, as they are now."""
-        core = sys.modules.get(_CORE)
+        lives = sys.modules.get(_LIVES)
         found: dict[int, dict[str, Any]] = {}
         now = time.monotonic()
-        for life in () if core is None else core.alive():
+        for life in () if lives is None else lives.alive():
             with contextlib.suppress(Exception):  # it ends meanwhile
                 for one in life.native.workers():
                     if one["pid"]:
@@ -330,9 +330,9 @@ class Server:
 
     def _stacks(self, pid: Any) -> str:
         """What a worker of ours is doing."""
-        core = sys.modules.get(_CORE)
+        lives = sys.modules.get(_LIVES)
         parents = []
-        for life in () if core is None else core.alive():
+        for life in () if lives is None else lives.alive():
             with contextlib.suppress(Exception):  # it ends meanwhile
                 if pid in [one["pid"] for one in life.native.workers()]:
                     parents.append(life.native.zygote()[0])
@@ -368,7 +368,7 @@ _REQUESTS: dict[str, Callable[[Server, Any], str]] = {
     "stacks": Server._stacks,
     "failure": Server._failure,
 }
-_CORE = f"{__name__.partition('.')[0]}.pool.core"
+_LIVES = f"{__name__.partition('.')[0]}.pool.life"
 _LOGGER = logging.getLogger("forkmill.top")
 _SERVERS: list[Server] = []  # of this process: one or none
 

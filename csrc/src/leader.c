@@ -303,7 +303,7 @@ static int make_turn(fm_pool *pool, int64_t deadline)
     bool news = fm__supervise_look(pool);
     int64_t now = fm_now(), next = fm__due_act(pool, now);
     if (fm__leader_advance(pool))
-        next = now; /* deadlines that expire() has not seen */
+        next = now; /* deadlines that were not looked at */
     next = FM__MIN(next, fm__size_shrink(pool, now));
     if (collect_by_hand(pool))
         next = FM__MIN(next, now + 1000000);

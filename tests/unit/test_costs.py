@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 
 # The most a task may cost in the user's process. Bounds are what the path needs, with room for
 # what a busy machine does to batches: it makes them smaller.
-#   path       reads  writes  sleeps  turns of the lead  kicks and parks
+#   path       reads  writes  sleeps  turns of a leader  kicks and parks
 MOST = {
     "lone": (1.1, 1.1, 1.2, 1.1, 0.05),
     "futures": (0.3, 0.4, 0.4, 0.3, 0.3),

@@ -8,7 +8,7 @@
       Pickle would send the number of the descriptor.
 
 Invariants:
-    * Nothing is imported here: who has no Arrow object has not imported pyarrow (`arrow_markers`).
+    * Nothing is imported here: who has no Arrow object has not imported pyarrow (`has_arrow`).
 
 Threads: any; there is no state.
 """

@@ -217,7 +217,7 @@ class Emitter:
 
     def attach(self, sink: Any) -> None:
         """Have a sink called from the next event on; if it is under way, that is the first. See
-        `check_sink`."""
+        `check_sinks`."""
         subscriber = Subscription(_bus, sink, wishes(sink), self)
         subscriber.greeted = self.about is None
         _bus.add(subscriber, self.own)

@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 import weakref
+from collections import deque
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from forkmill.graph.rows import Gathered, Maker
 from forkmill.integrations import stdlib
 from forkmill.pool import aio
 from forkmill.pool.life import Life
+from forkmill.runs.window import Input, Window, WindowIterator
 from forkmill.show.progress import Progress
 from forkmill.worker import mp
 from meanwhile import at_each_place
@@ -265,6 +267,51 @@ def test_the_last_of_an_input_is_taken_while_it_is_told_of():
         return tell, lambda: life.input_ended(token)
 
     assert set(at_each_place(prepare, Life.input_lasts)) == {(0, 0)}
+
+
+class _Reads(WindowIterator[Any]):
+    def __del__(self) -> None:
+        """It has nothing to close."""
+
+
+class Work:
+    def __init__(self, *, begun: bool = False) -> None:
+        self.begun, self.cancelled = begun, False
+
+
+class Submits(Input[Work]):
+    """What a pool's map pulls from: its work may begin as soon as it is submitted."""
+
+    def __init__(self) -> None:
+        self.source = iter(())
+
+    def pull(self) -> Work | None:
+        self.handing = True
+        if self.source is None:
+            return None
+        return Work()  # here it is submitted
+
+    def taken_back(self, work: Work) -> bool:
+        work.cancelled = work.cancelled or not work.begun
+        return work.cancelled
+
+
+def test_a_map_is_stopped_while_it_submits_one_more():
+    """What is pulled meanwhile does not run behind what was taken back."""
+
+    def prepare() -> Any:
+        window: Any = object.__new__(_Reads)
+        window._feed, window._ordered, window._open = Submits(), True, True
+        window._line = deque((Work(begun=True), Work()))
+
+        def pull() -> Any:
+            window._pull()
+            return tuple(work.cancelled for work in window._line)
+
+        return pull, window.stop
+
+    found = set(at_each_place(prepare, Window._pull, Window._pull_one, Submits.pull))
+    assert found == {(False, True), (False, True, True)}
 
 
 def test_the_tool_sees_what_is_changed_in_between():

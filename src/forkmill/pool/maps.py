@@ -141,9 +141,13 @@ class Feed(Input[_native.Chunk]):
                 return None
             if left < share:
                 share = left
-        count = encoder.fill(self.source, n, share, self.patience)
+        source = self.source
+        if source is None:  # stopped by a signal handler just now
+            return None
+        count = encoder.fill(source, n, share, self.patience)
+        self.handing = True
         if self.source is None:
-            return None  # the input itself closed the iterator
+            return None  # the input itself, or a signal handler, ended the iterator
         ended = False
         if count < n:
             error = encoder.error

@@ -150,9 +150,11 @@ class Input(Generic[W]):
         pulled: How many items were pulled.
         held: How many of them are not yet consumed.
         whole: All that is left is taken in, whatever the window: an executor is shut down.
+        handing: Work is submitted, or about to be, and not yet where the window has it.
     """
 
     source: Any
+    handing = False
     whole: _Rest | None = None
     error: BaseException | None = None
     quick: bool
@@ -194,6 +196,7 @@ class Window(Generic[W]):
     _open = False
     _closed = True  # __del__ may come before the rest
     _pulling = 0  # the thread that pulls (WINDOW-3)
+    _stopped = False  # what has not begun is taken back
     _watch: Any = None  # who tells how far it is, if somebody wants to know
     _status = "stopped"  # for that one: how it ends, if nothing else is said
 
@@ -298,17 +301,28 @@ class Window(Generic[W]):
             return False
 
     def _pull_one(self, feed: Input[W]) -> bool:
-        work = feed.pull()
-        if work is None:
-            return False
-        if self._ordered:
-            self._line.append(work)
-        else:
-            self._flying.add(work)
+        try:
+            work = feed.pull()
+            if work is None:
+                return False
+            if self._ordered:
+                self._line.append(work)
+            else:
+                self._flying.add(work)
+        finally:
+            feed.handing = False
+            if self._stopped:
+                self._take_back()
         if not self._open:  # closed meanwhile, by the input or by another thread
             feed.abandon((work,), kill=False)
             return False
         return True
+
+    def _take_back(self) -> None:
+        """From the end on, all that has not begun."""
+        for work in reversed(tuple(self._line)):
+            if not self._feed.taken_back(work):
+                break
 
     def __repr__(self) -> str:
         if self._closed:
@@ -377,11 +391,11 @@ class WindowIterator(Window[W]):
 
     def stop(self) -> None:
         """As `drain`, but what lies behind all that has begun is taken back: CancelledError stands
-        for it. For an ordered one."""
+        for it. For an ordered one. From any thread, and from a signal handler."""
         self._feed.spent()
-        for work in reversed(tuple(self._line)):
-            if not self._feed.taken_back(work):
-                break
+        self._stopped = True
+        if not self._feed.handing:  # else it is done when that one is in the line: nothing begins
+            self._take_back()  # behind what was taken back
 
     def _broken_off(self) -> None:
         """A signal handler raised in `next`: nobody reads on, though the traceback may be kept."""

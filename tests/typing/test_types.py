@@ -27,7 +27,8 @@ KNOWN = (
     r"is not present at runtime",  # names for checkers alone, and classes that are made by need
     r"\*args parameter|\*\*kwargs parameter \"kwargs\"",  # functools.cache, and refusals by a loop
     r"per_worker\.Handle|base\._Condition|errors\.__all__|walk\._ODD|Options\.__slots__",
-    r"ForkmillBackend|SQLCheckpoints\._transaction|checkpoints\.store\.(Blob|Value)",
+    r"ForkmillBackend|SQLCheckpoints\._transaction|checkpoints\.store\.(Blob|Value)|rules\.Way",
+    r"errors\._IN_C|on_dask\.__all__|interrupts\._Flag\.set",  # it reads a base, a property anew
 )
 
 

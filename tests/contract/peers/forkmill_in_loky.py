@@ -6,6 +6,7 @@ What its tests read of its insides (`_flags`) is answered from the outside.
 from __future__ import annotations
 
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,9 @@ class ProcessPoolExecutor(fm.ProcessPool):
         timeout: float | None = None, context: Any = None, initializer: Any = None,
         initargs: Any = (), env: Any = None, **ours: Any,
     ) -> None:  # fmt: skip
-        method = "auto" if context is None else context.get_start_method()
+        method = "auto" if context is None else context
+        if not isinstance(method, str):
+            method = context.get_start_method()
         method = {"loky": "fork", "loky_init_main": "fork", "forkserver": "zygote"}.get(
             method, method
         )
@@ -43,24 +46,27 @@ class ProcessPoolExecutor(fm.ProcessPool):
         return SimpleNamespace(broken=self._broken or None, shutdown=self._closed)
 
 
-_reused: Any = None
+_own = threading.local()  # each thread has its own, as loky 3.7's
 
 
 def get_reusable_executor(
     max_workers: int | None = None, reuse: Any = "auto", kill_workers: bool = False, **options: Any
 ) -> Any:
     """The executor of before, if it can go on and was asked for the same."""
-    global _reused
-    max_workers = max_workers or loky.cpu_count()
+    max_workers = loky.cpu_count() if max_workers is None else max_workers
     asked = (max_workers, repr(sorted(options.items())))
-    if _reused is None or _reused._flags.broken or _reused._closed or _reused.asked != asked:
-        if _reused is not None:
-            _reused.shutdown(kill_workers=kill_workers)
-        _reused = ProcessPoolExecutor(max_workers, **options)
-        _reused.asked = asked
-    return _reused
+    old = getattr(_own, "executor", None)
+    if old and reuse and not (old._flags.broken or old._closed) and old.asked == asked:
+        return old
+    if old is not None:
+        old.shutdown(kill_workers=kill_workers)
+    _own.executor = ProcessPoolExecutor(max_workers, **options)
+    _own.executor.asked = asked
+    return _own.executor
 
 
+# A death is that of one task: so it is told by another class, which is here known by loky's name.
+loky.process_executor.TerminatedWorkerError = fm.WorkerDied
 loky.process_executor.ProcessPoolExecutor = ProcessPoolExecutor
 for module in (loky, loky.reusable_executor):
     module.get_reusable_executor = get_reusable_executor

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,11 @@ SIZE = 10
 
 def fails(item: Any) -> Any:
     raise ValueError(item)
+
+
+def fails_once_tried(path: Path) -> None:
+    path.touch()
+    raise ValueError(path)
 
 
 def sends(item: Any) -> Any:
@@ -244,21 +250,22 @@ def test_stop_ends_a_loop_of_a_nested_pipeline(context: Any) -> None:
 
 @pytest.mark.parametrize("outer", ["thread:1", "ipc_fork:1", "cow_fork:1"])
 @pytest.mark.parametrize("inner", ["inline", "thread:1", "cow_fork:1"])
-def test_stop_reaches_what_is_nested_twice(outer: str, inner: str) -> None:
+def test_stop_reaches_what_is_nested_twice(outer: str, inner: str, tmp_path: Path) -> None:
     """Loops, and what waits for another try."""
     middle = fm.Pipeline(name="middle").through(Inner(), name="inner", context=inner)
     handle = fm.Pipeline().source([0]).through(middle, name="middle", context=outer).start()
     waits = fm.Pipeline(name="waits").map(
-        fails, name="fails", context=inner, on_error=fm.retry(9, backoff=60)
+        fails_once_tried, name="fails", context=inner, on_error=fm.retry(9, backoff=60)
     )
-    other = fm.Pipeline().source([7]).through(waits, name="waits", context=outer).start()
+    tried = tmp_path / "tried"
+    other = fm.Pipeline().source([tried]).through(waits, name="waits", context=outer).start()
     time.sleep(0.2)
+    tasks.eventually(tried.exists)
     handle.stop()
     other.stop()
     assert handle.result(20).status == "stopped"
     result = other.result(20)
-    # What had not begun when it was stopped has had no try yet.
-    assert [(failure.stage, failure.item) for failure in result.failures] == [("waits.fails", 7)]
+    assert [(one.stage, one.item) for one in result.failures] == [("waits.fails", tried)]
 
 
 def slowly(item: int) -> int:

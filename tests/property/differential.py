@@ -18,6 +18,7 @@ import asyncio
 import collections
 import contextlib
 import faulthandler
+import gc
 import importlib.util
 import itertools
 import json
@@ -164,6 +165,8 @@ class Alarms:
         """What the call gives, however often it is interrupted."""
         if not self.on:
             return call()
+        # What is raised in one of those CPython prints and forgets.
+        watchers, gc.callbacks[:] = gc.callbacks[:], []
         before = signal.signal(signal.SIGALRM, self._raise)
         try:
             for _ in range(50):
@@ -182,6 +185,7 @@ class Alarms:
                     break
                 except (Alarm, HardAlarm):
                     continue
+            gc.callbacks[:] = watchers
         return call()
 
 

@@ -304,7 +304,10 @@ def test_one_key_meets_one_copy_of_the_state(kind: str) -> None:
             yield from self.seen.items()
 
     got = outputs(Keyed())
-    assert sorted(got) == [(key, [*range(key, 60, 7)]) for key in range(7)]
+    # Threads have one state for all, and two of them may take neighbours: no order is promised.
+    assert sorted((key, sorted(of)) for key, of in got) == [
+        (k, [*range(k, 60, 7)]) for k in range(7)
+    ]
 
 
 # ------------------------------------------------------------------ 56: runs

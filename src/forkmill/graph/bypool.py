@@ -138,11 +138,14 @@ def _blocks_of(
 
 
 def _finish(take: Callable[[list[Any]], bool], values: list[Any]) -> None:
-    """After a stop: take all that there is still, but what was not begun at the end of it."""
+    """After a stop: take all that there is still, up to the first that was not begun. What lies
+    behind it has mostly not begun either, and rows have no holes."""
     while take(values):
         pass
-    while values and _was_not_begun(values[-1]):
-        values.pop()
+    for at, value in enumerate(values):
+        if _was_not_begun(value):
+            del values[at:]
+            break
 
 
 def _was_not_begun(value: Any) -> bool:

@@ -147,7 +147,7 @@ def cancels(x: int) -> int:
 def test_what_a_call_raised_is_not_taken_for_what_was_taken_back() -> None:
     rows = fm.Graph([cancels]).map({"x": [1]}, "x", engine="parallel:1", on_error="skip")
     own = rows.failures[0].error
-    left = [[2, own], [CancelledError(), CancelledError()]]
+    left = [[2, own], [CancelledError(), 4, CancelledError()]]  # two workers shared a chunk
 
     def take(values: list[Any]) -> bool:
         values += left.pop(0)

@@ -426,6 +426,29 @@ def test_a_connection_as_an_argument_is_no_number(context: str, run_script: Any)
     )
 
 
+@pytest.mark.parametrize("several", ["connection", "[connection]"])
+def test_the_first_connection_may_come_after_calls(several: str, run_script: Any) -> None:
+    run_script(
+        f"""
+        import multiprocessing as mp
+        import forkmill as fm
+        def send(connections, i):
+            for connection in connections if isinstance(connections, list) else [connections]:
+                connection.send(i)
+                connection.close()
+        if __name__ == "__main__":
+            with fm.ProcessPool(2, start_method="fork") as pool:
+                pool.submit(send, [], 0).result(20)
+                for i in range(3):
+                    ours, connection = mp.Pipe()
+                    pool.submit(send, {several}, i).result(20)
+                    assert ours.recv() == i
+                assert [pool.submit(abs, -i).result(20) for i in range(20)] == list(range(20))
+        """,
+        flags=("-W", "ignore"),
+    )
+
+
 @contexts
 def test_as_arguments_locks_are_refused_with_the_way_out(context: str, run_script: Any) -> None:
     run_script(

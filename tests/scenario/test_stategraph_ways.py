@@ -567,12 +567,15 @@ def test_who_comes_while_a_run_is_under_way_hears_the_rest(where: Any, tmp_path:
     told: list[Any] = []
     handle = app.start(state)
     nodes.wait_for(state, "slow")
-    hears = fm.events.subscribe(lambda event: told.append((event["kind"], event["name"])))
+    hears = fm.events.subscribe(lambda event: told.append(event))
     handle.result(30)
     hears()
-    assert ("task_finished", "b") in told
-    assert told[-1] == ("run_finished", app.name)
-    assert ("run_started", app.name) not in told
+    kinds = [(event["kind"], event["name"]) for event in told]
+    assert ("task_finished", "b") in kinds
+    assert kinds[-1] == ("run_finished", app.name)
+    # What is under way is told to who comes late, as such.
+    begins = [event["data"]["late"] for event in told if event["kind"] == "run_started"]
+    assert begins == [True]
     one: list[Any] = []
     handle = app.start({**state, "n": 0.3})
     handle.attach(lambda event: one.append((event["kind"], event["seconds"])))

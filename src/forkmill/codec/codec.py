@@ -72,6 +72,7 @@ __all__ = [
 Buffers = Sequence[memoryview]
 # What the pickle of an Arrow object has in it, so that it is made again (codec/reducers.py).
 ARROW = b"pyarrow"
+_CONNECTION = b"multiprocessing.connection"
 _TASK = ("argument", "function")  # what goes to a worker; else it comes from one
 _pickle = pickle.dumps
 _unpickle = pickle.loads
@@ -251,9 +252,12 @@ class Codec:
                 raise
             return self._whole_by_value(obj, what, persistent)
         # find() and not `in`, which first takes the bytes for a number: 60 ns instead of 290.
-        if data.find(b"__main__") >= 0 or self._marks or len(sys.modules) != self._modules_seen:
+        new = len(sys.modules) != self._modules_seen
+        if data.find(b"__main__") >= 0 or self._marks or new:
             if self._needs_value(data, task=what in _TASK):
                 return self._whole_by_value(obj, what, persistent)
+            if new and data.find(_CONNECTION) >= 0:  # how it is sent is known from here on
+                return self._dumps(obj, what, persistent)
             if ARROW in self._marks and persistent is None and data.find(ARROW) >= 0:
                 buffers.clear()
                 file = io.BytesIO()
@@ -283,8 +287,11 @@ class Codec:
                 raise
             return self._dumps_by_value(obj, "argument", None)
         texts = [part for part in parts if type(part) is bytes]
+        new = len(sys.modules) != self._modules_seen
         if any(self._needs_value(part, task=True) for part in texts):
             return self._dumps_by_value(obj, "argument", None)
+        if new and any(part.find(_CONNECTION) >= 0 for part in texts):
+            return self.dumps_parts(obj)
         if ARROW in self._marks and any(part.find(ARROW) >= 0 for part in texts):
             parts, buffers = Parts(), []
             ours("codec.reducers").WithArrow(parts, buffers.append).dump(obj)
@@ -484,6 +491,8 @@ class Codec:
 
     def _is_inherited_function(self, function: Any, sight: Reach) -> bool:
         """As `_main_is_inherited`, of a function's own pickle, in which there is its name alone."""
+        if len(sys.modules) != self._modules_seen:
+            self._look_for_foreign()
         if not self.forks or self._marks or self._persistent is not None or self.reducers:
             return False
         if type(function) is not FunctionType or function.__module__ != "__main__":

@@ -322,14 +322,20 @@ def test_an_array_of_bytes_is_known_by_them(
     assert compared[-1] == len(data)
 
 
-def test_a_map_goes_on_with_the_chunks_that_the_last_one_came_to(
-    monkeypatch: pytest.MonkeyPatch, engine: Any
-) -> None:
-    sent: list[int] = []
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many items each chunk that is sent has."""
+    counts: list[int] = []
     submit = maps.Feed._submit
     monkeypatch.setattr(
-        maps.Feed, "_submit", lambda self, count: sent.append(count) or submit(self, count)
+        maps.Feed, "_submit", lambda self, count: counts.append(count) or submit(self, count)
     )
+    return counts
+
+
+def test_a_map_goes_on_with_the_chunks_that_the_last_one_came_to(
+    sent: list[int], engine: Any
+) -> None:
     graph = fm.Graph([nodes.double])
     firsts: list[int] = []
     for number in (8192, 8192, 640, 16):
@@ -344,13 +350,8 @@ def test_a_map_goes_on_with_the_chunks_that_the_last_one_came_to(
 
 @pytest.mark.usefixtures("vast")
 def test_another_constant_does_not_change_the_chunks_and_another_function_does(
-    monkeypatch: pytest.MonkeyPatch, engine: Any
+    sent: list[int], engine: Any
 ) -> None:
-    sent: list[int] = []
-    submit = maps.Feed._submit
-    monkeypatch.setattr(
-        maps.Feed, "_submit", lambda self, count: sent.append(count) or submit(self, count)
-    )
     other = fm.Graph([nodes.double])
     firsts: list[int] = []
     for table in (bytes(SIZE), b"\1" * SIZE, b"abc" * 9000, None, bytes(SIZE)):

@@ -37,8 +37,10 @@ from .work import run_hooks
 
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import Unpack
 
     from ..graph import StageGraph
+    from .state import RunOptions
 
 __all__ = ["Ending"]
 
@@ -46,18 +48,8 @@ __all__ = ["Ending"]
 class Ending(Figures):
     """One run of a graph, as far as it ends. Arguments: those of `Run`."""
 
-    def __init__(
-        self,
-        graph: StageGraph,
-        *,
-        stream: bool,
-        inside: bool,
-        keep_failures: int | None,
-        prefix: str,
-    ) -> None:
-        super().__init__(
-            graph, stream=stream, inside=inside, keep_failures=keep_failures, prefix=prefix
-        )
+    def __init__(self, graph: StageGraph, **options: Unpack[RunOptions]) -> None:
+        super().__init__(graph, **options)
         self._opened = self._told_end = False
         self._error: BaseException | None = None
         self._kill_by = NEVER  # when nothing is waited for any more

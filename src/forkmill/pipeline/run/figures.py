@@ -24,9 +24,11 @@ from .state import Run
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
+    from typing import Unpack
 
     from ...runs.stats import Reservoir
     from ..graph import StageGraph
+    from .state import RunOptions
 
 __all__ = ["Figures"]
 
@@ -36,18 +38,8 @@ _MEASURE_S = 1.0  # between two looks at busy times and percentiles, for who hea
 class Figures(Run[Operator]):
     """One run of a graph, as far as it counts itself. Arguments: those of `Run`."""
 
-    def __init__(
-        self,
-        graph: StageGraph,
-        *,
-        stream: bool,
-        inside: bool,
-        keep_failures: int | None,
-        prefix: str,
-    ) -> None:
-        super().__init__(
-            graph, stream=stream, inside=inside, keep_failures=keep_failures, prefix=prefix
-        )
+    def __init__(self, graph: StageGraph, **options: Unpack[RunOptions]) -> None:
+        super().__init__(graph, **options)
         self._over = False
         self._began = self._looked = self._measure_at = monotonic()
         self._duration = 0.0

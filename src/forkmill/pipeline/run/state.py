@@ -2,7 +2,7 @@
 
     Run ◀── Operator and its kinds (they have one)
      ▲
-    Driver (it is one, and makes them)
+    Figures ◀── Ending ◀── Driver (it is one, and makes them)
 
 Threads: everything belongs to the thread of the driver, but `stop` and `kill`.
 """
@@ -30,9 +30,19 @@ from .work import each_hook
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import CodeType
+    from typing import TypedDict
 
     from ..graph import Stage, StageGraph
     from .flow import Pace
+
+    class RunOptions(TypedDict):
+        """What a `Run` takes beside the graph."""
+
+        stream: bool
+        inside: bool
+        keep_failures: int | None
+        prefix: str
+
 
 __all__ = ["Run", "named"]
 
